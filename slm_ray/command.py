@@ -1,0 +1,99 @@
+"""The command line that every job shares: a config file, `--set a.b=c`, `--help`, one-line errors, exit statuses.
+
+`run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
+and status 2; Ctrl-C and SIGTERM (what `ray job stop` sends) end in status 130 after the job's own clean-up has run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel
+
+from slm_ray.config import load
+from slm_ray.errors import ConfigError, SlmRayError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+QUIET = {
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONHASHSEED": "42",
+    "RAY_DEDUP_LOGS": "1",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+
+
+def run(job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None = None) -> NoReturn:
+    """Parse, run and exit. `job` returns an exit status or None for 0."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = job(read(kind, description, argv)) or 0
+    except SlmRayError as error:
+        _say(f"error: {error}")
+        status = BAD_INPUT
+    except KeyboardInterrupt:
+        _say("stopped; the same command continues where this one ended")
+        status = INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(status)
+
+
+def read(kind: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
+    """The config that the arguments name; `--help` lists every knob of `kind` and exits."""
+    parser = argparse.ArgumentParser(
+        description=description, epilog=_knobs(kind), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="YAML file of settings")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable")
+    arguments = parser.parse_args(argv)
+    return load(kind, arguments.config, arguments.overrides)
+
+
+def output_folder(path: str) -> Path:
+    """`path` as an absolute folder that outlives the job.
+
+    Under `ray job submit --working-dir` the current folder is a copy that Ray throws away, so a relative path is refused.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_absolute() and "runtime_resources" in str(Path.cwd()):
+        raise ConfigError(
+            f"{path!r} is relative, and a submitted job runs in a temporary copy of your folder: give an absolute path, "
+            f"for example --set run_dir=$PWD/{path}"
+        )
+    return folder.absolute()
+
+
+def _knobs(kind: type[BaseModel], prefix: str = "") -> str:
+    lines = ["settings:"] if not prefix else []
+    for name, field in kind.model_fields.items():
+        annotation: Any = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            lines.append(_knobs(annotation, f"{prefix}{name}."))
+            continue
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        note = f"  {field.description}" if field.description else ""
+        lines.append(f"  {prefix}{name} = {default}{note}")
+    return "\n".join(lines)
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

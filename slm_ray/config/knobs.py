@@ -1,0 +1,211 @@
+"""Every knob of every job, with its default and its unit.
+
+Strangers write these files, so unknown keys are refused and nothing is coerced silently. Secrets are never knobs: keys
+are read from the environment at the edge. The set of knobs is held by a golden file (`tests/unit/knobs.txt`).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Track = str
+
+
+class _Knobs(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class GenerationConfig(_Knobs):
+    """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
+
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    seed: int = 42
+    timeout_s: float = Field(120.0, gt=0)
+    max_attempts: int = Field(4, ge=1)
+    concurrency: int = Field(16, ge=1, description="calls in flight per model")
+
+
+class PrepareConfig(_Knobs):
+    """Task rows in, examples with stable ids and three splits out."""
+
+    source: str
+    track: Track = "structured"
+    out_dir: str
+    validation: int = Field(60, ge=1, description="rows")
+    test: int = Field(100, ge=1, description="rows")
+    train: int | None = Field(None, ge=1, description="rows; all that are left when not set")
+    keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
+    seed: int = 42
+
+
+class EvaluateConfig(_Knobs):
+    """The same examples to every model, scored by the same code."""
+
+    track: Track
+    examples: str
+    models: tuple[str, ...] = Field(min_length=1)
+    run_dir: str
+    endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
+    generation: GenerationConfig = GenerationConfig()
+    actors: int = Field(1, ge=1, description="Ray evaluation actors per model")
+    actor_resources: dict[str, float] = {"CPU": 0.1}
+    limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
+
+
+class CompareConfig(_Knobs):
+    """One report with both models, or two reports over the same rows."""
+
+    report: str
+    other_report: str | None = None
+    llm: str
+    slm: str
+    rule: Literal["paired", "point"] = "paired"
+    delta: float = Field(0.02, ge=0, le=1)
+    train: str | None = Field(None, description="training rows: an evaluation that touches them is refused")
+    min_paired: float = Field(0.95, gt=0, le=1)
+    resamples: int = Field(9999, ge=99)
+    seed: int = 42
+
+
+class LoraConfig(_Knobs):
+    """LoRA as in PEFT; all linear layers of Llama-like models by default."""
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class WorkersConfig(_Knobs):
+    """One training group: its size and what each worker holds. On GPUs: `per_worker: {GPU: 1}`."""
+
+    count: int = Field(2, ge=1)
+    per_worker: dict[str, float] = {"CPU": 1}
+    threads: int = Field(1, ge=1, description="torch threads per worker on CPU")
+    max_failures: int = Field(2, ge=0)
+
+
+class RecipeConfig(_Knobs):
+    """How a QLoRA adapter is trained: base in NF4 (double quantisation), loss on the answer only."""
+
+    lora: LoraConfig = LoraConfig()
+    workers: WorkersConfig = WorkersConfig()
+    quantization: Literal["nf4", "none"] = "nf4"
+    epochs: float = Field(3.0, gt=0)
+    per_device_batch: int = Field(2, ge=1)
+    gradient_accumulation: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    optimizer: str = Field("adamw_8bit", description="a transformers optimizer name")
+    max_length: int = Field(2048, ge=16, description="tokens; a longer row is refused")
+    checkpoint_steps: int = Field(50, ge=1)
+    seed: int = 42
+
+
+class TrainingConfig(RecipeConfig):
+    """One QLoRA run: a recipe, its rows, its base and where the adapter goes."""
+
+    track: Track
+    train: str
+    base: str
+    run_dir: str
+    adapters_dir: str
+    name: str = Field("run", description="what the run is called; the adapter id adds a content hash")
+
+
+class SweepConfig(_Knobs):
+    """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run scored on validation rows."""
+
+    enabled: bool = False
+    learning_rates: tuple[float, ...] = (1e-4, 5e-4)
+    ranks: tuple[int, ...] = (16, 32)
+    trials: int = Field(4, ge=1)
+    rows: int | None = Field(None, ge=1, description="training rows per trial; all when not set")
+    validation_rows: int = Field(30, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    max_concurrent: int | None = Field(None, ge=1, description="trials at once; slots / slots per trial when not set")
+
+
+class ServingConfig(_Knobs):
+    """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
+
+    config: str = "serve_configs/cpu_tiny.yaml"
+    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
+    name: str = Field("tiny-base", description="the model name that clients send")
+    adapters_dir: str = "runs/adapters"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    ready_timeout_s: float = Field(300.0, gt=0)
+    keep: bool = Field(False, description="leave the endpoint up when the job ends")
+
+
+class TrackConfig(_Knobs):
+    """One track of the loop: where its rows are and how they are split."""
+
+    track: Track
+    source: str
+    validation: int = 60
+    test: int = 100
+    train: int | None = None
+    keep_split: bool = False
+
+
+class LoopConfig(_Knobs):
+    """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
+
+    run_dir: str
+    tracks: tuple[TrackConfig, ...] = Field(min_length=1)
+    llm: str = Field("azure:", description="model spec of the LLM; `azure:` takes AZURE_DEPLOYMENT")
+    stand_in: bool = Field(True, description="without AZURE_* keys, let the local stand-in answer as the LLM")
+    stand_in_demonstrations: int = Field(3, ge=0)
+    serving: ServingConfig = ServingConfig()
+    generation: GenerationConfig = GenerationConfig()
+    actor_resources: dict[str, float] = {"CPU": 0.1}
+    rule: Literal["paired", "point"] = "paired"
+    delta: float = Field(0.02, ge=0, le=1)
+    resamples: int = Field(9999, ge=99)
+    sweep: SweepConfig = SweepConfig()
+    training: RecipeConfig = RecipeConfig()
+    parallel: bool = Field(True, description="train all tracks at once, each in its own group (2+2)")
+    seed: int = 42
+
+
+class InferConfig(_Knobs):
+    """One request, shown as the model sees it."""
+
+    track: Track
+    model: str
+    text: str = Field(description="the user's turn, already in the track's wording, or a file of one example")
+    reference: str | None = None
+    endpoint: str = "http://127.0.0.1:8000"
+    generation: GenerationConfig = GenerationConfig()
+
+
+class TasksConfig(_Knobs):
+    """The project's own task data, made from the catalogue."""
+
+    catalogue: str = "data/tools/catalogue.yaml"
+    out: str = "data/tools/rows.json"
+    rows: int = Field(860, ge=1)
+    seed: int = 42
+
+
+class PretrainConfig(_Knobs):
+    """The tiny base model that the repository ships."""
+
+    out_dir: str = "data/tiny_base"
+    vocabulary: int = 2048
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    intermediate: int = 512
+    tokens: int = Field(30_000_000, description="tokens seen, prompts included")
+    batch_tokens: int = 16_384
+    learning_rate: float = 3e-3
+    seed: int = 42

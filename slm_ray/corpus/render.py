@@ -1,0 +1,57 @@
+"""How text becomes a prompt, and how prompts and examples are named by their content.
+
+The one place where the shape of a chat lives on our side; a model's own chat template is its tokenizer's business.
+Hashes are SHA-256 cut to 16 hex digits, over UTF-8; a data set's digest is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from slm_ray.corpus.tracks import Track
+from slm_ray.types import Example, Message, Prompt
+
+_SHORT = 16
+
+
+def prompt_of(track: Track, text: str) -> Prompt:
+    """`text` as the user's turn, under the track's system prompt."""
+    return Prompt(messages=(Message(role="system", content=track.system), Message(role="user", content=text)))
+
+
+def normalised(text: str) -> str:
+    """`text` as leak checks compare it: runs of white space are one space, case is folded."""
+    return " ".join(text.split()).casefold()
+
+
+def prompt_hash(prompt: Prompt) -> str:
+    """16 hex digits that two prompts share when they ask the same thing, whatever the system prompt or spacing."""
+    turns = [[turn.role, normalised(turn.content)] for turn in prompt.messages if turn.role != "system"]
+    return _sha256(turns)[:_SHORT]
+
+
+def content_id(prompt: Prompt, reference: str) -> str:
+    """16 hex digits that name an example by its exact content; the id of a row that has none."""
+    return _sha256([prompt.as_dicts(), reference])[:_SHORT]
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """64 hex digits that name a data set by ids, prompts and references, in any order. Tags do not count."""
+    return _sha256(sorted(_sha256([row.id, row.prompt.as_dicts(), row.reference]) for row in examples))
+
+
+def as_row(example: Example) -> dict[str, object]:
+    """The example as a JSONL row that `read.examples` reads back unchanged."""
+    row: dict[str, object] = {
+        "id": example.id,
+        "prompt": example.prompt.as_dicts(),
+        "completion": example.reference,
+    }
+    return {**row, "tags": dict(example.tags)} if example.tags else row
+
+
+def _sha256(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

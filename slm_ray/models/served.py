@@ -1,0 +1,191 @@
+"""Models behind an OpenAI-compatible endpoint: `served:NAME` on our own, `openai:MODEL@BASE_URL` on any other.
+
+`ChatModel` is one chat call per prompt with the shared retry loop; the client's own retries are off, so every attempt is
+counted. A failed call comes back as a `Failure`; a key, name or address that fails every call raises a ModelError. Keys
+stay inside the client: not in a repr, a reason or an error. Nothing is streamed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import openai
+
+from slm_ray.config import GenerationConfig
+from slm_ray.errors import ModelError, choices
+from slm_ray.models.answer import Outcome, error_outcome, one_line, read_answer
+from slm_ray.models.request import request_body
+from slm_ray.models.retry import TryAgain, asked_wait_s, passes, persist
+from slm_ray.types import Completion, Failure, Prompt
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_CONNECT_TIMEOUT_S = 10.0
+_NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
+
+
+class ChatModel:
+    """One named model on one endpoint; any number of `complete` calls may be in flight."""
+
+    def __init__(
+        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str
+    ) -> None:
+        self.spec = spec
+        self.name = name
+        self.url = url
+        self._client = client
+        self._generation = generation
+        self._secret = secret
+        self._heard = False
+        self._limit_field = "max_tokens"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.spec!r} at {self.url})"
+
+    async def complete(self, example_id: str, prompt: Prompt) -> Completion:
+        """Answer one prompt; ModelError when the endpoint would refuse or miss every call."""
+        latency_s = 0.0
+
+        async def attempt() -> Outcome:
+            nonlocal latency_s
+            started = time.perf_counter()
+            try:
+                return await self._attempt(prompt)
+            finally:
+                latency_s = time.perf_counter() - started
+
+        result, attempts = await persist(attempt, max_attempts=self._generation.max_attempts)
+        if isinstance(result, TryAgain):
+            result = self._given_up(result)
+        return result.completion(latency_s=latency_s, attempts=attempts)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    def denied(self, status: int, message: str) -> ModelError:
+        """The error for a refused key."""
+        return ModelError(
+            f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); "
+            "set SLM_RAY_API_KEY to the key that the endpoint was started with"
+        )
+
+    async def missing(self, code: str | None, message: str) -> ModelError:
+        """The error for a model that the endpoint does not have."""
+        served = await self._served_names()
+        known = choices(self.name, served) if served else "list them with GET /v1/models"
+        return ModelError(f"{self.url} serves no model {self.name!r} (HTTP 404: {message}); {known}")
+
+    def unheard_fix(self) -> str:
+        """What to do when no connection can be made."""
+        return "start the endpoint or correct its address"
+
+    def _given_up(self, last: TryAgain) -> Outcome:
+        """Rows fail one by one, but an endpoint that was never there would fail them all, slowly."""
+        if last.unheard and not self._heard:
+            raise ModelError(f"nothing answers at {self.url} for {self.spec} ({last.reason}); {self.unheard_fix()}")
+        return Outcome(failure=Failure(kind="error", reason=last.reason, status=last.status))
+
+    async def _attempt(self, prompt: Prompt) -> Outcome:
+        body = request_body(prompt, self._generation)
+        limit_field = self._limit_field
+        body[limit_field] = body.pop("max_tokens")
+        try:
+            async with asyncio.timeout(self._generation.timeout_s):
+                reply = await self._client.chat.completions.with_raw_response.create(model=self.name, **body)
+        except (TimeoutError, openai.APIConnectionError) as error:
+            raise self._broken(error) from None
+        except openai.APIStatusError as error:
+            return await self._refused_call(error, limit_field)
+        self._heard = True
+        return read_answer(self._hide(reply.http_response.text))
+
+    def _broken(self, error: TimeoutError | openai.APIConnectionError) -> TryAgain:
+        cause = error.__cause__ or error
+        unheard = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+        if isinstance(error, TimeoutError | openai.APITimeoutError) and not unheard:
+            return TryAgain(f"no answer within {self._generation.timeout_s:g} s")
+        return TryAgain(f"connection failed: {one_line(str(cause)) or type(cause).__name__}", unheard=unheard)
+
+    async def _refused_call(self, error: openai.APIStatusError, limit_field: str) -> Outcome:
+        self._heard = True
+        status, code = error.status_code, error.code
+        message = one_line(self._hide(_message(error)))
+        if passes(status):
+            wait_s = asked_wait_s(error.response.headers)
+            raise TryAgain(f"HTTP {status}: {message}", status=status, wait_s=wait_s) from None
+        if status in (401, 403):
+            raise self.denied(status, message) from None
+        if status == 404:
+            raise await self.missing(code, message) from None
+        if code in ("unsupported_parameter", "unsupported_value"):
+            return self._unsupported(error.param, message, limit_field)
+        return error_outcome(status, code, message)
+
+    def _unsupported(self, parameter: str | None, message: str, limit_field: str) -> Outcome:
+        """Reasoning models name the token limit differently; anything else they do not take is the user's to change."""
+        if parameter == limit_field == "max_tokens":
+            self._limit_field = "max_completion_tokens"
+            raise TryAgain(message, status=400)
+        raise ModelError(
+            f"{self.spec} does not take the parameter {parameter!r} as it is sent ({message}); "
+            f"change generation.{parameter} or choose another model"
+        ) from None
+
+    async def _served_names(self) -> list[str]:
+        try:
+            async with asyncio.timeout(10.0):
+                return [model.id async for model in self._client.models.list()]
+        except (openai.OpenAIError, TimeoutError, TypeError, AttributeError, ValueError):
+            return []  # only the wording of another error depends on it
+
+    def _hide(self, text: str) -> str:
+        """Some endpoints quote the key that they refuse."""
+        return text.replace(self._secret, "***") if self._secret else text
+
+
+class ElsewhereModel(ChatModel):
+    """A model of another OpenAI-compatible provider."""
+
+    def denied(self, status: int, message: str) -> ModelError:
+        return ModelError(f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); correct OPENAI_API_KEY")
+
+
+def served(spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]) -> ChatModel:
+    """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
+    url = endpoint.rstrip("/")
+    url = url if url.endswith("/v1") else f"{url}/v1"
+    secret = environment.get("SLM_RAY_API_KEY", "")
+    client = _client(url, secret or _NO_KEY, generation)
+    return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
+
+
+def elsewhere(spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str]) -> ChatModel:
+    """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
+    secret = environment["OPENAI_API_KEY"]
+    client = _client(url, secret, generation)
+    return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
+
+
+def http_client(url: str, timeout_s: float) -> openai.DefaultAsyncHttpxClient:
+    """The HTTP client to reach `url` with; a proxy from the environment is never asked for this very machine."""
+    timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
+    return openai.DefaultAsyncHttpxClient(trust_env=urlsplit(url).hostname not in _LOOPBACK, timeout=timeout)
+
+
+def _client(url: str, key: str, generation: GenerationConfig) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s)
+    )
+
+
+def _message(error: openai.APIStatusError) -> str:
+    body: Any = error.body
+    if isinstance(body, dict):
+        return str(body.get("message") or body.get("detail") or json.dumps(body))
+    return str(body or error.response.reason_phrase)

@@ -1,0 +1,164 @@
+"""Text files in and out of a run directory: read with a clear error, written whole or not at all, locked by one owner.
+
+A reader never sees half a file: every write goes to a temporary file in the same folder, is synced, and then takes the
+name in one step. It does not append; what grows is in the ledger.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slm_ray.errors import DataError, ResourceError
+
+LOCK_NAME = ".lock"
+_CHUNK_BYTES = 1 << 20
+
+
+def read_text(path: str | Path) -> str:
+    """The file as UTF-8 text, a leading byte-order mark dropped. DataError when missing, empty or not UTF-8."""
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give the path of an existing file") from None
+    if not raw.strip():
+        raise DataError(f"{path} is empty; write it again, or give another file")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of `read_text`, split at line feeds only: JSON strings may hold other Unicode line separators."""
+    lines = read_text(path).split("\n")
+    if not lines[-1]:
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value of a whole file; DataError with file:line when it is not JSON."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise DataError(f"{path}{where}: not JSON ({error}); write the file again") from None
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """One JSON object per line, blank lines skipped; DataError with file:line for any other line."""
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{path}:{number}: not JSON ({error}); write one JSON object per line") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: {type(row).__name__} instead of an object; write one JSON object per line")
+        rows.append(row)
+    return rows
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace `path` by `text` in one step; its folder is made. On any failure the old file stays as it was."""
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, text.encode("utf-8"))
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write {path}: {error.strerror}; nothing was changed; free the disk or pick a folder you may write to"
+        ) from None
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Indented JSON in the given key order: the same value gives the same bytes. ValueError for NaN or infinity."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One compact JSON object per line. ValueError for NaN or infinity."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes in hex; DataError when it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with Path(path).open("rb") as source:
+            while chunk := source.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give the path of an existing file") from None
+    return digest.hexdigest()
+
+
+def folder_digest(path: str | Path, names: Iterable[str]) -> str:
+    """SHA-256 in hex over the named files of a folder, names included; the order of `names` does not matter."""
+    parts = [f"{name}\0{file_digest(Path(path) / name)}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def lock(folder: str | Path) -> Iterator[None]:
+    """Own `folder` (made when absent) until the block ends or the process dies.
+
+    A second owner gets a ResourceError at once, naming the folder and the process that holds it. Advisory, between
+    processes of one host or of hosts whose shared file system honours `flock`.
+    """
+    home = Path(folder)
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        handle = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ResourceError(f"cannot use {folder}: {error.strerror}; pick a folder you may write to") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
+            raise ResourceError(
+                f"{folder} is in use by process {holder}; wait for it, stop it, or choose another folder"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.write(handle, f"{os.getpid()}\n".encode())
+        yield
+    finally:
+        # The file stays: removing it would let two owners hold locks on two files of the same name.
+        os.close(handle)
+
+
+def _replace(target: Path, data: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as sink:
+            sink.write(data)
+            sink.flush()
+            os.fsync(sink.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp gives 0600, which other users of a shared run folder could not read
+        os.replace(temporary, target)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

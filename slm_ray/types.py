@@ -1,0 +1,175 @@
+"""The nouns of the house: every record that crosses a room's door.
+
+All records are frozen, slotted and keyword-only. A `Prompt` has no target field, so a model cannot be shown the
+answer. A `Completion` carries text or a `Failure`, never both: a failed call is data, a broken job raises.
+These records hold values only; reading, scoring and deciding live in the rooms above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+FailureKind = Literal["refused", "truncated", "invalid", "error"]
+Action = Literal["swap", "fine_tune", "inconclusive"]
+
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """What a model is shown: chat messages, the last of them the user's."""
+
+    messages: tuple[Message, ...]
+
+    def as_dicts(self) -> list[dict[str, str]]:
+        """The messages as the `role`/`content` dicts that chat templates and the OpenAI API take."""
+        return [{"role": message.role, "content": message.content} for message in self.messages]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One task row: a stable id, the prompt, the expected answer and free-form tags (tool, domain, …)."""
+
+    id: str
+    prompt: Prompt
+    reference: str
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that one or more calls were billed for."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why a call gave no usable text: its kind, a reason for people and the HTTP status if there was one."""
+
+    kind: FailureKind
+    reason: str
+    status: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A model's answer to one prompt: `text` or `failure`, never both and never neither.
+
+    `latency_s` is the client's wall time of the last attempt; `served_by` is the model name that the answer itself
+    states (a stand-in says so there); `attempts` counts calls made, retries included.
+    """
+
+    text: str | None = None
+    failure: Failure | None = None
+    latency_s: float | None = None
+    usage: Usage | None = None
+    served_by: str | None = None
+    attempts: int = 1
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.failure is None):
+            raise ValueError("a Completion has a text or a failure, exactly one of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """One metric of one row: `value` in [0, 1], or None where the metric is undefined (never NaN)."""
+
+    name: str
+    value: float | None
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not -_TINY <= self.value <= 1 + _TINY:
+            raise ValueError(f"score {self.name} is {self.value!r}, outside [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowScore:
+    """All scores of one answer: metric values, issue categories and the (TP, FP, FN) item counts behind micro averages."""
+
+    example_id: str
+    scores: tuple[Score, ...]
+    issues: tuple[str, ...] = ()
+    counts: tuple[int, int, int] = (0, 0, 0)
+
+    def value(self, name: str) -> float | None:
+        """The value of one metric; KeyError when this row does not have it."""
+        for score in self.scores:
+            if score.name == name:
+                return score.value
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean difference (SLM minus LLM) with its two one-sided 95 % bounds."""
+
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric."""
+
+    track: str
+    llm: str
+    slm: str
+    n: int
+    digest: str
+    primary: str
+    llm_metrics: Mapping[str, float | None]
+    slm_metrics: Mapping[str, float | None]
+    gaps: Mapping[str, float]
+    interval: Interval
+    slm_only_right: int
+    llm_only_right: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """What to do, under which rule and margin, and why; `because` is never empty."""
+
+    action: Action
+    rule: str
+    delta: float
+    because: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.because:
+            raise ValueError("a Decision states why")
+
+
+class Model(Protocol):
+    """The only seam between the two worlds: anything that turns a prompt into a completion."""
+
+    spec: str
+
+    async def complete(self, example_id: str, prompt: Prompt) -> Completion:
+        """Answer one prompt. Failures of the call come back as data; a broken configuration raises."""
+        ...
+
+    async def close(self) -> None:
+        """Release connections and files."""
+        ...
