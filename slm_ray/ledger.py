@@ -121,8 +121,8 @@ class Ledger:
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(
-                "INSERT OR IGNORE INTO answers (key, spec, example_id, finished, answered_ns, completion) "
-                "VALUES (?, ?, ?, ?, ?, ?)", rows
+                "INSERT INTO answers (key, spec, example_id, finished, answered_ns, completion) "
+                "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
             )  # fmt: skip
             self._db.execute("COMMIT")
         except sqlite3.Error as error:

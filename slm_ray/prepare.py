@@ -7,8 +7,8 @@ known to be good. Reads xLAM (`query`, `tools`, `answers`; JSON array or JSONL) 
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ from slm_ray.errors import DataError
 from slm_ray.types import Example
 
 SPLITS = ("train", "validation", "test")
-_SPLIT_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ def prepare(config: PrepareConfig) -> Prepared:
     track = tracks.track(config.track)
     folder = Path(config.out_dir)
     text = storage.read_text(config.source)
-    digest = storage.text_digest(text + config.model_dump_json(exclude={"out_dir"}))
+    digest = hashlib.sha256((text + config.model_dump_json(exclude={"out_dir"})).encode()).hexdigest()
     done = _finished(folder, digest)
     if done is not None:
         return done
@@ -51,9 +50,10 @@ def prepare(config: PrepareConfig) -> Prepared:
         rows, validation=config.validation, test=config.test, train=config.train, seed=config.seed
     )  # fmt: skip
     for name in SPLITS:
-        lines = [json.dumps({key: row[key] for key in row if key != "split"}, ensure_ascii=False) for row in parts[name]]
+        lines = [json.dumps(row, ensure_ascii=False) for row in parts[name]]
         read.examples(lines, name=f"{config.source} ({name})", track=track)
-        storage.write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n")
+    for name in SPLITS:
+        storage.write_jsonl(folder / f"{name}.jsonl", [{k: row[k] for k in row if k != "split"} for row in parts[name]])
     counts = {name: len(parts[name]) for name in SPLITS}
     storage.write_json(folder / "prepare.json", {"digest": digest, "rows": counts, "source": Path(config.source).name, "track": track.name})
     return Prepared(folder=folder, rows=counts, digest=digest)
@@ -93,26 +93,11 @@ def _is_xlam(lines: list[str]) -> bool:
 
 
 def _kept(rows: list[dict[str, Any]], config: PrepareConfig) -> dict[str, list[dict[str, Any]]]:
-    parts: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
-    for number, row in enumerate(rows, 1):
-        name = _SPLIT_NAMES.get(str(row.get("split")))
-        if name is None:
-            raise DataError(
-                f"{config.source}: row {number} has split {row.get('split')!r}; keep_split needs "
-                "train, validation or test in every row (or set keep_split: false)"
-            )
-        parts[name].append(row)
-    asked = {"validation": config.validation, "test": config.test, "train": config.train}
+    parts = split.keep(rows, name=config.source)
+    asked = {"train": config.train, "validation": config.validation, "test": config.test}
     for name, wanted in asked.items():
         if wanted is not None and len(parts[name]) < wanted:
-            raise DataError(f"{config.source}: asked for {wanted} {name} rows, the file has {len(parts[name])}; set {name} lower")
-        parts[name] = parts[name][:wanted] if wanted is not None else parts[name]
-    _refuse_leaks(parts, config.source)
-    return parts
-
-
-def _refuse_leaks(parts: Mapping[str, list[dict[str, Any]]], source: str) -> None:
-    owner = {split.group_key(row): name for name in SPLITS for row in parts[name]}
-    leaks = Counter(name for name in SPLITS for row in parts[name] if owner[split.group_key(row)] != name)
-    if leaks:
-        raise DataError(f"{source}: {sum(leaks.values())} rows have a prompt that is also in another split; set keep_split: false")
+            raise DataError(
+                f"{config.source}: asked for {wanted} {name} rows, the file has {len(parts[name])}; set `{name}` lower"
+            )
+    return {name: parts[name][: asked[name]] for name in SPLITS}

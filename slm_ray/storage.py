@@ -57,7 +57,11 @@ def read_json(path: str | Path) -> Any:
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """One JSON object per line, blank lines skipped; DataError with file:line for any other line."""
-    rows = []
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_jsonl`, each row with its line number from 1, for errors that name it."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -67,8 +71,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: not JSON ({error}); write one JSON object per line") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}:{number}: {type(row).__name__} instead of an object; write one JSON object per line")
-        rows.append(row)
-    return rows
+        yield number, row
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -12,6 +12,7 @@ from slm_ray.config.knobs import (
     RecipeConfig,
     ServingConfig,
     SweepConfig,
+    SweepJobConfig,
     TasksConfig,
     TrackConfig,
     TrainingConfig,
@@ -21,6 +22,6 @@ from slm_ray.config.load import dump, load
 
 __all__ = [
     "CompareConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RecipeConfig", "ServingConfig", "SweepConfig", "TasksConfig",
+    "PretrainConfig", "RecipeConfig", "ServingConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
     "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

@@ -132,6 +132,14 @@ class SweepConfig(_Knobs):
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; slots / slots per trial when not set")
 
 
+class SweepJobConfig(_Knobs):
+    """A sweep as a job of its own: the recipe to vary, where to look, and the rows that score a trial."""
+
+    training: TrainingConfig
+    sweep: SweepConfig
+    validation: str = Field(description="JSONL of validation examples")
+
+
 class ServingConfig(_Knobs):
     """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
 
@@ -173,6 +181,7 @@ class LoopConfig(_Knobs):
     sweep: SweepConfig = SweepConfig()
     training: RecipeConfig = RecipeConfig()
     parallel: bool = Field(True, description="train all tracks at once, each in its own group (2+2)")
+    exit_with_decision: bool = Field(False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks")
     seed: int = 42
 
 
@@ -200,12 +209,13 @@ class PretrainConfig(_Knobs):
     """The tiny base model that the repository ships."""
 
     out_dir: str = "data/tiny_base"
-    vocabulary: int = 2048
+    lexicon: str = "data/pretrain/lexicon.yaml"
+    vocabulary: int = 3072
     hidden: int = 192
     layers: int = 4
     heads: int = 3
     intermediate: int = 512
     tokens: int = Field(30_000_000, description="tokens seen, prompts included")
-    batch_tokens: int = 16_384
+    batch_tokens: int = 8_192
     learning_rate: float = 3e-3
     seed: int = 42

@@ -46,8 +46,10 @@ Format = Callable[[Record], str]
 class Mixture:
     """An endless, seeded stream of pretraining chats."""
 
-    def __init__(self, lexicon: Mapping[str, Any], seed: int) -> None:
+    def __init__(self, lexicon: Mapping[str, Any], seed: int, pieces: Sequence[str] = ()) -> None:
+        """`pieces` are a tokenizer's entries as text: copying them at random makes every one of them copyable."""
         self._lexicon = lexicon
+        self._pieces = pieces
         self._random = random.Random(seed)
         self._forbidden = frozenset(lexicon["forbidden"])
         self._tasks: Sequence[tuple[float, Callable[[], list[Turn]]]] = (
@@ -68,6 +70,12 @@ class Mixture:
         word = "".join(rng.choices(self._lexicon["syllables"], k=rng.randint(1, 3))) + rng.choice(self._lexicon["endings"])
         return word.capitalize() if rng.random() < 0.5 else word
 
+    def _noise(self, low: int, high: int) -> str:
+        """Text of random tokenizer entries; plain words while there is no tokenizer."""
+        if not self._pieces:
+            return self._phrase(low, high)
+        return "".join(self._random.choices(self._pieces, k=self._random.randint(low, high))).strip() or "x"
+
     def _phrase(self, low: int = 1, high: int = 5) -> str:
         rng = self._random
         words = [
@@ -79,6 +87,8 @@ class Mixture:
 
     def _value(self, field: Mapping[str, Any]) -> Any:
         rng = self._random
+        if rng.random() < 0.12:
+            return self._noise(1, 6)
         if "pool" in field:
             return rng.choice(self._lexicon["pools"][field["pool"]]) if rng.random() < 0.6 else self._phrase(1, 2).title()
         makers: dict[str, Callable[[], Any]] = {
@@ -119,29 +129,44 @@ class Mixture:
             facts.append(((keys or {}).get(name) or rng.choice(field["names"]), value))
             phrases.append(rng.choice(field["phrases"]).replace("{v}", str(value)))
         rng.shuffle(phrases)
-        article = rng.choice(("the ", "a ", "", "my ", "all "))
-        head = rng.choice(lexicon["openers"]) + f"{verb} {article}{noun}"
-        text = head + "".join((" " if i == 0 else rng.choice(lexicon["linkers"])) + p for i, p in enumerate(phrases))
-        if rng.random() < 0.15:
-            text = f"{phrases[0]}, {verb} {article}{noun}" + "".join(" " + p for p in phrases[1:])
-        text = text[0].upper() + text[1:] if rng.random() < 0.85 else text
+        text = self._sentence(verb, noun, phrases)
         seen = {key: value for key, value in facts}
-        return Record(
-            text=text + rng.choice(lexicon["closers"]),
-            action=f"{verb} {noun}".replace(" ", "_"),
-            facts=tuple(seen.items()),
-        )
+        name = f"{verb} {noun}" if action or rng.random() < 0.6 else f"{self._key()} {rng.choice((noun, verb))}"
+        return Record(text=text, action=name.replace(" ", "_"), facts=tuple(seen.items()))
+
+    def _sentence(self, verb: str, noun: str, phrases: list[str]) -> str:
+        """A request as people write it: an order, a question, a fragment; sometimes with a sentence around it."""
+        rng, lexicon = self._random, self._lexicon
+        joined = "".join((" " if i == 0 else rng.choice(lexicon["linkers"])) + p for i, p in enumerate(phrases))
+        thing = rng.choice(("the ", "a ", "", "my ", "all ", "some ", "any ", "our ")) + noun
+        if rng.random() < 0.5:
+            thing = rng.choice((f"{self._invented_word()} {noun}", f"{rng.choice(lexicon['words'])} {noun}", thing))
+        kind = rng.random()
+        if kind < 0.40:
+            text = rng.choice(lexicon["openers"]) + f"{verb} {thing}{joined}" + rng.choice(lexicon["closers"])
+        elif kind < 0.65:
+            text = rng.choice(lexicon["questions"]).replace("{n}", thing).replace("{v}", verb) + joined + "?"
+        elif kind < 0.80:
+            text = f"{phrases[0]}, {verb} {thing}" + "".join(" " + p for p in phrases[1:]) + rng.choice((".", "", "?"))
+        else:
+            text = f"{thing}{joined}" + rng.choice((".", "", "", "!"))
+        if rng.random() < 0.2:
+            side = rng.choice(lexicon["asides"]) if rng.random() < 0.5 else self._phrase(2, 7).capitalize() + rng.choice(".?!")
+            text = f"{text} {side}" if rng.random() < 0.6 else f"{side} {text}"
+        return text[0].upper() + text[1:] if rng.random() < 0.85 else text
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def _copy(self) -> list[Turn]:
         rng = self._random
         what = rng.random()
-        if what < 0.35:
+        if what < 0.30:
+            text = self._noise(3, 40)
+        elif what < 0.45:
             text = self._phrase(2, 24)
-        elif what < 0.55:
+        elif what < 0.60:
             text = " ".join(str(self._value(rng.choice(list(self._lexicon["fields"].values())))) for _ in range(rng.randint(1, 6)))
-        elif what < 0.65:
+        elif what < 0.68:
             text = "".join(rng.choices(string.ascii_letters + string.digits + "-_./:' ", k=rng.randint(4, 30))).strip() or "x"
         else:
             text = self._record().text
@@ -185,14 +210,18 @@ class Mixture:
     def _demonstrated(self) -> list[Turn]:
         """Two to four chats turns in one invented format; the answers after the first carry loss."""
         rng = self._random
-        fields = rng.sample(sorted(self._lexicon["fields"]), rng.choices((1, 2, 3), (3, 4, 2))[0])
-        keys = {name: rng.choice(self._lexicon["fields"][name]["names"]) for name in fields}
+        fields = rng.sample(sorted(self._lexicon["fields"]), rng.choices((1, 2, 3, 4), (2, 4, 3, 1))[0])
+        keys = {
+            name: self._key() if rng.random() < 0.4 else rng.choice(self._lexicon["fields"][name]["names"])
+            for name in fields
+        }
         action = f"{rng.choice(self._lexicon['verbs']).split()[0]} {rng.choice(self._lexicon['nouns'])}"
         write, show = self._invented_format(), self._invented_prompt()
         turns: list[Turn] = []
         for shot in range(rng.choices((2, 3, 4), (3, 3, 2))[0]):
             same = rng.random() < 0.8
-            record = self._record(fields if same else None, action if same else None, keys)
+            some = rng.sample(fields, rng.randint(max(1, len(fields) - 1), len(fields)))
+            record = self._record(some if same else None, action if same else None, keys)
             turns.append(Turn(role="user", content=show(record)))
             turns.append(Turn(role="assistant", content=write(record), learn=shot > 0))
         return turns
@@ -200,7 +229,10 @@ class Mixture:
     def _key(self) -> str:
         while True:
             rng = self._random
-            key = rng.choice((rng.choice(self._lexicon["words"]).split()[0], self._invented_word().lower(), rng.choice(sorted(self._lexicon["fields"]))))
+            word = rng.choice(self._lexicon["words"]).split()[0]
+            name = rng.choice(sorted(self._lexicon["fields"]))
+            noise = "".join(c for c in self._noise(1, 3) if c.isalpha()).lower() or word
+            key = rng.choice((word, self._invented_word().lower(), name, noise, f"{name}_{word}", f"{noise}_{name}"))
             if key not in self._forbidden:
                 return key
 
@@ -230,7 +262,7 @@ class Mixture:
         def worded(record: Record) -> str:
             return f"{outer.upper()} {record.action} | " + " | ".join(f"{k} = {v}" for k, v in record.facts)
 
-        choices = ((nested, 5), (half, 2), (tagged, 2), (worded, 1), (_flat_json, 1), (_call, 1), (_lines, 1))
+        choices = ((nested, 7), (half, 2), (tagged, 2), (worded, 1), (_flat_json, 1), (_call, 1), (_lines, 1))
         return rng.choices([write for write, _ in choices], [weight for _, weight in choices])[0]
 
 

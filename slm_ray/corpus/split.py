@@ -25,8 +25,8 @@ def split(
 ) -> dict[str, list[Row]]:
     """Draw exactly `test`, then `validation`, then `train` rows (all that are left when None), in hash order.
 
-    A row is an Example or a dict with a text `prompt` and, if it has one, a `group`. Raises DataError when there are
-    too few rows.
+    A row is an Example, or a dict in a shape that `read.examples` accepts, with a `group` if it has one. Raises
+    DataError when there are too few rows.
     """
     groups = sorted(_groups(rows), key=lambda group: _hash(seed, group))
     sides: dict[str, list[Row]] = {}
@@ -58,7 +58,10 @@ def keep(rows: Sequence[dict[str, Any]], *, name: str) -> dict[str, list[dict[st
 
 
 def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[list[Row]]]:
-    """Whole groups in order until `wanted` rows are full, and the groups left over; a group too large waits."""
+    """Whole groups in order until `wanted` rows are full, and the groups left over; a group too large waits.
+
+    When only groups too large are left, the first is cut and the rest of it is dropped: no other side may have it.
+    """
     taken: list[Row] = []
     left: list[list[Row]] = []
     for group in groups:
@@ -66,6 +69,8 @@ def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[
             taken.extend(group)
         else:
             left.append(group)
+    if wanted is not None and len(taken) < wanted and left:
+        taken.extend(left.pop(0)[: wanted - len(taken)])
     return taken, left
 
 
@@ -73,8 +78,8 @@ def _check(side: str, found: int, wanted: int | None, total: int) -> None:
     if found < (wanted or 1):
         asked = f"{wanted} {side} rows" if wanted else f"{side} rows"
         raise DataError(
-            f"asked for {asked}, only {found} of {total} rows are left for them (rows that share a prompt stay "
-            f"together); lower `test`, `validation` or `train`, or add rows"
+            f"asked for {asked}, but only {found} of {total} rows are left for them; "
+            "lower `test`, `validation` or `train`, or add rows"
         )
 
 
@@ -100,11 +105,20 @@ def _groups(rows: Sequence[Row]) -> Iterable[list[Row]]:
 
 def _keys(row: Example | Mapping[str, Any]) -> tuple[str, ...]:
     """What ties a row to others: its group if it has one, then its normalised prompt."""
+    prompt = "prompt:" + normalised("\n".join(_asked(row)))
+    group = None if isinstance(row, Example) else row.get("group")
+    return (f"group:{group}", prompt) if group else (prompt,)
+
+
+def _asked(row: Example | Mapping[str, Any]) -> list[str]:
+    """The texts a model is shown, without system turns; the rows have been read and are known to be good."""
     if isinstance(row, Example):
-        turns = [turn.content for turn in row.prompt.messages if turn.role != "system"]
-        return ("prompt:" + normalised("\n".join(turns)),)
-    prompt = "prompt:" + normalised(str(row["prompt"]))
-    return (f"group:{row['group']}", prompt) if row.get("group") else (prompt,)
+        return [turn.content for turn in row.prompt.messages if turn.role != "system"]
+    if isinstance(row.get("prompt"), str):
+        return [row["prompt"]]
+    turns = row["prompt"] if "prompt" in row else (row.get("messages") or row["conversations"])[:-1]
+    said = ((turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns)
+    return [str(content) for role, content in said if role != "system"]
 
 
 def _hash(seed: int, group: Sequence[Example | dict[str, Any]]) -> str:

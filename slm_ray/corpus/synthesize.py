@@ -63,14 +63,13 @@ def _check_parameter(where: str, name: str, parameter: dict[str, Any], pools: di
         raise ValueError(f"{where}: unknown type {kind!r}; known: {', '.join(TYPES)}")
     if "default" in parameter and not (parameter.get("optional") and _fits(parameter["default"], kind)):
         raise ValueError(f"{where}: a default needs `optional: true` and the type {kind}")
-    if "pool" not in parameter:
-        return
-    if parameter["pool"] not in pools:
-        raise ValueError(f"{where}: unknown pool {parameter['pool']!r}; add it under `pools`")
+    pool = parameter.get("pool")
+    if pool is not None and pool not in pools:
+        raise ValueError(f"{where}: unknown pool {pool!r}; add it under `pools`")
     item = "str" if kind == "List[str]" else kind
-    for value in _values(pools[parameter["pool"]]):
+    for value in _values(pools.get(pool or "", [])):
         if not _fits(value, item):
-            raise ValueError(f"{where}: pool {parameter['pool']!r} holds {value!r}, which is not {item}; quote or fix it")
+            raise ValueError(f"{where}: pool {pool!r} holds {value!r}, not {item}; quote or fix it")
 
 
 def _check_template(tool: dict[str, Any], template: Any) -> None:
@@ -103,9 +102,8 @@ def _parts(template: Any) -> tuple[str, dict[str, Any]]:
 def _values(pool: Any) -> list[Any]:
     if isinstance(pool, list):
         return pool
-    step = pool.get("step", 1)
-    count = int((pool["high"] - pool["low"]) / step + 1e-6) + 1
-    return [round(pool["low"] + step * index, 2) for index in range(count)]
+    low, step = pool["low"], pool.get("step", 1)
+    return [round(low + step * index, 2) for index in range(int((pool["high"] - low) / step + 1e-6) + 1)]
 
 
 def _unseen(tool: dict[str, Any], templates: list[Any], first: int, pools: dict[str, Any], seen: set[str],
@@ -122,14 +120,13 @@ def _unseen(tool: dict[str, Any], templates: list[Any], first: int, pools: dict[
 
 def _fill(tool: dict[str, Any], template: Any, pools: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, Any]]:
     text, fixed = _parts(template)
-    drawn: dict[str, Any] = {}
+    chosen = dict(fixed)
     for slot in SLOT.findall(text):
         parameter = tool["parameters"][slot]
         # Two slots never share a value: nobody flies from LIS to LIS.
-        free = [value for value in _values(pools[parameter["pool"]]) if value not in drawn.values()]
-        drawn[slot] = rng.sample(free, rng.randint(2, 3)) if parameter["type"] == "List[str]" else rng.choice(free)
-    query = SLOT.sub(lambda match: _spoken(drawn[match[1]]), text)
-    chosen = {**drawn, **fixed}
+        free = [value for value in _values(pools[parameter["pool"]]) if value not in chosen.values()]
+        chosen[slot] = rng.sample(free, rng.randint(2, 3)) if parameter["type"] == "List[str]" else rng.choice(free)
+    query = SLOT.sub(lambda match: _spoken(chosen[match[1]]), text)
     return query, {name: chosen[name] for name in tool["parameters"] if name in chosen}
 
 

@@ -25,11 +25,15 @@ def rows_to_pairs(text: str, *, name: str, track: str) -> list[dict[str, Any]]:
     """
     if track not in _TEMPLATES:
         raise ConfigError(f"xLAM rows have no template for the track {track!r}: {choices(track, _TEMPLATES)}")
+    text = text.removeprefix("\ufeff")
+    array = text.lstrip().startswith("[")
+    rows = _elements(text, name) if array else _lines(text)
+    parse: Callable[[Any], dict[str, Any]] = checked_object if array else json_object
     pairs, problems, seen = [], [], 0
-    for line, read in _rows(text.removeprefix("\ufeff"), name):
+    for line, row in rows:
         seen += 1
         try:
-            pair = _pair(read(), track)
+            pair = _pair(parse(row), track)
         except BadRow as problem:
             problems.append(f"{name}:{line}: {problem}")
         else:
@@ -41,15 +45,8 @@ def rows_to_pairs(text: str, *, name: str, track: str) -> list[dict[str, Any]]:
     return pairs
 
 
-def _rows(text: str, name: str) -> Iterator[tuple[int, Callable[[], dict[str, Any]]]]:
-    """Each row's line and a reader of it, so that one bad row does not hide the next."""
-    if text.lstrip().startswith("["):
-        for line, value in _elements(text, name):
-            yield line, lambda value=value: checked_object(value)  # type: ignore[misc]
-    else:
-        for line, row in enumerate(text.split("\n"), start=1):
-            if row.strip():
-                yield line, lambda row=row: json_object(row)  # type: ignore[misc]
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    return ((line, row) for line, row in enumerate(text.split("\n"), start=1) if row.strip())
 
 
 def _elements(text: str, name: str) -> Iterator[tuple[int, object]]:
@@ -69,7 +66,10 @@ def _elements(text: str, name: str) -> Iterator[tuple[int, object]]:
             position = _skip(text, position + 1)
         elif text[position : position + 1] != "]":
             at = text.count("\n", 0, position) + 1
-            raise DataError(f"{name}:{at}: the JSON array breaks off after this row; close it with ]")
+            raise DataError(f"{name}:{at}: the JSON array breaks off here; put a comma between rows and ] at the end")
+    if text[position + 1 :].strip():
+        at = text.count("\n", 0, position) + 1
+        raise DataError(f"{name}:{at}: text follows the end of the JSON array; keep one array per file")
 
 
 def _skip(text: str, position: int) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from slm_ray.errors import DataError
-from slm_ray.storage import read_jsonl
+from slm_ray.storage import numbered_jsonl
 from slm_ray.types import Completion, Example, Failure, Prompt, Usage
 
 _MISSING = Failure(kind="error", reason="no recorded answer")
@@ -27,7 +27,7 @@ class RecordedModel:
         self.path = path
         self._answers: dict[str, Completion] = {}
         self._lines: dict[str, int] = {}
-        for number, row in enumerate(read_jsonl(path), start=1):
+        for number, row in numbered_jsonl(path):
             self._add(number, row)
 
     def __repr__(self) -> str:

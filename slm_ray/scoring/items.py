@@ -2,9 +2,9 @@
 
 Promises: no text raises, hangs or exhausts memory here, and a text gives the same document wherever it is parsed.
 Strict means RFC 8259: `NaN` and `Infinity` are refused (the recorded rows hold none), as are control characters inside
-strings and anything around the one value. Of a repeated key the last value counts; `1e400` is a valid number (infinity).
+strings and anything around the one value. Of a repeated key the last value counts; `1e400` is valid (infinity).
 Beyond the grammar a text is treated as invalid when it is nested deeper than `MAX_DEPTH`, holds an integer of more than
-`MAX_DIGITS` digits, or needs more than `MAX_PATH_CHARACTERS` for the paths of its leaves: such a text is no usable answer.
+`MAX_DIGITS` characters, or needs more than `MAX_PATH_CHARACTERS` for the paths of its leaves: no usable answer does.
 """
 
 from __future__ import annotations

@@ -15,9 +15,10 @@ from slm_ray.types import RowScore, Score
 def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and scores like invalid JSON.
 
-    `exact_match` is equality of the parsed values as the earlier system had it, Python's `==`: `1`, `1.0` and `true` are
-    equal there, and key order is nothing. Items compare by JSON text, where those three differ. Any JSON value is valid,
-    a list or a scalar too; it then shares no item with an object. A reference that is not JSON matches nothing.
+    `exact_match` is equality of the parsed values as the earlier system had it, Python's `==`: key order is nothing,
+    and `1`, `1.0` and `true` are equal (no recorded row turns on it). Items compare by JSON text, where those three
+    differ. Any JSON value is valid, a list or a scalar too; it then shares no item with an object. A reference that is
+    not JSON matches nothing.
     """
     predicted, expected = parse(prediction), parse(reference)
     counts = overlap(predicted, expected)

@@ -52,6 +52,12 @@ def train_tokenizer(mixture: Mixture, vocabulary: int, chats: int = 40_000) -> P
     return fast
 
 
+def pieces(tokenizer: Any) -> list[str]:
+    """The tokenizer's entries as printable text, special tokens and broken UTF-8 left out."""
+    texts = (tokenizer.decode([index]) for index in range(len(SPECIAL), len(tokenizer)))
+    return [text for text in texts if text.isprintable() and "\ufffd" not in text]
+
+
 def encode(tokenizer: Any, turns: list[Turn]) -> tuple[list[int], list[bool]]:
     """Token ids of one chat in the template above, and which of them are answers to learn."""
     ids, learn = [tokenizer.bos_token_id], [False]
@@ -126,7 +132,7 @@ def pretrain(config: PretrainConfig, lexicon: dict[str, Any], report: Callable[[
     seen, started, step = 0, time.monotonic(), 0
     losses: list[float] = []
     rights: list[float] = []
-    for ids, labels in batches(tokenizer, Mixture(lexicon, config.seed), config.batch_tokens, random.Random(config.seed)):
+    for ids, labels in batches(tokenizer, Mixture(lexicon, config.seed, pieces(tokenizer)), config.batch_tokens, random.Random(config.seed)):
         progress = seen / config.tokens
         if progress >= 1:
             break

@@ -1,0 +1,38 @@
+# make demo: the whole loop on this machine.  make test: set up and pass the tests.  Nothing else is needed before.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(CURDIR)/$(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    ?= $(CURDIR)/runs/demo
+SLOTS  ?= 4
+JOB    ?= jobs/loop.py jobs/loop.yaml
+
+.PHONY: demo test install lint unit serve up down clean help
+help:
+	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/  /'
+
+install: $(STAMP) ## create .venv from the pinned lock (once)
+$(STAMP): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV) (about two minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+demo: install ## a small model loses, is fine-tuned, is served, and is judged again
+	@PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh $(JOB) --set run_dir=$(RUN) --set serving.adapters_dir=$(RUN)/adapters
+
+serve: install ## the base and its adapters on http://127.0.0.1:8000, until Ctrl-C
+	@PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh jobs/serve.py jobs/serve.yaml --set adapters_dir=$(RUN)/adapters
+
+lint: install ## style and types
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+unit: install ## the fast tests
+	@$(BIN)/python -m pytest tests/unit
+
+test: install lint ## everything: style, types, unit and integration tests
+	@$(BIN)/python -m pytest
+
+clean: ## remove runs and caches; keeps .venv
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

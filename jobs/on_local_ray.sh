@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Submit one job to the cluster in RAY_ADDRESS, or to a Ray head that lives as long as the job.
+# usage: jobs/on_local_ray.sh JOB.py JOB.yaml [--set a.b=c ...]      environment: RUN (logs), SLOTS (training slots)
+set -uo pipefail
+
+run=${RUN:-$PWD/runs/local}
+slots=${SLOTS:-4}
+head_pid=""
+submission="slm-ray-$$-$(date +%s)"
+mkdir -p "$run"
+
+finish() {
+  trap - INT TERM EXIT
+  if [ -n "${submitted:-}" ] && [ -z "${ended:-}" ]; then
+    ray job stop "$submission" >>"$run/ray.log" 2>&1
+  fi
+  if [ -n "$head_pid" ]; then
+    kill -TERM "$head_pid" 2>/dev/null
+    wait "$head_pid" 2>/dev/null
+  fi
+  exit "${status:-130}"
+}
+trap finish INT TERM EXIT
+
+free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+
+export RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
+if [ -z "${RAY_ADDRESS:-}" ]; then
+  gcs=$(free_port) dashboard=$(free_port)
+  echo "starting Ray on this machine ($slots training slots; log: $run/ray.log)"
+  setsid ray start --head --block --node-ip-address=127.0.0.1 --port="$gcs" --dashboard-host=127.0.0.1 \
+    --dashboard-port="$dashboard" --num-cpus="$slots" --num-gpus="${GPUS:-$(ls /dev/nvidia[0-9]* 2>/dev/null | wc -l)}" \
+    --resources="{\"slot\": $slots}" --object-store-memory=300000000 >>"$run/ray.log" 2>&1 &
+  head_pid=$!
+  export RAY_ADDRESS="http://127.0.0.1:$dashboard"
+  for _ in $(seq 120); do
+    ray job list >/dev/null 2>&1 && break
+    if ! kill -0 "$head_pid" 2>/dev/null; then
+      echo "error: Ray did not start; see $run/ray.log" >&2
+      status=2
+      exit 2
+    fi
+    sleep 0.5
+  done
+fi
+
+submitted=yes
+ray job submit --submission-id "$submission" --log-style record --working-dir . -- python "$@" 2>>"$run/ray.log"
+status=$?
+ended=yes

@@ -1,0 +1,95 @@
+"""How far a training run is: one small JSON file that rank 0 replaces, and a live line for the person who waits.
+
+The file is a copy for people; checkpoints are what a run continues from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from slm_ray.storage import write_json
+
+_POLL_S = 0.5
+_PLAIN_EVERY = 20  # polls between lines where there is no terminal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where one run is. `eta_s` is seconds left at the present speed."""
+
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+    eta_s: float
+    gpu_bytes: int | None = None
+
+
+def write(path: Path, progress: Progress) -> None:
+    """Replace the progress file."""
+    write_json(path, dataclasses.asdict(progress))
+
+
+def read(path: Path) -> Progress | None:
+    """The latest progress, or None when the run has not taken a step yet."""
+    try:
+        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def shown(paths: Sequence[Path]) -> Iterator[None]:
+    """Show the runs behind `paths` on stderr while the block runs: live on a terminal, else a line every 10 s."""
+    done = threading.Event()
+    watcher = threading.Thread(target=_watch, args=(list(paths), done), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def line(name: str, progress: Progress | None) -> str:
+    """One run in one line."""
+    if progress is None:
+        return f"{name}: starting workers"
+    gpu = f", {progress.gpu_bytes / 1e9:.1f} GB on the GPU" if progress.gpu_bytes else ""
+    return (
+        f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}, "
+        f"{progress.tokens_per_s:,.0f} tokens/s, {progress.eta_s:.0f} s left{gpu}"
+    )
+
+
+def _watch(paths: list[Path], done: threading.Event) -> None:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        polls = 0
+        while not done.wait(_POLL_S):
+            polls += 1
+            if polls % _PLAIN_EVERY == 0:
+                for path in paths:
+                    print(line(path.stem, read(path)), file=sys.stderr, flush=True)
+        return
+    with Live(_table(paths), console=console, transient=True, auto_refresh=False) as live:
+        while not done.wait(_POLL_S):
+            live.update(_table(paths), refresh=True)
+
+
+def _table(paths: list[Path]) -> Table:
+    table = Table.grid()
+    for path in paths:
+        table.add_row(line(path.stem, read(path)))
+    return table

@@ -1,0 +1,84 @@
+"""Training rows: read, shaped as TRL wants them, and measured before any worker starts.
+
+A row longer than `max_length` is refused, never cut: a cut answer teaches the model to stop in the middle. Needs a
+tokenizer with a chat template; the template itself belongs to the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from slm_ray.corpus.read import examples
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.storage import read_lines
+from slm_ray.types import Example
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """Examples of one file with the line each stands on."""
+
+    path: str
+    examples: tuple[Example, ...]
+    lines: tuple[int, ...]
+
+
+def read(path: str, track_name: str) -> Rows:
+    """The examples of a JSONL file in order; DataError with file:line for every bad row."""
+    text = read_lines(path)
+    found = examples(text, name=path, track=track(track_name))
+    return Rows(
+        path=path,
+        examples=tuple(found),
+        lines=tuple(number for number, line in enumerate(text, start=1) if line.removeprefix("\ufeff").strip()),
+    )
+
+
+def conversation(example: Example) -> dict[str, Any]:
+    """The row as TRL's conversational prompt/completion: the loss is on the completion only."""
+    return {
+        "prompt": example.prompt.as_dicts(),
+        "completion": [{"role": "assistant", "content": example.reference}],
+    }
+
+
+def lengths(rows: Rows, tokenizer: Any, *, max_length: int) -> list[int]:
+    """Tokens of each whole row, template included.
+
+    DataError for rows above `max_length`; ConfigError when the base's chat template renders a prompt differently once
+    an answer follows it, because the model would then be trained on a prompt that it never meets when it is served.
+    """
+    counts, problems = [], []
+    for line, example in zip(rows.lines, rows.examples, strict=True):
+        row = conversation(example)
+        prompt = token_ids(tokenizer, row["prompt"], answer_next=True)
+        whole = token_ids(tokenizer, row["prompt"] + row["completion"], answer_next=False)
+        if whole[: len(prompt)] != prompt:
+            raise ConfigError(
+                f"{rows.path}:{line}: the base's chat template does not keep the prompt's tokens when the answer follows "
+                "them; use a base whose template renders the prompt the same way in both cases"
+            )
+        counts.append(len(whole))
+        if len(whole) > max_length:
+            problems.append(f"{rows.path}:{line}: {len(whole)} tokens, more than max_length {max_length}")
+    _refuse(problems, max(counts))
+    return counts
+
+
+def token_ids(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer_next: bool) -> list[int]:
+    """Token ids of a chat in the base's own template; `answer_next` ends it where the assistant starts to write."""
+    encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer_next, return_dict=True)
+    return [int(token) for token in encoded["input_ids"]]
+
+
+def _refuse(problems: Sequence[str], longest: int) -> None:
+    if problems:
+        more = f" | and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise DataError(
+            f"{' | '.join(problems[:_SHOWN])}{more}; raise max_length to {longest} (it costs memory) or shorten the rows"
+        )

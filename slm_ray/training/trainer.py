@@ -1,0 +1,134 @@
+"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on the answer only.
+
+The order of rows depends on the seed and the epoch alone, so every rank agrees on it and a resumed run goes on where it
+was. (The stock length-grouped sampler draws from the global generator: with dropout and rows of different lengths the
+ranks drift apart and train on overlapping rows.)
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from trl import SFTConfig, SFTTrainer
+
+from slm_ray.config import RecipeConfig
+from slm_ray.training.model import keep_masters_in_fp32
+
+_POOL = 8  # global batches that are sorted by length together
+_LOGS = 40  # reports of a run, at most about this many
+_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+
+
+class LikeLengths(Sampler[int]):
+    """Row numbers, shuffled by seed and epoch, rows of like length in the same global batch; a short batch comes last."""
+
+    def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
+        self._lengths, self._batch, self._seed = lengths, global_batch, seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by accelerate before each epoch, and with the right number after a resume."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        chance = random.Random(f"{self._seed}/{self._epoch}")
+        order = list(range(len(self._lengths)))
+        chance.shuffle(order)
+        whole = len(order) - len(order) % self._batch
+        pooled = []
+        for start in range(0, whole, self._batch * _POOL):
+            pooled += sorted(order[start : min(start + self._batch * _POOL, whole)], key=self._lengths.__getitem__)
+        batches = [pooled[start : start + self._batch] for start in range(0, whole, self._batch)]
+        chance.shuffle(batches)
+        yield from (row for batch in batches for row in batch)
+        yield from order[whole:]
+
+
+class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with fp32 LoRA weights, our sampler and no model card beside every checkpoint."""
+
+    def __init__(self, *, recipe: RecipeConfig, **rest: Any) -> None:
+        self._recipe = recipe
+        super().__init__(**rest)
+        keep_masters_in_fp32(self.model)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LikeLengths:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        recipe = self._recipe
+        batch = recipe.per_device_batch * recipe.gradient_accumulation * self.args.world_size
+        return LikeLengths([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the manifest says what the adapter is."""
+
+
+def build(
+    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: RecipeConfig, *, folder: str, use_gpu: bool, steps: int
+) -> AdapterTrainer:
+    """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
+    args = SFTConfig(
+        output_dir=folder,
+        num_train_epochs=recipe.epochs,
+        per_device_train_batch_size=recipe.per_device_batch,
+        gradient_accumulation_steps=recipe.gradient_accumulation,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        optim=recipe.optimizer,
+        max_length=None,
+        completion_only_loss=True,
+        packing=False,
+        seed=recipe.seed,
+        data_seed=recipe.seed,
+        bf16=True,
+        use_cpu=not use_gpu,
+        gradient_checkpointing=use_gpu,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        dataloader_pin_memory=use_gpu,
+        dataloader_num_workers=0,
+        logging_steps=max(1, steps // _LOGS),
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=recipe.checkpoint_steps,
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        log_level="error",
+    )
+    return AdapterTrainer(
+        recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
+    )
+
+
+def prompt_ids(tokenised: dict[str, Any]) -> list[int]:
+    """The tokens of a row of TRL's own dataset in front of its first learned token: the prompt as the trainer saw it."""
+    learned = next(position for position, label in enumerate(tokenised["labels"]) if label != -100)
+    return list(tokenised["input_ids"][:learned])
+
+
+def optimizer_name(trainer: Any) -> str:
+    """The class that really steps, under accelerate's wrapper."""
+    inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    return f"{type(inner).__module__.split('.')[0]}.{type(inner).__name__}"
+
+
+def deterministic(seed: int, threads: int, use_gpu: bool) -> None:
+    """Same seed, same bits, as far as the kernels allow; warns nowhere."""
+    random.seed(seed)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Filling fresh memory finds reads of uninitialised tensors; it changes no result and costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if not use_gpu:
+        torch.set_num_threads(threads)

@@ -1,0 +1,134 @@
+"""From a comparison to what to do, in words with the numbers in them, and as an exit status.
+
+`paired` (the default) asks whether the SLM can be *shown* to be no more than `delta` worse on the primary metric;
+`point` is the earlier system's rule and has no notion of chance. Decides only; trains and prints nothing.
+"""
+
+from __future__ import annotations
+
+from slm_ray.errors import ConfigError, choices
+from slm_ray.types import Action, Comparison, Decision
+
+EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
+
+# 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
+_ROUNDING = 1e-12
+
+_MEANING: dict[Action, str] = {
+    "swap": "the SLM can take the LLM's place on this task",
+    "fine_tune": "fine-tune the SLM before it takes the LLM's place",
+    "inconclusive": "these rows cannot tell; evaluate more held-out rows",
+}
+
+
+def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
+    """Apply `rule` ("paired" or "point") with margin `delta` in [0, 1]; ConfigError names the known rules.
+
+    paired: swap when the lower bound is above -delta, fine_tune when the upper bound is below -delta, else
+    inconclusive (a bound exactly at -delta shows neither).
+    point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
+    gap and no say, and with none defined the result is inconclusive.
+    """
+    rules = {"paired": _paired, "point": _point}
+    if rule not in rules:
+        raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
+    action, because = rules[rule](comparison, delta)
+    return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
+
+
+def verdict_text(comparison: Comparison, decision: Decision) -> str:
+    """What a person reads: the metrics (* the primary one), the action and why; the last line is `FINE_TUNE=0|1`."""
+    llm, slm = (f"{spec}{_label(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
+    lines = [
+        f"track {comparison.track}, {comparison.n} paired rows, examples {comparison.digest}",
+        f"LLM: {llm}",
+        f"SLM: {slm}",
+        "",
+        f"{'metric':<18} {'LLM':>8} {'SLM':>8} {'SLM-LLM':>8}",
+        *(_line(comparison, name) for name in comparison.llm_metrics),
+        "",
+        f"verdict: {decision.action} ({_MEANING[decision.action]}); rule {decision.rule}, delta {decision.delta:g}",
+        *(f"- {sentence}" for sentence in decision.because),
+        f"FINE_TUNE={int(decision.action == 'fine_tune')}",
+    ]
+    return "\n".join(lines)
+
+
+def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+    name, interval = comparison.primary, comparison.interval
+    because = [
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided 95 % bounds"
+        f" {interval.lower:+.4f} and {interval.upper:+.4f}; the SLM alone is right on {comparison.slm_only_right} rows,"
+        f" the LLM alone on {comparison.llm_only_right}.",
+    ]
+    if interval.lower > -delta + _ROUNDING:
+        because.append(
+            f"the lower bound {interval.lower:+.4f} is above {-delta:+.4f}: the SLM is not worse by {delta:g} or more."
+        )
+        if interval.lower > 0:
+            because.append(f"the SLM is superior on {name}: even the lower bound {interval.lower:+.4f} is above 0.")
+        return "swap", because
+    if interval.upper < -delta - _ROUNDING:
+        because.append(
+            f"the upper bound {interval.upper:+.4f} is below {-delta:+.4f}: the SLM trails by more than {delta:g}."
+        )
+        return "fine_tune", because
+    because.append(
+        f"{-delta:+.4f} lies between the bounds: {comparison.n} rows show neither that the SLM trails by more than"
+        f" {delta:g} nor that it does not."
+    )
+    return "inconclusive", because
+
+
+def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+    gaps = comparison.gaps
+    if not gaps:
+        return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."]
+    trailing = {name: gap for name, gap in gaps.items() if gap < -delta - _ROUNDING}
+    because = [
+        f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {_number(comparison.llm_metrics[name])},"
+        f" SLM {_number(comparison.slm_metrics[name])}, {comparison.n} paired rows)."
+        for name, gap in trailing.items()
+    ]
+    if not because:
+        name, gap = min(gaps.items(), key=lambda pair: pair[1])
+        because.append(
+            f"the LLM leads by more than {delta:g} on none of {len(gaps)} core metrics over {comparison.n} paired rows;"
+            f" the lowest gap (SLM minus LLM) is {gap:+.4f} on {name}."
+        )
+    because.append("the point rule has no interval: chance alone may explain these gaps.")
+    return ("fine_tune" if trailing else "swap"), because
+
+
+def _caveats(comparison: Comparison) -> list[str]:
+    """What the numbers do not say: undefined metrics, and models that stand in for others."""
+    llm, slm = (
+        {name for name, value in metrics.items() if value is None}
+        for metrics in (comparison.llm_metrics, comparison.slm_metrics)
+    )
+    undefined = {"both models": llm & slm, "the LLM": llm - slm, "the SLM": slm - llm}
+    found = [
+        f"undefined for {whom} and left out: {', '.join(sorted(names))}." for whom, names in undefined.items() if names
+    ]
+    found += [
+        f"the {role} here is a stand-in ({spec}): this says nothing about the model it stands for."
+        for role, spec in (("LLM", comparison.llm), ("SLM", comparison.slm))
+        if comparison.labels.get(spec) == "stand-in"
+    ]
+    return found
+
+
+def _label(comparison: Comparison, spec: str) -> str:
+    label = comparison.labels.get(spec)
+    return f"  [{label}]" if label else ""
+
+
+def _line(comparison: Comparison, name: str) -> str:
+    llm, slm = comparison.llm_metrics[name], comparison.slm_metrics.get(name)
+    gap = f"{slm - llm:+.4f}" if llm is not None and slm is not None else "-"
+    mark = " *" if name == comparison.primary else ""
+    return f"{name:<18} {_number(llm):>8} {_number(slm):>8} {gap:>8}{mark}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,108 @@
+"""Answers to a report: run metrics, latency, usage, failures and issues per model, and the rows behind them.
+
+Same examples and answers, same dictionaries in the same order. Calls no model and writes no file. Every model is scored
+on every example: a failed call scores like an invalid answer and is counted by kind besides.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slm_ray.corpus.render import digest, prompt_hash
+from slm_ray.corpus.tracks import Track
+from slm_ray.scoring import scorer, summarise
+from slm_ray.types import Completion, Example, RowScore
+
+STAND_IN = "stand-in:"
+
+Answers = Mapping[str, Mapping[str, Completion]]
+
+
+def build(
+    track: Track, examples: Sequence[Example], answers: Answers, *, trained_on: Mapping[str, int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(report, score rows) of all models over all examples.
+
+    `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
+    how many of the examples the model's adapter was trained on (0 when not named). Latencies are seconds over answered
+    rows, None when there are none. ValueError when an example has no answer: an unfinished run has no report.
+    """
+    if not examples:
+        raise ValueError("a report needs at least one example")
+    models: dict[str, Any] = {}
+    rows = [_row(example) for example in examples]
+    for spec, given in answers.items():
+        missing = [example.id for example in examples if example.id not in given]
+        if missing:
+            raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
+        ordered = [given[example.id] for example in examples]
+        scored = [
+            scorer(track.scorer)(example.id, answer.text, example.reference)
+            for example, answer in zip(examples, ordered, strict=True)
+        ]
+        for row, answer, score in zip(rows, ordered, scored, strict=True):
+            row["models"][spec] = _answer(answer, score)
+        models[spec] = {
+            "n": len(examples),
+            "metrics": summarise(track.scorer, scored),
+            **_service(ordered),
+            "issues": _counted(issue for score in scored for issue in score.issues),
+            "trained_on": trained_on.get(spec, 0),
+        }
+    return {
+        "track": track.name,
+        "examples": {"n": len(examples), "digest": digest(examples)},
+        "models": models,
+    }, rows
+
+
+def _row(example: Example) -> dict[str, Any]:
+    return {
+        "id": example.id,
+        "prompt_hash": prompt_hash(example.prompt),
+        "prompt": example.prompt.as_dicts(),
+        "reference": example.reference,
+        "tags": dict(sorted(example.tags.items())),
+        "models": {},
+    }
+
+
+def _answer(answer: Completion, score: RowScore) -> dict[str, Any]:
+    failure = answer.failure
+    return {
+        "text": answer.text,
+        "failure": failure and {"kind": failure.kind, "reason": failure.reason, "status": failure.status},
+        "scores": {metric.name: metric.value for metric in score.scores},
+        "counts": list(score.counts),
+        "issues": list(score.issues),
+        "latency_s": answer.latency_s,
+    }
+
+
+def _service(answers: Sequence[Completion]) -> dict[str, Any]:
+    """What the calls cost and how they went, whatever the answers say. Usage includes failed calls that were billed."""
+    latencies = [answer.latency_s for answer in answers if answer.text is not None and answer.latency_s is not None]
+    served_by = sorted({answer.served_by for answer in answers if answer.served_by is not None})
+    usages = [answer.usage for answer in answers if answer.usage is not None]
+    return {
+        "latency_s": {name: _percentile(latencies, q) for name, q in (("p50", 50), ("p95", 95))},
+        "usage": {
+            "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
+            "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        },
+        "failures": _counted(answer.failure.kind for answer in answers if answer.failure is not None),
+        "served_by": served_by,
+        "stand_in": any(name.startswith(STAND_IN) for name in served_by),
+    }
+
+
+def _percentile(values: Sequence[float], q: float) -> float | None:
+    return float(np.percentile(values, q)) if values else None
+
+
+def _counted(names: Iterable[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

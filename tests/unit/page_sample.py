@@ -1,0 +1,138 @@
+"""A realistic loop result for the page: a stand-in LLM, an SLM that trails before training and leads after it."""
+
+import json
+
+LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:structured-0a1b2c3d4e5f"
+HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'
+
+
+def model(n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.042, 0.097), used=True):
+    return {
+        "n": n,
+        "metrics": metrics,
+        "latency_s": {"p50": latency[0], "p95": latency[1]},
+        "usage": {"prompt_tokens": 6213 if used else 0, "completion_tokens": 4127 if used else 0},
+        "failures": failures or {},
+        "issues": issues or {},
+        "served_by": ["stand-in:tiny-base"] if stand_in else ["tiny-base@5d1f"],
+        "stand_in": stand_in,
+        "trained_on": 0,
+    }
+
+
+def metrics(exact, f1, partial):
+    return {
+        "json_valid": 0.98, "exact_match": exact, "field_precision": f1 + 0.013, "field_recall": f1 - 0.012,
+        "field_f1": f1, "tool_name_accuracy": 0.97, "query_preservation": 0.92, "args_keys_match": None,
+        "args_partial_match": partial,
+    }  # fmt: skip
+
+
+def toolcall_metrics(exact):
+    return {
+        "valid_call": 0.97, "name_match": 0.96, "args_exact": exact, "args_precision": exact + 0.2041,
+        "args_recall": exact + 0.1932, "args_f1": exact + 0.1985,
+    }  # fmt: skip
+
+
+def report(track, n, with_adapter):
+    models = {
+        LLM: model(n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
+        BASE: model(n, metrics(0.18, 0.411, None), failures={"truncated": 2}, issues={"prediction_not_valid_json": 7, "missing_fields": 58, "value_mismatch": 40}, used=False),
+    }
+    if with_adapter:
+        models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
+    return {"track": track, "examples": {"n": n, "digest": "9f2c" * 16}, "models": models}
+
+
+def decision(stage, action, estimate, lower, upper, slm, n, primary="exact_match"):
+    return {
+        "stage": stage, "action": action, "rule": "paired", "delta": 0.02, "llm": LLM, "slm": slm, "n": n,
+        "primary": primary,
+        "because": [
+            f"{primary}: SLM minus LLM is {estimate:+.4f} over {n} paired rows, with one-sided 95 % bounds {lower:+.4f} and {upper:+.4f}.",
+            f"the LLM here is a stand-in ({LLM}): this says nothing about the model it stands for.",
+        ],
+        "interval": {"estimate": estimate, "lower": lower, "upper": upper},
+    }  # fmt: skip
+
+
+def answer(text, right, valid=1.0, failure=None, issues=()):
+    return {
+        "text": text, "failure": failure, "scores": {"json_valid": valid, "exact_match": float(right)},
+        "issues": list(issues), "latency_s": None if failure else 0.043,
+    }  # fmt: skip
+
+
+def call(query, **arguments):
+    return json.dumps({"arguments": arguments, "query": query, "tool_name": "get_forecast"}, sort_keys=True)
+
+
+def rows():
+    found = []
+    for number, city in enumerate(("Oslo", "Lima", "Kyoto", "Accra", "Turin", "Quito")):
+        query = f"Will it rain in {city} over the next {number + 2} days, in metric units please?"
+        good = call(query, city=city, days=number + 2, units="metric")
+        models = {LLM: answer(good, True), BASE: answer(call(query, city=city, days=1), False, issues=["missing_fields"]), ADAPTER: answer(good, True)}
+        if number == 1:
+            models[LLM] = answer(call(query, city=city, days=number + 2), False, issues=["missing_fields"])
+        if number == 2:
+            models[ADAPTER] = answer(call(query, city="Tokyo", days=number + 2, units="metric"), False, issues=["value_mismatch"])
+        if number == 3:
+            models[BASE] = answer(HOSTILE, False, valid=0.0, issues=["prediction_not_valid_json"])
+        if number == 4:
+            models[BASE] = answer(None, False, valid=0.0, failure={"kind": "truncated", "reason": "stopped at 256 tokens", "status": 200})
+        found.append({
+            "id": f"row-{number:04d}", "prompt_hash": "0" * 16,
+            "prompt": [
+                {"role": "system", "content": "You return valid JSON objects only. Do not add prose or code fences."},
+                {"role": "user", "content": f"Return a JSON object with keys query, tool_name, arguments describing the API call.\nQuery: {query}\nChosen tool: get_forecast\nArguments should mirror the assistant's recommendation."},
+            ],
+            "reference": good, "tags": {"tool": "get_forecast", "domain": "weather"}, "models": models,
+        })  # fmt: skip
+    return found
+
+
+def sample():
+    structured = {
+        "track": "structured",
+        "decisions": [
+            decision("validation", "fine_tune", -0.35, -0.4667, -0.2333, BASE, 60),
+            decision("test", "swap", 0.11, 0.03, 0.19, ADAPTER, 100),
+        ],
+        "reports": {"validation": report("structured", 60, False), "test": report("structured", 100, True)},
+        "rows": rows(),
+        "adapter": {
+            "id": "structured-0a1b2c3d4e5f", "name": "structured", "track": "structured", "base": "tiny-base",
+            "base_fingerprint": "5d1f" * 8, "config_digest": "aa01" * 16, "data_digest": "bb02" * 16, "rank": 32,
+            "alpha": 64, "hidden_size": None, "train_prompts": 700, "metrics": {"train_loss": 0.0412},
+            "files": {"adapter_model.safetensors": "cc03" * 16},
+        },
+        "timings_s": {"prepare": 0.31, "evaluate_validation": 14.2, "train": 131.5, "evaluate_test": 22.75},
+    }  # fmt: skip
+    toolcall_report = {
+        "track": "toolcall",
+        "examples": {"n": 100, "digest": "1e7d" * 16},
+        "models": {
+            LLM: model(100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
+            BASE: model(100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}),
+        },
+    }
+    toolcall = {
+        "track": "toolcall",
+        "decisions": [decision("test", "inconclusive", -0.01, -0.08, 0.06, BASE, 100, "args_exact")],
+        "reports": {"test": toolcall_report},
+        "rows": [],
+        "adapter": None,
+        "timings_s": {},
+    }
+    return {
+        "title": "Can the small model take over?",
+        "generated": "2026-01-02 03:04 UTC",
+        "run_dir": "runs/demo",
+        "tracks": [structured, toolcall],
+        "stand_in_note": "No cloud key was set, so the base model with demonstrations stood in for the LLM. The workflow is real, the LLM is not.",
+        "environment": {"versions": {"ray": "2.60.0", "vllm": "0.32.0", "torch": "2.13.0"}, "cpu": "2 cores", "memory": "7.8 GiB"},
+        "reproduce": ["make setup", "python jobs/loop.py runs/demo/config.yaml"],
+        "client_snippet": 'from openai import OpenAI\n\nclient = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\nclient.chat.completions.create(model="tiny-base:structured-0a1b2c3d4e5f", messages=[{"role": "user", "content": "…"}])',
+    }

@@ -1,0 +1,75 @@
+"""Tracks, prompts, hashes and demonstrations."""
+
+import random
+
+import pytest
+
+from slm_ray.corpus.render import content_id, digest, prompt_hash, prompt_of
+from slm_ray.corpus.retrieve import nearest, with_demonstrations
+from slm_ray.corpus.tracks import TRACKS, track
+from slm_ray.errors import ConfigError
+from slm_ray.types import Example, Prompt
+
+TOOLCALL = track("toolcall")
+
+
+def example(text, reference="r", name=None):
+    prompt = prompt_of(TOOLCALL, text)
+    return Example(id=name or content_id(prompt, reference), prompt=prompt, reference=reference)
+
+
+def test_tracks_are_the_two_of_the_earlier_system():
+    assert {name: (found.primary, len(found.core)) for name, found in TRACKS.items()} == {
+        "structured": ("exact_match", 5),
+        "toolcall": ("args_exact", 6),
+    }
+    assert all(name == found.name and found.primary in found.core for name, found in TRACKS.items())
+    with pytest.raises(ConfigError, match="unknown track 'structred': did you mean 'structured'"):
+        track("structred")
+
+
+def test_a_prompt_hash_forgets_system_spacing_and_case_only():
+    prompt = prompt_of(TOOLCALL, "Add 2\nand  3")
+    bare = Prompt(messages=prompt.messages[1:])
+    assert prompt_hash(prompt) == prompt_hash(bare) == prompt_hash(prompt_of(TOOLCALL, " add 2 AND 3"))
+    assert prompt_hash(prompt) != prompt_hash(prompt_of(TOOLCALL, "Add 2 and 4"))
+    assert len(prompt_hash(prompt)) == 16
+
+
+def test_content_ids_and_digests_see_every_character():
+    assert content_id(prompt_of(TOOLCALL, "a"), "b") != content_id(prompt_of(TOOLCALL, "A"), "b")
+    rows = [example(str(number)) for number in range(20)]
+    whole = digest(rows)
+    assert len(whole) == 64
+    random.Random(1).shuffle(rows)
+    assert digest(rows) == whole
+    assert digest(rows[1:]) != whole != digest([*rows, rows[0]])
+    assert digest([*rows[1:], example(rows[0].prompt.messages[-1].content, "other", rows[0].id)]) != whole
+
+
+POOL = [
+    example("Request: book a flight from Paris to Rome", "flight"),
+    example("Request: weather in Paris tomorrow", "weather"),
+    example("Request: play some jazz", "music"),
+]
+
+
+def test_nearest_goes_by_rare_shared_words():
+    assert [shot.reference for shot in nearest("Request: weather in Oslo", POOL, 1)] == ["weather"]
+    assert [shot.reference for shot in nearest("Request: a flight to Paris", POOL, 2)] == ["flight", "weather"]
+    assert nearest("Request: a flight to Paris", POOL[::-1], 3) == nearest("Request: a flight to Paris", POOL, 3)
+
+
+def test_nearest_never_shows_the_question_itself_and_survives_the_edges():
+    assert "weather" not in [shot.reference for shot in nearest("request: WEATHER in paris  tomorrow", POOL, 3)]
+    assert nearest("x", [], 3) == []
+    assert nearest("x", POOL, 0) == []
+    assert len(nearest("???", POOL, 9)) == 3
+
+
+def test_demonstrations_stand_before_the_last_user_turn():
+    prompt = with_demonstrations(prompt_of(TOOLCALL, "Q"), POOL[:2])
+    assert [turn.role for turn in prompt.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [turn.content for turn in prompt.messages[2::2]] == ["flight", "weather"]
+    assert prompt.messages[-1].content == "Q"
+    assert with_demonstrations(prompt_of(TOOLCALL, "Q"), []) == prompt_of(TOOLCALL, "Q")

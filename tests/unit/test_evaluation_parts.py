@@ -1,0 +1,144 @@
+"""The parts of an evaluation that need no Ray: bounded asking, the plan, the live board, the summary."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_server import ChatServer, Reply, Request, answer, error
+from rich.console import Console
+
+from slm_ray.config import EvaluateConfig, GenerationConfig
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ConfigError, DataError, ModelError
+from slm_ray.evaluation.generate import generate
+from slm_ray.evaluation.live import Board
+from slm_ray.evaluation.plan import plan
+from slm_ray.evaluation.table import summary
+from slm_ray.models import open_model
+from slm_ray.scoring import scorer
+from slm_ray.types import Example, Message, Prompt
+
+ROWS = [Example(id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)), reference="{}") for n in range(40)]
+
+
+async def collected(url: str, rows: list[Example], concurrency: int, **settings: Any) -> list[str]:
+    generation = GenerationConfig(max_attempts=2, timeout_s=10, **settings)
+    model = open_model("served:m", endpoint=url, generation=generation, environment={})
+    found: list[str] = []
+    try:
+        async for batch in generate(model, rows, concurrency=concurrency):
+            found += [item.example_id for item in batch]
+    except ModelError as stopped:
+        found.append(str(stopped))
+    await model.close()
+    return found
+
+
+def test_the_bound_is_reached_and_never_passed() -> None:
+    with ChatServer(lambda _: Reply(body=answer("{}").body, after_s=0.1)) as server:
+        found = asyncio.run(collected(server.url, ROWS, 7))
+        assert server.most_in_flight == 7
+    assert sorted(found) == sorted(row.id for row in ROWS)
+
+
+def test_answers_come_before_the_error_that_ends_the_asking() -> None:
+    def script(request: Request) -> Reply:
+        return error(401) if request.text == "q9" else answer("{}")
+
+    with ChatServer(script) as server:
+        *found, stopped = asyncio.run(collected(server.url, ROWS, 1))
+        assert found == [str(n) for n in range(9)]
+        assert "refuses the key" in stopped
+        assert len(server.requests) == 10
+
+
+def test_asking_nothing_is_done_at_once() -> None:
+    assert asyncio.run(collected("http://127.0.0.1:1", [], 4)) == []
+
+
+def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": f"r{n}", "prompt": f"q{n}", "completion": "{}"}) + "\n" for n in range(5)))
+    settings = {"track": "structured", "examples": str(path), "models": ["fake:{}"], "run_dir": str(tmp_path / "run"), **changes}
+    return EvaluateConfig.model_validate(settings)
+
+
+def test_everything_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fake:x is listed twice"):
+        plan(config(tmp_path, models=["fake:x", "fake:x"]), {})
+    with pytest.raises(ConfigError, match="unknown track 'structred'"):
+        plan(config(tmp_path, track="structred"), {})
+    with pytest.raises(ModelError, match="AZURE_API_KEY"):
+        plan(config(tmp_path, models=["fake:x", "azure:"]), {})
+    (tmp_path / "other.jsonl").write_text('{"prompt": "another task", "prediction": "x"}\n')
+    with pytest.raises(DataError, match="no answer to any"):
+        plan(config(tmp_path, models=[f"recorded:{tmp_path / 'other.jsonl'}"]), {})
+    assert not (tmp_path / "run").exists()
+
+
+def keys(tmp_path: Path, **changes: Any) -> dict[str, str]:
+    return dict(plan(config(tmp_path, **changes), {}).arms[0].keys)
+
+
+def test_a_key_changes_with_what_is_asked_and_with_nothing_else(tmp_path: Path) -> None:
+    base = keys(tmp_path)
+    assert len(set(base.values())) == 5
+    assert base == keys(tmp_path, run_dir="elsewhere", actors=3, generation={"concurrency": 2, "timeout_s": 1})
+    assert {row: base[row] for row in ("r0", "r1")} == keys(tmp_path, limit=2)
+    for changes in ({"generation": {"max_tokens": 9}}, {"generation": {"seed": 1}}, {"models": ["fake:[]"]}):
+        assert not set(base.values()) & set(keys(tmp_path, **changes).values())
+
+
+def test_a_plan_shows_no_key(tmp_path: Path) -> None:
+    environment = {"AZURE_ENDPOINT": "https://x", "AZURE_API_KEY": "canary", "AZURE_DEPLOYMENT": "d", "OTHER": "canary"}
+    planned = plan(config(tmp_path, models=["azure:"]), environment)
+    assert "canary" not in repr(planned)
+    assert "OTHER" not in planned.arms[0].environment
+
+
+def board(console: Console) -> Board:
+    clock = iter(range(1000))
+    shown = Board(track("structured"), ["azure:", "served:m:a"], 4, console=console, clock_s=lambda: next(clock))
+    score = scorer("structured")
+    for n, (llm, slm) in enumerate([('{"a": 1}', '{"a": 1}'), ("{}", '{"a": 1}')]):
+        shown.add("azure:", score(str(n), llm, '{"a": 1}'), failed=False, fresh=False)
+        shown.add("served:m:a", score(str(n), slm, '{"a": 1}'), failed=False, fresh=True)
+    shown.add("served:m:a", score("2", None, '{"a": 1}'), failed=True, fresh=True)
+    return shown
+
+
+def test_off_a_terminal_the_board_is_plain_lines_now_and_then() -> None:
+    out = io.StringIO()
+    with board(Console(file=out, width=60)) as shown:
+        for _ in range(20):
+            shown.show()
+    lines = out.getvalue().splitlines()
+    assert 4 <= len(lines) <= 2 * 12
+    assert lines[0].startswith("azure:: rows 2/4, so far 0.500, gap -, failed 0, rate -, left ?")
+    assert "served:m:a: rows 3/4, so far 0.667, gap +0.500, failed 1, rate" in lines[1]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_on_a_terminal_the_board_is_a_table_that_is_rewritten() -> None:
+    out = io.StringIO()
+    with board(Console(file=out, force_terminal=True, width=100)) as shown:
+        shown.show()
+    assert "structured: exact_match" in out.getvalue()
+    assert "+0.500" in out.getvalue()
+    assert "served:m:" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is given back
+
+
+def test_the_summary_marks_stand_ins_and_gaps() -> None:
+    model = {"metrics": {"exact_match": 0.5}, "latency_s": {"p50": 0.25, "p95": None}, "usage": {"prompt_tokens": 10, "completion_tokens": 2},
+             "failures": {"error": 1}, "stand_in": True, "trained_on": 0}  # fmt: skip
+    report = {"track": "structured", "examples": {"n": 4}, "models": {"azure:": model, "served:m": {**model, "stand_in": False, "failures": {}}}}
+    lines = summary(report).splitlines()
+    assert lines[0].split() == ["structured,", "4", "rows", "azure:", "[STAND-IN]", "served:m"]
+    assert lines[1].split() == ["exact_match", "0.500", "0.500"]
+    assert lines[-1].split() == ["failures", "1", "error", "0"]

@@ -1,0 +1,189 @@
+"""Pairing two models: what is counted, and every refusal with its counts."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from slm_ray.corpus.render import prompt_hash, prompt_of
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import ComparisonError
+from slm_ray.types import Comparison, Completion, Example, Failure
+from slm_ray.verdict.compare import compare
+from slm_ray.verdict.report import build
+
+Built = tuple[dict[str, Any], list[dict[str, Any]]]
+LLM, SLM = "azure:big", "served:small"
+
+
+def examples(start: int, stop: int, *, track: str = "structured", wording: str = "question") -> list[Example]:
+    call = track == "toolcall"
+    return [
+        Example(
+            id=f"e{i:03}",
+            prompt=prompt_of(TRACKS[track], f"{wording} {i}"),
+            reference=f'<tool_call name="f">{{"a":{i}}}</tool_call>' if call else f'{{"a": {i}}}',
+        )
+        for i in range(start, stop)
+    ]
+
+
+def answered(
+    rows: Sequence[Example], *, right: set[int], served_by: str = "m", failed: set[int] | None = None
+) -> dict[str, Completion]:
+    found = {}
+    for i, row in enumerate(rows):
+        if failed and i in failed:
+            found[row.id] = Completion(failure=Failure(kind="error", reason="timeout"))
+        else:
+            found[row.id] = Completion(text=row.reference if i in right else '{"a": -1}', served_by=served_by)
+    return found
+
+
+def built(
+    rows: Sequence[Example], *, track: str = "structured", trained_on: dict[str, int] | None = None, **right: set[int]
+) -> Built:
+    answers = {{"llm": LLM, "slm": SLM}[role]: answered(rows, right=which) for role, which in right.items()}
+    return build(TRACKS[track], rows, answers, trained_on=trained_on or {})
+
+
+def run(a: Built, b: Built | None = None, **changes: Any) -> Comparison:
+    options = {"llm": LLM, "slm": SLM, "min_paired": 0.95, "resamples": 199, "seed": 0, **changes}
+    report_b, rows_b = b or (None, None)
+    return compare(*a, report_b, rows_b, **options)
+
+
+ROWS = examples(0, 40)
+BOTH = built(ROWS, llm=set(range(20)), slm=set(range(10, 36)))
+
+
+def test_one_report_by_hand() -> None:
+    found = run(BOTH)
+    assert (found.track, found.llm, found.slm, found.n, found.primary) == ("structured", LLM, SLM, 40, "exact_match")
+    assert found.digest == BOTH[0]["examples"]["digest"]
+    assert (found.llm_only_right, found.slm_only_right) == (10, 16)
+    assert found.interval.estimate == pytest.approx(6 / 40)
+    assert found.interval.lower < 6 / 40 < found.interval.upper
+    assert found.llm_metrics == BOTH[0]["models"][LLM]["metrics"]
+    assert set(found.gaps) == set(TRACKS["structured"].core)
+    assert found.gaps["exact_match"] == pytest.approx(6 / 40) and found.gaps["json_valid"] == 0
+    assert found.labels == {}
+
+
+def test_two_reports_pair_like_one_whatever_their_row_order() -> None:
+    shuffled = random.Random(1).sample(ROWS, len(ROWS))
+    right = {i for i, row in enumerate(shuffled) if row in ROWS[10:36]}
+    assert run(built(ROWS, llm=set(range(20))), built(shuffled, slm=right)) == run(BOTH)
+
+
+def test_llm_comes_from_the_first_report_and_slm_from_the_second() -> None:
+    before = built(ROWS, llm=set(range(20)), slm=set())
+    after = built(ROWS, llm=set(), slm=set(range(40)))
+    found = run(before, after)
+    assert (found.llm_metrics["exact_match"], found.slm_metrics["exact_match"]) == (0.5, 1.0)
+    assert run(built(ROWS, slm=set(range(40))), built(ROWS, llm=set(range(20)))).gaps == found.gaps
+
+
+def test_swapping_the_roles_turns_the_gaps_round() -> None:
+    found, turned = run(BOTH), run(BOTH, llm=SLM, slm=LLM)
+    assert turned.gaps == {name: -gap for name, gap in found.gaps.items()}
+    assert (turned.llm_only_right, turned.slm_only_right) == (found.slm_only_right, found.llm_only_right)
+
+
+def test_a_failed_call_is_a_row_and_an_undefined_metric_has_no_gap() -> None:
+    answers = {LLM: answered(ROWS, right=set(range(20))), SLM: answered(ROWS, right=set(), failed=set(range(40)))}
+    found = run(build(TRACKS["structured"], ROWS, answers, trained_on={}))
+    assert found.n == 40
+    assert found.slm_metrics["field_precision"] is None and "field_precision" not in found.gaps
+    assert found.gaps["json_valid"] == -1.0 and found.gaps["field_recall"] == -0.5
+
+
+def test_stand_ins_are_labelled() -> None:
+    answers = {LLM: answered(ROWS, right=set(), served_by="stand-in:tiny"), SLM: answered(ROWS, right=set())}
+    assert run(build(TRACKS["structured"], ROWS, answers, trained_on={})).labels == {LLM: "stand-in"}
+
+
+def test_refuses_other_rows_with_counts() -> None:
+    with pytest.raises(ComparisonError, match=r"15 shared, 25 only in the LLM's .*, 10 only in the SLM's"):
+        run(built(ROWS, llm=set()), built(examples(25, 50), slm=set()))
+    with pytest.raises(ComparisonError, match=r"0 shared, 39 only .* 50 only"):
+        run(built(examples(0, 39), llm=set()), built(examples(100, 150), slm=set()))
+    with pytest.raises(ComparisonError, match=r"30 shared, 10 only .* 0 only"):
+        run(built(ROWS, llm=set()), built(ROWS[:30], slm=set()))
+
+
+def test_refuses_other_prompts_or_references_under_the_same_id() -> None:
+    with pytest.raises(ComparisonError, match=r"prompts differ under the same id in 40 of 40 .*e000, e001, e002\)"):
+        run(built(ROWS, llm=set()), built(examples(0, 40, wording="another"), slm=set()))
+    changed = [Example(id=row.id, prompt=row.prompt, reference='{"a": 0}') for row in ROWS]
+    with pytest.raises(ComparisonError, match="references differ under the same id in 39 of 40"):
+        run(built(ROWS, llm=set()), built(changed, slm=set()))
+
+
+def test_refuses_other_tracks() -> None:
+    calls = built(examples(0, 40, track="toolcall"), track="toolcall", slm=set())
+    with pytest.raises(ComparisonError, match=r"different tracks: structured \(azure:big\), toolcall"):
+        run(built(ROWS, llm=set()), calls)
+
+
+def test_refuses_an_unknown_model_with_choices() -> None:
+    with pytest.raises(ComparisonError, match=r"SLM 'served:smal' .*did you mean 'served:small'\? known: azure:big"):
+        run(BOTH, slm="served:smal")
+    with pytest.raises(ComparisonError, match=r"LLM 'x'"):
+        run(BOTH, llm="x")
+
+
+def test_refuses_training_rows() -> None:
+    seen = {prompt_hash(row.prompt) for row in ROWS[:8]} | {"0" * 16}
+    with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002\)"):
+        run(BOTH, train_prompts=seen)
+    assert run(BOTH, train_prompts={"0" * 16}) == run(BOTH)
+
+
+@pytest.mark.parametrize("spec", [LLM, SLM])
+def test_refuses_a_model_trained_on_the_rows(spec: str) -> None:
+    with pytest.raises(ComparisonError, match=rf"{spec} was trained on 39 of the 40 rows"):
+        run(built(ROWS, llm=set(), slm=set(), trained_on={spec: 39}))
+
+
+def test_refuses_a_report_that_lacks_rows() -> None:
+    report, rows = built(ROWS, slm=set(range(40)))
+    with pytest.raises(ComparisonError, match=r"only 37 of 40 .*40 of azure:big, 37 of served:small\), fewer than 95%"):
+        run(built(ROWS, llm=set()), (report, rows[3:]))
+    assert run(built(ROWS, llm=set()), (report, rows[2:])).n == 38
+    holes = copy.deepcopy(BOTH)
+    for row in holes[1][:5]:
+        del row["models"][SLM]
+    with pytest.raises(ComparisonError, match="only 35 of 40"):
+        run(holes)
+    with pytest.raises(ComparisonError, match="only 0 of 40"):
+        run((BOTH[0], []), min_paired=0.001)
+
+
+def test_metrics_are_summed_over_the_pairs_only() -> None:
+    report, rows = built(ROWS, llm=set(range(38)), slm=set(range(2)))
+    for row in rows[38:]:
+        del row["models"][SLM]
+    found = run((report, rows))
+    assert (found.n, found.llm_metrics["exact_match"]) == (38, 1.0)
+
+
+def test_refuses_repeated_rows() -> None:
+    with pytest.raises(ComparisonError, match="report A: 40 score rows repeat an id"):
+        run((BOTH[0], BOTH[1] * 2))
+
+
+def test_the_earlier_headline_would_have_been_refused() -> None:
+    """39 training rows for the LLM against 50 test rows for the SLM: no shared row, no verdict."""
+    with pytest.raises(ComparisonError, match="0 shared"):
+        run(built(examples(0, 39), llm=set(range(8))), built(examples(300, 350), slm=set(range(20))))
+
+
+def test_toolcall_track() -> None:
+    rows = examples(0, 30, track="toolcall")
+    found = run(built(rows, track="toolcall", llm=set(range(30)), slm=set(range(15))))
+    assert (found.primary, found.gaps["args_exact"], found.llm_only_right) == ("args_exact", -0.5, 15)

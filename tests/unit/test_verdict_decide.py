@@ -1,0 +1,118 @@
+"""The rules at their borders, the sentences, the exit statuses and what a person reads."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.errors import ConfigError
+from slm_ray.types import Comparison, Interval
+from slm_ray.verdict.decide import EXIT, decide, verdict_text
+
+
+def comparison(
+    gap: float = 0.0,
+    lower: float = -0.01,
+    upper: float = 0.01,
+    llm: dict[str, float | None] | None = None,
+    slm: dict[str, float | None] | None = None,
+    labels: dict[str, str] | None = None,
+) -> Comparison:
+    left: dict[str, float | None] = llm or {"json_valid": 1.0, "exact_match": 0.5}
+    right: dict[str, float | None] = slm or {"json_valid": 1.0, "exact_match": 0.5 + gap}
+    return Comparison(
+        track="structured", llm="azure:big", slm="served:small", n=100, digest="abc", primary="exact_match",
+        llm_metrics=left, slm_metrics=right, interval=Interval(estimate=gap, lower=lower, upper=upper),
+        gaps={k: b - a for k in left if (a := left[k]) is not None and (b := right[k]) is not None},
+        slm_only_right=4, llm_only_right=6, labels=labels or {},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "action"),
+    [
+        (-0.01, 0.05, "swap"),
+        (0.01, 0.05, "swap"),
+        (-0.02, 0.05, "inconclusive"),  # a bound exactly at -delta shows neither
+        (-0.05, 0.05, "inconclusive"),
+        (-0.05, -0.02, "inconclusive"),
+        (-0.05, -0.03, "fine_tune"),
+    ],
+)
+def test_paired_rule(lower: float, upper: float, action: str) -> None:
+    decision = decide(comparison((lower + upper) / 2, lower, upper), rule="paired", delta=0.02)
+    assert (decision.action, decision.rule, decision.delta) == (action, "paired", 0.02)
+    assert f"{lower:+.4f}" in decision.because[0] and f"{upper:+.4f}" in decision.because[0]
+    assert "exact_match" in decision.because[0] and "100 paired rows" in decision.because[0]
+    assert any("superior" in sentence for sentence in decision.because) == (lower > 0)
+
+
+@pytest.mark.parametrize(
+    ("llm", "slm", "action"),
+    [
+        (0.50, 0.48, "swap"),  # exactly delta, though 0.48 - 0.50 < -0.02 in binary
+        (0.50, 0.4799, "fine_tune"),
+        (0.50, 0.90, "swap"),
+    ],
+)
+def test_point_rule(llm: float, slm: float, action: str) -> None:
+    found = comparison(llm={"json_valid": 1.0, "exact_match": llm}, slm={"json_valid": 1.0, "exact_match": slm})
+    decision = decide(found, rule="point", delta=0.02)
+    assert decision.action == action
+    assert any("no interval" in sentence for sentence in decision.because)
+
+
+def test_point_rule_looks_at_every_core_metric_and_names_the_trailing_ones() -> None:
+    found = comparison(llm={"json_valid": 1.0, "exact_match": 0.2}, slm={"json_valid": 0.88, "exact_match": 0.4})
+    decision = decide(found, rule="point", delta=0.05)
+    assert decision.action == "fine_tune"
+    assert decision.because[0].startswith("json_valid: the LLM leads by 0.1200, more than 0.05 (LLM 1.0000, SLM 0.8800")
+    assert not any(sentence.startswith("exact_match") for sentence in decision.because)
+
+
+def test_an_undefined_metric_has_no_say_and_is_said() -> None:
+    silent: dict[str, float | None] = {"json_valid": 1.0, "field_precision": None}
+    found = comparison(llm={"json_valid": 1.0, "field_precision": 0.9}, slm=silent)
+    decision = decide(found, rule="point", delta=0.02)
+    assert decision.action == "swap"
+    assert "undefined for the SLM and left out: field_precision." in decision.because
+    nothing = comparison(llm={"json_valid": None}, slm={"json_valid": None})
+    neither = decide(nothing, rule="point", delta=0.02)
+    assert neither.action == "inconclusive"
+    assert neither.because[-1] == "undefined for both models and left out: json_valid."
+    assert "field_precision      0.9000        -        -" in verdict_text(found, decision)
+
+
+def test_a_stand_in_is_named_in_words() -> None:
+    found = comparison(labels={"azure:big": "stand-in"})
+    for rule in ("paired", "point"):
+        decision = decide(found, rule=rule, delta=0.02)
+        assert any("the LLM here is a stand-in (azure:big)" in sentence for sentence in decision.because)
+    assert "LLM: azure:big  [stand-in]" in verdict_text(found, decision)
+    assert not any("stand-in" in sentence for sentence in decide(comparison(), rule="paired", delta=0.02).because)
+
+
+def test_exit_statuses_and_the_last_line() -> None:
+    assert EXIT == {"swap": 0, "fine_tune": 10, "inconclusive": 20}
+    for lower, upper, last in ((-0.01, 0.01, 0), (-0.5, -0.4, 1), (-0.5, 0.5, 0)):
+        found = comparison((lower + upper) / 2, lower, upper)
+        decision = decide(found, rule="paired", delta=0.02)
+        text = verdict_text(found, decision)
+        assert text.splitlines()[-1] == f"FINE_TUNE={last}"
+        assert f"verdict: {decision.action}" in text and "exact_match" in text
+        assert all(sentence in text for sentence in decision.because)
+
+
+def test_unknown_rule_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match=r"unknown rule 'pared': did you mean 'paired'\? known: paired, point"):
+        decide(comparison(), rule="pared", delta=0.02)
+
+
+@given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_margin_never_asks_for_more_training(gap: float, below: float, above: float, delta: float) -> None:
+    found = comparison(gap, max(-1.0, gap - below), min(1.0, gap + above))
+    order = ["fine_tune", "inconclusive", "swap"]
+    for rule in ("paired", "point"):
+        small, large = (decide(found, rule=rule, delta=d).action for d in (delta / 2, delta))
+        assert order.index(small) <= order.index(large)

@@ -1,0 +1,109 @@
+"""The report: every model over every example, failures in the denominator, same inputs same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.corpus.render import digest, prompt_hash, prompt_of
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.types import Completion, Example, Failure, Usage
+from slm_ray.verdict.report import build
+
+TRACK = TRACKS["structured"]
+EXAMPLES = [
+    Example(
+        id=f"e{i}",
+        prompt=prompt_of(TRACK, f"question {i}"),
+        reference=f'{{"answer": {i}}}',
+        tags={"b": "2", "a": "1"},
+    )
+    for i in range(4)
+]
+ANSWERS: Mapping[str, Completion] = {
+    "e0": Completion(text='{"answer": 0}', latency_s=1.0, usage=Usage(prompt_tokens=9, completion_tokens=5), served_by="m"),
+    "e1": Completion(text="nonsense", latency_s=2.0, usage=Usage(prompt_tokens=11, completion_tokens=7), served_by="m"),
+    "e2": Completion(failure=Failure(kind="refused", reason="filtered", status=400), latency_s=9.0),
+    "e3": Completion(
+        failure=Failure(kind="truncated", reason="length"),
+        latency_s=8.0,
+        usage=Usage(completion_tokens=64),
+        served_by="n",
+    ),
+}
+
+
+def test_report_by_hand() -> None:
+    report, rows = build(TRACK, EXAMPLES, {"fake:m": ANSWERS}, trained_on={})
+    assert report["track"] == "structured"
+    assert report["examples"] == {"n": 4, "digest": digest(EXAMPLES)}
+    model = report["models"]["fake:m"]
+    assert model["n"] == 4
+    # failed calls count: 1 of 4, not 1 of 2
+    assert model["metrics"]["json_valid"] == model["metrics"]["exact_match"] == model["metrics"]["field_recall"] == 0.25
+    assert model["metrics"]["field_precision"] == 1.0
+    assert model["latency_s"] == {"p50": 1.5, "p95": pytest.approx(1.95)}  # answered rows only
+    assert model["usage"] == {"prompt_tokens": 20, "completion_tokens": 76}  # billed failures too
+    assert model["failures"] == {"refused": 1, "truncated": 1}
+    assert model["issues"] == {"prediction_not_valid_json": 3}
+    assert (model["served_by"], model["stand_in"], model["trained_on"]) == (["m", "n"], False, 0)
+    assert [row["id"] for row in rows] == ["e0", "e1", "e2", "e3"]
+    assert rows[2] == {
+        "id": "e2",
+        "prompt_hash": prompt_hash(EXAMPLES[2].prompt),
+        "prompt": EXAMPLES[2].prompt.as_dicts(),
+        "reference": '{"answer": 2}',
+        "tags": {"a": "1", "b": "2"},
+        "models": {
+            "fake:m": {
+                "text": None,
+                "failure": {"kind": "refused", "reason": "filtered", "status": 400},
+                "scores": rows[2]["models"]["fake:m"]["scores"],
+                "counts": [0, 0, 1],
+                "issues": ["prediction_not_valid_json"],
+                "latency_s": 9.0,
+            }
+        },
+    }
+    assert rows[2]["models"]["fake:m"]["scores"]["exact_match"] == 0.0
+    json.dumps([report, rows], allow_nan=False)
+
+
+def test_a_stand_in_and_a_trained_model_are_named() -> None:
+    answers = {e.id: Completion(text="{}", served_by="stand-in:tiny-base") for e in EXAMPLES}
+    report, _ = build(TRACK, EXAMPLES, {"azure:gpt": answers, "fake:m": ANSWERS}, trained_on={"fake:m": 3})
+    assert report["models"]["azure:gpt"]["stand_in"] is True
+    assert report["models"]["azure:gpt"]["latency_s"] == {"p50": None, "p95": None}
+    assert report["models"]["fake:m"]["trained_on"] == 3
+
+
+def test_a_missing_answer_is_no_report() -> None:
+    partial = {key: answer for key, answer in ANSWERS.items() if key != "e1"}
+    with pytest.raises(ValueError, match=r"fake:m: 1 of 4 examples have no answer, first 'e1'"):
+        build(TRACK, EXAMPLES, {"fake:m": partial}, trained_on={})
+    with pytest.raises(ValueError, match="at least one"):
+        build(TRACK, [], {}, trained_on={})
+
+
+def test_other_answers_are_ignored() -> None:
+    more = {**ANSWERS, "other": Completion(text="{}", latency_s=99.0)}
+    assert build(TRACK, EXAMPLES, {"m": more}, trained_on={}) == build(TRACK, EXAMPLES, {"m": ANSWERS}, trained_on={})
+
+
+@given(st.permutations(range(4)))
+def test_order_of_rows_changes_no_number_and_no_byte_of_the_report(order: list[int]) -> None:
+    given_order, _ = build(TRACK, EXAMPLES, {"m": ANSWERS}, trained_on={})
+    answers = {f"e{i}": ANSWERS[f"e{i}"] for i in order}
+    permuted, _ = build(TRACK, [EXAMPLES[i] for i in order], {"m": answers}, trained_on={})
+    assert json.dumps(permuted) == json.dumps(given_order)
+
+
+def test_the_same_text_scores_the_same_whoever_said_it() -> None:
+    other = {key: Completion(text=a.text, failure=a.failure, served_by="big") for key, a in ANSWERS.items()}
+    report, rows = build(TRACK, EXAMPLES, {"small": ANSWERS, "big": other}, trained_on={})
+    assert report["models"]["small"]["metrics"] == report["models"]["big"]["metrics"]
+    assert all(row["models"]["small"]["scores"] == row["models"]["big"]["scores"] for row in rows)
