@@ -29,14 +29,13 @@ from slm_ray.config import (
 )
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.table import summary
-from slm_ray.loop_page import write_page
+from slm_ray.loop_page import TrackResult, write_result
 from slm_ray.models import check_spec
 from slm_ray.prepare import Prepared, examples_in, prepare
 from slm_ray.reports import compare_reports
 from slm_ray.serving import Endpoint, deploy, shutdown, token_ids
 from slm_ray.sweep import sweep
-from slm_ray.training import check_estimate, train_many
-from slm_ray.training.parity import check_parity
+from slm_ray.training import train_many
 from slm_ray.types import Comparison, Decision
 from slm_ray.verdict.decide import verdict_text
 
@@ -139,10 +138,15 @@ class Loop:
 
     def check_template(self, runs: list[TrackRun]) -> None:
         """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
+        from slm_ray.training.model import open_tokenizer  # the trainer's libraries take seconds to import
+        from slm_ray.training.parity import check_parity, prompt_token_ids
+
+        tokenizer = open_tokenizer(Path(self.config.serving.base))
         for run in runs:
-            example = examples_in(run.prepared.path("train"), run.config.track)[0]
-            check_parity(self.training_config(run), example, token_ids(self.url, self.config.serving.name, example.prompt))
-        self.console.print("trainer and server see the same tokens for the same prompt")
+            prompt = examples_in(run.prepared.path("train"), run.config.track)[0].prompt
+            served = token_ids(self.url, self.config.serving.name, prompt)
+            check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=self.url)
+        self.console.print("parity gate: trainer and server see the same tokens for the same prompt")
 
     def train(self, runs: list[TrackRun]) -> None:
         """Train and publish one adapter per track, all tracks at once when `parallel` is set."""
@@ -180,7 +184,11 @@ class Loop:
         for run in runs:
             with self.step(f"evaluate {run.config.track} (test rows)"):
                 self.finish(run)
-        write_page(self, runs)
+        results = [
+            TrackResult(track=run.config.track, folder=run.folder, decisions=run.decisions, reports=run.reports, adapter=run.adapter)
+            for run in runs
+        ]
+        write_result(self.config, results, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)
         return {run.config.track: run.decisions["test"][1].action for run in runs}
 
     def finish(self, run: TrackRun) -> None:
@@ -201,12 +209,17 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
     with storage.lock(config.run_dir):
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()
-        check_estimate(config.training, config.serving.base, groups=len(config.tracks) if config.parallel else 1)
+        cluster.require(_training_bundles(config), setting="training.workers")
         try:
             return this.run()
         finally:
             if not config.serving.keep:
                 shutdown()
+
+
+def _training_bundles(config: LoopConfig) -> list[dict[str, float]]:
+    groups = len(config.tracks) if config.parallel else 1
+    return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
 def _stand_in_environment(config: LoopConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ OnAnswers = Callable[[Arm, list[Answer]], None]
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0
 _LIVES = 3
+_UNHEARD_BATCHES = 1  # a driver that is gone hears nothing more, and then no more is asked
 
 
 class Asker:
@@ -60,7 +61,7 @@ class Shard:
             num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
             resources=resources, scheduling_strategy="SPREAD",
         ).remote()  # fmt: skip
-        return self.actor.ask.options(num_returns="streaming").remote(
+        return self.actor.ask.options(num_returns="streaming", _generator_backpressure_num_objects=_UNHEARD_BATCHES).remote(
             self.arm.opens, config.endpoint, config.generation, dict(self.arm.environment),
             list(self.remaining.values()), self.concurrency,
         )  # fmt: skip

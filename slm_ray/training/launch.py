@@ -24,7 +24,8 @@ from slm_ray.config import TrainingConfig
 from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
-from slm_ray.training import progress
+from slm_ray.training import progress, rows
+from slm_ray.training.work import Work
 from slm_ray.types import Example
 
 # Not part of what is learned: where files lie, how often a run may fail, how often it saves.
@@ -57,14 +58,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads. `show` writes progress to stderr.
     """
-    made = plan(config)
-    if (finished := _finished(made)) is not None:
-        return finished
-    with lock(made.folder):
-        watched = progress.shown([made.progress_path] if show else [])
-        with watched:
-            outcome = fit(made)
-        return _publish(made, outcome)
+    return _train(plan(config), show=show)
 
 
 def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Manifest]:
@@ -78,7 +72,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
     open_plans = [made for made in plans if _finished(made) is None]
     cluster.require([bundle for made in open_plans for bundle in _bundles(made.config)], setting="training.workers × tracks")
     with progress.shown([made.progress_path for made in open_plans]):
-        running = [_train_quietly.options(**_DRIVER).remote(made.config) for made in plans]
+        running = [_in_task.options(**_DRIVER).remote(made) for made in plans]
         ray.wait(running, num_returns=len(running))
     return [_result(reference) for reference in running]
 
@@ -86,8 +80,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
 def plan(config: TrainingConfig) -> Plan:
     """Read and check everything that needs no worker."""
     # transformers takes seconds to import, which a job that only prints its help should not pay.
-    from slm_ray.training import rows
-    from slm_ray.training.model import base_folder, open_tokenizer
+    from slm_ray.training.base import base_folder, open_tokenizer
 
     folder = base_folder(config.base)
     read = rows.read(config.train, config.track)
@@ -109,19 +102,16 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from slm_ray.training.loop import Work, worker
-    from slm_ray.training.rows import conversation
-
     config = made.config
     cluster.require(_bundles(config), setting="training.workers")
     use_gpu = config.workers.per_worker.get("GPU", 0) > 0
     work = Work(
-        config=config, rows=tuple(conversation(example) for example in made.examples), lengths=made.lengths,
+        config=config, rows=tuple(rows.conversation(example) for example in made.examples), lengths=made.lengths,
         use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
     )  # fmt: skip
     made.progress_path.unlink(missing_ok=True)
     trainer = TorchTrainer(
-        worker,
+        _worker,
         train_loop_config=work,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -153,9 +143,23 @@ def trained_prompts(config: TrainingConfig) -> list[tuple[str, list[int]]]:
     return [(row["id"], row["token_ids"]) for row in read_json(path)] if path.is_file() else []
 
 
+def _train(made: Plan, *, show: bool) -> Manifest:
+    if (finished := _finished(made)) is not None:
+        return finished
+    with lock(made.folder), progress.shown([made.progress_path] if show else []):
+        return _publish(made, fit(made))
+
+
 @ray.remote
-def _train_quietly(config: TrainingConfig) -> Manifest:
-    return train(config, show=False)
+def _in_task(made: Plan) -> Manifest:
+    return _train(made, show=False)
+
+
+def _worker(work: Work) -> dict[str, Any]:
+    # Only a worker pays for importing torch, PEFT and TRL.
+    from slm_ray.training.loop import worker
+
+    return worker(work)
 
 
 def _result(reference: Any) -> Manifest:

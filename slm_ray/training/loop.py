@@ -13,7 +13,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +22,14 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from slm_ray.config import TrainingConfig
-from slm_ray.errors import ResourceError, SlmRayError
+from slm_ray.errors import ResourceError
 from slm_ray.training import estimate, progress
-from slm_ray.training.model import add_lora, base_folder, open_base, open_tokenizer
+from slm_ray.training.base import base_folder, open_tokenizer
+from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.trainer import build, deterministic, optimizer_name, prompt_ids
-from slm_ray.types import Example
+from slm_ray.training.work import Work
 
 _KEPT_PROMPTS = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """Everything a worker is told. `lengths` are tokens per row; `validation` rows are generated and scored at the end."""
-
-    config: TrainingConfig
-    rows: tuple[dict[str, Any], ...]
-    lengths: tuple[int, ...]
-    use_gpu: bool
-    progress_path: str
-    validation: tuple[Example, ...] = field(default=())
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole run."""
-        config = self.config
-        batch = config.per_device_batch * config.gradient_accumulation * config.workers.count
-        return max(1, round(config.epochs * -(-len(self.rows) // batch)))
 
 
 def worker(work: Work) -> dict[str, Any]:
@@ -214,5 +194,3 @@ def _quiet() -> None:
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
-
-__all__ = ["Report", "SlmRayError", "Work", "worker"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from slm_ray.config import RecipeConfig
@@ -66,6 +67,29 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         batch = recipe.per_device_batch * recipe.gradient_accumulation * self.args.world_size
         return LikeLengths([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
 
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Mean cross-entropy over the answer tokens of all ranks: TRL's own on a GPU, on CPU the same sum, sooner.
+
+        TRL's fused head saves memory by computing every prompt token's log-probability and entropy in fp32 chunks, 40 %
+        of a step here, and gathers four figures per step across ranks. On CPU logits are built for answers alone.
+        """
+        if not self.args.use_cpu or return_outputs or num_items_in_batch is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        first = int((inputs["labels"] != -100).any(0).nonzero()[0])
+        wanted = inputs["labels"][:, first:]
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
+            logits_to_keep=wanted.shape[1] + 1,
+        ).logits[:, :-1]  # fmt: skip
+        learned = wanted != -100
+        chosen, answers = logits[learned].float(), wanted[learned]
+        self._metrics["train"]["mean_token_accuracy"].append((chosen.detach().argmax(-1) == answers).float().mean().item())
+        loss = torch.nn.functional.cross_entropy(chosen, answers, reduction="sum") / num_items_in_batch
+        # The count is over all ranks, and DDP divides the gradients by their number.
+        return loss * self.accelerator.num_processes
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the manifest says what the adapter is."""
 
@@ -106,9 +130,11 @@ def build(
         disable_tqdm=True,
         log_level="error",
     )
-    return AdapterTrainer(
+    trainer = AdapterTrainer(
         recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def prompt_ids(tokenised: dict[str, Any]) -> list[int]:

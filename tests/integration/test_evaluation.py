@@ -232,7 +232,7 @@ def test_stopped_in_the_middle_and_resumed_nothing_finished_is_asked_again(tmp_p
         out, told = again.communicate(timeout=120)
         assert (again.returncode, out.strip()) == (0, "exact_match 1.0"), told
         assert len(server.requests) - asked == 40 - finished
-        assert asked - finished <= 8  # only what was in flight, or answered within the last tenth of a second
+        assert asked - finished <= 2 * 4 + 2  # what was in flight, and one batch that nobody heard
 
 
 def quiet_after(server: ChatServer) -> None:

@@ -57,6 +57,31 @@ def test_answers_come_before_the_error_that_ends_the_asking() -> None:
         assert len(server.requests) == 10
 
 
+def test_after_a_fatal_answer_nobody_asks_on() -> None:
+    def script(request: Request) -> Reply:
+        return error(401) if request.nth == 8 else Reply(body=answer("{}").body, after_s=0.05)
+
+    with ChatServer(script) as server:
+        *found, stopped = asyncio.run(collected(server.url, ROWS, 4))
+        assert "refuses the key" in stopped
+        assert len(server.requests) <= 9 + 4
+        assert len(found) >= 8 - 4
+
+
+def test_whoever_stops_listening_stops_the_asking() -> None:
+    async def listen_once(url: str) -> None:
+        model = open_model("served:m", endpoint=url, generation=GenerationConfig(), environment={})
+        batches = generate(model, ROWS, concurrency=4)
+        await anext(batches)
+        await asyncio.sleep(0.5)
+        await batches.aclose()  # type: ignore[attr-defined]
+        await model.close()
+
+    with ChatServer(lambda _: answer("{}")) as server:
+        asyncio.run(listen_once(server.url))
+        assert len(server.requests) <= 4 + 4 + 1
+
+
 def test_asking_nothing_is_done_at_once() -> None:
     assert asyncio.run(collected("http://127.0.0.1:1", [], 4)) == []
 

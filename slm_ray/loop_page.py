@@ -1,0 +1,105 @@
+"""What a loop leaves behind for people and programs: `report.html`, one offline page, and `report.json`, its data.
+
+Collects what the steps returned; measures and decides nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from slm_ray import storage
+from slm_ray.adapters import Manifest
+from slm_ray.cluster import package_versions
+from slm_ray.config import LoopConfig
+from slm_ray.reports import load_report
+from slm_ray.types import Comparison, Decision
+from slm_ray.verdict.page import page
+
+PAGE_ROWS = 1000
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrackResult:
+    """One track's part of the result: its decisions and reports by stage, and the adapter if one was trained."""
+
+    track: str
+    folder: Path
+    decisions: Mapping[str, tuple[Comparison, Decision]]
+    reports: Mapping[str, dict[str, Any]]
+    adapter: Manifest | None
+
+
+def write_result(config: LoopConfig, results: Sequence[TrackResult], *, uses_stand_in: bool, timings_s: Mapping[str, float]) -> None:
+    """Write both files into the run directory."""
+    folder = Path(config.run_dir)
+    data: dict[str, Any] = {
+        "title": "Can the small model replace the large one?",
+        "generated": max((result.adapter.created for result in results if result.adapter), default=""),
+        "run_dir": folder.name,
+        "stand_in_note": _stand_in_note(config) if uses_stand_in else None,
+        "tracks": [_track(result, timings_s) for result in results],
+        "environment": _environment(),
+        "reproduce": [
+            f"python jobs/loop.py {folder.name}/config.yaml",
+            *(f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.track}/test" for result in results),
+        ],
+        "client_snippet": _client_snippet(config, results),
+    }
+    storage.write_json(folder / "report.json", data)
+    for track, result in zip(data["tracks"], results, strict=True):
+        track["rows"] = load_report(result.folder / "test")[1][:PAGE_ROWS]
+    storage.write_text(folder / "report.html", page(data))
+
+
+def _track(result: TrackResult, timings_s: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "track": result.track,
+        "decisions": [_decision(stage, *pair) for stage, pair in result.decisions.items()],
+        "reports": dict(result.reports),
+        "adapter": dataclasses.asdict(result.adapter) if result.adapter else None,
+        "timings_s": dict(timings_s),
+    }
+
+
+def _decision(stage: str, comparison: Comparison, decision: Decision) -> dict[str, Any]:
+    return {
+        "stage": stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
+        "because": list(decision.because), "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
+        "primary": comparison.primary, "interval": dataclasses.asdict(comparison.interval),
+    }  # fmt: skip
+
+
+def _stand_in_note(config: LoopConfig) -> str:
+    return (
+        f"No Azure key was set, so the LLM of this page is a stand-in: the local base {config.serving.name!r} shown "
+        f"{config.stand_in_demonstrations} similar training rows before each question. It shows how the loop works and "
+        "says nothing about a real large model. Set AZURE_ENDPOINT, AZURE_DEPLOYMENT and AZURE_API_KEY for a real answer."
+    )
+
+
+def _environment() -> dict[str, str]:
+    memory = psutil.virtual_memory().total / GIB
+    return {
+        **package_versions(),
+        "python": platform.python_version(),
+        "machine": f"{os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()} {platform.machine()}",
+    }
+
+
+def _client_snippet(config: LoopConfig, results: Sequence[TrackResult]) -> str:
+    adapters = [result.adapter.id for result in results if result.adapter]
+    model = f"{config.serving.name}:{adapters[0]}" if adapters else config.serving.name
+    return (
+        "from openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="http://{config.serving.host}:{config.serving.port}/v1", api_key="local")\n'
+        f'answer = client.chat.completions.create(model="{model}", temperature=0, messages=[…])\n'
+        "print(answer.choices[0].message.content)"
+    )

@@ -1,0 +1,176 @@
+"""The house's rules, held by tests: imports point down, rooms stay small, nothing heavy loads early, knobs are reviewed."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import slm_ray.config as config
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "slm_ray"
+FLOORS = [
+    {"types", "errors", "config", "command"},
+    {"corpus", "scoring", "verdict"},
+    {"storage", "ledger", "adapters", "models", "tracing", "prepare", "reports"},
+    {"cluster", "training", "sweep", "serving", "evaluation", "loop", "loop_page"},
+]
+SIDEWAYS = {
+    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("verdict", "corpus"), ("verdict", "scoring"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
+    ("prepare", "storage"), ("reports", "storage"),
+    ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
+    ("evaluation", "cluster"),
+    ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
+    ("loop", "loop_page"), ("loop_page", "cluster"),
+}  # fmt: skip
+OWNERS = {
+    "ray": {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
+    "openai": {"models"},
+    "torch": {"training", "serving"},
+    "transformers": {"training"},
+    "trl": {"training"},
+    "peft": {"training"},
+    "bitsandbytes": {"training"},
+    "langfuse": {"tracing"},
+    "vllm": {"serving"},
+    "jinja2": {"verdict"},
+}
+PURE = {"corpus", "scoring", "verdict"}
+IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def floor_of(name: str) -> int:
+    for number, rooms in enumerate(FLOORS):
+        if name in rooms:
+            return number
+    raise AssertionError(f"slm_ray/{name} stands on no floor: add it to FLOORS and to README's picture")
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    here = room(path)
+    if here == "__init__":
+        assert not {name for name in imports(path) if name.startswith("slm_ray")}
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "jobs":
+            raise AssertionError(f"{path} imports a job")
+        if parts[0] != "slm_ray" or len(parts) == 1 or parts[1] == here:
+            continue
+        if not ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
+            continue
+        below = floor_of(parts[1]) < floor_of(here)
+        assert below or (here, parts[1]) in SIDEWAYS, f"{here} may not import {parts[1]}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_outside_libraries_have_owners(path: Path) -> None:
+    for name in imports(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or room(path) in owners, f"{room(path)} imports {name}, which belongs to {sorted(owners)}"
+        if room(path) in PURE:
+            assert name.split(".")[0] not in IMPURE, f"{room(path)} is pure and imports {name}"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_modules_say_what_they_are_and_stay_small(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree), "no module docstring"
+    assert text.count("\n") <= 250, "longer than 250 lines: split it"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_medians() -> None:
+    lines = sorted(path.read_text(encoding="utf-8").count("\n") for path in modules())
+    lengths = sorted(
+        (node.end_lineno or 0) - node.lineno + 1
+        for path in modules()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    assert lines[len(lines) // 2] <= 140
+    assert lengths[len(lengths) // 2] <= 10
+
+
+def test_jobs_are_short_pairs() -> None:
+    scripts = sorted((ROOT / "jobs").glob("*.py"))
+    assert {"prepare", "evaluate", "compare", "train", "infer", "loop", "sweep"} <= {path.stem for path in scripts}
+    for path in scripts:
+        assert path.with_suffix(".yaml").exists(), f"{path.name} has no {path.stem}.yaml"
+        assert path.read_text(encoding="utf-8").count("\n") <= 60
+
+
+def test_no_vague_names() -> None:
+    vague = {"utils", "util", "common", "base", "manager", "helpers", "misc"}
+    assert not [path for path in modules() if path.stem in vague]
+
+
+def test_no_machine_paths_and_no_banners() -> None:
+    for path in [*modules(), *(ROOT / "jobs").glob("*"), *(ROOT / "serve_configs").glob("*")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"/(root|home/[a-z]+|work)/", text), f"{path} holds a machine path"
+        assert "TODO" not in text, f"{path} holds a TODO"
+
+
+LIGHT = "types errors config command corpus scoring verdict storage ledger adapters models tracing prepare reports".split()
+
+
+def test_light_rooms_import_nothing_heavy() -> None:
+    names = [f"slm_ray.{name}" for name in LIGHT] + ["slm_ray.corpus.read", "slm_ray.scoring.run", "slm_ray.verdict.compare"]
+    code = (
+        "import sys\n"
+        + "".join(f"import {name}\n" for name in names)
+        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'datasets') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def knobs(kind: type[BaseModel], prefix: str) -> list[str]:
+    lines = []
+    for name, field in kind.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            lines += knobs(annotation, f"{prefix}.{name}")
+        else:
+            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+            lines.append(f"{prefix}.{name} = {default}")
+    return lines
+
+
+def test_the_set_of_knobs_is_reviewed() -> None:
+    """Adding a knob is a diff of tests/unit/knobs.txt: write the printed surface there after review."""
+    kinds = [getattr(config, name) for name in config.__all__ if name.endswith("Config")]
+    surface = "\n".join(line for kind in kinds for line in knobs(kind, kind.__name__)) + "\n"
+    assert surface == (ROOT / "tests/unit/knobs.txt").read_text(encoding="utf-8"), surface
