@@ -24,9 +24,12 @@ trap finish INT TERM EXIT
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-export RAY_USAGE_STATS_ENABLED=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
+export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
 if [ -z "${RAY_ADDRESS:-}" ]; then
+  # A head of our own: loopback ports, a token of its own, and no wait for replicas that the job has already stopped.
   gcs=$(free_port) dashboard=$(free_port)
+  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+  RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
   echo "starting Ray on this machine ($slots training slots; log: $run/ray.log)"
   setsid ray start --head --block --node-ip-address=127.0.0.1 --port="$gcs" --dashboard-host=127.0.0.1 \
     --dashboard-port="$dashboard" --num-cpus="$slots" --num-gpus="${GPUS:-$(ls /dev/nvidia[0-9]* 2>/dev/null | wc -l)}" \
@@ -45,6 +48,7 @@ if [ -z "${RAY_ADDRESS:-}" ]; then
 fi
 
 submitted=yes
-ray job submit --submission-id "$submission" --log-style record --working-dir . -- python "$@" 2>>"$run/ray.log"
-status=$?
+ray job submit --submission-id "$submission" --log-style record --working-dir . -- python "$@" 2>>"$run/ray.log" |
+  grep --line-buffered -vE ' (INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job'
+status=${PIPESTATUS[0]}
 ended=yes

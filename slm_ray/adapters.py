@@ -65,8 +65,7 @@ def base_fingerprint(folder: str | Path) -> str:
     home = Path(folder)
     config = {key: value for key, value in _base_config(home).items() if key not in _VOLATILE_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    shards = sorted(home.glob("*.safetensors"))
-    if not shards:
+    if not (shards := sorted(home.glob("*.safetensors"))):
         raise AdapterError(f"{home} holds no *.safetensors weights; give the folder of a base model saved in that format")
     for shard in shards:
         tensors(shard)
@@ -130,10 +129,9 @@ def publish(
         files = {file: file_digest(scratch / file) for file in (WEIGHTS, SETTINGS, PROMPTS)}
         manifest = Manifest(
             id=f"{name}-{_content(settings, files, base_fingerprint, config_digest, data_digest)}",
-            name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest,
+            name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(shapes),
-            train_prompts=len(prompts), files=files,
+            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(shapes), train_prompts=len(prompts),
         )  # fmt: skip
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
         return _reveal(scratch, root, manifest)
@@ -147,8 +145,8 @@ def load_manifest(adapters_dir: str | Path, adapter_id: str) -> Manifest:
         raise AdapterError(f"{adapter_id!r} is no adapter id; an id is a name, '-' and 12 hex digits")
     path = Path(adapters_dir) / adapter_id / MANIFEST
     if not path.is_file():
-        known = choices(adapter_id, (manifest.id for manifest in list_adapters(adapters_dir)))
-        raise AdapterError(f"no adapter {adapter_id!r} in {adapters_dir}; {known}")
+        known = (manifest.id for manifest in list_adapters(adapters_dir))
+        raise AdapterError(f"no adapter {adapter_id!r} in {adapters_dir}; {choices(adapter_id, known)}")
     try:
         return Manifest(**read_json(path))
     except (SlmRayError, TypeError) as error:
@@ -179,8 +177,7 @@ def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -
             raise AdapterError(
                 f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
             )
-    found = base_fingerprint(base_folder)
-    if found != manifest.base_fingerprint:
+    if (found := base_fingerprint(base_folder)) != manifest.base_fingerprint:
         raise AdapterError(
             f"adapter {adapter_id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
             f" size {manifest.hidden_size}), but {base_folder} is fingerprint {found[:12]}, hidden size"
@@ -207,25 +204,23 @@ def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:
 
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    os.fsync(handle)
+    os.close(handle)
 
 
 def _settings(path: Path, base: str) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        rank, alpha = settings["r"], settings["lora_alpha"]
+        _ = settings["r"], settings["lora_alpha"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"{path} is not a PEFT LoRA configuration ({error!r}); save the adapter again") from None
     # PEFT writes sets, in whatever order they hash: sorted, the same settings give the same bytes.
     ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in sorted(settings.items())}
-    return {**ordered, "r": rank, "lora_alpha": alpha, "base_model_name_or_path": base, "inference_mode": True}
+    return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
 
 
 def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> str:
-    # Where the base lies on this machine is not part of what the adapter is; the base's fingerprint is.
+    # Not where the base lies: its fingerprint says what it is.
     portable = {key: value for key, value in settings.items() if key != "base_model_name_or_path"}
     text = json.dumps([portable, files[WEIGHTS], files[PROMPTS], *parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -244,8 +239,7 @@ def _base_config(home: Path) -> dict[str, Any]:
 
 
 def _sample(path: Path, digest: Any) -> None:
-    size = path.stat().st_size
-    if size <= _WHOLE_BYTES:
+    if (size := path.stat().st_size) <= _WHOLE_BYTES:
         digest.update(file_digest(path).encode())
         return
     with path.open("rb") as source:

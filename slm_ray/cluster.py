@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import ray
 
@@ -25,14 +28,22 @@ def connect(log_to_driver: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    options = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR, "include_dashboard": False}
+    handler = signal.getsignal(signal.SIGTERM)
+    _join(log_to_driver)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in place, which skips the job's clean-up
+
+
+def _join(log_to_driver: bool) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR)
+        ray.init(**quiet)
         return
     try:
-        ray.init(address="auto", log_to_driver=log_to_driver, logging_level=logging.ERROR)
+        ray.init(address="auto", **quiet)
     except ConnectionError:
-        ray.init(address="local", num_cpus=max(4, os.cpu_count() or 1), resources={SLOT: LOCAL_SLOTS}, **options)
+        cpus = max(LOCAL_SLOTS, os.cpu_count() or 1)
+        ray.init(address="local", num_cpus=cpus, resources={SLOT: LOCAL_SLOTS}, include_dashboard=False, **quiet)
 
 
 def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:

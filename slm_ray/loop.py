@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ class Loop:
             adapters_dir=self.config.serving.adapters_dir, name=run.config.track,
         )  # fmt: skip
 
-    def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, set[str]]) -> None:
+    def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, Set[str]]) -> None:
         """Ask all models the stage's rows and keep the report."""
         config = EvaluateConfig(
             track=run.config.track, examples=run.prepared.path(stage), models=tuple(models),
@@ -138,7 +138,7 @@ class Loop:
 
     def check_template(self, runs: list[TrackRun]) -> None:
         """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
-        from slm_ray.training.model import open_tokenizer  # the trainer's libraries take seconds to import
+        from slm_ray.training.pretrained import open_tokenizer  # the trainer's libraries take seconds to import
         from slm_ray.training.parity import check_parity, prompt_token_ids
 
         tokenizer = open_tokenizer(Path(self.config.serving.base))

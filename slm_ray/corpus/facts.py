@@ -35,7 +35,7 @@ class Facts:
     def invented_word(self) -> str:
         """A word of one to three syllables that no dictionary has."""
         rng = self._random
-        word = "".join(rng.choices(self._lexicon["syllables"], k=rng.randint(1, 3))) + rng.choice(self._lexicon["endings"])
+        word: str = "".join(rng.choices(self._lexicon["syllables"], k=rng.randint(1, 3))) + rng.choice(self._lexicon["endings"])
         return word.capitalize() if rng.random() < 0.5 else word
 
     def noise(self, low: int, high: int) -> str:
@@ -136,4 +136,4 @@ class Facts:
         if rng.random() < 0.2:
             side = rng.choice(lexicon["asides"]) if rng.random() < 0.5 else self.phrase(2, 7).capitalize() + rng.choice(".?!")
             text = f"{text} {side}" if rng.random() < 0.6 else f"{side} {text}"
-        return text[0].upper() + text[1:] if rng.random() < 0.85 else text
+        return str(text[0].upper() + text[1:] if rng.random() < 0.85 else text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,13 +78,13 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
     return [_result(reference) for reference in running]
 
 
-def plan(config: TrainingConfig) -> Plan:
-    """Read and check everything that needs no worker."""
+def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
+    """Read and check everything that needs no worker; `limit` takes the first rows only."""
     # transformers takes seconds to import, which a job that only prints its help should not pay.
-    from slm_ray.training.base import base_folder, open_tokenizer
+    from slm_ray.training.pretrained import base_folder, open_tokenizer
 
     folder = base_folder(config.base)
-    read = rows.read(config.train, config.track)
+    read = rows.read(config.train, config.track).first(limit)
     lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
@@ -110,6 +111,8 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
         use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
     )  # fmt: skip
     made.progress_path.unlink(missing_ok=True)
+    # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(
         _worker,
         train_loop_config=work,
@@ -150,7 +153,7 @@ def _train(made: Plan, *, show: bool) -> Manifest:
         return _publish(made, fit(made))
 
 
-@ray.remote
+@ray.remote  # type: ignore[untyped-decorator]
 def _in_task(made: Plan) -> Manifest:
     return _train(made, show=False)
 
@@ -207,8 +210,8 @@ def _environment(config: TrainingConfig) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _explained(error: TrainingFailedError, config: TrainingConfig) -> Exception:
-    causes = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
+def _explained(error: Exception, config: TrainingConfig) -> Exception:
+    causes: list[Exception] = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for cause in causes:
         if isinstance(cause, SlmRayError):
             return cause

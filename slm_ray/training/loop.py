@@ -24,8 +24,8 @@ from transformers import TrainerCallback
 
 from slm_ray.errors import ResourceError
 from slm_ray.training import estimate, progress
-from slm_ray.training.base import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.pretrained import base_folder, open_tokenizer
 from slm_ray.training.trainer import build, deterministic, optimizer_name, prompt_ids
 from slm_ray.training.work import Work
 

@@ -27,6 +27,10 @@ class Rows:
     examples: tuple[Example, ...]
     lines: tuple[int, ...]
 
+    def first(self, limit: int | None) -> Rows:
+        """The first `limit` rows; all of them for None."""
+        return Rows(path=self.path, examples=self.examples[:limit], lines=self.lines[:limit])
+
 
 def read(path: str, track_name: str) -> Rows:
     """The examples of a JSONL file in order; DataError with file:line for every bad row."""

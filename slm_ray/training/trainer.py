@@ -21,7 +21,7 @@ from slm_ray.config import RecipeConfig
 from slm_ray.training.model import keep_masters_in_fp32
 
 _POOL = 8  # global batches that are sorted by length together
-_LOGS = 40  # reports of a run, at most about this many
+_LOGS = 25  # reports of a run, at most about this many
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 

@@ -1,0 +1,130 @@
+"""The endpoint's front: Ray's OpenAI ingress, plus adapters by name, Azure's routes, the stand-in and an API key.
+
+A client names `BASE`, `BASE:ADAPTER` or `ADAPTER`. Whatever an adapter folder holds now is resolved, per request, to a
+name that never means anything else (`adapter_files`); multiplexing, vLLM's table and its prefix cache all go by that name,
+and the response's `model` shows it.
+
+Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from fastapi import HTTPException, Request
+from fastapi.middleware.cors import CORSMiddleware
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ModelCard, ModelList
+from ray.serve.llm.ingress import OpenAiIngress
+from starlette.responses import JSONResponse, Response
+
+from slm_ray.errors import SlmRayError
+from slm_ray.serving.access import RequireKey, refusal
+from slm_ray.serving.adapter_files import served_name, served_names
+from slm_ray.serving.stand_in import StandIn
+
+AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
+
+
+class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
+    """One base model, the adapters of one folder."""
+
+    def __init__(
+        self,
+        *args: Any,
+        adapters_dir: str,
+        stand_in: Mapping[str, Any] | None = None,
+        api_key_digest: str | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self._base: str
+        (self._base,) = self._model_cards
+        self._adapters_dir = adapters_dir
+        self._stand_in = StandIn(**stand_in) if stand_in else None
+        self._api_key_digest = api_key_digest
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Ray's app with our routes, no CORS (it allowed every origin), one error shape, and the key check outermost."""
+        app: Any = self._asgi_app
+        app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
+        app.add_api_route("/health", _health, methods=["GET"])
+        app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
+        app.add_exception_handler(HTTPException, _told)
+        if self._api_key_digest:
+            app.add_middleware(RequireKey, digest=self._api_key_digest)
+        return app
+
+    async def azure_chat(self, deployment: str, body: ChatCompletionRequest, request: Request) -> Response:
+        """Chat in Azure's shape; `deployment` is a served model's name or the stand-in's."""
+        if not request.query_params.get("api-version"):
+            return refusal(400, "BadRequest", "the query parameter api-version is missing")
+        if self._stand_in is not None and deployment == self._stand_in.deployment:
+            return await self._answer_as_stand_in(self._stand_in, body, request)
+        try:
+            body.model = await self._get_model_id(deployment)
+        except HTTPException:
+            return refusal(404, "DeploymentNotFound", "The API deployment for this resource does not exist.")
+        answer: Response = await self.chat(body, request)
+        return answer
+
+    async def _answer_as_stand_in(self, stand_in: StandIn, body: ChatCompletionRequest, request: Request) -> Response:
+        if body.stream:
+            return refusal(400, "BadRequest", "the stand-in does not stream, so that every answer can be labelled")
+        try:
+            prompt = await asyncio.to_thread(stand_in.prompt, (await request.json())["messages"])
+        except SlmRayError as error:
+            return refusal(400, "BadRequest", str(error))
+        asked = body.model_copy(update={"model": self._base, "messages": prompt.as_dicts()})
+        answer = await self.chat(asked, request)
+        return JSONResponse({**json.loads(answer.body), "model": stand_in.label})
+
+    async def _get_model_id(self, model: str | None) -> str:
+        if model is None or model == self._base:
+            return self._base
+        name = await asyncio.to_thread(self._resolve, model)
+        if name is None:
+            raise HTTPException(404, f"the model {model!r} does not exist; GET /v1/models lists what does")
+        return f"{self._base}:{name}"
+
+    def _resolve(self, model: str) -> str | None:
+        name = model.removeprefix(f"{self._base}:")
+        adapter, _, version = name.partition("@")
+        found = served_name(self._adapters_dir, adapter)
+        return found if found is not None and (not version or found == name) else None
+
+    async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
+        body.model = await self._get_model_id(body.model)
+        async for part in super()._get_response(body=body, **options):
+            yield part
+
+    async def models(self) -> ModelList:
+        """The base and every adapter in the folder."""
+        names = await asyncio.to_thread(served_names, self._adapters_dir)
+        return ModelList(data=[self._model_cards[self._base], *(self._card(*found) for found in names.items())])
+
+    async def model(self, model_id: str) -> ModelCard | None:
+        """The card of one model; None when there is no such model."""
+        try:
+            resolved = await self._get_model_id(model_id)
+        except HTTPException:
+            return None
+        name = resolved.partition(":")[2]
+        return self._card(name.partition("@")[0], name) if name else self._model_cards[self._base]
+
+    def _card(self, adapter: str, name: str) -> ModelCard:
+        base = self._model_cards[self._base]
+        about = {**base.metadata, "model_id": f"{self._base}:{adapter}", "base_model_id": self._base, "served_as": name}
+        return base.model_copy(update={"id": f"{self._base}:{adapter}", "metadata": about})
+
+
+async def _health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+async def _told(request: Request, error: Any) -> JSONResponse:
+    """HTTPException in OpenAI's error shape; FastAPI's own has none of its fields."""
+    code = "model_not_found" if error.status_code == 404 else "bad_request"
+    return refusal(error.status_code, code, str(error.detail))

@@ -1,0 +1,96 @@
+"""The model replica: Ray's LLM server, with adapters from a plain folder.
+
+Promises over the stock server: the engine only ever reads node-local copies; concurrent first requests for one adapter
+load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on.
+
+Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException
+from ray import serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig
+from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
+from ray.serve.llm.deployment import LLMServer
+from safetensors.torch import load_file
+
+from slm_ray.adapters import WEIGHTS
+from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.serving.adapter_files import LocalCopies
+
+
+class AdapterServer(LLMServer):  # type: ignore[misc]
+    """One engine and its adapters."""
+
+    async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]
+        self._copies = LocalCopies()
+        self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        loader = functools.partial(CopyLoader, copies=self._copies)
+        await super().__init__(llm_config, model_downloader=loader, **options)
+
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        model_id = serve.get_multiplexed_model_id()
+        if not model_id:
+            return
+        # Of N concurrent first requests the stock server answers N-1 with 500 ("has already been loaded").
+        async with self._loading[model_id]:
+            try:
+                await super()._maybe_resolve_lora_from_multiplex()
+            except FileNotFoundError as error:
+                raise HTTPException(404, str(error)) from None
+            except (SlmRayError, ValueError) as error:
+                raise HTTPException(400, f"the adapter cannot be used: {error}") from None
+
+    def __del__(self) -> None:
+        self._copies.close()
+
+
+class CopyLoader(LoraModelLoader):  # type: ignore[misc]
+    """Where the engine gets an adapter's files: the checked copy on this node."""
+
+    def __init__(self, *, copies: LocalCopies, **options: Any) -> None:
+        super().__init__(**options)
+        self._copies = copies
+
+    async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
+        """Fetch `BASE:NAME`; FileNotFoundError or AdapterError when that cannot be."""
+        name = lora_model_id.partition(":")[2]
+        adapters_dir = llm_config.experimental_configs["adapters_dir"]
+        source = llm_config.model_loading_config.model_source
+        path = await asyncio.to_thread(_fetch, self._copies, adapters_dir, name, source)
+        # Ray asks for an id and never uses it: vLLM counts its own.
+        return DiskMultiplexConfig(
+            model_id=lora_model_id, local_path=path, max_total_tokens=None, lora_assigned_int_id=1
+        )
+
+
+class LocalModel(CallbackBase):  # type: ignore[misc]
+    """Skips Ray's download task, which spends 5-8 s on finding that a local folder needs no download."""
+
+    async def on_before_node_init(self) -> None:
+        """Called by the engine; a hub name is downloaded by vLLM itself."""
+        self.ctx.run_init_node = False
+
+
+def _fetch(copies: LocalCopies, adapters_dir: str, name: str, source: str) -> str:
+    copy = copies.fetch(adapters_dir, name, _base_folder(source))
+    for tensor, values in load_file(copy / WEIGHTS).items():
+        if not values.isfinite().all():
+            raise AdapterError(f"{tensor} of {name} is not finite, its training diverged; train it again")
+    return str(copy)
+
+
+def _base_folder(source: str) -> Path:
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(source, local_files_only=True))

@@ -1,0 +1,145 @@
+"""From a `ServingConfig` to everything the endpoint is built from, checked before anything starts.
+
+The YAML file is an ordinary Ray Serve LLM one (`LLMServingArgs`) with one model; which base, under which name and with
+which adapters comes from the `ServingConfig`. Reads files, starts nothing, imports no Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slm_ray.adapters import base_fingerprint
+from slm_ray.config import ServingConfig
+from slm_ray.errors import ConfigError, ModelError
+from slm_ray.serving.access import key_digest
+
+KEY_NAME = "SLM_RAY_API_KEY"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_STAND_IN_KEYS = {"deployment", "demonstrations", "pools"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppSettings:
+    """What `app.build` takes. `serving` is the filled-in YAML file; the API key is here as a digest only."""
+
+    name: str
+    base: str
+    fingerprint: str
+    adapters_dir: str
+    serving: dict[str, Any]
+    stand_in: dict[str, Any] | None
+    api_key_digest: str | None
+
+    @property
+    def digest(self) -> str:
+        """8 hex digits; two endpoints with the same digest are the same endpoint."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def app_settings(
+    config: ServingConfig, *, stand_in: Mapping[str, Any] | None, environment: Mapping[str, str]
+) -> AppSettings:
+    """Everything resolved: absolute paths, names checked. ModelError when the base is no model, ConfigError otherwise."""
+    if not _NAME.fullmatch(config.name):
+        raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
+    base = check_base(config.base)
+    adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
+    key = environment.get(KEY_NAME, "")
+    return AppSettings(
+        name=config.name,
+        base=base,
+        fingerprint=base_fingerprint(base) if Path(base).is_dir() else "",
+        adapters_dir=adapters_dir,
+        serving=_filled(config, base, adapters_dir),
+        stand_in=_stand_in(config.name, stand_in) if stand_in else None,
+        api_key_digest=key_digest(key) if key else None,
+    )
+
+
+def check_base(base: str) -> str:
+    """The absolute folder of a servable base model, or a hub name as it is; ModelError that names what is missing."""
+    folder = Path(base).expanduser().absolute()
+    if not folder.is_dir():
+        if _HUB_NAME.fullmatch(base) and not folder.parent.is_dir():
+            return base
+        raise ModelError(f"there is no base model folder {base}; set serving.base to a folder or a hub name ORG/MODEL")
+    missing = [
+        what
+        for what, names in {
+            "config.json": ("config.json",),
+            "weights (*.safetensors)": ("*.safetensors",),
+            "a tokenizer (tokenizer.json)": ("tokenizer.json", "tokenizer.model"),
+        }.items()
+        if not any(True for name in names for _ in folder.glob(name))
+    ]
+    if not _has_chat_template(folder):
+        missing.append("a chat template (chat_template.jinja)")
+    if missing:
+        raise ModelError(
+            f"{base} is no base model to serve: it lacks {', '.join(missing)}; set serving.base to one that has"
+        )
+    return str(folder)
+
+
+def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
+    """What the app holds of the cluster: one bundle per engine worker and replica, and one for the ingress."""
+    model = serving["llm_configs"][0]
+    deployment, engine = model.get("deployment_config") or {}, model.get("engine_kwargs") or {}
+    workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
+    cpu = (model.get("accelerator_config") or {}).get("kind") == "cpu"
+    placement = model.get("placement_group_config") or {"bundle_per_worker": {"CPU": 1} if cpu else {"GPU": 1}}
+    engines = [dict(bundle) for bundle in placement.get("bundles") or [placement["bundle_per_worker"]] * workers]
+    engines[0]["CPU"] = engines[0].get("CPU", 0) + _cpus(deployment)
+    scaling = deployment.get("autoscaling_config") or {}
+    replicas = deployment.get("num_replicas", scaling.get("min_replicas", 1))
+    return engines * int(replicas) + [{"CPU": _cpus(serving.get("ingress_deployment_config") or {})}]
+
+
+def _cpus(deployment: Mapping[str, Any]) -> float:
+    return float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
+
+
+def _filled(config: ServingConfig, base: str, adapters_dir: str) -> dict[str, Any]:
+    path = Path(config.config)
+    try:
+        serving = yaml.safe_load(path.read_text(encoding="utf-8"))
+        (model,) = serving["llm_configs"]
+    except OSError as error:
+        raise ConfigError(f"cannot read serving.config {path}: {error.strerror}; give a Ray Serve LLM file") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError):
+        raise ConfigError(f"{path} is no Ray Serve LLM file with exactly one entry under llm_configs") from None
+    loading = {**(model.get("model_loading_config") or {}), "model_id": config.name, "model_source": base}
+    extras = {**(model.get("experimental_configs") or {}), "adapters_dir": adapters_dir}
+    return {**serving, "llm_configs": [{**model, "model_loading_config": loading, "experimental_configs": extras}]}
+
+
+def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:
+    if set(stand_in) != _STAND_IN_KEYS:
+        raise ConfigError(
+            f"a stand-in has {', '.join(sorted(_STAND_IN_KEYS))}, not {', '.join(sorted(stand_in)) or 'nothing'}"
+        )
+    pools = {name: str(Path(path).absolute()) for name, path in stand_in["pools"].items()}
+    return {
+        "base": base,
+        "deployment": stand_in["deployment"],
+        "demonstrations": stand_in["demonstrations"],
+        "pools": pools,
+    }
+
+
+def _has_chat_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,72 @@
+"""The stand-in: the base model shown worked examples, answering as the LLM where there is no LLM to call.
+
+It exists so that the whole loop runs without a key or a network. It is no large model, and every answer says so: the
+response's `model` is `stand-in:BASE+K demonstrations`. Its demonstrations are training rows, never the question's own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from slm_ray.corpus.read import examples
+from slm_ray.corpus.retrieve import nearest, with_demonstrations
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import DataError
+from slm_ray.storage import read_lines
+from slm_ray.types import Example, Message, Prompt
+
+
+class StandIn:
+    """Prompts with the `demonstrations` nearest rows of `pools` (track name to JSONL path) in front of the question.
+
+    A pool's file is read when it is first needed and again when it changes.
+    """
+
+    def __init__(self, *, base: str, deployment: str, demonstrations: int, pools: Mapping[str, str]) -> None:
+        self.base = base
+        self.deployment = deployment
+        self._demonstrations = demonstrations
+        self._pools = dict(pools)
+        self._read: dict[str, tuple[tuple[int, int], list[Example]]] = {}
+
+    @property
+    def label(self) -> str:
+        """What answers are signed with."""
+        return f"stand-in:{self.base}+{self._demonstrations} demonstrations"
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> Prompt:
+        """The chat to send to the base model; DataError when the chat is not text or a pool cannot be read."""
+        asked = Prompt(messages=tuple(_message(message) for message in messages))
+        if not asked.messages or asked.messages[-1].role != "user":
+            raise DataError("the last message is not the user's; the stand-in answers questions only")
+        pool = self._pool(asked)
+        return with_demonstrations(asked, nearest(asked.messages[-1].content, pool, self._demonstrations))
+
+    def _pool(self, asked: Prompt) -> list[Example]:
+        """Rows of the track whose system message the chat has; all rows when it has another."""
+        rows = [row for name in sorted(self._pools) for row in self._rows(name)]
+        same = [row for row in rows if row.prompt.messages[0] == asked.messages[0]]
+        return same or rows
+
+    def _rows(self, name: str) -> list[Example]:
+        path = self._pools[name]
+        try:
+            found = os.stat(path)
+        except OSError as error:
+            raise DataError(
+                f"the stand-in's pool {path} cannot be read: {error.strerror}; deploy with the right path"
+            ) from None
+        version = (found.st_mtime_ns, found.st_size)
+        known = self._read.get(name)
+        if known is None or known[0] != version:
+            known = self._read[name] = version, examples(read_lines(path), name=path, track=track(name))
+        return known[1]
+
+
+def _message(message: Mapping[str, Any]) -> Message:
+    role, content = message.get("role"), message.get("content")
+    if role not in ("system", "user", "assistant") or not isinstance(content, str):
+        raise DataError(f"the stand-in takes system, user and assistant turns of plain text, not {str(message)[:80]}")
+    return Message(role=role, content=content)

@@ -1,0 +1,126 @@
+"""Ray Tune over LoRA rank and learning rate: each trial is a Ray Train run, judged on validation rows it never saw.
+
+The objective is the track's primary metric, from answers that the trial's own model writes. The result is a table and
+the best recipe in `run_dir/sweep.json`; a finished sweep is returned from there, and of an interrupted one the finished
+trials are not trained again. It publishes no adapter: the best recipe is then trained on all rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from slm_ray import cluster
+from slm_ray.config import SweepConfig, TrainingConfig
+from slm_ray.corpus.render import digest
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ResourceError
+from slm_ray.storage import lock, read_json, write_json
+from slm_ray.training import rows
+from slm_ray.training.launch import Plan, fit, plan
+from slm_ray.types import Example
+
+_RESULT = "sweep.json"
+_DRIVER = {"CPU": 0.01}
+
+
+def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -> dict[str, Any]:
+    """Try recipes around `training` and return `{"digest", "metric", "best": {…}, "trials": [{…}]}`.
+
+    `validation` is a JSONL file of examples. Trials are ranked by score, then by the smaller rank and rate. Raises as
+    `train` does; a trial that fails has no score but an `error`, and ResourceError is raised when every trial failed.
+    """
+    recipes = trials(training, settings)
+    plans = [plan(recipe, limit=settings.rows) for recipe in recipes]
+    checked = rows.read(validation, training.track).examples[: settings.validation_rows]
+    folder = Path(training.run_dir).absolute()
+    key = _digest(plans, checked)
+    done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
+    if done.get("digest") == key:
+        return dict(done)
+    with lock(folder / "sweep"):
+        table = _run(plans, checked, folder, settings)
+        table.sort(key=lambda row: (row["score"] is None, -(row["score"] or 0.0), row["rank"], row["learning_rate"]))
+        if table[0]["score"] is None:
+            raise ResourceError(f"every trial of the sweep failed; the first: {table[0]['error']}")
+        best = {name: table[0][name] for name in ("learning_rate", "rank", "alpha", "score")}
+        result = {"digest": key, "metric": track(training.track).primary, "best": best, "trials": table}
+        write_json(folder / _RESULT, result)
+        return result
+
+
+def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConfig]:
+    """The recipes to try: the whole grid, or `trials` of it drawn by seed. Alpha keeps its ratio to the rank."""
+    grid = list(itertools.product(settings.learning_rates, settings.ranks))
+    if len(grid) > settings.trials:
+        grid = sorted(random.Random(training.seed).sample(grid, settings.trials))
+    ratio = training.lora.alpha / training.lora.rank
+    found = []
+    for rate, rank in grid:
+        lora = training.lora.model_copy(update={"rank": rank, "alpha": max(1, round(rank * ratio))})
+        found.append(
+            training.model_copy(
+                update={
+                    "learning_rate": rate, "lora": lora, "epochs": settings.epochs,
+                    "name": f"lr{rate:g}-r{rank}", "run_dir": str(Path(training.run_dir) / "sweep"),
+                }
+            )
+        )  # fmt: skip
+    return found
+
+
+def _run(plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: SweepConfig) -> list[dict[str, Any]]:
+    workers = plans[0].config.workers
+    cluster.require([dict(workers.per_worker)] * workers.count, setting="training.workers")
+    trial = tune.with_resources(tune.with_parameters(_trial, plans=list(plans), checked=tuple(checked)), _DRIVER)
+    tuner = tune.Tuner(
+        trial,
+        param_space={"number": tune.grid_search(list(range(len(plans))))},
+        tune_config=tune.TuneConfig(max_concurrent_trials=settings.max_concurrent or _concurrent(workers)),
+        run_config=tune.RunConfig(name="tune", storage_path=str(folder / "sweep"), verbose=0),
+    )
+    grid = tuner.fit()
+    errors = {outcome.config["number"]: str(outcome.error).splitlines()[-1] for outcome in grid if outcome.error}
+    return [_row(made, errors.get(number)) for number, made in enumerate(plans)]
+
+
+def _trial(config: dict[str, Any], plans: Sequence[Plan], checked: Sequence[Example]) -> None:
+    """One trial, in a driver of its own: a Ray Train run named after the recipe, so that a repeat continues it."""
+    made = plans[config["number"]]
+    path = made.folder / "trial.json"
+    if path.is_file():
+        tune.report(read_json(path))
+        return
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    outcome = fit(made, validation=checked, callbacks=[TuneReportCallback()])
+    write_json(path, outcome["metrics"])
+    tune.report(outcome["metrics"])
+
+
+def _row(made: Plan, error: str | None) -> dict[str, Any]:
+    config = made.config
+    row = {"learning_rate": config.learning_rate, "rank": config.lora.rank, "alpha": config.lora.alpha}
+    if error is not None or not (made.folder / "trial.json").is_file():
+        return {**row, "score": None, "error": error or "the trial did not finish"}
+    metrics = read_json(made.folder / "trial.json")
+    return {**row, "score": metrics.pop("objective"), "metrics": metrics}
+
+
+def _concurrent(workers: Any) -> int:
+    total = ray.cluster_resources()
+    fits = [total.get(name, 0.0) / (amount * workers.count) for name, amount in workers.per_worker.items() if amount]
+    return max(1, int(min(fits, default=1) + 1e-6))
+
+
+def _digest(plans: Sequence[Plan], checked: Sequence[Example]) -> str:
+    parts = [made.folder.name for made in plans]
+    return hashlib.sha256(json.dumps([parts, digest(checked)]).encode()).hexdigest()

@@ -1,0 +1,158 @@
+"""One Ray cluster and one engine for every integration test that needs an endpoint, and adapters to serve on it.
+
+The endpoint is as strict as it gets: an API key, a stand-in, at most 4 adapters in a batch and 16 in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import ray
+import torch
+from safetensors.torch import save_file
+
+from slm_ray.adapters import base_fingerprint, publish
+from slm_ray.config import ServingConfig
+from slm_ray.serving import deploy, shutdown
+
+ROOT = Path(__file__).parents[2]
+KEY = "integration-test-key"
+POOL = [
+    {"id": f"row{n}", "prompt": f"call {city} about the weather", "completion": json.dumps({"city": city})}
+    for n, city in enumerate(["Paris", "Rome", "Oslo", "Lima", "Cairo"])
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The running endpoint and how to ask it."""
+
+    url: str
+    config: ServingConfig
+    stand_in: dict[str, Any]
+    name: str = "tiny-base"
+
+    @property
+    def adapters(self) -> Path:
+        return Path(self.config.adapters_dir)
+
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
+        headers = headers or {"Authorization": f"Bearer {KEY}"}
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=120, trust_env=False)
+
+    def ask(self, model: str | None, text: str = "What is the weather in Oslo?", **extra: Any) -> httpx.Response:
+        return self.post("/v1/chat/completions", chat_body(model, text, **extra))
+
+    def ask_all(self, asked: Sequence[tuple[str, str]], **extra: Any) -> list[httpx.Response]:
+        """All (model, text) pairs at once."""
+
+        async def run() -> list[httpx.Response]:
+            headers, limits = {"api-key": KEY}, httpx.Limits(max_connections=200)
+            async with httpx.AsyncClient(headers=headers, limits=limits, timeout=120, trust_env=False) as client:
+                calls = (client.post(f"{self.url}/v1/chat/completions", json=chat_body(*one, **extra)) for one in asked)
+                return await asyncio.gather(*calls)
+
+        return asyncio.run(run())
+
+    def models(self) -> list[str]:
+        reply = httpx.get(f"{self.url}/v1/models", headers={"api-key": KEY}, trust_env=False)
+        return [card["id"] for card in reply.json()["data"]]
+
+
+def chat_body(model: str | None, text: str, **extra: Any) -> dict[str, Any]:
+    named = {"model": model} if model else {}
+    return {**named, "messages": [{"role": "user", "content": text}], "max_tokens": 8, "temperature": 0, **extra}
+
+
+def text_of(reply: httpx.Response) -> str:
+    assert reply.status_code == 200, reply.text
+    return str(reply.json()["choices"][0]["message"]["content"])
+
+
+def make_adapter(
+    folder: Path, base: Path, *, seed: int, rank: int = 8, size: float = 1.0, hidden: int | None = None
+) -> Path:
+    """A PEFT LoRA adapter for all linear layers with random weights, large enough to change every answer."""
+    config = json.loads((base / "config.json").read_text())
+    wide, inner = hidden or config["hidden_size"], config["intermediate_size"]
+    shapes = {f"self_attn.{name}_proj": (wide, wide) for name in "qkvo"}
+    shapes |= {"mlp.gate_proj": (inner, wide), "mlp.up_proj": (inner, wide), "mlp.down_proj": (wide, inner)}
+    random = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for layer in range(config["num_hidden_layers"]):
+        for module, (out_size, in_size) in shapes.items():
+            name = f"base_model.model.model.layers.{layer}.{module}"
+            a, b = torch.randn(rank, in_size, generator=random), torch.randn(out_size, rank, generator=random)
+            tensors[f"{name}.lora_A.weight"] = (size * a / in_size**0.5).bfloat16()
+            tensors[f"{name}.lora_B.weight"] = (size * b / rank**0.5 / 4).bfloat16()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    modules = sorted({name.split(".")[-1] for name in shapes})
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "target_modules": modules,
+                "lora_dropout": 0.0, "bias": "none", "base_model_name_or_path": "x"}  # fmt: skip
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def publish_adapter(served: Served, name: str, *, seed: int, fingerprint: str | None = None, **options: Any) -> str:
+    """A published adapter; its id."""
+    base = Path(served.config.base)
+    made = make_adapter(served.adapters.parent / "made" / name, base, seed=seed, **options)
+    manifest = publish(
+        made, served.adapters, name=name, track="structured", base="tiny", config_digest="c", data_digest="d", metrics={},
+        base_fingerprint=fingerprint or base_fingerprint(base), train_prompts=[],
+    )  # fmt: skip
+    return manifest.id
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("served")
+    shutil.copytree(ROOT / "data/tiny_base", home / "base")
+    (home / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in POOL))
+    stand_in = {"deployment": "stand-in", "demonstrations": 2, "pools": {"structured": str(home / "pool.jsonl")}}
+    config = ServingConfig(
+        config=str(ROOT / "serve_configs/cpu_tiny.yaml"), base=str(home / "base"), name="tiny-base",
+        adapters_dir=str(home / "adapters"), port=free_port(), ready_timeout_s=240,
+    )  # fmt: skip
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    started_ray = not ray.is_initialized()
+    if started_ray:
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=4, resources={"slot": 4}, **options)
+    before = engines()
+    endpoint = deploy(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": KEY})
+    yield Served(url=endpoint.url, config=config, stand_in=stand_in)
+    shutdown()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", config.port)) != 0
+    assert not engines() - before
+    if started_ray:
+        ray.shutdown()
+
+
+def engines() -> set[int]:
+    """Processes of vLLM that still run."""
+    running = (process for process in psutil.process_iter(["name", "status"]))
+    return {
+        process.pid for process in running
+        if "VLLM" in process.info["name"] and process.info["status"] != psutil.STATUS_ZOMBIE
+    }  # fmt: skip

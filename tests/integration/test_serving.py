@@ -1,0 +1,239 @@
+"""The endpoint as its users meet it: right answers first, then adapters that come, go and break, then who may ask what."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish_adapter, text_of
+
+from slm_ray.errors import ResourceError
+from slm_ray.serving import deploy, token_ids
+from slm_ray.types import Message, Prompt
+
+pytestmark = pytest.mark.heavy
+QUESTIONS = ["What is the weather in Oslo?", "Book a table for two in Lima", "Tell me a joke about ducks"]
+
+
+def test_each_answer_in_a_mixed_batch_is_the_answer_it_gets_alone(served: Served) -> None:
+    models = [served.name, *(publish_adapter(served, f"mixed{n}", seed=n) for n in range(4))]
+    asked = [(model, text) for model in models for text in QUESTIONS]
+    alone = {one: text_of(served.ask(*one)) for one in asked}
+    for text in QUESTIONS:  # else a wrong adapter could not be told from the right one
+        assert len({alone[model, text] for model in models}) == len(models)
+    batch = (asked * 4)[::-1]
+    together = [text_of(reply) for reply in served.ask_all(batch)]
+    wrong = [one for one, text in zip(batch, together, strict=True) if text != alone[one]]
+    assert not wrong, f"{len(wrong)} of {len(batch)} answers changed in a batch: {sorted(set(wrong))}"
+
+
+def test_sixteen_first_requests_at_once_all_get_their_answer(served: Served) -> None:
+    adapter = publish_adapter(served, "race", seed=20)
+    answers = [text_of(reply) for reply in served.ask_all([(adapter, QUESTIONS[0])] * 16)]
+    assert len(set(answers)) == 1
+    assert answers[0] != text_of(served.ask(served.name, QUESTIONS[0]))
+
+
+def test_an_adapter_is_usable_once_published_and_gone_once_deleted(served: Served) -> None:
+    adapter = publish_adapter(served, "comes", seed=30)
+    kept = shutil.move(served.adapters / adapter, served.adapters.parent / "kept")
+    for name in (adapter, f"{served.name}:{adapter}"):
+        refused = served.ask(name)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+    shutil.move(kept, served.adapters / adapter)
+    started = time.monotonic()
+    reply = served.ask(adapter)
+    assert reply.json()["model"] == f"{served.name}:{adapter}"
+    assert text_of(reply) == text_of(served.ask(f"{served.name}:{adapter}"))
+    assert time.monotonic() - started < 10
+    assert {served.name, f"{served.name}:{adapter}"} <= set(served.models())
+    shutil.rmtree(served.adapters / adapter)
+    assert served.ask(adapter).status_code == 404
+    assert f"{served.name}:{adapter}" not in served.models()
+
+
+def test_replaced_files_are_another_model_and_never_answer_under_the_old_name(served: Served) -> None:
+    base, home = Path(served.config.base), served.adapters / "by-hand"
+    make_adapter(home, base, seed=40)
+    first = served.ask("by-hand")
+    assert first.json()["model"].startswith("tiny-base:by-hand@")
+    make_adapter(home, base, seed=41)
+    second = served.ask("by-hand")
+    assert second.json()["model"] != first.json()["model"]
+    assert text_of(second) != text_of(first)
+    assert served.ask(first.json()["model"]).status_code == 404
+    shutil.rmtree(home)
+
+
+def test_a_published_adapter_that_was_changed_afterwards_is_refused(served: Served) -> None:
+    adapter = publish_adapter(served, "changed", seed=50)
+    other = make_adapter(served.adapters.parent / "other", Path(served.config.base), seed=51)
+    target = served.adapters / adapter / "adapter_model.safetensors"
+    target.chmod(0o644)
+    shutil.copyfile(other / target.name, target)
+    refused = served.ask(adapter)
+    assert refused.status_code == 400
+    assert "damaged" in refused.json()["error"]["message"]
+
+
+def test_more_adapters_than_memory_holds_with_files_vanishing_meanwhile(served: Served) -> None:
+    """vLLM reads evicted adapters again in the middle of a step, and used to die of files that were gone."""
+    adapters = [publish_adapter(served, f"many{n}", seed=60 + n, rank=4) for n in range(20)]
+    first = {adapter: text_of(served.ask(adapter, max_tokens=4)) for adapter in adapters}
+    again = served.ask_all([(adapter, QUESTIONS[0]) for adapter in adapters], max_tokens=4)
+    assert [text_of(reply) for reply in again] == [first[adapter] for adapter in adapters]
+
+    url, headers = f"{served.url}/v1/chat/completions", {"api-key": KEY}
+    body = chat_body(adapters[0], QUESTIONS[0], max_tokens=300, ignore_eos=True, stream=True)
+    with httpx.stream("POST", url, json=body, headers=headers, timeout=120, trust_env=False) as stream:
+        lines = stream.iter_lines()
+        assert next(lines).startswith("data: {")
+        for adapter in adapters:
+            shutil.rmtree(served.adapters / adapter)
+        others = served.ask_all([(adapter, QUESTIONS[1]) for adapter in adapters])
+        assert {reply.status_code for reply in others} == {404}
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert served.ask(served.name).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["nobody", "../adapters", "tiny-base:..", "tiny-base:../../etc", "/etc", "tiny-base:/etc/passwd",
+                                  "%2e%2e", "tiny-base:%2e%2e%2f", "other:by-hand", ".", "tiny-base:", ""])  # fmt: skip
+def test_names_that_are_no_model_are_404(served: Served, name: str) -> None:
+    assert served.post("/v1/chat/completions", {**chat_body("x", "hi"), "model": name}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "path", ["..", "%2e%2e", "tiny-base:%2e%2e%2fbase", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "tiny-base:nobody"]
+)
+def test_paths_that_are_no_model_are_404(served: Served, path: str) -> None:
+    assert httpx.get(f"{served.url}/v1/models/{path}", headers={"api-key": KEY}, trust_env=False).status_code == 404
+
+
+def test_adapters_that_cannot_be_used_are_400_with_a_reason_and_the_engine_lives(served: Served) -> None:
+    base = Path(served.config.base)
+    expected = text_of(served.ask(served.name))
+    broken = {"cut-short": "not a whole safetensors file", "too-wide": "hidden size", "not-finite": "not finite",
+              "rank-128": "rank", "no-settings": "PEFT", "cropped": "cannot be used"}  # fmt: skip
+    for name in broken:
+        make_adapter(served.adapters / name, base, seed=70, rank=128 if name == "rank-128" else 8,
+                     size=float("inf") if name == "not-finite" else 1.0, hidden=256 if name == "too-wide" else None)  # fmt: skip
+    weights = served.adapters / "cut-short/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    (served.adapters / "no-settings/adapter_config.json").write_text("{}")
+    settings = json.loads((served.adapters / "cropped/adapter_config.json").read_text())
+    (served.adapters / "cropped/adapter_config.json").write_text(json.dumps({**settings, "r": 4}))
+    broken.pop("cropped")  # vLLM may or may not take it; it must live
+    served.ask("cropped")
+    for name, reason in broken.items():
+        for refused in served.ask_all([(name, "hi")] * 3):
+            assert refused.status_code == 400, (name, refused.text)
+            assert reason in refused.json()["error"]["message"], (name, refused.text)
+            assert "Traceback" not in refused.text
+        assert text_of(served.ask(served.name)) == expected
+
+
+def test_an_adapter_of_another_base_is_refused_before_any_weight_loads(served: Served) -> None:
+    adapter = publish_adapter(served, "foreign", seed=80, fingerprint="0" * 32)
+    refused = served.ask(adapter)
+    assert refused.status_code == 400
+    assert "was trained on base" in refused.json()["error"]["message"]
+    by_hand = make_adapter(served.adapters / "foreign-by-hand", Path(served.config.base), seed=80)
+    (by_hand / "manifest.json").write_text(json.dumps({"base_fingerprint": "0" * 32}))
+    assert "another base" in served.ask("foreign-by-hand").json()["error"]["message"]
+
+
+AZURE = "/openai/deployments/{}/chat/completions{}"
+VERSION = "?api-version=2024-05-01-preview"
+
+
+def test_azure_route_serves_models_and_explains_what_is_wrong(served: Served) -> None:
+    body = chat_body(None, QUESTIONS[0])
+    right = served.post(AZURE.format(served.name, VERSION), body, **{"api-key": KEY})
+    assert text_of(right) == text_of(served.ask(served.name, QUESTIONS[0]))
+    adapter = publish_adapter(served, "azure", seed=90)
+    assert served.post(AZURE.format(adapter, VERSION), body).json()["model"] == f"{served.name}:{adapter}"
+    for name in ("gpt-4o", "..%2f..", "%2e%2e"):
+        missing = served.post(AZURE.format(name, VERSION), body)
+        assert (missing.status_code, missing.json()["error"]["code"]) == (404, "DeploymentNotFound")
+    assert served.post(AZURE.format(served.name, ""), body).status_code == 400
+
+
+def test_the_stand_in_shows_demonstrations_to_the_base_and_says_what_it_is(served: Served) -> None:
+    url = AZURE.format("stand-in", VERSION)
+    body = chat_body(None, "call Rome about the weather please", return_token_ids=True)
+    reply = served.post(url, body, **{"api-key": KEY})
+    assert reply.json()["model"] == "stand-in:tiny-base+2 demonstrations"
+    plain = served.ask(served.name, "call Rome about the weather please")
+    assert reply.json()["usage"]["prompt_tokens"] > plain.json()["usage"]["prompt_tokens"] + 20
+    pool = Path(served.stand_in["pools"]["structured"])
+    pool.write_text(json.dumps(POOL[0]) + "\n")
+    fewer = served.post(url, body).json()["usage"]["prompt_tokens"]
+    assert fewer < reply.json()["usage"]["prompt_tokens"]
+    assert served.post(url, {**body, "stream": True}).status_code == 400
+    assert (
+        served.post(url, {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}).status_code
+        == 400
+    )
+    assert served.ask("stand-in").status_code == 404
+
+
+def test_without_the_key_nothing_answers_but_health(served: Served) -> None:
+    chat, azure = "/v1/chat/completions", AZURE.format("stand-in", VERSION)
+    for path in (chat, azure):
+        for headers in (
+            {"x": "y"},
+            {"api-key": "wrong"},
+            {"Authorization": f"Basic {KEY}"},
+            {"Authorization": "Bearer"},
+        ):
+            refused = served.post(path, chat_body(served.name, "hi"), **headers)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    for path in ("/v1/models", "/docs", "/openapi.json"):
+        assert httpx.get(served.url + path, trust_env=False).status_code == 401
+    assert httpx.get(f"{served.url}/health", headers={"Origin": "http://evil"}, trust_env=False).json() == {
+        "status": "ok"
+    }
+    reply = httpx.get(f"{served.url}/v1/models", headers={"Origin": "http://evil", "api-key": KEY}, trust_env=False)
+    assert "access-control-allow-origin" not in reply.headers
+
+
+def test_structured_output_holds_for_base_and_adapter(served: Served) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 8}}, "required": ["city"],
+              "additionalProperties": False}  # fmt: skip
+    wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
+    for model in (served.name, publish_adapter(served, "schema", seed=100)):
+        answer = json.loads(text_of(served.ask(model, max_tokens=64, response_format=wanted)))
+        assert set(answer) == {"city"}
+
+
+def test_token_ids_are_those_of_the_chat_template(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoTokenizer
+
+    monkeypatch.setenv("SLM_RAY_API_KEY", KEY)
+    prompt = Prompt(messages=(Message(role="system", content="Be brief."), Message(role="user", content="What is up?")))
+    tokenizer = AutoTokenizer.from_pretrained(served.config.base)
+    ours = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert token_ids(served.url, served.name, prompt) == ours
+
+
+def test_deploying_what_runs_is_free_and_what_cannot_run_is_refused_at_once(served: Served, tmp_path: Path) -> None:
+    environment = {"SLM_RAY_API_KEY": KEY}
+    started = time.monotonic()
+    assert deploy(served.config, stand_in=served.stand_in, environment=environment).url == served.url
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = served.config.model_copy(update={"port": other.getsockname()[1]})
+        with pytest.raises(ResourceError, match=r"set serving\.port"):
+            deploy(taken, environment=environment)
+    greedy = (Path(served.config.config).read_text()).replace("num_cpus: 0.1", "num_cpus: 512")
+    (tmp_path / "greedy.yaml").write_text(greedy)
+    with pytest.raises(ResourceError, match="512"):
+        deploy(served.config.model_copy(update={"config": str(tmp_path / "greedy.yaml")}), environment=environment)
+    assert time.monotonic() - started < 10
+    assert served.ask(served.name).status_code == 200

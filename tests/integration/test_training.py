@@ -1,0 +1,212 @@
+"""Training under real Ray: two workers, killed workers, a killed driver, two groups at once, requests that cannot be met."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from slm_ray import adapters
+from slm_ray.config import TrainingConfig
+from slm_ray.errors import DataError, ResourceError
+from slm_ray.training import train, train_many
+
+pytestmark = pytest.mark.heavy
+BASE = Path(__file__).parents[2] / "data" / "tiny_base"
+LOCAL = {"address": "local", "num_cpus": 4, "resources": {"slot": 4}, "include_dashboard": False, "log_to_driver": False}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(**LOCAL)
+    yield
+    ray.shutdown()
+
+
+def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainingConfig:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "train.jsonl"
+    lines = [{"prompt": f"Number {n} " * (1 + n % 4), "completion": json.dumps({"n": n % 3})} for n in range(rows)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return TrainingConfig(
+        **{
+            "track": "structured", "train": str(path), "base": str(BASE), "run_dir": str(folder / "run"),
+            "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 2, "per_device_batch": 4,
+            "gradient_accumulation": 1, "learning_rate": 2e-3, "warmup_steps": 2, "optimizer": "adamw_torch",
+            "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "checkpoint_steps": 4, "max_length": 512,
+            "workers": {"count": 2, "per_worker": {"slot": 1, "CPU": 0.5}}, **changed,
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfig, adapters.Manifest]:
+    asked = config(tmp_path_factory.mktemp("undisturbed"))
+    return asked, train(asked, show=False)
+
+
+def trainers() -> list[psutil.Process]:
+    """Training workers of this process's own Ray, and of no other on the machine."""
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if process.is_running() and "RayTrainWorker" in " ".join(process.cmdline())]
+
+
+def once(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
+    """Do `action` in the background as soon as `condition` holds."""
+
+    def wait() -> None:
+        limit = time.monotonic() + 120
+        while time.monotonic() < limit:
+            if condition():
+                action()
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def checkpoints(run_dir: str) -> list[Path]:
+    return list(Path(run_dir).glob("*/checkpoint_*/trainer_state.json"))
+
+
+def test_two_workers_train_one_adapter_over_the_whole_data(undisturbed: tuple[TrainingConfig, adapters.Manifest]) -> None:
+    asked, manifest = undisturbed
+    figures = manifest.metrics
+    assert (figures["workers"], figures["optimizer"], figures["steps"]) == (2, "torch.AdamW", 12)
+    assert figures["loss_last"] < figures["loss_first"]
+    assert figures["resumed_from"] == 0
+    assert adapters.verify(asked.adapters_dir, manifest.id, BASE) == manifest
+    assert (manifest.rank, manifest.alpha, manifest.train_prompts) == (4, 8, 48)
+    weights = adapters.tensors(Path(asked.adapters_dir) / manifest.id / "adapter_model.safetensors")
+    assert len(weights) == 4 * 7 * 2
+
+
+def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainingConfig, adapters.Manifest]) -> None:
+    asked, manifest = undisturbed
+    started = time.monotonic()
+    assert train(asked, show=False) == manifest
+    assert time.monotonic() - started < 2
+
+
+def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
+    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
+) -> None:
+    asked = config(tmp_path)
+    killed: list[int] = []
+
+    def kill() -> None:
+        victim = trainers()[-1]
+        victim.kill()
+        killed.append(victim.pid)
+
+    thread = once(lambda: checkpoints(asked.run_dir) and trainers(), kill)
+    manifest = train(asked, show=False)
+    thread.join()
+    assert killed
+    figures = manifest.metrics
+    assert figures["resumed_from"] >= 4
+    assert figures["steps_run"] == 12 - figures["resumed_from"]
+    assert manifest.id == undisturbed[1].id, "the resumed run learned something else than the undisturbed one"
+
+
+def test_a_killed_driver_is_continued_by_the_same_command(
+    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
+) -> None:
+    asked = config(tmp_path)
+    script = (
+        "import ray, sys\nfrom slm_ray.config import TrainingConfig\nfrom slm_ray.training import train\n"
+        f"ray.init(**{LOCAL!r})\n"
+        "train(TrainingConfig.model_validate_json(sys.argv[1]), show=False)\n"
+    )
+    driver = subprocess.Popen([sys.executable, "-c", script, asked.model_dump_json()], start_new_session=True)
+    limit = time.monotonic() + 120
+    while not checkpoints(asked.run_dir) and time.monotonic() < limit and driver.poll() is None:
+        time.sleep(0.02)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert checkpoints(asked.run_dir)
+    assert not adapters.list_adapters(asked.adapters_dir)
+    manifest = continued(asked)
+    assert manifest.metrics["resumed_from"] >= 4
+    assert manifest.id == undisturbed[1].id
+
+
+def continued(asked: TrainingConfig) -> adapters.Manifest:
+    """The same training again, once the killed driver's cluster has let go of the run folder."""
+    for _ in range(60):
+        try:
+            return train(asked, show=False)
+        except ResourceError as error:
+            assert "in use" in str(error)
+            time.sleep(0.5)
+    raise AssertionError("the killed driver still holds the run folder")
+
+
+def test_two_groups_of_two_train_at_the_same_time(tmp_path: Path) -> None:
+    configs = [config(tmp_path / track, track=track, name=track, epochs=1) for track in ("structured", "toolcall")]
+    seen: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.2):
+            seen.append(len(trainers()))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    manifests = train_many(configs, parallel=True)
+    done.set()
+    watcher.join()
+    assert [manifest.track for manifest in manifests] == ["structured", "toolcall"]
+    assert all(manifest.metrics["workers"] == 2 for manifest in manifests)
+    assert max(seen) == 4
+    assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
+
+
+def test_one_group_that_fails_says_so_plainly_and_lets_the_other_finish(tmp_path: Path) -> None:
+    good = config(tmp_path / "good", rows=8, epochs=1)
+    huge = config(tmp_path / "huge", rows=8, epochs=1, name="huge", per_device_batch=10_000_000)
+    with pytest.raises(ResourceError, match=r"^training needs .* lower per_device_batch from 10000000"):
+        train_many([huge, good], parallel=True)
+    assert len(adapters.list_adapters(good.adapters_dir)) == 1
+
+
+@pytest.mark.parametrize("workers", [{"count": 5, "per_worker": {"slot": 1}}, {"count": 1, "per_worker": {"GPU": 64}}])
+def test_workers_that_can_never_be_had_are_refused_at_once(tmp_path: Path, workers: dict[str, Any]) -> None:
+    started = time.monotonic()
+    with pytest.raises(ResourceError, match=r"training.workers asks for \d+ (slot|GPU), the cluster has"):
+        train(config(tmp_path, workers=workers), show=False)
+    assert time.monotonic() - started < 10
+
+
+def test_groups_that_fit_alone_but_not_together_are_refused_at_once(tmp_path: Path) -> None:
+    three = {"count": 3, "per_worker": {"slot": 1}}
+    configs = [config(tmp_path / name, name=name, workers=three) for name in ("a", "b")]
+    with pytest.raises(ResourceError, match="asks for 6 slot"):
+        train_many(configs, parallel=True)
+
+
+def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"train.jsonl:1: \d+ tokens, more than max_length 16"):
+        train(config(tmp_path, max_length=16), show=False)
+    assert not trainers()
+
+
+def test_workers_killed_too_often_end_in_one_line(tmp_path: Path) -> None:
+    asked = config(tmp_path, workers={"count": 2, "per_worker": {"slot": 1}, "max_failures": 0})
+    thread = once(lambda: checkpoints(asked.run_dir) and trainers(), lambda: trainers()[0].kill())
+    with pytest.raises(ResourceError, match="killed more than 0 times.*continues from the last checkpoint"):
+        train(asked, show=False)
+    thread.join()

@@ -1,0 +1,235 @@
+"""Adapters: published whole or not at all, named by content, refused over another base or when damaged."""
+
+from __future__ import annotations
+
+import json
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray import adapters
+from slm_ray.errors import AdapterError
+
+
+def safetensors(path: Path, shapes: dict[str, tuple[int, ...]], fill: int = 0) -> Path:
+    """Write fp32 tensors of the given shapes, every byte `fill`."""
+    header: dict[str, Any] = {}
+    offset = 0
+    for name, shape in shapes.items():
+        size = 4
+        for length in shape:
+            size *= length
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes([fill]) * offset)
+    return path
+
+
+def base(folder: Path, *, hidden: int = 16, fill: int = 1, tokenizer: str = "{}") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"hidden_size": hidden, "model_type": "llama"}))
+    (folder / "tokenizer.json").write_text(tokenizer)
+    safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": (8, hidden)}, fill)
+    return folder
+
+
+def trained(folder: Path, *, hidden: int = 16, fill: int = 2, modules: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
+    folder.mkdir(parents=True)
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(modules), "base_model_name_or_path": str(folder)}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
+    safetensors(folder / "adapter_model.safetensors", {f"{prefix}.lora_A.weight": (4, hidden)}, fill)
+    return folder
+
+
+def publish(source: Path, root: Path, fingerprint: str, **changed: Any) -> adapters.Manifest:
+    return adapters.publish(
+        source, root,
+        **{
+            "name": "structured", "track": "structured", "base": "tiny", "base_fingerprint": fingerprint,
+            "config_digest": "c", "data_digest": "d", "metrics": {"loss": 0.5}, "train_prompts": ["b", "a", "a"], **changed,
+        },
+    )  # fmt: skip
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> tuple[Path, Path, Path, str]:
+    """(source, adapters folder, base folder, base fingerprint)."""
+    home = base(tmp_path / "base")
+    return trained(tmp_path / "out"), tmp_path / "adapters", home, adapters.base_fingerprint(home)
+
+
+def test_publishing_shows_the_manifest_and_keeps_every_file_read_only(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, home, fingerprint = shelf
+    manifest = publish(source, root, fingerprint)
+    assert (manifest.rank, manifest.alpha, manifest.hidden_size, manifest.train_prompts) == (4, 8, 16, 2)
+    assert manifest.created.endswith("+00:00")
+    assert adapters.verify(root, manifest.id, home) == manifest == adapters.load_manifest(root, manifest.id)
+    assert adapters.train_prompts(root, manifest.id) == {"a", "b"}
+    folder = root / manifest.id
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "train_prompts.json", "manifest.json",
+    }  # fmt: skip
+    assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
+
+
+def test_the_same_content_is_one_adapter_whenever_and_wherever_it_is_published(
+    shelf: tuple[Path, Path, Path, str], tmp_path: Path
+) -> None:
+    source, root, _, fingerprint = shelf
+    first = publish(source, root, fingerprint)
+    time.sleep(1.1)
+    reordered = trained(tmp_path / "again", modules=("v_proj", "q_proj"))
+    second = publish(reordered, root, fingerprint, base="/elsewhere/tiny", metrics={"loss": 0.6}, train_prompts=["a", "b"])
+    assert second == first
+    assert [manifest.id for manifest in adapters.list_adapters(root)] == [first.id]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"base_fingerprint": "other"}, {"config_digest": "x"}, {"data_digest": "x"}, {"train_prompts": ["a"]}, {"name": "n"}],
+)
+def test_other_content_is_another_adapter(shelf: tuple[Path, Path, Path, str], changed: dict[str, Any]) -> None:
+    source, root, _, fingerprint = shelf
+    arguments = {"base_fingerprint": fingerprint, **changed}
+    assert publish(source, root, fingerprint).id != publish(source, root, arguments.pop("base_fingerprint"), **arguments).id
+
+
+def test_other_weights_are_another_adapter(shelf: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
+    source, root, _, fingerprint = shelf
+    assert publish(source, root, fingerprint).id != publish(trained(tmp_path / "b", fill=3), root, fingerprint).id
+
+
+def test_many_publishers_at_once_make_one_adapter(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, home, fingerprint = shelf
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(publish(source, root, fingerprint).id)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8 and len(set(found)) == 1
+    adapters.verify(root, found[0], home)
+    assert [path.name for path in root.iterdir()] == found[:1]
+
+
+def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, home, fingerprint = shelf
+    script = (
+        "import os, sys\nfrom slm_ray import adapters\n"
+        "seen = 0\n"
+        "def stop(event, arguments):\n"
+        "    global seen\n"
+        "    if event in ('open', 'os.rename', 'os.chmod') and '.publishing-' in str(arguments[0]):\n"
+        "        seen += 1\n"
+        "        if seen == int(sys.argv[1]): os.kill(os.getpid(), 9)\n"
+        "sys.addaudithook(stop)\n"
+        f"adapters.publish({str(source)!r}, {str(root)!r}, name='structured', track='structured', base='tiny',"
+        f" base_fingerprint={fingerprint!r}, config_digest='c', data_digest='d', metrics={{'loss': 0.5}},"
+        " train_prompts=['b', 'a', 'a'])\n"
+    )
+    killed = 0
+    for moment in range(1, 60, 4):
+        result = subprocess.run([sys.executable, "-c", script, str(moment)], capture_output=True, text=True, check=False)
+        if result.returncode == 0:
+            break
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        killed += 1
+        assert adapters.list_adapters(root) == []
+        assert not [path for path in root.iterdir() if not path.name.startswith(".")]
+    assert killed >= 3
+    manifest = publish(source, root, fingerprint)
+    assert adapters.verify(root, manifest.id, home).id == manifest.id
+
+
+def test_another_base_is_refused_with_both_named(shelf: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
+    source, root, _, fingerprint = shelf
+    manifest = publish(source, root, fingerprint)
+    other = base(tmp_path / "other", hidden=24)
+    with pytest.raises(AdapterError, match=r"hidden size 16.*hidden size 24") as caught:
+        adapters.verify(root, manifest.id, other)
+    assert fingerprint[:12] in str(caught.value) and adapters.base_fingerprint(other)[:12] in str(caught.value)
+    with pytest.raises(AdapterError, match="was trained on base"):
+        adapters.verify(root, manifest.id, base(tmp_path / "same-shape", fill=9))
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json", "train_prompts.json"])
+def test_damage_names_the_file_and_the_fix(shelf: tuple[Path, Path, Path, str], name: str) -> None:
+    source, root, home, fingerprint = shelf
+    path = root / publish(source, root, fingerprint).id / name
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match=rf"{name} is damaged.*publish again"):
+        adapters.verify(root, path.parent.name, home)
+    path.unlink()
+    with pytest.raises(AdapterError, match=rf"{name} is missing.*publish the adapter again"):
+        adapters.verify(root, path.parent.name, home)
+
+
+def test_a_damaged_manifest_is_named(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, _, fingerprint = shelf
+    path = root / publish(source, root, fingerprint).id / "manifest.json"
+    path.chmod(0o644)
+    path.write_text('{"id": 1}')
+    with pytest.raises(AdapterError, match=r"manifest.json is damaged"):
+        adapters.load_manifest(root, path.parent.name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}"])
+def test_weights_cut_short_are_never_published(shelf: tuple[Path, Path, Path, str], content: bytes) -> None:
+    source, root, _, fingerprint = shelf
+    (source / "adapter_model.safetensors").write_bytes(content)
+    with pytest.raises(AdapterError, match="not a whole safetensors file"):
+        publish(source, root, fingerprint)
+    assert adapters.list_adapters(root) == []
+
+
+@pytest.mark.parametrize("adapter_id", ["../x", "..", "a/b-0123456789ab", "x", "-0123456789ab", "n-0123456789AB", ""])
+def test_ids_that_are_no_ids_never_reach_the_disk(tmp_path: Path, adapter_id: str) -> None:
+    with pytest.raises(AdapterError, match="no adapter id"):
+        adapters.load_manifest(tmp_path, adapter_id)
+
+
+def test_an_unknown_id_lists_the_known_ones(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, _, fingerprint = shelf
+    known = publish(source, root, fingerprint).id
+    with pytest.raises(AdapterError, match=known):
+        adapters.load_manifest(root, "structured-000000000000")
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a b", "é", ".hidden"])
+def test_a_name_that_is_no_file_name_is_refused(shelf: tuple[Path, Path, Path, str], name: str) -> None:
+    source, root, _, fingerprint = shelf
+    with pytest.raises(AdapterError, match="adapter name"):
+        publish(source, root, fingerprint, name=name)
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -> None:
+    one = adapters.base_fingerprint(base(tmp_path / "a"))
+    assert one == adapters.base_fingerprint(base(tmp_path / "b"))
+    assert one != adapters.base_fingerprint(base(tmp_path / "c", tokenizer="[]"))
+    assert one != adapters.base_fingerprint(base(tmp_path / "d", fill=7))
+
+
+def test_large_weights_are_sampled_at_both_ends_and_between(tmp_path: Path) -> None:
+    home = base(tmp_path / "large")
+    path = safetensors(home / "model.safetensors", {"w": (20 << 20,)})
+    before = adapters.base_fingerprint(home)
+    for place in (path.stat().st_size - 1, 200, path.stat().st_size // 255 + 100_000 - 100_000 % 4):
+        with path.open("r+b") as weights:
+            weights.seek(place)
+            weights.write(b"\x05")
+    assert adapters.base_fingerprint(home) != before
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    with pytest.raises(AdapterError, match="not a base model folder"):
+        adapters.base_fingerprint(tmp_path)

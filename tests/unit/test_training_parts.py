@@ -1,0 +1,134 @@
+"""The trainer's parts without Ray: row order, answer-only loss, NF4, parity, progress, answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+
+from slm_ray.config import LoraConfig, RecipeConfig
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ConfigError, ModelError
+from slm_ray.training import progress, rows
+from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.objective import validate
+from slm_ray.training.parity import check_parity, prompt_token_ids
+from slm_ray.training.pretrained import open_tokenizer
+from slm_ray.training.trainer import LikeLengths, build, prompt_ids
+from slm_ray.types import Example
+
+BASE = Path(__file__).parents[2] / "data" / "tiny_base"
+RECIPE = RecipeConfig(
+    per_device_batch=4, gradient_accumulation=1, optimizer="adamw_torch", lora=LoraConfig(rank=4, alpha=8, dropout=0.0)
+)  # fmt: skip
+
+
+def examples(count: int) -> list[Example]:
+    return [
+        Example(id=str(n), prompt=prompt_of(track("structured"), f"Number {n} " * (1 + n % 5)), reference=f'{{"n": {n}}}')
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return open_tokenizer(BASE)
+
+
+@pytest.fixture(scope="module")
+def trainer(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    model = add_lora(open_base(BASE, RECIPE, use_gpu=False, longest=100), RECIPE.lora)
+    found = [rows.conversation(example) for example in examples(8)]
+    return build(model, tokenizer, found, RECIPE, folder=str(tmp_path_factory.mktemp("out")), use_gpu=False, steps=2)
+
+
+def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> None:
+    lengths = [10 + (7 * n) % 50 for n in range(103)]
+    one, other = LikeLengths(lengths, 8, 42), LikeLengths(lengths, 8, 42)
+    torch.manual_seed(1)
+    first = list(one)
+    torch.rand(5)
+    assert list(other) == first
+    assert sorted(first) == list(range(103))
+    one.set_epoch(1)
+    assert list(one) != first
+    one.set_epoch(0)
+    assert list(one) == first
+
+
+def test_rows_of_like_length_share_a_batch_and_the_short_batch_is_last() -> None:
+    lengths = [10 + (7 * n) % 50 for n in range(67)]
+    order = list(LikeLengths(lengths, 8, 42))
+    spreads = [max(batch) - min(batch) for i in range(0, 64, 8) if (batch := [lengths[row] for row in order[i : i + 8]])]
+    assert sum(spreads) / len(spreads) < 15
+    assert len(order) % 8 == 3
+
+
+def test_the_base_is_in_nf4_with_double_quantisation_and_lora_in_fp32(trainer: Any) -> None:
+    layers = [module for _, module in trainer.model.named_modules() if type(module).__name__ == "Linear4bit"]
+    states = [layer.base_layer.weight.quant_state for layer in layers if hasattr(layer, "base_layer")]
+    assert len(states) == 7 * 4
+    assert all(state.quant_type == "nf4" and state.nested for state in states)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
+def test_loss_is_on_the_answer_and_its_end_only(trainer: Any, tokenizer: Any) -> None:
+    row = trainer.train_dataset[3]
+    learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+    assert tokenizer.decode(learned) == '{"n": 3}<|eot_id|>'
+    assert tokenizer.decode(prompt_ids(row)).endswith("assistant<|end_header_id|>\n\n")
+
+
+def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
+        stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
+    assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
+
+
+def test_an_unknown_target_module_lists_the_known_ones() -> None:
+    model = open_base(BASE, RECIPE, use_gpu=False, longest=100)
+    with pytest.raises(ConfigError, match=r"no query_key_value; it has down_proj.*q_proj"):
+        add_lora(model, LoraConfig(target_modules=("query_key_value",)))
+
+
+def test_the_parity_gate_passes_on_the_same_template(tokenizer: Any) -> None:
+    prompt = prompt_of(track("toolcall"), "Request: play jazz")
+    seen = prompt_token_ids(tokenizer, prompt)
+    check_parity(seen, rows.token_ids(tokenizer, prompt.as_dicts(), answer_next=True), tokenizer.decode)
+
+
+def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs(tokenizer: Any) -> None:
+    prompt = prompt_of(track("toolcall"), "Request: play jazz")
+    seen = prompt_token_ids(tokenizer, prompt)
+    plain = tokenizer("\n".join(turn.content for turn in prompt.messages))["input_ids"]
+    with pytest.raises(ModelError, match=r"differ from token [01] on: training saw '.*start_header_id.*the server sees"):
+        check_parity(seen, plain, tokenizer.decode)
+    with pytest.raises(ModelError, match=rf"differ from token {len(seen) - 4} on"):
+        check_parity(seen, seen[:-4], tokenizer.decode)
+
+
+def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
+    found = validate(trainer.model, tokenizer, examples(3), "structured")
+    assert 0.0 <= found["objective"] == found["exact_match"] <= 1.0
+    assert "json_valid" in found
+
+
+def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    assert progress.read(path) is None
+    assert progress.line("run", None) == "run: starting workers"
+    now = progress.Progress(step=3, steps=10, loss=1.25, tokens_per_s=2000.0, eta_s=12.4)
+    progress.write(path, now)
+    assert progress.read(path) == now
+    assert progress.line("run", now) == "run: step 3/10, loss 1.250, 2,000 tokens/s, 12 s left"
+    path.write_text(json.dumps({"step": 3})[:-2])
+    assert progress.read(path) is None

@@ -1,0 +1,68 @@
+"""Training rows: measured whole, refused by file and line, never cut; and the order in which they are seen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray.errors import ConfigError, DataError, ModelError
+from slm_ray.training import rows
+from slm_ray.training.pretrained import base_folder, open_tokenizer
+
+BASE = Path(__file__).parents[2] / "data" / "tiny_base"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return open_tokenizer(BASE)
+
+
+def write(path: Path, answers: list[str]) -> str:
+    lines = [json.dumps({"prompt": f"Say {number}.", "completion": answer}) for number, answer in enumerate(answers)]
+    path.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_lengths_are_of_the_whole_row_in_the_base_s_template(tmp_path: Path, tokenizer: Any) -> None:
+    read = rows.read(write(tmp_path / "train.jsonl", ["one", "two words"]), "structured")
+    found = rows.lengths(read, tokenizer, max_length=512)
+    row = rows.conversation(read.examples[1])
+    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    assert found[1] == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert text.endswith("two words<|eot_id|>")
+
+
+def test_a_long_row_is_refused_by_line_with_the_length_that_would_do(tmp_path: Path, tokenizer: Any) -> None:
+    path = write(tmp_path / "train.jsonl", ["short", "word " * 200, "short"])
+    with pytest.raises(DataError, match=rf"{path}:3: \d+ tokens, more than max_length 128; raise max_length to \d+"):
+        rows.lengths(rows.read(path, "structured"), tokenizer, max_length=128)
+
+
+def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tmp_path: Path) -> None:
+    odd = open_tokenizer(BASE)
+    odd.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}think:{% endif %}"
+    with pytest.raises(ConfigError, match="chat template"):
+        rows.lengths(rows.read(write(tmp_path / "train.jsonl", ["x"]), "structured"), odd, max_length=512)
+
+
+def test_the_first_rows_keep_their_lines(tmp_path: Path) -> None:
+    read = rows.read(write(tmp_path / "train.jsonl", ["a", "b", "c"]), "structured")
+    assert read.lines == (1, 3, 5)
+    assert read.first(2).lines == (1, 3)
+    assert read.first(None) == read
+
+
+def test_a_base_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="no base model 'nobody/nothing'"):
+        base_folder("nobody/nothing")
+
+
+def test_a_base_without_chat_template_is_refused(tmp_path: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        (tmp_path / name).write_bytes((BASE / name).read_bytes())
+    with pytest.raises(ModelError, match="no chat template"):
+        open_tokenizer(tmp_path)
