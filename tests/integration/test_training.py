@@ -207,6 +207,6 @@ def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> N
 def test_workers_killed_too_often_end_in_one_line(tmp_path: Path) -> None:
     asked = config(tmp_path, workers={"count": 2, "per_worker": {"slot": 1}, "max_failures": 0})
     thread = once(lambda: checkpoints(asked.run_dir) and trainers(), lambda: trainers()[0].kill())
-    with pytest.raises(ResourceError, match="killed more than 0 times.*continues from the last checkpoint"):
+    with pytest.raises(ResourceError, match=r"killed more than 0 times.*continues from the last checkpoint"):
         train(asked, show=False)
     thread.join()

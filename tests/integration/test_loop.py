@@ -1,0 +1,134 @@
+"""The whole loop as a person runs it: submitted to a Ray head, stopped in the middle, continued, finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from slm_ray.adapters import list_adapters, train_prompts
+from slm_ray.corpus.render import prompt_hash
+from slm_ray.prepare import examples_in
+
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
+ROOT = Path(__file__).parents[2]
+TRACKS = ("structured", "toolcall")
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def recorded_llm(folder: Path) -> Path:
+    """A log of perfect answers, so that the LLM leads and the loop has to train."""
+    answers = {}
+    for track in TRACKS:
+        out = folder / "all" / track
+        subprocess.run(
+            [sys.executable, "jobs/prepare.py", "jobs/prepare.yaml", "--set", f"track={track}", "--set", f"out_dir={out}"],
+            cwd=ROOT, check=True, capture_output=True,
+        )  # fmt: skip
+        for split in ("train", "validation", "test"):
+            for example in examples_in(out / f"{split}.jsonl", track):
+                answers[example.prompt.messages[-1].content] = example.reference
+    path = folder / "llm.jsonl"
+    lines = [json.dumps({"prompt": prompt, "prediction": answer}) for prompt, answer in answers.items()]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def started(run: Path, llm: Path, port: int) -> subprocess.Popen[str]:
+    settings = {
+        "run_dir": run, "serving.adapters_dir": run / "adapters", "serving.port": port, "llm": f"recorded:{llm}",
+        "tracks.0.validation": 8, "tracks.0.test": 8, "tracks.0.train": 48,
+        "tracks.1.validation": 8, "tracks.1.test": 8, "tracks.1.train": 48,
+        "training.epochs": 1, "training.checkpoint_steps": 2, "rule": "point", "generation.max_tokens": 120,
+    }  # fmt: skip
+    overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AZURE_", "LANGFUSE_"))}
+    return subprocess.Popen(
+        ["bash", "jobs/on_local_ray.sh", "jobs/loop.py", "jobs/loop.yaml", *overrides],
+        cwd=ROOT, env=kept | {"PATH": path, "RUN": str(run)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def descendants(run: Path) -> list[str]:
+    """Every living process that was started for this run: they all inherit its RUN."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("RUN") == str(run) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def calls(run: Path, stage: str) -> dict[str, int]:
+    """Answers in each track's ledger of one stage."""
+    counts = {}
+    for track in TRACKS:
+        with sqlite3.connect(run / track / stage / "ledger.sqlite") as ledger:
+            (table,) = [name for (name,) in ledger.execute("SELECT name FROM sqlite_master WHERE type = 'table'")][:1]
+            (counts[track],) = ledger.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608
+    return counts
+
+
+def wait_for(path_pattern: str, run: Path, process: subprocess.Popen[str], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
+    while not list(run.glob(path_pattern)):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, f"{path_pattern} did not appear within {limit_s} s"
+        time.sleep(0.5)
+
+
+def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> None:
+    run, port = tmp_path / "run", free_port()
+    llm = recorded_llm(tmp_path)
+    first = started(run, llm, port)
+    wait_for("*/training/**/*checkpoint*", run, first, 420)
+    first.send_signal(signal.SIGINT)
+    output, _ = first.communicate(timeout=90)
+    assert first.returncode != 0, output
+    assert descendants(run) == []
+    with_validation = calls(run, "validation")
+    assert with_validation == {"structured": 16, "toolcall": 16}
+
+    second = started(run, llm, port)
+    output, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, output
+    assert descendants(run) == []
+    assert calls(run, "validation") == with_validation, "finished rows were asked again"
+    assert output.count("FINE_TUNE=1") >= 2
+
+    page = (run / "report.html").read_text(encoding="utf-8")
+    result = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert {track["track"] for track in result["tracks"]} == set(TRACKS)
+    for track, manifest in zip(result["tracks"], (entry["adapter"] for entry in result["tracks"]), strict=True):
+        assert manifest["id"] in page
+        assert [decision["stage"] for decision in track["decisions"]] == ["validation", "test"]
+        models = track["reports"]["test"]["models"]
+        assert {model["n"] for model in models.values()} == {8}
+        assert {model["trained_on"] for model in models.values()} == {0}
+        assert f"served:tiny-base:{manifest['id']}" in models
+
+    published = list_adapters(run / "adapters")
+    assert sorted(manifest.track for manifest in published) == sorted(TRACKS)
+    for manifest in published:
+        trained = train_prompts(run / "adapters", manifest.id)
+        tested = examples_in(run / manifest.track / "examples" / "test.jsonl", manifest.track)
+        assert len(trained) == 48
+        assert not trained & {prompt_hash(example.prompt) for example in tested}

@@ -1,0 +1,56 @@
+"""Any model's logged answers in an evaluation: the earlier system's recorded runs come out to the last digit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray import cluster
+from slm_ray.config import CompareConfig, EvaluateConfig
+from slm_ray.errors import ComparisonError
+from slm_ray.evaluation import evaluate
+from slm_ray.reports import compare_reports
+
+pytestmark = pytest.mark.heavy
+RECORDED = Path(__file__).parents[3] / "shared/data/slm_swap/recorded"
+NAMES = {"json_valid_rate": "json_valid", "exact_match_rate": "exact_match"}
+
+
+@pytest.fixture(autouse=True)
+def needs_recorded_runs(ray_cluster: None) -> None:
+    if not RECORDED.is_dir():
+        pytest.skip(f"the recorded runs are not at {RECORDED.name}/")
+    cluster.connect()
+
+
+def evaluated(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+    rows = [json.loads(line) for line in (RECORDED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    examples = folder / f"{name}.jsonl"
+    lines = [json.dumps({"prompt": row["prompt"], "completion": row["reference"]}) for row in rows]
+    examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    spec = f"recorded:{RECORDED / name}.jsonl"
+    config = EvaluateConfig(track="structured", examples=str(examples), models=(spec,), run_dir=str(folder / name))
+    return evaluate(config, environment={}), spec
+
+
+@pytest.mark.parametrize("name", ["structured_llm", "structured_slm_base"])
+def test_recorded_answers_score_as_recorded(name: str, tmp_path: Path) -> None:
+    report, spec = evaluated(name, tmp_path)
+    expected = json.loads((RECORDED / f"{name}_metrics.json").read_text(encoding="utf-8"))
+    found = report["models"][spec]["metrics"]
+    assert {key: found[NAMES.get(key, key)] for key in expected} == expected
+    assert report["models"][spec]["failures"] == {}
+
+
+def test_the_earlier_systems_two_runs_are_refused_as_a_pair(tmp_path: Path) -> None:
+    """39 rows of one run, 50 of the other: what the earlier headline compared."""
+    _, llm = evaluated("structured_llm", tmp_path)
+    _, slm = evaluated("structured_slm_base", tmp_path)
+    config = CompareConfig(
+        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "structured_slm_base"), llm=llm, slm=slm
+    )
+    with pytest.raises(ComparisonError, match="39"):
+        compare_reports(config)
