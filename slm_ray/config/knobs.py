@@ -201,7 +201,7 @@ class TasksConfig(_Knobs):
 
     catalogue: str = "data/tools/catalogue.yaml"
     out: str = "data/tools/rows.json"
-    rows: int = Field(860, ge=1)
+    rows: int = Field(3360, ge=1)
     seed: int = 42
 
 
@@ -215,7 +215,7 @@ class PretrainConfig(_Knobs):
     layers: int = 4
     heads: int = 3
     intermediate: int = 512
-    tokens: int = Field(30_000_000, description="tokens seen, prompts included")
+    tokens: int = Field(16_000_000, description="tokens seen, prompts included")
     batch_tokens: int = 8_192
     learning_rate: float = 3e-3
     seed: int = 42

@@ -116,7 +116,7 @@ class Mixture:
         action = f"{rng.choice(self._lexicon['verbs']).split()[0]} {rng.choice(self._lexicon['nouns'])}"
         write, show = self._invented_format(), self._invented_prompt()
         turns: list[Turn] = []
-        for shot in range(rng.choices((2, 3, 4), (3, 3, 2))[0]):
+        for shot in range(rng.choices((2, 3, 4, 5), (3, 3, 3, 1))[0]):
             same = rng.random() < 0.8
             some = rng.sample(fields, rng.randint(max(1, len(fields) - 1), len(fields)))
             record = self._facts.record(some if same else None, action if same else None, keys)
@@ -128,21 +128,24 @@ class Mixture:
         rng = self._random
         head = rng.choice(("", "", "Write it down.\n", "Convert the request.\n", f"Task {self._facts.invented_word()}.\n", "Return it in our format.\n", "Describe the request as data.\n", f"{self._facts.phrase(4, 12)}.\n"))
         label = rng.choice(("", "", "Request: ", "Input: ", "User: ", f"{self._facts.key().capitalize()}: "))
-        action = rng.choice(("", "\nFunction: {a}", "\nUse {a}.", "\nSelected: {a}"))
+        action = rng.choice(("", "\nFunction: {a}", "\nUse {a}.", "\nSelected: {a}", f"\n{self._facts.key().capitalize()}: {{a}}"))
         tail = rng.choice(("", "", f"\n{self._facts.phrase(3, 8)}."))
         return lambda record: head + label + record.text + action.replace("{a}", record.action) + tail
 
     def _invented_format(self) -> Format:
         rng = self._random
-        outer, inner, said = self._facts.key(), self._facts.key(), self._facts.key()
+        key = self._facts.key
+        outer = rng.choice((key(), f"{key()}_name", "function", "do", "name", "action", "call"))
+        inner = rng.choice((key(), f"{key()}s", "params", "with", "values", "slots", "fields"))
+        said = rng.choice((key(), key(), f"{key()}_text", "text", "message", "request", "input", "sentence"))
         order = rng.sample(range(3), 3)
 
         def nested(record: Record) -> str:
-            pairs: list[tuple[str, Any]] = [(outer, record.action), (f"{inner}s", dict(sorted(record.facts))), (f"{said}_text", record.text)]
+            pairs: list[tuple[str, Any]] = [(outer, record.action), (inner, dict(sorted(record.facts))), (said, record.text)]
             return json.dumps(dict(pairs[i] for i in order), ensure_ascii=False)
 
         def half(record: Record) -> str:
-            return json.dumps({outer: record.action, f"{inner}s": dict(record.facts)}, ensure_ascii=False)
+            return json.dumps({outer: record.action, inner: dict(record.facts)}, ensure_ascii=False)
 
         def tagged(record: Record) -> str:
             return f'<{outer} {inner}="{record.action}">{_compact(record)}</{outer}>'
@@ -150,7 +153,7 @@ class Mixture:
         def worded(record: Record) -> str:
             return f"{outer.upper()} {record.action} | " + " | ".join(f"{k} = {v}" for k, v in record.facts)
 
-        choices = ((nested, 7), (half, 2), (tagged, 2), (worded, 1), (_flat_json, 1), (_call, 1), (_lines, 1))
+        choices = ((nested, 9), (half, 2), (tagged, 2), (worded, 1), (_flat_json, 1), (_call, 1), (_lines, 1))
         return rng.choices([write for write, _ in choices], [weight for _, weight in choices])[0]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from slm_ray.config import RecipeConfig
@@ -30,17 +30,13 @@ class LikeLengths(Sampler[int]):
 
     def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
         self._lengths, self._batch, self._seed = lengths, global_batch, seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by accelerate before each epoch, and with the right number after a resume."""
-        self._epoch = epoch
+        self.epoch = 0
 
     def __len__(self) -> int:
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        chance = random.Random(f"{self._seed}/{self._epoch}")
+        chance = random.Random(f"{self._seed}/{self.epoch}")
         order = list(range(len(self._lengths)))
         chance.shuffle(order)
         whole = len(order) - len(order) % self._batch
@@ -51,6 +47,16 @@ class LikeLengths(Sampler[int]):
         chance.shuffle(batches)
         yield from (row for batch in batches for row in batch)
         yield from order[whole:]
+
+
+class _TellEpoch(TrainerCallback):  # type: ignore[misc]
+    """Tells the sampler which epoch begins; accelerate's way does not reach it when a run resumes inside an epoch."""
+
+    def __init__(self, order: LikeLengths) -> None:
+        self._order = order
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._order.epoch = int(state.epoch)
 
 
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
@@ -65,7 +71,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         rows = self.train_dataset if train_dataset is None else train_dataset
         recipe = self._recipe
         batch = recipe.per_device_batch * recipe.gradient_accumulation * self.args.world_size
-        return LikeLengths([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
+        order = LikeLengths([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
+        self.add_callback(_TellEpoch(order))
+        return order
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

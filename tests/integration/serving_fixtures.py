@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +145,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutdown()
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", config.port)) != 0
-    assert not engines() - before
+    deadline = time.monotonic() + 15  # the engine's processes end a moment after the replica that started them
+    while (left := engines() - before) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
     if started_ray:
         ray.shutdown()
 

@@ -233,7 +233,7 @@ def test_deploying_what_runs_is_free_and_what_cannot_run_is_refused_at_once(serv
             deploy(taken, environment=environment)
     greedy = (Path(served.config.config).read_text()).replace("num_cpus: 0.1", "num_cpus: 512")
     (tmp_path / "greedy.yaml").write_text(greedy)
-    with pytest.raises(ResourceError, match="asks for 1024.2 CPU"):
+    with pytest.raises(ResourceError, match=r"asks for 1024\.2 CPU"):
         deploy(served.config.model_copy(update={"config": str(tmp_path / "greedy.yaml")}), environment=environment)
     assert time.monotonic() - started < 10
     assert served.ask(served.name).status_code == 200

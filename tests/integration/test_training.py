@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainingConfig:
     return TrainingConfig(
         **{
             "track": "structured", "train": str(path), "base": str(BASE), "run_dir": str(folder / "run"),
-            "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 2, "per_device_batch": 4,
+            "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 4, "per_device_batch": 4,
             "gradient_accumulation": 1, "learning_rate": 2e-3, "warmup_steps": 2, "optimizer": "adamw_torch",
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "checkpoint_steps": 4, "max_length": 512,
             "workers": {"count": 2, "per_worker": {"slot": 1, "CPU": 0.5}}, **changed,
@@ -58,34 +59,50 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfi
 
 def trainers() -> list[psutil.Process]:
     """Training workers of this process's own Ray, and of no other on the machine."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if process.is_running() and "RayTrainWorker" in " ".join(process.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
-def once(condition: Callable[[], Any], action: Callable[[], Any]) -> threading.Thread:
-    """Do `action` in the background as soon as `condition` holds."""
+class KillWorker(threading.Thread):
+    """Kills one training worker as soon as `run_dir` holds a checkpoint of `step` or later."""
 
-    def wait() -> None:
+    def __init__(self, run_dir: str, step: int) -> None:
+        super().__init__(daemon=True)
+        self._run_dir, self._step = run_dir, step
+        self.killed: int | None = None
+        self.start()
+
+    def run(self) -> None:
         limit = time.monotonic() + 120
-        while time.monotonic() < limit:
-            if condition():
-                action()
-                return
-            time.sleep(0.02)
+        known: list[psutil.Process] = []
+        while time.monotonic() < limit and len(known) < 2:
+            known = trainers()
+            time.sleep(0.2)
+        while time.monotonic() < limit and not checkpoints(self._run_dir, step=self._step):
+            time.sleep(0.01)
+        with contextlib.suppress(psutil.Error):
+            known[-1].kill()
+            self.killed = known[-1].pid
 
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
 
-
-def checkpoints(run_dir: str) -> list[Path]:
-    return list(Path(run_dir).glob("*/checkpoint_*/trainer_state.json"))
+def checkpoints(run_dir: str, *, step: int = 4) -> list[Path]:
+    """Stored checkpoints of `step` or later. An epoch has six steps, so 8 is inside the second one."""
+    found = []
+    for path in Path(run_dir).glob("*/checkpoint_*/trainer_state.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if json.loads(path.read_text())["global_step"] >= step:
+                found.append(path)
+    return found
 
 
 def test_two_workers_train_one_adapter_over_the_whole_data(undisturbed: tuple[TrainingConfig, adapters.Manifest]) -> None:
     asked, manifest = undisturbed
     figures = manifest.metrics
-    assert (figures["workers"], figures["optimizer"], figures["steps"]) == (2, "torch.AdamW", 12)
+    assert (figures["workers"], figures["optimizer"], figures["steps"]) == (2, "torch.AdamW", 24)
     assert figures["loss_last"] < figures["loss_first"]
     assert figures["resumed_from"] == 0
     assert adapters.verify(asked.adapters_dir, manifest.id, BASE) == manifest
@@ -101,24 +118,18 @@ def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainingConfig, a
     assert time.monotonic() - started < 2
 
 
+@pytest.mark.parametrize("step", [4, 8])
 def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
-    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
+    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path, step: int
 ) -> None:
     asked = config(tmp_path)
-    killed: list[int] = []
-
-    def kill() -> None:
-        victim = trainers()[-1]
-        victim.kill()
-        killed.append(victim.pid)
-
-    thread = once(lambda: checkpoints(asked.run_dir) and trainers(), kill)
+    killer = KillWorker(asked.run_dir, step)
     manifest = train(asked, show=False)
-    thread.join()
-    assert killed
+    killer.join()
+    assert killer.killed
     figures = manifest.metrics
-    assert figures["resumed_from"] >= 4
-    assert figures["steps_run"] == 12 - figures["resumed_from"]
+    assert figures["resumed_from"] >= step
+    assert figures["steps_run"] == 24 - figures["resumed_from"]
     assert manifest.id == undisturbed[1].id, "the resumed run learned something else than the undisturbed one"
 
 
@@ -206,7 +217,7 @@ def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> N
 
 def test_workers_killed_too_often_end_in_one_line(tmp_path: Path) -> None:
     asked = config(tmp_path, workers={"count": 2, "per_worker": {"slot": 1}, "max_failures": 0})
-    thread = once(lambda: checkpoints(asked.run_dir) and trainers(), lambda: trainers()[0].kill())
+    killer = KillWorker(asked.run_dir, 4)
     with pytest.raises(ResourceError, match=r"killed more than 0 times.*continues from the last checkpoint"):
         train(asked, show=False)
-    thread.join()
+    killer.join()

@@ -47,7 +47,7 @@ def test_prepare_writes_three_disjoint_splits_and_does_not_redo_them(tmp_path: P
         name: [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
         for name in ("train", "validation", "test")
     }
-    assert {name: len(found) for name, found in rows.items()} == {"train": 700, "validation": 60, "test": 100}
+    assert {name: len(found) for name, found in rows.items()} == {"train": 3200, "validation": 60, "test": 100}
     prompts = {name: {row["prompt"] for row in found} for name, found in rows.items()}
     assert not prompts["train"] & prompts["test"]
     assert not prompts["train"] & prompts["validation"]

@@ -55,9 +55,9 @@ def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> Non
     torch.rand(5)
     assert list(other) == first
     assert sorted(first) == list(range(103))
-    one.set_epoch(1)
+    one.epoch = 1
     assert list(one) != first
-    one.set_epoch(0)
+    one.epoch = 0
     assert list(one) == first
 
 

@@ -1,0 +1,261 @@
+"""Serving without Ray or an engine: files, settings, keys and the stand-in's prompts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from slm_ray.adapters import base_fingerprint, publish
+from slm_ray.config import ServingConfig
+from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
+from slm_ray.serving.access import RequireKey, key_digest
+from slm_ray.serving.adapter_files import LocalCopies, served_name, served_names
+from slm_ray.serving.settings import app_settings, bundles, check_base
+from slm_ray.serving.stand_in import StandIn
+
+ROOT = Path(__file__).parents[2]
+BASE = ROOT / "data/tiny_base"
+CPU, GPU = (str(ROOT / "serve_configs" / name) for name in ("cpu_tiny.yaml", "rtx3090_llama31_8b.yaml"))
+
+
+def adapter_folder(home: Path, value: float = 1.0, hidden: int | None = None) -> Path:
+    hidden = hidden or json.loads((BASE / "config.json").read_text())["hidden_size"]
+    home.mkdir(parents=True, exist_ok=True)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    tensors = {f"{name}.lora_A.weight": torch.full((2, hidden), value), f"{name}.lora_B.weight": torch.ones(hidden, 2)}
+    save_file(tensors, home / "adapter_model.safetensors")
+    (home / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}))
+    return home
+
+
+def published(tmp_path: Path, fingerprint: str | None = None) -> str:
+    made = adapter_folder(tmp_path / "made")
+    return publish(
+        made, tmp_path / "adapters", name="run", track="structured", base="b", config_digest="c", data_digest="d", metrics={},
+        base_fingerprint=fingerprint or base_fingerprint(BASE), train_prompts=[],
+    ).id  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../adapters", "/etc", "a/b", "a:b", "a@b", "%2e%2e", "a\0b", ".hidden", "x" * 200]
+)
+def test_only_plain_names_reach_the_disk(tmp_path: Path, name: str) -> None:
+    adapter_folder(tmp_path / "adapters/a")
+    assert served_name(tmp_path / "adapters", name) is None
+
+
+def test_published_ids_are_their_own_name_and_hand_placed_ones_carry_a_version(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    assert served_names(folder) == {}
+    adapter = published(tmp_path)
+    adapter_folder(folder / "by-hand")
+    adapter_folder(folder / "looks-0123456789ab")  # no manifest: nothing vouches for it
+    (folder / "not-one").mkdir()
+    names = served_names(folder)
+    assert set(names) == {adapter, "by-hand", "looks-0123456789ab"}
+    assert names[adapter] == adapter
+    assert names["looks-0123456789ab"].startswith("looks-0123456789ab@")
+    adapter_folder(folder / "by-hand", value=2.0)
+    assert served_name(folder, "by-hand") != names["by-hand"]
+
+
+def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
+    adapter = published(tmp_path)
+    copies = LocalCopies()
+    copy = copies.fetch(tmp_path / "adapters", adapter, BASE)
+    shutil.rmtree(tmp_path / "adapters")
+    assert copies.fetch(tmp_path / "adapters", adapter, BASE) == copy
+    assert (copy / "adapter_model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(tmp_path / "adapters", "run-000000000000", BASE)
+    LocalCopies().close()  # a second process leaves the folder of a living one alone
+    assert copy.is_dir()
+    copies.close()
+    assert not copy.exists()
+
+
+def test_folders_of_dead_processes_are_removed() -> None:
+    code = "import os; from slm_ray.serving.adapter_files import LocalCopies; print(LocalCopies().folder, flush=True); os._exit(9)"
+    left = Path(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+    )
+    assert left.is_dir()
+    LocalCopies().close()
+    assert not left.exists()
+
+
+def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> None:
+    folder = tmp_path / "adapters"
+    adapter_folder(folder / "by-hand")
+    name = served_name(folder, "by-hand")
+    assert name is not None
+    adapter_folder(folder / "by-hand", value=2.0)
+    copies = LocalCopies()
+    with pytest.raises(FileNotFoundError, match="replaced"):
+        copies.fetch(folder, name, BASE)
+    assert not list(copies.folder.glob(".copy-*"))
+    copies.close()
+
+
+def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
+    folder, copies = tmp_path / "adapters", LocalCopies()
+
+    def refused(adapter: str, reason: str) -> None:
+        with pytest.raises((AdapterError, DataError), match=reason):
+            copies.fetch(folder, served_name(folder, adapter) or "", BASE)
+
+    foreign = published(tmp_path, fingerprint="f" * 32)
+    refused(foreign, "was trained on base")
+    shutil.copytree(folder / foreign, folder / "renamed-0123456789ab")
+    refused("renamed-0123456789ab", "was trained on base")
+    own = published(tmp_path)
+    shutil.copytree(folder / own, folder / "renamed-ba9876543210")
+    refused("renamed-ba9876543210", "give the folder that name")
+    (adapter_folder(folder / "labelled") / "manifest.json").write_text('{"base_fingerprint": "0"}')
+    refused("labelled", "another base")
+    adapter_folder(folder / "wide", hidden=64)
+    refused("wide", "hidden size 64")
+    (adapter_folder(folder / "empty") / "adapter_config.json").write_text("[]")
+    refused("empty", "PEFT")
+    weights = adapter_folder(folder / "cut") / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    refused("cut", "not a whole safetensors file")
+    copies.close()
+
+
+def test_settings_fill_the_file_in_and_hold_no_secret(tmp_path: Path) -> None:
+    config = ServingConfig(config=CPU, base=str(BASE), name="tiny", adapters_dir="some/adapters")
+    stand_in = {"deployment": "stand-in", "demonstrations": 3, "pools": {"structured": "rows.jsonl"}}
+    settings = app_settings(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": "s3cret"})
+    (model,) = settings.serving["llm_configs"]
+    assert model["model_loading_config"] == {"model_id": "tiny", "model_source": str(BASE)}
+    assert model["experimental_configs"]["adapters_dir"] == str(Path("some/adapters").absolute())
+    assert Path(settings.stand_in["pools"]["structured"]).is_absolute() if settings.stand_in else False
+    assert "s3cret" not in repr(settings)
+    again = app_settings(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": "s3cret"})
+    other = app_settings(config, stand_in=None, environment={})
+    assert settings.digest == again.digest != other.digest
+
+
+def test_what_the_endpoint_holds_of_the_cluster() -> None:
+    def held(path: str) -> list[dict[str, float]]:
+        config = ServingConfig(config=path, base=str(BASE))
+        return bundles(app_settings(config, stand_in=None, environment={}).serving)
+
+    assert held(CPU) == [{"CPU": pytest.approx(0.3)}, {"CPU": 0.1}]
+    assert held(GPU) == [{"GPU": 1, "CPU": 1.0}, {"CPU": 1.0}]
+
+
+@pytest.mark.parametrize("lacking", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_base_folder_that_is_no_model_is_refused(tmp_path: Path, lacking: str) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    assert check_base(str(tmp_path / "base")) == str(tmp_path / "base")
+    (tmp_path / "base" / lacking).unlink()
+    with pytest.raises(ModelError, match="is no base model to serve"):
+        check_base(str(tmp_path / "base"))
+
+
+def test_base_names() -> None:
+    assert check_base("meta-llama/Llama-3.1-8B-Instruct") == "meta-llama/Llama-3.1-8B-Instruct"
+    for wrong in ("data/no_such_base", "no_such_base", "/no/such/base"):
+        with pytest.raises(ModelError, match=r"set serving\.base"):
+            check_base(wrong)
+
+
+def test_files_and_names_that_cannot_be_served_are_config_errors(tmp_path: Path) -> None:
+    (tmp_path / "two.yaml").write_text("llm_configs: [{}, {}]")
+    (tmp_path / "list.yaml").write_text("- 1")
+    for changes in ({"config": "none.yaml"}, {"config": str(tmp_path / "two.yaml")}, {"config": str(tmp_path / "list.yaml")},
+                    {"name": "a:b"}, {"name": "a@b"}):  # fmt: skip
+        config = ServingConfig(**{"config": CPU, "base": str(BASE), **changes})
+        with pytest.raises(ConfigError):
+            app_settings(config, stand_in=None, environment={})
+    with pytest.raises(ConfigError, match="a stand-in has"):
+        app_settings(ServingConfig(config=CPU, base=str(BASE)), stand_in={"pools": {}}, environment={})
+
+
+def call(path: str, headers: dict[str, str]) -> int:
+    """The status that the key check gives; 204 stands for the app behind it."""
+    sent: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "path": path, "headers": raw, "method": "GET"}
+    asyncio.run(RequireKey(app, digest=key_digest("right"))(scope, None, send))  # type: ignore[arg-type]
+    return int(sent[0]["status"])
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [({}, 401), ({"api-key": "wrong"}, 401), ({"authorization": "right"}, 401), ({"authorization": "Basic right"}, 401),
+     ({"api-key": "right"}, 204), ({"authorization": "Bearer right"}, 204), ({"authorization": "bearer right"}, 204),
+     ({"authorization": "Bearer wrong", "api-key": "right"}, 204), ({"api-key": "\u00e9"}, 401)],
+)  # fmt: skip
+def test_the_key_check(headers: dict[str, str], status: int) -> None:
+    assert call("/v1/models", headers) == status
+    assert call("/health", headers) == 204
+
+
+def rows(path: Path, *cities: str) -> str:
+    path.write_text("".join(json.dumps({"prompt": f"weather in {city}", "completion": city}) + "\n" for city in cities))
+    return str(path)
+
+
+def test_the_stand_in_shows_the_nearest_rows_of_the_same_track(tmp_path: Path) -> None:
+    from slm_ray.corpus.tracks import track
+
+    pools = {
+        "structured": rows(tmp_path / "s", "Rome", "Oslo", "Lima"),
+        "toolcall": rows(tmp_path / "t", "Kyiv", "Rome"),
+    }
+    stand_in = StandIn(base="tiny", deployment="stand-in", demonstrations=2, pools=pools)
+    assert stand_in.label == "stand-in:tiny+2 demonstrations"
+    asked = [{"role": "system", "content": track("structured").system}, {"role": "user", "content": "weather in Oslo"}]
+    shown = stand_in.prompt(asked).messages
+    assert [message.role for message in shown] == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert {shown[2].content, shown[4].content} == {"Rome", "Lima"}  # its own row would be the answer
+    rows(tmp_path / "s", "Paris")
+    assert [message.content for message in stand_in.prompt(asked).messages[1:3]] == ["weather in Paris", "Paris"]
+    assert len(stand_in.prompt(asked[1:]).messages) == 5  # no system message: all pools
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [[], [{"role": "assistant", "content": "x"}], [{"role": "user", "content": [{"text": "x"}]}], [{"role": "tool"}]],
+)
+def test_the_stand_in_refuses_what_is_no_question(messages: list[dict[str, Any]]) -> None:
+    with pytest.raises(DataError):
+        StandIn(base="tiny", deployment="stand-in", demonstrations=2, pools={}).prompt(messages)
+
+
+def test_a_lost_pool_is_named() -> None:
+    stand_in = StandIn(base="tiny", deployment="stand-in", demonstrations=2, pools={"structured": "/no/such/rows"})
+    with pytest.raises(DataError, match="/no/such/rows"):
+        stand_in.prompt([{"role": "user", "content": "x"}])
+    assert (
+        StandIn(base="tiny", deployment="d", demonstrations=2, pools={})
+        .prompt([{"role": "user", "content": "x"}])
+        .messages
+    )
+
+
+def test_the_kernel_comes_without_ray() -> None:
+    code = "import sys, slm_ray.serving.lora_kernel; print(any(name in sys.modules for name in ('ray', 'vllm')))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
