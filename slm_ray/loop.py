@@ -74,7 +74,7 @@ class Loop:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Say which step runs, and add up the seconds it took over all runs of this directory."""
+        """Say which step runs and keep the seconds it took in this run; a step that was done before takes next to none."""
         self.console.rule(f"[bold]{name}", align="left")
         started = time.monotonic()
         yield

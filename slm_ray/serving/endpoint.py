@@ -29,7 +29,7 @@ from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundle
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 _APP = "slm-ray"
 _POLL_S = 0.25
-_FREE_WITHIN_S = 15.0
+_FREE_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

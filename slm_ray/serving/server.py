@@ -49,7 +49,8 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             except (SlmRayError, ValueError) as error:
                 raise HTTPException(400, f"the adapter cannot be used: {error}") from None
 
-    def __del__(self) -> None:
+    async def __del__(self) -> None:  # type: ignore[misc]
+        await super().__del__()
         self._copies.close()
 
 

@@ -89,7 +89,7 @@ def test_more_adapters_than_memory_holds_with_files_vanishing_meanwhile(served: 
     assert [text_of(reply) for reply in again] == [first[adapter] for adapter in adapters]
 
     url, headers = f"{served.url}/v1/chat/completions", {"api-key": KEY}
-    body = chat_body(adapters[0], QUESTIONS[0], max_tokens=300, ignore_eos=True, stream=True)
+    body = chat_body(adapters[0], QUESTIONS[0], max_tokens=300, stream=True)
     with httpx.stream("POST", url, json=body, headers=headers, timeout=120, trust_env=False) as stream:
         lines = stream.iter_lines()
         assert next(lines).startswith("data: {")
@@ -207,7 +207,7 @@ def test_structured_output_holds_for_base_and_adapter(served: Served) -> None:
               "additionalProperties": False}  # fmt: skip
     wanted = {"type": "json_schema", "json_schema": {"name": "city", "schema": schema, "strict": True}}
     for model in (served.name, publish_adapter(served, "schema", seed=100)):
-        answer = json.loads(text_of(served.ask(model, max_tokens=64, response_format=wanted)))
+        answer = json.loads(text_of(served.ask(model, max_tokens=64, ignore_eos=False, response_format=wanted)))
         assert set(answer) == {"city"}
 
 

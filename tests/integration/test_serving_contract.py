@@ -32,7 +32,7 @@ def test_server() -> None:
     assert parameters(LLMServer._maybe_resolve_lora_from_multiplex) == ["self"]
     assert "self._maybe_resolve_lora_from_multiplex()" in inspect.getsource(LLMServer._run_request)
     assert "self._load_model(multiplexed_model_id)" in inspect.getsource(LLMServer._maybe_resolve_lora_from_multiplex)
-    assert not hasattr(LLMServer, "__del__")
+    assert inspect.iscoroutinefunction(LLMServer.__del__)
     assert parameters(LoraModelLoader.load_model_from_config) == ["self", "lora_model_id", "llm_config"]
     assert parameters(LoraModelLoader.__init__) == ["self", "lora_root", "download_timeout_s", "max_tries"]
     assert set(DiskMultiplexConfig.model_fields) == {
@@ -67,7 +67,7 @@ def test_serve_controller() -> None:
     from slm_ray.serving.endpoint import CONTROLLER
 
     assert (SERVE_CONTROLLER_NAME, SERVE_NAMESPACE) == (CONTROLLER, "serve")
-    assert parameters(ServeController.graceful_shutdown) == ["self", "wait"]
+    assert parameters(ServeController.graceful_shutdown)[:2] == ["self", "wait"]
 
 
 def test_kernel() -> None:

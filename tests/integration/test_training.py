@@ -90,12 +90,13 @@ class KillWorker(threading.Thread):
 
 
 def checkpoints(run_dir: str, *, step: int = 4) -> list[Path]:
-    """Stored checkpoints of `step` or later. An epoch has six steps, so 8 is inside the second one."""
+    """Checkpoints of `step` or later that Ray Train has committed. An epoch has six steps: 8 is inside the second one."""
     found = []
-    for path in Path(run_dir).glob("*/checkpoint_*/trainer_state.json"):
-        with contextlib.suppress(OSError, ValueError):
-            if json.loads(path.read_text())["global_step"] >= step:
-                found.append(path)
+    for snapshot in Path(run_dir).glob("*/checkpoint_manager_snapshot.json"):
+        for path in snapshot.parent.glob("checkpoint_*/trainer_state.json"):
+            with contextlib.suppress(OSError, ValueError):
+                if path.parent.name in snapshot.read_text() and json.loads(path.read_text())["global_step"] >= step:
+                    found.append(path)
     return found
 
 
