@@ -27,12 +27,12 @@ free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1"
 export RAY_USAGE_STATS_ENABLED=0 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
 if [ -z "${RAY_ADDRESS:-}" ]; then
   # A head of our own: loopback ports, a token of its own, and no wait for replicas that the job has already stopped.
-  gcs=$(free_port) dashboard=$(free_port)
+  gcs=$(free_port) dashboard=$(free_port) agent=$(free_port)
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
   RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
   echo "starting Ray on this machine ($slots training slots; log: $run/ray.log)"
   setsid ray start --head --block --node-ip-address=127.0.0.1 --port="$gcs" --dashboard-host=127.0.0.1 \
-    --dashboard-port="$dashboard" --num-cpus="$slots" --num-gpus="${GPUS:-$(ls /dev/nvidia[0-9]* 2>/dev/null | wc -l)}" \
+    --dashboard-port="$dashboard" --dashboard-agent-listen-port="$agent" --num-cpus="$slots" --num-gpus="${GPUS:-$(ls /dev/nvidia[0-9]* 2>/dev/null | wc -l)}" \
     --resources="{\"slot\": $slots}" --object-store-memory=300000000 >>"$run/ray.log" 2>&1 &
   head_pid=$!
   export RAY_ADDRESS="http://127.0.0.1:$dashboard"
@@ -47,8 +47,23 @@ if [ -z "${RAY_ADDRESS:-}" ]; then
   done
 fi
 
-submitted=yes
-ray job submit --submission-id "$submission" --log-style record --working-dir . -- python "$@" 2>>"$run/ray.log" |
+# A new head takes jobs a moment after it answers, so the submission alone is tried again.
+for _ in $(seq 60); do
+  submitted=yes
+  if ray job submit --submission-id "$submission" --no-wait --log-style record --working-dir . -- python "$@" >>"$run/ray.log" 2>&1; then
+    accepted=yes
+    break
+  fi
+  tail -n 3 "$run/ray.log" | grep -q "No available agent" || break
+  sleep 1
+done
+if [ -z "${accepted:-}" ]; then
+  echo "error: Ray did not accept the job; see $run/ray.log" >&2
+  ended=yes status=2
+  exit 2
+fi
+ray job logs --follow --log-style record "$submission" 2>>"$run/ray.log" |
   grep --line-buffered -vE ' (INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job'
-status=${PIPESTATUS[0]}
 ended=yes
+ray job status --log-style record "$submission" 2>&1 | tee -a "$run/ray.log" | grep -qi succeeded
+status=$?

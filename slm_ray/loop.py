@@ -125,10 +125,14 @@ class Loop:
         self.console.print(summary(run.reports[stage]), highlight=False)
 
     def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
-        """Compare `slm` with the LLM on the stage's rows and print the verdict."""
+        """Compare `slm` with the LLM on the stage's rows and print the verdict.
+
+        Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show.
+        """
+        rule = self.config.gate if stage == "validation" else self.config.rule
         comparison, decision = compare_reports(
             CompareConfig(
-                report=str(run.folder / stage), llm=self.llm, slm=slm, rule=self.config.rule, delta=self.config.delta,
+                report=str(run.folder / stage), llm=self.llm, slm=slm, rule=rule, delta=self.config.delta,
                 train=run.prepared.path("train"), resamples=self.config.resamples, seed=self.config.seed,
             )
         )  # fmt: skip

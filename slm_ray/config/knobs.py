@@ -175,7 +175,8 @@ class LoopConfig(_Knobs):
     serving: ServingConfig = ServingConfig()
     generation: GenerationConfig = GenerationConfig()
     actor_resources: dict[str, float] = {"CPU": 0.1}
-    rule: Literal["paired", "point"] = "paired"
+    gate: Literal["paired", "point"] = Field("point", description="rule on validation rows: is training worth a try")
+    rule: Literal["paired", "point"] = Field("paired", description="rule on test rows: may the SLM take over")
     delta: float = Field(0.02, ge=0, le=1)
     resamples: int = Field(9999, ge=99)
     sweep: SweepConfig = SweepConfig()

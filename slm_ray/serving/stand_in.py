@@ -42,7 +42,8 @@ class StandIn:
         if not asked.messages or asked.messages[-1].role != "user":
             raise DataError("the last message is not the user's; the stand-in answers questions only")
         pool = self._pool(asked)
-        return with_demonstrations(asked, nearest(asked.messages[-1].content, pool, self._demonstrations))
+        shots = nearest(asked.messages[-1].content, pool, self._demonstrations)
+        return with_demonstrations(asked, shots[::-1])  # the most similar one stands next to the question
 
     def _pool(self, asked: Prompt) -> list[Example]:
         """Rows of the track whose system message the chat has; all rows when it has another."""

@@ -220,7 +220,8 @@ def _explained(error: Exception, config: TrainingConfig) -> Exception:
                 f"a worker ran out of memory: lower per_device_batch (now {config.per_device_batch}) and raise "
                 f"gradient_accumulation (now {config.gradient_accumulation}), or shorten the rows"
             )
-    if causes and all("died" in str(cause).lower() for cause in causes):
+    # The ranks that live on fail too, with a broken connection to the one that died.
+    if any("died" in str(cause).lower() for cause in causes):
         return ResourceError(
             f"training workers were killed more than {config.workers.max_failures} times (memory, a lost node, or someone "
             "stopped them): the same command continues from the last checkpoint"

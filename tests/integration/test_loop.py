@@ -54,7 +54,7 @@ def started(run: Path, llm: Path, port: int) -> subprocess.Popen[str]:
         "run_dir": run, "serving.adapters_dir": run / "adapters", "serving.port": port, "llm": f"recorded:{llm}",
         "tracks.0.validation": 8, "tracks.0.test": 8, "tracks.0.train": 48,
         "tracks.1.validation": 8, "tracks.1.test": 8, "tracks.1.train": 48,
-        "training.epochs": 1, "training.checkpoint_steps": 2, "rule": "point", "generation.max_tokens": 120,
+        "training.epochs": 1, "training.checkpoint_steps": 2, "generation.max_tokens": 120,
     }  # fmt: skip
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -112,7 +112,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     assert second.returncode == 0, output
     assert descendants(run) == []
     assert calls(run, "validation") == with_validation, "finished rows were asked again"
-    assert output.count("FINE_TUNE=1") >= 2
+    assert output.count("verdict: fine_tune") >= 2
 
     page = (run / "report.html").read_text(encoding="utf-8")
     result = json.loads((run / "report.json").read_text(encoding="utf-8"))

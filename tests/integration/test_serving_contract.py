@@ -42,6 +42,11 @@ def test_server() -> None:
         "lora_assigned_int_id",
     }
     assert CallbackCtx().run_init_node is True
+    assert parameters(VLLMEngine._prepare_engine_config) == ["self", "callback_ctx"]
+    assert (
+        "vllm_engine_args,\n            vllm_frontend_args,\n            vllm_engine_config,\n        ) = self._prepare"
+        in (inspect.getsource(VLLMEngine.start))
+    )
     assert "raise ValueError" in inspect.getsource(VLLMEngine.resolve_lora)
 
 
