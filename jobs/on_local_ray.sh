@@ -63,7 +63,7 @@ if [ -z "${accepted:-}" ]; then
   exit 2
 fi
 ray job logs --follow --log-style record "$submission" 2>>"$run/ray.log" |
-  grep --line-buffered -vE ' (INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job'
+  grep --line-buffered -vE '[[:space:]](INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job'
 ended=yes
 ray job status --log-style record "$submission" 2>&1 | tee -a "$run/ray.log" | grep -qi succeeded
 status=$?

@@ -66,7 +66,7 @@ def base_fingerprint(folder: str | Path) -> str:
     config = {key: value for key, value in _base_config(home).items() if key not in _VOLATILE_KEYS}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     if not (shards := sorted(home.glob("*.safetensors"))):
-        raise AdapterError(f"{home} holds no *.safetensors weights; give the folder of a base model saved in that format")
+        raise AdapterError(f"{home} holds no *.safetensors weights; give the folder of a base saved in that format")
     for shard in shards:
         tensors(shard)
         digest.update(f"\0{shard.name}\0".encode())
@@ -172,7 +172,7 @@ def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -
     home = Path(adapters_dir) / adapter_id
     for name, expected in manifest.files.items():
         if not (home / name).is_file():
-            raise AdapterError(f"{home / name} is missing; delete the folder {adapter_id} and publish the adapter again")
+            raise AdapterError(f"{home / name} is missing; delete the folder {adapter_id} and publish it again")
         if file_digest(home / name) != expected:
             raise AdapterError(
                 f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"

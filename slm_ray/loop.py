@@ -62,7 +62,11 @@ class Loop:
         self.config = config
         self.folder = Path(config.run_dir)
         self.console = Console()
-        self.uses_stand_in = config.stand_in and config.llm.startswith("azure:") and not any(environment.get(name) for name in AZURE_NAMES)
+        self.uses_stand_in = (
+            config.stand_in
+            and config.llm.startswith("azure:")
+            and not any(environment.get(name) for name in AZURE_NAMES)
+        )
         self.environment = dict(environment)
         if self.uses_stand_in:
             self.environment |= _stand_in_environment(config, environment)
@@ -79,6 +83,10 @@ class Loop:
         started = time.monotonic()
         yield
         self.timings_s[name] = round(time.monotonic() - started, 1)
+
+    def say(self, text: str) -> None:
+        """Text as it is: `[stand-in]` is no markup, and lines are not cut."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def prepare(self) -> list[TrackRun]:
         """Split every track's rows; the splits of one track share no prompt."""
@@ -122,7 +130,7 @@ class Loop:
             actor_resources=self.config.actor_resources,
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
-        self.console.print(summary(run.reports[stage]), highlight=False)
+        self.say(summary(run.reports[stage]))
 
     def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
         """Compare `slm` with the LLM on the stage's rows and print the verdict.
@@ -137,13 +145,13 @@ class Loop:
             )
         )  # fmt: skip
         run.decisions[stage] = (comparison, decision)
-        self.console.print(verdict_text(comparison, decision), highlight=False)
+        self.say(verdict_text(comparison, decision))
         return decision
 
     def check_template(self, runs: list[TrackRun]) -> None:
         """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
-        from slm_ray.training.pretrained import open_tokenizer  # the trainer's libraries take seconds to import
         from slm_ray.training.parity import check_parity, prompt_token_ids
+        from slm_ray.training.pretrained import open_tokenizer  # the trainer's libraries take seconds to import
 
         tokenizer = open_tokenizer(Path(self.config.serving.base))
         for run in runs:
@@ -168,7 +176,9 @@ class Loop:
         """The training run with the learning rate and rank that did best on validation rows."""
         swept = config.model_copy(update={"run_dir": str(run.folder / "sweep")})
         best = sweep(swept, self.config.sweep, validation=run.prepared.path("validation"))["best"]
-        self.console.print(f"{run.config.track}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']}")
+        self.console.print(
+            f"{run.config.track}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']}"
+        )
         lora = config.lora.model_copy(update={"rank": best["rank"], "alpha": best["alpha"]})
         return config.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
 
@@ -189,7 +199,13 @@ class Loop:
             with self.step(f"evaluate {run.config.track} (test rows)"):
                 self.finish(run)
         results = [
-            TrackResult(track=run.config.track, folder=run.folder, decisions=run.decisions, reports=run.reports, adapter=run.adapter)
+            TrackResult(
+                track=run.config.track,
+                folder=run.folder,
+                decisions=run.decisions,
+                reports=run.reports,
+                adapter=run.adapter,
+            )
             for run in runs
         ]
         write_result(self.config, results, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)

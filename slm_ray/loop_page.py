@@ -37,7 +37,9 @@ class TrackResult:
     adapter: Manifest | None
 
 
-def write_result(config: LoopConfig, results: Sequence[TrackResult], *, uses_stand_in: bool, timings_s: Mapping[str, float]) -> None:
+def write_result(
+    config: LoopConfig, results: Sequence[TrackResult], *, uses_stand_in: bool, timings_s: Mapping[str, float]
+) -> None:
     """Write both files into the run directory."""
     folder = Path(config.run_dir)
     data: dict[str, Any] = {
@@ -49,7 +51,10 @@ def write_result(config: LoopConfig, results: Sequence[TrackResult], *, uses_sta
         "environment": _environment(),
         "reproduce": [
             f"python jobs/loop.py {folder.name}/config.yaml",
-            *(f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.track}/test" for result in results),
+            *(
+                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.track}/test"
+                for result in results
+            ),
         ],
         "client_snippet": _client_snippet(config, results),
     }

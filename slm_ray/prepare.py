@@ -55,7 +55,10 @@ def prepare(config: PrepareConfig) -> Prepared:
     for name in SPLITS:
         storage.write_jsonl(folder / f"{name}.jsonl", [{k: row[k] for k in row if k != "split"} for row in parts[name]])
     counts = {name: len(parts[name]) for name in SPLITS}
-    storage.write_json(folder / "prepare.json", {"digest": digest, "rows": counts, "source": Path(config.source).name, "track": track.name})
+    storage.write_json(
+        folder / "prepare.json",
+        {"digest": digest, "rows": counts, "source": Path(config.source).name, "track": track.name},
+    )
     return Prepared(folder=folder, rows=counts, digest=digest)
 
 

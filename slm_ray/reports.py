@@ -43,7 +43,9 @@ def load_report(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     report = storage.read_json(file)
     missing = {"track", "examples", "models"} - set(report if isinstance(report, dict) else ())
     if missing:
-        raise DataError(f"{file}: not an evaluation report (no {', '.join(sorted(missing))}); give a report.json that jobs/evaluate.py wrote")
+        raise DataError(
+            f"{file}: not an evaluation report (no {', '.join(sorted(missing))}); give a report.json that jobs/evaluate.py wrote"
+        )
     return report, storage.read_jsonl(file.with_name(SCORES))
 
 

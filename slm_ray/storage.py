@@ -34,7 +34,9 @@ def read_text(path: str | Path) -> str:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x}); save the file as UTF-8") from None
+        raise DataError(
+            f"{path}:{line}: not UTF-8 text (byte {raw[error.start]:#04x}); save the file as UTF-8"
+        ) from None
 
 
 def read_lines(path: str | Path) -> list[str]:
@@ -70,7 +72,9 @@ def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except (json.JSONDecodeError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON ({error}); write one JSON object per line") from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: {type(row).__name__} instead of an object; write one JSON object per line")
+            raise DataError(
+                f"{path}:{number}: {type(row).__name__} instead of an object; write one JSON object per line"
+            )
         yield number, row
 
 

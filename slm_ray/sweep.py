@@ -77,7 +77,9 @@ def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConf
     return found
 
 
-def _run(plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: SweepConfig) -> list[dict[str, Any]]:
+def _run(
+    plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: SweepConfig
+) -> list[dict[str, Any]]:
     workers = plans[0].config.workers
     cluster.require([dict(workers.per_worker)] * workers.count, setting="training.workers")
     trial = tune.with_resources(tune.with_parameters(_trial, plans=list(plans), checked=tuple(checked)), _DRIVER)

@@ -110,9 +110,7 @@ class Tracer:
         self, ident: str, name: str, start_ns: int, end_ns: int, attributes: Mapping[str, Any], error: str | None = None
     ) -> None:
         """One child of the run. `ident` makes its id; attributes that are None are left out; times in Unix ns."""
-        self._spans.append(
-            _span(name, self._context(ident), self._root, start_ns, end_ns, attributes, error)
-        )
+        self._spans.append(_span(name, self._context(ident), self._root, start_ns, end_ns, attributes, error))
 
     def close(self) -> None:
         """Write the file and, where asked, send; without any span nothing happens."""

@@ -46,7 +46,9 @@ def answer(text: str | None, *, finish: str = "stop", model: str = "served-model
     return Reply(body={"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
 
 
-def error(status: int, code: str | None = None, message: str = "no", *, param: str | None = None, **headers: str) -> Reply:
+def error(
+    status: int, code: str | None = None, message: str = "no", *, param: str | None = None, **headers: str
+) -> Reply:
     """An error body as OpenAI and Azure write it."""
     return Reply(status=status, headers=headers, body={"error": {"code": code, "message": message, "param": param}})
 
@@ -69,7 +71,9 @@ class ChatServer:
             wbufsize = -1  # headers and body in one packet
 
             def do_GET(self) -> None:
-                outer._send(self, Reply(body={"object": "list", "data": [{"id": m, "object": "model"} for m in outer.models]}))
+                outer._send(
+                    self, Reply(body={"object": "list", "data": [{"id": m, "object": "model"} for m in outer.models]})
+                )
 
             def do_POST(self) -> None:
                 outer._post(self)
@@ -104,7 +108,12 @@ class ChatServer:
         parsed = json.loads(body) if handler.headers.get("Content-Type", "").startswith("application/json") else body
         started = time.monotonic()
         with self._lock:
-            request = Request(path=handler.path, headers={name.lower(): value for name, value in handler.headers.items()}, body=parsed, nth=len(self.requests))
+            request = Request(
+                path=handler.path,
+                headers={name.lower(): value for name, value in handler.headers.items()},
+                body=parsed,
+                nth=len(self.requests),
+            )
             self.requests.append(request)
             self._in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self._in_flight)

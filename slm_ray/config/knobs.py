@@ -182,7 +182,9 @@ class LoopConfig(_Knobs):
     sweep: SweepConfig = SweepConfig()
     training: RecipeConfig = RecipeConfig()
     parallel: bool = Field(True, description="train all tracks at once, each in its own group (2+2)")
-    exit_with_decision: bool = Field(False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks")
+    exit_with_decision: bool = Field(
+        False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks"
+    )
     seed: int = 42
 
 

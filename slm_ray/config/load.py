@@ -81,7 +81,9 @@ def _child(node: Any, name: str, path: str, override: str) -> Any:
 
 def _index(node: list[Any], name: str, override: str) -> int:
     if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"--set {override!r}: {name!r} is no position in a list of {len(node)} (0 to {len(node) - 1})")
+        raise ConfigError(
+            f"--set {override!r}: {name!r} is no position in a list of {len(node)} (0 to {len(node) - 1})"
+        )
     return int(name)
 
 

@@ -31,11 +31,12 @@ class Facts:
         self._pieces = pieces
         self._forbidden = frozenset(lexicon["forbidden"])
 
-
     def invented_word(self) -> str:
         """A word of one to three syllables that no dictionary has."""
         rng = self._random
-        word: str = "".join(rng.choices(self._lexicon["syllables"], k=rng.randint(1, 3))) + rng.choice(self._lexicon["endings"])
+        word: str = "".join(rng.choices(self._lexicon["syllables"], k=rng.randint(1, 3))) + rng.choice(
+            self._lexicon["endings"]
+        )
         return word.capitalize() if rng.random() < 0.5 else word
 
     def noise(self, low: int, high: int) -> str:
@@ -71,7 +72,9 @@ class Facts:
         if rng.random() < 0.12:
             return self.noise(1, 6)
         if "pool" in field:
-            return rng.choice(self._lexicon["pools"][field["pool"]]) if rng.random() < 0.6 else self.phrase(1, 2).title()
+            return (
+                rng.choice(self._lexicon["pools"][field["pool"]]) if rng.random() < 0.6 else self.phrase(1, 2).title()
+            )
         makers: dict[str, Callable[[], Any]] = {
             "date": lambda: f"{rng.randint(2019, 2028)}-{rng.randint(1, 12):02d}-{rng.randint(1, 28):02d}",
             "time": lambda: f"{rng.randint(0, 23):02d}:{rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50)):02d}",
@@ -82,7 +85,9 @@ class Facts:
             "code": self._code,
             "email": lambda: f"{self.invented_word().lower()}@{self._site()}",
             "url": lambda: f"https://{rng.choice(('', 'www.'))}{self._site()}/{self.invented_word().lower()}",
-            "path": lambda: f"/{self.invented_word().lower()}/{self.invented_word().lower()}.{rng.choice(('txt', 'csv', 'pdf', 'py', 'json', 'png'))}",
+            "path": lambda: (
+                f"/{self.invented_word().lower()}/{self.invented_word().lower()}.{rng.choice(('txt', 'csv', 'pdf', 'py', 'json', 'png'))}"
+            ),
             "brand": lambda: self.phrase(1, 2).title(),
             "phrase": self.phrase,
         }
@@ -97,14 +102,13 @@ class Facts:
         digits = "".join(rng.choices(string.digits, k=rng.randint(1, 5)))
         return rng.choice((letters, digits, letters + digits, f"{letters}-{digits}"))
 
-
     def record(
         self, fields: Sequence[str] | None = None, action: str | None = None, keys: Mapping[str, str] | None = None
     ) -> Record:
         """A request about `fields` (drawn when not given); `keys` fixes what a field is called."""
         rng, lexicon = self._random, self._lexicon
         names = list(fields or rng.sample(sorted(lexicon["fields"]), rng.choices((1, 2, 3, 4), (3, 4, 3, 1))[0]))
-        verb, noun = (action.split(" ", 1) if action else (rng.choice(lexicon["verbs"]), rng.choice(lexicon["nouns"])))
+        verb, noun = action.split(" ", 1) if action else (rng.choice(lexicon["verbs"]), rng.choice(lexicon["nouns"]))
         facts, phrases = [], []
         for name in names:
             field = lexicon["fields"][name]
@@ -134,6 +138,10 @@ class Facts:
         else:
             text = f"{thing}{joined}" + rng.choice((".", "", "", "!"))
         if rng.random() < 0.2:
-            side = rng.choice(lexicon["asides"]) if rng.random() < 0.5 else self.phrase(2, 7).capitalize() + rng.choice(".?!")
+            side = (
+                rng.choice(lexicon["asides"])
+                if rng.random() < 0.5
+                else self.phrase(2, 7).capitalize() + rng.choice(".?!")
+            )
             text = f"{text} {side}" if rng.random() < 0.6 else f"{side} {text}"
         return str(text[0].upper() + text[1:] if rng.random() < 0.85 else text)

@@ -63,9 +63,15 @@ class Mixture:
         elif what < 0.45:
             text = self._facts.phrase(2, 24)
         elif what < 0.60:
-            text = " ".join(str(self._facts.value(rng.choice(list(self._lexicon["fields"].values())))) for _ in range(rng.randint(1, 6)))
+            text = " ".join(
+                str(self._facts.value(rng.choice(list(self._lexicon["fields"].values()))))
+                for _ in range(rng.randint(1, 6))
+            )
         elif what < 0.68:
-            text = "".join(rng.choices(string.ascii_letters + string.digits + "-_./:' ", k=rng.randint(4, 30))).strip() or "x"
+            text = (
+                "".join(rng.choices(string.ascii_letters + string.digits + "-_./:' ", k=rng.randint(4, 30))).strip()
+                or "x"
+            )
         else:
             text = self._facts.record().text
         shown, wanted = rng.choice((
@@ -80,7 +86,10 @@ class Mixture:
             "{t}": text, "{k}": key, "{j}": json.dumps({key: text}, ensure_ascii=False),
             "{s}": json.dumps(text, ensure_ascii=False),
         }  # fmt: skip
-        return [Turn(role="user", content=_fill(shown, parts)), Turn(role="assistant", content=_fill(wanted, parts), learn=True)]
+        return [
+            Turn(role="user", content=_fill(shown, parts)),
+            Turn(role="assistant", content=_fill(wanted, parts), learn=True),
+        ]
 
     def _extract(self) -> list[Turn]:
         rng = self._random
@@ -101,7 +110,9 @@ class Mixture:
     def _one_field(self) -> list[Turn]:
         record = self._facts.record()
         key, value = self._random.choice(record.facts)
-        ask = self._random.choice(("What is the {k}?\n{t}", "{t}\nGive only the {k}.", "Text: {t}\nQuestion: which {k}?"))
+        ask = self._random.choice(
+            ("What is the {k}?\n{t}", "{t}\nGive only the {k}.", "Text: {t}\nQuestion: which {k}?")
+        )
         prompt = ask.replace("{k}", key).replace("{t}", record.text)
         return [Turn(role="user", content=prompt), Turn(role="assistant", content=str(value), learn=True)]
 
@@ -126,9 +137,22 @@ class Mixture:
 
     def _invented_prompt(self) -> Format:
         rng = self._random
-        head = rng.choice(("", "", "Write it down.\n", "Convert the request.\n", f"Task {self._facts.invented_word()}.\n", "Return it in our format.\n", "Describe the request as data.\n", f"{self._facts.phrase(4, 12)}.\n"))
+        head = rng.choice(
+            (
+                "",
+                "",
+                "Write it down.\n",
+                "Convert the request.\n",
+                f"Task {self._facts.invented_word()}.\n",
+                "Return it in our format.\n",
+                "Describe the request as data.\n",
+                f"{self._facts.phrase(4, 12)}.\n",
+            )
+        )
         label = rng.choice(("", "", "Request: ", "Input: ", "User: ", f"{self._facts.key().capitalize()}: "))
-        action = rng.choice(("", "\nFunction: {a}", "\nUse {a}.", "\nSelected: {a}", f"\n{self._facts.key().capitalize()}: {{a}}"))
+        action = rng.choice(
+            ("", "\nFunction: {a}", "\nUse {a}.", "\nSelected: {a}", f"\n{self._facts.key().capitalize()}: {{a}}")
+        )
         tail = rng.choice(("", "", f"\n{self._facts.phrase(3, 8)}."))
         return lambda record: head + label + record.text + action.replace("{a}", record.action) + tail
 
@@ -141,7 +165,11 @@ class Mixture:
         order = rng.sample(range(3), 3)
 
         def nested(record: Record) -> str:
-            pairs: list[tuple[str, Any]] = [(outer, record.action), (inner, dict(sorted(record.facts))), (said, record.text)]
+            pairs: list[tuple[str, Any]] = [
+                (outer, record.action),
+                (inner, dict(sorted(record.facts))),
+                (said, record.text),
+            ]
             return json.dumps(dict(pairs[i] for i in order), ensure_ascii=False)
 
         def half(record: Record) -> str:
@@ -186,7 +214,9 @@ def _do_with(record: Record) -> str:
 
 
 def _call(record: Record) -> str:
-    return f"{record.action}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in record.facts)})"
+    return (
+        f"{record.action}({', '.join(f'{key}={json.dumps(value, ensure_ascii=False)}' for key, value in record.facts)})"
+    )
 
 
 def _lines(record: Record) -> str:

@@ -96,9 +96,7 @@ def _example(row: Mapping[str, Any], track: Track) -> Example:
     if turns[0].role != "system":
         turns = [Message(role="system", content=track.system), *turns]
     prompt = Prompt(messages=tuple(turns))
-    return Example(
-        id=_id(row) or content_id(prompt, reference), prompt=prompt, reference=reference, tags=_tags(row)
-    )
+    return Example(id=_id(row) or content_id(prompt, reference), prompt=prompt, reference=reference, tags=_tags(row))
 
 
 def _prompt_and_reference(row: Mapping[str, Any]) -> tuple[list[Message], str]:
@@ -180,7 +178,7 @@ def _tags(row: Mapping[str, Any]) -> dict[str, str]:
     if tags is None:
         return {}
     if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
-        raise BadRow("'tags' is not an object of texts; write {\"name\": \"value\"}")
+        raise BadRow('\'tags\' is not an object of texts; write {"name": "value"}')
     return dict(tags)
 
 

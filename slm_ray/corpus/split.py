@@ -20,9 +20,7 @@ Row = TypeVar("Row", Example, dict[str, Any])
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
-def split(
-    rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int
-) -> dict[str, list[Row]]:
+def split(rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int) -> dict[str, list[Row]]:
     """Draw exactly `test`, then `validation`, then `train` rows (all that are left when None), in hash order.
 
     A row is an Example, or a dict in a shape that `read.examples` accepts, with a `group` if it has one. Raises

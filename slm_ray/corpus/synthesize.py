@@ -106,16 +106,19 @@ def _values(pool: Any) -> list[Any]:
     return [round(low + step * index, 2) for index in range(int((pool["high"] - low) / step + 1e-6) + 1)]
 
 
-def _unseen(tool: dict[str, Any], templates: list[Any], first: int, pools: dict[str, Any], seen: set[str],
-            rng: random.Random) -> tuple[str, dict[str, Any]]:
+def _unseen(
+    tool: dict[str, Any], templates: list[Any], first: int, pools: dict[str, Any], seen: set[str], rng: random.Random
+) -> tuple[str, dict[str, Any]]:
     for attempt in range(first, first + MAX_DRAWS):
         query, arguments = _fill(tool, templates[attempt % len(templates)], pools, rng)
         normalised = " ".join(query.casefold().split())
         if normalised not in seen:
             seen.add(normalised)
             return query, arguments
-    raise ValueError(f"tool {tool['name']!r}, template {_parts(templates[0])[0]!r} and the others: no new query in "
-                     f"{MAX_DRAWS} draws; add templates or pool values, or ask for fewer rows")
+    raise ValueError(
+        f"tool {tool['name']!r}, template {_parts(templates[0])[0]!r} and the others: no new query in "
+        f"{MAX_DRAWS} draws; add templates or pool values, or ask for fewer rows"
+    )
 
 
 def _fill(tool: dict[str, Any], template: Any, pools: dict[str, Any], rng: random.Random) -> tuple[str, dict[str, Any]]:

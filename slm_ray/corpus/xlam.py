@@ -40,7 +40,9 @@ def rows_to_pairs(text: str, *, name: str, track: str) -> list[dict[str, Any]]:
             pairs.extend([pair] if pair else [])
     refuse(problems)
     if not pairs:
-        what = f"none of its {seen} rows answers with a tool of its own tool list" if seen else "there are no rows in it"
+        what = (
+            f"none of its {seen} rows answers with a tool of its own tool list" if seen else "there are no rows in it"
+        )
         raise DataError(f"{name}: {what}; give xLAM rows (query, tools, answers)")
     return pairs
 
@@ -98,7 +100,7 @@ def _first_answer(row: Mapping[str, Any]) -> dict[str, Any]:
         raise BadRow("'answers' is empty; add the expected call or delete the row")
     answer = answers[0]
     if not isinstance(answer, dict) or not isinstance(answer.get("name"), str):
-        raise BadRow("the first answer is no call; write {\"name\": …, \"arguments\": {…}}")
+        raise BadRow('the first answer is no call; write {"name": …, "arguments": {…}}')
     if not isinstance(answer.get("arguments"), dict):
         raise BadRow("the first answer's 'arguments' is not an object; write {} when there are none")
     return answer
@@ -107,7 +109,7 @@ def _first_answer(row: Mapping[str, Any]) -> dict[str, Any]:
 def _tools(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     tools = _list(row, "tools")
     if not all(isinstance(tool, dict) for tool in tools):
-        raise BadRow("'tools' holds something that is no object; write {\"name\", \"description\", \"parameters\"}")
+        raise BadRow('\'tools\' holds something that is no object; write {"name", "description", "parameters"}')
     return tools
 
 

@@ -76,9 +76,7 @@ class Shard:
 def shards(arm: Arm, pending: Sequence[Example], *, actors: int, concurrency: int) -> list[Shard]:
     """At most `actors` equal shares, whose calls in flight add up to at most `concurrency`."""
     count = min(actors, concurrency, len(pending))
-    return [
-        Shard(arm, pending[at::count], concurrency // count + (at < concurrency % count)) for at in range(count)
-    ]
+    return [Shard(arm, pending[at::count], concurrency // count + (at < concurrency % count)) for at in range(count)]
 
 
 def ask_all(

@@ -57,9 +57,7 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
             raise DataError(f"{spec}: no such file; give the path of a JSONL file with a `prediction` per row")
 
 
-def open_model(
-    spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
-) -> Model:
+def open_model(spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]) -> Model:
     """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer."""
     check_spec(spec, environment)
     kind, rest = split_spec(spec)
@@ -125,7 +123,9 @@ def _openai_parts(rest: str) -> tuple[str, str]:
 def _require(spec: str, names: list[str], environment: Mapping[str, str]) -> None:
     missing = [name for name in names if not environment.get(name, "").strip()]
     if missing:
-        raise ModelError(f"{spec} needs {' and '.join(missing)} in the environment; set {'it' if len(missing) == 1 else 'them'}")
+        raise ModelError(
+            f"{spec} needs {' and '.join(missing)} in the environment; set {'it' if len(missing) == 1 else 'them'}"
+        )
 
 
 def _check_url(spec: str, what: str, url: str) -> None:

@@ -79,11 +79,17 @@ def _keys(row: Mapping[str, Any], where: str) -> list[str]:
 
 def _answer(row: Mapping[str, Any], where: str) -> Completion:
     if "prediction" not in row:
-        raise DataError(f"{where}: no `prediction`; it holds {', '.join(sorted(row)) or 'nothing'}; add the answer's text")
+        raise DataError(
+            f"{where}: no `prediction`; it holds {', '.join(sorted(row)) or 'nothing'}; add the answer's text"
+        )
     text, latency_s, served_by = row["prediction"], row.get("latency_s"), row.get("served_by")
     if not isinstance(text, str | None):
         raise DataError(f"{where}: `prediction` is a {type(text).__name__}; write the answer's text, or null")
-    if not isinstance(latency_s, int | float | None) or isinstance(latency_s, bool) or not isinstance(served_by, str | None):
+    if (
+        not isinstance(latency_s, int | float | None)
+        or isinstance(latency_s, bool)
+        or not isinstance(served_by, str | None)
+    ):
         raise DataError(f"{where}: `latency_s` is a number of seconds and `served_by` a text, or absent")
     failure = Failure(kind="invalid", reason="recorded without an answer") if text is None else None
     return Completion(

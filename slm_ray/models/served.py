@@ -156,7 +156,9 @@ class ElsewhereModel(ChatModel):
         return ModelError(f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); correct OPENAI_API_KEY")
 
 
-def served(spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]) -> ChatModel:
+def served(
+    spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
+) -> ChatModel:
     """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
     url = endpoint.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
@@ -165,7 +167,9 @@ def served(spec: str, name: str, endpoint: str, generation: GenerationConfig, en
     return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
 
 
-def elsewhere(spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str]) -> ChatModel:
+def elsewhere(
+    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str]
+) -> ChatModel:
     """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
     secret = environment["OPENAI_API_KEY"]
     client = _client(url, secret, generation)

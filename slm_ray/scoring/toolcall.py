@@ -46,9 +46,7 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
     precision, recall, f1 = ratios(counts)
     name_match = predicted is not None and expected is not None and predicted.name == expected.name
     args_exact = (
-        predicted is not None
-        and expected is not None
-        and bool(predicted.arguments.value == expected.arguments.value)
+        predicted is not None and expected is not None and bool(predicted.arguments.value == expected.arguments.value)
     )
     scores = {
         "valid_call": float(predicted is not None),

@@ -71,7 +71,9 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
         return [train(config) for config in configs]
     plans = [plan(config) for config in configs]
     open_plans = [made for made in plans if _finished(made) is None]
-    cluster.require([bundle for made in open_plans for bundle in _bundles(made.config)], setting="training.workers × tracks")
+    cluster.require(
+        [bundle for made in open_plans for bundle in _bundles(made.config)], setting="training.workers × tracks"
+    )
     with progress.shown([made.progress_path for made in open_plans]):
         running = [_in_task.options(**_DRIVER).remote(made) for made in plans]
         ray.wait(running, num_returns=len(running))

@@ -47,7 +47,9 @@ def worker(work: Work) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as local:
         trainer = build(model, tokenizer, work.rows, config, folder=local, use_gpu=work.use_gpu, steps=work.steps)
         if trainer.args.world_size != config.workers.count:
-            raise RuntimeError(f"each rank would train alone: world size {trainer.args.world_size} of {config.workers.count}")
+            raise RuntimeError(
+                f"each rank would train alone: world size {trainer.args.world_size} of {config.workers.count}"
+            )
         report = Report(work)
         trainer.add_callback(report)
         with _checkpoint() as resumed:
@@ -174,7 +176,9 @@ def _validate(trainer: Any, tokenizer: Any, work: Work) -> dict[str, float]:
 
     result: dict[str, float] = {}
     if ray.train.get_context().get_world_rank() == 0:
-        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.validation, work.config.track)
+        result = validate(
+            trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.validation, work.config.track
+        )
     ray.train.report(dict(result))
     return result
 
@@ -193,4 +197,3 @@ def _quiet() -> None:
     transformers.utils.logging.disable_progress_bar()
     for name in ("bitsandbytes", "datasets", "accelerate", "trl", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
-

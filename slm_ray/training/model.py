@@ -51,7 +51,9 @@ def add_lora(model: Any, lora: LoraConfig) -> Any:
     present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if absent := sorted(set(lora.target_modules) - present):
         linears = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-        raise ConfigError(f"lora.target_modules: the base has no {', '.join(absent)}; it has {', '.join(sorted(linears))}")
+        raise ConfigError(
+            f"lora.target_modules: the base has no {', '.join(absent)}; it has {', '.join(sorted(linears))}"
+        )
     adapted = get_peft_model(
         model,
         PeftLoraConfig(

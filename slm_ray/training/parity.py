@@ -25,22 +25,32 @@ _AROUND = 6
 def prompt_token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids of `prompt` in TRL's own dataset, by the real trainer over a model too small to matter."""
     model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
+        )
     )
     row = conversation(Example(id="parity", prompt=prompt, reference="answer"))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(model, tokenizer, [row], RecipeConfig(optimizer="adamw_torch"), folder=folder, use_gpu=False, steps=1)
+        trainer = build(
+            model, tokenizer, [row], RecipeConfig(optimizer="adamw_torch"), folder=folder, use_gpu=False, steps=1
+        )
         return prompt_ids(trainer.train_dataset[0])
 
 
 def check_parity(
-    trainer_ids: Sequence[int], server_ids: Sequence[int], decode: Callable[[list[int]], str], *, server: str = "the server"
+    trainer_ids: Sequence[int],
+    server_ids: Sequence[int],
+    decode: Callable[[list[int]], str],
+    *,
+    server: str = "the server",
 ) -> None:
     """ModelError that shows the first difference, in tokens and as text; nothing when both are equal."""
     if list(trainer_ids) == list(server_ids):
         return
     pairs = zip(trainer_ids, server_ids, strict=False)
-    at = next((place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(trainer_ids), len(server_ids)))
+    at = next(
+        (place for place, (ours, theirs) in enumerate(pairs) if ours != theirs), min(len(trainer_ids), len(server_ids))
+    )
     start, end = max(0, at - _AROUND), at + _AROUND
     raise ModelError(
         f"the prompt's tokens differ from token {at} on: training saw {decode(list(trainer_ids[start:end]))!r} "

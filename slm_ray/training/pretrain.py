@@ -42,11 +42,21 @@ def train_tokenizer(mixture: Mixture, vocabulary: int, chats: int = 40_000) -> P
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(("\n".join(["system", "user", "assistant"] + [t.content for t in mixture.sample()]) for _ in range(chats)), trainer)
+    tokenizer.train_from_iterator(
+        ("\n".join(["system", "user", "assistant"] + [t.content for t in mixture.sample()]) for _ in range(chats)),
+        trainer,
+    )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=SPECIAL[0], eos_token="<|eot_id|>", pad_token="<|pad|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[0],
+        eos_token="<|eot_id|>",
+        pad_token="<|pad|>",
+        clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -132,13 +142,19 @@ def pretrain(config: PretrainConfig, lexicon: dict[str, Any], report: Callable[[
     seen, started, step = 0, time.monotonic(), 0
     losses: list[float] = []
     rights: list[float] = []
-    for ids, labels in batches(tokenizer, Mixture(lexicon, config.seed, pieces(tokenizer)), config.batch_tokens, random.Random(config.seed)):
+    for ids, labels in batches(
+        tokenizer, Mixture(lexicon, config.seed, pieces(tokenizer)), config.batch_tokens, random.Random(config.seed)
+    ):
         progress = seen / config.tokens
         if progress >= 1:
             break
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = (
+                    config.learning_rate
+                    * min(1.0, (step + 1) / 50)
+                    * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+                )
         with torch.autocast("cpu", torch.bfloat16):
             loss, right = loss_of(model, ids, labels)
         loss.backward()
@@ -150,7 +166,15 @@ def pretrain(config: PretrainConfig, lexicon: dict[str, Any], report: Callable[[
         losses.append(loss.item())
         rights.append(right)
         if step % 50 == 0:
-            report({"step": step, "tokens": seen, "loss": sum(losses[-50:]) / 50, "accuracy": sum(rights[-50:]) / 50, "elapsed_s": time.monotonic() - started})
+            report(
+                {
+                    "step": step,
+                    "tokens": seen,
+                    "loss": sum(losses[-50:]) / 50,
+                    "accuracy": sum(rights[-50:]) / 50,
+                    "elapsed_s": time.monotonic() - started,
+                }
+            )
         if step % 500 == 0:
             save(model, tokenizer, Path(config.out_dir))
     save(model, tokenizer, Path(config.out_dir))
@@ -158,7 +182,11 @@ def pretrain(config: PretrainConfig, lexicon: dict[str, Any], report: Callable[[
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write the model in bf16 safetensors beside its tokenizer; the model in memory stays fp32."""
-    state = {name: value.detach().to(torch.bfloat16).contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    state = {
+        name: value.detach().to(torch.bfloat16).contiguous()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     copy = LlamaForCausalLM(model.config).to(torch.bfloat16)
     copy.load_state_dict(state, strict=False)
     copy.tie_weights()

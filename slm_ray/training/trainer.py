@@ -93,7 +93,9 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         ).logits[:, :-1]  # fmt: skip
         learned = wanted != -100
         chosen, answers = logits[learned].float(), wanted[learned]
-        self._metrics["train"]["mean_token_accuracy"].append((chosen.detach().argmax(-1) == answers).float().mean().item())
+        self._metrics["train"]["mean_token_accuracy"].append(
+            (chosen.detach().argmax(-1) == answers).float().mean().item()
+        )
         loss = torch.nn.functional.cross_entropy(chosen, answers, reduction="sum") / num_items_in_batch
         # The count is over all ranks, and DDP divides the gradients by their number.
         return loss * self.accelerator.num_processes
@@ -103,7 +105,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
 
 def build(
-    model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], recipe: RecipeConfig, *, folder: str, use_gpu: bool, steps: int
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[dict[str, Any]],
+    recipe: RecipeConfig,
+    *,
+    folder: str,
+    use_gpu: bool,
+    steps: int,
 ) -> AdapterTrainer:
     """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
     args = SFTConfig(

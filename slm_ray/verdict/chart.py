@@ -60,7 +60,9 @@ def differences(decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "rows": rows,
         "zero": at(0.0),
         "margins": sorted({row["margin"] for row in rows}),
-        "ticks": [{"x": at(value), "label": f"{100 * value:+g}".replace("-", "−")} for value in _ticks(low, high) if value],
+        "ticks": [
+            {"x": at(value), "label": f"{100 * value:+g}".replace("-", "−")} for value in _ticks(low, high) if value
+        ],
     }
 
 

@@ -127,7 +127,11 @@ def _arms(
 
 
 def _stage(
-    stage: str, report: Mapping[str, Any], arms: Mapping[str, dict[str, Any]], primary: str, llm: str,
+    stage: str,
+    report: Mapping[str, Any],
+    arms: Mapping[str, dict[str, Any]],
+    primary: str,
+    llm: str,
     decisions: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """One evaluation: its arms, a table of metrics with gaps to the LLM, service figures and issue counts."""
@@ -153,8 +157,12 @@ def _stage(
 
 
 def _metric(
-    name: str, models: Mapping[str, Any], present: Sequence[Mapping[str, Any]], rivals: Sequence[Mapping[str, Any]],
-    llm: str, delta: float,
+    name: str,
+    models: Mapping[str, Any],
+    present: Sequence[Mapping[str, Any]],
+    rivals: Sequence[Mapping[str, Any]],
+    llm: str,
+    delta: float,
 ) -> dict[str, Any]:
     values = {arm["spec"]: models[arm["spec"]]["metrics"].get(name) for arm in present}
     gaps = []
@@ -169,9 +177,7 @@ def _metric(
 def _per_call(model: Mapping[str, Any]) -> dict[str, float | None]:
     """Mean tokens per row; None where no usage was reported, which is not the same as free."""
     used, n = model.get("usage") or {}, model["n"]
-    return {
-        kind: used[f"{kind}_tokens"] / n if n and any(used.values()) else None for kind in ("prompt", "completion")
-    }
+    return {kind: used[f"{kind}_tokens"] / n if n and any(used.values()) else None for kind in ("prompt", "completion")}
 
 
 def _undefined(value: float | None) -> bool:

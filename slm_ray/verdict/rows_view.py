@@ -25,7 +25,12 @@ FILTERS = {
 
 
 def rows_view(
-    rows: Sequence[Mapping[str, Any]], arms: Sequence[Mapping[str, Any]], *, llm: str, slm: str, primary: str,
+    rows: Sequence[Mapping[str, Any]],
+    arms: Sequence[Mapping[str, Any]],
+    *,
+    llm: str,
+    slm: str,
+    primary: str,
     validity: str,
 ) -> dict[str, Any]:
     """The rows for the page, how many each filter shows, where the SLM loses by tag and which row is open at first."""

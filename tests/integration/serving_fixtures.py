@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import ray
 import torch
 from safetensors.torch import save_file
 
@@ -125,7 +124,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("served")
     shutil.copytree(ROOT / "data/tiny_base", home / "base")
@@ -138,10 +137,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program starve the engine
-    started_ray = not ray.is_initialized()
-    if started_ray:
-        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
-        ray.init(address="local", num_cpus=4, resources={"slot": 4}, **options)
     before = engines()
     endpoint = deploy(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": KEY})
     yield Served(url=endpoint.url, config=config, stand_in=stand_in)
@@ -152,8 +147,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     while (left := engines() - before) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left
-    if started_ray:
-        ray.shutdown()
 
 
 def engines() -> set[int]:

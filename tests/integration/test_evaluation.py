@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
 CANARY = "canary-7c1-never-on-disk"
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    yield
-    ray.shutdown()
 
 
 def reference(n: int) -> str:
@@ -70,7 +61,7 @@ def azure(url: str) -> dict[str, str]:
             "LANGFUSE_SECRET_KEY": CANARY, "LANGFUSE_PUBLIC_KEY": CANARY, "LANGFUSE_DISABLED": "1"}  # fmt: skip
 
 
-def test_two_models_at_once_and_nothing_to_do_the_second_time(local_ray: None, tmp_path: Path) -> None:
+def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None, tmp_path: Path) -> None:
     def flaky(request: Request) -> Reply:
         if request.nth in (3, 4):
             return error(429 if request.nth == 3 else 500)
@@ -106,7 +97,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(local_ray: None, t
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
 
 
-def test_shipped_models_take_the_same_path_and_leave_no_actor(local_ray: None, tmp_path: Path) -> None:
+def test_shipped_models_take_the_same_path_and_leave_no_actor(ray_cluster: None, tmp_path: Path) -> None:
     (tmp_path / "recorded.jsonl").write_text(
         "".join(json.dumps({"prompt": f"question {n}", "prediction": reference(n)}) + "\n" for n in range(4))
     )
@@ -121,7 +112,7 @@ def test_shipped_models_take_the_same_path_and_leave_no_actor(local_ray: None, t
     assert ray.available_resources()["CPU"] == pytest.approx(4)
 
 
-def test_failed_rows_alone_are_asked_again(local_ray: None, tmp_path: Path) -> None:
+def test_failed_rows_alone_are_asked_again(ray_cluster: None, tmp_path: Path) -> None:
     broken = True
 
     def script(request: Request) -> Reply:
@@ -138,7 +129,7 @@ def test_failed_rows_alone_are_asked_again(local_ray: None, tmp_path: Path) -> N
     assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
 
 
-def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(local_ray: None, tmp_path: Path) -> None:
+def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(ray_cluster: None, tmp_path: Path) -> None:
     def script(request: Request) -> Reply:
         return error(404, "DeploymentNotFound") if request.nth >= 4 else right(request)
 
@@ -152,7 +143,7 @@ def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(local_ray: None,
     assert not (tmp_path / "run" / "report.json").exists()
 
 
-def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(local_ray: None, tmp_path: Path) -> None:
+def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(ray_cluster: None, tmp_path: Path) -> None:
     with ChatServer(slowly(0.2)) as server:
         killed = threading.Event()
 
@@ -164,7 +155,9 @@ def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(local_ray: None, tm
             killed.set()
 
         threading.Thread(target=kill_one, daemon=True).start()
-        settings = config(tmp_path, 30, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 2})
+        settings = config(
+            tmp_path, 30, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 2}
+        )
         report = evaluate(settings, environment={})
         assert killed.is_set()
         assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
@@ -177,7 +170,7 @@ def workers_of(name: str) -> list[int]:
     return [process.pid for process in mine if f"ray::{name}" in " ".join(process.cmdline())]
 
 
-def test_too_large_a_request_and_a_busy_folder_are_refused(local_ray: None, tmp_path: Path) -> None:
+def test_too_large_a_request_and_a_busy_folder_are_refused(ray_cluster: None, tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="actor_resources"):
         evaluate(config(tmp_path, 2, models=["fake:x"], actor_resources={"CPU": 64}), environment={})
     with lock(tmp_path / "run"), pytest.raises(ResourceError, match="in use by process"):
@@ -210,7 +203,9 @@ def start(settings: EvaluateConfig, tmp_path: Path) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_stopped_in_the_middle_and_resumed_nothing_finished_is_asked_again(tmp_path: Path, how: signal.Signals) -> None:
     with ChatServer(slowly(0.25)) as server:
-        settings = config(tmp_path, 40, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 2})
+        settings = config(
+            tmp_path, 40, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 2}
+        )
         running = start(settings, tmp_path)
         while len(server.requests) < 12 and running.poll() is None:
             time.sleep(0.02)
@@ -220,7 +215,10 @@ def test_stopped_in_the_middle_and_resumed_nothing_finished_is_asked_again(tmp_p
         if how == signal.SIGKILL:
             assert running.returncode == -signal.SIGKILL
         else:
-            assert (running.returncode, told.splitlines()[-1]) == (130, "stopped; the same command continues where this one ended")
+            assert (running.returncode, told.splitlines()[-1]) == (
+                130,
+                "stopped; the same command continues where this one ended",
+            )
             assert "Traceback" not in told
             assert time.monotonic() - stopped_at < 30
         quiet_after(server)

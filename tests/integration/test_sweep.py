@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,6 @@ from slm_ray.sweep import sweep, trials
 pytestmark = pytest.mark.heavy
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 SETTINGS = SweepConfig(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, rows=24, validation_rows=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, resources={"slot": 4}, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def rows(path: Path, count: int) -> str:

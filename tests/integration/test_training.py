@@ -10,13 +10,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import ray
 
 from slm_ray import adapters
 from slm_ray.config import TrainingConfig
@@ -24,15 +22,14 @@ from slm_ray.errors import DataError, ResourceError
 from slm_ray.training import train, train_many
 
 pytestmark = pytest.mark.heavy
+LOCAL = {
+    "address": "local",
+    "num_cpus": 4,
+    "resources": {"slot": 4},
+    "include_dashboard": False,
+    "log_to_driver": False,
+}
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
-LOCAL = {"address": "local", "num_cpus": 4, "resources": {"slot": 4}, "include_dashboard": False, "log_to_driver": False}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    ray.init(**LOCAL)
-    yield
-    ray.shutdown()
 
 
 def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainingConfig:
@@ -100,7 +97,9 @@ def checkpoints(run_dir: str, *, step: int = 4) -> list[Path]:
     return found
 
 
-def test_two_workers_train_one_adapter_over_the_whole_data(undisturbed: tuple[TrainingConfig, adapters.Manifest]) -> None:
+def test_two_workers_train_one_adapter_over_the_whole_data(
+    undisturbed: tuple[TrainingConfig, adapters.Manifest],
+) -> None:
     asked, manifest = undisturbed
     figures = manifest.metrics
     assert (figures["workers"], figures["optimizer"], figures["steps"]) == (2, "torch.AdamW", 24)

@@ -38,7 +38,13 @@ def toolcall_metrics(exact):
 def report(track, n, with_adapter):
     models = {
         LLM: model(n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
-        BASE: model(n, metrics(0.18, 0.411, None), failures={"truncated": 2}, issues={"prediction_not_valid_json": 7, "missing_fields": 58, "value_mismatch": 40}, used=False),
+        BASE: model(
+            n,
+            metrics(0.18, 0.411, None),
+            failures={"truncated": 2},
+            issues={"prediction_not_valid_json": 7, "missing_fields": 58, "value_mismatch": 40},
+            used=False,
+        ),
     }
     if with_adapter:
         models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
@@ -73,15 +79,23 @@ def rows():
     for number, city in enumerate(("Oslo", "Lima", "Kyoto", "Accra", "Turin", "Quito")):
         query = f"Will it rain in {city} over the next {number + 2} days, in metric units please?"
         good = call(query, city=city, days=number + 2, units="metric")
-        models = {LLM: answer(good, True), BASE: answer(call(query, city=city, days=1), False, issues=["missing_fields"]), ADAPTER: answer(good, True)}
+        models = {
+            LLM: answer(good, True),
+            BASE: answer(call(query, city=city, days=1), False, issues=["missing_fields"]),
+            ADAPTER: answer(good, True),
+        }
         if number == 1:
             models[LLM] = answer(call(query, city=city, days=number + 2), False, issues=["missing_fields"])
         if number == 2:
-            models[ADAPTER] = answer(call(query, city="Tokyo", days=number + 2, units="metric"), False, issues=["value_mismatch"])
+            models[ADAPTER] = answer(
+                call(query, city="Tokyo", days=number + 2, units="metric"), False, issues=["value_mismatch"]
+            )
         if number == 3:
             models[BASE] = answer(HOSTILE, False, valid=0.0, issues=["prediction_not_valid_json"])
         if number == 4:
-            models[BASE] = answer(None, False, valid=0.0, failure={"kind": "truncated", "reason": "stopped at 256 tokens", "status": 200})
+            models[BASE] = answer(
+                None, False, valid=0.0, failure={"kind": "truncated", "reason": "stopped at 256 tokens", "status": 200}
+            )
         found.append({
             "id": f"row-{number:04d}", "prompt_hash": "0" * 16,
             "prompt": [
@@ -132,7 +146,11 @@ def sample():
         "run_dir": "runs/demo",
         "tracks": [structured, toolcall],
         "stand_in_note": "No cloud key was set, so the base model with demonstrations stood in for the LLM. The workflow is real, the LLM is not.",
-        "environment": {"versions": {"ray": "2.60.0", "vllm": "0.32.0", "torch": "2.13.0"}, "cpu": "2 cores", "memory": "7.8 GiB"},
+        "environment": {
+            "versions": {"ray": "2.60.0", "vllm": "0.32.0", "torch": "2.13.0"},
+            "cpu": "2 cores",
+            "memory": "7.8 GiB",
+        },
         "reproduce": ["make setup", "python jobs/loop.py runs/demo/config.yaml"],
         "client_snippet": 'from openai import OpenAI\n\nclient = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\nclient.chat.completions.create(model="tiny-base:structured-0a1b2c3d4e5f", messages=[{"role": "user", "content": "…"}])',
     }

@@ -88,19 +88,30 @@ def test_the_same_content_is_one_adapter_whenever_and_wherever_it_is_published(
     first = publish(source, root, fingerprint)
     time.sleep(1.1)
     reordered = trained(tmp_path / "again", modules=("v_proj", "q_proj"))
-    second = publish(reordered, root, fingerprint, base="/elsewhere/tiny", metrics={"loss": 0.6}, train_prompts=["a", "b"])
+    second = publish(
+        reordered, root, fingerprint, base="/elsewhere/tiny", metrics={"loss": 0.6}, train_prompts=["a", "b"]
+    )
     assert second == first
     assert [manifest.id for manifest in adapters.list_adapters(root)] == [first.id]
 
 
 @pytest.mark.parametrize(
     "changed",
-    [{"base_fingerprint": "other"}, {"config_digest": "x"}, {"data_digest": "x"}, {"train_prompts": ["a"]}, {"name": "n"}],
+    [
+        {"base_fingerprint": "other"},
+        {"config_digest": "x"},
+        {"data_digest": "x"},
+        {"train_prompts": ["a"]},
+        {"name": "n"},
+    ],
 )
 def test_other_content_is_another_adapter(shelf: tuple[Path, Path, Path, str], changed: dict[str, Any]) -> None:
     source, root, _, fingerprint = shelf
     arguments = {"base_fingerprint": fingerprint, **changed}
-    assert publish(source, root, fingerprint).id != publish(source, root, arguments.pop("base_fingerprint"), **arguments).id
+    assert (
+        publish(source, root, fingerprint).id
+        != publish(source, root, arguments.pop("base_fingerprint"), **arguments).id
+    )
 
 
 def test_other_weights_are_another_adapter(shelf: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
@@ -138,7 +149,9 @@ def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tup
     )
     killed = 0
     for moment in range(1, 60, 4):
-        result = subprocess.run([sys.executable, "-c", script, str(moment)], capture_output=True, text=True, check=False)
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(moment)], capture_output=True, text=True, check=False
+        )
         if result.returncode == 0:
             break
         assert result.returncode == -signal.SIGKILL, result.stderr
@@ -183,7 +196,9 @@ def test_a_damaged_manifest_is_named(shelf: tuple[Path, Path, Path, str]) -> Non
         adapters.load_manifest(root, path.parent.name)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x08", b"\xff" * 64, struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"{}"]
+)
 def test_weights_cut_short_are_never_published(shelf: tuple[Path, Path, Path, str], content: bytes) -> None:
     source, root, _, fingerprint = shelf
     (source / "adapter_model.safetensors").write_bytes(content)

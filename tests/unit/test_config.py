@@ -36,7 +36,12 @@ def test_every_shipped_yaml_is_a_mapping(name: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "overrides", "said"),
     [
-        (PrepareConfig, "source: a\nout_dir: b\nvalidaton: 3", [], "unknown key 'validaton': did you mean 'validation'?"),
+        (
+            PrepareConfig,
+            "source: a\nout_dir: b\nvalidaton: 3",
+            [],
+            "unknown key 'validaton': did you mean 'validation'?",
+        ),
         (PrepareConfig, "source: a", [], "'out_dir' is not set"),
         (PrepareConfig, "source: a\nout_dir: b", ["test=many"], "'test' = 'many'"),
         (PrepareConfig, "source: a\nout_dir: b", ["test"], "write it as key=value"),
@@ -47,7 +52,12 @@ def test_every_shipped_yaml_is_a_mapping(name: str) -> None:
         (CompareConfig, "report: r\nllm: a\nslm: b\nrule: pointy", [], "'rule' = 'pointy'"),
         (CompareConfig, "report: r\nllm: a\nslm: b\ndelta: 2", [], "'delta' = 2"),
         (EvaluateConfig, "track: t\nexamples: e\nrun_dir: r\nmodels: []", [], "'models'"),
-        (TrainingConfig, "track: t\ntrain: e\nrun_dir: r\nbase: b\nadapters_dir: a\nlora: {rnk: 3}", [], "did you mean 'rank'?"),
+        (
+            TrainingConfig,
+            "track: t\ntrain: e\nrun_dir: r\nbase: b\nadapters_dir: a\nlora: {rnk: 3}",
+            [],
+            "did you mean 'rank'?",
+        ),
         (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b, tset: 3}]", [], "did you mean 'test'?"),
         (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b}]", ["tracks.3.test=1"], "no position in a list of 1"),
     ],

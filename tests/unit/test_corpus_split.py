@@ -91,7 +91,13 @@ def test_one_prompt_in_every_shape_is_one_prompt():
         {"prompt": "ask"},
         {"prompt": [system, user]},
         {"messages": [user, answer]},
-        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "ask "}, {"from": "gpt", "value": "b"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "human", "value": "ask "},
+                {"from": "gpt", "value": "b"},
+            ]
+        },
     ]
     for seed in range(5):
         sides = draw(rows(20) + same, seed=seed)

@@ -13,7 +13,9 @@ EARLIER = Path(__file__).parents[3] / "shared/data/slm_swap"
 
 
 def row(**changes):
-    tools = [{"name": "add", "description": "Adds.", "parameters": {"b": {"type": "int"}, "a": {"type": "int, optional"}}}]
+    tools = [
+        {"name": "add", "description": "Adds.", "parameters": {"b": {"type": "int"}, "a": {"type": "int, optional"}}}
+    ]
     answers = [{"name": "add", "arguments": {"b": 2, "a": "é"}}, {"name": "other", "arguments": {}}]
     return {"query": "Add  2", "tools": tools, "answers": answers} | changes
 

@@ -23,7 +23,10 @@ from slm_ray.models import open_model
 from slm_ray.scoring import scorer
 from slm_ray.types import Example, Message, Prompt
 
-ROWS = [Example(id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)), reference="{}") for n in range(40)]
+ROWS = [
+    Example(id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)), reference="{}")
+    for n in range(40)
+]
 
 
 async def collected(url: str, rows: list[Example], concurrency: int, **settings: Any) -> list[str]:
@@ -88,8 +91,16 @@ def test_asking_nothing_is_done_at_once() -> None:
 
 def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
     path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"id": f"r{n}", "prompt": f"q{n}", "completion": "{}"}) + "\n" for n in range(5)))
-    settings = {"track": "structured", "examples": str(path), "models": ["fake:{}"], "run_dir": str(tmp_path / "run"), **changes}
+    path.write_text(
+        "".join(json.dumps({"id": f"r{n}", "prompt": f"q{n}", "completion": "{}"}) + "\n" for n in range(5))
+    )
+    settings = {
+        "track": "structured",
+        "examples": str(path),
+        "models": ["fake:{}"],
+        "run_dir": str(tmp_path / "run"),
+        **changes,
+    }
     return EvaluateConfig.model_validate(settings)
 
 
@@ -162,7 +173,11 @@ def test_on_a_terminal_the_board_is_a_table_that_is_rewritten() -> None:
 def test_the_summary_marks_stand_ins_and_gaps() -> None:
     model = {"metrics": {"exact_match": 0.5}, "latency_s": {"p50": 0.25, "p95": None}, "usage": {"prompt_tokens": 10, "completion_tokens": 2},
              "failures": {"error": 1}, "stand_in": True, "trained_on": 0}  # fmt: skip
-    report = {"track": "structured", "examples": {"n": 4}, "models": {"azure:": model, "served:m": {**model, "stand_in": False, "failures": {}}}}
+    report = {
+        "track": "structured",
+        "examples": {"n": 4},
+        "models": {"azure:": model, "served:m": {**model, "stand_in": False, "failures": {}}},
+    }
     lines = summary(report).splitlines()
     assert lines[0].split() == ["structured,", "4", "rows", "azure:", "[STAND-IN]", "served:m"]
     assert lines[1].split() == ["exact_match", "0.500", "0.500"]

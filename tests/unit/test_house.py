@@ -143,11 +143,30 @@ def test_no_machine_paths_and_no_banners() -> None:
         assert "TODO" not in text, f"{path} holds a TODO"
 
 
-LIGHT = "types errors config command corpus scoring verdict storage ledger adapters models tracing prepare reports".split()
+LIGHT = [
+    "types",
+    "errors",
+    "config",
+    "command",
+    "corpus",
+    "scoring",
+    "verdict",
+    "storage",
+    "ledger",
+    "adapters",
+    "models",
+    "tracing",
+    "prepare",
+    "reports",
+]
 
 
 def test_light_rooms_import_nothing_heavy() -> None:
-    names = [f"slm_ray.{name}" for name in LIGHT] + ["slm_ray.corpus.read", "slm_ray.scoring.run", "slm_ray.verdict.compare"]
+    names = [f"slm_ray.{name}" for name in LIGHT] + [
+        "slm_ray.corpus.read",
+        "slm_ray.scoring.run",
+        "slm_ray.verdict.compare",
+    ]
     code = (
         "import sys\n"
         + "".join(f"import {name}\n" for name in names)

@@ -11,7 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def job(name: str, *arguments: str, cwd: Path = ROOT, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def job(
+    name: str, *arguments: str, cwd: Path = ROOT, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("AZURE_", "RAY_ADDRESS"))}
     return subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *arguments],
@@ -44,7 +46,9 @@ def test_prepare_writes_three_disjoint_splits_and_does_not_redo_them(tmp_path: P
     found = prepare(tmp_path, ROOT / "data/tools/rows.json")
     assert found.returncode == 0, found.stderr
     rows = {
-        name: [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        name: [
+            json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
         for name in ("train", "validation", "test")
     }
     assert {name: len(found) for name, found in rows.items()} == {"train": 3200, "validation": 60, "test": 100}
@@ -63,7 +67,9 @@ def test_prepare_refuses_and_writes_nothing(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', encoding="utf-8")
     small = tmp_path / "small.jsonl"
-    small.write_text("".join(json.dumps({"prompt": f"question {n}", "completion": "b"}) + "\n" for n in range(9)), encoding="utf-8")
+    small.write_text(
+        "".join(json.dumps({"prompt": f"question {n}", "completion": "b"}) + "\n" for n in range(9)), encoding="utf-8"
+    )
     refused(prepare(tmp_path, tmp_path / "missing.json"), "missing.json")
     refused(prepare(tmp_path, empty), "empty")
     refused(prepare(tmp_path, bad), "bad.jsonl:2", "completion")
@@ -76,7 +82,9 @@ def test_a_relative_output_in_a_submitted_job_is_refused(tmp_path: Path) -> None
     inside = tmp_path / "runtime_resources" / "working_dir_files" / "x"
     inside.mkdir(parents=True)
     source = ROOT / "data/tools/rows.json"
-    found = job("prepare", str(ROOT / "jobs/prepare.yaml"), "--set", "out_dir=runs/x", "--set", f"source={source}", cwd=inside)
+    found = job(
+        "prepare", str(ROOT / "jobs/prepare.yaml"), "--set", "out_dir=runs/x", "--set", f"source={source}", cwd=inside
+    )
     refused(found, "give an absolute path")
 
 

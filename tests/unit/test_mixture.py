@@ -56,7 +56,10 @@ def test_the_demo_tasks_format_is_not_in_the_mixture(chats: list[list[Turn]], le
 
 def test_no_tool_of_the_demo_is_named_as_its_own_call(chats: list[list[Turn]]) -> None:
     """Names are drawn from verbs and nouns, so a few may coincide; the demo's set as a whole must stay unseen."""
-    tools = {json.loads(row["answers"])[0]["name"] for row in json.loads((ROOT / "data/tools/rows.json").read_text(encoding="utf-8"))}
+    tools = {
+        json.loads(row["answers"])[0]["name"]
+        for row in json.loads((ROOT / "data/tools/rows.json").read_text(encoding="utf-8"))
+    }
     text = "\n".join(turn.content for chat in chats for turn in chat)
     seen = {tool for tool in tools if tool in text}
     assert len(seen) / len(tools) < 0.2, sorted(seen)

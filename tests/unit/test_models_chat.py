@@ -188,7 +188,11 @@ def test_what_would_fail_every_call_raises_with_the_fix(spec: str, reply: Reply,
 
 def test_a_reasoning_model_is_asked_by_its_own_name_for_the_limit() -> None:
     def script(request: Request) -> Reply:
-        return error(400, "unsupported_parameter", "use max_completion_tokens", param="max_tokens") if "max_tokens" in request.body else answer("ok")
+        return (
+            error(400, "unsupported_parameter", "use max_completion_tokens", param="max_tokens")
+            if "max_tokens" in request.body
+            else answer("ok")
+        )
 
     with ChatServer(script) as server:
         assert ask("azure:", server.url).text == "ok"

@@ -47,7 +47,9 @@ def opened(spec: str) -> Model:
         ("fake:", {}, ConfigError, "names nothing"),
     ],
 )
-def test_one_line_for_all_that_is_missing(spec: str, environment: dict[str, str], kind: type[SlmRayError], says: str) -> None:
+def test_one_line_for_all_that_is_missing(
+    spec: str, environment: dict[str, str], kind: type[SlmRayError], says: str
+) -> None:
     with pytest.raises(kind, match=says) as caught:
         check_spec(spec, environment)
     assert "\n" not in str(caught.value)
@@ -63,8 +65,12 @@ def test_identity_tells_models_apart_and_holds_no_secret() -> None:
     assert here == identity("azure:d", endpoint="", environment={**AZURE, "AZURE_API_KEY": "another"})
     assert here != identity("azure:", endpoint="", environment={**AZURE, "AZURE_DEPLOYMENT": "e"})
     assert here != identity("azure:", endpoint="", environment={**AZURE, "AZURE_ENDPOINT": "https://y"})
-    assert identity("served:m", endpoint="http://a", environment={}) == identity("served:m", endpoint="http://a/v1/", environment={})
-    assert identity("served:m", endpoint="http://a", environment={}) != identity("served:m", endpoint="http://b", environment={})
+    assert identity("served:m", endpoint="http://a", environment={}) == identity(
+        "served:m", endpoint="http://a/v1/", environment={}
+    )
+    assert identity("served:m", endpoint="http://a", environment={}) != identity(
+        "served:m", endpoint="http://b", environment={}
+    )
     assert needed_environment("azure:", {**AZURE, "PATH": "x"}) == AZURE
     assert needed_environment("fake:x", AZURE) == {}
 
@@ -91,12 +97,24 @@ def recorded(tmp_path: Path, *rows: dict[str, Any]) -> RecordedModel:
 
 
 def test_recordings_are_found_by_id_then_by_prompt(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "q1"}, {"role": "assistant", "content": "a1"}, {"role": "user", "content": "again"}]
+    turns = [
+        {"role": "user", "content": "q1"},
+        {"role": "assistant", "content": "a1"},
+        {"role": "user", "content": "again"},
+    ]
     model = recorded(
         tmp_path,
         {"id": 7, "prompt": "shared", "prediction": "by id"},
-        {"prompt": "shared", "prediction": "by  prompt", "latency_s": 0.5, "usage": {"prompt_tokens": 1, "completion_tokens": 2}},
-        {"prompt": [{"role": "system", "content": "other"}, {"role": "user", "content": "listed"}], "prediction": "by list"},
+        {
+            "prompt": "shared",
+            "prediction": "by  prompt",
+            "latency_s": 0.5,
+            "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+        },
+        {
+            "prompt": [{"role": "system", "content": "other"}, {"role": "user", "content": "listed"}],
+            "prediction": "by list",
+        },
         {"prompt": turns, "prediction": "by conversation"},
         {"id": "null", "prediction": None},
     )
@@ -130,7 +148,9 @@ def test_a_bad_recording_is_named_by_line(tmp_path: Path, row: dict[str, Any], s
 
 def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path) -> None:
     model = recorded(tmp_path, {"prompt": "a", "prediction": "x"}, {"prompt": "a", "prediction": "x"})
-    model.check_covers([Example(id="1", prompt=prompt("a"), reference=""), Example(id="2", prompt=prompt("b"), reference="")])
+    model.check_covers(
+        [Example(id="1", prompt=prompt("a"), reference=""), Example(id="2", prompt=prompt("b"), reference="")]
+    )
     with pytest.raises(DataError, match="no answer to any of the 1 examples"):
         model.check_covers([Example(id="2", prompt=prompt("b"), reference="")])
 

@@ -44,7 +44,11 @@ class Document(HTMLParser):
             texts.append(data)
 
     def all(self, tag, css_class=None):
-        return [e for e in self.elements if e[0] == tag and (css_class is None or css_class in e[1].get("class", "").split())]
+        return [
+            e
+            for e in self.elements
+            if e[0] == tag and (css_class is None or css_class in e[1].get("class", "").split())
+        ]
 
 
 HTML = page(sample())
@@ -165,7 +169,9 @@ def test_filters_work_by_class_and_count():
     labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a["for"]]
     assert labels == ["All 6", "LLM and SLM disagree 2", "SLM lost 1", "Invalid or failed 2"]
     rows = DOCUMENT.all("details", "row")
-    assert [len([r for r in rows if f"k-{kind}" in r[1]["class"]]) for kind in ("all", "different", "lost", "invalid")] == [6, 2, 1, 2]
+    assert [
+        len([r for r in rows if f"k-{kind}" in r[1]["class"]]) for kind in ("all", "different", "lost", "invalid")
+    ] == [6, 2, 1, 2]
     assert [("open" in r[1]) for r in rows].index(True) == 2, "the first lost row is open"
 
 
@@ -180,13 +186,21 @@ def test_missing_rows_and_leaks_are_not_ticked():
     data = sample()
     data["tracks"][0]["reports"]["test"]["models"][ADAPTER] |= {"n": 98, "trained_on": 3}
     doubts = [text for _, _, text in Document(page(data)).all("li", "no")]
-    assert doubts == ["tuned SLM: 100 rows in, 98 scored, no call failed", "tuned SLM: 3 of these rows known to be in its training"]
+    assert doubts == [
+        "tuned SLM: 100 rows in, 98 scored, no call failed",
+        "tuned SLM: 3 of these rows known to be in its training",
+    ]
 
 
 def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_page():
     data = sample()
     only = data["tracks"][0]
-    only |= {"decisions": only["decisions"][:1], "reports": {"validation": only["reports"]["validation"]}, "rows": [], "adapter": None}
+    only |= {
+        "decisions": only["decisions"][:1],
+        "reports": {"validation": only["reports"]["validation"]},
+        "rows": [],
+        "adapter": None,
+    }
     data["tracks"][1] = {"track": "toolcall", "decisions": [], "reports": {}}
     data["tracks"][0]["decisions"][0]["interval"] = None
     first, second = (text for _, _, text in Document(page(data)).all("article"))

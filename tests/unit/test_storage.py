@@ -51,7 +51,9 @@ def test_unreadable_text_is_one_clear_line(tmp_path: Path, content: bytes | None
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("line", "says"), [("{", ":2: not JSON"), ("[1]", ":2: list instead"), ("[" * 100_000, ":2: not JSON")])
+@pytest.mark.parametrize(
+    ("line", "says"), [("{", ":2: not JSON"), ("[1]", ":2: list instead"), ("[" * 100_000, ":2: not JSON")]
+)
 def test_a_bad_jsonl_line_is_named(tmp_path: Path, line: str, says: str) -> None:
     (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{line}\n')
     with pytest.raises(DataError, match=says):
@@ -145,7 +147,10 @@ with storage.lock({str(tmp_path / "run")!r}):
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         started = time.monotonic()
-        with pytest.raises(ResourceError, match=f"in use by process {holder.pid}") as caught, storage.lock(tmp_path / "run"):
+        with (
+            pytest.raises(ResourceError, match=f"in use by process {holder.pid}") as caught,
+            storage.lock(tmp_path / "run"),
+        ):
             pass
         assert time.monotonic() - started < 1
         assert str(tmp_path / "run") in str(caught.value)

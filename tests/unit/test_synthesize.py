@@ -39,16 +39,18 @@ def small() -> dict[str, Any]:
     """A catalogue of one tool, to be spoiled in one place."""
     return {
         "pools": {"rooms": ["den", "hall", "attic", "porch"]},
-        "tools": [{
-            "name": "switch_lights",
-            "domain": "home",
-            "description": "Turns lights on or off.",
-            "parameters": {
-                "room": {"type": "str", "pool": "rooms", "description": "Room."},
-                "on": {"type": "bool", "optional": True, "default": True, "description": "On or off."},
-            },
-            "templates": ["Lights in the {room}.", {"text": "Darken the {room}.", "fixed": {"on": False}}],
-        }],
+        "tools": [
+            {
+                "name": "switch_lights",
+                "domain": "home",
+                "description": "Turns lights on or off.",
+                "parameters": {
+                    "room": {"type": "str", "pool": "rooms", "description": "Room."},
+                    "on": {"type": "bool", "optional": True, "default": True, "description": "On or off."},
+                },
+                "templates": ["Lights in the {room}.", {"text": "Darken the {room}.", "fixed": {"on": False}}],
+            }
+        ],
     }
 
 

@@ -25,15 +25,30 @@ ANSWERED_NS = 1_700_000_000_123_456_789
 def trace(run_dir: Path, environment: dict[str, str], rows: int = 2) -> None:
     with Tracer(run_dir, environment, name="evaluate", run="r1") as tracer:
         for n in range(rows):
-            answer = Completion(text="yes", latency_s=0.5, usage=Usage(prompt_tokens=3, completion_tokens=1), served_by="m")
-            tracer.row("served:m", f"row{n}", PROMPT, answer, scores={"exact_match": 1.0, "open": None}, answered_ns=ANSWERED_NS)
+            answer = Completion(
+                text="yes", latency_s=0.5, usage=Usage(prompt_tokens=3, completion_tokens=1), served_by="m"
+            )
+            tracer.row(
+                "served:m",
+                f"row{n}",
+                PROMPT,
+                answer,
+                scores={"exact_match": 1.0, "open": None},
+                answered_ns=ANSWERED_NS,
+            )
         lost = Completion(failure=Failure(kind="error", reason="HTTP 500"))
         tracer.row("azure:", "row0", PROMPT, lost, scores={}, answered_ns=ANSWERED_NS)
 
 
 def spans(run_dir: Path) -> list[dict[str, Any]]:
     lines = read_jsonl(run_dir / "traces.jsonl")
-    return [span for line in lines for resource in line["resourceSpans"] for scope in resource["scopeSpans"] for span in scope["spans"]]
+    return [
+        span
+        for line in lines
+        for resource in line["resourceSpans"]
+        for scope in resource["scopeSpans"]
+        for span in scope["spans"]
+    ]
 
 
 def test_the_file_is_otlp_json(tmp_path: Path) -> None:
@@ -96,7 +111,10 @@ def test_langfuse_gets_the_same_spans(tmp_path: Path) -> None:
     with ChatServer(lambda _: Reply(body={})) as server:
         trace(tmp_path, {**SECRETS, "LANGFUSE_HOST": f"{server.url}/"}, rows=250)
         assert [request.path for request in server.requests] == ["/api/public/otel/v1/traces"] * 2
-        assert server.requests[0].headers["authorization"] == "Basic " + base64.b64encode(b"pk-canary-1:sk-canary-2").decode()
+        assert (
+            server.requests[0].headers["authorization"]
+            == "Basic " + base64.b64encode(b"pk-canary-1:sk-canary-2").decode()
+        )
         sent = [ExportTraceServiceRequest.FromString(request.body) for request in server.requests]
     names = [span.span_id.hex() for request in sent for span in request.resource_spans[0].scope_spans[0].spans]
     assert names == [span["spanId"] for span in spans(tmp_path)]
@@ -111,7 +129,9 @@ def test_langfuse_is_left_alone(tmp_path: Path, off: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("host", [None, "http://127.0.0.1:1", "not an address"])
-def test_a_langfuse_that_cannot_be_reached_is_one_warning(tmp_path: Path, host: str | None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_langfuse_that_cannot_be_reached_is_one_warning(
+    tmp_path: Path, host: str | None, capfd: pytest.CaptureFixture[str]
+) -> None:
     with ChatServer(lambda _: Reply(status=401, body={})) as server:
         trace(tmp_path, {**SECRETS, "LANGFUSE_HOST": host or server.url})
     told = capfd.readouterr()

@@ -30,7 +30,9 @@ RECIPE = RecipeConfig(
 
 def examples(count: int) -> list[Example]:
     return [
-        Example(id=str(n), prompt=prompt_of(track("structured"), f"Number {n} " * (1 + n % 5)), reference=f'{{"n": {n}}}')
+        Example(
+            id=str(n), prompt=prompt_of(track("structured"), f"Number {n} " * (1 + n % 5)), reference=f'{{"n": {n}}}'
+        )
         for n in range(count)
     ]
 
@@ -64,7 +66,9 @@ def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> Non
 def test_rows_of_like_length_share_a_batch_and_the_short_batch_is_last() -> None:
     lengths = [10 + (7 * n) % 50 for n in range(67)]
     order = list(LikeLengths(lengths, 8, 42))
-    spreads = [max(batch) - min(batch) for i in range(0, 64, 8) if (batch := [lengths[row] for row in order[i : i + 8]])]
+    spreads = [
+        max(batch) - min(batch) for i in range(0, 64, 8) if (batch := [lengths[row] for row in order[i : i + 8]])
+    ]
     assert sum(spreads) / len(spreads) < 15
     assert len(order) % 8 == 3
 
@@ -110,7 +114,9 @@ def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs
     prompt = prompt_of(track("toolcall"), "Request: play jazz")
     seen = prompt_token_ids(tokenizer, prompt)
     plain = tokenizer("\n".join(turn.content for turn in prompt.messages))["input_ids"]
-    with pytest.raises(ModelError, match=r"differ from token [01] on: training saw '.*start_header_id.*the server sees"):
+    with pytest.raises(
+        ModelError, match=r"differ from token [01] on: training saw '.*start_header_id.*the server sees"
+    ):
         check_parity(seen, plain, tokenizer.decode)
     with pytest.raises(ModelError, match=rf"differ from token {len(seen) - 4} on"):
         check_parity(seen, seen[:-4], tokenizer.decode)

@@ -43,7 +43,9 @@ def test_a_long_row_is_refused_by_line_with_the_length_that_would_do(tmp_path: P
 
 def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tmp_path: Path) -> None:
     odd = open_tokenizer(BASE)
-    odd.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}think:{% endif %}"
+    odd.chat_template = (
+        "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}think:{% endif %}"
+    )
     with pytest.raises(ConfigError, match="chat template"):
         rows.lengths(rows.read(write(tmp_path / "train.jsonl", ["x"]), "structured"), odd, max_length=512)
 

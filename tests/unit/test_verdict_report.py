@@ -25,7 +25,9 @@ EXAMPLES = [
     for i in range(4)
 ]
 ANSWERS: Mapping[str, Completion] = {
-    "e0": Completion(text='{"answer": 0}', latency_s=1.0, usage=Usage(prompt_tokens=9, completion_tokens=5), served_by="m"),
+    "e0": Completion(
+        text='{"answer": 0}', latency_s=1.0, usage=Usage(prompt_tokens=9, completion_tokens=5), served_by="m"
+    ),
     "e1": Completion(text="nonsense", latency_s=2.0, usage=Usage(prompt_tokens=11, completion_tokens=7), served_by="m"),
     "e2": Completion(failure=Failure(kind="refused", reason="filtered", status=400), latency_s=9.0),
     "e3": Completion(
