@@ -35,7 +35,7 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, part.name) for part in fields(self))
+        return float(sum(getattr(self, part.name) for part in fields(self)))
 
     def __str__(self) -> str:
         parts = ", ".join(f"{part.name} {getattr(self, part.name) / GB:.2g}" for part in fields(self))

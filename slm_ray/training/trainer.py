@@ -25,7 +25,7 @@ _LOGS = 25  # reports of a run, at most about this many
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-class LikeLengths(Sampler[int]):
+class LikeLengths(Sampler[int]):  # type: ignore[misc]
     """Row numbers, shuffled by seed and epoch, rows of like length in the same global batch; a short batch comes last."""
 
     def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
