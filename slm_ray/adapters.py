@@ -172,7 +172,7 @@ def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -
     home = Path(adapters_dir) / adapter_id
     for name, expected in manifest.files.items():
         if not (home / name).is_file():
-            raise AdapterError(f"{home / name} is missing; delete the folder {adapter_id} and publish it again")
+            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again")
         if file_digest(home / name) != expected:
             raise AdapterError(
                 f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"

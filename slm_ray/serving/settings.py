@@ -18,7 +18,7 @@ import yaml
 
 from slm_ray.adapters import base_fingerprint
 from slm_ray.config import ServingConfig
-from slm_ray.errors import ConfigError, ModelError
+from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.serving.access import key_digest
 
 KEY_NAME = "SLM_RAY_API_KEY"
@@ -57,7 +57,7 @@ def app_settings(
     return AppSettings(
         name=config.name,
         base=base,
-        fingerprint=base_fingerprint(base) if Path(base).is_dir() else "",
+        fingerprint=_fingerprint(base),
         adapters_dir=adapters_dir,
         serving=_filled(config, base, adapters_dir),
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
@@ -88,6 +88,13 @@ def check_base(base: str) -> str:
             f"{base} is no base model to serve: it lacks {', '.join(missing)}; set serving.base to one that has"
         )
     return str(folder)
+
+
+def _fingerprint(base: str) -> str:
+    try:
+        return base_fingerprint(base) if Path(base).is_dir() else ""
+    except AdapterError as error:
+        raise ModelError(f"{base} is no base model to serve: {error}") from None
 
 
 def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:

@@ -183,7 +183,7 @@ def test_damage_names_the_file_and_the_fix(shelf: tuple[Path, Path, Path, str], 
     with pytest.raises(AdapterError, match=rf"{name} is damaged.*publish again"):
         adapters.verify(root, path.parent.name, home)
     path.unlink()
-    with pytest.raises(AdapterError, match=rf"{name} is missing.*publish the adapter again"):
+    with pytest.raises(AdapterError, match=rf"{name} is missing.*publish again"):
         adapters.verify(root, path.parent.name, home)
 
 

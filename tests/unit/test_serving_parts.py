@@ -164,6 +164,13 @@ def test_a_base_folder_that_is_no_model_is_refused(tmp_path: Path, lacking: str)
         check_base(str(tmp_path / "base"))
 
 
+def test_a_base_with_damaged_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "base/model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="is no base model to serve"):
+        app_settings(ServingConfig(config=CPU, base=str(tmp_path / "base")), stand_in=None, environment={})
+
+
 def test_base_names() -> None:
     assert check_base("meta-llama/Llama-3.1-8B-Instruct") == "meta-llama/Llama-3.1-8B-Instruct"
     for wrong in ("data/no_such_base", "no_such_base", "/no/such/base"):
