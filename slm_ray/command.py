@@ -44,6 +44,7 @@ def run(
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # a shell starts background jobs with SIGINT ignored
     try:
         status = job(read(kind, description, argv)) or 0
     except SlmRayError as error:

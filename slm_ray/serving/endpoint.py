@@ -22,7 +22,7 @@ from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
 from slm_ray.config import ServingConfig
-from slm_ray.errors import ModelError, ResourceError
+from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.probe import chat
 from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
 
@@ -138,7 +138,10 @@ def _start(config: ServingConfig, endpoint: Endpoint, settings: AppSettings) -> 
     with _root_logger_kept():
         from slm_ray.serving.app import build  # brings vLLM in: seconds that a refused deployment should not cost
 
-        app = build(settings)
+        try:
+            app = build(settings)
+        except ValueError as error:
+            raise ConfigError(f"{config.config} is no Ray Serve LLM file that fits: {error}; correct it") from None
     target = serve.RunTarget(target=app, name=endpoint.app, route_prefix="/", logging_config=logs)
     serve.run_many([target], wait_for_applications_running=False)
 
@@ -171,8 +174,8 @@ def _failure(app: Any) -> str:
     if app.status == ApplicationStatus.DEPLOY_FAILED:
         messages.append(app.message)
     lines = [line.strip() for message in messages[:1] for line in message.splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line.split(":")[0] and not line.startswith(("File", "raise"))]
-    return (told or lines)[-1][:500] if lines else ""
+    named = [place for place, line in enumerate(lines) if "Error" in line.split(":")[0] and not line.startswith("File")]
+    return " ".join(lines[named[-1] if named else 0 :])[:500]
 
 
 def _url(config: ServingConfig) -> str:

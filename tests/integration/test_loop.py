@@ -100,7 +100,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     llm = recorded_llm(tmp_path)
     first = started(run, llm, port)
     wait_for("*/training/**/*checkpoint*", run, first, 420)
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGTERM)
     output, _ = first.communicate(timeout=90)
     assert first.returncode != 0, output
     assert descendants(run) == []
