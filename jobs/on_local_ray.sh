@@ -14,6 +14,7 @@ finish() {
   if [ -n "${submitted:-}" ] && [ -z "${ended:-}" ]; then
     ray job stop "$submission" >>"$run/ray.log" 2>&1
   fi
+  [ -n "${logs:-}" ] && kill "$logs" 2>/dev/null
   if [ -n "$head_pid" ]; then
     kill -TERM "$head_pid" 2>/dev/null
     wait "$head_pid" 2>/dev/null
@@ -62,8 +63,11 @@ if [ -z "${accepted:-}" ]; then
   ended=yes status=2
   exit 2
 fi
+# In the background: bash runs a trap only once its foreground command has ended, but `wait` ends at a signal.
 ray job logs --follow --log-style record "$submission" 2>>"$run/ray.log" |
-  grep --line-buffered -vE '[[:space:]](INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job'
+  grep --line-buffered -vE '[[:space:]](INFO|SUCC) (cli|job_manager)\.py:|^Running entrypoint for job' &
+logs=$!
+wait "$logs"
 ended=yes
 ray job status --log-style record "$submission" 2>&1 | tee -a "$run/ray.log" | grep -qi succeeded
 status=$?
