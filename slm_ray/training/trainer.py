@@ -21,7 +21,6 @@ from slm_ray.config import RecipeConfig
 from slm_ray.training.model import keep_masters_in_fp32
 
 _POOL = 8  # global batches that are sorted by length together
-_WIDTH = 16  # tokens
 _LOGS = 25  # reports of a run, at most about this many
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -86,19 +85,18 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         """
         if not self.args.use_cpu or return_outputs or num_items_in_batch is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        learned = inputs["labels"][:, 1:] != -100
-        answers = inputs["labels"][:, 1:][learned]
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, hidden: (hidden[0][:, :-1][learned],))
-        try:
-            rest = {name: value for name, value in inputs.items() if name != "labels"}
-            logits = model(**rest, use_cache=False).logits.float()
-        finally:
-            hook.remove()
+        first = int((inputs["labels"] != -100).any(0).nonzero()[0])
+        wanted = inputs["labels"][:, first:]
+        logits = model(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False,
+            logits_to_keep=wanted.shape[1] + 1,
+        ).logits[:, :-1]  # fmt: skip
+        learned = wanted != -100
+        chosen, answers = logits[learned].float(), wanted[learned]
         self._metrics["train"]["mean_token_accuracy"].append(
-            (logits.detach().argmax(-1) == answers).float().mean().item()
+            (chosen.detach().argmax(-1) == answers).float().mean().item()
         )
-        loss = torch.nn.functional.cross_entropy(logits, answers, reduction="sum") / num_items_in_batch
+        loss = torch.nn.functional.cross_entropy(chosen, answers, reduction="sum") / num_items_in_batch
         # The count is over all ranks, and DDP divides the gradients by their number.
         return loss * self.accelerator.num_processes
 
@@ -131,8 +129,6 @@ def build(
         max_length=None,
         completion_only_loss=True,
         packing=False,
-        # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
-        pad_to_multiple_of=None if use_gpu else _WIDTH,
         seed=recipe.seed,
         data_seed=recipe.seed,
         bf16=True,
