@@ -79,7 +79,7 @@ def _finished(folder: Path, digest: str) -> Prepared | None:
 
 
 def _rows(text: str, config: PrepareConfig, track: Any) -> list[dict[str, Any]]:
-    lines = text.splitlines()
+    lines = storage.split_lines(text)
     if text.lstrip().startswith("[") or _is_xlam(lines):
         return xlam.rows_to_pairs(text, name=config.source, track=track.name)
     read.examples(lines, name=config.source, track=track)

@@ -40,8 +40,13 @@ def read_text(path: str | Path) -> str:
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of `read_text`, split at line feeds only: JSON strings may hold other Unicode line separators."""
-    lines = read_text(path).split("\n")
+    """The lines of `read_text`, as `split_lines` cuts them."""
+    return split_lines(read_text(path))
+
+
+def split_lines(text: str) -> list[str]:
+    """`text` split at LF and CRLF only: JSON strings may hold other Unicode line separators."""
+    lines = text.split("\n")
     if not lines[-1]:
         lines.pop()
     return [line.removesuffix("\r") for line in lines]

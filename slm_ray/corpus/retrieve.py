@@ -6,9 +6,9 @@ prompt of a template shares count for little. No embeddings, no state, the same 
 
 from __future__ import annotations
 
+import heapq
 import math
 import re
-from collections import Counter
 from collections.abc import Sequence
 
 from slm_ray.corpus.render import normalised
@@ -17,21 +17,43 @@ from slm_ray.types import Example, Message, Prompt
 _WORD = re.compile(r"\w+")
 
 
-def nearest(query: str, pool: Sequence[Example], k: int) -> list[Example]:
-    """The `k` examples of `pool` whose user turn is most like `query`, best first, ties by id.
+class Retriever:
+    """A pool of examples, indexed once by the words of their questions."""
 
-    An example that asks exactly `query` is left out: it would show the model the answer.
-    """
-    words_of = [_words(_question(example.prompt)) for example in pool]
-    frequency = Counter(word for words in words_of for word in words)
-    weight = {word: math.log((1 + len(pool)) / count) for word, count in frequency.items()}
-    wanted, same = _words(query), normalised(query)
-    ranked = sorted(
-        (-_overlap(wanted, words, weight), example.id, position)
-        for position, (words, example) in enumerate(zip(words_of, pool, strict=True))
-        if normalised(_question(example.prompt)) != same
-    )
-    return [pool[position] for _, _, position in ranked[: max(k, 0)]]
+    def __init__(self, pool: Sequence[Example]) -> None:
+        self._pool = list(pool)
+        words_of = [_words(_question(example.prompt)) for example in pool]
+        self._places: dict[str, list[int]] = {}
+        for place, words in enumerate(words_of):
+            for word in words:
+                self._places.setdefault(word, []).append(place)
+        self._weight = {word: math.log((1 + len(words_of)) / len(places)) for word, places in self._places.items()}
+        self._total = [self._weigh(words) for words in words_of]
+        self._asked = [normalised(_question(example.prompt)) for example in pool]
+
+    def nearest(self, query: str, k: int) -> list[Example]:
+        """The `k` examples whose user turn is most like `query`, best first, ties by id.
+
+        An example that asks exactly `query` is left out: it would show the model the answer.
+        """
+        words, same = _words(query), normalised(query)
+        shared, total = [0.0] * len(self._pool), self._weigh(words)
+        # Sorted, because sets iterate in another order in every process and floats do not add up the same way round.
+        for word in sorted(words & self._places.keys()):
+            for place in self._places[word]:
+                shared[place] += self._weight[word]
+        ranked = heapq.nsmallest(
+            max(k, 0),
+            (
+                (-_jaccard(shared[place], total, self._total[place]), example.id, place)
+                for place, example in enumerate(self._pool)
+                if self._asked[place] != same
+            ),
+        )
+        return [self._pool[place] for _, _, place in ranked]
+
+    def _weigh(self, words: frozenset[str]) -> float:
+        return sum(self._weight.get(word, 0.0) for word in sorted(words))
 
 
 def with_demonstrations(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
@@ -53,9 +75,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(_WORD.findall(text.casefold()))
 
 
-def _overlap(left: frozenset[str], right: frozenset[str], weight: dict[str, float]) -> float:
+def _jaccard(shared: float, left: float, right: float) -> float:
     """Weighted Jaccard index in [0, 1]; a word that the pool does not know weighs nothing."""
-    # Sorted, because sets iterate in another order in every process and floats do not add up the same way round.
-    shared = sum(weight.get(word, 0.0) for word in sorted(left & right))
-    either = sum(weight.get(word, 0.0) for word in sorted(left | right))
-    return shared / either if either else 0.0
+    either = left + right - shared
+    return shared / either if either > 0 else 0.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_ray.corpus.read import examples
-from slm_ray.corpus.retrieve import nearest, with_demonstrations
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import DataError
 from slm_ray.storage import read_lines
@@ -30,6 +30,7 @@ class StandIn:
         self._demonstrations = demonstrations
         self._pools = dict(pools)
         self._read: dict[str, tuple[tuple[int, int], list[Example]]] = {}
+        self._indexed: dict[Message | None, tuple[list[Example], Retriever]] = {}
 
     @property
     def label(self) -> str:
@@ -41,15 +42,18 @@ class StandIn:
         asked = Prompt(messages=tuple(_message(message) for message in messages))
         if not asked.messages or asked.messages[-1].role != "user":
             raise DataError("the last message is not the user's; the stand-in answers questions only")
-        pool = self._pool(asked)
-        shots = nearest(asked.messages[-1].content, pool, self._demonstrations)
+        shots = self._pool(asked.messages[0]).nearest(asked.messages[-1].content, self._demonstrations)
         return with_demonstrations(asked, shots[::-1])  # the most similar one stands next to the question
 
-    def _pool(self, asked: Prompt) -> list[Example]:
+    def _pool(self, system: Message) -> Retriever:
         """Rows of the track whose system message the chat has; all rows when it has another."""
         rows = [row for name in sorted(self._pools) for row in self._rows(name)]
-        same = [row for row in rows if row.prompt.messages[0] == asked.messages[0]]
-        return same or rows
+        same = [row for row in rows if row.prompt.messages[0] == system]
+        rows = same or rows
+        known = self._indexed.get(system if same else None)
+        if known is None or known[0] != rows:
+            known = self._indexed[system if same else None] = rows, Retriever(rows)
+        return known[1]
 
     def _rows(self, name: str) -> list[Example]:
         path = self._pools[name]

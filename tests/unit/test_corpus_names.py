@@ -5,7 +5,7 @@ import random
 import pytest
 
 from slm_ray.corpus.render import content_id, digest, prompt_hash, prompt_of
-from slm_ray.corpus.retrieve import nearest, with_demonstrations
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.corpus.tracks import TRACKS, track
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Prompt
@@ -55,16 +55,23 @@ POOL = [
 
 
 def test_nearest_goes_by_rare_shared_words():
-    assert [shot.reference for shot in nearest("Request: weather in Oslo", POOL, 1)] == ["weather"]
-    assert [shot.reference for shot in nearest("Request: a flight to Paris", POOL, 2)] == ["flight", "weather"]
-    assert nearest("Request: a flight to Paris", POOL[::-1], 3) == nearest("Request: a flight to Paris", POOL, 3)
+    assert [shot.reference for shot in Retriever(POOL).nearest("Request: weather in Oslo", 1)] == ["weather"]
+    assert [shot.reference for shot in Retriever(POOL).nearest("Request: a flight to Paris", 2)] == [
+        "flight",
+        "weather",
+    ]
+    assert Retriever(POOL[::-1]).nearest("Request: a flight to Paris", 3) == Retriever(POOL).nearest(
+        "Request: a flight to Paris", 3
+    )
 
 
 def test_nearest_never_shows_the_question_itself_and_survives_the_edges():
-    assert "weather" not in [shot.reference for shot in nearest("request: WEATHER in paris  tomorrow", POOL, 3)]
-    assert nearest("x", [], 3) == []
-    assert nearest("x", POOL, 0) == []
-    assert len(nearest("???", POOL, 9)) == 3
+    assert "weather" not in [
+        shot.reference for shot in Retriever(POOL).nearest("request: WEATHER in paris  tomorrow", 3)
+    ]
+    assert Retriever([]).nearest("x", 3) == []
+    assert Retriever(POOL).nearest("x", 0) == []
+    assert len(Retriever(POOL).nearest("???", 9)) == 3
 
 
 def test_demonstrations_stand_before_the_last_user_turn():
