@@ -26,6 +26,8 @@ trap finish INT TERM EXIT
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=20 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
+# Workers as important as everything else (Ray nices them to 15, which starves the engine beside a trainer).
+export RAY_worker_niceness=0 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=0.1
 if [ -z "${RAY_ADDRESS:-}" ]; then
   # A head of our own: loopback ports, a token of its own, and no wait for replicas that the job has already stopped.
   gcs=$(free_port) dashboard=$(free_port) agent=$(free_port)

@@ -118,8 +118,9 @@ def _row(made: Plan, error: str | None) -> dict[str, Any]:
 
 
 def _concurrent(workers: Any) -> int:
-    total = ray.cluster_resources()
-    fits = [total.get(name, 0.0) / (amount * workers.count) for name, amount in workers.per_worker.items() if amount]
+    """As many trials as fit beside what runs now: one that waits for what an endpoint holds would wait for ever."""
+    free = ray.available_resources()
+    fits = [free.get(name, 0.0) / (amount * workers.count) for name, amount in workers.per_worker.items() if amount]
     return max(1, int(min(fits, default=1) + 1e-6))
 
 

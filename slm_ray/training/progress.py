@@ -10,6 +10,7 @@ import dataclasses
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from slm_ray.storage import write_json
 
 _POLL_S = 0.5
 _PLAIN_EVERY = 20  # polls between lines where there is no terminal
+_LONG_START_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +64,13 @@ def shown(paths: Sequence[Path]) -> Iterator[None]:
         watcher.join()
 
 
-def line(name: str, progress: Progress | None) -> str:
-    """One run in one line."""
+def line(name: str, progress: Progress | None, waited_s: float = 0.0) -> str:
+    """One run in one line; `waited_s` is how long it has been watched."""
     if progress is None:
-        return f"{name}: starting workers"
+        slow = waited_s > _LONG_START_S
+        return f"{name}: starting workers" + (
+            f" for {waited_s:.0f} s; if others hold the resources it waits for them (see: ray status)" if slow else ""
+        )
     gpu = f", {progress.gpu_bytes / 1e9:.1f} GB on the GPU" if progress.gpu_bytes else ""
     return (
         f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}, "
@@ -75,21 +80,22 @@ def line(name: str, progress: Progress | None) -> str:
 
 def _watch(paths: list[Path], done: threading.Event) -> None:
     console = Console(stderr=True)
+    started = time.monotonic()
     if not console.is_terminal:
         polls = 0
         while not done.wait(_POLL_S):
             polls += 1
             if polls % _PLAIN_EVERY == 0:
                 for path in paths:
-                    print(line(path.stem, read(path)), file=sys.stderr, flush=True)
+                    print(line(path.stem, read(path), time.monotonic() - started), file=sys.stderr, flush=True)
         return
-    with Live(_table(paths), console=console, transient=True, auto_refresh=False) as live:
+    with Live(_table(paths, 0.0), console=console, transient=True, auto_refresh=False) as live:
         while not done.wait(_POLL_S):
-            live.update(_table(paths), refresh=True)
+            live.update(_table(paths, time.monotonic() - started), refresh=True)
 
 
-def _table(paths: list[Path]) -> Table:
+def _table(paths: list[Path], waited_s: float) -> Table:
     table = Table.grid()
     for path in paths:
-        table.add_row(line(path.stem, read(path)))
+        table.add_row(line(path.stem, read(path), waited_s))
     return table

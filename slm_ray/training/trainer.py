@@ -21,6 +21,7 @@ from slm_ray.config import RecipeConfig
 from slm_ray.training.model import keep_masters_in_fp32
 
 _POOL = 8  # global batches that are sorted by length together
+_WIDTH = 16  # tokens
 _LOGS = 25  # reports of a run, at most about this many
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
@@ -129,6 +130,8 @@ def build(
         max_length=None,
         completion_only_loss=True,
         packing=False,
+        # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
+        pad_to_multiple_of=None if use_gpu else _WIDTH,
         seed=recipe.seed,
         data_seed=recipe.seed,
         bf16=True,

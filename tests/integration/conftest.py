@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
 import ray
 from serving_fixtures import served
+
+from slm_ray import cluster
 
 __all__ = ["ray_cluster", "served"]
 
@@ -15,14 +16,6 @@ __all__ = ["ray_cluster", "served"]
 @pytest.fixture(scope="session", autouse=True)
 def ray_cluster() -> Iterator[None]:
     """A Ray of this test session with four logical slots."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        resources={"slot": 4},
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
+    cluster.start_local(log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()

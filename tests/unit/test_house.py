@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
     {"storage", "ledger", "adapters", "models", "tracing", "prepare", "reports"},
-    {"cluster", "training", "sweep", "serving", "evaluation", "loop", "loop_page"},
+    {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
@@ -27,7 +27,6 @@ SIDEWAYS = {
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
     ("evaluation", "cluster"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
-    ("loop", "loop_page"), ("loop_page", "cluster"),
 }  # fmt: skip
 OWNERS = {
     "ray": {"cluster", "training", "sweep", "serving", "evaluation", "loop"},

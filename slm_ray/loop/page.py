@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 
 from slm_ray import storage
-from slm_ray.adapters import Manifest
 from slm_ray.cluster import package_versions
 from slm_ray.config import LoopConfig
+from slm_ray.loop.track import TrackRun
 from slm_ray.reports import load_report
 from slm_ray.types import Comparison, Decision
 from slm_ray.verdict.page import page
@@ -26,19 +26,8 @@ PAGE_ROWS = 1000
 GIB = 1 << 30
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TrackResult:
-    """One track's part of the result: its decisions and reports by stage, and the adapter if one was trained."""
-
-    track: str
-    folder: Path
-    decisions: Mapping[str, tuple[Comparison, Decision]]
-    reports: Mapping[str, dict[str, Any]]
-    adapter: Manifest | None
-
-
 def write_result(
-    config: LoopConfig, results: Sequence[TrackResult], *, uses_stand_in: bool, timings_s: Mapping[str, float]
+    config: LoopConfig, results: Sequence[TrackRun], *, uses_stand_in: bool, timings_s: Mapping[str, float]
 ) -> None:
     """Write both files into the run directory."""
     folder = Path(config.run_dir)
@@ -52,7 +41,7 @@ def write_result(
         "reproduce": [
             f"python jobs/loop.py {folder.name}/config.yaml",
             *(
-                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.track}/test"
+                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.name}/test"
                 for result in results
             ),
         ],
@@ -64,9 +53,9 @@ def write_result(
     storage.write_text(folder / "report.html", page(data))
 
 
-def _track(result: TrackResult, timings_s: Mapping[str, float]) -> dict[str, Any]:
+def _track(result: TrackRun, timings_s: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "track": result.track,
+        "track": result.name,
         "decisions": [_decision(stage, *pair) for stage, pair in result.decisions.items()],
         "reports": dict(result.reports),
         "adapter": dataclasses.asdict(result.adapter) if result.adapter else None,
@@ -99,7 +88,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _client_snippet(config: LoopConfig, results: Sequence[TrackResult]) -> str:
+def _client_snippet(config: LoopConfig, results: Sequence[TrackRun]) -> str:
     adapters = [result.adapter.id for result in results if result.adapter]
     model = f"{config.serving.name}:{adapters[0]}" if adapters else config.serving.name
     return (

@@ -11,9 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -23,36 +21,22 @@ from slm_ray.config import (
     EvaluateConfig,
     LoopConfig,
     PrepareConfig,
-    TrackConfig,
-    TrainingConfig,
     dump,
 )
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.table import summary
-from slm_ray.loop_page import TrackResult, write_result
+from slm_ray.loop.page import write_result
+from slm_ray.loop.track import TrackRun
+from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
-from slm_ray.prepare import Prepared, examples_in, prepare
+from slm_ray.prepare import prepare
 from slm_ray.reports import compare_reports
-from slm_ray.serving import Endpoint, deploy, shutdown, token_ids
-from slm_ray.sweep import sweep
-from slm_ray.training import train_many
-from slm_ray.types import Comparison, Decision
+from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.types import Decision
 from slm_ray.verdict.decide import verdict_text
 
 STAND_IN = "stand-in"
 AZURE_NAMES = ("AZURE_ENDPOINT", "AZURE_DEPLOYMENT", "AZURE_API_KEY")
-
-
-@dataclass(slots=True, kw_only=True)
-class TrackRun:
-    """What the loop knows of one track so far."""
-
-    config: TrackConfig
-    prepared: Prepared
-    folder: Path
-    decisions: dict[str, tuple[Comparison, Decision]] = field(default_factory=dict)
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
-    adapter: adapters.Manifest | None = None
 
 
 class Loop:
@@ -75,6 +59,7 @@ class Loop:
             self.llm += self.environment.get("AZURE_DEPLOYMENT", "")
         self.base = f"served:{config.serving.name}"
         self.timings_s: dict[str, float] = {}
+        self.endpoint: Endpoint
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
@@ -107,26 +92,18 @@ class Loop:
         """Serve the base, and with no Azure keys the labelled stand-in that answers as the LLM."""
         stand_in = None
         if self.uses_stand_in:
-            pools = {run.config.track: run.prepared.path("train") for run in runs}
+            pools = {run.name: run.prepared.path("train") for run in runs}
             stand_in = {"deployment": STAND_IN, "demonstrations": self.config.stand_in_demonstrations, "pools": pools}
             self.console.print("[yellow]no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
         endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.console.print(f"{self.config.serving.name} answers at {endpoint.url}/v1")
         return endpoint
 
-    def training_config(self, run: TrackRun) -> TrainingConfig:
-        """The training run of one track."""
-        return TrainingConfig(
-            **self.config.training.model_dump(), track=run.config.track, train=run.prepared.path("train"),
-            base=self.config.serving.base, run_dir=str(run.folder / "training"),
-            adapters_dir=self.config.serving.adapters_dir, name=run.config.track,
-        )  # fmt: skip
-
     def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, Set[str]]) -> None:
         """Ask all models the stage's rows and keep the report."""
         config = EvaluateConfig(
-            track=run.config.track, examples=run.prepared.path(stage), models=tuple(models),
-            run_dir=str(run.folder / stage), endpoint=self.url, generation=self.config.generation,
+            track=run.name, examples=run.prepared.path(stage), models=tuple(models),
+            run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
             actor_resources=self.config.actor_resources,
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
@@ -148,68 +125,39 @@ class Loop:
         self.say(verdict_text(comparison, decision))
         return decision
 
-    def check_template(self, runs: list[TrackRun]) -> None:
-        """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
-        from slm_ray.training.parity import check_parity, prompt_token_ids
-        from slm_ray.training.pretrained import open_tokenizer  # the trainer's libraries take seconds to import
-
-        tokenizer = open_tokenizer(Path(self.config.serving.base))
-        for run in runs:
-            prompt = examples_in(run.prepared.path("train"), run.config.track)[0].prompt
-            served = token_ids(self.url, self.config.serving.name, prompt)
-            check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=self.url)
-        self.console.print("parity gate: trainer and server see the same tokens for the same prompt")
-
-    def train(self, runs: list[TrackRun]) -> None:
-        """Train and publish one adapter per track, all tracks at once when `parallel` is set."""
-        configs = [self.training_config(run) for run in runs]
-        if self.config.sweep.enabled:
-            with self.step("sweep"):
-                configs = [self.swept(run, config) for run, config in zip(runs, configs, strict=True)]
+    def train(self, losers: list[TrackRun], runs: list[TrackRun]) -> None:
+        """One adapter per track; the endpoint stays up unless training cannot fit beside it."""
         with self.step("train"):
-            self.check_template(runs)
-            for run, manifest in zip(runs, train_many(configs, parallel=self.config.parallel), strict=True):
-                run.adapter = manifest
-                self.console.print(f"{run.config.track}: adapter {manifest.id}")
-
-    def swept(self, run: TrackRun, config: TrainingConfig) -> TrainingConfig:
-        """The training run with the learning rate and rank that did best on validation rows."""
-        swept = config.model_copy(update={"run_dir": str(run.folder / "sweep")})
-        best = sweep(swept, self.config.sweep, validation=run.prepared.path("validation"))["best"]
-        self.console.print(
-            f"{run.config.track}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']}"
-        )
-        lora = config.lora.model_copy(update={"rank": best["rank"], "alpha": best["alpha"]})
-        return config.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
+            check_template(self.config, losers, self.endpoint)
+            self.say("parity gate: trainer and server see the same tokens for the same prompt")
+            room = make_room(self.config, len(losers))
+            if room.note:
+                self.say(room.note)
+            if not room.beside_endpoint:
+                shutdown()
+            train_tracks(self.config, losers, parallel=room.parallel, say=self.say)
+        if not room.beside_endpoint:
+            with self.step("deploy again"):
+                self.endpoint = self.deploy(runs)
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""
         with self.step("prepare"):
             runs = self.prepare()
         with self.step("deploy"):
-            self.url = self.deploy(runs).url
+            self.endpoint = self.deploy(runs)
         for run in runs:
-            with self.step(f"evaluate {run.config.track} (validation rows)"):
+            with self.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
         losers = [run for run in runs if run.decisions["validation"][1].action == "fine_tune"]
         if losers:
-            self.train(losers)
+            self.train(losers, runs)
         for run in runs:
-            with self.step(f"evaluate {run.config.track} (test rows)"):
+            with self.step(f"evaluate {run.name} (test rows)"):
                 self.finish(run)
-        results = [
-            TrackResult(
-                track=run.config.track,
-                folder=run.folder,
-                decisions=run.decisions,
-                reports=run.reports,
-                adapter=run.adapter,
-            )
-            for run in runs
-        ]
-        write_result(self.config, results, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)
-        return {run.config.track: run.decisions["test"][1].action for run in runs}
+        write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)
+        return {run.name: run.decisions["test"][1].action for run in runs}
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""
@@ -229,17 +177,12 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
     with storage.lock(config.run_dir):
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()
-        cluster.require(_training_bundles(config), setting="training.workers")
+        cluster.require(bundles(config, 1), setting="training.workers")
         try:
             return this.run()
         finally:
             if not config.serving.keep:
                 shutdown()
-
-
-def _training_bundles(config: LoopConfig) -> list[dict[str, float]]:
-    groups = len(config.tracks) if config.parallel else 1
-    return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
 def _stand_in_environment(config: LoopConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -1,0 +1,93 @@
+"""The loop's training step: the parity gate, room on the cluster, a sweep if asked for, one adapter per track.
+
+On scarce GPUs the endpoint may hold what training needs. `make_room` prefers, in this order: all tracks at once beside
+the endpoint, one track after the other beside it, and training in the endpoint's place. It never waits for resources
+that the loop itself holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from slm_ray import cluster
+from slm_ray.config import LoopConfig, TrainingConfig
+from slm_ray.loop.track import TrackRun
+from slm_ray.prepare import examples_in
+from slm_ray.serving import Endpoint, token_ids
+from slm_ray.sweep import sweep
+from slm_ray.training import train_many
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How training fits: tracks at once or in turn, and whether the endpoint has to be down meanwhile."""
+
+    parallel: bool
+    beside_endpoint: bool
+    note: str
+
+
+def training_config(config: LoopConfig, run: TrackRun) -> TrainingConfig:
+    """The training run of one track."""
+    return TrainingConfig(
+        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
+        run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
+    )  # fmt: skip
+
+
+def bundles(config: LoopConfig, groups: int) -> list[dict[str, float]]:
+    """What `groups` trainings hold of the cluster at the same time."""
+    return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
+
+
+def make_room(config: LoopConfig, tracks: int) -> Room:
+    """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
+    groups = tracks if config.parallel else 1
+    if cluster.fits_now(bundles(config, groups)):
+        return Room(parallel=config.parallel, beside_endpoint=True, note="")
+    if groups > 1 and cluster.fits_now(bundles(config, 1)):
+        return Room(
+            parallel=False,
+            beside_endpoint=True,
+            note="beside the endpoint there is room for one training: tracks in turn",
+        )
+    return Room(
+        parallel=config.parallel and cluster.fits(bundles(config, groups)), beside_endpoint=False,
+        note="the endpoint holds what training needs: it is taken down for the training and served again after it",
+    )  # fmt: skip
+
+
+def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
+    """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
+    from slm_ray.training.parity import check_parity, prompt_token_ids
+    from slm_ray.training.pretrained import open_tokenizer  # the trainer's libraries take seconds to import
+
+    tokenizer = open_tokenizer(Path(config.serving.base))
+    for run in runs:
+        prompt = examples_in(run.prepared.path("train"), run.name)[0].prompt
+        served = token_ids(endpoint.url, endpoint.model_name, prompt)
+        check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=endpoint.url)
+
+
+def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainingConfig:
+    """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
+    planned = training_config(config, run)
+    if not config.sweep.enabled:
+        return planned
+    trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
+    best = sweep(trials, config.sweep, validation=run.prepared.path("validation"))["best"]
+    say(f"{run.name}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']} ({best['score']:.3f})")
+    lora = planned.lora.model_copy(update={"rank": best["rank"], "alpha": best["alpha"]})
+    return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
+
+
+def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, say: Say) -> None:
+    """Sweep if asked for, train and publish; each run's `adapter` is set."""
+    configs = [swept(config, run, say) for run in runs]
+    for run, manifest in zip(runs, train_many(configs, parallel=parallel), strict=True):
+        run.adapter = manifest
+        say(f"{run.name}: adapter {manifest.id}")
