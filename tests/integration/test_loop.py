@@ -13,18 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from slm_ray.adapters import list_adapters, train_prompts
 from slm_ray.corpus.render import prompt_hash
 from slm_ray.prepare import examples_in
 
-pytestmark = [
-    pytest.mark.heavy,
-    pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not os.environ.get("SLM_RAY_LOOP_TEST"), reason="two whole loops: set SLM_RAY_LOOP_TEST=1 to run"
-    ),
-]
+pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 TRACKS = ("structured", "toolcall")
 
@@ -55,12 +50,21 @@ def recorded_llm(folder: Path) -> Path:
     return path
 
 
-def started(run: Path, llm: Path, port: int) -> subprocess.Popen[str]:
+def scarce(folder: Path) -> Path:
+    """The demo's serving file, with an engine that holds three of the four slots that training wants."""
+    serving = yaml.safe_load((ROOT / "serve_configs/cpu_tiny.yaml").read_text(encoding="utf-8"))
+    serving["llm_configs"][0]["placement_group_config"] = {"bundles": [{"CPU": 0.2, "slot": 3}]}
+    path = folder / "scarce.yaml"
+    path.write_text(yaml.safe_dump(serving), encoding="utf-8")
+    return path
+
+
+def started(run: Path, llm: Path, port: int, **more: object) -> subprocess.Popen[str]:
     settings = {
         "run_dir": run, "serving.adapters_dir": run / "adapters", "serving.port": port, "llm": f"recorded:{llm}",
         "tracks.0.validation": 8, "tracks.0.test": 8, "tracks.0.train": 48,
         "tracks.1.validation": 8, "tracks.1.test": 8, "tracks.1.train": 48,
-        "training.epochs": 1, "training.checkpoint_steps": 2, "generation.max_tokens": 120,
+        "training.epochs": 1, "training.checkpoint_steps": 2, "generation.max_tokens": 120, **more,
     }  # fmt: skip
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -121,12 +125,14 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     with_validation = calls(run, "validation")
     assert with_validation == {"structured": 16, "toolcall": 16}
 
-    second = started(run, llm, port)
+    second = started(run, llm, port, **{"serving.config": scarce(tmp_path)})
     output, _ = second.communicate(timeout=600)
     assert second.returncode == 0, output
     assert left_behind(run) == []
     assert calls(run, "validation") == with_validation, "finished rows were asked again"
     assert output.count("verdict: fine_tune") >= 2
+    assert output.count("taken down for the training") == 1
+    assert output.count("answers at http://") == 2
 
     page = (run / "report.html").read_text(encoding="utf-8")
     result = json.loads((run / "report.json").read_text(encoding="utf-8"))
