@@ -7,7 +7,7 @@ from slm_ray.command import run
 from slm_ray.config import InferConfig
 from slm_ray.corpus import render, tracks
 from slm_ray.models import check_spec, open_model
-from slm_ray.scoring import SCORERS
+from slm_ray.scoring import score
 from slm_ray.types import Completion
 
 
@@ -27,7 +27,7 @@ def main(config: InferConfig) -> int:
     answer = asyncio.run(ask(config))
     print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
     if config.reference is not None:
-        scored = SCORERS[track.scorer]("infer", answer.text, config.reference)
+        scored = score(track, "infer", answer.text, config.reference)
         print("score   " + ", ".join(f"{score.name} {score.value}" for score in scored.scores))
         print("issues  " + (", ".join(scored.issues) or "none"))
     return 1 if answer.failure else 0

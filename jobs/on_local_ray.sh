@@ -27,7 +27,7 @@ free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1"
 
 export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=20 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
 # Workers as important as everything else (Ray nices them to 15, which starves the engine beside a trainer).
-export RAY_worker_niceness=0 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=0.1
+export RAY_worker_niceness=0 RAY_worker_maximum_startup_concurrency=8 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=0.1
 if [ -z "${RAY_ADDRESS:-}" ]; then
   # A head of our own: loopback ports, a token of its own, and no wait for replicas that the job has already stopped.
   gcs=$(free_port) dashboard=$(free_port) agent=$(free_port)
@@ -71,5 +71,7 @@ ray job logs --follow --log-style record "$submission" 2>>"$run/ray.log" |
 logs=$!
 wait "$logs"
 ended=yes
-ray job status --log-style record "$submission" 2>&1 | tee -a "$run/ray.log" | grep -qi succeeded
-status=$?
+# Not `| grep -q`: it leaves at the first match, and with pipefail the broken pipe behind it is a failure.
+answer=$(ray job status --log-style record "$submission" 2>&1)
+echo "$answer" >>"$run/ray.log"
+case "${answer,,}" in *succeeded*) status=0 ;; *) status=1 ;; esac

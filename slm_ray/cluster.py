@@ -23,10 +23,12 @@ LOCAL_SLOTS = 4
 
 
 # A Ray of our own. Workers as important as everything else (Ray nices them to 15, which starves the engine beside a
-# trainer), no wait for replicas that the job has already stopped, no usage report.
+# trainer) and started several at a time, no wait for replicas that the job has already stopped, no usage report.
+# jobs/on_local_ray.sh sets the same.
 LOCAL_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+    "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",

@@ -104,12 +104,16 @@ class Score:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowScore:
-    """All scores of one answer: metric values, issue categories and the (TP, FP, FN) item counts behind micro averages."""
+    """All scores of one answer: metric values, issue categories and the (TP, FP, FN) item counts behind micro averages.
+
+    `facts` are what a run metric needs of a row and that is no score: a label, a number found, a length in words.
+    """
 
     example_id: str
     scores: tuple[Score, ...]
     issues: tuple[str, ...] = ()
     counts: tuple[int, int, int] = (0, 0, 0)
+    facts: Mapping[str, str | float] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
         """The value of one metric; KeyError when this row does not have it."""

@@ -111,4 +111,4 @@ class Board:
         return "-" if mine is None or other is None else f"{mine - other:+.3f}"
 
     def _metric(self, rows: Sequence[RowScore]) -> float | None:
-        return summarise(self._track.scorer, rows)[self._track.primary] if rows else None
+        return summarise(self._track, rows)[self._track.primary] if rows else None

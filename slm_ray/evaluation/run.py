@@ -22,7 +22,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan, plan
 from slm_ray.evaluation.score import entries, write_report
 from slm_ray.ledger import Entry, Ledger
-from slm_ray.scoring import scorer
+from slm_ray.scoring import score
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 from slm_ray.types import Completion, Example, RowScore
@@ -96,7 +96,7 @@ def _entry(arm: Arm, answer: Answer) -> Entry:
 
 
 def _score(track: Track, example_id: str, completion: Completion, reference: str) -> RowScore:
-    return scorer(track.scorer)(example_id, completion.text, reference)
+    return score(track, example_id, completion.text, reference)
 
 
 def _run_id(planned: Plan) -> str:

@@ -1,5 +1,5 @@
 """Text against text: what an answer is worth. Pure functions; no disk, clock, network or models."""
 
-from slm_ray.scoring.run import METRICS, SCORERS, scorer, summarise
+from slm_ray.scoring.run import SCORERS, Scorer, metrics, score, scorers, summarise
 
-__all__ = ["METRICS", "SCORERS", "scorer", "summarise"]
+__all__ = ["SCORERS", "Scorer", "metrics", "score", "scorers", "summarise"]

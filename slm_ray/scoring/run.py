@@ -1,56 +1,115 @@
-"""From rows to a run: means of the row metrics, and precision, recall and F1 from summed counts.
+"""From an answer to its row's scores, and from rows to a run, by the scorers that a track names.
 
-The order of rows changes nothing, to the last bit. No metric of an empty run is defined.
+The same code for every model. The order of rows changes nothing, to the last bit. No metric of an empty run is defined.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
 from slm_ray.scoring import structured, toolcall
 from slm_ray.scoring.items import ratios
 from slm_ray.types import RowScore
 
-Scorer = Callable[[str, str | None, str], RowScore]
-
-SCORERS: dict[str, Scorer] = {"structured": structured.score, "toolcall": toolcall.score}
-
-# In the order of a report.
-METRICS: dict[str, tuple[str, ...]] = {
-    "structured": (
-        "json_valid", "exact_match", "field_precision", "field_recall", "field_f1",
-        "tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match",
-    ),
-    "toolcall": ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
-}  # fmt: skip
-# (precision, recall, F1) from summed counts; every other metric is a mean over rows.
-_MICRO = {
-    "structured": ("field_precision", "field_recall", "field_f1"),
-    "toolcall": ("args_precision", "args_recall", "args_f1"),
-}
+Metrics = dict[str, float | None]
 
 
-def scorer(name: str) -> Scorer:
-    """The row scorer of that name; ConfigError lists the known ones."""
-    if name not in SCORERS:
-        raise ConfigError(f"unknown scorer {name!r}: {choices(name, SCORERS)}")
-    return SCORERS[name]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scorer:
+    """One way to judge answers.
 
-
-def summarise(scorer_name: str, rows: Sequence[RowScore]) -> dict[str, float | None]:
-    """Run metrics by name, each in [0, 1] or None where undefined.
-
-    A mean is over all rows, invalid and failed answers included (they hold 0s), except rows where the metric is None
-    because the *reference* lacks what it is about (for `args_partial_match`: a call without arguments); those are left
-    out, the same ones for every model. Precision, recall and F1 are micro: from the summed (TP, FP, FN). Precision is
-    None, not 0, when no item was predicted in the whole run.
+    `score(example_id, prediction, reference, track)` judges a row; a `prediction` of None is a failed call. `summarise`
+    gives the run's metrics, exactly those in `metrics`, in the order of a report.
     """
-    scorer(scorer_name)
-    shared, extra, missed = (sum(row.counts[i] for row in rows) for i in range(3))
-    micro = dict(zip(_MICRO[scorer_name], ratios((shared, extra, missed)), strict=True))
-    return {name: micro[name] if name in micro else _mean(name, rows) for name in METRICS[scorer_name]}
+
+    metrics: tuple[str, ...]
+    score: Callable[[str, str | None, str, Track], RowScore]
+    summarise: Callable[[Sequence[RowScore]], Metrics]
+
+
+def means(*names: str) -> Callable[[Sequence[RowScore]], Metrics]:
+    """Run metrics that are means over rows, a row left out where its value is None.
+
+    A value is None only where the *reference* lacks what the metric is about (for `args_partial_match`: a call without
+    arguments): the same rows for every model. Invalid and failed answers hold 0s and stay in.
+    """
+    return lambda rows: {name: _mean(name, rows) for name in names}
+
+
+def micro(precision: str, recall: str, f1: str) -> Callable[[Sequence[RowScore]], Metrics]:
+    """Precision, recall and F1 from the summed (TP, FP, FN); precision is None when nothing was predicted in the run."""
+
+    def summed(rows: Sequence[RowScore]) -> Metrics:
+        shared, extra, missed = (sum(row.counts[i] for row in rows) for i in range(3))
+        return dict(zip((precision, recall, f1), ratios((shared, extra, missed)), strict=True))
+
+    return summed
+
+
+def _scorer(
+    score: Callable[[str, str | None, str], RowScore], metrics: tuple[str, ...], micro_metrics: tuple[str, str, str]
+) -> Scorer:
+    """Means over rows, but for three metrics of summed counts."""
+    mean, summed = means(*metrics), micro(*micro_metrics)
+    return Scorer(
+        metrics=metrics,
+        score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
+        summarise=lambda rows: mean(rows) | summed(rows),
+    )
+
+
+SCORERS: dict[str, Scorer] = {
+    "structured": _scorer(
+        structured.score,
+        (
+            "json_valid", "exact_match", "field_precision", "field_recall", "field_f1",
+            "tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match",
+        ),
+        ("field_precision", "field_recall", "field_f1"),
+    ),
+    "toolcall": _scorer(
+        toolcall.score,
+        ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
+        ("args_precision", "args_recall", "args_f1"),
+    ),
+}  # fmt: skip
+
+
+def scorers(track: Track) -> list[Scorer]:
+    """The scorers of a track; ConfigError lists the known ones."""
+    for name in track.scorers:
+        if name not in SCORERS:
+            raise ConfigError(f"track {track.name}: unknown scorer {name!r}: {choices(name, SCORERS)}")
+    return [SCORERS[name] for name in track.scorers]
+
+
+def metrics(track: Track) -> tuple[str, ...]:
+    """The names of all run metrics of a track, in the order of a report."""
+    return tuple(name for scorer in scorers(track) for name in scorer.metrics)
+
+
+def score(track: Track, example_id: str, prediction: str | None, reference: str) -> RowScore:
+    """Judge one answer with every scorer of the track; `prediction` is None for a failed call.
+
+    The scorers' scores, issues and facts are joined. Item counts are those of the one scorer that counts.
+    """
+    parts = [scorer.score(example_id, prediction, reference, track) for scorer in scorers(track)]
+    return RowScore(
+        example_id=example_id,
+        scores=tuple(found for part in parts for found in part.scores),
+        issues=tuple(issue for part in parts for issue in part.issues),
+        counts=next((part.counts for part in parts if any(part.counts)), (0, 0, 0)),
+        facts={name: value for part in parts for name, value in part.facts.items()},
+    )
+
+
+def summarise(track: Track, rows: Sequence[RowScore]) -> Metrics:
+    """Run metrics by name, None where undefined."""
+    return {name: value for scorer in scorers(track) for name, value in scorer.summarise(rows).items()}
 
 
 def _mean(name: str, rows: Sequence[RowScore]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from slm_ray.corpus.tracks import track
-from slm_ray.scoring.run import scorer, summarise
+from slm_ray.scoring.run import score, summarise
 from slm_ray.training.rows import token_ids
 from slm_ray.types import Example
 
@@ -24,9 +24,8 @@ def validate(model: Any, tokenizer: Any, examples: Sequence[Example], track_name
     """Run metrics of `model` on `examples` (undefined ones are left out), and `objective`, the track's primary one."""
     judged = track(track_name)
     answers = generate(model, tokenizer, examples)
-    score = scorer(judged.scorer)
-    rows = [score(example.id, text, example.reference) for example, text in zip(examples, answers, strict=True)]
-    metrics = {name: value for name, value in summarise(judged.scorer, rows).items() if value is not None}
+    rows = [score(judged, example.id, text, example.reference) for example, text in zip(examples, answers, strict=True)]
+    metrics = {name: value for name, value in summarise(judged, rows).items() if value is not None}
     return {**metrics, "objective": metrics.get(judged.primary, 0.0)}
 
 

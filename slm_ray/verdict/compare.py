@@ -44,6 +44,7 @@ class _Side:
             scores=tuple(Score(name=name, value=value) for name, value in answer["scores"].items()),
             issues=tuple(answer["issues"]),
             counts=(shared, extra, missed),
+            facts=answer.get("facts", {}),
         )
 
 
@@ -82,8 +83,8 @@ def compare(
 def _pair(left: _Side, right: _Side, ids: Sequence[str], *, resamples: int, seed: int) -> Comparison:
     track = track_named(left.report["track"])
     pairs = [(left.score(key), right.score(key)) for key in ids]
-    llm_metrics = summarise(track.scorer, [a for a, _ in pairs])
-    slm_metrics = summarise(track.scorer, [b for _, b in pairs])
+    llm_metrics = summarise(track, [a for a, _ in pairs])
+    slm_metrics = summarise(track, [b for _, b in pairs])
     primary = [(a.value(track.primary), b.value(track.primary)) for a, b in pairs]
     defined = [(a, b) for a, b in primary if a is not None and b is not None]
     if not defined:

@@ -14,7 +14,7 @@ import numpy as np
 
 from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.corpus.tracks import Track
-from slm_ray.scoring import scorer, summarise
+from slm_ray.scoring import score, summarise
 from slm_ray.types import Completion, Example, RowScore
 
 STAND_IN = "stand-in:"
@@ -41,16 +41,16 @@ def build(
             raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
         ordered = [given[example.id] for example in examples]
         scored = [
-            scorer(track.scorer)(example.id, answer.text, example.reference)
+            score(track, example.id, answer.text, example.reference)
             for example, answer in zip(examples, ordered, strict=True)
         ]
-        for row, answer, score in zip(rows, ordered, scored, strict=True):
-            row["models"][spec] = _answer(answer, score)
+        for row, answer, judged in zip(rows, ordered, scored, strict=True):
+            row["models"][spec] = _answer(answer, judged)
         models[spec] = {
             "n": len(examples),
-            "metrics": summarise(track.scorer, scored),
+            "metrics": summarise(track, scored),
             **_service(ordered),
-            "issues": _counted(issue for score in scored for issue in score.issues),
+            "issues": _counted(issue for judged in scored for issue in judged.issues),
             "trained_on": trained_on.get(spec, 0),
         }
     return {
@@ -79,6 +79,7 @@ def _answer(answer: Completion, score: RowScore) -> dict[str, Any]:
         "scores": {metric.name: metric.value for metric in score.scores},
         "counts": list(score.counts),
         "issues": list(score.issues),
+        **({"facts": dict(score.facts)} if score.facts else {}),
         "latency_s": answer.latency_s,
     }
 

@@ -20,7 +20,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.table import summary
 from slm_ray.models import open_model
-from slm_ray.scoring import scorer
+from slm_ray.scoring import score
 from slm_ray.types import Example, Message, Prompt
 
 ROWS = [
@@ -140,11 +140,10 @@ def test_a_plan_shows_no_key(tmp_path: Path) -> None:
 def board(console: Console) -> Board:
     clock = iter(range(1000))
     shown = Board(track("structured"), ["azure:", "served:m:a"], 4, console=console, clock_s=lambda: next(clock))
-    score = scorer("structured")
     for n, (llm, slm) in enumerate([('{"a": 1}', '{"a": 1}'), ("{}", '{"a": 1}')]):
-        shown.add("azure:", score(str(n), llm, '{"a": 1}'), failed=False, fresh=False)
-        shown.add("served:m:a", score(str(n), slm, '{"a": 1}'), failed=False, fresh=True)
-    shown.add("served:m:a", score("2", None, '{"a": 1}'), failed=True, fresh=True)
+        shown.add("azure:", score(track("structured"), str(n), llm, '{"a": 1}'), failed=False, fresh=False)
+        shown.add("served:m:a", score(track("structured"), str(n), slm, '{"a": 1}'), failed=False, fresh=True)
+    shown.add("served:m:a", score(track("structured"), "2", None, '{"a": 1}'), failed=True, fresh=True)
     return shown
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray.corpus.tracks import TRACKS
 from slm_ray.scoring import summarise
 from slm_ray.scoring.structured import score
 
@@ -26,7 +27,7 @@ def test_recorded_rows_and_run(name: str, count: int) -> None:
         assert {metric: row.value(metric) for metric in ROW_METRICS} == was["metrics"]
         assert list(row.issues) == was["issues"]
     run = json.loads((RECORDED / f"{name}_metrics.json").read_text(encoding="utf-8"))
-    ours = summarise("structured", rows)
+    ours = summarise(TRACKS["structured"], rows)
     assert {key: ours[RUN_NAMES.get(key, key)] for key in run} == run
 
 

@@ -21,7 +21,7 @@ FLOORS = [
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
-    ("verdict", "corpus"), ("verdict", "scoring"),
+    ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
     ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
     ("prepare", "storage"), ("reports", "storage"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray.cluster import LOCAL_SETTINGS
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -95,3 +97,9 @@ def test_a_loop_with_half_an_azure_key_fails_before_anything_starts(tmp_path: Pa
     )  # fmt: skip
     refused(found, "AZURE_API_KEY")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_ray_of_the_script_has_the_settings_of_a_ray_of_ours() -> None:
+    script = (ROOT / "jobs" / "on_local_ray.sh").read_text(encoding="utf-8")
+    exported = dict(part.split("=", 1) for part in script.split() if part.startswith("RAY_") and "=" in part)
+    assert {name: exported.get(name) for name in LOCAL_SETTINGS} == LOCAL_SETTINGS
