@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
-from slm_ray.training import rows
+from slm_ray.training import progress, rows
 from slm_ray.training.launch import Plan, fit, plan
 from slm_ray.types import Example
 
@@ -89,7 +90,9 @@ def _run(
         tune_config=tune.TuneConfig(max_concurrent_trials=settings.max_concurrent or _concurrent(workers)),
         run_config=tune.RunConfig(name="tune", storage_path=str(folder / "sweep"), verbose=0),
     )
-    grid = tuner.fit()
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints its own table in spite of verbose=0
+    with progress.shown([made.progress_path for made in plans]):
+        grid = tuner.fit()
     errors = {outcome.config["number"]: str(outcome.error).splitlines()[-1] for outcome in grid if outcome.error}
     return [_row(made, errors.get(number)) for number, made in enumerate(plans)]
 

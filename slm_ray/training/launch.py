@@ -26,6 +26,7 @@ from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.training import progress, rows
+from slm_ray.training.quiet import quiet
 from slm_ray.training.work import Work
 from slm_ray.types import Example
 
@@ -83,6 +84,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
 def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
     """Read and check everything that needs no worker; `limit` takes the first rows only."""
     # transformers takes seconds to import, which a job that only prints its help should not pay.
+    quiet()
     from slm_ray.training.pretrained import base_folder, open_tokenizer
 
     folder = base_folder(config.base)
@@ -161,6 +163,7 @@ def _in_task(made: Plan) -> Manifest:
 
 
 def _worker(work: Work) -> dict[str, Any]:
+    quiet()
     # Only a worker pays for importing torch, PEFT and TRL.
     from slm_ray.training.loop import worker
 
@@ -206,8 +209,7 @@ def _bundles(config: TrainingConfig) -> list[dict[str, float]]:
 
 def _environment(config: TrainingConfig) -> dict[str, str]:
     return {
-        "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(config.workers.threads),
     }  # fmt: skip
 

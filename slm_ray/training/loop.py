@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +32,8 @@ _KEPT_PROMPTS = 5
 
 def worker(work: Work) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
-    _quiet()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     config = work.config
     deterministic(config.seed, config.workers.threads, work.use_gpu)
     longest = max(work.lengths)
@@ -189,11 +188,3 @@ def _peak_bytes(use_gpu: bool) -> int:
 
 def _mean(values: Sequence[int]) -> float:
     return sum(values) / len(values)
-
-
-def _quiet() -> None:
-    warnings.filterwarnings("ignore")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    for name in ("bitsandbytes", "datasets", "accelerate", "trl", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
