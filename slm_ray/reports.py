@@ -31,7 +31,8 @@ def compare_reports(config: CompareConfig) -> tuple[Comparison, Decision]:
     trained = training_prompts(config.train, report["track"]) if config.train else None
     comparison = compare(
         report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired,
-        resamples=config.resamples, seed=config.seed, train_prompts=trained,
+        resamples=config.resamples, seed=config.seed, train_prompts=trained, gates=config.gates,
+        slice_rows=config.slice_rows,
     )  # fmt: skip
     return comparison, decide(comparison, rule=config.rule, delta=config.delta)
 

@@ -125,16 +125,32 @@ class RowScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean difference (SLM minus LLM) with its two one-sided 95 % bounds."""
+    """A mean difference (SLM minus LLM) with its two one-sided 95 % bounds, and the method behind them."""
 
     estimate: float
     lower: float
     upper: float
+    method: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """The paired difference on the `n` rows whose tag `tag` is `value`; bounds hold for all slices of a comparison at once."""
+
+    tag: str
+    value: str
+    n: int
+    interval: Interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric."""
+    """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric.
+
+    `gates` are further metrics that must not be worse either. `deviation` is the standard deviation of the row
+    differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
+    answered every row.
+    """
 
     track: str
     llm: str
@@ -149,6 +165,11 @@ class Comparison:
     slm_only_right: int
     llm_only_right: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    gates: Mapping[str, Interval] = field(default_factory=dict)
+    slices: tuple[Slice, ...] = ()
+    deviation: float = 0.0
+    answered: Interval | None = None
+    answered_n: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from slm_ray.config.knobs import (
     PretrainConfig,
     RecipeConfig,
     ServingConfig,
+    SimulateConfig,
     SweepConfig,
     SweepJobConfig,
     TasksConfig,
@@ -22,6 +23,6 @@ from slm_ray.config.load import dump, load
 
 __all__ = [
     "CompareConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RecipeConfig", "ServingConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
+    "PretrainConfig", "RecipeConfig", "ServingConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
     "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

@@ -66,7 +66,19 @@ class CompareConfig(_Knobs):
     delta: float = Field(0.02, ge=0, le=1)
     train: str | None = Field(None, description="training rows: an evaluation that touches them is refused")
     min_paired: float = Field(0.95, gt=0, le=1)
+    gates: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
+    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
     resamples: int = Field(9999, ge=99)
+    seed: int = 42
+
+
+class SimulateConfig(_Knobs):
+    """Simulated evaluations that the paired rule judges."""
+
+    delta: float = Field(0.05, gt=0, le=1)
+    rows: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000)
+    discordance: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.4), description="shares of rows only one model gets right")
+    runs: int = Field(40_000, ge=100)
     seed: int = 42
 
 

@@ -6,14 +6,17 @@ file and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+import functools
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.corpus.tracks import track as track_named
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.scoring import summarise
-from slm_ray.types import Comparison, RowScore, Score
+from slm_ray.types import Comparison, Interval, RowScore, Score, Slice
+from slm_ray.verdict.binary import ONE_SIDED
 from slm_ray.verdict.stats import paired_interval
 
 _Rows = Mapping[str, Mapping[str, Any]]
@@ -35,6 +38,10 @@ class _Side:
     def scored(self) -> set[str]:
         """Ids of the rows that this model has a score for; a failed call has one, an absent row has not."""
         return {key for key, row in self.rows.items() if self.spec in row["models"]}
+
+    def answered(self, example_id: str) -> bool:
+        """Whether the call gave a text at all."""
+        return not self.rows[example_id]["models"][self.spec].get("failure")
 
     def score(self, example_id: str) -> RowScore:
         answer = self.rows[example_id]["models"][self.spec]
@@ -60,15 +67,18 @@ def compare(
     resamples: int,
     seed: int,
     train_prompts: Set[str] | None = None,
+    gates: Sequence[str] = (),
+    slice_rows: int = 20,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
     With two reports the LLM is looked for in A first and the SLM in B first. `min_paired` is the least share of the
     examples with a row of both models; `train_prompts` are prompt hashes of training rows. The track names the core
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
-    that is undefined for a side has no gap.
+    that is undefined for a side has no gap. A failed call counts against the side that failed. `gates` are further row
+    metrics with an interval of their own; tag values on at least `slice_rows` rows are slices.
     Raises ComparisonError, with counts: model not found, other track, other rows or prompts, training rows, too few
-    pairs.
+    pairs; and for a gate that is no row metric of the track.
     """
     first = (report_a, _by_id(rows_a, "report A"))
     second = first if report_b is None else (report_b, _by_id(rows_b or (), "report B"))
@@ -77,18 +87,22 @@ def compare(
     ids = sorted(left.scored() & right.scored())
     _refuse_training_rows(left, right, ids, train_prompts or frozenset())
     _refuse_too_few(left, right, len(ids), min_paired)
-    return _pair(left, right, ids, resamples=resamples, seed=seed)
+    return _pair(left, right, ids, gates, slice_rows, resamples=resamples, seed=seed)
 
 
-def _pair(left: _Side, right: _Side, ids: Sequence[str], *, resamples: int, seed: int) -> Comparison:
+def _pair(
+    left: _Side, right: _Side, ids: Sequence[str], gates: Sequence[str], slice_rows: int, *, resamples: int, seed: int
+) -> Comparison:
     track = track_named(left.report["track"])
     pairs = [(left.score(key), right.score(key)) for key in ids]
     llm_metrics = summarise(track, [a for a, _ in pairs])
     slm_metrics = summarise(track, [b for _, b in pairs])
-    primary = [(a.value(track.primary), b.value(track.primary)) for a, b in pairs]
-    defined = [(a, b) for a, b in primary if a is not None and b is not None]
-    if not defined:
-        raise ComparisonError(f"{track.primary} is undefined on all {len(ids)} shared rows; check their references")
+    primary = _differences(track.primary, ids, pairs)
+    answered = {key: primary[key] for key in primary if left.answered(key) and right.answered(key)}
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed)
+    defined = [
+        (a.value(track.primary) or 0.0, b.value(track.primary) or 0.0) for a, b in pairs if a.example_id in primary
+    ]
     return Comparison(
         track=track.name,
         llm=left.spec,
@@ -103,11 +117,54 @@ def _pair(left: _Side, right: _Side, ids: Sequence[str], *, resamples: int, seed
             for name in track.core
             if (a := llm_metrics[name]) is not None and (b := slm_metrics[name]) is not None
         },
-        interval=paired_interval([b - a for a, b in defined], resamples=resamples, seed=seed),
+        interval=interval(list(primary.values())),
+        gates={name: interval(list(_differences(name, ids, pairs).values())) for name in gates},
+        slices=sliced(primary, {key: left.rows[key].get("tags") or {} for key in ids}, slice_rows, interval),
+        deviation=statistics.pstdev(primary.values()),
+        answered=interval(list(answered.values())) if answered and len(answered) < len(primary) else None,
+        answered_n=len(answered),
         slm_only_right=sum(a < 1 <= b for a, b in defined),
         llm_only_right=sum(b < 1 <= a for a, b in defined),
         labels={side.spec: "stand-in" for side in (left, right) if side.summary["stand_in"]},
     )
+
+
+def sliced(
+    differences: Mapping[str, float],
+    tags: Mapping[str, Mapping[str, str]],
+    fewest: int,
+    interval: Callable[..., Interval],
+) -> tuple[Slice, ...]:
+    """The differences by tag value, for values on at least `fewest` rows and not on all of them.
+
+    The error of a bound is shared out among the slices (Bonferroni), so that many slices do not make one of them look
+    bad by chance.
+    """
+    found: dict[tuple[str, str], list[float]] = {}
+    for key, difference in differences.items():
+        for tag, value in tags[key].items():
+            found.setdefault((tag, value), []).append(difference)
+    kept = {place: values for place, values in sorted(found.items()) if fewest <= len(values) < len(differences)}
+    return tuple(
+        Slice(tag=tag, value=value, n=len(values), interval=interval(values, one_sided=ONE_SIDED / len(kept)))
+        for (tag, value), values in kept.items()
+    )
+
+
+def _differences(name: str, ids: Sequence[str], pairs: Sequence[tuple[RowScore, RowScore]]) -> dict[str, float]:
+    """SLM minus LLM of one row metric, by example id, where both are defined."""
+    found = {}
+    for key, (a, b) in zip(ids, pairs, strict=True):
+        try:
+            llm, slm = a.value(name), b.value(name)
+        except KeyError:
+            known = [score.name for score in a.scores]
+            raise ComparisonError(f"{name!r} is no metric of a row: {choices(name, known)}") from None
+        if llm is not None and slm is not None:
+            found[key] = slm - llm
+    if not found:
+        raise ComparisonError(f"{name} is undefined on all {len(ids)} shared rows; check their references")
+    return found
 
 
 def _by_id(rows: Sequence[Mapping[str, Any]], name: str) -> _Rows:

@@ -7,12 +7,14 @@
 from __future__ import annotations
 
 from slm_ray.errors import ConfigError, choices
-from slm_ray.types import Action, Comparison, Decision
+from slm_ray.types import Action, Comparison, Decision, Interval
+from slm_ray.verdict.binary import rows_for_power
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
+_LEAST_MARGIN = 1e-4
 
 _MEANING: dict[Action, str] = {
     "swap": "the SLM can take the LLM's place on this task",
@@ -25,7 +27,8 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     """Apply `rule` ("paired" or "point") with margin `delta` in [0, 1]; ConfigError names the known rules.
 
     paired: swap when the lower bound is above -delta, fine_tune when the upper bound is below -delta, else
-    inconclusive (a bound exactly at -delta shows neither).
+    inconclusive (a bound exactly at -delta shows neither). A gate that does not hold or a slice that is clearly worse
+    blocks a swap and is named.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
     """
@@ -58,26 +61,101 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     name, interval = comparison.primary, comparison.interval
     because = [
         f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided 95 % bounds"
-        f" {interval.lower:+.4f} and {interval.upper:+.4f}; the SLM alone is right on {comparison.slm_only_right} rows,"
-        f" the LLM alone on {comparison.llm_only_right}.",
+        f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
+        f" {comparison.slm_only_right} rows, the LLM alone on {comparison.llm_only_right}.",
+        *_answered(comparison),
     ]
+    action: Action = _by_bounds(interval, delta)
+    because.append(_reading(comparison, delta, action))
+    if action == "swap" and interval.lower > 0:
+        because.append(f"the SLM is superior on {name}: even the lower bound {interval.lower:+.4f} is above 0.")
+    if action == "inconclusive":
+        because.append(_advice(comparison, delta))
+    if action == "swap":
+        action, reasons = _guarded(comparison, delta)
+        because += reasons
+    return action, because
+
+
+def _by_bounds(interval: Interval, delta: float) -> Action:
     if interval.lower > -delta + _ROUNDING:
-        because.append(
+        return "swap"
+    return "fine_tune" if interval.upper < -delta - _ROUNDING else "inconclusive"
+
+
+def _reading(comparison: Comparison, delta: float, action: Action) -> str:
+    interval = comparison.interval
+    if action == "swap":
+        return (
             f"the lower bound {interval.lower:+.4f} is above {-delta:+.4f}: the SLM is not worse by {delta:g} or more."
         )
-        if interval.lower > 0:
-            because.append(f"the SLM is superior on {name}: even the lower bound {interval.lower:+.4f} is above 0.")
-        return "swap", because
-    if interval.upper < -delta - _ROUNDING:
-        because.append(
-            f"the upper bound {interval.upper:+.4f} is below {-delta:+.4f}: the SLM trails by more than {delta:g}."
-        )
-        return "fine_tune", because
-    because.append(
+    if action == "fine_tune":
+        return f"the upper bound {interval.upper:+.4f} is below {-delta:+.4f}: the SLM trails by more than {delta:g}."
+    return (
         f"{-delta:+.4f} lies between the bounds: {comparison.n} rows show neither that the SLM trails by more than"
         f" {delta:g} nor that it does not."
     )
-    return "inconclusive", because
+
+
+def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+    """A swap, unless a gate metric is not shown to hold or a slice is shown to be worse.
+
+    All gates have to hold, each at the full level: an intersection-union test, which needs no correction. Slices have
+    to be shown worse, at a level shared among them.
+    """
+    action: Action = "swap"
+    reasons = []
+    for name, interval in comparison.gates.items():
+        found = _by_bounds(interval, delta)
+        bounds = f"{name}: {interval.estimate:+.4f}, bounds {interval.lower:+.4f} and {interval.upper:+.4f}"
+        if found == "swap":
+            reasons.append(f"the gate {bounds}: holds.")
+        else:
+            reasons.append(f"the gate {bounds}: not shown to be within {delta:g}, which blocks the swap.")
+            action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
+    for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
+        if worst.interval.upper < -delta - _ROUNDING:
+            reasons.append(
+                f"the SLM is worse where {worst.tag} is {worst.value!r}: {worst.interval.estimate:+.4f} over {worst.n}"
+                f" rows, upper bound {worst.interval.upper:+.4f} (shared among {len(comparison.slices)} slices), which"
+                " blocks the swap."
+            )
+            action = "fine_tune"
+    return action, reasons
+
+
+def _answered(comparison: Comparison) -> list[str]:
+    """Both readings of failed calls, where there are any."""
+    found = comparison.answered
+    if found is None:
+        return []
+    return [
+        f"failed, refused and cut calls count as wrong above; over the {comparison.answered_n} rows that both answered it"
+        f" is {found.estimate:+.4f} ({found.lower:+.4f} to {found.upper:+.4f})."
+    ]
+
+
+def _advice(comparison: Comparison, delta: float) -> str:
+    """How many rows would do, were both models equally good and as often of different opinion as here."""
+    if delta < _LEAST_MARGIN:
+        return (
+            f"with delta {delta:g} no affordable number of rows shows that the SLM is as good; declare a wider margin."
+        )
+    different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
+    # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
+    spread = different if comparison.interval.method != "bootstrap" else comparison.deviation**2
+    rows = rows_for_power(min(spread, 1.0), delta)
+    if rows is None:
+        return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."
+    if rows <= comparison.n:
+        return (
+            f"{comparison.n} rows would have shown equally good models to be so with more than 80 % power: these are"
+            " probably not equal."
+        )
+    return (
+        f"were both equally good, {rows:,} rows ({rows - comparison.n:,} more) would show it with 80 % power at this"
+        f" discordance ({spread:.3f})."
+    )
 
 
 def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,3 +188,41 @@ def test_toolcall_track() -> None:
     rows = examples(0, 30, track="toolcall")
     found = run(built(rows, track="toolcall", llm=set(range(30)), slm=set(range(15))))
     assert (found.primary, found.gaps["args_exact"], found.llm_only_right) == ("args_exact", -0.5, 15)
+
+
+def tagged(rows: Sequence[Example]) -> list[Example]:
+    return [replace(row, tags={"tool": "odd" if i % 4 == 3 else "even", "all": "same"}) for i, row in enumerate(rows)]
+
+
+def test_slices_are_tag_values_on_enough_rows() -> None:
+    rows = tagged(examples(0, 80))
+    lost = {i for i in range(80) if i % 4 == 3}
+    found = run(built(rows, llm=set(range(80)), slm=set(range(80)) - lost), slice_rows=20)
+    assert [(part.tag, part.value, part.n) for part in found.slices] == [("tool", "even", 60), ("tool", "odd", 20)]
+    even, odd = (part.interval for part in found.slices)
+    assert (even.estimate, odd.estimate) == (0.0, -1.0)
+    assert even.lower < -0.05 < 0.05 < even.upper  # 60 equal rows, an error of 2.5 % each: 1 - 0.025^(1/60)
+    assert even.upper == pytest.approx(1 - 0.025 ** (1 / 60))
+    assert run(built(rows, llm=set(), slm=set()), slice_rows=21).slices[0].value == "even"
+    assert run(BOTH).slices == ()
+
+
+def test_gates_have_intervals_of_their_own() -> None:
+    found = run(BOTH, gates=["json_valid", "field_f1"])
+    assert list(found.gates) == ["json_valid", "field_f1"]
+    assert found.gates["json_valid"].estimate == 0.0
+    assert found.gates["field_f1"].estimate == pytest.approx(6 / 40)
+    with pytest.raises(ComparisonError, match=r"'name_match' is no metric of a row.*json_valid"):
+        run(BOTH, gates=["name_match"])
+
+
+def test_failed_calls_count_and_both_readings_are_there() -> None:
+    answers = {
+        LLM: answered(ROWS, right=set(range(40))),
+        SLM: answered(ROWS, right=set(range(40)), failed={1, 2, 3, 4}),
+    }
+    found = run(build(TRACKS["structured"], ROWS, answers, trained_on={}))
+    assert found.interval.estimate == pytest.approx(-0.1)
+    assert found.answered is not None
+    assert (found.answered.estimate, found.answered_n) == (0.0, 36)
+    assert (run(BOTH).answered, run(BOTH).answered_n) == (None, 40)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.errors import ConfigError
-from slm_ray.types import Comparison, Interval
+from slm_ray.types import Comparison, Interval, Slice
 from slm_ray.verdict.decide import EXIT, decide, verdict_text
 
 
@@ -109,6 +111,7 @@ def test_unknown_rule_lists_the_known() -> None:
         decide(comparison(), rule="pared", delta=0.02)
 
 
+@settings(deadline=None)
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_margin_never_asks_for_more_training(gap: float, below: float, above: float, delta: float) -> None:
     found = comparison(gap, max(-1.0, gap - below), min(1.0, gap + above))
@@ -116,3 +119,57 @@ def test_a_larger_margin_never_asks_for_more_training(gap: float, below: float, 
     for rule in ("paired", "point"):
         small, large = (decide(found, rule=rule, delta=d).action for d in (delta / 2, delta))
         assert order.index(small) <= order.index(large)
+
+
+GOOD = Interval(estimate=0.05, lower=0.01, upper=0.09, method="score")
+UNSURE = Interval(estimate=0.0, lower=-0.1, upper=0.1, method="score")
+BAD = Interval(estimate=-0.4, lower=-0.5, upper=-0.3, method="score")
+
+
+@pytest.mark.parametrize(
+    ("gates", "action", "said"),
+    [
+        ({"name_match": GOOD}, "swap", "the gate name_match: +0.0500"),
+        ({"name_match": UNSURE}, "inconclusive", "not shown to be within 0.02, which blocks the swap"),
+        ({"name_match": UNSURE, "valid": BAD}, "fine_tune", "the gate valid: -0.4000"),
+    ],
+)
+def test_every_gate_has_to_hold(gates: dict[str, Interval], action: str, said: str) -> None:
+    found = replace(comparison(), interval=GOOD, gates=gates)
+    decision = decide(found, rule="paired", delta=0.02)
+    assert decision.action == action
+    assert any(said in sentence for sentence in decision.because)
+
+
+def test_a_slice_that_is_clearly_worse_blocks_the_swap_and_is_named() -> None:
+    slices = (
+        Slice(tag="tool", value="pay", n=40, interval=BAD),
+        Slice(tag="tool", value="play", n=60, interval=UNSURE),
+    )
+    decision = decide(replace(comparison(), interval=GOOD, slices=slices), rule="paired", delta=0.02)
+    assert decision.action == "fine_tune"
+    assert [sentence for sentence in decision.because if "tool is 'pay'" in sentence and "blocks" in sentence]
+    assert not [sentence for sentence in decision.because if "'play'" in sentence]
+    untouched = decide(replace(comparison(), interval=GOOD, slices=slices[1:]), rule="paired", delta=0.02)
+    assert untouched.action == "swap"
+
+
+def test_inconclusive_says_how_many_rows_would_do() -> None:
+    found = replace(comparison(), interval=UNSURE)
+    advice = [sentence for sentence in decide(found, rule="paired", delta=0.02).because if "80 % power" in sentence]
+    assert len(advice) == 1
+    assert "more) would show it" in advice[0] and "discordance (0.108)" in advice[0]
+    wide = [
+        sentence for sentence in decide(found, rule="paired", delta=0.2).because if "probably not equal" in sentence
+    ]
+    assert decide(found, rule="paired", delta=0.2).action == "swap" and wide == []
+    near = decide(replace(found, n=5000), rule="paired", delta=0.02)
+    assert any("probably not equal" in sentence for sentence in near.because)
+    assert any("wider margin" in sentence for sentence in decide(found, rule="paired", delta=0.0).because)
+
+
+def test_both_readings_of_failed_calls_are_said() -> None:
+    found = replace(comparison(), interval=GOOD, answered=BAD, answered_n=93)
+    assert any(
+        "over the 93 rows that both answered it is -0.4000" in s for s in decide(found, rule="paired", delta=0).because
+    )
