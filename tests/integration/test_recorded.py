@@ -54,3 +54,24 @@ def test_the_earlier_systems_two_runs_are_refused_as_a_pair(tmp_path: Path) -> N
     )
     with pytest.raises(ComparisonError, match="39"):
         compare_reports(config)
+
+
+def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Path) -> None:
+    """The same 39 rows for both models, though training rows of any adapter: with the training file, refused."""
+    rows = [json.loads(line) for line in (RECORDED / "structured_llm.jsonl").read_text(encoding="utf-8").splitlines()]
+    examples = tmp_path / "shared.jsonl"
+    lines = [json.dumps({"prompt": row["prompt"], "completion": row["reference"]}) for row in rows]
+    examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    llm, slm = (f"recorded:{RECORDED / name}.jsonl" for name in ("structured_llm", "structured_slm_base"))
+    run_dir = str(tmp_path / "shared")
+    evaluate(
+        EvaluateConfig(track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir), environment={}
+    )
+    comparison, decision = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
+    assert comparison.n == 39
+    assert comparison.llm_metrics["exact_match"] == 8 / 39
+    assert decision.action == "fine_tune"
+    assert comparison.interval.upper < -0.02
+    with pytest.raises(ComparisonError, match="39 of 39 evaluation rows are training rows"):
+        train = RECORDED.parent / "structured" / "train.jsonl"
+        compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm, train=str(train)))
