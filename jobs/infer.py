@@ -5,23 +5,24 @@ import os
 
 from slm_ray.command import run
 from slm_ray.config import InferConfig
-from slm_ray.corpus import render, tracks
+from slm_ray.corpus import render
 from slm_ray.models import check_spec, open_model
 from slm_ray.scoring import score
+from slm_ray.trackfile import open_track
 from slm_ray.types import Completion
 
 
 async def ask(config: InferConfig) -> Completion:
     model = open_model(config.model, endpoint=config.endpoint, generation=config.generation, environment=os.environ)
     try:
-        return await model.complete("infer", render.prompt_of(tracks.track(config.track), config.text))
+        return await model.complete("infer", render.prompt_of(open_track(config.track), config.text))
     finally:
         await model.close()
 
 
 def main(config: InferConfig) -> int:
     check_spec(config.model, os.environ)
-    track = tracks.track(config.track)
+    track = open_track(config.track)
     for message in render.prompt_of(track, config.text).messages:
         print(f"[{message.role}] {message.content}")
     answer = asyncio.run(ask(config))

@@ -6,9 +6,13 @@ from slm_ray.prepare import prepare
 
 
 def main(config: PrepareConfig) -> None:
-    prepared = prepare(config.model_copy(update={"out_dir": str(output_folder(config.out_dir))}))
-    for name, rows in prepared.rows.items():
-        print(f"{name:<11}{rows:>7} rows  {prepared.path(name)}")
+    count = None
+    if config.curation.max_tokens is not None and config.base:
+        from slm_ray.training.count import token_counter  # loads transformers
+
+        count = token_counter(config.base)
+    out_dir = str(output_folder(config.out_dir))
+    print(prepare(config.model_copy(update={"out_dir": out_dir}), count=count, say=print).summary())
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from ray import tune
 from slm_ray import cluster
 from slm_ray.config import SweepConfig, TrainingConfig
 from slm_ray.corpus.render import digest
-from slm_ray.corpus.tracks import track
-from slm_ray.errors import ResourceError
+from slm_ray.corpus.split import leaks
+from slm_ray.errors import DataError, ResourceError
 from slm_ray.storage import lock, read_json, write_json
+from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.launch import Plan, fit, plan
 from slm_ray.types import Example
@@ -36,12 +37,14 @@ _DRIVER = {"CPU": 0.01}
 def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -> dict[str, Any]:
     """Try recipes around `training` and return `{"digest", "metric", "best": {…}, "trials": [{…}]}`.
 
-    `validation` is a JSONL file of examples. Trials are ranked by score, then by the smaller rank and rate. Raises as
-    `train` does; a trial that fails has no score but an `error`, and ResourceError is raised when every trial failed.
+    `validation` is a JSONL file of examples, none of which may ask what a training row asks. Trials are ranked by score,
+    then by the smaller rank and rate. Raises as `train` does; a trial that fails has no score but an `error`, and
+    ResourceError is raised when every trial failed.
     """
     recipes = trials(training, settings)
     plans = [plan(recipe, limit=settings.rows) for recipe in recipes]
     checked = rows.read(validation, training.track).examples[: settings.validation_rows]
+    _refuse_leaks(rows.read(training.train, training.track).examples, checked, validation)
     folder = Path(training.run_dir).absolute()
     key = _digest(plans, checked)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
@@ -53,9 +56,19 @@ def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -
         if table[0]["score"] is None:
             raise ResourceError(f"every trial of the sweep failed; the first: {table[0]['error']}")
         best = {name: table[0][name] for name in ("learning_rate", "rank", "alpha", "score")}
-        result = {"digest": key, "metric": track(training.track).primary, "best": best, "trials": table}
+        metric = open_track(training.track, beside=training.train).primary
+        result = {"digest": key, "metric": metric, "best": best, "trials": table}
         write_json(folder / _RESULT, result)
         return result
+
+
+def _refuse_leaks(trained: Sequence[Example], checked: Sequence[Example], validation: str) -> None:
+    found = leaks(trained, checked)
+    if found:
+        raise DataError(
+            f"{validation}: {len(found)} of {len(checked)} validation rows ask what training rows ask, first"
+            f" {found[0].row!r}; split the rows again with jobs/prepare.py"
+        )
 
 
 def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConfig]:

@@ -1,5 +1,6 @@
 """What a job can be told: one frozen pydantic model per job (`knobs`), and how YAML and `--set` fill it (`load`)."""
 
+from slm_ray.config.data import CurationConfig, PrepareConfig, SourceConfig, TrackConfig
 from slm_ray.config.knobs import (
     CompareConfig,
     EvaluateConfig,
@@ -7,22 +8,20 @@ from slm_ray.config.knobs import (
     InferConfig,
     LoopConfig,
     LoraConfig,
-    PrepareConfig,
     PretrainConfig,
     RecipeConfig,
     ServingConfig,
-    SimulateConfig,
     SweepConfig,
     SweepJobConfig,
     TasksConfig,
-    TrackConfig,
     TrainingConfig,
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
+from slm_ray.config.studies import JudgeConfig, SimulateConfig
 
 __all__ = [
-    "CompareConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RecipeConfig", "ServingConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
+    "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
+    "PretrainConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
     "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

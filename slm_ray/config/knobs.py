@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-Track = str
-
-
-class _Knobs(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+from slm_ray.config.data import TrackConfig
+from slm_ray.config.frozen import Knobs, Track
 
 
-class GenerationConfig(_Knobs):
+class GenerationConfig(Knobs):
     """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
 
     max_tokens: int = Field(256, ge=1)
@@ -28,20 +25,7 @@ class GenerationConfig(_Knobs):
     concurrency: int = Field(16, ge=1, description="calls in flight per model")
 
 
-class PrepareConfig(_Knobs):
-    """Task rows in, examples with stable ids and three splits out."""
-
-    source: str
-    track: Track = "structured"
-    out_dir: str
-    validation: int = Field(60, ge=1, description="rows")
-    test: int = Field(100, ge=1, description="rows")
-    train: int | None = Field(None, ge=1, description="rows; all that are left when not set")
-    keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
-    seed: int = 42
-
-
-class EvaluateConfig(_Knobs):
+class EvaluateConfig(Knobs):
     """The same examples to every model, scored by the same code."""
 
     track: Track
@@ -51,11 +35,12 @@ class EvaluateConfig(_Knobs):
     endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
     generation: GenerationConfig = GenerationConfig()
     actors: int = Field(1, ge=1, description="Ray evaluation actors per model")
-    actor_resources: dict[str, float] = {"CPU": 0.1}
+    actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
+    encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
 
 
-class CompareConfig(_Knobs):
+class CompareConfig(Knobs):
     """One report with both models, or two reports over the same rows."""
 
     report: str
@@ -72,17 +57,7 @@ class CompareConfig(_Knobs):
     seed: int = 42
 
 
-class SimulateConfig(_Knobs):
-    """Simulated evaluations that the paired rule judges."""
-
-    delta: float = Field(0.05, gt=0, le=1)
-    rows: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000)
-    discordance: tuple[float, ...] = Field((0.05, 0.1, 0.2, 0.4), description="shares of rows only one model gets right")
-    runs: int = Field(40_000, ge=100)
-    seed: int = 42
-
-
-class LoraConfig(_Knobs):
+class LoraConfig(Knobs):
     """LoRA as in PEFT; all linear layers of Llama-like models by default."""
 
     rank: int = Field(32, ge=1)
@@ -91,16 +66,16 @@ class LoraConfig(_Knobs):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class WorkersConfig(_Knobs):
+class WorkersConfig(Knobs):
     """One training group: its size and what each worker holds. On GPUs: `per_worker: {GPU: 1}`."""
 
     count: int = Field(2, ge=1)
-    per_worker: dict[str, float] = {"CPU": 1}
+    per_worker: dict[str, float] = Field({"CPU": 1})
     threads: int = Field(1, ge=1, description="torch threads per worker on CPU")
     max_failures: int = Field(2, ge=0)
 
 
-class RecipeConfig(_Knobs):
+class RecipeConfig(Knobs):
     """How a QLoRA adapter is trained: base in NF4 (double quantisation), loss on the answer only."""
 
     lora: LoraConfig = LoraConfig()
@@ -131,7 +106,7 @@ class TrainingConfig(RecipeConfig):
     name: str = Field("run", description="what the run is called; the adapter id adds a content hash")
 
 
-class SweepConfig(_Knobs):
+class SweepConfig(Knobs):
     """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run scored on validation rows."""
 
     enabled: bool = False
@@ -144,7 +119,7 @@ class SweepConfig(_Knobs):
     max_concurrent: int | None = Field(None, ge=1, description="trials at once; slots / slots per trial when not set")
 
 
-class SweepJobConfig(_Knobs):
+class SweepJobConfig(Knobs):
     """A sweep as a job of its own: the recipe to vary, where to look, and the rows that score a trial."""
 
     training: TrainingConfig
@@ -152,7 +127,7 @@ class SweepJobConfig(_Knobs):
     validation: str = Field(description="JSONL of validation examples")
 
 
-class ServingConfig(_Knobs):
+class ServingConfig(Knobs):
     """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
 
     config: str = "serve_configs/cpu_tiny.yaml"
@@ -165,18 +140,7 @@ class ServingConfig(_Knobs):
     keep: bool = Field(False, description="leave the endpoint up when the job ends")
 
 
-class TrackConfig(_Knobs):
-    """One track of the loop: where its rows are and how they are split."""
-
-    track: Track
-    source: str
-    validation: int = 60
-    test: int = 100
-    train: int | None = None
-    keep_split: bool = False
-
-
-class LoopConfig(_Knobs):
+class LoopConfig(Knobs):
     """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
 
     run_dir: str
@@ -186,7 +150,7 @@ class LoopConfig(_Knobs):
     stand_in_demonstrations: int = Field(3, ge=0)
     serving: ServingConfig = ServingConfig()
     generation: GenerationConfig = GenerationConfig()
-    actor_resources: dict[str, float] = {"CPU": 0.1}
+    actor_resources: dict[str, float] = Field({"CPU": 0.1})
     gate: Literal["paired", "point"] = Field("point", description="rule on validation rows: is training worth a try")
     rule: Literal["paired", "point"] = Field("paired", description="rule on test rows: may the SLM take over")
     delta: float = Field(0.02, ge=0, le=1)
@@ -200,7 +164,7 @@ class LoopConfig(_Knobs):
     seed: int = 42
 
 
-class InferConfig(_Knobs):
+class InferConfig(Knobs):
     """One request, shown as the model sees it."""
 
     track: Track
@@ -211,7 +175,7 @@ class InferConfig(_Knobs):
     generation: GenerationConfig = GenerationConfig()
 
 
-class TasksConfig(_Knobs):
+class TasksConfig(Knobs):
     """The project's own task data, made from the catalogue."""
 
     catalogue: str = "data/tools/catalogue.yaml"
@@ -220,7 +184,7 @@ class TasksConfig(_Knobs):
     seed: int = 42
 
 
-class PretrainConfig(_Knobs):
+class PretrainConfig(Knobs):
     """The tiny base model that the repository ships."""
 
     out_dir: str = "data/tiny_base"

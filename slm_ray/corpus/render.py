@@ -7,18 +7,49 @@ Hashes are SHA-256 cut to 16 hex digits, over UTF-8; a data set's digest is whol
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import msgspec
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.types import Example, Message, Prompt
 
+TOOL_RESPONSE = "<tool_response>"
 _SHORT = 16
+_LISTED_LABELS = 100  # more would fill the prompt and help nobody
 
 
 def prompt_of(track: Track, text: str) -> Prompt:
     """`text` as the user's turn, under the track's system prompt."""
-    return Prompt(messages=(Message(role="system", content=track.system), Message(role="user", content=text)))
+    return chat(track, (Message(role="user", content=text),))
+
+
+def chat(track: Track, turns: Sequence[Message]) -> Prompt:
+    """`turns` as the model is shown them: the track's system prompt in front where they have none, its prefix (CEP) in
+    front of every user's turn."""
+    shown = tuple(turns)
+    if track.prefix:
+        shown = tuple(
+            Message(role="user", content=prefixed(track, turn.content)) if turn.role == "user" else turn
+            for turn in shown
+        )
+    if shown[0].role != "system":
+        shown = (Message(role="system", content=system_prompt(track)), *shown)
+    return Prompt(messages=shown)
+
+
+def system_prompt(track: Track) -> str:
+    """The track's system prompt, its labels listed below it where they are known and few enough to read."""
+    if not 0 < len(track.labels) <= _LISTED_LABELS:
+        return track.system
+    return f"{track.system}\nLabels: {', '.join(track.labels)}"
+
+
+def prefixed(track: Track, text: str) -> str:
+    """A user's turn with the track's prefix in front, once; what a tool gave back is nobody's request and has none."""
+    prefix = track.prefix.rstrip()  # YAML ends a block with a line end
+    has_it = text.startswith((prefix, TOOL_RESPONSE))
+    return text if has_it else f"{prefix}\n\n{text}"
 
 
 def normalised(text: str) -> str:
@@ -53,5 +84,4 @@ def as_row(example: Example) -> dict[str, object]:
 
 
 def _sha256(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(value)).hexdigest()

@@ -2,16 +2,23 @@
 
 The order is a hash of the seed and the row's content: it does not depend on the order of the file, and adding rows
 moves few others. Rows that share a prompt or a `group` (xLAM pairs: the query) stay together, so both tracks of one
-xLAM source split alike. Nothing is balanced by tool or domain.
+xLAM source split alike; so do near-duplicates when their groups are given. Rows are drawn alike from every value of a
+tag only when asked (`stratify`). `leaks` says whether two sets of examples that were not split here share a question.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-from slm_ray.corpus.render import normalised
+from slm_ray.corpus import duplicates
+from slm_ray.corpus.balance import apportion, tag_error
+from slm_ray.corpus.render import normalised, prompt_hash
+from slm_ray.corpus.step import Step
+from slm_ray.corpus.ties import Ties
 from slm_ray.errors import DataError, choices
 from slm_ray.types import Example
 
@@ -20,18 +27,77 @@ Row = TypeVar("Row", Example, dict[str, Any])
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
-def split(rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int) -> dict[str, list[Row]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leak:
+    """An example, by id, that asks what a training example asks, and how alike the two are."""
+
+    row: str
+    train: str
+    why: Literal["same prompt", "near-duplicate"]
+
+
+def split(
+    rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int,
+    stratify: str | None = None, groups: Sequence[int] | None = None,
+) -> dict[str, list[Row]]:  # fmt: skip
     """Draw exactly `test`, then `validation`, then `train` rows (all that are left when None), in hash order.
 
-    A row is an Example, or a dict in a shape that `read.examples` accepts, with a `group` if it has one. Raises
-    DataError when there are too few rows.
+    A row is an Example, or a dict in a shape that `read.examples` accepts, with a `group` if it has one. `stratify`
+    names a tag: every side gets each of its values in proportion, as far as groups and whole rows allow. Rows with the
+    same number in `groups` (as `duplicates.groups` gives them) stay together. Raises DataError when there are too few
+    rows, or none with the tag.
     """
-    groups = sorted(_groups(rows), key=lambda group: _hash(seed, group))
-    sides: dict[str, list[Row]] = {}
-    for side, wanted in (("test", test), ("validation", validation), ("train", train)):
-        sides[side], groups = _take(groups, wanted)
+    _check_tag(rows, stratify)
+    asked = {"test": test, "validation": validation, "train": train}
+    sides = _draw(_groups(rows, groups), asked, seed, stratify)
+    for side, wanted in asked.items():
         _check(side, len(sides[side]), wanted, len(rows))
     return {side: sides[side] for side in ("train", "validation", "test")}
+
+
+def counted(
+    rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int,
+    stratify: str | None = None, groups: Sequence[int] | None = None,
+) -> tuple[dict[str, list[Row]], Step]:  # fmt: skip
+    """`split`, and how many rows it moved: those on another side than if every row had been drawn alone.
+
+    That counts rows that joined others like them and rows that made room. Dropped are the rows that `train` left over
+    and the rests of groups too large for a side.
+    """
+    sides = split(rows, validation=validation, test=test, train=train, seed=seed, stratify=stratify, groups=groups)
+    asked = {"test": test, "validation": validation, "train": train}
+    alone = _sides(_draw([[row] for row in rows], asked, seed, stratify))
+    together = _sides(sides)
+    moved = sum(alone.get(id(row)) != together.get(id(row)) for row in rows)
+    kept = sum(map(len, sides.values()))
+    note = f"{moved:,} rows moved to keep equal questions on one side" if moved else ""
+    return sides, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
+
+
+def leaks(
+    train: Sequence[Example], other: Sequence[Example], *, threshold: float | None = None, seed: int = 42
+) -> list[Leak]:
+    """The examples of `other` that ask what an example of `train` asks, in order, each once.
+
+    Prompts are compared without system turns, spacing and case; with a `threshold`, near-duplicates (see
+    `duplicates.groups`) count too. That depends on all rows given, so a split of a larger set may show a few.
+    """
+    asked: dict[str, str] = {}
+    for example in train:
+        asked.setdefault(prompt_hash(example.prompt), example.id)
+    near: dict[int, str] = {}
+    roots = [] if threshold is None else duplicates.groups([*train, *other], threshold=threshold, seed=seed)
+    for example, root in zip(train, roots, strict=False):
+        near.setdefault(root, example.id)
+    found = []
+    for place, example in enumerate(other):
+        same = asked.get(prompt_hash(example.prompt))
+        alike = near.get(roots[len(train) + place]) if roots else None
+        if same is not None:
+            found.append(Leak(row=example.id, train=same, why="same prompt"))
+        elif alike is not None:
+            found.append(Leak(row=example.id, train=alike, why="near-duplicate"))
+    return found
 
 
 def keep(rows: Sequence[dict[str, Any]], *, name: str) -> dict[str, list[dict[str, Any]]]:
@@ -55,6 +121,34 @@ def keep(rows: Sequence[dict[str, Any]], *, name: str) -> dict[str, list[dict[st
     return sides
 
 
+def _draw(
+    groups: Iterable[list[Row]], asked: Mapping[str, int | None], seed: int, stratify: str | None
+) -> dict[str, list[Row]]:
+    left = sorted(groups, key=lambda group: _hash(seed, group))
+    sides: dict[str, list[Row]] = {}
+    for side, wanted in asked.items():
+        if stratify is not None and wanted is not None:
+            left = _alike_first(left, wanted, stratify)
+        sides[side], left = _take(left, wanted)
+    return sides
+
+
+def _alike_first(groups: list[list[Row]], wanted: int, stratify: str) -> list[list[Row]]:
+    """The groups in another order: first those that fill each tag value's part of `wanted`, as far as whole groups do."""
+    values = [_commonest([_tags(row).get(stratify, "") for row in group]) for group in groups]
+    sizes: Counter[str] = Counter()
+    for value, group in zip(values, groups, strict=True):
+        sizes[value] += len(group)
+    room = apportion(min(wanted, sizes.total()), sizes) if sizes else {}
+    first: list[list[Row]] = []
+    rest: list[list[Row]] = []
+    for value, group in zip(values, groups, strict=True):
+        fits = len(group) <= room[value]
+        room[value] -= len(group) if fits else 0
+        (first if fits else rest).append(group)
+    return first + rest
+
+
 def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[list[Row]]]:
     """Whole groups in order until `wanted` rows are full, and the groups left over; a group too large waits.
 
@@ -73,7 +167,7 @@ def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[
 
 
 def _check(side: str, found: int, wanted: int | None, total: int) -> None:
-    if found < (wanted or 1):
+    if found < (1 if wanted is None else wanted):
         asked = f"{wanted} {side} rows" if wanted else f"{side} rows"
         raise DataError(
             f"asked for {asked}, but only {found} of {total} rows are left for them; "
@@ -81,23 +175,27 @@ def _check(side: str, found: int, wanted: int | None, total: int) -> None:
         )
 
 
-def _groups(rows: Sequence[Row]) -> Iterable[list[Row]]:
-    """Rows that share a key, directly or through other rows (union-find over keys)."""
-    parent = list(range(len(rows)))
-    first: dict[str, int] = {}
+def _sides(parts: Mapping[str, Sequence[Row]]) -> dict[int, str]:
+    return {id(row): side for side, found in parts.items() for row in found}
 
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
 
+def _check_tag(rows: Sequence[Row], tag: str | None) -> None:
+    if tag is not None and rows and not any(tag in _tags(row) for row in rows):
+        raise tag_error(tag, Counter(name for row in rows for name in _tags(row)))
+
+
+def _groups(rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Iterable[list[Row]]:
+    """Rows that share a key or a number, directly or through other rows."""
+    ties = Ties(len(rows))
+    first: dict[str | int, int] = {}
     for index, row in enumerate(rows):
         for key in _keys(row):
-            parent[root(index)] = root(first.setdefault(key, index))
+            ties.join(index, first.setdefault(key, index))
+    for index, number in enumerate(numbers or ()):
+        ties.join(index, first.setdefault(number, index))
     groups: dict[int, list[Row]] = {}
     for index, row in enumerate(rows):
-        groups.setdefault(root(index), []).append(row)
+        groups.setdefault(ties.root(index), []).append(row)
     return groups.values()
 
 
@@ -106,6 +204,16 @@ def _keys(row: Example | Mapping[str, Any]) -> tuple[str, ...]:
     prompt = "prompt:" + normalised("\n".join(_asked(row)))
     group = None if isinstance(row, Example) else row.get("group")
     return (f"group:{group}", prompt) if group else (prompt,)
+
+
+def _tags(row: Example | Mapping[str, Any]) -> Mapping[str, str]:
+    return row.tags if isinstance(row, Example) else row.get("tags") or {}
+
+
+def _commonest(values: Sequence[str]) -> str:
+    """The value that occurs most, the first of the alphabet among equals."""
+    counts = Counter(values)
+    return min(counts, key=lambda value: (-counts[value], value))
 
 
 def _asked(row: Example | Mapping[str, Any]) -> list[str]:

@@ -1,10 +1,12 @@
 """Tracks: what a kind of task tells the model, which scorers judge it and which metrics decide.
 
-The metric names are those of the scorers; nothing is scored here.
+The metric names are those of the scorers; nothing is scored here. The six tracks of the house are Python, because they
+are part of the program; a track of one's own is a YAML file (`slm_ray.trackfile`) that becomes the same record.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -36,6 +38,8 @@ class Track:
     strip: tuple[Literal["fences", "reasoning"], ...] = ()
 
 
+_CALL_METRICS = ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1")
+
 TRACKS: dict[str, Track] = {
     "structured": Track(
         name="structured",
@@ -52,14 +56,57 @@ TRACKS: dict[str, Track] = {
         ),
         scorers=("toolcall",),
         primary="args_exact",
-        core=("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
+        core=_CALL_METRICS,
+    ),
+    "hermes": Track(
+        name="hermes",
+        system=(
+            "You call functions. Their signatures are JSON inside <tools></tools>. Answer with exactly one call, as "
+            'JSON inside tags: <tool_call>{"name": ..., "arguments": {...}}</tool_call>, and nothing else.'
+        ),
+        scorers=("hermes",),
+        primary="args_exact",
+        core=_CALL_METRICS,
+    ),
+    "gsm8k": Track(
+        name="gsm8k",
+        system="Solve the problem step by step. End with a line that holds #### and the final number.",
+        scorers=("gsm8k",),
+        primary="number_match",
+        core=("number_match",),
+    ),
+    "classify": Track(
+        name="classify",
+        system="Classify the text. Answer with its label and nothing else.",
+        scorers=("classify",),
+        primary="accuracy",
+        core=("accuracy", "macro_f1"),
+    ),
+    "chat": Track(
+        name="chat",
+        system="You are a helpful assistant.",
+        scorers=("text",),
+        primary="rouge_l",
+        core=("rouge_1", "rouge_2", "rouge_l"),
     ),
 }
 
 
 def track(name: str) -> Track:
-    """The track called `name`; ConfigError that lists the known ones otherwise."""
+    """The track of the house called `name`; ConfigError that lists the known ones otherwise."""
     try:
         return TRACKS[name]
     except KeyError:
         raise ConfigError(f"unknown track {name!r}: {choices(name, TRACKS)}") from None
+
+
+def definition(track: Track) -> dict[str, Any]:
+    """The track as a plain dict of lists and texts, which a report carries; `defined` reads it back."""
+    fields = {field.name: getattr(track, field.name) for field in dataclasses.fields(track)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+
+def defined(plain: Mapping[str, Any]) -> Track:
+    """The track that `definition` made `plain` of."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in plain.items()}
+    return Track(**fields)

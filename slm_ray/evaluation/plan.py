@@ -13,7 +13,7 @@ from pathlib import Path
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.render import digest
-from slm_ray.corpus.tracks import Track, track
+from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError
 from slm_ray.ledger import Ledger, finished
 from slm_ray.ledger import key as ledger_key
@@ -21,6 +21,7 @@ from slm_ray.models import check_spec, identity, needed_environment, split_spec
 from slm_ray.models.recorded import RecordedModel
 from slm_ray.models.request import request_body
 from slm_ray.storage import read_lines
+from slm_ray.trackfile import open_track
 from slm_ray.types import Example
 
 
@@ -50,7 +51,7 @@ class Plan:
 
 def plan(config: EvaluateConfig, environment: Mapping[str, str]) -> Plan:
     """Read the rows and check every model; raises the one line that says what is missing."""
-    named = track(config.track)
+    named = open_track(config.track, beside=config.examples)
     repeated = sorted({spec for spec in config.models if config.models.count(spec) > 1})
     if repeated:
         raise ConfigError(f"models: {', '.join(repeated)} is listed twice; list every model once")

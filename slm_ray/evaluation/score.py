@@ -13,6 +13,7 @@ from slm_ray.corpus.render import prompt_hash
 from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan
 from slm_ray.ledger import Entry, Ledger
+from slm_ray.scoring.similarity import Encode
 from slm_ray.storage import write_json, write_jsonl
 from slm_ray.tracing import Tracer
 from slm_ray.types import Example
@@ -39,12 +40,18 @@ def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[st
 
 
 def write_report(
-    plan: Plan, answers: Entries, run_dir: Path, train_prompts: Mapping[str, Set[str]], tracer: Tracer
+    plan: Plan,
+    answers: Entries,
+    run_dir: Path,
+    train_prompts: Mapping[str, Set[str]],
+    tracer: Tracer,
+    *,
+    encode: Encode | None = None,
 ) -> dict[str, Any]:
     """Score everything, write report.json and scores.jsonl, and put one span per row and model into the trace."""
     completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
     seen = trained_on(plan.examples, train_prompts)
-    report, rows = build(plan.track, plan.examples, completions, trained_on=seen)
+    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode)
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
     for example, row in zip(plan.examples, rows, strict=True):

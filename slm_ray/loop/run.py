@@ -21,6 +21,7 @@ from slm_ray.config import (
     EvaluateConfig,
     LoopConfig,
     PrepareConfig,
+    TrackConfig,
     dump,
 )
 from slm_ray.evaluation import evaluate
@@ -29,9 +30,10 @@ from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
-from slm_ray.prepare import prepare
+from slm_ray.prepare import Count, prepare
 from slm_ray.reports import compare_reports
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 from slm_ray.verdict.decide import verdict_text
 
@@ -77,16 +79,23 @@ class Loop:
         """Split every track's rows; the splits of one track share no prompt."""
         runs = []
         for track in self.config.tracks:
-            folder = self.folder / track.track
+            name = open_track(track.track).name
+            folder = self.folder / name
             prepared = prepare(
-                PrepareConfig(
-                    **track.model_dump(include={"track", "source", "validation", "test", "train", "keep_split"}),
-                    out_dir=str(folder / "examples"), seed=self.config.seed,
-                )
+                PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
+                count=self.token_counter(track), say=self.say,
             )  # fmt: skip
-            self.console.print(f"{track.track}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
+            self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))
         return runs
+
+    def token_counter(self, track: TrackConfig) -> Count | None:
+        """Counts an example's tokens as the base does, where the track limits them."""
+        if track.curation.max_tokens is None:
+            return None
+        from slm_ray.training.count import token_counter  # transformers takes seconds to import
+
+        return token_counter(self.config.serving.base)
 
     def deploy(self, runs: list[TrackRun]) -> Endpoint:
         """Serve the base, and with no Azure keys the labelled stand-in that answers as the LLM."""

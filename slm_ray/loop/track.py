@@ -26,4 +26,4 @@ class TrackRun:
     @property
     def name(self) -> str:
         """The track's name, which is also the adapter's."""
-        return self.config.track
+        return self.prepared.track

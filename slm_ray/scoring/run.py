@@ -5,49 +5,23 @@ The same code for every model. The order of rows changes nothing, to the last bi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
-from slm_ray.scoring import structured, toolcall
-from slm_ray.scoring.items import ratios
+from slm_ray.scoring import hermes, judge, labels, numeric, schema, structured, text, toolcall
+from slm_ray.scoring.scorer import Metrics, Scorer, means, micro
+from slm_ray.scoring.strip import strip
 from slm_ray.types import RowScore
 
-Metrics = dict[str, float | None]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scorer:
-    """One way to judge answers.
-
-    `score(example_id, prediction, reference, track)` judges a row; a `prediction` of None is a failed call. `summarise`
-    gives the run's metrics, exactly those in `metrics`, in the order of a report.
-    """
-
-    metrics: tuple[str, ...]
-    score: Callable[[str, str | None, str, Track], RowScore]
-    summarise: Callable[[Sequence[RowScore]], Metrics]
-
-
-def means(*names: str) -> Callable[[Sequence[RowScore]], Metrics]:
-    """Run metrics that are means over rows, a row left out where its value is None.
-
-    A value is None only where the *reference* lacks what the metric is about (for `args_partial_match`: a call without
-    arguments): the same rows for every model. Invalid and failed answers hold 0s and stay in.
-    """
-    return lambda rows: {name: _mean(name, rows) for name in names}
-
-
-def micro(precision: str, recall: str, f1: str) -> Callable[[Sequence[RowScore]], Metrics]:
-    """Precision, recall and F1 from the summed (TP, FP, FN); precision is None when nothing was predicted in the run."""
-
-    def summed(rows: Sequence[RowScore]) -> Metrics:
-        shared, extra, missed = (sum(row.counts[i] for row in rows) for i in range(3))
-        return dict(zip((precision, recall, f1), ratios((shared, extra, missed)), strict=True))
-
-    return summed
+def _plain(score: Callable[[str, str | None, str], RowScore], *metrics: str) -> Scorer:
+    """A scorer that needs nothing of the track, its run metrics means over rows."""
+    return Scorer(
+        metrics=metrics,
+        score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
+        summarise=means(*metrics),
+    )
 
 
 def _scorer(
@@ -58,7 +32,7 @@ def _scorer(
     return Scorer(
         metrics=metrics,
         score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
-        summarise=lambda rows: mean(rows) | summed(rows),
+        summarise=lambda rows, track: mean(rows, track) | summed(rows, track),
     )
 
 
@@ -76,15 +50,50 @@ SCORERS: dict[str, Scorer] = {
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
     ),
+    "hermes": _scorer(
+        hermes.score,
+        ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
+        ("args_precision", "args_recall", "args_f1"),
+    ),
+    "gsm8k": _plain(numeric.score, *numeric.METRICS),
+    "classify": Scorer(
+        metrics=labels.METRICS, score=labels.score, summarise=labels.summarise, check=labels.check,
+    ),
+    "text": Scorer(
+        metrics=text.METRICS,
+        score=lambda example_id, prediction, reference, _: text.score(example_id, prediction, reference),
+        summarise=text.summarise,
+    ),
+    "schema": Scorer(
+        metrics=schema.METRICS,
+        score=lambda example_id, prediction, _, track: schema.score(example_id, prediction, track),
+        summarise=means(*schema.METRICS),
+        check=schema.check,
+        raw=True,
+    ),
+    "grade": _plain(judge.score_grade, "grade"),
+    "preference": _plain(judge.score_preference, "first_wins"),
 }  # fmt: skip
 
 
 def scorers(track: Track) -> list[Scorer]:
-    """The scorers of a track; ConfigError lists the known ones."""
+    """The scorers of a track; ConfigError lists the known ones, or names a metric that two of them have."""
     for name in track.scorers:
         if name not in SCORERS:
             raise ConfigError(f"track {track.name}: unknown scorer {name!r}: {choices(name, SCORERS)}")
-    return [SCORERS[name] for name in track.scorers]
+    found = [SCORERS[name] for name in track.scorers]
+    names = [name for scorer in found for name in scorer.metrics]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(
+            f"track {track.name}: the scorers {', '.join(track.scorers)} share the metric {min(twice)}; drop one of them"
+        )
+    return found
+
+
+def check(track: Track) -> None:
+    """ConfigError when the track cannot be scored: scorers, labels, answer schema. Scoring itself says the same."""
+    for scorer in scorers(track):
+        scorer.check(track)
 
 
 def metrics(track: Track) -> tuple[str, ...]:
@@ -95,13 +104,17 @@ def metrics(track: Track) -> tuple[str, ...]:
 def score(track: Track, example_id: str, prediction: str | None, reference: str) -> RowScore:
     """Judge one answer with every scorer of the track; `prediction` is None for a failed call.
 
-    The scorers' scores, issues and facts are joined. Item counts are those of the one scorer that counts.
+    What the track names is stripped from the answer first, never from the reference. The scorers' scores, issues and
+    facts are joined. Item counts are those of the one scorer that counts.
     """
-    parts = [scorer.score(example_id, prediction, reference, track) for scorer in scorers(track)]
+    stripped, notes = strip(prediction, track.strip)
+    parts = [
+        scorer.score(example_id, prediction if scorer.raw else stripped, reference, track) for scorer in scorers(track)
+    ]
     return RowScore(
         example_id=example_id,
         scores=tuple(found for part in parts for found in part.scores),
-        issues=tuple(issue for part in parts for issue in part.issues),
+        issues=(*(issue for part in parts for issue in part.issues), *notes),
         counts=next((part.counts for part in parts if any(part.counts)), (0, 0, 0)),
         facts={name: value for part in parts for name, value in part.facts.items()},
     )
@@ -109,9 +122,4 @@ def score(track: Track, example_id: str, prediction: str | None, reference: str)
 
 def summarise(track: Track, rows: Sequence[RowScore]) -> Metrics:
     """Run metrics by name, None where undefined."""
-    return {name: value for scorer in scorers(track) for name, value in scorer.summarise(rows).items()}
-
-
-def _mean(name: str, rows: Sequence[RowScore]) -> float | None:
-    values = [value for row in rows if (value := row.value(name)) is not None]
-    return math.fsum(values) / len(values) if values else None
+    return {name: value for scorer in scorers(track) for name, value in scorer.summarise(rows, track).items()}

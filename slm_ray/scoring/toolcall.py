@@ -41,7 +41,11 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
     `args_exact` is Python's `==` on the argument objects, whatever the name; items compare by JSON text. A malformed
     call misses all expected arguments. A reference that is no call matches nothing.
     """
-    predicted, expected = read_call(prediction), read_call(reference)
+    return judge(example_id, read_call(prediction), read_call(reference))
+
+
+def judge(example_id: str, predicted: Call | None, expected: Call | None) -> RowScore:
+    """Score calls that have been read, whatever the form they were written in; None is a malformed or failed one."""
     counts = overlap(predicted.arguments if predicted else None, expected.arguments if expected else None)
     precision, recall, f1 = ratios(counts)
     name_match = predicted is not None and expected is not None and predicted.name == expected.name

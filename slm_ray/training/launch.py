@@ -25,6 +25,7 @@ from slm_ray.config import TrainingConfig
 from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
+from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.quiet import quiet
 from slm_ray.training.work import Work
@@ -193,7 +194,8 @@ def _finished(made: Plan) -> Manifest | None:
 def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
     config = made.config
     manifest = adapters.publish(
-        outcome["adapter"], config.adapters_dir, name=config.name, track=config.track, base=config.base,
+        outcome["adapter"], config.adapters_dir, name=config.name,
+        track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
         metrics=outcome["metrics"], train_prompts=[prompt_hash(example.prompt) for example in made.examples],
     )  # fmt: skip

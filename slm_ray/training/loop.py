@@ -21,6 +21,7 @@ import transformers
 from transformers import TrainerCallback
 
 from slm_ray.errors import ResourceError
+from slm_ray.trackfile import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.pretrained import base_folder, open_tokenizer
@@ -175,9 +176,8 @@ def _validate(trainer: Any, tokenizer: Any, work: Work) -> dict[str, float]:
 
     result: dict[str, float] = {}
     if ray.train.get_context().get_world_rank() == 0:
-        result = validate(
-            trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.validation, work.config.track
-        )
+        track = open_track(work.config.track, beside=work.config.train)
+        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.validation, track)
     ray.train.report(dict(result))
     return result
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from slm_ray.corpus.tracks import track
+from slm_ray.corpus.tracks import Track
 from slm_ray.scoring.run import score, summarise
 from slm_ray.training.rows import token_ids
 from slm_ray.types import Example
@@ -20,9 +20,8 @@ _BATCH = 16
 _MAX_NEW_TOKENS = 256
 
 
-def validate(model: Any, tokenizer: Any, examples: Sequence[Example], track_name: str) -> dict[str, float]:
+def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> dict[str, float]:
     """Run metrics of `model` on `examples` (undefined ones are left out), and `objective`, the track's primary one."""
-    judged = track(track_name)
     answers = generate(model, tokenizer, examples)
     rows = [score(judged, example.id, text, example.reference) for example, text in zip(examples, answers, strict=True)]
     metrics = {name: value for name, value in summarise(judged, rows).items() if value is not None}

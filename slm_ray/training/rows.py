@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.corpus.read import examples
-from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.storage import read_lines
+from slm_ray.trackfile import open_track
 from slm_ray.types import Example
 
 _SHOWN = 5
@@ -35,7 +35,7 @@ class Rows:
 def read(path: str, track_name: str) -> Rows:
     """The examples of a JSONL file in order; DataError with file:line for every bad row."""
     text = read_lines(path)
-    found = examples(text, name=path, track=track(track_name))
+    found = examples(text, name=path, track=open_track(track_name, beside=path))
     return Rows(
         path=path,
         examples=tuple(found),

@@ -12,14 +12,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.corpus.tracks import track as track_named
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.scoring import summarise
 from slm_ray.types import Comparison, Interval, RowScore, Score, Slice
 from slm_ray.verdict.binary import ONE_SIDED
+from slm_ray.verdict.report import track_in
 from slm_ray.verdict.stats import paired_interval
 
 _Rows = Mapping[str, Mapping[str, Any]]
+_JUDGES = ("scorers", "primary", "core", "labels", "answer_schema", "strip")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +94,7 @@ def compare(
 def _pair(
     left: _Side, right: _Side, ids: Sequence[str], gates: Sequence[str], slice_rows: int, *, resamples: int, seed: int
 ) -> Comparison:
-    track = track_named(left.report["track"])
+    track = track_in(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]
     llm_metrics = summarise(track, [a for a, _ in pairs])
     slm_metrics = summarise(track, [b for _, b in pairs])
@@ -189,6 +190,13 @@ def _refuse_other_rows(left: _Side, right: _Side) -> None:
             f"the reports are of different tracks: {tracks[0]} ({left.spec}), {tracks[1]} ({right.spec});"
             " evaluate both models on one track"
         )
+    definitions = [track_in(side.report) for side in (left, right)]
+    for part in _JUDGES:
+        if getattr(definitions[0], part) != getattr(definitions[1], part):
+            raise ComparisonError(
+                f"the two reports judge {tracks[0]} by other {part} ({getattr(definitions[0], part)} and"
+                f" {getattr(definitions[1], part)}); evaluate both models with one track file"
+            )
     shared = left.rows.keys() & right.rows.keys()
     for part in ("prompt_hash", "reference"):
         differing = sorted(key for key in shared if left.rows[key][part] != right.rows[key][part])

@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 
-from slm_ray.corpus.tracks import TRACKS
+from slm_ray.corpus.tracks import TRACKS, defined
 from slm_ray.verdict.chart import bars, differences
 from slm_ray.verdict.rows_view import FILTERS, rows_view
 
@@ -70,7 +70,8 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
     decisions = sorted(track.get("decisions") or (), key=lambda decision: _STAGES.index(decision["stage"]))
     arms = _arms(decisions, reports, (track.get("adapter") or {}).get("id"), noted)
     final = decisions[-1] if decisions else None
-    known = TRACKS.get(track["track"])
+    carried = [defined(report["track_definition"]) for report in reports.values() if "track_definition" in report]
+    known = carried[0] if carried else TRACKS.get(track["track"])
     primary = final["primary"] if final else known.primary if known else ""
     llm, slm = (final["llm"], final["slm"]) if final else ("", "")
     rows = rows_view(

@@ -13,8 +13,12 @@ from typing import Any
 import numpy as np
 
 from slm_ray.corpus.render import digest, prompt_hash
-from slm_ray.corpus.tracks import Track
+from slm_ray.corpus.tracks import Track, defined, definition
+from slm_ray.corpus.tracks import track as track_named
 from slm_ray.scoring import score, summarise
+from slm_ray.scoring.scorer import means
+from slm_ray.scoring.similarity import METRICS as SIMILARITIES
+from slm_ray.scoring.similarity import Encode, with_similarity
 from slm_ray.types import Completion, Example, RowScore
 
 STAND_IN = "stand-in:"
@@ -23,12 +27,18 @@ Answers = Mapping[str, Mapping[str, Completion]]
 
 
 def build(
-    track: Track, examples: Sequence[Example], answers: Answers, *, trained_on: Mapping[str, int]
+    track: Track,
+    examples: Sequence[Example],
+    answers: Answers,
+    *,
+    trained_on: Mapping[str, int],
+    encode: Encode | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(report, score rows) of all models over all examples.
 
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
-    how many of the examples the model's adapter was trained on (0 when not named). Latencies are seconds over answered
+    how many of the examples the model's adapter was trained on (0 when not named). With `encode`, BERTScore and embedding
+    cosine are added. Latencies are seconds over answered
     rows, None when there are none. ValueError when an example has no answer: an unfinished run has no report.
     """
     if not examples:
@@ -44,20 +54,32 @@ def build(
             score(track, example.id, answer.text, example.reference)
             for example, answer in zip(examples, ordered, strict=True)
         ]
+        metrics = summarise(track, scored)
+        if encode is not None:
+            texts = [answer.text for answer in ordered]
+            scored = with_similarity(scored, texts, [example.reference for example in examples], encode)
+            metrics |= means(*SIMILARITIES)(scored, track)
         for row, answer, judged in zip(rows, ordered, scored, strict=True):
             row["models"][spec] = _answer(answer, judged)
         models[spec] = {
             "n": len(examples),
-            "metrics": summarise(track, scored),
+            "metrics": metrics,
             **_service(ordered),
             "issues": _counted(issue for judged in scored for issue in judged.issues),
             "trained_on": trained_on.get(spec, 0),
         }
     return {
         "track": track.name,
+        "track_definition": definition(track),
         "examples": {"n": len(examples), "digest": digest(examples)},
         "models": models,
     }, rows
+
+
+def track_in(report: Mapping[str, Any]) -> Track:
+    """The track that a report carries; the one of the house with its name for a report from before it did."""
+    plain = report.get("track_definition")
+    return defined(plain) if plain else track_named(report["track"])
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import ray
 from ray.util import placement_group_table
 
 from slm_ray.config import SweepConfig, TrainingConfig
-from slm_ray.errors import ResourceError
+from slm_ray.errors import DataError, ResourceError
 from slm_ray.sweep import sweep, trials
 
 pytestmark = pytest.mark.heavy
@@ -20,8 +20,8 @@ BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 SETTINGS = SweepConfig(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, rows=24, validation_rows=4)
 
 
-def rows(path: Path, count: int) -> str:
-    lines = [{"prompt": f"Number {n}", "completion": '{"n": 1}'} for n in range(count)]
+def rows(path: Path, count: int, word: str = "Number") -> str:
+    lines = [{"prompt": f"{word} {n}", "completion": '{"n": 1}'} for n in range(count)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return str(path)
 
@@ -40,7 +40,7 @@ def config(folder: Path, **changed: Any) -> TrainingConfig:
 
 def test_trials_are_scored_side_by_side_and_everything_is_given_back(tmp_path: Path) -> None:
     training = config(tmp_path)
-    validation = rows(tmp_path / "validation.jsonl", 6)
+    validation = rows(tmp_path / "validation.jsonl", 6, "Figure")
     result = sweep(training, SETTINGS, validation=validation)
 
     assert result["metric"] == "exact_match"
@@ -81,4 +81,9 @@ def test_the_grid_is_cut_to_the_number_of_trials_by_seed_and_alpha_follows_the_r
 def test_a_trial_that_no_cluster_could_hold_is_refused_at_once(tmp_path: Path) -> None:
     training = config(tmp_path, workers={"count": 9, "per_worker": {"slot": 1}})
     with pytest.raises(ResourceError, match="asks for 9 slot"):
-        sweep(training, SETTINGS, validation=rows(tmp_path / "validation.jsonl", 4))
+        sweep(training, SETTINGS, validation=rows(tmp_path / "validation.jsonl", 4, "Figure"))
+
+
+def test_validation_rows_that_are_training_rows_are_refused_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"validation\.jsonl: 4 of 4 validation rows ask what training rows ask"):
+        sweep(config(tmp_path), SETTINGS, validation=rows(tmp_path / "validation.jsonl", 4))

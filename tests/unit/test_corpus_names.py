@@ -1,8 +1,12 @@
 """Tracks, prompts, hashes and demonstrations."""
 
+import hashlib
+import json
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slm_ray.corpus.render import content_id, digest, prompt_hash, prompt_of
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
@@ -18,10 +22,14 @@ def example(text, reference="r", name=None):
     return Example(id=name or content_id(prompt, reference), prompt=prompt, reference=reference)
 
 
-def test_tracks_are_the_two_of_the_earlier_system():
+def test_the_tracks_of_the_house():
     assert {name: (found.primary, len(found.core)) for name, found in TRACKS.items()} == {
         "structured": ("exact_match", 5),
         "toolcall": ("args_exact", 6),
+        "hermes": ("args_exact", 6),
+        "gsm8k": ("number_match", 1),
+        "classify": ("accuracy", 2),
+        "chat": ("rouge_l", 3),
     }
     assert all(name == found.name and found.primary in found.core for name, found in TRACKS.items())
     with pytest.raises(ConfigError, match="unknown track 'structred': did you mean 'structured'"):
@@ -80,3 +88,13 @@ def test_demonstrations_stand_before_the_last_user_turn():
     assert [turn.content for turn in prompt.messages[2::2]] == ["flight", "weather"]
     assert prompt.messages[-1].content == "Q"
     assert with_demonstrations(prompt_of(TOOLCALL, "Q"), []) == prompt_of(TOOLCALL, "Q")
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+
+
+@given(TEXT, TEXT)
+def test_a_content_id_is_the_hash_of_compact_json(text, reference):
+    prompt = prompt_of(TOOLCALL, text)
+    plain = json.dumps([prompt.as_dicts(), reference], ensure_ascii=False, separators=(",", ":"))
+    assert content_id(prompt, reference) == hashlib.sha256(plain.encode()).hexdigest()[:16]

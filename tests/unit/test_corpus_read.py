@@ -108,7 +108,7 @@ ROW = {"prompt": "p", "completion": "c"}
         (json.dumps({"messages": ["hi"]}), "'messages[0]' is no turn"),
         (json.dumps({"messages": [USER, {"role": "assistant", "content": None}]}), "'messages[1].content' is null"),
         (json.dumps({"messages": [USER, {"role": "assistant", "content": []}]}), "'messages[1].content' is a list"),
-        (json.dumps({"messages": [{"role": "tool", "content": "x"}, ASSISTANT]}), "unknown role 'tool'"),
+        (json.dumps({"messages": [{"role": "critic", "content": "x"}, ASSISTANT]}), "unknown role 'critic'"),
         (json.dumps({"messages": [{"role": ["user"], "content": "x"}, ASSISTANT]}), "unknown role ['user']"),
         (json.dumps({"messages": [USER]}), "has no assistant turn"),
         (json.dumps({"messages": [ASSISTANT]}), "nothing before the answer"),

@@ -1,17 +1,20 @@
 """Splitting: exact sizes, no prompt on two sides, the same sides for both tracks, the same draw every time."""
 
 import json
+from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from slm_ray.corpus import duplicates
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import normalised
-from slm_ray.corpus.split import keep, split
+from slm_ray.corpus.split import Leak, counted, keep, leaks, split
 from slm_ray.corpus.tracks import track
 from slm_ray.corpus.xlam import rows_to_pairs
 from slm_ray.errors import DataError
+from slm_ray.types import Example, Message, Prompt
 
 
 def rows(count):
@@ -141,3 +144,111 @@ def test_keep_uses_the_rows_own_split():
 def test_keep_refuses_unknown_empty_and_leaking_splits(given_rows, message):
     with pytest.raises(DataError, match=message):
         keep(given_rows, name="x")
+
+
+def tagged(tools):
+    return [{"prompt": f"question {place}", "tags": {"tool": tool}} for place, tool in enumerate(tools)]
+
+
+@given(st.lists(st.sampled_from("aaabbc"), min_size=20, max_size=60), st.integers(0, 5))
+def test_stratified_sides_have_each_tool_in_proportion(tools, seed):
+    given_rows = tagged(tools)
+    sides = split(given_rows, validation=5, test=8, train=None, seed=seed, stratify="tool")
+    assert [len(sides[side]) for side in ("train", "validation", "test")] == [len(tools) - 13, 5, 8]
+    left = Counter(tools)
+    for side, wanted in (("test", 8), ("validation", 5)):
+        found = Counter(row["tags"]["tool"] for row in sides[side])
+        for tool in left:
+            assert abs(found[tool] - wanted * left[tool] / left.total()) < 1 + 1e-9
+        left -= found
+    assert sides == split(given_rows, validation=5, test=8, train=None, seed=seed, stratify="tool")
+    again = split(given_rows[::-1], validation=5, test=8, train=None, seed=seed, stratify="tool")
+    assert again == sides
+
+
+def test_stratifying_keeps_prompts_together_and_sizes_exact():
+    given_rows = [{"prompt": f"p{n // 3}", "tags": {"tool": "ab"[n % 2]}} for n in range(60)]
+    for seed in range(5):
+        sides = split(given_rows, validation=7, test=10, train=20, seed=seed, stratify="tool")
+        assert [len(found) for found in sides.values()] == [20, 7, 10]
+        prompts = [{row["prompt"] for row in found} for found in sides.values()]
+        assert sum(map(len, prompts)) == len(set.union(*prompts))
+
+
+def test_a_tag_that_no_row_has_is_refused_and_one_that_some_lack_is_not():
+    with pytest.raises(DataError, match="no row has the tag 'tol'; did you mean 'tool'"):
+        split(tagged("aab"), validation=1, test=1, train=None, seed=1, stratify="tol")
+    sides = split(tagged("ab" * 5) + rows(10)[5:], validation=3, test=6, train=None, seed=1, stratify="tool")
+    assert Counter(row.get("tags", {}).get("tool") for row in sides["test"]) == {"a": 2, "b": 2, None: 2}
+
+
+@given(st.lists(st.integers(0, 12), min_size=20, max_size=40), st.integers(0, 3))
+def test_rows_of_one_group_stay_together(numbers, seed):
+    assume(len(set(numbers)) > 6)
+    sides = split(rows(len(numbers)), validation=3, test=3, train=None, seed=seed, groups=numbers)
+    side_of = {}
+    for side, found in sides.items():
+        for row in found:
+            assert side_of.setdefault(numbers[int(row["prompt"].split()[1])], side) == side
+    assert len(side_of) == len(set(numbers))
+
+
+def test_rows_alone_split_as_they_did_without_groups():
+    given_rows = rows(40)
+    plain = split(given_rows, validation=5, test=6, train=20, seed=3)
+    sides, step = counted(given_rows, validation=5, test=6, train=20, seed=3, groups=list(range(40)))
+    assert sides == plain
+    assert (step.name, step.kept, step.dropped, step.note) == ("split", 31, 9, "")
+
+
+def test_moved_rows_are_those_on_another_side_than_alone():
+    given_rows = rows(40)
+    sizes = {"validation": 5, "test": 6, "train": None, "seed": 3}
+    alone = split(given_rows, **sizes)
+    test, train = alone["test"][0], alone["train"][0]
+    numbers = list(range(40))
+    numbers[given_rows.index(train)] = given_rows.index(test)
+    sides, step = counted(given_rows, **sizes, groups=numbers)
+    before = {row["prompt"]: side for side, found in alone.items() for row in found}
+    after = {row["prompt"]: side for side, found in sides.items() for row in found}
+    moved = [prompt for prompt in before if before[prompt] != after[prompt]]
+    assert after[test["prompt"]] == after[train["prompt"]]
+    assert len(moved) >= 2
+    assert step.note == f"{len(moved)} rows moved to keep equal questions on one side"
+
+
+def asked(*questions, system="s", start=0):
+    return [
+        Example(
+            id=f"r{place}",
+            prompt=Prompt(messages=(Message(role="system", content=system), Message(role="user", content=question))),
+            reference="x",
+        )
+        for place, question in enumerate(questions, start=start)
+    ]
+
+
+LONG = "please tell me how much the day ticket to the old town costs for two adults and a dog"
+
+
+def test_leaks_are_named_with_the_training_row():
+    train = asked("one", LONG, "ONE ")
+    other = asked("three", "One", LONG + " today", system="another", start=10)
+    same = Leak(row="r11", train="r0", why="same prompt")
+    assert leaks(train, other) == [same]
+    assert leaks(train, other, threshold=0.8) == [same, Leak(row="r12", train="r1", why="near-duplicate")]
+    assert leaks(train, []) == leaks([], other) == []
+
+
+def test_what_was_split_with_groups_does_not_leak():
+    texts = [" ".join(f"w{(place * 7 + word * word) % 90}" for word in range(25)) for place in range(60)]
+    pool = asked(*(text + tail for text in texts for tail in ("", " please", "  ")))
+    pool = [Example(id=str(n), prompt=row.prompt, reference=str(n)) for n, row in enumerate(pool)]
+    numbers = duplicates.groups(pool)
+    sides, step = counted(pool, validation=30, test=40, train=None, seed=1, groups=numbers)
+    ungrouped = split(pool, validation=30, test=40, train=None, seed=1)
+    for side in ("validation", "test"):
+        assert leaks(sides["train"], sides[side], threshold=0.8) == []
+        assert leaks(ungrouped["train"], ungrouped[side]) == []
+        assert leaks(ungrouped["train"], ungrouped[side], threshold=0.8) != []
+    assert "rows moved" in step.note

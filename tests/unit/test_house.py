@@ -16,28 +16,32 @@ PACKAGE = ROOT / "slm_ray"
 FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
-    {"storage", "ledger", "adapters", "models", "tracing", "prepare", "reports"},
-    {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
+    {"storage", "ledger", "adapters", "models", "tracing", "trackfile", "sources", "prepare", "reports", "encoders"},
+    {"cluster", "training", "sweep", "serving", "evaluation", "judging", "loop"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
     ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
-    ("prepare", "storage"), ("reports", "storage"),
+    ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
+    ("reports", "storage"),
+    ("reports", "trackfile"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
-    ("evaluation", "cluster"),
+    ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
     "ray": {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
     "openai": {"models"},
-    "torch": {"training", "serving"},
-    "transformers": {"training"},
+    "torch": {"training", "serving", "encoders"},
+    "transformers": {"training", "encoders"},
     "trl": {"training"},
     "peft": {"training"},
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
     "vllm": {"serving"},
+    "pyarrow": {"sources"},
+    "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
 }
 PURE = {"corpus", "scoring", "verdict"}
@@ -155,8 +159,11 @@ LIGHT = [
     "adapters",
     "models",
     "tracing",
+    "trackfile",
+    "sources",
     "prepare",
     "reports",
+    "encoders",
 ]
 
 

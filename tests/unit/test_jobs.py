@@ -75,9 +75,10 @@ def test_prepare_refuses_and_writes_nothing(tmp_path: Path) -> None:
     refused(prepare(tmp_path, tmp_path / "missing.json"), "missing.json")
     refused(prepare(tmp_path, empty), "empty")
     refused(prepare(tmp_path, bad), "bad.jsonl:2", "completion")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bad_rows.jsonl"]
     refused(prepare(tmp_path, small), "asked for", "9 rows")
     refused(prepare(tmp_path, small, "track=structurd"), "did you mean 'structured'?")
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_a_relative_output_in_a_submitted_job_is_refused(tmp_path: Path) -> None:

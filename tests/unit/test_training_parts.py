@@ -123,7 +123,7 @@ def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs
 
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
-    found = validate(trainer.model, tokenizer, examples(3), "structured")
+    found = validate(trainer.model, tokenizer, examples(3), track("structured"))
     assert 0.0 <= found["objective"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
 

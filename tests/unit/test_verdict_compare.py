@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,8 +12,8 @@ from typing import Any
 import pytest
 
 from slm_ray.corpus.render import prompt_hash, prompt_of
-from slm_ray.corpus.tracks import TRACKS
-from slm_ray.errors import ComparisonError
+from slm_ray.corpus.tracks import TRACKS, defined
+from slm_ray.errors import ComparisonError, ConfigError
 from slm_ray.types import Comparison, Completion, Example, Failure
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.report import build
@@ -226,3 +227,29 @@ def test_failed_calls_count_and_both_readings_are_there() -> None:
     assert found.answered is not None
     assert (found.answered.estimate, found.answered_n) == (0.0, 36)
     assert (run(BOTH).answered, run(BOTH).answered_n) == (None, 40)
+
+
+OWN = replace(TRACKS["structured"], name="mine", primary="field_f1", core=("field_f1",), prefix="Rules.")
+
+
+def test_a_report_carries_its_track_so_that_comparing_needs_no_file() -> None:
+    answers = {LLM: answered(ROWS, right=set(range(20))), SLM: answered(ROWS, right=set(range(30)))}
+    report, rows = build(OWN, ROWS, answers, trained_on={})
+    report = json.loads(json.dumps(report))
+    assert defined(report["track_definition"]) == OWN
+    found = run((report, rows))
+    assert (found.track, found.primary, set(found.gaps)) == ("mine", "field_f1", {"field_f1"})
+
+
+def test_a_report_from_before_tracks_were_carried_is_still_read() -> None:
+    report = {key: value for key, value in BOTH[0].items() if key != "track_definition"}
+    assert run((report, BOTH[1])) == run(BOTH)
+    with pytest.raises(ConfigError, match="unknown track 'mine'"):
+        run(({**report, "track": "mine"}, BOTH[1]))
+
+
+def test_two_reports_that_judge_by_other_metrics_are_refused() -> None:
+    other = replace(TRACKS["structured"], strip=("fences",))
+    report, rows = build(other, ROWS, {SLM: answered(ROWS, right=set())}, trained_on={})
+    with pytest.raises(ComparisonError, match="judge structured by other strip"):
+        run(built(ROWS, llm=set()), (report, rows))

@@ -1,0 +1,39 @@
+"""Settings of the jobs that study answers and verdicts: the judge, and the simulation of the paired rule."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.frozen import Knobs
+from slm_ray.config.knobs import GenerationConfig
+
+
+class JudgeConfig(Knobs):
+    """A model as judge of a finished evaluation, or of answers that people have graded."""
+
+    report: str = Field("", description="a finished evaluation: its run directory or report.json")
+    judge: str = Field(description="a model spec")
+    rubric: str = "Is the answer correct, complete and in the form that the task asks for?"
+    use_reference: bool = Field(True, description="show the expected answer to the judge")
+    models: tuple[str, ...] = Field((), description="whose answers to grade; all of the report's when empty")
+    pair: tuple[str, ...] = Field((), description="two models, LLM first, to be judged against each other")
+    calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe reference")
+    calibration: str | None = Field(None, description="run directory of a calibration; without one a judge is advisory")
+    run_dir: str
+    endpoint: str = "http://127.0.0.1:8000"
+    generation: GenerationConfig = GenerationConfig(max_tokens=200)
+    actor_resources: dict[str, float] = Field({"CPU": 0.1})
+    resamples: int = Field(9999, ge=99)
+    seed: int = 42
+
+
+class SimulateConfig(Knobs):
+    """Simulated evaluations that the paired rule judges."""
+
+    delta: float = Field(0.05, gt=0, le=1)
+    rows: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000)
+    discordance: tuple[float, ...] = Field(
+        (0.05, 0.1, 0.2, 0.4), description="shares of rows only one model gets right"
+    )
+    runs: int = Field(40_000, ge=100)
+    seed: int = 42

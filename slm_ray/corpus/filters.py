@@ -1,0 +1,131 @@
+"""Rows that would teach the wrong thing, left out and counted: length, cut answers, another script, refusals.
+
+Each filter takes examples and gives those it keeps, in order and unchanged, with a `Step` that counts the reasons.
+They are rules of thumb about text, so each is a person's choice and none runs by itself; what they look for is said at
+each. Refusals are told in English only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+
+from slm_ray.corpus.letters import SCRIPTS, question, scripts, words
+from slm_ray.corpus.step import Step, sift
+from slm_ray.errors import ConfigError, choices
+from slm_ray.types import Example
+
+_OPENING_CHARS = 240
+_PROSE_WORDS = 20
+_LINE_WORDS = 8
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s|[。！？]")
+_HANGING = tuple(",;:([{-–—")
+_LISTED = re.compile(r"\s*(?:[-*•|#>]|\d+[.)])")
+_CANNOT = r"i ?(?:can(?:'t|not| not)|won't|will not|(?:am|'m) (?:unable|not able) to|could ?n[o']t)"
+_HELP = (
+    r"(?:help|assist|provide|answer|comply|fulfil|fulfill|do (?:that|this)|create|generate|write|discuss|engage|support|"
+    r"share|give|offer|access|browse|complete|continue|process|satisfy)"
+)
+_SORRY = r"(?:(?:i'm|i am) (?:\w+ )?(?:sorry|afraid)|sorry|unfortunately|i apologi[sz]e|my apologies)\b[^.!?]{0,60}?"
+_MACHINE = r"(?:ai|artificial intelligence|(?:large )?language model)(?: language model| model| assistant| system)?"
+_REFUSAL = re.compile(
+    rf"\bas an? {_MACHINE}, ?i ?(?:do not|don't|cannot|can't|can not|(?:am|'m) (?:not|unable)|have no|will not|won't)\b"
+    rf"|^\W*(?:{_SORRY}\b)?{_CANNOT}(?: \w+)? {_HELP}\b"
+)
+
+
+def length(
+    examples: Sequence[Example], *, question_words: tuple[int, int | None], answer_words: tuple[int, int | None]
+) -> tuple[list[Example], Step]:
+    """Examples whose question and answer have at least the first and at most the second number of words (None: any)."""
+    for name, (fewest, most) in (("question_words", question_words), ("answer_words", answer_words)):
+        if most is not None and most < fewest:
+            raise ConfigError(f"{name} asks for at least {fewest} and at most {most} words; turn them round")
+
+    def outside(example: Example) -> str | None:
+        return _outside(question(example), "question", *question_words) or _outside(
+            example.reference, "answer", *answer_words
+        )
+
+    return sift("length", examples, outside)
+
+
+def tokens(examples: Sequence[Example], *, most: int, count: Callable[[Example], int]) -> tuple[list[Example], Step]:
+    """Examples of at most `most` tokens, as `count` counts prompt and answer together: an answer is never trimmed."""
+    return sift("tokens", examples, lambda example: f"over {most:,} tokens" if count(example) > most else None)
+
+
+def cut(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+    """Examples whose answer has an end.
+
+    One without: JSON, a code fence or a tool call left open; or prose, of twenty words and a full sentence or more,
+    whose last line is long and stops at a letter, a comma or an opening bracket.
+    """
+    return sift("cut answers", examples, lambda example: _open(example.reference))
+
+
+def script(examples: Sequence[Example], *, allowed: Collection[str], share: float = 0.5) -> tuple[list[Example], Step]:
+    """Examples whose question and answer each have at least `share` of their letters in `allowed` scripts.
+
+    A text without letters passes. ConfigError for a script that is not in `letters.SCRIPTS`.
+    """
+    for name in allowed:
+        if name not in SCRIPTS:
+            raise ConfigError(f"unknown script {name!r}: {choices(name, SCRIPTS)}")
+
+    def foreign(example: Example) -> str | None:
+        for name, text in (("question", question(example)), ("answer", example.reference)):
+            found = scripts(text)
+            if sum(found[known] for known in set(allowed)) < share * found.total():
+                return f"{name} in {min(found, key=lambda known: (-found[known], known))}"
+        return None
+
+    return sift("script", examples, foreign)
+
+
+def refusals(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+    """Examples whose answer does not open by declining in English (`I'm sorry, but I can't …`, `As an AI …`)."""
+    return sift("refusals", examples, lambda example: "declines" if _declines(example.reference) else None)
+
+
+def _outside(text: str, name: str, fewest: int, most: int | None) -> str | None:
+    found = len(words(text))
+    if found < fewest:
+        return f"{name} under {fewest} words"
+    return f"{name} over {most} words" if most is not None and found > most else None
+
+
+def _open(answer: str) -> str | None:
+    """What is left open at the answer's end; None for an answer that ends."""
+    text = answer.strip()
+    if text.count("```") % 2:
+        return "open code fence"
+    if text.count("<tool_call") > text.count("</tool_call>"):
+        return "open tool call"
+    if text.startswith(("{", "[")) and _open_json(text):
+        return "open JSON"
+    return "open sentence" if _open_sentence(text) else None
+
+
+def _open_json(text: str) -> bool:
+    """Whether brackets outside of strings, or a string, are left open by a text that is not JSON."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)
+        return sum((char in "{[") - (char in "}]") for char in outside) > 0
+    return False
+
+
+def _open_sentence(text: str) -> bool:
+    last = text.rsplit("\n", 1)[-1]
+    if not (text[-1:].isalpha() or text.endswith(_HANGING)) or _LISTED.match(last):
+        return False
+    # Without an earlier full stop it may be a label, a title or a query: those never have one.
+    return len(words(last)) >= _LINE_WORDS and len(words(text)) >= _PROSE_WORDS and bool(_SENTENCE_END.search(text))
+
+
+def _declines(answer: str) -> bool:
+    opening = answer.strip()[:_OPENING_CHARS].casefold().replace("’", "'")
+    return bool(_REFUSAL.search(" ".join(opening.split())))

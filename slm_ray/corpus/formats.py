@@ -1,0 +1,156 @@
+"""Every format of task rows, each a function from a row to a pair, and how a row's format is told from its keys.
+
+A format is chosen by name or, with `auto`, row by row: keys are what tells formats apart, so one file may mix them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from slm_ray.corpus import xlam
+from slm_ray.corpus.chat import MESSAGES, checked, from_hermes, from_messages, from_sharegpt, is_hermes, turns_of
+from slm_ray.corpus.pair import Pair, asked, identity
+from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.tracks import Track
+from slm_ray.corpus.values import filled, kind_of, text_of
+from slm_ray.errors import ConfigError, choices
+
+Convert = Callable[[Mapping[str, Any], Track], Pair | None]
+
+_SHAPES = ("prompt", "messages", "conversations")
+_COLUMN = re.compile(r"\{(\w+)\}")
+_FINAL = re.compile(r"####\s*[-+]?\$?[-+]?\.?\d")
+
+
+def from_prompt(row: Mapping[str, Any], track: Track) -> Pair:
+    """`prompt` and `completion`, each a text or a list of messages."""
+    given = row.get("prompt")
+    turns = checked(turns_of(given, "prompt")) if isinstance(given, list) else asked(text_of(row, "prompt"))
+    return Pair(turns=turns, answer=_completion(row), **identity(row))
+
+
+def from_template(row: Mapping[str, Any], track: Track) -> Pair:
+    """The row's own columns in the track's `template` and `completion`."""
+    turns, answer = asked(_fill(track.template or "", row)), _labelled(_fill(track.completion or "", row), track)
+    named = identity(row)
+    tags = {"label": answer, **named["tags"]} if "classify" in track.scorers else named["tags"]
+    return Pair(turns=turns, answer=answer, **{**named, "tags": tags})
+
+
+def from_alpaca(row: Mapping[str, Any], track: Track) -> Pair:
+    """`instruction`, `input` (may be empty or left out) and `output`."""
+    question = text_of(row, "instruction")
+    if row.get("input") not in (None, ""):
+        question = f"{question}\n\n{filled(row['input'], 'input')}"
+    return Pair(turns=asked(question), answer=text_of(row, "output"), **identity(row))
+
+
+def from_gsm8k(row: Mapping[str, Any], track: Track) -> Pair:
+    """`question` and `answer`; where a track scores numbers, the answer works towards `#### NUMBER`."""
+    question, answer = text_of(row, "question"), text_of(row, "answer")
+    if "gsm8k" in track.scorers and not _FINAL.search(answer):
+        raise BadRow(
+            "no_final_number", "'answer' has no #### with a number", "end it with a line of #### and the number"
+        )  # fmt: skip
+    return Pair(turns=asked(question), answer=answer, **identity(row))
+
+
+def from_labelled(row: Mapping[str, Any], track: Track) -> Pair:
+    """`text` and its `label` (or `category`), which is a tag too."""
+    key = "category" if "category" in row and "label" not in row else "label"
+    if isinstance(row.get(key), int):
+        raise BadRow("wrong_type", f"{key!r} is {kind_of(row[key])}", "write the label's name")
+    named, label = identity(row), _labelled(text_of(row, key), track)
+    return Pair(turns=asked(text_of(row, "text")), answer=label, **{**named, "tags": {"label": label, **named["tags"]}})
+
+
+FORMATS: dict[str, Convert] = {
+    "prompt": from_prompt,
+    "messages": from_messages,
+    "sharegpt": from_sharegpt,
+    "hermes": from_hermes,
+    "template": from_template,
+    "alpaca": from_alpaca,
+    "xlam": xlam.pair,
+    "gsm8k": from_gsm8k,
+    "labelled": from_labelled,
+}
+_NEEDS = {"messages": "messages", "sharegpt": "conversations", "hermes": "conversations"}
+AUTO = "auto"
+
+
+def pair(row: Mapping[str, Any], track: Track, format_name: str = AUTO) -> Pair | None:
+    """The row as a pair; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad."""
+    name = format_name if format_name != AUTO else detect(row, track)
+    key = _NEEDS.get(name)
+    if key is not None and key not in row:
+        text_of(row, key)
+    return FORMATS[name](row, track)
+
+
+def check(format_name: str, track: Track) -> None:
+    """ConfigError for a format that is not known, or that the track cannot take."""
+    if format_name not in (AUTO, *FORMATS):
+        raise ConfigError(f"unknown format {format_name!r}: {choices(format_name, (AUTO, *FORMATS))}")
+    if format_name == "template" and not (track.template and track.completion):
+        raise ConfigError(f"track {track.name} has no template and completion; add both to its file")
+
+
+def detect(row: Mapping[str, Any], track: Track) -> str:
+    """The name of the row's format, told from its keys; BadRow for two at once or none."""
+    shapes = [shape for shape in _SHAPES if shape in row]
+    if len(shapes) > 1:
+        raise BadRow("ambiguous", "it has more than one of 'prompt', 'messages' and 'conversations'", "keep one")
+    if shapes:
+        return {"prompt": "prompt", "messages": "messages"}.get(shapes[0]) or (
+            "hermes" if is_hermes(row) else "sharegpt"
+        )
+    if track.template and track.completion:
+        return "template"
+    keys = row.keys()
+    if {"query", "tools", "answers"} <= keys:
+        return "xlam"
+    if {"question", "answer"} <= keys:
+        return "gsm8k"
+    if "instruction" in keys:
+        return "alpaca"
+    if "text" in keys and ("label" in keys or "category" in keys):
+        return "labelled"
+    return "prompt"
+
+
+def _completion(row: Mapping[str, Any]) -> str:
+    if not isinstance(row.get("completion"), list):
+        return text_of(row, "completion")
+    turns = turns_of(row["completion"], "completion", MESSAGES)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise BadRow(
+            "turn_order", "'completion' is not a single assistant turn", "move the other turns into 'prompt'"
+        )  # fmt: skip
+    return turns[0].content
+
+
+def _labelled(label: str, track: Track) -> str:
+    if track.labels and label not in track.labels:
+        raise BadRow("unknown_label", f"{label!r} is no label of track {track.name}", choices(label, track.labels))
+    return label
+
+
+def _fill(template: str, row: Mapping[str, Any]) -> str:
+    """`template` with each `{column}` replaced; other braces stay, since prompts often hold JSON."""
+    return _COLUMN.sub(lambda match: _column(match.group(1), row), template)
+
+
+def _column(name: str, row: Mapping[str, Any]) -> str:
+    if name not in row:
+        keys = ", ".join(map(repr, row)) or "none"
+        raise BadRow(
+            "missing_key", f"the track's template needs {name!r} (keys: {keys})", f"add {name!r} or change the template"
+        )
+    value = row[name]
+    if isinstance(value, bool | int | float | dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return filled(value, name)

@@ -1,0 +1,230 @@
+"""A judge over a finished evaluation: its questions are one more evaluation, so they resume, are paid for once and traced.
+
+Grades every model's answers (1 to 7), or two models' answers against each other in both orders, or a file of answers that
+people have graded (calibration). A judge that has not been calibrated on at least `ENOUGH` rows with a kappa of at least
+`AGREES`, under the same rubric, is marked advisory wherever its score is written. A failed call gets the lowest grade
+unasked; a judgement that cannot be read is unscored and counted, never 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.config import EvaluateConfig, JudgeConfig
+from slm_ray.corpus.tracks import Track
+from slm_ray.errors import ConfigError, DataError, choices
+from slm_ray.evaluation import evaluate
+from slm_ray.reports import load_report
+from slm_ray.scoring.judge import (
+    HIGHEST,
+    LOWEST,
+    SYSTEM,
+    Agreement,
+    agreement,
+    both_orders,
+    grade,
+    grade_prompt,
+    pair_prompt,
+    score_grade,
+)
+from slm_ray.trackfile import write_track
+from slm_ray.types import Prompt
+from slm_ray.verdict.stats import paired_interval
+
+RESULT = "judge.json"
+ENOUGH = 30
+AGREES = 0.6
+_NO_REFERENCE = "-"
+_TRACKS = {
+    name: Track(name=name, system=SYSTEM, scorers=(name,), primary=metric, core=(metric,))
+    for name, metric in {"grade": "grade", "preference": "first_wins"}.items()
+}
+
+Row = dict[str, Any]
+
+
+def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Ask the judge and write `run_dir/judge.json`; the result. Raises as `evaluate` does."""
+    if config.calibrate:
+        result = _calibrated(config, environment)
+    else:
+        report, rows = load_report(config.report)
+        models = _models(config, report)
+        result = {"advisory": _advisory(config), "grades": _grades(config, rows, models, environment)}
+        if len(config.pair) == 2:
+            result["pair"] = _pair(config, rows, environment)
+    result = {"judge": config.judge, "rubric": config.rubric, **result}
+    storage.write_json(Path(config.run_dir) / RESULT, result)
+    return result
+
+
+def _grades(
+    config: JudgeConfig, rows: list[Row], models: list[str], environment: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """Per model the mean grade in [0, 1] over scored rows, and for the first model against each other the paired gap."""
+    questions = [
+        _question(f"{model}|{row['id']}", grade_prompt(_asked(row), text, _reference(config, row), config.rubric))
+        for model in models
+        for row in rows
+        if (text := row["models"][model]["text"]) is not None
+    ]
+    said = _ask(config, "grade", questions, environment)
+    found: dict[str, Any] = {}
+    values = {model: {row["id"]: _grade_of(model, row, said) for row in rows} for model in models}
+    for model, given in values.items():
+        read = [value for value in given.values() if value is not None]
+        found[model] = {"n": len(given), "unread": len(given) - len(read), "mean": _mean(read)}
+        both = [(values[models[0]][key], value) for key, value in given.items()]
+        gaps = [slm - llm for llm, slm in both if llm is not None and slm is not None]
+        if model != models[0] and gaps:
+            gap = paired_interval(gaps, resamples=config.resamples, seed=config.seed)
+            found[model]["minus_" + models[0]] = dataclasses.asdict(gap)
+    return found
+
+
+def _pair(config: JudgeConfig, rows: list[Row], environment: Mapping[str, str] | None) -> dict[str, Any]:
+    """The second model's win share against the first, each pair asked in both orders; a tie is one half."""
+    one, two = config.pair
+    pairs = [
+        (row["id"], row, *texts)
+        for row in rows
+        if None not in (texts := [row["models"][model]["text"] for model in (two, one)])
+    ]
+    questions = [
+        _question(f"{order}|{key}", pair_prompt(_asked(row), a, b, _reference(config, row), config.rubric))
+        for key, row, second, first in pairs
+        for order, a, b in (("ab", second, first), ("ba", first, second))
+    ]
+    said = _ask(config, "preference", questions, environment)
+    shares = [both_orders(said[f"ab|{key}"], said[f"ba|{key}"]) for key, *_ in pairs]
+    read = [share for share in shares if share is not None]
+    swayed = sum(said[f"ab|{key}"] == said[f"ba|{key}"] != 0.5 for key, *_ in pairs if said[f"ab|{key}"] is not None)
+    return {
+        "first": one, "second": two, "n": len(rows), "both_answered": len(pairs), "unread": len(shares) - len(read),
+        "second_wins": _mean(read), "same_place_twice": swayed,
+    }  # fmt: skip
+
+
+def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> dict[str, Any]:
+    questions, people = [], {}
+    for line, row in storage.numbered_jsonl(str(config.calibrate)):
+        where = f"{config.calibrate}:{line}"
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("prediction"), str):
+            raise DataError(
+                f"{where}: needs 'prompt', 'prediction' (texts) and 'human' ({LOWEST} to {HIGHEST}); add them"
+            )
+        if grade(str(row.get("human"))) is None:
+            raise DataError(
+                f"{where}: 'human' is {row.get('human')!r}; write a whole number from {LOWEST} to {HIGHEST}"
+            )
+        reference = row.get("reference") if config.use_reference else None
+        key = f"line {line}"
+        people[key] = str(row["human"])
+        questions.append(_question(key, grade_prompt(row["prompt"], row["prediction"], reference, config.rubric)))
+    texts = _texts(config, "grade", questions, environment)
+    found = agreement([score_grade(key, texts[key], people[key]) for key in people])
+    return {"calibration": dataclasses.asdict(found), "advisory": not _good(found), "key": _key(config)}
+
+
+def _ask(
+    config: JudgeConfig, track: str, questions: list[Row], environment: Mapping[str, str] | None
+) -> dict[str, float | None]:
+    """The value of each judgement by question id: the one metric of the track."""
+    if not questions:
+        return {}
+    folder = Path(config.run_dir) / track
+    write_track(folder, _TRACKS[track])
+    storage.write_jsonl(folder / "questions.jsonl", questions)
+    evaluate(
+        EvaluateConfig(
+            track=str(folder / "track.yaml"), examples=str(folder / "questions.jsonl"), models=(config.judge,), run_dir=str(folder),
+            endpoint=config.endpoint, generation=config.generation, actor_resources=config.actor_resources,
+        ),
+        environment=environment,
+    )  # fmt: skip
+    _, rows = load_report(folder)
+    return {row["id"]: next(iter(row["models"][config.judge]["scores"].values())) for row in rows}
+
+
+def _texts(
+    config: JudgeConfig, track: str, questions: list[Row], environment: Mapping[str, str] | None
+) -> dict[str, str | None]:
+    _ask(config, track, questions, environment)
+    _, rows = load_report(Path(config.run_dir) / track)
+    return {row["id"]: row["models"][config.judge]["text"] for row in rows}
+
+
+def _question(key: str, prompt: Prompt) -> Row:
+    return {"id": key, "prompt": prompt.as_dicts(), "completion": _NO_REFERENCE}
+
+
+def _grade_of(model: str, row: Row, said: Mapping[str, float | None]) -> float | None:
+    return 0.0 if row["models"][model]["text"] is None else said[f"{model}|{row['id']}"]
+
+
+def _asked(row: Row) -> str:
+    return "\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
+
+
+def _reference(config: JudgeConfig, row: Row) -> str | None:
+    return str(row["reference"]) if config.use_reference else None
+
+
+def _models(config: JudgeConfig, report: Mapping[str, Any]) -> list[str]:
+    wanted = list(config.models) or list(report["models"])
+    for model in (*wanted, *config.pair):
+        if model not in report["models"]:
+            raise ConfigError(f"{model!r} is not in the report {config.report}: {choices(model, report['models'])}")
+    if len(config.pair) not in (0, 2):
+        raise ConfigError(f"pair names {len(config.pair)} models; give two, LLM first, or none")
+    return wanted
+
+
+def _advisory(config: JudgeConfig) -> bool:
+    """False only for a judge whose calibration, with this rubric, was good enough."""
+    if not config.calibration:
+        return True
+    path = Path(config.calibration)
+    found = storage.read_json(path / RESULT if path.is_dir() else path)
+    if found.get("key") != _key(config):
+        raise ConfigError(
+            f"{path}: is the calibration of another judge, rubric or generation setting; calibrate this one (--set calibrate=…)"
+        )
+    return not _good(Agreement(**found["calibration"]))
+
+
+def _good(found: Agreement) -> bool:
+    return found.n >= ENOUGH and found.kappa is not None and found.kappa >= AGREES
+
+
+def _key(config: JudgeConfig) -> str:
+    parts = [config.judge, config.rubric, config.use_reference, config.generation.model_dump_json()]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The result as a person reads it."""
+    mark = "  [advisory: not calibrated]" if result["advisory"] else ""
+    if "calibration" in result:
+        found = result["calibration"]
+        kappa, rho = (("-" if found[name] is None else f"{found[name]:.3f}") for name in ("kappa", "spearman"))
+        yield f"{result['judge']}: kappa {kappa}, Spearman {rho} over {found['n']} rows, {found['unread']} unread"
+        yield "good enough to count" if not result["advisory"] else f"advisory: needs {ENOUGH} rows and kappa {AGREES}"
+    for model, found in result.get("grades", {}).items():
+        mean = "-" if found["mean"] is None else f"{found['mean']:.3f}"
+        yield f"{model}: grade {mean} over {found['n'] - found['unread']} of {found['n']} rows{mark}"
+    if pair := result.get("pair"):
+        wins = "-" if pair["second_wins"] is None else f"{pair['second_wins']:.1%}"
+        yield (
+            f"{pair['second']} wins {wins} against {pair['first']} ({pair['both_answered']} pairs in both orders, "
+            f"{pair['unread']} unread, {pair['same_place_twice']} decided by place){mark}"
+        )

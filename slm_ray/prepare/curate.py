@@ -1,0 +1,94 @@
+"""What is left out of the rows that splits are drawn from, step by step, each counted.
+
+The order is fixed: equal rows, near-duplicates, length, cut answers, refusals, scripts, classes, weights. Validation and
+test rows that have a source of their own are somebody's benchmark and stay as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from slm_ray.config import CurationConfig, PrepareConfig
+from slm_ray.corpus import balance, duplicates, filters
+from slm_ray.corpus.read import Row
+from slm_ray.corpus.step import Step
+from slm_ray.prepare.gather import DRAWN, Gathered
+from slm_ray.types import Example
+
+Filter = Callable[[Sequence[Example]], tuple[list[Example], Step]]
+
+
+def curated(found: Gathered, config: PrepareConfig, *, equal: int) -> tuple[dict[str, list[Row]], list[Step]]:
+    """The rows by side, and what each step left out; `equal` rows were dropped by the reader already."""
+    steps: list[Step] = []
+    if equal:
+        kept = sum(len(rows) for rows in found.rows[DRAWN].values())
+        steps.append(Step(name="equal rows", kept=kept, dropped=equal))
+    if found.skipped:
+        steps.append(
+            Step(name="tools", kept=len(found.all()), dropped=found.skipped, note="the tool is not in the row's own list")
+        )  # fmt: skip
+    sides = {side: dict(by_source) for side, by_source in found.rows.items()}
+    drawn = sides[DRAWN]
+    for chosen in chosen_filters(config.curation, config.seed):
+        for source, rows in drawn.items():
+            drawn[source], step = _sifted(rows, chosen)
+            named = step.name if len(drawn) == 1 else f"{step.name} in {source}"
+            steps.append(dataclasses.replace(step, name=named))
+    rows, mixed = _mixed(drawn, config)
+    return {side: rows if side == DRAWN else next(iter(by.values())) for side, by in sides.items()}, [*steps, *mixed]
+
+
+def chosen_filters(settings: CurationConfig, seed: int) -> Iterator[Filter]:
+    """The filters that the settings ask for, in their order."""
+    if settings.duplicates != "refuse":
+        yield duplicates.exact
+    if settings.duplicates == "near":
+        yield lambda rows: duplicates.near(rows, threshold=settings.near_threshold, seed=seed)
+    if (settings.question_words, settings.answer_words) != ((0, None), (0, None)):
+        yield lambda rows: filters.length(
+            rows, question_words=settings.question_words, answer_words=settings.answer_words
+        )
+    if settings.drop_cut:
+        yield filters.cut
+    if settings.drop_refusals:
+        yield filters.refusals
+    if settings.scripts:
+        yield lambda rows: filters.script(rows, allowed=settings.scripts)
+    if settings.cap is not None:
+        most = settings.cap
+        yield lambda rows: balance.cap(rows, most=most, tag=settings.class_tag, seed=seed)
+    if settings.balance is not None:
+        ratio = settings.balance
+        yield lambda rows: balance.balance(rows, tag=settings.class_tag, ratio=ratio, seed=seed)
+
+
+def source_names(sources: Sequence[str]) -> dict[str, str]:
+    """What sources are called in ids and tags: the file's stem, or the whole name where stems are equal."""
+    stems = [Path(source).stem for source in sources]
+    return {source: stem if stems.count(stem) == 1 else source for source, stem in zip(sources, stems, strict=True)}
+
+
+def _sifted(rows: Sequence[Row], chosen: Filter) -> tuple[list[Row], Step]:
+    by_id = {row.example.id: row for row in rows}
+    kept, step = chosen([row.example for row in rows])
+    return [by_id[example.id] for example in kept], step
+
+
+def _mixed(drawn: dict[str, list[Row]], config: PrepareConfig) -> tuple[list[Row], list[Step]]:
+    """The rows of the one source, or those of several by weight, told apart by ids and by the tag `source`."""
+    if isinstance(config.source, str):
+        return drawn[config.source], []
+    names = source_names(list(drawn))
+    examples = {names[source]: [row.example for row in rows] for source, rows in drawn.items()}
+    weights = {names[source]: weight for source, weight in config.source.items()}
+    mixed, step = balance.mix(examples, weights, seed=config.seed)
+    by_id = {f"{names[source]}/{row.example.id}": row for source, rows in drawn.items() for row in rows}
+    return [_renamed(by_id[example.id], example) for example in mixed], [step]
+
+
+def _renamed(row: Row, example: Example) -> Row:
+    pair = dataclasses.replace(row.pair, id=example.id, tags=example.tags)
+    return dataclasses.replace(row, pair=pair, example=example)

@@ -1,0 +1,138 @@
+"""Gather, curate, split, check and write: the steps of one preparation in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.config import PrepareConfig
+from slm_ray.corpus import formats, read
+from slm_ray.corpus.step import Step
+from slm_ray.corpus.tracks import Track, definition
+from slm_ray.errors import ConfigError
+from slm_ray.prepare.curate import curated
+from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
+from slm_ray.prepare.sides import SPLITS, sides
+from slm_ray.scoring.run import check
+from slm_ray.sources import fingerprint
+from slm_ray.trackfile import TRACK_FILE, open_track, write_track
+from slm_ray.types import Example
+
+SUMMARY = "prepare.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """What `prepare` wrote: the folder, the track's name, rows per split, the steps and the digest of sources and settings."""
+
+    folder: Path
+    track: str
+    rows: Mapping[str, int]
+    digest: str
+    steps: tuple[Step, ...] = ()
+    bad: Mapping[str, int] | None = None
+
+    def path(self, split_name: str) -> str:
+        """The file of one split."""
+        return str(self.folder / f"{split_name}.jsonl")
+
+    def summary(self) -> str:
+        """What was done, one line per step, then per split."""
+        lines = [str(step) for step in self.steps if step.dropped or step.note]
+        lines += [f"bad rows left out: {kind} {count:,}" for kind, count in sorted((self.bad or {}).items())]
+        return "\n".join(lines + [f"{name:<11}{rows:>7} rows  {self.path(name)}" for name, rows in self.rows.items()])
+
+
+def prepare(config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None) -> Prepared:
+    """Read, convert, curate, split, check and write; what was written before is kept when nothing has changed.
+
+    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows. Raises DataError with
+    file:line for rows that cannot be used, and ConfigError for settings that contradict each other.
+    """
+    track = open_track(config.track)
+    formats.check(config.format, track)
+    if config.curation.max_tokens is not None and count is None:
+        raise ConfigError("curation.max_tokens needs a tokenizer; set `base` to the base model's folder")
+    folder = Path(config.out_dir)
+    digest = _digest(config, track)
+    done = _finished(folder, digest)
+    if done is not None:
+        return done
+    found = gather(config, track)
+    track = _labelled(track, [row.pair.answer for row in found.all()])
+    found = shown_as(found, track, most=config.curation.max_tokens, count=count)
+    bad, equal = judged(found, config, folder=folder, say=say)
+    rows, steps = curated(found, config, equal=equal)
+    parts, split_steps = sides(rows, config)
+    for name in SPLITS:
+        lines = [json.dumps(row, ensure_ascii=False) for row in parts[name]]
+        read.examples(lines, name=f"{_named(config)} ({name})", track=track)
+    for name in SPLITS:
+        storage.write_jsonl(folder / f"{name}.jsonl", [{k: row[k] for k in row if k != "split"} for row in parts[name]])
+    write_track(folder, track)
+    prepared = Prepared(
+        folder=folder, track=track.name, rows={name: len(parts[name]) for name in SPLITS}, digest=digest,
+        steps=(*steps, *split_steps), bad=bad,
+    )  # fmt: skip
+    storage.write_json(folder / SUMMARY, _written(prepared, config, found.skipped))
+    return prepared
+
+
+def examples_in(path: str | Path, track_name: str) -> list[Example]:
+    """The examples of one prepared (or hand-made) JSONL file."""
+    lines = storage.read_lines(path)
+    return read.examples(lines, name=str(path), track=open_track(track_name, beside=path))
+
+
+def _digest(config: PrepareConfig, track: Track) -> str:
+    marks = [fingerprint(source) for names in sources(config).values() for source in names]
+    settings = json.dumps(
+        [config.model_dump(mode="json", exclude={"out_dir"}), definition(track), marks], sort_keys=True
+    )
+    return hashlib.sha256(settings.encode()).hexdigest()
+
+
+def _finished(folder: Path, digest: str) -> Prepared | None:
+    summary = folder / SUMMARY
+    if not summary.exists():
+        return None
+    found = storage.read_json(summary)
+    files = [TRACK_FILE, *(f"{name}.jsonl" for name in SPLITS)]
+    if found.get("digest") != digest or not all((folder / name).exists() for name in files):
+        return None
+    steps = tuple(Step(**step) for step in found["steps"])
+    return Prepared(
+        folder=folder, track=found["track"], rows=found["rows"], digest=digest, steps=steps, bad=found["bad"]
+    )
+
+
+def _labelled(track: Track, answers: Sequence[str]) -> Track:
+    """The track with the labels of its rows, where it classifies and does not say which labels there are."""
+    if track.labels or "classify" not in track.scorers:
+        return track
+    found = dataclasses.replace(track, labels=tuple(sorted(set(answers))))
+    check(found)
+    return found
+
+
+def _written(prepared: Prepared, config: PrepareConfig, skipped: int) -> dict[str, Any]:
+    return {
+        "digest": prepared.digest,
+        "rows": dict(prepared.rows),
+        "source": _named(config),
+        "track": prepared.track,
+        "steps": [{"name": s.name, "kept": s.kept, "dropped": s.dropped, "note": s.note} for s in prepared.steps],
+        "bad": dict(prepared.bad or {}),
+        "skipped": skipped,
+    }
+
+
+def _named(config: PrepareConfig) -> str:
+    names = [source for names in sources(config).values() for source in names]
+    return ", ".join(Path(name).name if "://" not in name else name for name in names)

@@ -1,0 +1,72 @@
+"""The files that a path or a URI stands for, each with a name to show and a way to open its bytes.
+
+A folder stands for the files of a known kind in it, by name; hidden ones and folders below it are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from slm_ray.errors import DataError
+
+_KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class File:
+    """One file of a source: the name to show, and how to open its bytes."""
+
+    name: str
+    open: Callable[[], IO[bytes]]
+
+    @property
+    def kind(self) -> str:
+        """The suffix that says how to read it, `.gz` left aside."""
+        return Path(self.name.removesuffix(".gz")).suffix
+
+
+def files(source: str) -> list[File]:
+    """The files of a path or URI: itself, or all files of a known kind in that folder, by name. DataError for none."""
+    found = _remote_files(source) if "://" in source else _local_files(Path(source).expanduser())
+    if not found:
+        raise DataError(f"{source}: no file in it is of a known kind ({', '.join(_KINDS)}, or one of them with .gz)")
+    return found
+
+
+def _local_files(path: Path) -> list[File]:
+    if not path.is_dir():
+        return [_local(path)]
+    return [_local(child) for child in sorted(path.iterdir()) if child.is_file() and _known(child.name)]
+
+
+def _local(path: Path) -> File:
+    return File(name=str(path), open=partial(_bytes, path))
+
+
+def _bytes(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _remote_files(source: str) -> list[File]:
+    from pyarrow import ArrowException, fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(source)
+        info = system.get_file_info(path)
+        if info.type == fs.FileType.Directory:
+            inside = system.get_file_info(fs.FileSelector(path))
+            paths = sorted(child.path for child in inside if child.is_file and _known(child.base_name))
+        else:
+            paths = [path]
+    except (OSError, ValueError, ArrowException) as error:
+        raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}; check the URI and its access") from None
+    root = source.removesuffix("/").removesuffix(path.strip("/"))
+    return [File(name=root + name.lstrip("/"), open=partial(system.open_input_file, name)) for name in paths]
+
+
+def _known(name: str) -> bool:
+    return not name.startswith(".") and name.removesuffix(".gz").endswith(_KINDS)

@@ -1,0 +1,69 @@
+"""A judge over a finished evaluation, through the real evaluation: resumed, paid once, advisory until calibrated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from slm_ray.config import EvaluateConfig, JudgeConfig
+from slm_ray.errors import ConfigError
+from slm_ray.evaluation import evaluate
+from slm_ray.judging import judge, lines
+
+pytestmark = pytest.mark.heavy
+LLM, SLM = "fake:big answer", "fake:small answer"
+
+
+def written(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def recorded_judge(folder: Path, says: dict[str, str]) -> str:
+    """A judge whose judgements are logged by question id."""
+    return "recorded:" + written(
+        folder / "judge.jsonl", [{"id": key, "prediction": text} for key, text in says.items()]
+    )
+
+
+def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": f"q{i}", "prompt": f"question {i}", "completion": "the answer"} for i in range(4)
+    ]
+    examples = written(tmp_path / "rows.jsonl", rows)
+    report = str(tmp_path / "run")
+    evaluate(EvaluateConfig(track="chat", examples=examples, models=(LLM, SLM), run_dir=report), environment={})
+
+    says = {f"{LLM}|q{i}": "Score: 7" for i in range(4)} | {f"{SLM}|q{i}": "Score: 4" for i in range(3)}
+    says |= {f"{SLM}|q3": "no idea"}
+    says |= {f"ab|q{i}": "Verdict: A" for i in range(4)} | {f"ba|q{i}": "Verdict: A" for i in range(2)}
+    says |= {f"ba|q{i}": "Verdict: B" for i in range(2, 4)}
+    config = JudgeConfig(
+        report=report, judge=recorded_judge(tmp_path, says), pair=(LLM, SLM), run_dir=str(tmp_path / "judge")
+    )
+    found = judge(config, {})
+    assert found["advisory"] is True
+    assert found["grades"][LLM]["mean"] == 1.0
+    assert found["grades"][SLM] | {"minus_" + LLM: None} == {
+        "n": 4, "unread": 1, "mean": 0.5, "minus_" + LLM: None,
+    }  # fmt: skip
+    assert found["grades"][SLM]["minus_" + LLM]["estimate"] == -0.5
+    assert (found["pair"]["second_wins"], found["pair"]["same_place_twice"]) == (0.75, 2)
+    assert all("advisory" in line for line in lines(found))
+    assert judge(config, {}) == found
+
+    people = [{"prompt": f"p{i}", "prediction": "x", "human": 1 + i % 7} for i in range(35)]
+    human = written(tmp_path / "human.jsonl", [dict(row) for row in people])
+    good = recorded_judge(tmp_path, {f"line {i + 1}": f"Score: {1 + i % 7}" for i in range(35)} | says)
+    calibrated = judge(
+        config.model_copy(update={"judge": good, "calibrate": human, "run_dir": str(tmp_path / "c")}), {}
+    )
+    assert (calibrated["calibration"]["kappa"], calibrated["advisory"]) == (1.0, False)
+    trusted = config.model_copy(
+        update={"judge": good, "calibration": str(tmp_path / "c"), "run_dir": str(tmp_path / "t")}
+    )
+    assert judge(trusted, {})["advisory"] is False
+    with pytest.raises(ConfigError, match="calibration of another judge"):
+        judge(trusted.model_copy(update={"rubric": "another"}), {})
