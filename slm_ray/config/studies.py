@@ -37,3 +37,10 @@ class SimulateConfig(Knobs):
     )
     runs: int = Field(40_000, ge=100)
     seed: int = 42
+
+
+class LiveConfig(Knobs):
+    """Watch an evaluation that runs in another shell."""
+
+    run_dir: str = "runs/evaluate"
+    plain: bool = Field(False, description="plain lines on a terminal too")
