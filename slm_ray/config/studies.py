@@ -51,3 +51,10 @@ class RaceConfig(Knobs):
     )
     inspect: str | None = Field(None, description="inspect-ai's executable (inspect), in its own environment")
     out_dir: str = "runs/bench_evaluate"
+
+
+class LiveConfig(Knobs):
+    """Watch an evaluation that runs in another shell."""
+
+    run_dir: str = "runs/evaluate"
+    plain: bool = Field(False, description="plain lines on a terminal too")

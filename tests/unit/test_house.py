@@ -22,7 +22,7 @@ FLOORS = [
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"), ("tracing", "storage"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"),
@@ -40,7 +40,7 @@ OWNERS = {
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources"},
+    "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
 }
