@@ -18,10 +18,10 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, LiveConfig, SimulateConfig
+from slm_ray.config.studies import JudgeConfig, LiveConfig, RaceConfig, SimulateConfig
 
 __all__ = [
     "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LiveConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
+    "PretrainConfig", "RaceConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
     "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

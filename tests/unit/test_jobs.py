@@ -2,13 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from slm_ray.cluster import LOCAL_SETTINGS
+from slm_ray.cluster import LOCAL_SETTINGS, left_behind
 
 ROOT = Path(__file__).parents[2]
 
@@ -142,3 +143,19 @@ def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: P
         "'r9'",
     )
     refused(job("infer", "jobs/infer.yaml", "--set", "model=fake:x", "--set", "text=null"), "text is not set")
+
+
+def test_a_killed_ray_that_left_its_address_behind_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert left_behind() is None
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        note.write_text(address, encoding="utf-8")
+        assert left_behind() == address  # bound, and nobody listens
+        listening.listen()
+        assert left_behind() is None
