@@ -107,14 +107,14 @@ def _noted(planned: Plan, config: EvaluateConfig, ledger: Ledger) -> Iterator[No
         "examples": str(Path(config.examples).absolute()), "track": track, "models": list(config.models),
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
     }  # fmt: skip
-    ledger.note(planned.id, "begin", facts)
+    ledger.begin(planned.id, facts)
     ended = "stopped"
     try:
         yield
         ended = "done"
     finally:
         with contextlib.suppress(SlmRayError):  # a full disk is told of by what ended the run
-            ledger.note(planned.id, "end", {"ended": ended})
+            ledger.end(planned.id, ended)
 
 
 def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, str]:

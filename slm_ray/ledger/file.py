@@ -16,10 +16,10 @@ import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from slm_ray.errors import DataError, ResourceError, SlmRayError
-from slm_ray.ledger.records import Entry, Planned, completion_of, finished, text_of
+from slm_ray.ledger.records import Entry, Planned, Run, completion_of, finished, text_of
 from slm_ray.ledger.schema import SCHEMA, VERSION
 from slm_ray.types import Completion
 
@@ -72,18 +72,27 @@ class Ledger:
                 ((plan, row.key, row.spec, row.example_id, row.repeat) for row in rows),
             )
 
-    def note(self, plan: str, event: Literal["begin", "end"], facts: Mapping[str, Any]) -> None:
-        """Note that a run of a plan begins or ends."""
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO runs (plan, event, at_ns, facts) VALUES (?, ?, ?, ?)",
-                (plan, event, time.time_ns(), json.dumps(facts, ensure_ascii=False)),
-            )
+    def begin(self, plan: str, facts: Mapping[str, Any]) -> None:
+        """Note that a run of a plan begins."""
+        last = [self._all(f"SELECT coalesce(max(seq), 0) FROM {table}")[0][0] for table in ("started", "answers")]
+        self._note(plan, "begin", {"facts": facts, "last": last})
 
-    def last_run(self) -> tuple[str, str, dict[str, Any]] | None:
-        """(plan, `begin` or `end`, facts) of the run that was noted last."""
-        rows = self._all("SELECT plan, event, facts FROM runs ORDER BY seq DESC LIMIT 1")
-        return (rows[0][0], rows[0][1], json.loads(rows[0][2])) if rows else None
+    def end(self, plan: str, how: str) -> None:
+        """Note that the run is over, and how."""
+        self._note(plan, "end", {"ended": how})
+
+    def last_run(self) -> Run | None:
+        """The run that began last."""
+        rows = self._all("SELECT seq, plan, facts FROM runs WHERE event = 'begin' ORDER BY seq DESC LIMIT 1")
+        if not rows:
+            return None
+        seq, plan, noted = rows[0]
+        begin = json.loads(noted)
+        ends = self._all("SELECT facts FROM runs WHERE event = 'end' AND seq > ? LIMIT 1", seq)
+        return Run(
+            plan=plan, facts=begin["facts"], last_start=begin["last"][0], last_answer=begin["last"][1],
+            ended=json.loads(ends[0][0])["ended"] if ends else None,
+        )  # fmt: skip
 
     def planned(self, plan: str) -> list[Planned]:
         """The questions of a plan, in no particular order."""
@@ -100,10 +109,25 @@ class Ledger:
         rows = self._all(f"SELECT {_ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
         return _entry(rows[0]) if rows else None
 
-    def since(self, seq: int) -> tuple[int, list[Entry]]:
-        """The answers noted after `seq`, oldest first, at most a thousand, and the last one's number."""
+    def since(self, seq: int) -> list[tuple[int, Entry]]:
+        """The answers noted after number `seq`, each with its own, oldest first, at most a thousand."""
         rows = self._all(f"SELECT {_ENTRY}, seq FROM answers WHERE seq > ? ORDER BY seq LIMIT 1000", seq)
-        return (rows[-1][-1] if rows else seq), [_entry(row) for row in rows]
+        return [(row[-1], _entry(row)) for row in rows]
+
+    def started_since(self, seq: int) -> list[tuple[int, str]]:
+        """The keys handed out after number `seq`, each with its own, oldest first."""
+        return self._all("SELECT seq, key FROM started WHERE seq > ? ORDER BY seq", seq)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read in the block is of one moment."""
+        with self._said():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with self._said():
+                self._db.execute("COMMIT")
 
     def history(self, plan: str) -> Iterator[Entry]:
         """Every answer to a question of the plan, the failed ones that were asked again included."""
@@ -157,6 +181,13 @@ class Ledger:
     def close(self) -> None:
         """Release the file; closing twice is fine."""
         self._db.close()
+
+    def _note(self, plan: str, event: str, facts: Mapping[str, Any]) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO runs (plan, event, at_ns, facts) VALUES (?, ?, ?, ?)",
+                (plan, event, time.time_ns(), json.dumps(facts, ensure_ascii=False)),
+            )
 
     def _all(self, query: str, *values: str | int) -> list[Any]:
         with self._said():

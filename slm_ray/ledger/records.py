@@ -33,6 +33,20 @@ class Planned:
     repeat: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One time that a plan was run: what it says of itself, and how it ended (None while nobody has said so).
+
+    What it has started and answered has higher numbers in the ledger than `last_start` and `last_answer`.
+    """
+
+    plan: str
+    facts: Mapping[str, Any]
+    last_start: int
+    last_answer: int
+    ended: str | None
+
+
 def key(data_digest: str, example_id: str, identity: str, request: Mapping[str, Any], repeat: int = 0) -> str:
     """What makes two calls the same call: SHA-256 over the data, the row, the model, the body that is sent, the repeat."""
     parts = [data_digest, example_id, identity, request, repeat]

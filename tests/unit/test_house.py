@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
     {"storage", "ledger", "adapters", "models", "tracing", "trackfile", "sources", "prepare", "reports", "encoders"},
-    {"cluster", "training", "sweep", "serving", "evaluation", "judging", "loop"},
+    {"cluster", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
