@@ -1,7 +1,10 @@
 """Task rows in, examples with stable ids and three splits that share no prompt out."""
 
+from functools import partial
+
 from slm_ray.command import output_folder, run
 from slm_ray.config import PrepareConfig
+from slm_ray.fanout import in_order
 from slm_ray.prepare import prepare
 
 
@@ -12,7 +15,11 @@ def main(config: PrepareConfig) -> None:
 
         count = token_counter(config.base)
     out_dir = str(output_folder(config.out_dir))
-    print(prepare(config.model_copy(update={"out_dir": out_dir}), count=count, say=print).summary())
+    done = prepare(
+        config.model_copy(update={"out_dir": out_dir}), count=count, say=print,
+        fan_out=partial(in_order, title="reading files"),
+    )  # fmt: skip
+    print(done.summary())
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, SimulateConfig
+from slm_ray.config.studies import JudgeConfig, ReadingBenchConfig, ScoringBenchConfig, SimulateConfig
 
 __all__ = [
     "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
+    "PretrainConfig", "ReadingBenchConfig", "RecipeConfig", "ScoringBenchConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
     "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

@@ -50,6 +50,9 @@ class SourceConfig(Knobs):
     separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
     skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
+    fan_out_bytes: int | None = Field(
+        64 * 2**20, ge=0, description="several files of this many bytes together are read as Ray tasks; never when null"
+    )
     curation: CurationConfig = CurationConfig()
 
 

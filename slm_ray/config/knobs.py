@@ -38,6 +38,7 @@ class EvaluateConfig(Knobs):
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+    encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the references weigh more")
 
 
 class CompareConfig(Knobs):

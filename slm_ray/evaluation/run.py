@@ -17,11 +17,11 @@ from typing import Any, NoReturn
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.corpus.tracks import Track
-from slm_ray.encoders import Encoder
 from slm_ray.evaluation.generate import Answer
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan, plan
 from slm_ray.evaluation.score import entries, write_report
+from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.storage import lock, write_text
@@ -46,7 +46,7 @@ def evaluate(
     """
     environment = os.environ if environment is None else environment
     planned = plan(config, environment)
-    encode = Encoder(config.encoder).tokens if config.encoder else None
+    similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
     with (
         lock(run_dir),
@@ -58,7 +58,9 @@ def evaluate(
         if any(work.values()):
             with tracer.step("ask", {"calls": sum(map(len, work.values()))}):
                 _ask(planned, work, config, ledger)
-        return write_report(planned, entries(planned, ledger), run_dir, train_prompts or {}, tracer, encode=encode)
+        return write_report(
+            planned, entries(planned, ledger), run_dir, train_prompts or {}, tracer, similar=similar, score_all=score_all
+        )  # fmt: skip
 
 
 def _ask(planned: Plan, work: Mapping[str, list[Example]], config: EvaluateConfig, ledger: Ledger) -> None:

@@ -13,11 +13,11 @@ from slm_ray.corpus.render import prompt_hash
 from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan
 from slm_ray.ledger import Entry, Ledger
-from slm_ray.scoring.similarity import Encode
+from slm_ray.scoring import score_rows
 from slm_ray.storage import write_json, write_jsonl
 from slm_ray.tracing import Tracer
 from slm_ray.types import Example
-from slm_ray.verdict.report import build
+from slm_ray.verdict.report import ScoreAll, Similar, build
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -46,12 +46,13 @@ def write_report(
     train_prompts: Mapping[str, Set[str]],
     tracer: Tracer,
     *,
-    encode: Encode | None = None,
+    similar: Similar | None = None,
+    score_all: ScoreAll = score_rows,
 ) -> dict[str, Any]:
     """Score everything, write report.json and scores.jsonl, and put one span per row and model into the trace."""
     completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
     seen = trained_on(plan.examples, train_prompts)
-    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode)
+    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, similar=similar, score_all=score_all)
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
     for example, row in zip(plan.examples, rows, strict=True):

@@ -18,7 +18,7 @@ from slm_ray.corpus.problems import BadRow, Problem, refuse, table
 from slm_ray.corpus.read import Reader, Row
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.sources import raw_rows
+from slm_ray.prepare.parts import FanOut, converted_rows
 from slm_ray.types import Example
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -52,21 +52,24 @@ def sources(config: PrepareConfig) -> dict[str, list[str]]:
     return {DRAWN: drawn} | {side: [source] for side, source in own.items() if source is not None}
 
 
-def gather(config: PrepareConfig, track: Track) -> Gathered:
-    """Read all sources; ids (the rows' own or content hashes) are told apart within each of them."""
+def gather(config: PrepareConfig, track: Track, *, fan_out: FanOut | None = None) -> Gathered:
+    """Read all sources; ids (the rows' own or content hashes) are told apart within each of them.
+
+    With `fan_out`, several large files are read by it; what is found is the same.
+    """
     rows: dict[str, dict[str, list[Row]]] = {}
     problems: list[Problem] = []
     skipped = 0
-    for side, names in sources(config).items():
-        for name in names:
-            reader = Reader(track=track, format_name=config.format)
-            good = rows.setdefault(side, {}).setdefault(name, [])
-            for row in reader.rows(raw_rows(name)):
-                if isinstance(row, Row):
-                    good.append(row)
-                else:
-                    problems.append(row)
-            skipped += reader.skipped
+    named = [(side, name) for side, names in sources(config).items() for name in names]
+    for (side, name), found in zip(named, converted_rows([n for _, n in named], config, track, fan_out), strict=True):
+        reader = Reader(track=track, format_name=config.format)
+        good = rows.setdefault(side, {}).setdefault(name, [])
+        for row in reader.told_apart(found):
+            if isinstance(row, Row):
+                good.append(row)
+            else:
+                problems.append(row)
+        skipped += reader.skipped
     return Gathered(rows=rows, problems=tuple(problems), skipped=skipped)
 
 

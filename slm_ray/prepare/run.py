@@ -18,6 +18,7 @@ from slm_ray.corpus.tracks import Track, definition
 from slm_ray.errors import ConfigError
 from slm_ray.prepare.curate import curated
 from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
+from slm_ray.prepare.parts import FanOut
 from slm_ray.prepare.sides import SPLITS, sides
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
@@ -25,6 +26,7 @@ from slm_ray.trackfile import TRACK_FILE, open_track, write_track
 from slm_ray.types import Example
 
 SUMMARY = "prepare.json"
+_INCIDENTAL = {"out_dir", "fan_out_bytes"}  # where to and how, not what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +51,14 @@ class Prepared:
         return "\n".join(lines + [f"{name:<11}{rows:>7} rows  {self.path(name)}" for name, rows in self.rows.items()])
 
 
-def prepare(config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None) -> Prepared:
+def prepare(
+    config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None, fan_out: FanOut | None = None
+) -> Prepared:
     """Read, convert, curate, split, check and write; what was written before is kept when nothing has changed.
 
-    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows. Raises DataError with
-    file:line for rows that cannot be used, and ConfigError for settings that contradict each other.
+    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows; `fan_out` reads several
+    large files at once (`slm_ray.fanout.in_order`). Raises DataError with file:line for rows that cannot be used, and
+    ConfigError for settings that contradict each other.
     """
     track = open_track(config.track)
     formats.check(config.format, track)
@@ -64,7 +69,7 @@ def prepare(config: PrepareConfig, *, count: Count | None = None, say: Say = lam
     done = _finished(folder, digest)
     if done is not None:
         return done
-    found = gather(config, track)
+    found = gather(config, track, fan_out=fan_out)
     track = _labelled(track, [row.pair.answer for row in found.all()])
     found = shown_as(found, track, most=config.curation.max_tokens, count=count)
     bad, equal = judged(found, config, folder=folder, say=say)
@@ -93,7 +98,7 @@ def examples_in(path: str | Path, track_name: str) -> list[Example]:
 def _digest(config: PrepareConfig, track: Track) -> str:
     marks = [fingerprint(source) for names in sources(config).values() for source in names]
     settings = json.dumps(
-        [config.model_dump(mode="json", exclude={"out_dir"}), definition(track), marks], sort_keys=True
+        [config.model_dump(mode="json", exclude=_INCIDENTAL), definition(track), marks], sort_keys=True
     )
     return hashlib.sha256(settings.encode()).hexdigest()
 
