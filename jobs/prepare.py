@@ -1,4 +1,9 @@
-"""Task rows in, examples with stable ids and three splits that share no prompt out."""
+"""Task rows in; train.jsonl, validation.jsonl and test.jsonl out, in one form and with no question in two of them.
+
+A row is a question with its expected answer, in any format that README names. Reads `source`, refuses or leaves out bad
+rows and says why for each, curates, splits by a hash (the same rows and seed give the same files), and writes to out_dir.
+    jobs/prepare.py --track classify --source tickets.csv --stratify label --out_dir runs/prepared/tickets
+"""
 
 from functools import partial
 

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -111,7 +111,11 @@ def _knobs(kind: type[BaseModel], prefix: str = "", given: BaseModel | None = No
             lines.append(_knobs(annotation, f"{prefix}{name}.", value))
             continue
         default = "required" if field.is_required() and given is None else repr(value)
-        note = f"  {field.description}" if field.description else ""
+        said = [
+            field.description or "",
+            " | ".join(map(str, get_args(annotation))) if get_origin(annotation) is Literal else "",
+        ]
+        note = "".join(f"  {text}" for text in said if text)
         lines.append(f"  {prefix}{name} = {default}{note}")
     return "\n".join(lines)
 

@@ -74,7 +74,10 @@ def gather(config: PrepareConfig, track: Track, *, fan_out: FanOut | None = None
 
 
 def shown_as(found: Gathered, track: Track, *, most: int | None, count: Count | None) -> Gathered:
-    """The rows as `track` shows them; those of more than `most` tokens are bad rows, since an answer is never cut."""
+    """The rows as `track` shows them; those of more than `most` tokens are bad rows, since an answer is never cut.
+
+    The problems come in the order of files and lines.
+    """
     problems: list[Problem] = []
     rows: dict[str, dict[str, list[Row]]] = {}
     for side, by_source in found.rows.items():
@@ -87,7 +90,7 @@ def shown_as(found: Gathered, track: Track, *, most: int | None, count: Count | 
                     good.append(again)
                 else:
                     problems.append(_too_long(tokens, most).at(row.file, row.line))
-    return dataclasses.replace(found, rows=rows, problems=(*found.problems, *problems))
+    return dataclasses.replace(found, rows=rows, problems=_in_order([*found.problems, *problems]))
 
 
 def judged(found: Gathered, config: PrepareConfig, *, folder: Path, say: Say) -> tuple[dict[str, int], int]:
@@ -100,6 +103,11 @@ def judged(found: Gathered, config: PrepareConfig, *, folder: Path, say: Say) ->
     _judge(bad, len(found.all()), config, folder / BAD_ROWS, say)
     _refuse_empty(found)
     return dict(sorted(Counter(problem.kind for problem in bad).items())), len(found.problems) - len(bad)
+
+
+def _in_order(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    files = {file: place for place, file in enumerate(dict.fromkeys(problem.file for problem in problems))}
+    return tuple(sorted(problems, key=lambda problem: (files[problem.file], problem.line)))
 
 
 def _too_long(tokens: int, most: int) -> BadRow:

@@ -17,6 +17,7 @@ from slm_ray.corpus.step import Step
 from slm_ray.corpus.tracks import Track, definition
 from slm_ray.errors import ConfigError
 from slm_ray.prepare.curate import curated
+from slm_ray.prepare.demonstrations import shown
 from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
 from slm_ray.prepare.parts import FanOut
 from slm_ray.prepare.sides import SPLITS, sides
@@ -46,9 +47,14 @@ class Prepared:
 
     def summary(self) -> str:
         """What was done, one line per step, then per split."""
-        lines = [str(step) for step in self.steps if step.dropped or step.note]
-        lines += [f"bad rows left out: {kind} {count:,}" for kind, count in sorted((self.bad or {}).items())]
-        return "\n".join(lines + [f"{name:<11}{rows:>7} rows  {self.path(name)}" for name, rows in self.rows.items()])
+        bad = self.bad or {}
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(bad.items()))
+        lines = [f"bad rows: {sum(bad.values()):,} left out ({kinds})"] if bad else []
+        lines += [str(step) for step in self.steps if step.dropped or step.note or step.name == "split"]
+        lines.append(f"track {self.track}, no question in two files:")
+        return "\n".join(
+            lines + [f"  {name:<11}{rows:>9,} rows  {self.path(name)}" for name, rows in self.rows.items()]
+        )
 
 
 def prepare(
@@ -70,11 +76,18 @@ def prepare(
     if done is not None:
         return done
     found = gather(config, track, fan_out=fan_out)
-    track = _labelled(track, [row.pair.answer for row in found.all()])
-    found = shown_as(found, track, most=config.curation.max_tokens, count=count)
+    labelled = _labelled(track, [row.pair.answer for row in found.all()])
+    if labelled != track or config.curation.max_tokens is not None:
+        found = shown_as(found, labelled, most=config.curation.max_tokens, count=count)
+    track = labelled
     bad, equal = judged(found, config, folder=folder, say=say)
     rows, steps = curated(found, config, equal=equal)
     parts, split_steps = sides(rows, config)
+    if config.demonstrations:
+        parts["train"], step = shown(
+            parts["train"], track, k=config.demonstrations, most=config.curation.max_tokens, count=count
+        )
+        split_steps.append(step)
     for name in SPLITS:
         lines = [json.dumps(row, ensure_ascii=False) for row in parts[name]]
         read.examples(lines, name=f"{_named(config)} ({name})", track=track)
