@@ -85,10 +85,14 @@ def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` in one step; its folder is made. On any failure the old file stays as it was."""
+    _write(path, [text])
+
+
+def _write(path: str | Path, texts: Iterable[str]) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, text.encode("utf-8"))
+        _replace(target, (text.encode("utf-8") for text in texts))
     except OSError as error:
         raise ResourceError(
             f"cannot write {path}: {error.strerror}; nothing was changed; free the disk or pick a folder you may write to"
@@ -101,8 +105,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One compact JSON object per line. ValueError for NaN or infinity."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    """One compact JSON object per line; `rows` are taken one by one. ValueError for NaN or infinity."""
+    _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def file_digest(path: str | Path) -> str:
@@ -152,11 +156,11 @@ def lock(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(target: Path, data: bytes) -> None:
+def _replace(target: Path, parts: Iterable[bytes]) -> None:
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as sink:
-            sink.write(data)
+            sink.writelines(parts)
             sink.flush()
             os.fsync(sink.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives 0600, which other users of a shared run folder could not read

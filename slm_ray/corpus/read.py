@@ -6,6 +6,7 @@ disks: it is given the rows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,14 +108,24 @@ def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str 
     The track's system prompt goes in front of a prompt that has none. Raises one DataError that names every bad row's
     line (the first five spelled out).
     """
-    found: list[Example] = []
+    return list(_examples(lines, name, track, format_name))
+
+
+def check(lines: Iterable[str], *, name: str, track: Track) -> None:
+    """Raise what `examples` would, and hold no row of them."""
+    deque(_examples(lines, name, track, formats.AUTO), maxlen=0)
+
+
+def _examples(lines: Iterable[str], name: str, track: Track, format_name: str) -> Iterator[Example]:
+    found = 0
     problems: list[Problem] = []
     reader = Reader(track=track, format_name=format_name)
     for row in reader.rows((name, number, text) for number, text in numbered(lines)):
         if isinstance(row, Problem):
             problems.append(row)
         else:
-            found.append(row.example)
+            found += 1
+            yield row.example
     refuse(problems)
     if reader.skipped:
         raise DataError(
@@ -123,4 +134,3 @@ def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str 
         )
     if not found:
         raise DataError(f"{name}: there are no rows in it; give a JSONL file with one example per line")
-    return found

@@ -25,6 +25,7 @@ from slm_ray.types import Example
 
 Row = TypeVar("Row", Example, dict[str, Any])
 
+_KEY_BYTES = 16
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -188,10 +189,11 @@ def _check_tag(rows: Sequence[Row], tag: str | None) -> None:
 def _groups(rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Iterable[list[Row]]:
     """Rows that share a key or a number, directly or through other rows."""
     ties = Ties(len(rows))
-    first: dict[str | int, int] = {}
+    first: dict[bytes | int, int] = {}
     for index, row in enumerate(rows):
         for key in _keys(row):
-            ties.join(index, first.setdefault(key, index))
+            # Hashes of the questions, since the questions themselves would stand in memory once more.
+            ties.join(index, first.setdefault(hashlib.sha256(key.encode()).digest()[:_KEY_BYTES], index))
     for index, number in enumerate(numbers or ()):
         ties.join(index, first.setdefault(number, index))
     groups: dict[int, list[Row]] = {}

@@ -89,10 +89,10 @@ def prepare(
         )
         split_steps.append(step)
     for name in SPLITS:
-        lines = [json.dumps(row, ensure_ascii=False) for row in parts[name]]
-        read.examples(lines, name=f"{_named(config)} ({name})", track=track)
+        lines = (json.dumps(row, ensure_ascii=False) for row in parts[name])
+        read.check(lines, name=f"{_named(config)} ({name})", track=track)
     for name in SPLITS:
-        storage.write_jsonl(folder / f"{name}.jsonl", [{k: row[k] for k in row if k != "split"} for row in parts[name]])
+        storage.write_jsonl(folder / f"{name}.jsonl", ({k: row[k] for k in row if k != "split"} for row in parts[name]))
     write_track(folder, track)
     prepared = Prepared(
         folder=folder, track=track.name, rows={name: len(parts[name]) for name in SPLITS}, digest=digest,
