@@ -18,7 +18,14 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, LiveConfig, RaceConfig, SimulateConfig
+from slm_ray.config.studies import (
+    JudgeConfig,
+    LiveConfig,
+    RaceConfig,
+    ReadingBenchConfig,
+    ScoringBenchConfig,
+    SimulateConfig,
+)
 
 __all__ = [
     "CompareConfig",
@@ -33,7 +40,9 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "RaceConfig",
+    "ReadingBenchConfig",
     "RecipeConfig",
+    "ScoringBenchConfig",
     "ServingConfig",
     "SimulateConfig",
     "SourceConfig",
