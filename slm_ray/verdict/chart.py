@@ -1,4 +1,4 @@
-"""The geometry of the two charts on the page, in SVG units: bars per arm, and differences with their bounds.
+"""The geometry of the charts on the page, in SVG units: bars per arm, differences with their bounds, the curve of shares.
 
 Numbers in, rounded coordinates out; the template draws them. An undefined value has no shape.
 """

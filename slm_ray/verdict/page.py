@@ -1,7 +1,7 @@
 """One offline HTML page that shows the verdict and everything it rests on.
 
-`page` is a pure function: same data, same bytes. Everything is escaped, the page loads nothing and runs no script (a
-content security policy forbids both), and an undefined number is shown as a dash, never as 0. It computes no metric: it
+`page` is a pure function: same data, same bytes. Everything is escaped, the page loads nothing and runs one script, its
+own (a content security policy forbids others), and an undefined number is shown as a dash, never as 0. It computes no metric: it
 subtracts and averages what the reports say.
 """
 
@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from slm_ray.corpus.tracks import TRACKS, defined
 from slm_ray.verdict.chart import bars, differences
+from slm_ray.verdict.losses import classes, slices
+from slm_ray.verdict.measured import measured
+from slm_ray.verdict.panels import curve
 from slm_ray.verdict.rows_view import FILTERS, rows_view
 
 _DASH = "–"
@@ -40,7 +45,7 @@ def page(data: Mapping[str, Any]) -> str:
 
     `data` holds `title`, `generated`, `run_dir`, `tracks`, `environment`, `reproduce` and `client_snippet`, and
     `stand_in_note` when a stand-in answered as the LLM. A track holds `track`, `decisions`, `reports` by stage, the
-    test stage's score `rows` and, if there are any, `adapter` (its manifest) and `timings_s`.
+    test stage's score `rows` and, if there are any, `adapter` (its manifest), `timings_s`, `cost` and `partial`.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slm_ray", "verdict"),
@@ -51,10 +56,19 @@ def page(data: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=_percent, points=_points, seconds=_seconds, count=_count, signed=_signed, csp_hash=_csp_hash
-    )
+        percent=_percent, points=_points, seconds=_seconds, count=_count, signed=_signed, csp_hash=_csp_hash,
+        data_block=_data_block, thousand_usd=_thousand_usd,
+    )  # fmt: skip
     html = environment.get_template("page.html.j2").render(
-        data={"stand_in_note": None, "environment": {}, "reproduce": [], "client_snippet": "", **data},
+        data={
+            "stand_in_note": None,
+            "environment": {},
+            "reproduce": [],
+            "client_snippet": "",
+            "serve_command": "",
+            "canary": "",
+            **data,
+        },
         tracks=[_track(track, bool(data.get("stand_in_note"))) for track in data["tracks"]],
         actions=_ACTIONS,
         rules=_RULES,
@@ -79,6 +93,7 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
         validity=known.core[0] if known else "",
     )  # fmt: skip
     last = list(reports)[-1] if reports else None
+    cost, part = track.get("cost"), track.get("partial")
     shown = [{**decision, "llm_arm": arms[decision["llm"]], "slm_arm": arms[decision["slm"]]} for decision in decisions]
     return {
         "name": track["track"],
@@ -96,6 +111,13 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
         "rows_of": reports[last]["examples"]["n"] if last else 0,
         "adapter": track.get("adapter"),
         "timings_s": track.get("timings_s") or {},
+        "cost": cost,
+        "cost_rows": [(arms[spec], found) for spec, found in cost["arms"].items() if spec in arms] if cost else [],
+        "partial": part,
+        "curve": curve(part["curve"], part["delta"], part["validation_share"]) if part else None,
+        "panels": measured(list(arms.values()), reports[last], primary, cost, track.get("rows") or ())
+        if last
+        else None,
     }
 
 
@@ -153,6 +175,9 @@ def _stage(
             {"name": issue, "counts": [models[arm["spec"]]["issues"].get(issue, 0) for arm in present]}
             for issue in issues
         ],
+        "slices": slices(report, present, llm, primary),
+        "classes": classes(report, present),
+        "trust": report.get("trust"),
         "bars": bars([(arm, models[arm["spec"]]["metrics"].get(primary)) for arm in present]),
     }
 
@@ -213,6 +238,19 @@ def _count(value: float | None) -> str:
     if value is None or _undefined(value):
         return _DASH
     return f"{value:,.1f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
+
+
+def _thousand_usd(value: float | None) -> str:
+    """USD per request as USD per thousand of them."""
+    return _DASH if value is None or _undefined(value) else f"{1000 * value:.4g}"
+
+
+def _data_block(value: Any) -> markupsafe.Markup:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return markupsafe.Markup(text)
 
 
 def _csp_hash(text: str) -> str:

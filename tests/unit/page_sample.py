@@ -107,6 +107,33 @@ def rows():
     return found
 
 
+def cost():
+    none = {
+        "kind": "none", "basis": "", "reason": "a stand-in has no price", "hypothetical": False, "per_request_usd": None,
+        "per_correct_usd": None, "goes_to": "this machine",
+    }  # fmt: skip
+    machine = none | {
+        "kind": "machine", "basis": "0.02 s of the machine", "reason": None, "per_request_usd": 0.00000125,
+        "per_correct_usd": 0.00000198,
+    }  # fmt: skip
+    return {
+        "unit": "USD", "prices_as_of": "2026-01-01", "machine": {"name": "RTX 3090", "hourly_usd": 0.22, "utilisation": 0.5},
+        "llm": LLM, "slm": ADAPTER, "arms": {LLM: none, BASE: machine, ADAPTER: machine},
+        "break_even_requests_per_day": None, "break_even_because": "no break-even: the LLM has no cost.",
+    }  # fmt: skip
+
+
+def partial():
+    points = [
+        {"share": share, "difference": -0.02 * share, "lower": -0.05 * share, "passes": share < 0.4}
+        for share in (0.25, 0.5, 1.0)
+    ]
+    return {
+        "line": "SLM can take 25 % at delta 0.02", "because": ["checked once on 100 test rows."], "delta": 0.02,
+        "validation_share": 0.25, "test_share": 0.25, "curve": points,
+    }  # fmt: skip
+
+
 def sample():
     structured = {
         "track": "structured",
@@ -122,6 +149,8 @@ def sample():
             "alpha": 64, "hidden_size": None, "train_prompts": 700, "metrics": {"train_loss": 0.0412},
             "files": {"adapter_model.safetensors": "cc03" * 16},
         },
+        "cost": cost(),
+        "partial": partial(),
         "timings_s": {"prepare": 0.31, "evaluate_validation": 14.2, "train": 131.5, "evaluate_test": 22.75},
     }  # fmt: skip
     toolcall_report = {

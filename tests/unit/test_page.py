@@ -3,6 +3,7 @@
 import base64
 import copy
 import hashlib
+import json
 import re
 from html.parser import HTMLParser
 
@@ -40,7 +41,8 @@ class Document(HTMLParser):
             self.handle_data(" ")
 
     def handle_data(self, data):
-        for _, _, texts in self.open:
+        within = self.open[-1:] if self.open and self.open[-1][0] == "script" else self.open  # what is no text to read
+        for _, _, texts in within:
             texts.append(data)
 
     def all(self, tag, css_class=None):
@@ -53,6 +55,13 @@ class Document(HTMLParser):
 
 HTML = page(sample())
 DOCUMENT = Document(HTML)
+
+
+def blocks(document):
+    return [json.loads(text) for _, a, text in document.all("script") if a.get("type") == "application/json"]
+
+
+(ROWS,) = blocks(DOCUMENT)
 (BODY,) = (text for _, _, text in DOCUMENT.all("body"))
 
 
@@ -62,9 +71,9 @@ def test_the_same_data_gives_the_same_bytes():
 
 
 def test_a_hostile_answer_is_only_text():
-    assert "onerror" in HTML and "<img" not in HTML and "<script" not in HTML
-    assert HOSTILE in BODY
-    assert "{{ 7*7 }}" in BODY
+    assert "onerror" in HTML and "<img" not in HTML and HTML.count("<script") == 2 and HTML.count("</script") == 2
+    assert HOSTILE in [answer.get("t") for row in ROWS["rows"] for answer in row["a"]]
+    assert "{{ 7*7 }}" in HTML
 
 
 @pytest.mark.parametrize("place", ["title", "run_dir", "stand_in_note", "client_snippet"])
@@ -81,12 +90,13 @@ def test_specs_tags_reasons_and_issue_names_are_escaped():
     track["reports"]["test"]["models"][f"served:{HOSTILE}"] = copy.deepcopy(track["reports"]["test"]["models"][BASE])
     track["adapter"]["metrics"] = {HOSTILE: HOSTILE}
     found = Document(page(data))
-    assert not found.all("script") and not found.all("img")
+    assert len(found.all("script")) == 2 and not found.all("img")
+    assert found.all("script")[-1] == DOCUMENT.all("script")[-1], "the one script that runs is the page's own"
 
 
 def test_nothing_is_loaded_and_nothing_runs():
     for tag, attributes, _ in DOCUMENT.elements:
-        assert tag not in {"script", "link", "img", "iframe", "object", "embed", "form", "base"}
+        assert tag not in {"link", "img", "iframe", "object", "embed", "form", "base"}
         for name, value in attributes.items():
             assert not name.startswith("on") and name not in {"src", "srcset", "style", "action", "data"}
             assert name != "href" or value.startswith("#")
@@ -98,7 +108,11 @@ def test_the_policy_allows_exactly_the_pages_own_style():
     (policy,) = (a["content"] for _, a, _ in DOCUMENT.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     (style,) = DOCUMENT.all("style")
     digest = base64.b64encode(hashlib.sha256(style[2].encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    (script,) = (text for _, a, text in DOCUMENT.all("script") if "type" not in a)
+    runs = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"default-src 'none'; style-src 'sha256-{digest}'; script-src 'sha256-{runs}'"
+    assert policy == f"{allowed}; base-uri 'none'; form-action 'none'"
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?:", script)
 
 
 def test_verdicts_come_in_words_with_their_rule_and_reasons():
@@ -143,11 +157,12 @@ def test_undefined_is_a_dash_and_never_zero_or_nan():
 
 
 def test_a_stand_in_is_named_in_every_strip_table_chart_and_row():
-    for tag, css_class in (("article", None), ("table", None), ("svg", None), ("details", "row"), ("div", "decision")):
+    for tag, css_class in (("article", None), ("table", None), ("svg", None), ("div", "decision")):
         found = DOCUMENT.all(tag, css_class)
         assert found
         for _, _, text in found:
             assert "stand-in" in text
+    assert [arm["standIn"] for arm in ROWS["arms"]] == [True, False, False]
 
 
 def test_a_real_llm_is_not_called_a_stand_in():
@@ -165,21 +180,64 @@ def test_a_real_llm_is_not_called_a_stand_in():
     assert "stand-in" in Document(page(data | {"stand_in_note": "It was."})).all("article")[0][2]
 
 
-def test_filters_work_by_class_and_count():
-    labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a["for"]]
-    assert labels == ["All 6", "LLM and SLM disagree 2", "SLM lost 1", "Invalid or failed 2"]
-    rows = DOCUMENT.all("details", "row")
-    assert [
-        len([r for r in rows if f"k-{kind}" in r[1]["class"]]) for kind in ("all", "different", "lost", "invalid")
-    ] == [6, 2, 1, 2]
-    assert [("open" in r[1]) for r in rows].index(True) == 2, "the first lost row is open"
+def test_filters_count_and_rows_know_theirs():
+    labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a.get("for", "")]
+    assert labels == [
+        "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0",
+    ]  # fmt: skip
+    assert [row["k"] for row in ROWS["rows"]] == [
+        [], ["different", "won"], ["different", "lost"], ["invalid"], ["invalid"], [],
+    ]  # fmt: skip
+    assert ROWS["open"] == 2, "the first lost row is open"
+
+
+def test_a_refusal_is_its_own_outcome():
+    data = sample()
+    refused = {"kind": "refused", "reason": "content filter", "status": None}
+    data["tracks"][0]["rows"][0]["models"][LLM] |= {"text": None, "failure": refused}
+    (found,) = blocks(Document(page(data)))
+    row = found["rows"][0]
+    assert row["k"] == ["different", "won", "invalid", "refused"]
+    assert (row["a"][0]["o"], row["a"][0]["f"]) == ("refused", "refused: content filter")
 
 
 def test_wrong_lines_are_marked_and_failures_say_why():
-    marked = [text.strip() for _, _, text in DOCUMENT.all("mark")]
+    marked = {
+        answer["t"].split("\n")[line].strip()
+        for row in ROWS["rows"]
+        for answer in row["a"]
+        for line in answer.get("d", ())
+    }
     assert '"city": "Tokyo",' in marked and '"days": 1' in marked
     assert '"city": "Kyoto",' not in marked
-    assert "truncated: stopped at 256 tokens" in BODY
+    assert "truncated: stopped at 256 tokens" in [answer.get("f") for row in ROWS["rows"] for answer in row["a"]]
+
+
+def test_rows_carry_what_an_export_needs_byte_for_byte():
+    for row, source in zip(ROWS["rows"], sample()["tracks"][0]["rows"], strict=True):
+        assert row.get("xr", row["x"]) == source["reference"]
+        turns = [*ROWS["earlier"][row["e"]], ["user", row["q"]]]
+        assert turns == [[turn["role"], turn["content"]] for turn in source["prompt"]]
+        for answer in row["a"]:
+            spec = ROWS["arms"][answer["m"]]["spec"]
+            assert answer.get("tr", answer.get("t")) == source["models"][spec]["text"]
+
+
+def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons():
+    for text in ("a stand-in has no price", "0.00125", "0.00198", "RTX 3090", "SLM can take 25 % at delta 0.02"):
+        assert text in BODY
+    without = sample()
+    without["tracks"][0] |= {"cost": None, "partial": None}
+    plain = Document(page(without)).all("body")[0][2]
+    assert "If not all, how much?" not in plain and "rows go to" not in plain and "no price" in plain
+
+
+def test_a_thousand_rows_stay_below_five_megabytes():
+    data = sample()
+    track = data["tracks"][0]
+    track["rows"] = [{**row, "id": f"{row['id']}-{turn}"} for turn in range(170) for row in track["rows"]]
+    assert len(track["rows"]) > 1000
+    assert len(page(data).encode()) < 5_000_000
 
 
 def test_missing_rows_and_leaks_are_not_ticked():

@@ -1,0 +1,199 @@
+"""The page in a real browser: it opens fast and offline, runs nothing of the data's, filters, searches, exports, prints."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray.corpus.read import examples
+from slm_ray.corpus.tracks import track
+from slm_ray.storage import read_lines
+from slm_ray.verdict.page import page as render
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, sample
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(not Path(CHROMIUM).is_file(), reason=f"no browser at {CHROMIUM} (set CHROMIUM)"),
+]
+FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield found
+        found.close()
+
+
+class Opened:
+    """A page, what it asked the network for and what it complained of."""
+
+    def __init__(self, browser: Any, path: Path, **context: Any) -> None:
+        self.tab = browser.new_context(**context).new_page()
+        self.requests: list[str] = []
+        self.complaints: list[str] = []
+        self.tab.on("request", lambda request: self.requests.append(request.url))
+        self.tab.on("console", lambda message: self.complaints.append(message.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.tab.on("dialog", lambda dialog: self.complaints.append(f"dialog {dialog.message}"))
+        started = time.perf_counter()
+        self.tab.goto(path.as_uri(), wait_until="load")
+        self.tab.wait_for_selector(".row")
+        self.seconds = time.perf_counter() - started
+
+    def titles(self) -> list[str]:
+        return [str(title) for title in self.tab.locator(".row .title").all_text_contents()]
+
+
+def written(folder: Path, data: dict[str, Any]) -> Path:
+    path = folder / "report.html"
+    path.write_text(render(data), encoding="utf-8")
+    return path
+
+
+def many(rows: int) -> dict[str, Any]:
+    data = sample()
+    track = data["tracks"][0]
+    track["rows"] = [{**track["rows"][n % 6], "id": f"row-{n:05d}"} for n in range(rows)]
+    return data
+
+
+@pytest.fixture
+def opened(browser: Any, tmp_path: Path) -> Iterator[Opened]:
+    found = Opened(browser, written(tmp_path, sample()), accept_downloads=True)
+    yield found
+    found.tab.context.close()
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit_s"), [(1_000, 5.0), (10_000, 15.0)]
+)  # README has what it takes; this catches hangs
+def test_it_opens_with_many_rows_and_draws_few(browser: Any, tmp_path: Path, rows: int, limit_s: float) -> None:
+    found = Opened(browser, written(tmp_path, many(rows)))
+    print(f"{rows} rows open in {found.seconds:.2f} s")
+    assert found.seconds < limit_s
+    assert found.tab.locator(".shown").inner_text() == f"{rows} of {rows} rows"
+    assert len(found.titles()) < 500
+    found.tab.evaluate("() => { const list = document.querySelector('.list'); list.scrollTop = list.scrollHeight; }")
+    found.tab.wait_for_function("() => document.querySelectorAll('.row').length > 100")
+    assert found.complaints == []
+    found.tab.context.close()
+
+
+def test_it_asks_for_nothing_and_complains_of_nothing(opened: Opened) -> None:
+    for row in opened.tab.locator(".row > summary").all():
+        row.click()
+    assert opened.requests == [opened.tab.url]
+    assert opened.complaints == []
+
+
+def test_hostile_data_is_text(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    attack = HOSTILE + '<svg onload=alert(3)><a href="javascript:alert(4)">x</a>\u202e <!-- <script>'
+    for row in data["tracks"][0]["rows"]:
+        row["tags"] = {attack: attack + "\u2028"}
+        row["reference"] = attack
+        row["prompt"][-1]["content"] = attack
+        for answer in row["models"].values():
+            answer |= {"text": attack, "failure": None}
+    data["tracks"][0]["rows"][0]["models"][BASE]["text"] = "x" * 1_000_000
+    found = Opened(browser, written(tmp_path, data))
+    for row in found.tab.locator(".row > summary").all():
+        row.click()
+    found.tab.wait_for_timeout(200)
+    assert found.complaints == []
+    assert found.tab.locator("img, svg[onload], a[href^='javascript']").count() == 0
+    assert attack in found.tab.locator(".row[open] .column pre").all_text_contents()
+    found.tab.context.close()
+
+
+def test_filters_search_and_keys(opened: Opened) -> None:
+    tab = opened.tab
+    tab.get_by_text("SLM lost").click()
+    assert len(opened.titles()) == 1 and "Kyoto" in opened.titles()[0]
+    tab.keyboard.press("3")
+    tab.keyboard.press("1")
+    tab.wait_for_function("() => document.querySelectorAll('.row').length === 6")
+    tab.keyboard.press("/")
+    tab.keyboard.type("TURIN")
+    tab.wait_for_function("() => document.querySelectorAll('.row').length === 1")
+    assert "Turin" in opened.titles()[0]
+    tab.keyboard.press("Escape")
+    tab.wait_for_function("() => document.querySelectorAll('.row').length === 6")
+    tab.locator("input[type=search]").blur()
+    tab.keyboard.press("j")
+    tab.keyboard.press("j")
+    assert tab.evaluate("() => document.activeElement.textContent.includes('Lima')")
+    tab.keyboard.press("o")
+    tab.wait_for_function("() => document.activeElement.parentElement.open")
+    tab.keyboard.press("?")
+    assert tab.locator("#keys").is_visible()
+    tab.keyboard.press("Escape")
+    assert opened.complaints == []
+
+
+def test_ratings_are_exported_as_training_rows(opened: Opened, tmp_path: Path) -> None:
+    tab = opened.tab
+    for _ in range(2):
+        tab.keyboard.press("j")
+    tab.keyboard.press("g")  # Lima: the SLM was right
+    tab.keyboard.press("j")
+    tab.keyboard.press("b")  # Kyoto: it was not
+    row = tab.locator(".row").nth(2)
+    row.locator("textarea.comment").fill('wrong "city" – Ω')
+    row.locator("textarea.corrected").fill('{"corrected": true}')
+    with tab.expect_download() as event:
+        tab.get_by_text("Export 2 rated rows").click()
+    path = tmp_path / "ratings.jsonl"
+    event.value.save_as(path)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    source = {row["id"]: row for row in sample()["tracks"][0]["rows"]}
+    assert [line["id"] for line in lines] == ["row-0001", "row-0002"]
+    assert lines[0]["completion"] == source["row-0001"]["models"][ADAPTER]["text"]
+    assert lines[1]["completion"] == '{"corrected": true}'
+    assert lines[1]["tags"] | {"rating": "bad", "comment": 'wrong "city" – Ω'} == lines[1]["tags"]
+    read = examples(read_lines(path), name=str(path), track=track("structured"))
+    assert [row.prompt.as_dicts() for row in read] == [source[line["id"]]["prompt"] for line in lines]
+
+
+def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, sample())
+    found = Opened(browser, path, forced_colors="active", viewport={"width": 400, "height": 800})
+    assert found.tab.evaluate("() => document.documentElement.scrollWidth") <= 400
+    marks = found.tab.locator(".mark").first
+    words = marks.evaluate("(mark) => getComputedStyle(mark, '::before').content + mark.textContent")
+    assert any(sign in words for sign in "✓✗!"), "an outcome is a sign and a word, not a colour"
+    assert found.tab.pdf(path=str(tmp_path / "page.pdf"))[:5] == b"%PDF-"
+    found.tab.context.close()
+
+
+def test_every_control_has_a_name_and_headings_go_down_by_one(opened: Opened) -> None:
+    opened.tab.locator(".row > summary").first.click()
+    nameless = opened.tab.evaluate(
+        """() => [...document.querySelectorAll("input, textarea, button, svg")].filter((one) =>
+            !(one.labels && one.labels.length) && !one.textContent.trim() && !one.getAttribute("aria-label")).length"""
+    )
+    assert nameless == 0
+    levels = opened.tab.evaluate(
+        "() => [...document.querySelectorAll('main h1, main h2, main h3, main h4, h1')].map((one) => +one.tagName[1])"
+    )
+    assert levels[0] == 1
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels)), levels
+    assert LLM.startswith("served:")
