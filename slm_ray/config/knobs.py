@@ -21,8 +21,13 @@ class GenerationConfig(Knobs):
     temperature: float = Field(0.0, ge=0)
     seed: int = 42
     timeout_s: float = Field(120.0, gt=0)
-    max_attempts: int = Field(4, ge=1)
-    concurrency: int = Field(16, ge=1, description="calls in flight per model")
+    max_attempts: int = Field(
+        8, ge=1, description="calls per row that may fail; being turned away (429) is not counted"
+    )
+    patience_s: float = Field(3600.0, gt=0, description="how long one row is asked again and again, waits included")
+    concurrency: int = Field(16, ge=1, description="calls in flight per model, answers not yet on disk included")
+    stream: bool = Field(False, description="stream the answers: measures the time to the first token")
+    logprobs: bool = Field(False, description="ask for token log-probabilities: the SLM's confidence per row")
 
 
 class EvaluateConfig(Knobs):
@@ -51,7 +56,7 @@ class EvaluateConfig(Knobs):
     max_cost_usd: float | None = Field(
         None, gt=0, description="no call that might bring the run above it; see `prices`"
     )
-    max_calls: int | None = Field(None, ge=1, description="requests of the whole run, retries included")
+    max_calls: int | None = Field(None, ge=1, description="calls of the whole run that may be billed: answered, or sent and never heard of")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
     prices: str = Field("data/prices.yaml", description="USD per million tokens, by model name")
     plain: bool = Field(False, description="progress as plain lines on a terminal too")

@@ -2,7 +2,7 @@
 
 A row that was handed out and not heard of counts with the worst it can cost: every attempt it is allowed, its whole
 prompt (a token is at least a byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus
-the worst case of every attempt that nobody heard. So the limits hold whatever the endpoint does, and a run ends a
+the worst case of every attempt that nobody heard. Attempts that were refused (429, 5xx) cost nothing. So the limits hold whatever the endpoint does, and a run ends a
 little below them. Money counts for `azure:` and `openai:` arms, by the price file; the other limits count for all.
 """
 
@@ -49,7 +49,7 @@ _FREE = Price(input_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.0, output_usd_
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Requests, tokens and money."""
+    """Calls that may have been billed (not those turned away or failed with an answer), tokens and money."""
 
     calls: int = 0
     tokens: int = 0
@@ -111,13 +111,14 @@ class Budget:
         """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
         unheard = self.worst(spec, prompt).times(completion.unheard)
         usage, failure = completion.usage, completion.failure
-        calls = Spent(calls=completion.attempts - completion.unheard)
+        heard = failure is None or failure.kind != "error"
+        calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens
             usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
             return unheard + calls + Spent(tokens=tokens, usd=usd)
-        if failure is not None and failure.kind == "error":
-            return unheard + calls  # an endpoint that says no bills nothing
+        if not heard:
+            return unheard  # an endpoint that says no bills nothing
         worst = self.worst(spec, prompt)
         return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 

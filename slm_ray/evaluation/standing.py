@@ -24,6 +24,9 @@ class Standing:
     fresh: int = 0
     in_flight: int = 0
     usd: float | None = None
+    limit: int | None = None
+    limit_per_s: float = math.inf
+    turned_away: int | None = None
     values: dict[str, float] = field(default_factory=dict)
     _sum: float = 0.0
 
@@ -46,6 +49,19 @@ class Standing:
         self.values[example_id] = value
         self._sum += value
         return True
+
+    def turned_away_text(self) -> str:
+        """Calls turned away; unknown to those who only read the ledger."""
+        return "-" if self.turned_away is None else str(self.turned_away)
+
+    def in_flight_text(self) -> str:
+        """Calls in flight, of how many there may be where that is known."""
+        return f"{self.in_flight}" if self.limit is None else f"{self.in_flight}/{self.limit}"
+
+    def rate_text(self, rate_per_s: float) -> str:
+        """Answers per second, with the endpoint's own limit where it has shown one."""
+        shown = f"{rate_per_s:.1f}/s" if self.fresh else "-"
+        return shown if math.isinf(self.limit_per_s) else f"{shown} (limit {self.limit_per_s:.1f}/s)"
 
 
 class Gap:

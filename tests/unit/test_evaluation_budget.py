@@ -56,8 +56,8 @@ def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
     [
         (Completion(text="x", usage=Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)), 1, 15, 66e-6),
         (Completion(text="x"), 1, 150, 700e-6),  # no usage stated: the worst
-        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 3, 10 + 150, 720e-6),
-        (Completion(failure=Failure(kind="error", reason="429"), attempts=3), 3, 0, 0.0),
+        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 2, 10 + 150, 720e-6),
+        (Completion(failure=Failure(kind="error", reason="429"), attempts=9), 0, 0, 0.0),
         (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, unheard=3), 3, 450, 2100e-6),
         (Completion(failure=Failure(kind="refused", reason="filter")), 1, 150, 700e-6),
     ],
