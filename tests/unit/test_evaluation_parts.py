@@ -146,7 +146,13 @@ def test_a_plan_shows_no_key(tmp_path: Path) -> None:
 def board(console: Console, *, plain: bool = False) -> Board:
     clock = iter(range(1000))
     shown = Board(
-        track("structured"), ["azure:", "served:m:a"], 4, concurrency=8, plain=plain, console=console, clock_s=lambda: next(clock)
+        track("structured"),
+        ["azure:", "served:m:a"],
+        4,
+        concurrency=8,
+        plain=plain,
+        console=console,
+        clock_s=lambda: next(clock),
     )
 
     def add(spec: str, row: str, text: str | None, fresh: bool) -> None:
