@@ -43,6 +43,7 @@ class EvaluateConfig(Knobs):
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+    encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the references weigh more")
     train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
     adapters_dir: str | None = Field(
         None, description="published adapters: rows that a served one was trained on are refused"
