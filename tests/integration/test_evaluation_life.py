@@ -83,7 +83,7 @@ def test_a_budget_ends_the_run_before_it_is_passed_and_a_higher_one_continues(
 
 def test_money_is_limited_by_the_price_file_and_calls_nobody_heard_count(tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text(
-        "models: {gpt: {input_usd_per_mtok: 1000, cached_input_usd_per_mtok: 500, output_usd_per_mtok: 2000}}"
+        "as_of: 2026-09-23\nmodels: {gpt: {input_usd_per_mtok: 1000, cached_input_usd_per_mtok: 500, output_usd_per_mtok: 2000}}"
     )
     generation = {"concurrency": 4, "max_attempts": 1, "max_tokens": 10}
     usd_per_call = (7 * 1000 + 3 * 2000) / 1e6  # what the server's usage states
