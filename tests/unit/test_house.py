@@ -17,21 +17,22 @@ FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
     {"storage", "ledger", "adapters", "models", "tracing", "trackfile", "sources", "prepare", "reports", "encoders"},
-    {"cluster", "training", "sweep", "serving", "evaluation", "judging", "loop"},
+    {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"), ("tracing", "storage"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
+    ("fanout", "cluster"), ("evaluation", "fanout"), ("loop", "fanout"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "loop"},
     "openai": {"models"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
@@ -40,9 +41,15 @@ OWNERS = {
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources"},
+    "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
+    "datasketch": {"corpus"},
+    "jsonschema": {"scoring"},
+    "msgspec": {"corpus", "prepare"},
+    "rapidfuzz": {"scoring"},
+    "sacrebleu": {"scoring"},
+    "sklearn": {"scoring"},
 }
 PURE = {"corpus", "scoring", "verdict"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
