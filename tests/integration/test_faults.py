@@ -20,7 +20,7 @@ from endpoint import BROKEN, Endpoint
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger
+from slm_ray.ledger import Ledger, finished
 
 pytestmark = pytest.mark.heavy
 
@@ -181,10 +181,9 @@ def start(config: EvaluateConfig, folder: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def finished_rows(folder: Path) -> set[str]:
+def finished_rows(folder: Path) -> list[str]:
     with Ledger(folder / "run" / "ledger.sqlite") as ledger:
-        rows = ledger._db.execute("SELECT example_id FROM answers WHERE finished = 1").fetchall()
-    return {row[0] for row in rows}
+        return [entry.example_id for entry in ledger.since(0)[1] if finished(entry.completion)]
 
 
 def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path) -> None:
