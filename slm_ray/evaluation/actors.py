@@ -9,6 +9,7 @@ what every actor reports; until its first answers only a few calls go out, so th
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,17 +47,24 @@ class Speed:
 class Asker:
     """One evaluation actor: a shell around `Asking`."""
 
+    def __init__(self) -> None:
+        self._gate = Gate()
+        self._opened = asyncio.Event()  # Ray may start later calls before the first one
+
     async def open(
         self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
     ) -> None:
         """Open the model; raises what opening raises."""
-        self._gate = Gate()
-        model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
-        self._asking = Asking(model)
-        self._gate.on_limited = self._asking.wake
+        try:
+            model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
+            self._asking = Asking(model)
+            self._gate.on_limited = self._asking.wake
+        finally:
+            self._opened.set()
 
     async def ask(self, questions: Sequence[Question], limit: Limit) -> None:
         """Start these calls, no faster than the limit."""
+        await self._opened.wait()
         self._gate.keep_to(limit)
         self._asking.ask(questions)
 
@@ -186,9 +194,7 @@ def _hear(
     try:
         answers, news = ray.get(heard)
     except RayTaskError as error:
-        if isinstance(error.cause, SlmRayError):
-            raise error.cause from None
-        raise
+        raise _cause(error) from None
     except RayActorError as error:
         waiting[worker.arm.spec].extendleft(reversed(worker.has.values()))
         worker.has.clear()
@@ -200,6 +206,11 @@ def _hear(
         on_answers(worker.arm, answers)
     for answer in answers:
         worker.has.pop(answer.key, None)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """Our own errors cross Ray as they are; anything else keeps Ray's account of where it happened."""
+    return error.cause if isinstance(error.cause, SlmRayError) else error
 
 
 def _last_words(everyone: Sequence[Worker], on_answers: OnAnswers) -> None:
@@ -226,9 +237,16 @@ def _replace(worker: Worker, config: EvaluateConfig, error: RayActorError) -> No
 
 def _await_start(starting: Sequence[Any]) -> None:
     """Ray waits without a word for resources that others hold."""
-    _, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
+    started, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
     if late:
         raise ResourceError(
             f"{len(late)} of {len(starting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
             f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
         )
+    for opened in started:
+        try:
+            ray.get(opened)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except RayActorError:
+            continue  # found out, and replaced, when it is listened to

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import httpx2
 
-_POOLS = 8
+_POOLS = 16
 
 
 class SpreadTransport(httpx2.AsyncBaseTransport):
