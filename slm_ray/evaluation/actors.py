@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -23,25 +22,17 @@ from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.generate import Answer, Asking, Question
 from slm_ray.evaluation.plan import Arm
+from slm_ray.evaluation.standing import Speed
 from slm_ray.models import address, open_model
 from slm_ray.models.pace import Gate, Limit, News, Pace
 
 Grant = Callable[[Arm, Sequence[Question]], int]
 OnAnswers = Callable[[Arm, list[Answer]], None]
-OnTick = Callable[[Mapping[str, "Speed"]], None]
+OnTick = Callable[[Mapping[str, Speed]], None]
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0
 _LAST_WORDS_S = 0.2
 _LIVES = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Speed:
-    """How fast an arm may be asked now, by what its endpoint has said; `turned_away` counts the arm's calls with 429."""
-
-    in_flight_limit: int
-    rate_limit_per_s: float
-    turned_away: int
 
 
 class Asker:
@@ -126,10 +117,9 @@ def ask_all(
     """Ask every arm its questions (`work`, by spec), all arms at once; returns when all that was granted is answered.
 
     `grant(arm, questions)` is called before questions are handed over and says how many of them, from the first, may be
-    asked; a row is granted again when its actor died. Rows that are not granted are offered again as long as any call is
-    in flight. Raises what a model raised (after
-    handing over what had arrived), or ResourceError when actors cannot be placed. Whatever ends it, no actor is left
-    behind.
+    asked; a row is granted again when its actor died, and offered again, while any call is in flight, when it was not.
+    Raises what a model raised (after handing over what had arrived), or ResourceError when actors cannot be placed.
+    Whatever ends it, no actor is left behind.
     """
     paces = _paces(arms, config)
     everyone = [

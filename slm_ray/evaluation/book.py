@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Answer, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan
+from slm_ray.evaluation.standing import Speed
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.types import Example, Prompt
-
-if TYPE_CHECKING:
-    from slm_ray.evaluation.actors import Speed  # which brings Ray along
 
 
 class Book:

@@ -13,6 +13,15 @@ from slm_ray.verdict.binary import ONE_SIDED, bounds
 _Z = float(stats.norm.ppf(1 - ONE_SIDED))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """How fast an arm may be asked now, by what its endpoint has said; `turned_away` counts the arm's calls with 429."""
+
+    in_flight_limit: int
+    rate_limit_per_s: float
+    turned_away: int
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Standing:
     """One model: questions done of `total`, and the deciding score of each row that has one."""
