@@ -22,7 +22,7 @@ from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.generate import Answer, Asking, Question
 from slm_ray.evaluation.plan import Arm
-from slm_ray.evaluation.standing import Speed
+from slm_ray.evaluation.speed import Speed
 from slm_ray.models import address, open_model
 from slm_ray.models.pace import Gate, Limit, News, Pace
 

@@ -14,7 +14,7 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Answer, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan
-from slm_ray.evaluation.standing import Speed
+from slm_ray.evaluation.speed import Speed
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.types import Example, Prompt
