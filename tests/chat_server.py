@@ -12,7 +12,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -37,6 +37,9 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
     after_s: float = 0.0
     reset: bool = False
+    parts: Sequence[
+        bytes
+    ] = ()  # streamed one after the other, `after_s` before each; with `reset`, cut off after the last
 
 
 def answer(text: str | None, *, finish: str = "stop", model: str = "served-model", **message: Any) -> Reply:
@@ -44,6 +47,22 @@ def answer(text: str | None, *, finish: str = "stop", model: str = "served-model
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text, **message}}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
     return Reply(body={"id": "x", "object": "chat.completion", "model": model, "choices": [choice], "usage": usage})
+
+
+def chunk(text: str | None, *, finish: str | None = None, logprob: float | None = None, **more: Any) -> bytes:
+    """One part of a streamed completion, as a server-sent event."""
+    choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "delta": {} if text is None else {"content": text}}
+    if logprob is not None:
+        choice["logprobs"] = {"content": [{"token": text, "logprob": logprob}]}
+    return event({"object": "chat.completion.chunk", "model": "served-model", "choices": [choice], **more})
+
+
+def event(value: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
 
 
 def error(
@@ -119,18 +138,34 @@ class ChatServer:
             self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
             reply = self.script(request)
-            time.sleep(reply.after_s)
+            time.sleep(0 if reply.parts else reply.after_s)
         finally:
             with self._lock:
                 self._in_flight -= 1
                 self.spans.append((started, time.monotonic()))
         self._send(handler, reply)
 
+    def _stream(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
+        handler.send_response(reply.status)
+        for name, value in {"Content-Type": "text/event-stream", "Connection": "close", **reply.headers}.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+        handler.close_connection = True
+        for part in reply.parts:
+            handler.wfile.flush()
+            time.sleep(reply.after_s)
+            handler.wfile.write(part)
+        handler.wfile.flush()
+
     def _send(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
+        if reply.parts:
+            self._stream(handler, reply)
         if reply.reset:
             handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             handler.close_connection = True
             os.close(handler.connection.detach())
+            return
+        if reply.parts:
             return
         raw = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
         try:

@@ -57,7 +57,9 @@ class EvaluateConfig(Knobs):
     max_cost_usd: float | None = Field(
         None, gt=0, description="no call that might bring the run above it; see `prices`"
     )
-    max_calls: int | None = Field(None, ge=1, description="requests of the whole run, retries included")
+    max_calls: int | None = Field(
+        None, ge=1, description="calls of the whole run that may be billed: answered, or sent and never heard of"
+    )
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
     prices: str = Field("data/prices.yaml", description="USD per million tokens, by model name")
     plain: bool = Field(False, description="progress as plain lines on a terminal too")

@@ -9,6 +9,7 @@ what every actor reports; until its first answers only a few calls go out, so th
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,11 +22,13 @@ from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.generate import Answer, Asking, Question
 from slm_ray.evaluation.plan import Arm
+from slm_ray.evaluation.speed import Speed
 from slm_ray.models import address, open_model
 from slm_ray.models.pace import Gate, Limit, News, Pace
 
 Grant = Callable[[Arm, Sequence[Question]], int]
 OnAnswers = Callable[[Arm, list[Answer]], None]
+OnTick = Callable[[Mapping[str, Speed]], None]
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0
 _LAST_WORDS_S = 0.2
@@ -35,17 +38,24 @@ _LIVES = 3
 class Asker:
     """One evaluation actor: a shell around `Asking`."""
 
+    def __init__(self) -> None:
+        self._gate = Gate()
+        self._opened = asyncio.Event()  # Ray may start later calls before the first one
+
     async def open(
         self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
     ) -> None:
         """Open the model; raises what opening raises."""
-        self._gate = Gate()
-        model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
-        self._asking = Asking(model)
-        self._gate.on_limited = self._asking.wake
+        try:
+            model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
+            self._asking = Asking(model)
+            self._gate.on_limited = self._asking.wake
+        finally:
+            self._opened.set()
 
     async def ask(self, questions: Sequence[Question], limit: Limit) -> None:
         """Start these calls, no faster than the limit."""
+        await self._opened.wait()
         self._gate.keep_to(limit)
         self._asking.ask(questions)
 
@@ -65,6 +75,7 @@ class Worker:
         self.concurrency = concurrency
         self.has: dict[str, Question] = {}
         self.lives = _LIVES
+        self.turned_away = 0
         self.listening: Any = None
         self.actor: Any = None
 
@@ -101,15 +112,14 @@ def crew(arm: Arm, rows: int, pace: Pace, *, actors: int, concurrency: int) -> l
 
 def ask_all(
     work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig,
-    *, grant: Grant, on_answers: OnAnswers, on_tick: Callable[[], None],
+    *, grant: Grant, on_answers: OnAnswers, on_tick: OnTick,
 ) -> None:  # fmt: skip
     """Ask every arm its questions (`work`, by spec), all arms at once; returns when all that was granted is answered.
 
     `grant(arm, questions)` is called before questions are handed over and says how many of them, from the first, may be
-    asked; a row is granted again when its actor died. Rows that are not granted are offered again as long as any call is
-    in flight. Raises what a model raised (after
-    handing over what had arrived), or ResourceError when actors cannot be placed. Whatever ends it, no actor is left
-    behind.
+    asked; a row is granted again when its actor died, and offered again, while any call is in flight, when it was not.
+    Raises what a model raised (after handing over what had arrived), or ResourceError when actors cannot be placed.
+    Whatever ends it, no actor is left behind.
     """
     paces = _paces(arms, config)
     everyone = [
@@ -132,13 +142,18 @@ def ask_all(
             ready, _ = ray.wait(list(listening), num_returns=1, timeout=_TICK_S)
             for heard in ready:
                 _hear(listening[heard], waiting, config, on_answers)
-            on_tick()
+            on_tick({arm.spec: _speed(arm, paces[arm.spec], everyone) for arm in arms})
     except SlmRayError:
         _last_words(everyone, on_answers)
         raise
     finally:
         for worker in everyone:
             worker.stop()
+
+
+def _speed(arm: Arm, pace: Pace, everyone: Sequence[Worker]) -> Speed:
+    turned_away = sum(worker.turned_away for worker in everyone if worker.arm is arm)
+    return Speed(in_flight_limit=pace.in_flight, rate_limit_per_s=pace.limit.rate_per_s, turned_away=turned_away)
 
 
 def _paces(arms: Sequence[Arm], config: EvaluateConfig) -> dict[str, Pace]:
@@ -169,19 +184,23 @@ def _hear(
     try:
         answers, news = ray.get(heard)
     except RayTaskError as error:
-        if isinstance(error.cause, SlmRayError):
-            raise error.cause from None
-        raise
+        raise _cause(error) from None
     except RayActorError as error:
         waiting[worker.arm.spec].extendleft(reversed(worker.has.values()))
         worker.has.clear()
         _replace(worker, config, error)
         return
     worker.pace.hear(news)
+    worker.turned_away += sum(news.limited.values())
     if answers:
         on_answers(worker.arm, answers)
     for answer in answers:
         worker.has.pop(answer.key, None)
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """Our own errors cross Ray as they are; anything else keeps Ray's account of where it happened."""
+    return error.cause if isinstance(error.cause, SlmRayError) else error
 
 
 def _last_words(everyone: Sequence[Worker], on_answers: OnAnswers) -> None:
@@ -208,9 +227,16 @@ def _replace(worker: Worker, config: EvaluateConfig, error: RayActorError) -> No
 
 def _await_start(starting: Sequence[Any]) -> None:
     """Ray waits without a word for resources that others hold."""
-    _, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
+    started, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
     if late:
         raise ResourceError(
             f"{len(late)} of {len(starting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
             f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
         )
+    for opened in started:
+        try:
+            ray.get(opened)
+        except RayTaskError as error:
+            raise _cause(error) from None
+        except RayActorError:
+            continue  # found out, and replaced, when it is listened to

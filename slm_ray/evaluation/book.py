@@ -14,6 +14,7 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Answer, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan
+from slm_ray.evaluation.speed import Speed
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.types import Example, Prompt
@@ -81,8 +82,10 @@ class Book:
             self._in_flight[arm.spec] -= answer.key in self._asked
             self._asked.discard(answer.key)
 
-    def tick(self) -> None:
+    def tick(self, speeds: Mapping[str, Speed]) -> None:
         """Write what no grant has written, and show the board."""
+        for spec, speed in speeds.items():
+            self._board.speed(spec, speed.in_flight_limit, speed.rate_limit_per_s, speed.turned_away)
         if self._waited and self._heard:
             self._write([])
         self._waited = bool(self._heard)

@@ -2,7 +2,7 @@
 
 A row that was handed out and not heard of counts with the worst it can cost: every attempt it is allowed, its whole
 prompt (a token is at least a byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus
-the worst case of every attempt that nobody heard. So the limits hold whatever the endpoint does, and a run ends a
+the worst case of every attempt that nobody heard. Attempts that were refused (429, 5xx) cost nothing. So the limits hold whatever the endpoint does, and a run ends a
 little below them. Money counts for `azure:` and `openai:` arms, by the price file; the other limits count for all.
 """
 
@@ -11,45 +11,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from slm_ray.config import EvaluateConfig
-from slm_ray.errors import ConfigError, choices
+from slm_ray.errors import ConfigError
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Prompt
+from slm_ray.verdict.prices import Price, PriceList, price_list, price_of
 
 PAID = ("azure", "openai")
-_MTOK = 1e6
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
 _TURN_TOKENS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Price:
-    """USD per million tokens; cached ones are those of the prompt."""
-
-    input_usd_per_mtok: float
-    cached_input_usd_per_mtok: float
-    output_usd_per_mtok: float
-
-    def usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """What so many tokens cost."""
-        fresh = prompt_tokens - cached_tokens
-        return (
-            fresh * self.input_usd_per_mtok
-            + cached_tokens * self.cached_input_usd_per_mtok
-            + completion_tokens * self.output_usd_per_mtok
-        ) / _MTOK
-
-
-_FREE = Price(input_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
+_FREE = Price(name="", input_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spent:
-    """Requests, tokens and money."""
+    """Calls that may have been billed (not those turned away or failed with an answer), tokens and money."""
 
     calls: int = 0
     tokens: int = 0
@@ -111,13 +92,14 @@ class Budget:
         """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
         unheard = self.worst(spec, prompt).times(completion.unheard)
         usage, failure = completion.usage, completion.failure
-        calls = Spent(calls=completion.attempts - completion.unheard)
+        heard = failure is None or failure.kind != "error"
+        calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens
             usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
             return unheard + calls + Spent(tokens=tokens, usd=usd)
-        if failure is not None and failure.kind == "error":
-            return unheard + calls  # an endpoint that says no bills nothing
+        if not heard:
+            return unheard  # an endpoint that says no bills nothing
         worst = self.worst(spec, prompt)
         return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 
@@ -150,32 +132,21 @@ def prices_of(config: EvaluateConfig, names: Mapping[str, str]) -> dict[str, Pri
     if not names or (config.max_cost_usd is None and not Path(config.prices).is_file()):
         return {}
     listed = _read(config.prices)
-    missing = [f"{spec} ({name})" for spec, name in names.items() if name not in listed]
+    found = {spec: price_of(listed, name) for spec, name in names.items()}
+    missing = [f"{spec} ({names[spec]})" for spec, price in found.items() if price is None]
     if missing and config.max_cost_usd is not None:
         raise ConfigError(
-            f"max_cost_usd needs a price, and {config.prices} has none for {', '.join(missing)}: "
-            f"{choices(next(iter(names.values())), listed)}; add it there, or limit max_calls or max_tokens_total instead"
+            f"max_cost_usd needs a price, and {config.prices} has none for {', '.join(missing)}: known: "
+            f"{', '.join(listed.models)}; add it there, or limit max_calls or max_tokens_total instead"
         )
-    return {spec: listed[name] for spec, name in names.items() if name in listed}
+    return {spec: price for spec, price in found.items() if price is not None}
 
 
-def _read(path: str) -> dict[str, Price]:
+def _read(path: str) -> PriceList:
     try:
-        tree: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return {name: _price_of(fields) for name, fields in tree["models"].items()}
+        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the prices {path}: {error.strerror}; give the path of a price file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: not a price file ({type(error).__name__}: {error}); write models: NAME: input_usd_per_mtok, "
-            "cached_input_usd_per_mtok, output_usd_per_mtok"
-        ) from None
-
-
-def _price_of(fields: Mapping[str, Any]) -> Price:
-    fresh = float(fields["input_usd_per_mtok"])
-    cached = fields.get("cached_input_usd_per_mtok")
-    return Price(
-        input_usd_per_mtok=fresh, cached_input_usd_per_mtok=fresh if cached is None else float(cached),
-        output_usd_per_mtok=float(fields["output_usd_per_mtok"]),
-    )  # fmt: skip
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
+    return price_list(tree, where=path)

@@ -1,7 +1,8 @@
 """What an evaluation looks like while it runs: one line per model, rewritten in place on a terminal.
 
 Shows rows done, the deciding metric so far, its gap to the first model over the rows that both have answered (with its
-two one-sided 95 % bounds), failures, calls tried again, calls in flight, rate, cost and time left. Off a terminal, or
+two one-sided 95 % bounds), failures, calls tried again and turned away (429), calls in flight and rate (with what the endpoint allows, where that is
+known), cost and time left. Off a terminal, or
 when told to be plain, the same figures come as lines, one set per `PLAIN_EVERY_S`. Counting an answer costs the same
 however many there are. It only shows: nothing that a report holds is made here.
 """
@@ -23,18 +24,19 @@ from slm_ray.types import Completion, RowScore
 
 PLAIN_EVERY_S = 5.0
 SHOWN_EVERY_S = 0.5
-_COLUMNS = ("rows", "so far", "gap", "failed", "retried", "in flight", "rate", "cost", "left")
+_COLUMNS = ("rows", "so far", "gap", "failed", "retried", "429", "in flight", "rate", "cost", "left")
 
 
 class Board:
     """Figures in, table or lines out. A context manager: the terminal is given back however the run ends."""
 
     def __init__(
-        self, track: Track, specs: Sequence[str], total: int, *, plain: bool = False,
+        self, track: Track, specs: Sequence[str], total: int, *, concurrency: int = 0, plain: bool = False,
         console: Console | None = None, clock_s: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        """`total` is how many questions each model is asked, repeats included."""
+        """`total` is how many questions each model is asked, repeats included; `concurrency` its calls in flight at most."""
         self._track = track
+        self._concurrency = concurrency
         self._standings = {spec: Standing(total=total) for spec in specs}
         first = self._standings[specs[0]]
         self._gaps = {spec: Gap(standing, first) for spec, standing in self._standings.items() if standing is not first}
@@ -68,6 +70,12 @@ class Board:
     def in_flight(self, spec: str, calls: int) -> None:
         """How many rows this model has been handed and has not answered."""
         self._standings[spec].in_flight = calls
+
+    def speed(self, spec: str, in_flight: int, rate_per_s: float, turned_away: int) -> None:
+        """What the endpoint lets this model do now: calls in flight and started per second; and its 429s so far."""
+        standing = self._standings[spec]
+        standing.limit = min(in_flight, self._concurrency)
+        standing.limit_per_s, standing.turned_away = rate_per_s, turned_away
 
     def spent(self, spec: str, usd: float) -> None:
         """What this model has cost so far."""
@@ -108,6 +116,6 @@ class Board:
         return (
             f"{standing.done}/{standing.total}", "-" if mean is None else f"{mean:.3f}",
             self._gaps[spec].text() if spec in self._gaps else "-", str(standing.failed), str(standing.retried),
-            str(standing.in_flight), f"{rate:.1f}/s" if standing.fresh else "-",
+            standing.turned_away_text(), standing.in_flight_text(), standing.rate_text(rate),
             "-" if standing.usd is None else f"{standing.usd:.4f} USD", eta,
         )  # fmt: skip

@@ -24,7 +24,6 @@ from slm_ray.ledger import key as ledger_key
 from slm_ray.models import check_spec, identity, needed_environment, split_spec
 from slm_ray.models.recorded import RecordedModel
 from slm_ray.models.request import request_body
-from slm_ray.reports import training_prompts
 from slm_ray.storage import file_digest, read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Example, Prompt
@@ -144,6 +143,8 @@ def _refuse_training_rows(
         if adapter and config.adapters_dir:
             seen[spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
+        from slm_ray.reports import training_prompts  # brings SciPy along, which no actor needs
+
         seen[config.train] = training_prompts(config.train, config.track)
     hashes = {row.id: prompt_hash(row.prompt) for row in rows} if seen else {}
     for where, trained in seen.items():

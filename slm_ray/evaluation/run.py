@@ -77,7 +77,8 @@ def _ask(
 
     cluster.connect()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
-    with Board(planned.track, specs, total, plain=config.plain) as board, _interruptible():
+    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
+    with board, _interruptible():
         book = Book(planned, ledger, board, budget)
         book.open()
         book.show_finished(work)

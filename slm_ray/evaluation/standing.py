@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-
-from scipy import stats
+from statistics import NormalDist
 
 from slm_ray.types import Completion
-from slm_ray.verdict.binary import ONE_SIDED, bounds
 
-_Z = float(stats.norm.ppf(1 - ONE_SIDED))
+_Z = NormalDist().inv_cdf(0.95)  # one-sided 95 %, as in the verdict
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -24,6 +22,9 @@ class Standing:
     fresh: int = 0
     in_flight: int = 0
     usd: float | None = None
+    limit: int | None = None
+    limit_per_s: float = math.inf
+    turned_away: int | None = None
     values: dict[str, float] = field(default_factory=dict)
     _sum: float = 0.0
 
@@ -46,6 +47,19 @@ class Standing:
         self.values[example_id] = value
         self._sum += value
         return True
+
+    def turned_away_text(self) -> str:
+        """Calls turned away; unknown to those who only read the ledger."""
+        return "-" if self.turned_away is None else str(self.turned_away)
+
+    def in_flight_text(self) -> str:
+        """Calls in flight, of how many there may be where that is known."""
+        return f"{self.in_flight}" if self.limit is None else f"{self.in_flight}/{self.limit}"
+
+    def rate_text(self, rate_per_s: float) -> str:
+        """Answers per second, with the endpoint's own limit where it has shown one."""
+        shown = f"{rate_per_s:.1f}/s" if self.fresh else "-"
+        return shown if math.isinf(self.limit_per_s) else f"{shown} (limit {self.limit_per_s:.1f}/s)"
 
 
 class Gap:
@@ -82,6 +96,8 @@ class Gap:
         if not self._n:
             return None
         if self._binary:
+            from slm_ray.verdict.binary import bounds  # brings SciPy along, which evaluation actors do without
+
             return (self._sum / self._n, *bounds(self._gained, self._lost, self._n))
         n = self._n + 2  # one pair at +1 and one at -1 added
         middle = self._sum / n

@@ -7,19 +7,35 @@ from typing import Any
 
 
 def summary(report: Mapping[str, Any]) -> str:
-    """The report's metrics, latencies (seconds), tokens and failures as plain aligned text; stand-ins are marked."""
+    """The report's metrics, latencies (seconds), tokens, failures and trust figures as plain aligned text; stand-ins are marked."""
     models: Mapping[str, Any] = report["models"]
     metrics = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
     lines = [[f"{report['track']}, {report['examples']['n']} rows", *map(_title, models, models.values())]]
     lines += [[name, *(_number(model["metrics"].get(name)) for model in models.values())] for name in metrics]
-    for name in ("p50", "p95"):
-        lines.append([f"latency {name}, s", *(_number(model["latency_s"][name]) for model in models.values())])
+    for name in ("p50", "p95", "p99"):
+        lines.append([f"latency {name}, s", *(_number(model["latency_s"].get(name)) for model in models.values())])
+    if any("first_token_s" in model for model in models.values()):
+        firsts = (model.get("first_token_s", {}).get("p50") for model in models.values())
+        lines.append(["first token p50, s", *map(_number, firsts)])
     lines.append(["tokens in/out", *(_tokens(model["usage"]) for model in models.values())])
     lines.append(["failures", *(_counts(model["failures"]) for model in models.values())])
+    if any("noise" in model for model in models.values()):
+        lines.append(
+            ["agrees with itself", *(_number(model.get("noise", {}).get("agreement")) for model in models.values())]
+        )
     if any(model["trained_on"] for model in models.values()):
         lines.append(["rows trained on", *(str(model["trained_on"]) for model in models.values())])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(_aligned(line, widths) for line in lines)
+    return "\n".join([*(_aligned(line, widths) for line in lines), *_trusted(report.get("trust"))])
+
+
+def _trusted(trust: Mapping[str, Any] | None) -> list[str]:
+    if trust is None:
+        return []
+    return [
+        f"{trust['rows_scored']} of {trust['rows_in']} rows scored, {trust['retries']} retries, {trust['refused']} refused; "
+        f"calls that may have been paid for and were not heard of: {trust['ambiguous']}"
+    ]
 
 
 def _title(spec: str, model: Mapping[str, Any]) -> str:

@@ -196,10 +196,10 @@ run(main, EvaluateConfig, "test", sys.argv[1:])
 """
 
 
-def start(settings: EvaluateConfig, tmp_path: Path) -> subprocess.Popen[str]:
+def start(settings: EvaluateConfig, tmp_path: Path, program: str = PROGRAM) -> subprocess.Popen[str]:
     (tmp_path / "config.yaml").write_text(json.dumps(settings.model_dump(mode="json")))
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "config.yaml")], text=True,
+        [sys.executable, "-c", program, str(tmp_path / "config.yaml")], text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import socket
@@ -12,9 +13,11 @@ import httpx
 import pytest
 from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish_adapter, text_of
 
+from slm_ray.config import GenerationConfig
 from slm_ray.errors import ResourceError
+from slm_ray.models import open_model
 from slm_ray.serving import deploy, token_ids
-from slm_ray.types import Message, Prompt
+from slm_ray.types import Completion, Message, Prompt
 
 pytestmark = pytest.mark.heavy
 QUESTIONS = ["What is the weather in Oslo?", "Book a table for two in Lima", "Tell me a joke about ducks"]
@@ -237,3 +240,36 @@ def test_deploying_what_runs_is_free_and_what_cannot_run_is_refused_at_once(serv
         deploy(served.config.model_copy(update={"config": str(tmp_path / "greedy.yaml")}), environment=environment)
     assert time.monotonic() - started < 10
     assert served.ask(served.name).status_code == 200
+
+
+@pytest.mark.parametrize("spec", ["served:tiny-base", "azure:tiny-base"])
+def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served, spec: str) -> None:
+    shown = [(row["prompt"], row["completion"]) for row in POOL[:3]]
+    turns = [
+        Message(role=role, content=text)
+        for asked, said in shown
+        for role, text in (("user", asked), ("assistant", said))
+    ]
+    prompt = Prompt(messages=(*turns, Message(role="user", content=POOL[4]["prompt"])))
+
+    async def ask(**changes: bool) -> Completion:
+        environment = {"SLM_RAY_API_KEY": KEY, "AZURE_ENDPOINT": served.url, "AZURE_API_KEY": KEY}
+        generation = GenerationConfig(max_tokens=64, logprobs=True, **changes)
+        model = open_model(spec, endpoint=served.url, generation=generation, environment=environment)
+        try:
+            return await model.complete("row", prompt)
+        finally:
+            await model.close()
+
+    whole, streamed = asyncio.run(ask()), asyncio.run(ask(stream=True))
+    assert whole.text == streamed.text is not None, (whole, streamed)
+    assert whole.usage is not None
+    assert streamed.usage is not None
+    assert whole.usage.completion_tokens == streamed.usage.completion_tokens > 1
+    assert whole.logprob is not None
+    assert streamed.logprob == pytest.approx(whole.logprob, abs=0.05)
+    assert whole.logprob < 0
+    assert whole.first_token_s is None
+    assert streamed.first_token_s is not None
+    assert streamed.latency_s is not None
+    assert 0 < streamed.first_token_s < streamed.latency_s

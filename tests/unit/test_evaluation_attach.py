@@ -57,12 +57,16 @@ def test_a_board_fed_by_the_ledger_shows_rows_gaps_and_calls_in_flight(tmp_path:
         watch, board = Watch(reader, run), Board(track("structured"), SPECS, 4, console=Console(file=io.StringIO()))
         writer.put_all([answer("azure:", 0, "{}")], starts=["azure:1", "azure:3", "served:m0"])
         watch.read(board)
-        assert board.lines()[0].startswith("azure:: rows 2/4, so far 0.000, gap -, failed 0, retried 0, in flight 2,")
-        assert board.lines()[1].startswith("served:m: rows 0/4, so far -, gap -, failed 0, retried 0, in flight 1,")
+        assert board.lines()[0].startswith(
+            "azure:: rows 2/4, so far 0.000, gap -, failed 0, retried 0, 429 -, in flight 2,"
+        )
+        assert board.lines()[1].startswith(
+            "served:m: rows 0/4, so far -, gap -, failed 0, retried 0, 429 -, in flight 1,"
+        )
         writer.put_all([answer("served:m", 0, '{"a": 1}'), answer("azure:", 3, None)], starts=["served:m2"])
         watch.read(board)
         watch.read(board)
-        assert "rows 3/4, so far 0.000, gap -, failed 1, retried 0, in flight 1," in board.lines()[0]
+        assert "rows 3/4, so far 0.000, gap -, failed 1, retried 0, 429 -, in flight 1," in board.lines()[0]
         assert "rows 1/4, so far 1.000, gap +1.000 [" in board.lines()[1]
         assert "in flight 1," in board.lines()[1]
 

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ConfigError
-from slm_ray.evaluation.budget import Budget, Price, Spent, prices_of
+from slm_ray.evaluation.budget import Budget, Spent, prices_of
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Failure, FailureKind, Message, Prompt, Usage
+from slm_ray.verdict.prices import Price
 
-PRICE = Price(input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
+PRICE = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
 PROMPT = Prompt(messages=(Message(role="user", content="x" * 28),))  # 28 + 8 + 64: at most 100 tokens
-PRICES = "models:\n  gpt: {input_usd_per_mtok: 2.0, cached_input_usd_per_mtok: null, output_usd_per_mtok: 10.0}\n"
+PRICES = "as_of: 2026-09-23\nmodels:\n  gpt: {input_usd_per_mtok: 2.0, cached_input_usd_per_mtok: null, output_usd_per_mtok: 10.0}\n"
 
 
 def config(**changes: Any) -> EvaluateConfig:
@@ -56,8 +57,8 @@ def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
     [
         (Completion(text="x", usage=Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)), 1, 15, 66e-6),
         (Completion(text="x"), 1, 150, 700e-6),  # no usage stated: the worst
-        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 3, 10 + 150, 720e-6),
-        (Completion(failure=Failure(kind="error", reason="429"), attempts=3), 3, 0, 0.0),
+        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 2, 10 + 150, 720e-6),
+        (Completion(failure=Failure(kind="error", reason="429"), attempts=9), 0, 0, 0.0),
         (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, unheard=3), 3, 450, 2100e-6),
         (Completion(failure=Failure(kind="refused", reason="filter")), 1, 150, 700e-6),
     ],
@@ -123,10 +124,10 @@ def test_no_order_of_answers_passes_a_limit(
 def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(PRICES)
-    names = {"azure:gpt": "gpt", "openai:new": "new"}
+    names = {"azure:gpt": "gpt-2024-08-06", "openai:new": "new"}
     known = prices_of(config(prices=str(file)), names)
     assert known == {
-        "azure:gpt": Price(input_usd_per_mtok=2.0, cached_input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
+        "azure:gpt": Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
     }
     with pytest.raises(ConfigError, match=r"has none for openai:new \(new\).*known: gpt.*max_calls"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)

@@ -146,7 +146,13 @@ def test_a_plan_shows_no_key(tmp_path: Path) -> None:
 def board(console: Console, *, plain: bool = False) -> Board:
     clock = iter(range(1000))
     shown = Board(
-        track("structured"), ["azure:", "served:m:a"], 4, plain=plain, console=console, clock_s=lambda: next(clock)
+        track("structured"),
+        ["azure:", "served:m:a"],
+        4,
+        concurrency=8,
+        plain=plain,
+        console=console,
+        clock_s=lambda: next(clock),
     )
 
     def add(spec: str, row: str, text: str | None, fresh: bool) -> None:
@@ -159,6 +165,7 @@ def board(console: Console, *, plain: bool = False) -> Board:
         add("served:m:a", str(n), slm, True)
     add("served:m:a", "2", None, True)
     shown.in_flight("served:m:a", 1)
+    shown.speed("served:m:a", 3, 12.5, 7)
     shown.spent("azure:", 0.25)
     return shown
 
@@ -171,11 +178,12 @@ def test_off_a_terminal_the_board_is_plain_lines_now_and_then() -> None:
     lines = out.getvalue().splitlines()
     assert 4 <= len(lines) <= 2 * 12
     assert lines[0] == (
-        "azure:: rows 2/4, so far 0.500, gap -, failed 0, retried 0, in flight 0, rate -, cost 0.2500 USD, left ?"
+        "azure:: rows 2/4, so far 0.500, gap -, failed 0, retried 0, 429 -, in flight 0, rate -, cost 0.2500 USD, left ?"
     )
     low, high = bounds(1, 0, 2)
     assert f"served:m:a: rows 3/4, so far 0.667, gap +0.500 [{low:+.3f}, {high:+.3f}], failed 1" in lines[1]
-    assert "retried 1, in flight 1, rate" in lines[1]
+    assert "retried 1, 429 7, in flight 1/3, rate" in lines[1]
+    assert "/s (limit 12.5/s), cost -" in lines[1]
     assert "\x1b" not in out.getvalue()
 
 
@@ -234,3 +242,9 @@ def test_the_summary_marks_stand_ins_and_gaps() -> None:
     assert lines[0].split() == ["structured,", "4", "rows", "azure:", "[STAND-IN]", "served:m"]
     assert lines[1].split() == ["exact_match", "0.500", "0.500"]
     assert lines[-1].split() == ["failures", "1", "error", "0"]
+    noisy = {**model, "noise": {"agreement": 0.9}, "first_token_s": {"p50": 0.05, "p95": 0.1}}
+    trust = {"rows_in": 4, "rows_scored": 4, "retries": 3, "refused": 2, "ambiguous": 1}
+    told = summary({**report, "models": {"azure:": noisy, "served:m": model}, "trust": trust}).splitlines()
+    assert told[-1].startswith("4 of 4 rows scored, 3 retries, 2 refused; calls that may have been paid for")
+    assert ["agrees", "with", "itself", "0.900", "-"] in [line.split() for line in told]
+    assert ["first", "token", "p50,", "s", "0.050", "-"] in [line.split() for line in told]

@@ -85,9 +85,86 @@ def test_resets_and_timeouts_are_tried_again(reply: Reply) -> None:
     slow = Reply(body=reply.body, reset=reply.reset, after_s=0.0 if reply.reset else 1.0)
     with ChatServer(each(slow, answer("ok"))) as server:
         completion = ask("served:m", server.url, timeout_s=0.5)
-    assert (completion.text, completion.attempts) == ("ok", 2)
+    assert (completion.text, completion.attempts, completion.unheard) == ("ok", 2, 1)
     assert completion.latency_s is not None
     assert completion.latency_s < 0.4  # of the last attempt alone
+
+
+def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
+    with ChatServer(each(error(503), Reply(reset=True), error(429), Reply(reset=True), answer("ok"))) as server:
+        completion = ask("served:m", server.url, max_attempts=9)
+    assert (completion.text, completion.attempts, completion.unheard) == ("ok", 5, 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with ChatServer(each(answer("ok"))) as server:
+
+        async def after_the_end() -> Completion:
+            model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
+            await model.complete("1", PROMPT)
+            model._client.base_url = f"{url}/v1"  # type: ignore[attr-defined]
+            completion = await model.complete("2", PROMPT)
+            await model.close()
+            return completion
+
+        completion = asyncio.run(after_the_end())
+    assert (completion.failure is not None, completion.attempts, completion.unheard) == (True, 2, 0)
+
+
+def test_being_turned_away_is_no_attempt_lost_but_patience_ends() -> None:
+    turned_away = error(429, **{"retry-after-ms": "100"})
+    with ChatServer(each(*[turned_away] * 6, answer("ok"))) as server:
+        completion = ask("served:m", server.url, max_attempts=1)
+    assert (completion.text, completion.attempts) == ("ok", 7)
+    with ChatServer(each(turned_away)) as server:
+        completion = ask("served:m", server.url, max_attempts=1, patience_s=1.0)
+        assert 3 <= len(server.requests) <= 10
+    assert completion.failure is not None
+    assert (completion.failure.kind, completion.failure.status) == ("error", 429)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reply", "says"),
+    [
+        ("azure:", error(429, "insufficient_quota", "over"), "quota is used up .*AZURE_API_KEY"),
+        ("openai:m@URL", error(429, "insufficient_quota", "over", **{"retry-after": "1"}), "quota.*OPENAI_API_KEY"),
+        ("openai:m@URL", error(402, None, "no credit"), "quota is used up"),
+        ("served:m", error(429, "billing_hard_limit_reached"), "quota is used up"),
+    ],
+)
+def test_a_quota_that_is_used_up_is_not_waited_for(spec: str, reply: Reply, says: str) -> None:
+    with ChatServer(each(reply)) as server:
+        with pytest.raises(ModelError, match=says):
+            ask(spec.replace("URL", f"{server.url}/v1"), server.url)
+        assert len(server.requests) == 1
+
+
+def test_cached_tokens_are_told_apart() -> None:
+    usage = {"prompt_tokens": 90, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 64}}
+    with ChatServer(each(Reply(body={**answer("ok").body, "usage": usage}))) as server:
+        assert ask("azure:", server.url).usage == Usage(prompt_tokens=90, completion_tokens=3, cached_tokens=64)
+
+
+@pytest.mark.parametrize(
+    ("logprobs", "mean"),
+    [
+        ({"content": [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": -2.0}]}, -1.5),
+        ({"content": [{"token": "a", "logprob": 0.0}]}, 0.0),
+        ({"content": []}, None),
+        ({"content": [{"token": "a"}]}, None),
+        ({"content": [{"logprob": float("nan")}]}, None),
+        (None, None),
+        ("x", None),
+    ],
+)
+def test_the_mean_log_probability_is_known_or_none(logprobs: Any, mean: float | None) -> None:
+    body = answer("ab").body
+    body["choices"][0]["logprobs"] = logprobs
+    with ChatServer(each(Reply(body=body))) as server:
+        assert ask("served:m", server.url, logprobs=True).logprob == mean
+        assert server.requests[0].body["logprobs"] is True
+        ask("served:m", server.url)
+        assert "logprobs" not in server.requests[1].body
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("retry-after", "2"), ("retry-after-ms", "2000")])

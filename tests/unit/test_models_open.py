@@ -11,9 +11,9 @@ import pytest
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
-from slm_ray.models import check_spec, identity, needed_environment, open_model
+from slm_ray.models import address, check_spec, identity, needed_environment, open_model
 from slm_ray.models.recorded import RecordedModel
-from slm_ray.models.retry import asked_wait_s, backoff_s
+from slm_ray.models.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
 from slm_ray.types import Completion, Example, Failure, Message, Model, Prompt
 
 AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "k", "AZURE_DEPLOYMENT": "d"}
@@ -172,3 +172,25 @@ def test_waits_grow_and_stay_bounded() -> None:
         waits = [backoff_s(attempt) for _ in range(50)]
         assert ceiling / 2 <= min(waits) <= max(waits) <= ceiling
         assert len(set(waits)) > 1
+
+
+def test_a_server_that_says_how_long_is_asked_again_after_that_and_little_later() -> None:
+    for asked_s in (0.2, 1.0, 300.0, MAX_WAIT_S):
+        waits = [next_wait_s(TryAgain("busy", status=429, wait_s=asked_s), attempt) for attempt in range(1, 40)]
+        assert all(asked_s <= wait_s <= 1.1 * asked_s for wait_s in waits)
+        assert len(set(waits)) > 30
+    assert MAX_WAIT_S >= 300
+    assert next_wait_s(TryAgain("reset"), 1) <= 0.5
+
+
+def test_limits_are_shared_by_what_is_asked_at_one_place() -> None:
+    environment = {"AZURE_ENDPOINT": "https://a.example/", "AZURE_DEPLOYMENT": "gpt", "AZURE_API_KEY": "k"}
+
+    def place(spec: str) -> str | None:
+        return address(spec, endpoint="http://h:8000/v1", environment=environment)
+
+    assert place("served:base") == place("served:base:adapter") == "http://h:8000"
+    assert place("azure:") == place("azure:gpt") == "https://a.example/gpt"
+    assert place("azure:other") != place("azure:gpt")
+    assert place("openai:m@https://x.example/v1") == place("openai:n@https://x.example/v1")
+    assert place("fake:echo") is place("recorded:x.jsonl") is None

@@ -1,0 +1,232 @@
+"""The life of a row through faults: crashes, full disks, budgets; arms and repeats in one run; no secret anywhere."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as parquet
+import pytest
+import ray
+from chat_server import ChatServer, Reply, Request
+from test_evaluation import CANARY, PROGRAM, azure, config, quiet_after, reference, right, slowly, start
+
+from slm_ray.errors import DataError, ResourceError
+from slm_ray.evaluation import evaluate
+from slm_ray.ledger import Ledger
+from slm_ray.storage import lock, read_json, read_jsonl
+
+pytestmark = pytest.mark.heavy
+CALLS, CONCURRENCY = 120, 8
+
+
+def test_killed_twice_and_resumed_the_result_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
+    generation = {"concurrency": CONCURRENCY, "max_attempts": 2}
+    with ChatServer(slowly(0.1)) as server:
+        settings = config(tmp_path, CALLS, models=["served:m"], endpoint=server.url, generation=generation)
+        for killed_at in (CALLS // 3, CALLS // 2):
+            running = start(settings, tmp_path)
+            while len(server.requests) < killed_at and running.poll() is None:
+                time.sleep(0.02)
+            running.send_signal(signal.SIGKILL)
+            running.communicate(timeout=60)
+            quiet_after(server)
+        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+            run = ledger.last_run()
+            assert run is not None
+            assert run.ended is None
+            lost = sum(ledger.unanswered(run.plan).values())
+            finished = ledger.count()
+        assert 1 <= lost <= 2 * CONCURRENCY
+        assert len(server.requests) <= finished + lost  # every call that was made is known as started
+        last = start(settings, tmp_path)
+        out, told = last.communicate(timeout=120)
+        assert (last.returncode, out.strip()) == (0, "exact_match 1.0"), told
+        assert len(server.requests) <= CALLS + 2 * CONCURRENCY
+    trust = read_json(tmp_path / "run" / "report.json")["trust"]
+    assert trust["ambiguous"] == lost
+    assert (trust["rows_in"], trust["rows_scored"]) == (CALLS, CALLS)
+    (tmp_path / "calm").mkdir()
+    with ChatServer(right) as server:
+        calm = config(tmp_path / "calm", CALLS, models=["served:m"], endpoint=server.url, generation=generation)
+        undisturbed = evaluate(calm, environment={})["trust"]
+    assert undisturbed["ambiguous"] == 0
+    assert undisturbed["digests"]["answers"] == trust["digests"]["answers"]
+    assert undisturbed["digests"]["data"] == trust["digests"]["data"]
+
+
+@pytest.mark.parametrize("generation", [{"concurrency": 8, "max_attempts": 1}, {"concurrency": 8, "max_attempts": 4}])
+def test_a_budget_ends_the_run_before_it_is_passed_and_a_higher_one_continues(
+    tmp_path: Path, generation: dict[str, int]
+) -> None:
+    with ChatServer(right) as server:
+        settings = config(tmp_path, 40, models=["served:m"], endpoint=server.url, generation=generation, max_calls=20)
+        with pytest.raises(
+            ResourceError, match=r"max_calls 20 does not allow another call: \d+ questions are not asked"
+        ) as told:
+            evaluate(settings, environment={})
+        assert "no report is written" in str(told.value)
+        assert "higher max_calls continues" in str(told.value)
+        assert 20 - generation["max_attempts"] < len(server.requests) <= 20
+        assert not (tmp_path / "run" / "report.json").exists()
+        report = evaluate(settings.model_copy(update={"max_calls": 60}), environment={})
+        assert len(server.requests) == 40
+        assert len(set(server.texts)) == 40
+    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+    assert report["trust"]["ambiguous"] == 0
+
+
+def test_money_is_limited_by_the_price_file_and_calls_nobody_heard_count(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text(
+        "as_of: 2026-09-23\nmodels: {gpt: {input_usd_per_mtok: 1000, cached_input_usd_per_mtok: 500, output_usd_per_mtok: 2000}}"
+    )
+    generation = {"concurrency": 4, "max_attempts": 1, "max_tokens": 10}
+    usd_per_call = (7 * 1000 + 3 * 2000) / 1e6  # what the server's usage states
+    with ChatServer(right) as server:
+        settings = config(
+            tmp_path,
+            60,
+            models=["azure:"],
+            generation=generation,
+            max_cost_usd=0.5,
+            prices=str(tmp_path / "prices.yaml"),
+        )
+        with pytest.raises(ResourceError, match=r"max_cost_usd 0\.5 does not allow another call"):
+            evaluate(settings, environment=azure(server.url))
+        # it ended for want of the worst case of one more call: a prompt of at most 300 tokens and 10 of answer
+        assert 0.5 - (300 * 1000 + 10 * 2000) / 1e6 < len(server.requests) * usd_per_call <= 0.5
+
+
+CROWDED = PROGRAM.replace(
+    'print("exact_match"',
+    'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY)); print("exact_match"',
+)
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(tmp_path: Path) -> None:
+    def wordy(request: Request) -> Reply:
+        reply = right(request)
+        reply.body["choices"][0]["message"]["content"] += " " * 10_000  # JSON may end in spaces
+        return reply
+
+    with ChatServer(wordy) as server:
+        settings = config(
+            tmp_path, 120, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 1}
+        )
+        crowded = start(settings, tmp_path, CROWDED)
+        _, told = crowded.communicate(timeout=120)
+        assert crowded.returncode == 2, told
+        assert "Traceback" not in told
+        assert "ledger.sqlite: cannot be written" in told.splitlines()[-1]
+        assert told.splitlines()[-1].endswith("then the same command continues")
+        quiet_after(server)
+        asked = len(server.requests)
+        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+            finished = ledger.count()
+        assert 4 <= finished < 120
+        assert asked - finished <= 2 * 4
+        roomy = start(settings, tmp_path)
+        out, told = roomy.communicate(timeout=120)
+        assert (roomy.returncode, out.strip()) == (0, "exact_match 1.0"), told
+        assert len(server.requests) - asked == 120 - finished
+
+
+def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: None, tmp_path: Path) -> None:
+    train = tmp_path / "train.jsonl"
+    train.write_text(
+        "".join(json.dumps({"prompt": f"task {n}", "completion": reference(n % 3 // 2)}) + "\n" for n in range(6))
+    )
+
+    def unsteady(request: Request) -> Reply:
+        return right(request) if request.nth % 2 else Reply(body={**right(request).body, "choices": []})
+
+    with ChatServer(unsteady) as server:
+        models = ["served:m", "served:m+2shot", "trivial:majority", "trivial:nearest"]
+        settings = config(
+            tmp_path, 5, models=models, endpoint=server.url, demonstrations=str(train), repeats=2,
+            generation={"concurrency": 1, "max_attempts": 1},
+        )  # fmt: skip
+        report = evaluate(settings, environment={})
+        turns = sorted(len(request.body["messages"]) for request in server.requests)
+    assert turns == [2] * 10 + [6] * 10
+    assert list(report["models"]) == models
+    noise = report["models"]["served:m"]["noise"]
+    assert noise["repeats"] == 2
+    assert sum(noise["primary"]) < 2
+    steady = report["models"]["trivial:majority"]
+    assert steady["noise"] == {"repeats": 2, "agreement": 1.0, "same_text": 1.0, "primary": [0.2, 0.2]}
+    assert steady["metrics"]["exact_match"] == 0.2  # the commonest training answer is that of one row
+    assert steady["served_by"] == ["trivial:majority"]
+    table = parquet.read_table(tmp_path / "run" / "answers.parquet").to_pylist()
+    assert len(table) == report["trust"]["questions"] == 4 * 5 * 2
+    assert {(row["spec"], row["repeat"], row["example_id"]) for row in table} == {
+        (spec, repeat, f"r{n}") for spec in models for repeat in (0, 1) for n in range(5)
+    }
+    assert {row["outcome"] for row in table} == {"ok", "invalid"}
+    for row in read_jsonl(tmp_path / "run" / "scores.jsonl"):
+        answer = row["models"]["served:m"]
+        assert (answer["attempts"], set(answer["usage"] or ())) in [
+            (1, {"prompt_tokens", "completion_tokens", "cached_tokens"}), (1, set())
+        ]  # fmt: skip
+
+
+def test_a_busy_folder_is_refused_within_a_second_and_a_damaged_ledger_in_one_line(tmp_path: Path) -> None:
+    settings = config(tmp_path, 2, models=["fake:x"])
+    with lock(tmp_path / "run"):
+        began_s = time.monotonic()
+        with pytest.raises(ResourceError, match="in use by process"):
+            evaluate(settings, environment={})
+        assert time.monotonic() - began_s < 1
+    (tmp_path / "run" / "ledger.sqlite").write_bytes(b"\0garbage" * 1000)
+    with pytest.raises(DataError, match=r"ledger.sqlite: cannot be used as a ledger .*choose another run_dir") as told:
+        evaluate(settings, environment={})
+    assert "\n" not in str(told.value)
+
+
+def test_no_secret_is_in_any_file_of_the_run_or_of_ray(ray_cluster: None, tmp_path: Path) -> None:
+    began_s = time.time()
+    with ChatServer(right) as server:
+        settings = config(tmp_path, 8, models=["azure:", "served:m"], endpoint=server.url)
+        evaluate(settings, environment=azure(server.url))
+        assert all(CANARY in str(request.headers) for request in server.requests)
+    session = Path(ray._private.worker._global_node.get_session_dir_path())
+    looked = 0
+    for path in [*(tmp_path / "run").rglob("*"), *session.rglob("*")]:
+        if path.is_file() and (path.is_relative_to(tmp_path) or path.stat().st_mtime >= began_s):
+            assert CANARY.encode() not in path.read_bytes(), path
+            looked += 1
+    assert looked > 6
+
+
+def test_memory_of_the_driver_grows_little_while_it_asks(ray_cluster: None, tmp_path: Path) -> None:
+    """A fifth of the rows of the full figure (100,000 in 150 MB), and a fifth of its bound."""
+    settings = config(
+        tmp_path, 20_000, models=["fake:{}"], generation={"concurrency": 200, "max_attempts": 1}, limit=100
+    )
+    evaluate(settings, environment={})  # what is loaded once
+    folder = tmp_path / "all"
+    this = psutil.Process()
+    before, peak, looks = this.memory_info().rss, 0, 0
+
+    def look() -> None:
+        nonlocal peak, looks
+        while not (folder / "report.json").exists():
+            run = None
+            if (folder / "ledger.sqlite").exists():
+                with contextlib.suppress(DataError), Ledger(folder / "ledger.sqlite", read_only=True) as ledger:
+                    run = ledger.last_run()
+            if run is not None and run.ended is None:
+                peak, looks = max(peak, this.memory_info().rss - before), looks + 1
+            time.sleep(0.1)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    evaluate(settings.model_copy(update={"limit": None, "run_dir": str(folder)}), environment={})
+    looking.join()
+    assert looks > 10
+    assert peak < 40e6, f"{peak / 1e6:.0f} MB"

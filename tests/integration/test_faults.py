@@ -1,0 +1,240 @@
+"""Whole evaluations against an endpoint that fails in every way it can and counts what it bills; it is a real process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from endpoint import BROKEN, SETTLED, Endpoint
+
+from slm_ray.config import EvaluateConfig
+from slm_ray.errors import ModelError
+from slm_ray.evaluation import evaluate
+from slm_ray.ledger import Ledger, finished
+
+pytestmark = pytest.mark.heavy
+
+
+def settings(folder: Path, rows: int, endpoint: Endpoint, **changes: Any) -> EvaluateConfig:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in map(example, range(rows))))
+    generation = {"concurrency": 64, "timeout_s": 20, **changes.pop("generation", {})}
+    return EvaluateConfig.model_validate(
+        {
+            "track": "structured", "examples": str(path), "run_dir": str(folder / "run"), "models": ["served:m"],
+            "endpoint": endpoint.url, "generation": generation, "actor_resources": {"CPU": 0.1}, **changes,
+        }
+    )  # fmt: skip
+
+
+def example(n: int) -> dict[str, str]:
+    return {
+        "id": f"r{n}", "prompt": f"question {n}",
+        "completion": json.dumps({"arguments": {"n": n}, "query": f"q{n}", "tool_name": "t"}),
+    }  # fmt: skip
+
+
+def model(report: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = report["models"]["served:m"]
+    return found
+
+
+def rows_digest(folder: Path) -> str:
+    """Of the scored rows without what a clock or a fault may change."""
+    rows = [json.loads(line) for line in (folder / "run" / "scores.jsonl").read_text().splitlines()]
+    kept = [
+        [row["id"], [[spec, found["text"], found["scores"]] for spec, found in row["models"].items()]] for row in rows
+    ]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def test_30_percent_turned_away_and_every_row_is_answered_and_billed_once(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("busy", 0.3, 1.0) as endpoint:
+        report = evaluate(settings(tmp_path, 1000, endpoint), environment={})
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert set(counts["billed"].values()) == {1}
+    assert len(counts["billed"]) == 1000
+    assert counts["statuses"]["429"] > 300
+    assert counts["early"] == 0
+
+
+def test_a_long_wait_is_waited_for(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("busy", 0.4, 3.0) as endpoint:
+        started_s = time.monotonic()
+        report = evaluate(settings(tmp_path, 8, endpoint), environment={})
+        took_s = time.monotonic() - started_s
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert counts["early"] == 0
+    assert counts["statuses"]["429"] >= 2
+    assert took_s > 3
+
+
+def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("shaky", latency_s=0.1) as endpoint:
+        report = evaluate(settings(tmp_path, 1000, endpoint), environment={})
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert (counts["statuses"]["503"], counts["statuses"]["0"]) == (200, 50)
+    assert set(counts["billed"].values()) == {1}
+    assert counts["most_in_flight"] > 48
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        assert ledger.count() == 1000
+
+
+def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("fine", slow_first_s=1.5) as endpoint:
+        config = settings(tmp_path, 100, endpoint, generation={"timeout_s": 0.7})
+        report = evaluate(config, environment={})
+        time.sleep(1.0)
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert [number for number, times in counts["billed"].items() if times == 2] == ["0", "50"]
+    unheard = told(tmp_path, config, "unheard")
+    assert {row: times for row, times in unheard.items() if times} == {"r0": 1, "r50": 1}
+    assert sum(told(tmp_path, config, "attempts").values()) == sum(counts["billed"].values()) == 102
+
+
+def told(folder: Path, config: EvaluateConfig, name: str) -> dict[str, int]:
+    """One field of every finished answer in the ledger."""
+    from slm_ray.evaluation.plan import plan
+
+    arm = plan(config, {}).arms[0]
+    with Ledger(folder / "run" / "ledger.sqlite") as ledger:
+        return {row: getattr(ledger.get(key), name) for row, key in arm.keys.items()}
+
+
+def test_the_content_filter_is_an_answer(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("filtered") as endpoint:
+        report = evaluate(settings(tmp_path, 100, endpoint), environment={})
+        assert set(endpoint.counts()["asked"].values()) == {1}
+    assert model(report)["failures"] == {"refused": 20}
+    assert model(report)["metrics"]["exact_match"] == 0.8
+
+
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [(401, "set SLM_RAY_API_KEY"), (403, "set SLM_RAY_API_KEY"), (404, "serves no model 'm'"), (429, "the quota is used up")],
+)  # fmt: skip
+def test_what_would_fail_every_call_costs_three_calls(
+    ray_cluster: None, tmp_path: Path, status: int, says: str
+) -> None:
+    with Endpoint("refusing", status, latency_s=0.05) as endpoint:
+        with pytest.raises(ModelError, match=says):
+            evaluate(settings(tmp_path, 200, endpoint, actors=2), environment={})
+        asked = sum(endpoint.counts()["asked"].values())
+    assert 1 <= asked <= 3
+
+
+def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("broken") as endpoint:
+        report = evaluate(settings(tmp_path, 40, endpoint), environment={})
+        assert set(endpoint.counts()["asked"].values()) == {1}
+    assert len(BROKEN) == 10
+    assert model(report)["failures"] == {"invalid": 20}
+    assert model(report)["metrics"]["exact_match"] == 0.5
+
+
+def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("capped", 40, 10, latency_s=0.05) as endpoint:
+        report = evaluate(settings(tmp_path, 800, endpoint, actors=2), environment={})
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
+    assert counts["late"].get("limited", 0) <= 0.02 * (800 - SETTLED)
+    assert counts["statuses"]["429"] <= 0.04 * 800
+
+
+PROGRAM = """
+import sys
+import ray
+from slm_ray.command import run
+from slm_ray.config import EvaluateConfig
+from slm_ray.evaluation import evaluate
+
+def main(config):
+    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    print("exact_match", evaluate(config, environment={})["models"]["served:m"]["metrics"]["exact_match"])
+
+run(main, EvaluateConfig, "test", sys.argv[1:])
+"""
+
+
+def start(config: EvaluateConfig, folder: Path) -> subprocess.Popen[str]:
+    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(folder / "config.yaml")], text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def finished_rows(folder: Path) -> list[str]:
+    with Ledger(folder / "run" / "ledger.sqlite") as ledger:
+        return [entry.example_id for entry in ledger.since(0)[1] if finished(entry.completion)]
+
+
+def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("fine", latency_s=0.15) as endpoint:
+        config = settings(tmp_path, 1000, endpoint)
+        asked_again: dict[str, int] = {}
+        for share in (0.35, 0.7):
+            running = start(config, tmp_path)
+            while sum(endpoint.counts()["billed"].values()) < share * 1000 and running.poll() is None:
+                time.sleep(0.02)
+            running.send_signal(signal.SIGKILL)
+            running.communicate(timeout=60)
+            quiet_after(endpoint)
+            before = endpoint.counts()
+            assert before["most_in_flight"] == 64
+            asked_again |= {row: before["asked"][row.removeprefix("r")] for row in finished_rows(tmp_path)}
+        last = start(config, tmp_path)
+        out, said = last.communicate(timeout=120)
+        assert (last.returncode, out.strip()) == (0, "exact_match 1.0"), said
+        counts = endpoint.counts()
+    assert len(counts["billed"]) == 1000
+    assert sum(counts["billed"].values()) <= 1000 + 2 * 64
+    assert {row: counts["asked"][row.removeprefix("r")] for row in asked_again} == asked_again
+    killed = rows_digest(tmp_path)
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    with Endpoint("fine") as endpoint:
+        evaluate(settings(calm, 1000, endpoint), environment={})
+    assert killed == rows_digest(calm)
+
+
+def quiet_after(endpoint: Endpoint) -> None:
+    """Wait until no process asks any more."""
+    seen = -1
+    while seen != (seen := sum(endpoint.counts()["asked"].values())):
+        time.sleep(1.0)
+
+
+def test_an_actor_is_killed_and_no_row_is_lost_or_doubled(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("fine", latency_s=0.1) as endpoint:
+
+        def kill_one() -> None:
+            while sum(endpoint.counts()["billed"].values()) < 100:
+                time.sleep(0.02)
+            mine = psutil.Process().children(recursive=True)
+            os.kill(next(one.pid for one in mine if "ray::Asker" in " ".join(one.cmdline())), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_one, daemon=True)
+        killer.start()
+        report = evaluate(settings(tmp_path, 600, endpoint, actors=2), environment={})
+        killer.join(timeout=1)
+        assert not killer.is_alive()
+        counts = endpoint.counts()
+    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert len(finished_rows(tmp_path)) == len(counts["billed"]) == 600
+    assert 600 < sum(counts["billed"].values()) <= 600 + 32
