@@ -2,7 +2,6 @@
 
 from slm_ray.config.data import CurationConfig, PrepareConfig, SourceConfig, TrackConfig
 from slm_ray.config.knobs import (
-    CompareConfig,
     EvaluateConfig,
     GenerationConfig,
     InferConfig,
@@ -19,10 +18,13 @@ from slm_ray.config.knobs import (
 )
 from slm_ray.config.load import dump, load
 from slm_ray.config.studies import JudgeConfig, LiveConfig, RaceConfig, SimulateConfig
+from slm_ray.config.verdict import CompareConfig, CostConfig, DeclareConfig
 
 __all__ = [
     "CompareConfig",
+    "CostConfig",
     "CurationConfig",
+    "DeclareConfig",
     "EvaluateConfig",
     "GenerationConfig",
     "InferConfig",

@@ -9,7 +9,7 @@ stand-in, recorded answers, a model that the price list does not know) has none 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +133,19 @@ def break_even(llm: Mapping[str, Any], slm: Mapping[str, Any], machine: Machine)
         f" USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve"
         f" ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
     }
+
+
+def busy_s(calls: Iterable[tuple[int, float | None]]) -> float | None:
+    """The seconds in which at least one of the calls (arrival in ns, latency in s) was in flight; None without any.
+
+    A pause between two parts of a resumed run is not among them.
+    """
+    spans = sorted((at / 1e9 - latency, at / 1e9) for at, latency in calls if latency is not None)
+    total, until = 0.0, -math.inf
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return round(total, 6) if spans else None
 
 
 def _by_tokens(

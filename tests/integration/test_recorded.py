@@ -67,7 +67,8 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     evaluate(
         EvaluateConfig(track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir), environment={}
     )
-    comparison, decision = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
+    found = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
+    comparison, decision = found.comparison, found.decision
     assert comparison.n == 39
     assert comparison.llm_metrics["exact_match"] == 8 / 39
     assert decision.action == "fine_tune"

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.verdict.cost import Asked, Machine, arm, cost
+from slm_ray.verdict.cost import Asked, Machine, arm, busy_s, cost
 from slm_ray.verdict.places import host_of, place
 from slm_ray.verdict.prices import Price, PriceList
 from slm_ray.verdict.words import cost_text
@@ -113,6 +113,14 @@ def test_a_machine_by_hand() -> None:
     assert "0.4 s with calls in flight / 4 requests" in measured["basis"]
     retried = one(SLM, [answer()] * 4, unheard=4)
     assert retried["seconds_per_request"] == pytest.approx(0.5)
+
+
+def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
+    """Two calls that overlap from 1 to 4 s, one inside them, and one after a pause of an hour."""
+    second = 10**9
+    calls = [(3 * second, 2.0), (4 * second, 2.0), (3 * second, 0.5), (3605 * second, 1.0), (9 * second, None)]
+    assert busy_s(calls) == pytest.approx(3.0 + 1.0)
+    assert busy_s([]) is None and busy_s([(second, None)]) is None
 
 
 def test_what_has_no_price_has_none_and_says_why() -> None:
