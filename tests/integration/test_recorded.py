@@ -46,13 +46,37 @@ def test_recorded_answers_score_as_recorded(name: str, tmp_path: Path) -> None:
 
 
 def test_the_earlier_systems_two_runs_are_refused_as_a_pair(tmp_path: Path) -> None:
-    """39 rows of one run, 50 of the other: what the earlier headline compared."""
+    """39 rows of one run, 50 of the other, all of them training rows: said in words, with the counts."""
     _, llm = evaluated("structured_llm", tmp_path)
     _, slm = evaluated("structured_slm_base", tmp_path)
     config = CompareConfig(
-        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "structured_slm_base"), llm=llm, slm=slm
-    )
-    with pytest.raises(ComparisonError, match="39"):
+        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "structured_slm_base"), llm=llm, slm=slm,
+        train=str(RECORDED.parent / "structured" / "train.jsonl"),
+    )  # fmt: skip
+    with pytest.raises(ComparisonError) as refused:
+        compare_reports(config)
+    for words in (
+        "39 shared, 0 only in the LLM's",
+        "11 only in the SLM's",
+        "39 of the LLM's 39 rows and 50 of the SLM's 50 are training rows",
+    ):
+        assert words in str(refused.value)
+
+
+def test_the_claim_and_the_run_it_was_held_against_share_no_row(tmp_path: Path) -> None:
+    """The headline's two sides: the recorded LLM run, and the 50 test rows that the SLM's 40 % was of."""
+    _, llm = evaluated("structured_llm", tmp_path)
+    held_out = RECORDED.parent / "structured" / "test.jsonl"
+    slm = "fake:{}"
+    claim = EvaluateConfig(track="structured", examples=str(held_out), models=(slm,), run_dir=str(tmp_path / "claim"))
+    evaluate(claim, environment={})
+    config = CompareConfig(
+        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "claim"), llm=llm, slm=slm,
+        train=str(RECORDED.parent / "structured" / "train.jsonl"),
+    )  # fmt: skip
+    with pytest.raises(
+        ComparisonError, match=r"0 shared, 39 only .*, 50 only .*39 of the LLM's 39 rows and 0 of the SLM's 50"
+    ):
         compare_reports(config)
 
 
