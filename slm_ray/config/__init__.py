@@ -17,7 +17,14 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, LiveConfig, RaceConfig, SimulateConfig
+from slm_ray.config.studies import (
+    JudgeConfig,
+    LiveConfig,
+    RaceConfig,
+    ReadingBenchConfig,
+    ScoringBenchConfig,
+    SimulateConfig,
+)
 from slm_ray.config.verdict import CompareConfig, CostConfig, DeclareConfig
 
 __all__ = [
@@ -35,7 +42,9 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "RaceConfig",
+    "ReadingBenchConfig",
     "RecipeConfig",
+    "ScoringBenchConfig",
     "ServingConfig",
     "SimulateConfig",
     "SourceConfig",
