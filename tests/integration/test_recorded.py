@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slm_ray import cluster
-from slm_ray.config import CompareConfig, EvaluateConfig
+from slm_ray.config import CompareConfig, DeclareConfig, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
 from slm_ray.reports import compare_reports
@@ -88,12 +88,16 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
     llm, slm = (f"recorded:{RECORDED / name}.jsonl" for name in ("structured_llm", "structured_slm_base"))
     run_dir = str(tmp_path / "shared")
-    evaluate(
-        EvaluateConfig(track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir), environment={}
+    config = EvaluateConfig(
+        track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir, declare=DeclareConfig()
     )
+    evaluate(config, environment={})
+    evaluate(config.model_copy(update={"declare": DeclareConfig(delta=0.5)}), environment={})  # too late to move it
     found = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
     comparison, decision = found.comparison, found.decision
     assert comparison.n == 39
+    assert decision.because[-1] == "declared before the first call: rule paired, delta 0.02 on exact_match."
+    assert found.cost["arms"][llm]["per_request_usd"] is None and "nothing was asked" in found.text()
     assert comparison.llm_metrics["exact_match"] == 8 / 39
     assert decision.action == "fine_tune"
     assert comparison.interval.upper < -0.02
