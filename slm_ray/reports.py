@@ -79,7 +79,9 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
         decision=dataclasses.replace(decision, because=(*decision.because, kept)),
         declared=declared,
         cost=costs,
-        partial=_partial(config, report, rows, costs) if config.validation_report else None,
+        partial=_partial(config, report, _joined(config, rows, other_rows), costs)
+        if config.validation_report
+        else None,
     )
 
 
@@ -146,9 +148,25 @@ def _partial(
     prices = Prices(llm_usd=arms[config.llm]["per_request_usd"], slm_usd=arms[config.slm]["per_request_usd"])
     found = partial_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
-        delta=config.delta, resamples=config.resamples, seed=config.seed, prices=prices,
+        delta=config.delta, resamples=config.resamples, seed=config.seed, gates=config.gates, prices=prices,
     )  # fmt: skip
     return {**found, "cost_hypothetical": arms[config.llm]["hypothetical"]}
+
+
+def _joined(
+    config: CompareConfig, rows: list[dict[str, Any]], other_rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows with both models, as `compare` finds them: the LLM in the first report, the SLM in the other."""
+    others = {row["id"]: row["models"] for row in other_rows}
+    joined = []
+    for row in rows:
+        here, there = row["models"], others.get(row["id"], {})
+        found = {
+            config.llm: here.get(config.llm) or there.get(config.llm),
+            config.slm: there.get(config.slm) or here.get(config.slm),
+        }
+        joined.append({**row, "models": {spec: answer for spec, answer in found.items() if answer}})
+    return joined
 
 
 def _asked(path: str, report: Mapping[str, Any], rows: list[dict[str, Any]], urls: Mapping[str, str]) -> Asked:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
-from slm_ray.types import Interval
 from slm_ray.verdict.decide import not_worse
 from slm_ray.verdict.report import track_in
 from slm_ray.verdict.routing import Mixture, Routed, choose, mixture, ranked, thresholds
@@ -38,9 +37,9 @@ class Prices:
 
 def partial_of(
     validation: _Evaluation, test: _Evaluation, *, llm: str, slm: str, delta: float, resamples: int, seed: int,
-    prices: Prices | None = None,
+    gates: Sequence[str] = (), prices: Prices | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """`partial` of two evaluations, each a report with its score rows.
+    """`partial` of two evaluations, each a report with its score rows; `gates` are besides those that the track names.
 
     Raises ComparisonError where the two are of different tracks or share rows, and where the validation rows lack a
     model or hold rows that it was trained on: a threshold that was chosen on the rows that check it shows nothing.
@@ -63,7 +62,8 @@ def partial_of(
             f"{both} of {len(validation[1])} validation rows are also in the report that checks the threshold;"
             " give an evaluation of other rows as validation_report"
         )
-    stages = [ranked(rows, llm=llm, slm=slm, primary=tracks[0].primary) for _, rows in (validation, test)]
+    held = tuple(dict.fromkeys((*tracks[1].gates, *gates)))
+    stages = [ranked(rows, llm=llm, slm=slm, primary=tracks[0].primary, gates=held) for _, rows in (validation, test)]
     return partial(
         stages[0], stages[1], primary=tracks[0].primary, delta=delta, resamples=resamples, seed=seed, prices=prices
     )
@@ -99,7 +99,7 @@ def partial(
     judge = functools.partial(mixture, resamples=resamples, seed=seed)
     points = [judge(rows, threshold) for threshold in thresholds(rows)]
     base["curve"] = [_point(point, delta, prices) for point in points]
-    passing = [point for point in points if not_worse(point.interval, delta)]
+    passing = [point for point in points if point.passes(delta)]
     chosen = choose(passing, len(test_rows), delta=delta, seed=seed)
     if chosen is None:
         return base | _nothing(delta, _none_passes(points, len(rows), delta), f"ranked by {by}.")
@@ -113,7 +113,7 @@ def partial(
     how = (
         f"ranked by {by}; the threshold {chosen.threshold:.4f} is that of the largest share that passes on {len(rows)}"
         f" validation rows and that {len(test_rows)} test rows would confirm with 90 % power"
-        f" ({_percent(chosen.share)}, {_bounds(chosen.interval)})."
+        f" ({_percent(chosen.share)}, {_bounds(chosen, delta)})."
     )
     return base | _checked(chosen, checked, len(test_rows), how, primary=primary, delta=delta)
 
@@ -122,13 +122,13 @@ def _checked(
     chosen: Mixture, checked: Mixture | None, n: int, how: str, *, primary: str, delta: float
 ) -> dict[str, Any]:
     """The last word of the test rows."""
-    if checked is None or not not_worse(checked.interval, delta):
-        where = "there are no test rows" if checked is None else f"on {n} test rows it is {_bounds(checked.interval)}"
+    if checked is None or not checked.passes(delta):
+        where = "there are no test rows" if checked is None else f"on {n} test rows it is {_bounds(checked, delta)}"
         return _nothing(delta, f"what passed on validation rows was not confirmed: {where}.", how)
     return {
         "share": checked.share,
         "line": f"SLM can take {_percent(checked.share)} at delta {delta:g} ({_percent(chosen.share)} of validation rows;"
-        f" test rows: {primary} {_bounds(checked.interval)})",
+        f" test rows: {primary} {_bounds(checked, delta)})",
         "because": [
             how,
             f"checked once on {n} test rows, which had no part in choosing it: the error of this check is that of one test.",
@@ -149,20 +149,25 @@ def _none_passes(points: Sequence[Mixture], n: int, delta: float) -> str:
             f"{n} validation rows are too few: even with no row lost or gained the lower bound would be {unseen:+.4f}."
         )
     best = max(points, key=lambda point: point.interval.lower)
-    return f"no share passes on {n} validation rows; the nearest, {_percent(best.share)}, is {_bounds(best.interval)}."
+    return f"no share passes on {n} validation rows; the nearest, {_percent(best.share)}, is {_bounds(best, delta)}."
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _bounds(interval: Interval) -> str:
-    return f"{interval.estimate:+.4f}, lower bound {interval.lower:+.4f}"
+def _bounds(point: Mixture, delta: float) -> str:
+    """The primary metric's figures, and those of gates that do not hold."""
+    failing = {name: found for name, found in point.gates.items() if not not_worse(found, delta)}
+    said = [
+        f"; the gate {name} {found.estimate:+.4f}, lower bound {found.lower:+.4f}" for name, found in failing.items()
+    ]
+    return f"{point.interval.estimate:+.4f}, lower bound {point.interval.lower:+.4f}{''.join(said)}"
 
 
 def _point(point: Mixture, delta: float, prices: Prices) -> dict[str, Any]:
     return {
         "share": point.share, "threshold": point.threshold, "quality": point.quality,
         "difference": point.interval.estimate, "lower": point.interval.lower,
-        "passes": not_worse(point.interval, delta), "per_request_usd": prices.of(point.share),
+        "passes": point.passes(delta), "gates_lower": {name: found.lower for name, found in point.gates.items()}, "per_request_usd": prices.of(point.share),
     }  # fmt: skip

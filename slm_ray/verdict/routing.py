@@ -2,14 +2,14 @@
 
 How sure it is, is told without the expected answer: an answer has to be in the right form (valid JSON, a valid call, the
 track's schema) and is then ranked by its mean token log-probability, where rows carry one. Knows mixtures and which
-threshold to try; what a mixture is allowed to do is decided in `partial`.
+threshold to try; whether a share is accepted is decided in `partial`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from scipy import stats
 
 from slm_ray.types import Interval
 from slm_ray.verdict.binary import ONE_SIDED, shows
+from slm_ray.verdict.decide import not_worse
 from slm_ray.verdict.stats import paired_interval
 
 FORMS = ("json_valid", "valid_call", "schema_valid")
@@ -28,31 +29,50 @@ _DRAWS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
-    """One row that both models have a score for; `sure` is None where the SLM's answer is not in the right form."""
+    """One row that both models have a score for; `sure` is None where the SLM's answer is not in the right form.
+
+    `gates` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
+    """
 
     sure: float | None
     llm: float
     slm: float
+    gates: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """The rows at or above `threshold` answered by the SLM, the others by the LLM."""
+    """The rows at or above `threshold` answered by the SLM, the others by the LLM.
+
+    `interval` is of the primary metric, `gates` of the others; `differences` are the rows behind each of them.
+    """
 
     threshold: float
     share: float
     quality: float
     interval: Interval
-    differences: NDArray[np.float64]
+    gates: Mapping[str, Interval]
+    differences: tuple[NDArray[np.float64], ...]
+
+    def passes(self, delta: float) -> bool:
+        """The rule of a whole swap: every metric is shown to be less than `delta` worse."""
+        return all(not_worse(interval, delta) for interval in (self.interval, *self.gates.values()))
 
 
-def ranked(rows: Sequence[Mapping[str, Any]], *, llm: str, slm: str, primary: str) -> tuple[list[Routed], str]:
+def ranked(
+    rows: Sequence[Mapping[str, Any]], *, llm: str, slm: str, primary: str, gates: Sequence[str] = ()
+) -> tuple[list[Routed], str]:
     """The rows as `Routed`, and in words what ranks them."""
     both = [row["models"] for row in rows if {llm, slm} <= row["models"].keys()]
     logprobs = any(models[slm].get("logprob") is not None for models in both)
     forms = [name for name in FORMS if any(models[slm]["scores"].get(name) is not None for models in both)]
     found = [
-        Routed(sure=_sure(models[slm], forms, logprobs), llm=float(a), slm=float(b))
+        Routed(
+            sure=_sure(models[slm], forms, logprobs),
+            llm=float(a),
+            slm=float(b),
+            gates=_gaps(models[llm]["scores"], models[slm]["scores"], gates),
+        )
         for models in both
         if (a := models[llm]["scores"].get(primary)) is not None
         and (b := models[slm]["scores"].get(primary)) is not None
@@ -68,13 +88,19 @@ def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: i
     """The mixture at one threshold, with the interval of its difference to the LLM alone."""
     taken = [row.sure is not None and row.sure >= threshold for row in rows]
     answered = [row.slm if own else row.llm for row, own in zip(rows, taken, strict=True)]
-    differences = [value - row.llm for value, row in zip(answered, rows, strict=True)]
+    differences = {"": [value - row.llm for value, row in zip(answered, rows, strict=True)]}
+    for name in dict.fromkeys(name for row in rows for name in row.gates):
+        differences[name] = [
+            row.gates[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.gates
+        ]
+    intervals = {name: paired_interval(values, resamples=resamples, seed=seed) for name, values in differences.items()}
     return Mixture(
         threshold=threshold,
         share=sum(taken) / len(rows),
         quality=math.fsum(answered) / len(rows),
-        interval=paired_interval(differences, resamples=resamples, seed=seed),
-        differences=np.asarray(differences),
+        interval=intervals.pop(""),
+        gates=intervals,
+        differences=tuple(map(np.asarray, differences.values())),
     )
 
 
@@ -91,7 +117,9 @@ def choose(passing: Sequence[Mixture], test_rows: int, *, delta: float, seed: in
 
     The largest passing share alone would be one that just passes, which other rows confirm about every second time.
     """
-    chances = [_confirmed(point.differences, test_rows, delta=delta, seed=seed) for point in passing]
+    chances = [
+        min(_confirmed(values, test_rows, delta=delta, seed=seed) for values in point.differences) for point in passing
+    ]
     best = max(
         zip(chances, passing, strict=True), key=lambda pair: (min(pair[0], CONFIRMED), pair[1].share), default=None
     )
@@ -110,6 +138,10 @@ def _confirmed(differences: NDArray[np.float64], n: int, *, delta: float, seed: 
     drawn_rows = chance.choice(differences, size=(_DRAWS, n))
     z = float(stats.norm.ppf(1 - ONE_SIDED))
     return float(np.mean(drawn_rows.mean(axis=1) - z * drawn_rows.std(axis=1, ddof=1) / math.sqrt(n) > -delta))
+
+
+def _gaps(llm: Mapping[str, Any], slm: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    return {name: slm[name] - llm[name] for name in names if slm.get(name) is not None and llm.get(name) is not None}
 
 
 def _sure(answer: Mapping[str, Any], forms: Sequence[str], logprobs: bool) -> float | None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm_ray.verdict.decide import not_worse
 from slm_ray.verdict.partial import partial
 from slm_ray.verdict.routing import Routed, mixture
 
@@ -77,7 +76,7 @@ def partials(population: Population, rows: tuple[int, int], delta: float, *, run
         )  # fmt: skip
         shares.append(found["share"])
         on_edge = mixture(population.draw(chance, rows[1]), edge, resamples=99, seed=at)
-        passed += not_worse(on_edge.interval, delta)
+        passed += on_edge.passes(delta)
         wrong.append(found["threshold"] is not None and population.difference(found["threshold"]) <= -delta)
     false = sum(bad and share > 0 for bad, share in zip(wrong, shares, strict=True))
     return Partial(

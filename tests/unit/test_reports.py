@@ -123,6 +123,20 @@ def test_validation_rows_that_check_themselves_are_refused(validation: Path, hel
         run(held_out, validation_report=str(validation))
 
 
+def test_the_two_models_may_come_from_two_reports(validation: Path, held_out: Path, tmp_path: Path) -> None:
+    whole = run(held_out, validation_report=str(validation))
+    for spec, name in ((LLM, "llm"), (SLM, "slm")):
+        report = storage.read_json(held_out / "report.json")
+        rows = storage.read_jsonl(held_out / "scores.jsonl")
+        storage.write_json(tmp_path / name / "report.json", {**report, "models": {spec: report["models"][spec]}})
+        storage.write_jsonl(
+            tmp_path / name / "scores.jsonl", [{**row, "models": {spec: row["models"][spec]}} for row in rows]
+        )
+        shutil.copy(held_out / "config.yaml", tmp_path / name)
+    apart = run(tmp_path / "llm", other_report=str(tmp_path / "slm"), validation_report=str(validation))
+    assert (apart.comparison, apart.cost, apart.partial) == (whole.comparison, whole.cost, whole.partial)
+
+
 def test_stages_ranked_by_other_things_give_no_share(held_out: Path, tmp_path: Path) -> None:
     plain = written(tmp_path / "plain", 5000, logprobs=False)
     found = run(held_out, validation_report=str(plain))
