@@ -156,6 +156,15 @@ def test_no_correct_answer_and_graded_answers_have_no_cost_per_correct_one() -> 
     assert graded["correct"] is None and "grades" in graded["per_correct_reason"]
 
 
+def test_an_undefined_score_is_neither_right_nor_wrong() -> None:
+    """Two of four scored rows are right: a correct answer costs two requests, whatever the unscored rows would say."""
+    unscored = answer()
+    unscored["scores"]["exact_match"] = None
+    found = one(LLM, [answer(), answer(), answer(0.0), answer(0.0), unscored, unscored])
+    assert (found["requests"], found["scored"], found["correct"]) == (6, 4, 2)
+    assert found["per_correct_usd"] == pytest.approx(2 * REQUEST_USD)
+
+
 def test_break_even_by_hand() -> None:
     """0.36 USD/h is 8.64 USD a day; at 0.0018 USD a request that is 4,800 requests, of 172,800 that fit."""
     found = both([answer()] * 4, [answer()] * 4)
