@@ -172,7 +172,7 @@ def _advice(comparison: Comparison, delta: float) -> str:
         )
     different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
     # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
-    spread = different if comparison.interval.method != "bootstrap" else comparison.deviation**2
+    spread = different if not comparison.interval.method.endswith("bootstrap") else comparison.deviation**2
     rows = rows_for_power(min(spread, 1.0), delta)
     if rows is None:
         return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."
