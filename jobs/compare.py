@@ -1,15 +1,16 @@
-"""Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), and why."""
+"""Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
 
 from slm_ray.command import run
 from slm_ray.config import CompareConfig
-from slm_ray.reports import compare_reports
-from slm_ray.verdict.decide import EXIT, verdict_text
+from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.verdict.decide import EXIT
 
 
 def main(config: CompareConfig) -> int:
-    comparison, decision = compare_reports(config)
-    print(verdict_text(comparison, decision))
-    return EXIT[decision.action]
+    found = compare_reports(config)
+    write_comparison(found, config)
+    print(found.text())
+    return EXIT[found.decision.action]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from slm_ray.config.data import CurationConfig, PrepareConfig, SourceConfig, TrackConfig
 from slm_ray.config.knobs import (
-    CompareConfig,
     EvaluateConfig,
     GenerationConfig,
     InferConfig,
@@ -26,10 +25,13 @@ from slm_ray.config.studies import (
     ScoringBenchConfig,
     SimulateConfig,
 )
+from slm_ray.config.verdict import CompareConfig, CostConfig, DeclareConfig
 
 __all__ = [
     "CompareConfig",
+    "CostConfig",
     "CurationConfig",
+    "DeclareConfig",
     "EvaluateConfig",
     "GenerationConfig",
     "InferConfig",

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from slm_ray.config.data import TrackConfig
 from slm_ray.config.frozen import Knobs, Track
+from slm_ray.config.verdict import CostConfig, DeclareConfig
 
 
 class GenerationConfig(Knobs):
@@ -63,23 +64,9 @@ class EvaluateConfig(Knobs):
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
     prices: str = Field("data/prices.yaml", description="USD per million tokens, by model name")
     plain: bool = Field(False, description="progress as plain lines on a terminal too")
-
-
-class CompareConfig(Knobs):
-    """One report with both models, or two reports over the same rows."""
-
-    report: str
-    other_report: str | None = None
-    llm: str
-    slm: str
-    rule: Literal["paired", "point"] = "paired"
-    delta: float = Field(0.02, ge=0, le=1)
-    train: str | None = Field(None, description="training rows: an evaluation that touches them is refused")
-    min_paired: float = Field(0.95, gt=0, le=1)
-    gates: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
-    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
-    resamples: int = Field(9999, ge=99)
-    seed: int = 42
+    declare: DeclareConfig | None = Field(
+        None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"
+    )
 
 
 class LoraConfig(Knobs):
@@ -180,6 +167,7 @@ class LoopConfig(Knobs):
     rule: Literal["paired", "point"] = Field("paired", description="rule on test rows: may the SLM take over")
     delta: float = Field(0.02, ge=0, le=1)
     resamples: int = Field(9999, ge=99)
+    cost: CostConfig = CostConfig()
     sweep: SweepConfig = SweepConfig()
     training: RecipeConfig = RecipeConfig()
     parallel: bool = Field(True, description="train all tracks at once, each in its own group (2+2)")

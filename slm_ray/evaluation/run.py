@@ -30,6 +30,7 @@ from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger
 from slm_ray.models import identity, split_spec
+from slm_ray.reports import declare
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 
@@ -62,6 +63,8 @@ def evaluate(
         write_text(run_dir / CONFIG, dump(config))
         ledger.plan(planned.id, planned.rows())
         work = pending_in(planned, ledger)
+        answered = len(list(planned.rows())) - sum(map(len, work.values()))
+        declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
         if any(work.values()):
             with tracer.step("ask", {"calls": sum(map(len, work.values()))}), _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))

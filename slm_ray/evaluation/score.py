@@ -20,6 +20,7 @@ from slm_ray.scoring import score_rows
 from slm_ray.storage import write_json, write_jsonl, write_parquet
 from slm_ray.tracing import Tracer
 from slm_ray.types import Example
+from slm_ray.verdict.cost import busy_s
 from slm_ray.verdict.report import ScoreAll, Similar, build
 
 REPORT = "report.json"
@@ -71,6 +72,10 @@ def write_report(
     report, rows = build(
         plan.track, plan.examples, completions, trained_on=seen, similar=similar, score_all=score_all, again=again
     )
+    for spec, given in answers.items():
+        calls = ((entry.answered_ns, entry.completion.latency_s) for entry in given.values())
+        if seconds := busy_s(calls):
+            report["models"][spec]["busy_s"] = seconds
     report["trust"] = trust(plan, ledger, config)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)

@@ -18,8 +18,7 @@ from slm_ray import storage
 from slm_ray.cluster import package_versions
 from slm_ray.config import LoopConfig
 from slm_ray.loop.track import TrackRun
-from slm_ray.reports import load_report
-from slm_ray.types import Comparison, Decision
+from slm_ray.reports import Compared, load_report
 from slm_ray.verdict.page import page
 
 PAGE_ROWS = 1000
@@ -54,16 +53,20 @@ def write_result(
 
 
 def _track(result: TrackRun, timings_s: Mapping[str, float]) -> dict[str, Any]:
+    final = result.compared.get("test")
     return {
         "track": result.name,
-        "decisions": [_decision(stage, *pair) for stage, pair in result.decisions.items()],
+        "decisions": [_decision(stage, found) for stage, found in result.compared.items()],
         "reports": dict(result.reports),
         "adapter": dataclasses.asdict(result.adapter) if result.adapter else None,
         "timings_s": dict(timings_s),
+        "cost": final and final.cost,
+        "partial": final and final.partial,
     }
 
 
-def _decision(stage: str, comparison: Comparison, decision: Decision) -> dict[str, Any]:
+def _decision(stage: str, found: Compared) -> dict[str, Any]:
+    comparison, decision = found.comparison, found.decision
     return {
         "stage": stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "because": list(decision.because), "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,

@@ -13,12 +13,14 @@ from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from rich.console import Console
 
 from slm_ray import adapters, cluster, storage
 from slm_ray.config import (
     CompareConfig,
+    DeclareConfig,
     EvaluateConfig,
     LoopConfig,
     PrepareConfig,
@@ -33,11 +35,10 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
-from slm_ray.reports import compare_reports
+from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
-from slm_ray.verdict.decide import verdict_text
 
 STAND_IN = "stand-in"
 AZURE_NAMES = ("AZURE_ENDPOINT", "AZURE_DEPLOYMENT", "AZURE_API_KEY")
@@ -116,25 +117,32 @@ class Loop:
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
             actor_resources=self.config.actor_resources,
+            declare=DeclareConfig(rule=self.rule(stage), delta=self.config.delta),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.say(summary(run.reports[stage]))
 
     def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
-        """Compare `slm` with the LLM on the stage's rows and print the verdict.
+        """Compare `slm` with the LLM on the stage's rows, print the verdict and keep it.
 
-        Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show.
+        On test rows also the share of traffic that the SLM may take, chosen on the validation rows.
         """
-        rule = self.config.gate if stage == "validation" else self.config.rule
-        comparison, decision = compare_reports(
-            CompareConfig(
-                report=str(run.folder / stage), llm=self.llm, slm=slm, rule=rule, delta=self.config.delta,
-                train=run.prepared.path("train"), resamples=self.config.resamples, seed=self.config.seed,
-            )
+        config = CompareConfig(
+            report=str(run.folder / stage), llm=self.llm, slm=slm, rule=self.rule(stage), delta=self.config.delta,
+            train=run.prepared.path("train"), resamples=self.config.resamples, seed=self.config.seed,
+            cost=self.config.cost,
+            validation_report=str(run.folder / "validation") if stage == "test" else None,
         )  # fmt: skip
-        run.decisions[stage] = (comparison, decision)
-        self.say(verdict_text(comparison, decision))
-        return decision
+        azure = self.environment.get("AZURE_ENDPOINT")
+        found = compare_reports(config, urls={"azure": azure} if azure else {})
+        write_comparison(found, config)
+        run.compared[stage] = found
+        self.say(found.text())
+        return found.decision
+
+    def rule(self, stage: str) -> Literal["paired", "point"]:
+        """Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show."""
+        return self.config.gate if stage == "validation" else self.config.rule
 
     def train(self, losers: list[TrackRun], runs: list[TrackRun]) -> None:
         """One adapter per track; the endpoint stays up unless training cannot fit beside it."""
@@ -161,14 +169,14 @@ class Loop:
             with self.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
-        losers = [run for run in runs if run.decisions["validation"][1].action == "fine_tune"]
+        losers = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
         if losers:
             self.train(losers, runs)
         for run in runs:
             with self.step(f"evaluate {run.name} (test rows)"):
                 self.finish(run)
         write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)
-        return {run.name: run.decisions["test"][1].action for run in runs}
+        return {run.name: run.compared["test"].decision.action for run in runs}
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""
@@ -177,6 +185,7 @@ class Loop:
             slm = f"{self.base}:{run.adapter.id}"
             models.append(slm)
             trained[slm] = adapters.train_prompts(self.config.serving.adapters_dir, run.adapter.id)
+            self.evaluate(run, "validation", models, trained)  # only the adapter is asked: the others have answered
         self.evaluate(run, "test", models, trained)
         self.decide(run, "test", slm)
 

@@ -9,17 +9,17 @@ from typing import Any
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrackConfig
 from slm_ray.prepare import Prepared
-from slm_ray.types import Comparison, Decision
+from slm_ray.reports import Compared
 
 
 @dataclass(slots=True, kw_only=True)
 class TrackRun:
-    """One track; `decisions` and `reports` are by stage (validation, test), `adapter` is None until one is trained."""
+    """One track; `compared` and `reports` are by stage (validation, test), `adapter` is None until one is trained."""
 
     config: TrackConfig
     prepared: Prepared
     folder: Path
-    decisions: dict[str, tuple[Comparison, Decision]] = field(default_factory=dict)
+    compared: dict[str, Compared] = field(default_factory=dict)
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     adapter: Manifest | None = None
 

@@ -8,52 +8,16 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.scoring import summarise
-from slm_ray.types import Comparison, Interval, RowScore, Score, Slice
+from slm_ray.types import Comparison, Interval, RowScore, Slice
 from slm_ray.verdict.binary import ONE_SIDED
 from slm_ray.verdict.report import track_in
+from slm_ray.verdict.sides import Side, by_id, refuse_other_rows, refuse_too_few, refuse_training_rows, side_of
 from slm_ray.verdict.stats import paired_interval
-
-_Rows = Mapping[str, Mapping[str, Any]]
-_JUDGES = ("scorers", "primary", "core", "labels", "answer_schema", "strip")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Side:
-    """One model's part of one report: its summary and its rows by example id."""
-
-    spec: str
-    report: Mapping[str, Any]
-    rows: _Rows
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.report["models"][self.spec]
-        return found
-
-    def scored(self) -> set[str]:
-        """Ids of the rows that this model has a score for; a failed call has one, an absent row has not."""
-        return {key for key, row in self.rows.items() if self.spec in row["models"]}
-
-    def answered(self, example_id: str) -> bool:
-        """Whether the call gave a text at all."""
-        return not self.rows[example_id]["models"][self.spec].get("failure")
-
-    def score(self, example_id: str) -> RowScore:
-        answer = self.rows[example_id]["models"][self.spec]
-        shared, extra, missed = answer["counts"]
-        return RowScore(
-            example_id=example_id,
-            scores=tuple(Score(name=name, value=value) for name, value in answer["scores"].items()),
-            issues=tuple(answer["issues"]),
-            counts=(shared, extra, missed),
-            facts=answer.get("facts", {}),
-        )
 
 
 def compare(
@@ -81,18 +45,18 @@ def compare(
     Raises ComparisonError, with counts: model not found, other track, other rows or prompts, training rows, too few
     pairs; and for a gate that is no row metric of the track.
     """
-    first = (report_a, _by_id(rows_a, "report A"))
-    second = first if report_b is None else (report_b, _by_id(rows_b or (), "report B"))
-    left, right = _side(llm, "LLM", first, second), _side(slm, "SLM", second, first)
-    _refuse_other_rows(left, right)
+    first = (report_a, by_id(rows_a, "report A"))
+    second = first if report_b is None else (report_b, by_id(rows_b or (), "report B"))
+    left, right = side_of(llm, "LLM", first, second), side_of(slm, "SLM", second, first)
+    refuse_other_rows(left, right, train_prompts or frozenset())
     ids = sorted(left.scored() & right.scored())
-    _refuse_training_rows(left, right, ids, train_prompts or frozenset())
-    _refuse_too_few(left, right, len(ids), min_paired)
+    refuse_training_rows(left, right, ids, train_prompts or frozenset())
+    refuse_too_few(left, right, len(ids), min_paired)
     return _pair(left, right, ids, gates, slice_rows, resamples=resamples, seed=seed)
 
 
 def _pair(
-    left: _Side, right: _Side, ids: Sequence[str], gates: Sequence[str], slice_rows: int, *, resamples: int, seed: int
+    left: Side, right: Side, ids: Sequence[str], gates: Sequence[str], slice_rows: int, *, resamples: int, seed: int
 ) -> Comparison:
     track = track_in(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]
@@ -169,76 +133,3 @@ def _differences(name: str, ids: Sequence[str], pairs: Sequence[tuple[RowScore, 
     if not found:
         raise ComparisonError(f"{name} is undefined on all {len(ids)} shared rows; check their references")
     return found
-
-
-def _by_id(rows: Sequence[Mapping[str, Any]], name: str) -> _Rows:
-    found = {row["id"]: row for row in rows}
-    if len(found) < len(rows):
-        raise ComparisonError(f"{name}: {len(rows) - len(found)} score rows repeat an id; evaluate again")
-    return found
-
-
-def _side(spec: str, role: str, *places: tuple[Mapping[str, Any], _Rows]) -> _Side:
-    for report, rows in places:
-        if spec in report["models"]:
-            return _Side(spec=spec, report=report, rows=rows)
-    known = {name for report, _ in places for name in report["models"]}
-    raise ComparisonError(f"the {role} {spec!r} is in no report given: {choices(spec, known)}")
-
-
-def _refuse_other_rows(left: _Side, right: _Side) -> None:
-    tracks = left.report["track"], right.report["track"]
-    if tracks[0] != tracks[1]:
-        raise ComparisonError(
-            f"the reports are of different tracks: {tracks[0]} ({left.spec}), {tracks[1]} ({right.spec});"
-            " evaluate both models on one track"
-        )
-    definitions = [track_in(side.report) for side in (left, right)]
-    for part in _JUDGES:
-        if getattr(definitions[0], part) != getattr(definitions[1], part):
-            raise ComparisonError(
-                f"the two reports judge {tracks[0]} by other {part} ({getattr(definitions[0], part)} and"
-                f" {getattr(definitions[1], part)}); evaluate both models with one track file"
-            )
-    shared = left.rows.keys() & right.rows.keys()
-    for part in ("prompt_hash", "reference"):
-        differing = sorted(key for key in shared if left.rows[key][part] != right.rows[key][part])
-        if differing:
-            name = {"prompt_hash": "prompts", "reference": "references"}[part]
-            raise ComparisonError(
-                f"{name} differ under the same id in {len(differing)} of {len(shared)} shared rows"
-                f" ({_some(differing)}); evaluate both models on one examples file"
-            )
-    if left.report["examples"]["digest"] != right.report["examples"]["digest"]:
-        only_left, only_right = len(left.rows) - len(shared), len(right.rows) - len(shared)
-        raise ComparisonError(
-            f"the reports are of different rows: {len(shared)} shared, {only_left} only in the LLM's ({left.spec}),"
-            f" {only_right} only in the SLM's ({right.spec}); evaluate both models on one examples file"
-        )
-
-
-def _refuse_training_rows(left: _Side, right: _Side, ids: Sequence[str], train_prompts: Set[str]) -> None:
-    seen = [key for key in ids if left.rows[key]["prompt_hash"] in train_prompts]
-    if seen:
-        raise ComparisonError(
-            f"{len(seen)} of {len(ids)} evaluation rows are training rows ({_some(seen)}); evaluate on held-out rows"
-        )
-    for side in (left, right):
-        count = side.summary["trained_on"]
-        if count:
-            total = side.report["examples"]["n"]
-            raise ComparisonError(f"{side.spec} was trained on {count} of the {total} rows; evaluate on held-out rows")
-
-
-def _refuse_too_few(left: _Side, right: _Side, paired: int, min_paired: float) -> None:
-    total = max(left.report["examples"]["n"], right.report["examples"]["n"])
-    if paired == 0 or paired < min_paired * total:
-        raise ComparisonError(
-            f"only {paired} of {total} examples have a row of both models ({len(left.scored())} of {left.spec},"
-            f" {len(right.scored())} of {right.spec}), fewer than {min_paired:.0%}; finish the evaluation"
-        )
-
-
-def _some(ids: Iterable[str]) -> str:
-    first = list(ids)[:3]
-    return ", ".join(first)

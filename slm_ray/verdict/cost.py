@@ -9,7 +9,7 @@ stand-in, recorded answers, a model that the price list does not know) has none 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,14 +77,15 @@ def cost(
 
 
 def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_as: str | None = None) -> dict[str, Any]:
-    """What one model costs. Failed rows count in the cost and not among the correct."""
+    """What one model costs. Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong."""
     summary = asked.report["models"][spec]
     answers = [row["models"][spec] for row in asked.rows if spec in row["models"]]
+    correct, scored = _correct(answers, track_in(asked.report).primary)
     where = place(spec, asked.urls)
     found: dict[str, Any] = {
         "kind": "none", "basis": "", "reason": None, "hypothetical": False, "per_request_usd": None,
         "per_correct_usd": None, "per_correct_reason": None, "requests": len(answers),
-        "correct": _correct(answers, track_in(asked.report).primary), "priced_as": None,
+        "correct": correct, "scored": scored, "priced_as": None,
         "seconds_per_request": None, "capacity_requests_per_day": None,
         "latency_s": dict(summary["latency_s"]), "goes_to": goes_to(spec, where, stand_in=summary["stand_in"]),
     }  # fmt: skip
@@ -133,6 +134,19 @@ def break_even(llm: Mapping[str, Any], slm: Mapping[str, Any], machine: Machine)
         f" USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve"
         f" ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
     }
+
+
+def busy_s(calls: Iterable[tuple[int, float | None]]) -> float | None:
+    """The seconds in which at least one of the calls (arrival in ns, latency in s) was in flight; None without any.
+
+    A pause between two parts of a resumed run is not among them.
+    """
+    spans = sorted((at / 1e9 - latency, at / 1e9) for at, latency in calls if latency is not None)
+    total, until = 0.0, -math.inf
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return round(total, 6) if spans else None
 
 
 def _by_tokens(
@@ -207,12 +221,12 @@ def _by_machine(
     }
 
 
-def _correct(answers: Sequence[Mapping[str, Any]], primary: str) -> int | None:
-    """How many answers are right; None where the metric grades instead of saying right or wrong."""
-    scores: list[float | None] = [answer["scores"].get(primary) for answer in answers]
-    if any(score is not None and 0 < score < 1 for score in scores):
-        return None
-    return sum(score is not None and score >= 1 for score in scores)
+def _correct(answers: Sequence[Mapping[str, Any]], primary: str) -> tuple[int | None, int]:
+    """(right answers, answers with a score); None where the metric grades instead of saying right or wrong."""
+    scores = [score for answer in answers if (score := answer["scores"].get(primary)) is not None]
+    if any(0 < score < 1 for score in scores):
+        return None, len(scores)
+    return sum(score >= 1 for score in scores), len(scores)
 
 
 def _per_correct(found: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,4 +238,4 @@ def _per_correct(found: Mapping[str, Any]) -> dict[str, Any]:
         return {"per_correct_reason": "the answers are not those of the model whose price this is"}
     if found["correct"] == 0:
         return {"per_correct_reason": "no answer is correct"}
-    return {"per_correct_usd": found["per_request_usd"] * found["requests"] / found["correct"]}
+    return {"per_correct_usd": found["per_request_usd"] * found["scored"] / found["correct"]}

@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from slm_ray.errors import ConfigError, choices
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.binary import rows_for_power
@@ -39,8 +42,27 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
 
 
-def verdict_text(comparison: Comparison, decision: Decision) -> str:
-    """What a person reads: the metrics (* the primary one), the action and why; the last line is `FINE_TUNE=0|1`."""
+def declared_words(declared: Mapping[str, Any] | None, decision: Decision, primary: str) -> str:
+    """Whether the rule, margin and metric of this decision are those that were fixed before the run's first call.
+
+    `declared` holds `rule`, `delta`, `primary` and how many answers were there before (`answers_before`).
+    """
+    now = f"rule {decision.rule}, delta {decision.delta:g} on {primary}"
+    if declared is None:
+        return f"no rule was declared before the first call: {now} may have been chosen after the answers were seen."
+    then = f"rule {declared['rule']}, delta {declared['delta']:g} on {declared['primary']}"
+    if declared["answers_before"]:
+        return f"{then} were declared when {declared['answers_before']} answers were already there; this is {now}."
+    if then != now:
+        return f"declared before the first call: {then}. This is {now}, so it is not the test that was declared."
+    return f"declared before the first call: {then}."
+
+
+def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequence[str] = ()) -> str:
+    """What a person reads: the metrics (* the primary one), the action and why, then `further` parts.
+
+    The last line is `FINE_TUNE=0|1`.
+    """
     llm, slm = (f"{spec}{_label(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
     lines = [
         f"track {comparison.track}, {comparison.n} paired rows, examples {comparison.digest}",
@@ -52,6 +74,8 @@ def verdict_text(comparison: Comparison, decision: Decision) -> str:
         "",
         f"verdict: {decision.action} ({_MEANING[decision.action]}); rule {decision.rule}, delta {decision.delta:g}",
         *(f"- {sentence}" for sentence in decision.because),
+        *(f"\n{part}" for part in further),
+        *([""] if further else []),
         f"FINE_TUNE={int(decision.action == 'fine_tune')}",
     ]
     return "\n".join(lines)
@@ -148,7 +172,7 @@ def _advice(comparison: Comparison, delta: float) -> str:
         )
     different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
     # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
-    spread = different if comparison.interval.method != "bootstrap" else comparison.deviation**2
+    spread = different if not comparison.interval.method.endswith("bootstrap") else comparison.deviation**2
     rows = rows_for_power(min(spread, 1.0), delta)
     if rows is None:
         return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."

@@ -132,7 +132,10 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     assert second.returncode == 0, output
     assert left_behind(run) == []
     assert cluster.left_behind() is None, "the next job on this machine would wait for the Ray that has ended"
-    assert calls(run, "validation") == with_validation, "finished rows were asked again"
+    with_adapters = {track: count + 8 for track, count in with_validation.items()}
+    assert calls(run, "validation") == with_adapters, (
+        "the adapter answers the validation rows too, and nobody else again"
+    )
     assert output.count("verdict: fine_tune") >= 2
     assert output.count("taken down for the training") == 1
     assert output.count("answers at http://") == 2
@@ -146,7 +149,16 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
         models = track["reports"]["test"]["models"]
         assert {model["n"] for model in models.values()} == {8}
         assert {model["trained_on"] for model in models.values()} == {0}
-        assert f"served:tiny-base:{manifest['id']}" in models
+        adapter = f"served:tiny-base:{manifest['id']}"
+        assert adapter in models and adapter in track["reports"]["validation"]["models"]
+        arms = track["cost"]["arms"]
+        assert (
+            arms[f"recorded:{llm}"]["per_request_usd"] is None
+            and "nothing was asked" in track["cost"]["break_even_because"]
+        )
+        assert arms[adapter]["per_request_usd"] > 0 and arms[adapter]["goes_to"]["on_premise"]
+        assert track["partial"]["line"].startswith("SLM can take ") and track["partial"]["validation_rows"] == 8
+        assert any("declared before the first call: rule paired" in said for said in track["decisions"][1]["because"])
 
     published = list_adapters(run / "adapters")
     assert sorted(manifest.track for manifest in published) == sorted(TRACKS)

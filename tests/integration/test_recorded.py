@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slm_ray import cluster
-from slm_ray.config import CompareConfig, EvaluateConfig
+from slm_ray.config import CompareConfig, DeclareConfig, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
 from slm_ray.reports import compare_reports
@@ -46,13 +46,37 @@ def test_recorded_answers_score_as_recorded(name: str, tmp_path: Path) -> None:
 
 
 def test_the_earlier_systems_two_runs_are_refused_as_a_pair(tmp_path: Path) -> None:
-    """39 rows of one run, 50 of the other: what the earlier headline compared."""
+    """39 rows of one run, 50 of the other, all of them training rows: said in words, with the counts."""
     _, llm = evaluated("structured_llm", tmp_path)
     _, slm = evaluated("structured_slm_base", tmp_path)
     config = CompareConfig(
-        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "structured_slm_base"), llm=llm, slm=slm
-    )
-    with pytest.raises(ComparisonError, match="39"):
+        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "structured_slm_base"), llm=llm, slm=slm,
+        train=str(RECORDED.parent / "structured" / "train.jsonl"),
+    )  # fmt: skip
+    with pytest.raises(ComparisonError) as refused:
+        compare_reports(config)
+    for words in (
+        "39 shared, 0 only in the LLM's",
+        "11 only in the SLM's",
+        "39 of the LLM's 39 rows and 50 of the SLM's 50 are training rows",
+    ):
+        assert words in str(refused.value)
+
+
+def test_the_claim_and_the_run_it_was_held_against_share_no_row(tmp_path: Path) -> None:
+    """The headline's two sides: the recorded LLM run, and the 50 test rows that the SLM's 40 % was of."""
+    _, llm = evaluated("structured_llm", tmp_path)
+    held_out = RECORDED.parent / "structured" / "test.jsonl"
+    slm = "fake:{}"
+    claim = EvaluateConfig(track="structured", examples=str(held_out), models=(slm,), run_dir=str(tmp_path / "claim"))
+    evaluate(claim, environment={})
+    config = CompareConfig(
+        report=str(tmp_path / "structured_llm"), other_report=str(tmp_path / "claim"), llm=llm, slm=slm,
+        train=str(RECORDED.parent / "structured" / "train.jsonl"),
+    )  # fmt: skip
+    with pytest.raises(
+        ComparisonError, match=r"0 shared, 39 only .*, 50 only .*39 of the LLM's 39 rows and 0 of the SLM's 50"
+    ):
         compare_reports(config)
 
 
@@ -64,11 +88,16 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     examples.write_text("\n".join(lines) + "\n", encoding="utf-8")
     llm, slm = (f"recorded:{RECORDED / name}.jsonl" for name in ("structured_llm", "structured_slm_base"))
     run_dir = str(tmp_path / "shared")
-    evaluate(
-        EvaluateConfig(track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir), environment={}
+    config = EvaluateConfig(
+        track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir, declare=DeclareConfig()
     )
-    comparison, decision = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
+    evaluate(config, environment={})
+    evaluate(config.model_copy(update={"declare": DeclareConfig(delta=0.5)}), environment={})  # too late to move it
+    found = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
+    comparison, decision = found.comparison, found.decision
     assert comparison.n == 39
+    assert decision.because[-1] == "declared before the first call: rule paired, delta 0.02 on exact_match."
+    assert found.cost["arms"][llm]["per_request_usd"] is None and "nothing was asked" in found.text()
     assert comparison.llm_metrics["exact_match"] == 8 / 39
     assert decision.action == "fine_tune"
     assert comparison.interval.upper < -0.02

@@ -126,6 +126,46 @@ def test_refuses_other_prompts_or_references_under_the_same_id() -> None:
         run(built(ROWS, llm=set()), built(changed, slm=set()))
 
 
+def test_other_rows_that_are_training_rows_are_said_to_be() -> None:
+    """What the earlier system compared: 39 training rows of the LLM, 50 test rows of the SLM."""
+    llm, slm = examples(0, 39), examples(300, 350)
+    trained = {prompt_hash(row.prompt) for row in examples(0, 300)}
+    with pytest.raises(
+        ComparisonError,
+        match=r"0 shared, 39 only in the LLM's .*, 50 only .* and 39 of the LLM's 39 rows and 0 of the SLM's 50 are training rows",
+    ):
+        run(built(llm, llm=set(range(8))), built(slm, slm=set(range(20))), train_prompts=trained)
+
+
+def test_another_template_is_named_with_the_counts() -> None:
+    track = replace(TRACKS["structured"], prefix="Rules.", system="Other.")
+    told = [Example(id=f"t{i}", prompt=prompt_of(track, f"question {i}"), reference=f'{{"a": {i}}}') for i in range(40)]
+    other = build(track, told, {SLM: answered(told, right=set())}, trained_on={})
+    with pytest.raises(ComparisonError, match=r"0 shared, 40 only .*, 40 only .*told by another system and prefix"):
+        run(built(ROWS, llm=set()), other)
+    same_ids = [replace(row, id=name.id) for row, name in zip(told, ROWS, strict=True)]
+    with pytest.raises(
+        ComparisonError, match=r"prompts differ under the same id in 40 of 40 .*another system and prefix"
+    ):
+        run(built(ROWS, llm=set()), build(track, same_ids, {SLM: answered(same_ids, right=set())}, trained_on={}))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1.5, -1.0])
+def test_a_score_that_is_no_score_is_refused_and_never_0(bad: float) -> None:
+    report, rows = copy.deepcopy(BOTH)
+    rows[3]["models"][SLM]["scores"]["exact_match"] = bad
+    with pytest.raises(ComparisonError, match="served:small, row e003: score exact_match is"):
+        run((report, rows))
+
+
+def test_an_undefined_row_is_left_out_and_not_counted_as_wrong() -> None:
+    report, rows = copy.deepcopy(BOTH)
+    for row in rows[:20]:
+        row["models"][SLM]["scores"]["exact_match"] = None
+    found = run((report, rows))
+    assert found.interval.estimate == pytest.approx(16 / 20)  # of the 20 rows that both are defined on
+
+
 def test_refuses_other_tracks() -> None:
     calls = built(examples(0, 40, track="toolcall"), track="toolcall", slm=set())
     with pytest.raises(ComparisonError, match=r"different tracks: structured \(azure:big\), toolcall"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.verdict.cost import Asked, Machine, arm, cost
+from slm_ray.verdict.cost import Asked, Machine, arm, busy_s, cost
 from slm_ray.verdict.places import host_of, place
 from slm_ray.verdict.prices import Price, PriceList
 from slm_ray.verdict.words import cost_text
@@ -115,6 +115,14 @@ def test_a_machine_by_hand() -> None:
     assert retried["seconds_per_request"] == pytest.approx(0.5)
 
 
+def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
+    """Two calls that overlap from 1 to 4 s, one inside them, and one after a pause of an hour."""
+    second = 10**9
+    calls = [(3 * second, 2.0), (4 * second, 2.0), (3 * second, 0.5), (3605 * second, 1.0), (9 * second, None)]
+    assert busy_s(calls) == pytest.approx(3.0 + 1.0)
+    assert busy_s([]) is None and busy_s([(second, None)]) is None
+
+
 def test_what_has_no_price_has_none_and_says_why() -> None:
     cases = {
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
@@ -146,6 +154,15 @@ def test_no_correct_answer_and_graded_answers_have_no_cost_per_correct_one() -> 
     assert none["per_correct_usd"] is None and none["per_correct_reason"] == "no answer is correct"
     graded = one(LLM, [answer(right=0.4), answer(right=1.0)])
     assert graded["correct"] is None and "grades" in graded["per_correct_reason"]
+
+
+def test_an_undefined_score_is_neither_right_nor_wrong() -> None:
+    """Two of four scored rows are right: a correct answer costs two requests, whatever the unscored rows would say."""
+    unscored = answer()
+    unscored["scores"]["exact_match"] = None
+    found = one(LLM, [answer(), answer(), answer(0.0), answer(0.0), unscored, unscored])
+    assert (found["requests"], found["scored"], found["correct"]) == (6, 4, 2)
+    assert found["per_correct_usd"] == pytest.approx(2 * REQUEST_USD)
 
 
 def test_break_even_by_hand() -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.verdict.partial import Prices, Routed, mixture, partial, ranked, thresholds
+from slm_ray.verdict.partial import Prices, partial
+from slm_ray.verdict.routing import Routed, mixture, ranked, thresholds
 from slm_ray.verdict.words import partial_text
 
 LLM, SLM = "azure:big", "served:small"
@@ -128,6 +129,28 @@ def test_test_rows_have_the_last_word() -> None:
     assert run(lucky, lucky)["share"] == 1.0
 
 
+def test_gates_have_to_hold_for_a_mixture_too() -> None:
+    """Every answer is right by the primary metric; on the less sure half the gate is lost."""
+
+    def gated(start: int) -> list[dict[str, Any]]:
+        rows = []
+        for i in range(start, start + 300):
+            one = row(1, 1, -0.1 - 0.001 * (i % 300))
+            for spec, value in ((LLM, 1.0), (SLM, float(i % 300 < 150))):
+                one["models"][spec]["scores"]["name_match"] = value
+            rows.append(one)
+        return rows
+
+    stages = [ranked(gated(start), llm=LLM, slm=SLM, primary="exact_match", gates=["name_match"]) for start in (0, 300)]
+    found = partial(*stages, primary="exact_match", delta=0.02, resamples=199, seed=0)
+    assert 0.4 <= found["share"] <= 0.5
+    assert found["test"]["gates_lower"]["name_match"] > -0.02
+    free = partial(rank(gated(0)), rank(gated(300)), primary="exact_match", delta=0.02, resamples=199, seed=0)
+    assert free["share"] == 1.0
+    whole = mixture(stages[0][0], -1.0, resamples=199, seed=0)
+    assert not whole.passes(0.02) and whole.interval.estimate == 0.0 and whole.gates["name_match"].estimate == -0.5
+
+
 def test_no_share_says_why() -> None:
     few = run([row(1, 1)] * 60, [row(1, 1)] * 60)
     assert few["share"] == 0.0 and "60 validation rows are too few" in few["line"] and "-0.0487" in few["line"]
@@ -138,10 +161,9 @@ def test_no_share_says_why() -> None:
     assert partial_text(wrong).startswith("partial: SLM can take 0 %")
     unlike = run([row(1, 1)] * 200, [row(1, 1, None)] * 200)
     assert unlike["share"] == 0.0 and "evaluate both alike" in unlike["line"]
-    assert (
-        "there are no test rows" in run([row(1, 1)] * 200, [])["line"]
-        or "evaluate both alike" in run([row(1, 1)] * 200, [])["line"]
-    )
+    rows, by = rank([row(1, 1)] * 200)
+    untested = partial((rows, by), ([], by), primary="exact_match", delta=0.02, resamples=199, seed=0)
+    assert untested["share"] == 0.0 and "there are no test rows" in untested["line"]
 
 
 def test_many_values_are_thinned_and_the_ends_stay() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from slm_ray.config import CostConfig
 from slm_ray.errors import ConfigError
 from slm_ray.verdict.prices import PriceList, price_list, price_of
 
@@ -27,6 +28,11 @@ def test_the_shipped_file_is_dated_and_every_entry_has_a_source_with_a_date(pric
         assert 0 < price.cached_input_usd_per_mtok <= price.input_usd_per_mtok < price.output_usd_per_mtok, name
     for name, machine in TREE["machines"].items():
         assert machine["usd_per_hour"] > 0 and "20" in machine["source"], name
+
+
+def test_the_default_machine_is_the_first_of_the_file() -> None:
+    name, machine = next(iter(TREE["machines"].items()))
+    assert (CostConfig().machine, CostConfig().hourly_usd) == (name, machine["usd_per_hour"])
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,28 @@ def test_close_to_the_normal_bounds_when_rows_are_many() -> None:
     assert interval.upper == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
+def test_the_studentised_bounds_follow_the_skew() -> None:
+    """Few rows lose much: the standard error is least where the mean is highest, so the lower bound is the farther one."""
+    values = (-np.random.default_rng(2).beta(0.3, 3, size=60)).tolist()
+    interval = paired_interval(values, resamples=4999, seed=0)
+    assert interval.method == "studentised bootstrap"
+    assert interval.estimate - interval.lower > 1.2 * (interval.upper - interval.estimate)
+    mirrored = paired_interval([-value for value in values], resamples=4999, seed=0)
+    assert (mirrored.lower, mirrored.upper) == pytest.approx((-interval.upper, -interval.lower), abs=1e-3)
+
+
+@pytest.mark.parametrize("values", [[0.5] * 9 + [0.0] * 60, [0.1, -0.3, 0.2, 0.7] * 4])
+def test_few_rows_or_few_departures_are_not_studentised(values: list[float]) -> None:
+    assert paired_interval(values, resamples=499, seed=0).method == "bootstrap"
+
+
+def test_resamples_of_equal_values_widen_and_never_break() -> None:
+    """Ten rows in 2,000 depart: some resamples may hold none, and the bounds are finite whatever they say."""
+    interval = paired_interval([-0.5] * 10 + [0.0] * 1990, resamples=999, seed=0)
+    assert interval.method == "studentised bootstrap"
+    assert -1 <= interval.lower < -10 * 0.5 / 2000 < interval.upper < 0
+
+
 def test_seeded() -> None:
     values = [0.5, -0.5, 1.0, 0.0, 0.25] * 12
     first = paired_interval(values, resamples=499, seed=7)

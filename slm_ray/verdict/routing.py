@@ -1,0 +1,153 @@
+"""Rows routed by how sure the SLM is of its answer: to itself above a threshold, to the LLM below it.
+
+How sure it is, is told without the expected answer: an answer has to be in the right form (valid JSON, a valid call, the
+track's schema) and is then ranked by its mean token log-probability, where rows carry one. Knows mixtures and which
+threshold to try; whether a share is accepted is decided in `partial`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from slm_ray.types import Interval
+from slm_ray.verdict.binary import ONE_SIDED, shows
+from slm_ray.verdict.decide import not_worse
+from slm_ray.verdict.stats import paired_interval
+
+FORMS = ("json_valid", "valid_call", "schema_valid")
+MOST_THRESHOLDS = 50
+CONFIRMED = 0.9
+_DRAWS = 500
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routed:
+    """One row that both models have a score for; `sure` is None where the SLM's answer is not in the right form.
+
+    `gates` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
+    """
+
+    sure: float | None
+    llm: float
+    slm: float
+    gates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """The rows at or above `threshold` answered by the SLM, the others by the LLM.
+
+    `interval` is of the primary metric, `gates` of the others; `differences` are the rows behind each of them.
+    """
+
+    threshold: float
+    share: float
+    quality: float
+    interval: Interval
+    gates: Mapping[str, Interval]
+    differences: tuple[NDArray[np.float64], ...]
+
+    def passes(self, delta: float) -> bool:
+        """The rule of a whole swap: every metric is shown to be less than `delta` worse."""
+        return all(not_worse(interval, delta) for interval in (self.interval, *self.gates.values()))
+
+
+def ranked(
+    rows: Sequence[Mapping[str, Any]], *, llm: str, slm: str, primary: str, gates: Sequence[str] = ()
+) -> tuple[list[Routed], str]:
+    """The rows as `Routed`, and in words what ranks them."""
+    both = [row["models"] for row in rows if {llm, slm} <= row["models"].keys()]
+    logprobs = any(models[slm].get("logprob") is not None for models in both)
+    forms = [name for name in FORMS if any(models[slm]["scores"].get(name) is not None for models in both)]
+    found = [
+        Routed(
+            sure=_sure(models[slm], forms, logprobs),
+            llm=float(a),
+            slm=float(b),
+            gates=_gaps(models[llm]["scores"], models[slm]["scores"], gates),
+        )
+        for models in both
+        if (a := models[llm]["scores"].get(primary)) is not None
+        and (b := models[slm]["scores"].get(primary)) is not None
+    ]
+    form = " and ".join(forms) or "an answer at all"
+    return (
+        found,
+        f"{form}, then mean token log-probability" if logprobs else f"{form} only (rows carry no log-probability)",
+    )
+
+
+def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: int) -> Mixture:
+    """The mixture at one threshold, with the interval of its difference to the LLM alone."""
+    taken = [row.sure is not None and row.sure >= threshold for row in rows]
+    answered = [row.slm if own else row.llm for row, own in zip(rows, taken, strict=True)]
+    differences = {"": [value - row.llm for value, row in zip(answered, rows, strict=True)]}
+    for name in dict.fromkeys(name for row in rows for name in row.gates):
+        differences[name] = [
+            row.gates[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.gates
+        ]
+    intervals = {name: paired_interval(values, resamples=resamples, seed=seed) for name, values in differences.items()}
+    return Mixture(
+        threshold=threshold,
+        share=sum(taken) / len(rows),
+        quality=math.fsum(answered) / len(rows),
+        interval=intervals.pop(""),
+        gates=intervals,
+        differences=tuple(map(np.asarray, differences.values())),
+    )
+
+
+def thresholds(rows: Sequence[Routed], most: int = MOST_THRESHOLDS) -> list[float]:
+    """How sure the SLM has to be, from the strictest on: every value met, or `most` of them evenly spread."""
+    values = sorted({row.sure for row in rows if row.sure is not None}, reverse=True)
+    if len(values) <= most:
+        return values
+    return [values[round(at * (len(values) - 1) / (most - 1))] for at in range(most)]
+
+
+def choose(passing: Sequence[Mixture], test_rows: int, *, delta: float, seed: int) -> Mixture | None:
+    """The largest share that `test_rows` rows like these would confirm with 90 % power, else the likeliest one.
+
+    The largest passing share alone would be one that just passes, which other rows confirm about every second time.
+    """
+    chances = [
+        min(_confirmed(values, test_rows, delta=delta, seed=seed) for values in point.differences) for point in passing
+    ]
+    best = max(
+        zip(chances, passing, strict=True), key=lambda pair: (min(pair[0], CONFIRMED), pair[1].share), default=None
+    )
+    return best and best[1]
+
+
+def _confirmed(differences: NDArray[np.float64], n: int, *, delta: float, seed: int) -> float:
+    """The share of draws of `n` rows from `differences` that pass the rule (graded ones by their normal bound)."""
+    if n == 0:
+        return 0.0
+    chance = np.random.default_rng(seed)
+    if bool(np.isin(differences, (-1.0, 0.0, 1.0)).all()):
+        shares = [float((differences == value).mean()) for value in (1.0, -1.0)]
+        drawn = chance.multinomial(n, [*shares, max(0.0, 1.0 - sum(shares))], size=_DRAWS)
+        return float(np.mean(shows(drawn[:, 0], drawn[:, 1], n, delta)))
+    drawn_rows = chance.choice(differences, size=(_DRAWS, n))
+    z = float(stats.norm.ppf(1 - ONE_SIDED))
+    return float(np.mean(drawn_rows.mean(axis=1) - z * drawn_rows.std(axis=1, ddof=1) / math.sqrt(n) > -delta))
+
+
+def _gaps(llm: Mapping[str, Any], slm: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
+    return {name: slm[name] - llm[name] for name in names if slm.get(name) is not None and llm.get(name) is not None}
+
+
+def _sure(answer: Mapping[str, Any], forms: Sequence[str], logprobs: bool) -> float | None:
+    if answer.get("failure") or any(answer["scores"].get(name) == 0 for name in forms):
+        return None
+    if not logprobs:
+        return 0.0
+    found = answer.get("logprob")
+    return None if found is None else float(found)

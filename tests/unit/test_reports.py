@@ -1,0 +1,222 @@
+"""From run directories to a whole comparison: cost, partial replacement, what was declared, and the same bytes again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray import storage
+from slm_ray.config import CompareConfig, CostConfig, DeclareConfig
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import ComparisonError, ConfigError
+from slm_ray.reports import Compared, compare_reports, declare, load_prices, write_comparison
+from slm_ray.types import Completion, Example, Usage
+from slm_ray.verdict.report import build
+
+ROOT = Path(__file__).parents[2]
+PRICES = str(ROOT / "data/prices.yaml")
+LLM, SLM = "azure:big", "served:small"
+TRACK = TRACKS["structured"]
+
+
+def written(
+    folder: Path, start: int, n: int = 200, *, logprobs: bool = True, served_by: str = "gpt-4o-2024-08-06",
+    trained_on: int = 0,
+) -> Path:  # fmt: skip
+    """A finished evaluation: the LLM always right, the SLM right where it is sure, on three rows of four."""
+    rows = [
+        Example(id=f"e{i:04}", prompt=prompt_of(TRACK, f"question {i}"), reference=f'{{"a": {i}}}')
+        for i in range(start, start + n)
+    ]
+    usage = Usage(prompt_tokens=1000, completion_tokens=50, cached_tokens=400)
+    large, small = {}, {}
+    for i, row in enumerate(rows):
+        sure = i % 4 != 3
+        large[row.id] = Completion(text=row.reference, usage=usage, latency_s=1.0, served_by=served_by)
+        small[row.id] = Completion(
+            text=row.reference if sure else '{"a": -1}', usage=usage, latency_s=2.0, served_by="small",
+            logprob=(-0.1 if sure else -2.0) - i / 10_000 if logprobs else None,
+        )  # fmt: skip
+    report, scores = build(TRACK, rows, {LLM: large, SLM: small}, trained_on={SLM: trained_on})
+    storage.write_jsonl(folder / "scores.jsonl", scores)
+    storage.write_json(folder / "report.json", report)
+    storage.write_text(
+        folder / "config.yaml", "endpoint: http://127.0.0.1:8000\ngeneration: {concurrency: 8, max_tokens: 100}\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def validation(tmp_path: Path) -> Path:
+    return written(tmp_path / "validation", 0)
+
+
+@pytest.fixture
+def held_out(tmp_path: Path) -> Path:
+    return written(tmp_path / "test", 1000)
+
+
+def config(report: Path, **changes: Any) -> CompareConfig:
+    cost = changes.pop("cost", {})
+    return CompareConfig(
+        report=str(report), llm=LLM, slm=SLM, resamples=199, cost=CostConfig(prices=PRICES, **cost), **changes
+    )
+
+
+def run(report: Path, **changes: Any) -> Compared:
+    return compare_reports(config(report, **changes))
+
+
+def test_cost_comes_from_the_usage_and_from_the_run_s_own_config(held_out: Path) -> None:
+    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
+    llm, slm = found.cost["arms"][LLM], found.cost["arms"][SLM]
+    # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
+    assert llm["per_request_usd"] == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
+    assert (llm["priced_as"], llm["goes_to"]["host"], llm["goes_to"]["on_premise"]) == ("gpt-4o", None, False)
+    assert slm["per_request_usd"] == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
+    assert slm["per_correct_usd"] == pytest.approx(slm["per_request_usd"] / 0.75)
+    assert slm["goes_to"]["host"] == "127.0.0.1" and slm["goes_to"]["on_premise"]
+    assert found.cost["break_even_requests_per_day"] == pytest.approx(0.36 * 24 / llm["per_request_usd"])
+    assert found.partial is None
+    azure = compare_reports(config(held_out), urls={"azure": "https://mine.openai.azure.com"})
+    assert azure.cost["arms"][LLM]["goes_to"]["host"] == "mine.openai.azure.com"
+
+
+def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validation: Path, held_out: Path) -> None:
+    found = run(held_out, validation_report=str(validation))
+    assert found.decision.action == "fine_tune"
+    partial = found.partial
+    assert partial is not None
+    assert partial["share"] == pytest.approx(0.75, abs=0.02) and partial["validation_share"] == pytest.approx(
+        0.75, abs=0.02
+    )
+    assert partial["confidence"] == "json_valid, then mean token log-probability"
+    arms = found.cost["arms"]
+    assert partial["test"]["per_request_usd"] == pytest.approx(
+        arms[SLM]["per_request_usd"] + (1 - partial["share"]) * arms[LLM]["per_request_usd"]
+    )
+    lines = found.text().splitlines()
+    assert lines[-1] == "FINE_TUNE=1"
+    assert any(line.startswith(f"partial: SLM can take {100 * partial['share']:.0f} % at delta 0.02") for line in lines)
+    assert any(line.startswith("cost ") for line in lines) and "checked once on 200 test rows" in found.text()
+
+
+def test_validation_rows_that_check_themselves_are_refused(validation: Path, held_out: Path, tmp_path: Path) -> None:
+    with pytest.raises(ComparisonError, match="200 of 200 validation rows are also in the report that checks"):
+        run(held_out, validation_report=str(held_out))
+    overlapping = written(tmp_path / "overlapping", 1150)
+    with pytest.raises(ComparisonError, match="50 of 200 validation rows"):
+        run(held_out, validation_report=str(overlapping))
+    trained = written(tmp_path / "trained", 5000, trained_on=7)
+    with pytest.raises(ComparisonError, match="served:small was trained on 7 of the validation rows"):
+        run(held_out, validation_report=str(trained))
+    report = storage.read_json(validation / "report.json")
+    storage.write_json(validation / "report.json", {**report, "models": {LLM: report["models"][LLM]}})
+    with pytest.raises(ComparisonError, match="'served:small' is not in the validation report"):
+        run(held_out, validation_report=str(validation))
+
+
+def test_the_two_models_may_come_from_two_reports(validation: Path, held_out: Path, tmp_path: Path) -> None:
+    whole = run(held_out, validation_report=str(validation))
+    for spec, name in ((LLM, "llm"), (SLM, "slm")):
+        report = storage.read_json(held_out / "report.json")
+        rows = storage.read_jsonl(held_out / "scores.jsonl")
+        storage.write_json(tmp_path / name / "report.json", {**report, "models": {spec: report["models"][spec]}})
+        storage.write_jsonl(
+            tmp_path / name / "scores.jsonl", [{**row, "models": {spec: row["models"][spec]}} for row in rows]
+        )
+        shutil.copy(held_out / "config.yaml", tmp_path / name)
+    apart = run(tmp_path / "llm", other_report=str(tmp_path / "slm"), validation_report=str(validation))
+    assert (apart.comparison, apart.cost, apart.partial) == (whole.comparison, whole.cost, whole.partial)
+
+
+def test_stages_ranked_by_other_things_give_no_share(held_out: Path, tmp_path: Path) -> None:
+    plain = written(tmp_path / "plain", 5000, logprobs=False)
+    found = run(held_out, validation_report=str(plain))
+    assert found.partial is not None and "evaluate both alike" in found.partial["line"]
+
+
+def test_a_stand_in_has_no_price_unless_one_is_named_and_then_it_is_hypothetical(tmp_path: Path) -> None:
+    folder = written(tmp_path / "run", 0, served_by="stand-in:tiny")
+    plain = run(folder)
+    assert plain.cost["arms"][LLM]["per_request_usd"] is None and "a stand-in has no price" in plain.text()
+    named = run(folder, cost={"llm_price_as": "gpt-4o"})
+    assert named.cost["arms"][LLM]["hypothetical"] and "hypothetical, as if gpt-4o" in named.text()
+    assert "azure:big [hypothetical]" in named.text()
+    with pytest.raises(ConfigError, match=r"no price for 'gpt-4' in .*did you mean 'gpt-4o'"):
+        run(folder, cost={"llm_price_as": "gpt-4"})
+
+
+def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(
+        "as_of: 2026-02-03\nmodels:\n  gpt-4o: {input_usd_per_mtok: 1, cached_input_usd_per_mtok: null,"
+        " output_usd_per_mtok: 2, source: our contract of 2026}\n"
+    )
+    found = compare_reports(config(held_out).model_copy(update={"cost": CostConfig(prices=str(mine))}))
+    assert found.cost["arms"][LLM]["per_request_usd"] == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
+    assert "prices as of 2026-02-03" in found.text() and "our contract of 2026" in found.text()
+    mine.write_text("models: [")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not YAML"):
+        load_prices(CostConfig(prices=str(mine)))
+    monkeypatch.chdir(tmp_path)
+    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": CostConfig()}))
+    assert "no data/prices.yaml here" in elsewhere.cost["arms"][LLM]["reason"]
+
+
+def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
+    assert "no rule was declared before the first call" in run(held_out).decision.because[-1]
+    declare(held_out, DeclareConfig(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
+    kept = run(held_out, delta=0.05)
+    assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
+    assert kept.declared == {"rule": "paired", "delta": 0.05, "primary": "exact_match", "answers_before": 0}
+    for changes in ({"delta": 0.3}, {"delta": 0.05, "rule": "point"}):
+        assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
+    declare(held_out, DeclareConfig(delta=0.3), primary="exact_match", answers_before=0)
+    assert run(held_out, delta=0.05).declared == kept.declared  # what was declared first stays
+
+
+def test_a_margin_declared_after_answers_were_in_is_told_apart(held_out: Path) -> None:
+    declare(held_out, None, primary="exact_match", answers_before=0)
+    assert not (held_out / "declared.json").exists()
+    declare(held_out, DeclareConfig(), primary="exact_match", answers_before=12)
+    assert "were declared when 12 answers were already there" in run(held_out).decision.because[-1]
+
+
+def job(*settings: str) -> subprocess.CompletedProcess[bytes]:
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs/compare.py"), str(ROOT / "jobs/compare.yaml"), *arguments],
+        capture_output=True, cwd=ROOT, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_the_job_writes_the_same_bytes_again(validation: Path, held_out: Path, tmp_path: Path) -> None:
+    settings = [
+        f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}", "resamples=199",
+        "gates=[field_f1]",
+    ]  # fmt: skip
+    first = job(*settings)
+    assert first.returncode == 10, first.stderr
+    assert first.stdout.rstrip().endswith(b"FINE_TUNE=1")
+    beside = (held_out / "comparison.json").read_bytes()
+    again = job(*settings, f"out={tmp_path}/elsewhere.json")
+    assert (again.stdout, (tmp_path / "elsewhere.json").read_bytes()) == (first.stdout, beside)
+    data = json.loads(beside)
+    assert data.keys() == {"comparison", "decision", "declared", "cost", "partial"}
+    assert data["decision"]["action"] == "fine_tune" and data["cost"]["unit"] == "USD"
+    assert data["partial"]["line"].startswith("SLM can take 7")
+
+
+def test_a_moved_run_gives_the_same_comparison(held_out: Path, tmp_path: Path) -> None:
+    before = write_comparison(run(held_out), config(held_out)).read_bytes()
+    shutil.move(held_out, tmp_path / "moved")
+    after = write_comparison(run(tmp_path / "moved"), config(tmp_path / "moved"))
+    assert after == tmp_path / "moved/comparison.json" and after.read_bytes() == before
