@@ -18,6 +18,9 @@ finish() {
   if [ -n "$head_pid" ]; then
     kill -TERM "$head_pid" 2>/dev/null
     wait "$head_pid" 2>/dev/null
+    # A head that is told to end leaves its address behind, and the next job on this machine would look for it there.
+    note=${RAY_TMPDIR:-${TMPDIR:-/tmp}}/ray/ray_current_cluster
+    if grep -q ":$gcs\$" "$note" 2>/dev/null; then rm -f "$note"; fi
   fi
   exit "${status:-130}"
 }

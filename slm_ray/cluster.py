@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,6 +22,7 @@ from slm_ray.errors import ResourceError
 
 SLOT = "slot"
 LOCAL_SLOTS = 4
+_LISTENS_WITHIN_S = 2.0
 
 
 # A Ray of our own. Workers as important as everything else (Ray nices them to 15, which starves the engine beside a
@@ -53,10 +56,30 @@ def _join(log_to_driver: bool) -> None:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**quiet)
         return
+    if left_behind() is None:
+        try:
+            ray.init(address="auto", **quiet)
+            return
+        except ConnectionError:
+            pass
+    start_local(**quiet)
+
+
+def left_behind() -> str | None:
+    """The address that a Ray which was killed has left as this machine's, or None.
+
+    `auto` would ask it for minutes. A killed `ray start` does not take its note (`ray_current_cluster`) back.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        start_local(**quiet)
+        address = (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
+        host, _, port = address.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_WITHIN_S).close()
+    except (FileNotFoundError, ValueError):
+        return None
+    except OSError:
+        return address
+    return None
 
 
 def start_local(**settings: Any) -> None:

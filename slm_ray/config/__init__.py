@@ -18,10 +18,40 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, ReadingBenchConfig, ScoringBenchConfig, SimulateConfig
+from slm_ray.config.studies import (
+    JudgeConfig,
+    LiveConfig,
+    RaceConfig,
+    ReadingBenchConfig,
+    ScoringBenchConfig,
+    SimulateConfig,
+)
 
 __all__ = [
-    "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "ReadingBenchConfig", "RecipeConfig", "ScoringBenchConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
-    "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
-]  # fmt: skip
+    "CompareConfig",
+    "CurationConfig",
+    "EvaluateConfig",
+    "GenerationConfig",
+    "InferConfig",
+    "JudgeConfig",
+    "LiveConfig",
+    "LoopConfig",
+    "LoraConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "RaceConfig",
+    "ReadingBenchConfig",
+    "RecipeConfig",
+    "ScoringBenchConfig",
+    "ServingConfig",
+    "SimulateConfig",
+    "SourceConfig",
+    "SweepConfig",
+    "SweepJobConfig",
+    "TasksConfig",
+    "TrackConfig",
+    "TrainingConfig",
+    "WorkersConfig",
+    "dump",
+    "load",
+]

@@ -57,3 +57,24 @@ class SimulateConfig(Knobs):
     )
     runs: int = Field(40_000, ge=100)
     seed: int = 42
+
+
+class RaceConfig(Knobs):
+    """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
+
+    rows: int = Field(2000, ge=1)
+    latency_s: float = Field(0.05, ge=0)
+    concurrency: int = Field(64, ge=1)
+    rounds: int = Field(3, ge=1, description="every program runs once before the next round starts")
+    lm_eval: str | None = Field(
+        None, description="lm-evaluation-harness's executable (lm_eval), in its own environment"
+    )
+    inspect: str | None = Field(None, description="inspect-ai's executable (inspect), in its own environment")
+    out_dir: str = "runs/bench_evaluate"
+
+
+class LiveConfig(Knobs):
+    """Watch an evaluation that runs in another shell."""
+
+    run_dir: str = "runs/evaluate"
+    plain: bool = Field(False, description="plain lines on a terminal too")

@@ -78,16 +78,24 @@ def line(name: str, progress: Progress | None, waited_s: float = 0.0) -> str:
     )
 
 
+def news(lines: Sequence[str], said: set[str]) -> list[str]:
+    """Those of the `lines` that were not in the last call's, and `said` brought up to date: a log repeats nothing."""
+    fresh = [text for text in lines if text not in said]
+    said.clear()
+    said.update(lines)
+    return fresh
+
+
 def _watch(paths: list[Path], done: threading.Event) -> None:
     console = Console(stderr=True)
     started = time.monotonic()
     if not console.is_terminal:
-        polls = 0
+        polls, said = 0, set[str]()
         while not done.wait(_POLL_S):
             polls += 1
             if polls % _PLAIN_EVERY == 0:
-                for path in paths:
-                    print(line(path.stem, read(path), time.monotonic() - started), file=sys.stderr, flush=True)
+                for text in news([line(path.stem, read(path), time.monotonic() - started) for path in paths], said):
+                    print(text, file=sys.stderr, flush=True)
         return
     with Live(_table(paths, 0.0), console=console, transient=True, auto_refresh=False) as live:
         while not done.wait(_POLL_S):

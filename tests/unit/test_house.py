@@ -17,12 +17,12 @@ FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
     {"storage", "ledger", "adapters", "models", "tracing", "trackfile", "sources", "prepare", "reports", "encoders"},
-    {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "judging", "loop"},
+    {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"), ("tracing", "storage"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"),
@@ -41,7 +41,7 @@ OWNERS = {
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources"},
+    "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
     "datasketch": {"corpus"},

@@ -128,6 +128,13 @@ def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: A
     assert "json_valid" in found
 
 
+def test_a_log_repeats_no_line() -> None:
+    said: set[str] = set()
+    assert progress.news(["a: starting workers", "b: step 1/9"], said) == ["a: starting workers", "b: step 1/9"]
+    assert progress.news(["a: starting workers", "b: step 2/9"], said) == ["b: step 2/9"]
+    assert progress.news(["a: step 1/9", "b: step 2/9"], said) == ["a: step 1/9"]
+
+
 def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     assert progress.read(path) is None

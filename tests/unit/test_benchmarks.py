@@ -1,0 +1,61 @@
+"""The race's endpoint and bookkeeping: it counts what it answers, takes its time, and a failed entrant says why."""
+
+import json
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.request import Request
+
+import pytest
+
+from slm_ray.benchmarks import race
+from slm_ray.config import RaceConfig
+from slm_ray.errors import ResourceError
+
+ASK = (
+    "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"
+    "for n in range(int(sys.argv[2])):\n"
+    "    call = Request(sys.argv[1] + '/v1/chat/completions', data=json.dumps({'n': 'x' * 9000}).encode())\n"
+    "    reply = json.load(build_opener(ProxyHandler({})).open(call))\n"
+    "    assert reply['choices'][0]['message']['content'] == 'ok'\n"
+)
+
+
+def test_the_endpoint_takes_its_time_and_counts() -> None:
+    with race.endpoint(0.05) as url:
+
+        def call(_: int) -> None:
+            with race.OPENER.open(Request(f"{url}/v1/chat/completions", data=b"{}"), timeout=10) as reply:
+                assert json.load(reply)["choices"][0]["finish_reason"] == "stop"
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(call, range(24)))
+        seen = json.loads(race.get(f"{url}/span"))
+        assert seen["calls"] == 24
+        assert 1 < seen["most_in_flight"] <= 8
+        assert 3 * 0.05 <= seen["span_s"] < 5
+        race.get(f"{url}/reset")
+        assert json.loads(race.get(f"{url}/span"))["calls"] == 0
+
+
+def test_a_lap_is_what_the_endpoint_saw(tmp_path: Path) -> None:
+    with race.endpoint(0.0) as url:
+        entrant = race.Entrant(name="asker", command=(sys.executable, "-c", ASK, url, "7"))
+        started = time.perf_counter()
+        lap = race.run(entrant, url, tmp_path / "0" / "asker")
+        assert (lap.calls, lap.most_in_flight) == (7, 1)
+        assert 0 < lap.span_s < lap.whole_s < time.perf_counter() - started + 1e-3
+        broken = race.Entrant(name="broken", command=(sys.executable, "-c", "raise SystemExit('no such model')"))
+        with pytest.raises(ResourceError, match="broken ended with status 1: no such model"):
+            race.run(broken, url, tmp_path / "0" / "broken")
+
+
+def test_every_entrant_gets_the_same_rows_and_concurrency(tmp_path: Path) -> None:
+    rows = race.write_rows(tmp_path, 3)
+    assert len(rows.read_text(encoding="utf-8").splitlines()) == 3
+    config = RaceConfig(concurrency=17, lm_eval="lm_eval", inspect="inspect")
+    field = race.entrants(config, "http://127.0.0.1:1", rows)
+    assert [entrant.name for entrant in field] == ["slm_ray", "lm-evaluation-harness", "inspect-ai"]
+    assert all("17" in " ".join(entrant.command) for entrant in field)
+    assert [entrant.name for entrant in race.entrants(RaceConfig(), "http://127.0.0.1:1", rows)] == ["slm_ray"]
