@@ -59,6 +59,13 @@ class SimulateConfig(Knobs):
     seed: int = 42
 
 
+class LiveConfig(Knobs):
+    """Watch an evaluation that runs in another shell."""
+
+    run_dir: str = "runs/evaluate"
+    plain: bool = Field(False, description="plain lines on a terminal too")
+
+
 class RaceConfig(Knobs):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 
@@ -71,10 +78,3 @@ class RaceConfig(Knobs):
     )
     inspect: str | None = Field(None, description="inspect-ai's executable (inspect), in its own environment")
     out_dir: str = "runs/bench_evaluate"
-
-
-class LiveConfig(Knobs):
-    """Watch an evaluation that runs in another shell."""
-
-    run_dir: str = "runs/evaluate"
-    plain: bool = Field(False, description="plain lines on a terminal too")

@@ -69,21 +69,24 @@ class Watch:
     def read(self, board: Board) -> None:
         """Put on the board what came since the last time."""
         with self._ledger.snapshot():
-            for number, key in self._ledger.started_since(self._start):
-                self._start = number
-                if key in self._planned:
-                    self._in_flight[key] = self._planned[key].spec
-            while entries := self._ledger.since(self._answer):
-                for number, entry in entries:
-                    self._answer = number
-                    self._add(board, entry)
+            self._start, keys = self._ledger.started_since(self._start)
+            self._in_flight |= {key: self._planned[key].spec for key in keys if key in self._planned}
+            self._read(board, self._run.last_answer)
+            self._read(board, None)
         self._first = False
         calls = Counter(self._in_flight.values())
         for spec in self._run.facts["models"]:
             board.in_flight(spec, calls[spec])
 
-    def _add(self, board: Board, entry: Entry) -> None:
-        row, earlier = self._planned.get(entry.key), self._answer <= self._run.last_answer
+    def _read(self, board: Board, upto: int | None) -> None:
+        entries = None
+        while entries != []:
+            self._answer, entries = self._ledger.since(self._answer, upto=upto)
+            for entry in entries:
+                self._add(board, entry, earlier=upto is not None)
+
+    def _add(self, board: Board, entry: Entry, *, earlier: bool) -> None:
+        row = self._planned.get(entry.key)
         if not earlier:
             self._in_flight.pop(entry.key, None)
         asked_again = earlier and not finished(entry.completion)  # a failed call of an earlier run is none of this one

@@ -65,9 +65,7 @@ def evaluate(
         if any(work.values()):
             with tracer.step("ask", {"calls": sum(map(len, work.values()))}), _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
-        return write_report(
-            planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all
-        )  # fmt: skip
+        return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
 
 
 def _ask(

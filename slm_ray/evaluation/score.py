@@ -70,7 +70,7 @@ def write_report(
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(
         plan.track, plan.examples, completions, trained_on=seen, similar=similar, score_all=score_all, again=again
-    )  # fmt: skip
+    )
     report["trust"] = trust(plan, ledger, config)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)

@@ -109,14 +109,17 @@ class Ledger:
         rows = self._all(f"SELECT {_ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
         return _entry(rows[0]) if rows else None
 
-    def since(self, seq: int) -> list[tuple[int, Entry]]:
-        """The answers noted after number `seq`, each with its own, oldest first, at most a thousand."""
-        rows = self._all(f"SELECT {_ENTRY}, seq FROM answers WHERE seq > ? ORDER BY seq LIMIT 1000", seq)
-        return [(row[-1], _entry(row)) for row in rows]
+    def since(self, seq: int, *, upto: int | None = None) -> tuple[int, list[Entry]]:
+        """The answers noted after `seq` (and not after `upto`), oldest first, at most a thousand; and the last's number."""
+        last = upto if upto is not None else 2**62
+        query = f"SELECT {_ENTRY}, seq FROM answers WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000"
+        rows = self._all(query, seq, last)
+        return (rows[-1][-1] if rows else seq), [_entry(row) for row in rows]
 
-    def started_since(self, seq: int) -> list[tuple[int, str]]:
-        """The keys handed out after number `seq`, each with its own, oldest first."""
-        return self._all("SELECT seq, key FROM started WHERE seq > ? ORDER BY seq", seq)
+    def started_since(self, seq: int) -> tuple[int, list[str]]:
+        """The keys handed out after `seq`, oldest first, and the last one's number."""
+        rows = self._all("SELECT key, seq FROM started WHERE seq > ? ORDER BY seq", seq)
+        return (rows[-1][1] if rows else seq), [row[0] for row in rows]
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:

@@ -44,8 +44,8 @@ def build(
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
     how many of the examples the model's adapter was trained on (0 when not named). `similar` adds BERTScore and embedding
     cosine; `score_all` may share the work among processes. `again[spec]` holds the answers of further repeats: they give
-    `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError when
-    an example has no answer: an unfinished run has no report.
+    `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError
+    when an example has no answer: an unfinished run has no report.
     """
     if not examples:
         raise ValueError("a report needs at least one example")

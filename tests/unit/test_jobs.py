@@ -107,22 +107,6 @@ def test_a_ray_of_the_script_has_the_settings_of_a_ray_of_ours() -> None:
     assert {name: exported.get(name) for name in LOCAL_SETTINGS} == LOCAL_SETTINGS
 
 
-def test_a_killed_ray_that_left_its_address_behind_is_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert left_behind() is None
-    note = tmp_path / "ray" / "ray_current_cluster"
-    note.parent.mkdir()
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{listening.getsockname()[1]}"
-        note.write_text(address, encoding="utf-8")
-        assert left_behind() == address  # bound, and nobody listens
-        listening.listen()
-        assert left_behind() is None
-
-
 def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
@@ -159,3 +143,19 @@ def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: P
         "'r9'",
     )
     refused(job("infer", "jobs/infer.yaml", "--set", "model=fake:x", "--set", "text=null"), "text is not set")
+
+
+def test_a_killed_ray_that_left_its_address_behind_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert left_behind() is None
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        note.write_text(address, encoding="utf-8")
+        assert left_behind() == address  # bound, and nobody listens
+        listening.listen()
+        assert left_behind() is None

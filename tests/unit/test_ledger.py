@@ -189,12 +189,13 @@ def test_a_reader_sees_what_a_writer_has_committed_and_writes_nothing(tmp_path: 
     with Ledger(path) as writer:
         writer.plan("p", ROWS)
         with Ledger(path, read_only=True) as reader:
-            assert reader.since(0) == []
+            assert reader.since(0) == (0, [])
             writer.put_all([answer(0)], starts=["k1"])
-            assert reader.since(0) == [(1, answer(0))]
+            assert reader.since(0) == (1, [answer(0)])
             writer.put_all([answer(1)])
-            assert reader.since(1) == [(2, answer(1))]
-            assert reader.started_since(0) == [(1, "k1")]
+            assert reader.since(1) == (2, [answer(1)])
+            assert reader.since(0, upto=1) == (1, [answer(0)])
+            assert reader.started_since(0) == (1, ["k1"])
             with reader.snapshot():
                 before = reader.count()
                 writer.put_all([answer(2)])
