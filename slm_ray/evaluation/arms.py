@@ -12,7 +12,7 @@ from pathlib import Path
 
 from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.corpus.retrieve import Retriever, with_demonstrations
+from slm_ray.corpus.retrieve import Retriever, question_hash, with_demonstrations
 from slm_ray.errors import ConfigError
 from slm_ray.models import split_spec
 from slm_ray.models.trivial import with_pool
@@ -47,7 +47,7 @@ class Shots:
         self._track = track
         rows = read_examples(read_lines(path), name=path, track=open_track(track, beside=path))
         taken = {prompt_hash(row.prompt) for row in asked}
-        self.rows = [row for row in rows if prompt_hash(row.prompt) not in taken]
+        self.rows = [row for row in rows if question_hash(row) not in taken]
         self.left_out = len(rows) - len(self.rows)
         if not self.rows:
             raise ConfigError(f"{path}: all {len(rows)} rows are rows of the evaluation; give the training rows")

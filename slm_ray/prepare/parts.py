@@ -19,6 +19,7 @@ from slm_ray.corpus.pair import Pair
 from slm_ray.corpus.problems import BadRow
 from slm_ray.corpus.read import Converted, converted
 from slm_ray.corpus.tracks import Track
+from slm_ray.scoring import unreadable
 from slm_ray.sources import File, files, is_data_set, raw_rows, rows_of
 
 BLOCK_ROWS = 2000
@@ -47,14 +48,14 @@ def converted_rows(
     """The rows of each source in turn, to be taken to their end one source after the other."""
     parts = _parts(names, config, track)
     if fan_out is None or config.fan_out_bytes is None or not _worth(parts, config.fan_out_bytes):
-        yield from (converted(raw_rows(name), track, config.format) for name in names)
+        yield from (_scorable(converted(raw_rows(name), track, config.format), track) for name in names)
         return
     apart = {part.number for part in parts}
     blocks = groupby(fan_out(packed, parts), key=itemgetter(0))
     following = next(blocks, None)
     for number, name in enumerate(names):
         if number not in apart:
-            yield converted(raw_rows(name), track, config.format)
+            yield _scorable(converted(raw_rows(name), track, config.format), track)
         elif following is None or following[0] != number:  # its files hold no row
             yield iter(())
         else:
@@ -78,7 +79,7 @@ def _worth(parts: Sequence[Part], least_bytes: int) -> bool:
 def packed(part: Part) -> Iterator[Block]:
     """The rows of one file as blocks; for another process."""
     encode = msgspec.msgpack.Encoder().encode
-    rows = converted(rows_of(part.file), part.track, part.format_name)
+    rows = _scorable(converted(rows_of(part.file), part.track, part.format_name), part.track)
     while block := [_packed(row) for row in islice(rows, BLOCK_ROWS)]:
         yield part.number, part.file.name, encode(block)
 
@@ -91,6 +92,17 @@ def unpacked(block: Block, track: Track) -> Iterator[Converted]:
             yield name, line, BadRow(*wrong), None
         else:
             yield name, line, pair, None if pair is None else pair.example(track, name=example_id)
+
+
+def _scorable(rows: Iterator[Converted], track: Track) -> Iterator[Converted]:
+    """The rows, those whose answer nothing could match as what is wrong with them."""
+    for file, line, made, example in rows:
+        form = unreadable(track, made.answer) if isinstance(made, Pair) else None
+        if form is None:
+            yield file, line, made, example
+        else:
+            reason = f"its answer is not {form}, which track {track.name} scores"
+            yield file, line, BadRow("unscorable", reason, "write it so, or choose the track of these answers"), None
 
 
 def _packed(row: Converted) -> Packed:

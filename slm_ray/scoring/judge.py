@@ -17,10 +17,13 @@ LOWEST, HIGHEST = 1, 7
 UNREADABLE = "unreadable_judgement"
 
 SYSTEM = "You are a strict and fair judge of answers. You never answer the task yourself."
-_GRADE = re.compile(r"^\W*(?:score|grade|rating)\W*([1-7])(?:\s*/\s*7)?\W*$", re.IGNORECASE | re.MULTILINE)
-_BARE = re.compile(r"\s*([1-7])(?:\s*/\s*7)?\s*\.?\s*")
-_CHOICE = re.compile(r"^\W*(?:verdict|winner|better)\W*(A|B|tie)\W*$", re.IGNORECASE | re.MULTILINE)
-_BARE_CHOICE = re.compile(r"\s*(A|B|tie)\s*\.?\s*", re.IGNORECASE)
+# What surrounds a saying stays on its line and is never tried again: a megabyte of quotes or line ends would take hours.
+_GRADE = re.compile(
+    r"^[^\w\n]*+(?:score|grade|rating)\W*+([1-7])(?:\s*+/\s*+7)?[^\w\n]*+$", re.IGNORECASE | re.MULTILINE
+)
+_BARE = re.compile(r"\s*+([1-7])(?:\s*+/\s*+7)?\s*+\.?\s*+")
+_CHOICE = re.compile(r"^[^\w\n]*+(?:verdict|winner|better)\W*+(A|B|tie)[^\w\n]*+$", re.IGNORECASE | re.MULTILINE)
+_BARE_CHOICE = re.compile(r"\s*+(A|B|tie)\s*+\.?\s*+", re.IGNORECASE)
 _FIRST_WINS = {"a": 1.0, "tie": 0.5, "b": 0.0}
 
 

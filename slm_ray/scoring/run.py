@@ -5,11 +5,13 @@ The same code for every model. The order of rows changes nothing, to the last bi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
 from slm_ray.scoring import hermes, judge, labels, numeric, schema, structured, text, toolcall
+from slm_ray.scoring.items import parse
 from slm_ray.scoring.scorer import Metrics, Scorer, means, micro
 from slm_ray.scoring.strip import strip
 from slm_ray.types import RowScore
@@ -27,7 +29,12 @@ def _plain(score: Callable[[str, str | None, str], RowScore], *metrics: str) -> 
 
 
 def _scorer(
-    score: Callable[[str, str | None, str], RowScore], metrics: tuple[str, ...], micro_metrics: tuple[str, str, str]
+    score: Callable[[str, str | None, str], RowScore],
+    metrics: tuple[str, ...],
+    micro_metrics: tuple[str, str, str],
+    *,
+    reads: Callable[[str], bool],
+    form: str,
 ) -> Scorer:
     """Means over rows, but for three metrics of summed counts."""
     mean, summed = means(*metrics), micro(*micro_metrics)
@@ -35,6 +42,8 @@ def _scorer(
         metrics=metrics,
         score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
         summarise=lambda rows, track: mean(rows, track) | summed(rows, track),
+        reads=reads,
+        form=form,
     )
 
 
@@ -46,18 +55,26 @@ SCORERS: dict[str, Scorer] = {
             "tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match",
         ),
         ("field_precision", "field_recall", "field_f1"),
+        reads=lambda reference: parse(reference) is not None, form="strict JSON",
     ),
     "toolcall": _scorer(
         toolcall.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
+        reads=lambda reference: toolcall.read_call(reference) is not None,
+        form='one <tool_call name="…">{…}</tool_call>',
     ),
     "hermes": _scorer(
         hermes.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
+        reads=lambda reference: hermes.read_call(reference) is not None,
+        form='one <tool_call>{"name": …, "arguments": {…}}</tool_call>',
     ),
-    "gsm8k": _plain(numeric.score, *numeric.METRICS),
+    "gsm8k": dataclasses.replace(
+        _plain(numeric.score, *numeric.METRICS),
+        reads=lambda reference: numeric.final_number(reference) is not None, form="an answer with a number",
+    ),
     "classify": Scorer(
         metrics=labels.METRICS, score=labels.score, summarise=labels.summarise, check=labels.check,
     ),
@@ -97,6 +114,14 @@ def check(track: Track) -> None:
     """ConfigError when the track cannot be scored: scorers, labels, answer schema. Scoring itself says the same."""
     for scorer in scorers(track):
         scorer.check(track)
+
+
+def unreadable(track: Track, reference: str) -> str | None:
+    """What form a scorer of the track needs of the reference, and it is not in; None when all can read it."""
+    for scorer in scorers(track):
+        if not scorer.reads(reference):
+            return scorer.form
+    return None
 
 
 def metrics(track: Track) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ class Scorer:
     `score(example_id, prediction, reference, track)` judges a row; a `prediction` of None is a failed call. `summarise`
     gives the run's metrics, exactly those in `metrics`, in the order of a report. `check` raises ConfigError when the
     track lacks what the scorer needs of it. `raw`: the scorer wants answers as given and strips them itself. `slow`: it
-    takes a second or more for a thousand answers of a paragraph.
+    takes a second or more for a thousand answers of a paragraph. `reads` says whether a reference is in the `form` without
+    which nothing could ever match it.
     """
 
     metrics: tuple[str, ...]
@@ -33,6 +34,8 @@ class Scorer:
     check: Callable[[Track], object] = lambda _: None
     raw: bool = False
     slow: bool = False
+    reads: Callable[[str], bool] = lambda _: True
+    form: str = ""
 
 
 def means(*names: str) -> Summary:

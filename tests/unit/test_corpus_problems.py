@@ -63,7 +63,8 @@ ELSEWHERE = {
     "not_utf8",
     "columns",
     "too_long",
-}  # told by the sources and by the tokenizer: tests/unit/test_prepare_bad.py
+    "unscorable",
+}  # told by the sources, the tokenizer and the scorers: tests/unit/test_prepare_bad.py
 GOOD = [{"id": "good", "prompt": "good?", "completion": "yes"}, {"prompt": "twice", "completion": "c"}]
 
 

@@ -71,7 +71,7 @@ def test_prepare_refuses_and_writes_nothing(tmp_path: Path) -> None:
     bad.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}\n', encoding="utf-8")
     small = tmp_path / "small.jsonl"
     small.write_text(
-        "".join(json.dumps({"prompt": f"question {n}", "completion": "b"}) + "\n" for n in range(9)), encoding="utf-8"
+        "".join(json.dumps({"prompt": f"question {n}", "completion": "{}"}) + "\n" for n in range(9)), encoding="utf-8"
     )
     refused(prepare(tmp_path, tmp_path / "missing.json"), "missing.json")
     refused(prepare(tmp_path, empty), "empty")

@@ -143,3 +143,37 @@ def test_the_job_prints_the_table_and_ends_with_status_2(tmp_path: Path) -> None
     assert "2 of 11 rows are bad (18.18%)" in found.stdout and "missing_key" in found.stdout
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
     assert "rows.jsonl:10:" in found.stderr and "skip_bad" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("track", "good", "bad", "says"),
+    [
+        ("structured", '{"a": 1}', "card_arrival", "its answer is not strict JSON, which track structured scores"),
+        (
+            "toolcall",
+            '<tool_call name="f">{}</tool_call>',
+            '{"name": "f"}',
+            'not one <tool_call name="…">{…}</tool_call>',
+        ),
+        ("hermes", '<tool_call>{"name": "f", "arguments": {}}</tool_call>', "f()", "not one <tool_call>{"),
+        ("gsm8k", "It is #### 4", "It is four.", "not an answer with a number"),
+    ],
+)
+def test_an_answer_that_nothing_could_match_is_a_bad_row(
+    tmp_path: Path, track: str, good: str, bad: str, says: str
+) -> None:
+    lines = [json.dumps({"prompt": f"p{number}", "completion": good}) for number in range(9)]
+    with pytest.raises(DataError):
+        prepare(config(tmp_path, [*lines, json.dumps({"prompt": "x", "completion": bad})], track=track))
+    (row,) = bad_rows(tmp_path)
+    assert (row["line"], row["kind"]) == (10, "unscorable") and says in str(row["reason"])
+    prepare(config(tmp_path, lines, track=track))
+
+
+def test_bad_rows_are_listed_by_place_whoever_found_them(tmp_path: Path) -> None:
+    lines = [*rows(3), json.dumps({"prompt": "long " * 90, "completion": "c"}), "nope"]
+    with pytest.raises(DataError):
+        prepare(
+            config(tmp_path, lines, curation={"max_tokens": 50}), count=lambda e: len(e.prompt.messages[-1].content)
+        )
+    assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(4, "too_long"), (5, "not_json")]

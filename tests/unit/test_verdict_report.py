@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.corpus.render import digest, prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS
+from slm_ray.storage import read_jsonl, write_jsonl
 from slm_ray.types import Completion, Example, Failure, Usage
 from slm_ray.verdict.report import build
 
@@ -145,3 +147,25 @@ def test_the_same_text_scores_the_same_whoever_said_it() -> None:
     report, rows = build(TRACK, EXAMPLES, {"small": ANSWERS, "big": other}, trained_on={})
     assert report["models"]["small"]["metrics"] == report["models"]["big"]["metrics"]
     assert all(row["models"]["small"]["scores"] == row["models"]["big"]["scores"] for row in rows)
+
+
+@settings(deadline=None, max_examples=40)  # scikit-learn takes a second to import
+@given(st.lists(st.none() | st.text(st.characters()), min_size=4, max_size=4), st.sampled_from(sorted(TRACKS)))
+def test_a_text_scores_the_same_whichever_model_said_it(texts: list[str | None], name: str) -> None:
+    said = {
+        row.id: Completion(text=text) if text is not None else Completion(failure=Failure(kind="error", reason="x"))
+        for row, text in zip(EXAMPLES, texts, strict=True)
+    }
+    report, rows = build(TRACKS[name], EXAMPLES, {"azure:big": said, "served:small": said}, trained_on={})
+    one, other = report["models"].values()
+    assert one == other
+    assert list(one["analysis"])[:4] == ["slices", "errors", "worst", "stripped"]
+    assert all(row["models"]["azure:big"] == row["models"]["served:small"] for row in rows)
+
+
+def test_unicode_goes_from_the_answer_to_the_file_as_it_is(tmp_path: Path) -> None:
+    odd = "ü\u2028\u0085\x00👩‍👩‍👧 \ufeff İ"
+    said = {row.id: Completion(text=odd) for row in EXAMPLES}
+    _, rows = build(TRACK, EXAMPLES, {"fake:m": said}, trained_on={})
+    write_jsonl(tmp_path / "scores.jsonl", rows)
+    assert [row["models"]["fake:m"]["text"] for row in read_jsonl(tmp_path / "scores.jsonl")] == [odd] * 4
