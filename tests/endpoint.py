@@ -179,7 +179,8 @@ class Server(asyncio.Protocol):
         if reply is None:
             self.transport.abort()
             return
-        self.state.billed[call.number] += reply[0] == 200
+        if reply[0] == 200:
+            self.state.billed[call.number] += 1
         if not self.state.settled_s and len(self.state.billed) == SETTLED:
             self.state.settled_s = time.time()
         self.send(reply)
