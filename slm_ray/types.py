@@ -49,15 +49,17 @@ class Example:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Tokens that one or more calls were billed for."""
+    """Tokens that one or more calls were billed for; `cached_tokens` are those of the prompt that cost less."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             prompt_tokens=self.prompt_tokens + other.prompt_tokens,
             completion_tokens=self.completion_tokens + other.completion_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
         )
 
 
@@ -75,7 +77,9 @@ class Completion:
     """A model's answer to one prompt: `text` or `failure`, never both and never neither.
 
     `latency_s` is the client's wall time of the last attempt; `served_by` is the model name that the answer itself
-    states (a stand-in says so there); `attempts` counts calls made, retries included.
+    states (a stand-in says so there); `attempts` counts calls made, retries included, and `unheard` those among them that
+    were sent and never answered, so that they may have been billed. `first_token_s` is known for streamed answers only;
+    `logprob` is the mean token log-probability where it was asked for.
     """
 
     text: str | None = None
@@ -84,6 +88,9 @@ class Completion:
     usage: Usage | None = None
     served_by: str | None = None
     attempts: int = 1
+    first_token_s: float | None = None
+    logprob: float | None = None
+    unheard: int = 0
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.failure is None):

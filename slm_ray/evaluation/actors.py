@@ -1,13 +1,15 @@
-"""All models at the same time, on Ray: evaluation actors ask, the driver hears every answer.
+"""All models at the same time, on Ray: evaluation actors ask, the driver hands out rows and hears every answer.
 
-Each model gets its own actors and each actor a share of that model's rows and calls in flight. An actor that dies with
-its node is replaced and goes on where its answers stopped. Answers reach one callback in the calling thread, so the
-ledger has one writer. Keys travel as call arguments, never as environment variables that Ray would show.
+An actor has as many rows as it may have calls in flight and gets the next one when the driver has taken an answer, so
+that never more rows are paid for and not yet heard of than `concurrency` says, and a driver that is gone asks nothing
+more. Rows of an actor that died go back to the others; the actor is replaced. Answers reach one callback in the calling
+thread, so the ledger has one writer. Keys travel as call arguments, never as environment variables that Ray would show.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,133 +18,171 @@ from ray.exceptions import RayActorError, RayTaskError
 from slm_ray import cluster
 from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.evaluation.generate import Answer, generate
+from slm_ray.evaluation.generate import Answer, Asking, Question
 from slm_ray.evaluation.plan import Arm
 from slm_ray.models import open_model
-from slm_ray.types import Example
 
+Grant = Callable[[Arm, Sequence[Question]], int]
 OnAnswers = Callable[[Arm, list[Answer]], None]
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0
+_LAST_WORDS_S = 0.2
 _LIVES = 3
-_UNHEARD_BATCHES = 1  # a driver that is gone hears nothing more, and then no more is asked
 
 
 class Asker:
-    """One evaluation actor: opens its model and streams the answers back."""
+    """One evaluation actor: a shell around `Asking`."""
 
-    async def ask(
-        self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
-        examples: Sequence[Example], concurrency: int,
-    ) -> AsyncIterator[list[Answer]]:  # fmt: skip
-        """Batches of answers as they arrive."""
-        model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment)
-        try:
-            async for batch in generate(model, examples, concurrency=concurrency):
-                yield batch
-        finally:
-            await model.close()
+    async def open(
+        self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
+    ) -> None:
+        """Open the model; raises what opening raises."""
+        self._asking = Asking(open_model(spec, endpoint=endpoint, generation=generation, environment=environment))
+
+    async def ask(self, questions: Sequence[Question]) -> None:
+        """Start these calls."""
+        self._asking.ask(questions)
+
+    async def heard(self, questions: Sequence[Question]) -> list[Answer]:
+        """Start these calls and wait for the next answers."""
+        self._asking.ask(questions)
+        return await self._asking.heard()
 
 
-class Shard:
-    """One actor's share of one model's rows: what is still to be answered, and the actor that is at it."""
+class Worker:
+    """The driver's side of one actor: the rows it has and how many it may have."""
 
-    def __init__(self, arm: Arm, rows: Iterable[Example], concurrency: int) -> None:
+    def __init__(self, arm: Arm, concurrency: int) -> None:
         self.arm = arm
         self.concurrency = concurrency
-        self.remaining = {row.id: row for row in rows}
+        self.has: dict[str, Question] = {}
         self.lives = _LIVES
+        self.listening: Any = None
         self.actor: Any = None
 
     def start(self, config: EvaluateConfig) -> Any:
-        """A (new) actor and its stream of answers."""
+        """A (new) actor; returns what can be waited for until it has a place and its model."""
         resources = dict(config.actor_resources)
         self.actor = ray.remote(Asker).options(
             num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
             resources=resources, scheduling_strategy="SPREAD",
         ).remote()  # fmt: skip
-        return self.actor.ask.options(num_returns="streaming", _generator_backpressure_num_objects=_UNHEARD_BATCHES).remote(
-            self.arm.opens, config.endpoint, config.generation, dict(self.arm.environment),
-            list(self.remaining.values()), self.concurrency,
-        )  # fmt: skip
+        return self.actor.open.remote(self.arm.opens, config.endpoint, config.generation, dict(self.arm.environment))
+
+    def hand(self, questions: Sequence[Question]) -> None:
+        """Give the actor these rows to ask, and listen as long as it has any."""
+        self.has.update((question.key, question) for question in questions)
+        if self.listening is None and self.has:
+            self.listening = self.actor.heard.remote(questions)
+        elif questions:
+            self.actor.ask.remote(questions)
 
     def stop(self) -> None:
         """Kill the actor, in the middle of its calls if need be."""
         if self.actor is not None:
             ray.kill(self.actor)
-            self.actor = None
+            self.actor = self.listening = None
 
 
-def shards(arm: Arm, pending: Sequence[Example], *, actors: int, concurrency: int) -> list[Shard]:
-    """At most `actors` equal shares, whose calls in flight add up to at most `concurrency`."""
-    count = min(actors, concurrency, len(pending))
-    return [Shard(arm, pending[at::count], concurrency // count + (at < concurrency % count)) for at in range(count)]
+def crew(arm: Arm, rows: int, *, actors: int, concurrency: int) -> list[Worker]:
+    """At most `actors` workers, whose calls in flight add up to at most `concurrency`."""
+    count = min(actors, concurrency, rows)
+    return [Worker(arm, concurrency // count + (at < concurrency % count)) for at in range(count)]
 
 
 def ask_all(
-    work: Mapping[str, Sequence[Example]], arms: Sequence[Arm], config: EvaluateConfig,
-    *, on_answers: OnAnswers, on_tick: Callable[[], None],
+    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig,
+    *, grant: Grant, on_answers: OnAnswers, on_tick: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Ask every arm its pending rows (`work`, by spec), all arms at once; returns when all are answered.
+    """Ask every arm its questions (`work`, by spec), all arms at once; returns when all that was granted is answered.
 
-    Raises what a model raised (after handing over what had arrived), or ResourceError when actors cannot be placed.
-    Whatever ends it, no actor is left behind.
+    `grant(arm, questions)` is called before questions are handed over and says how many of them, from the first, may be
+    asked; a row is granted again when its actor died. 0 ends the asking of that arm. Raises what a model raised (after
+    handing over what had arrived), or ResourceError when actors cannot be placed. Whatever ends it, no actor is left
+    behind.
     """
-    crew = [
-        shard for arm in arms
-        for shard in shards(arm, work[arm.spec], actors=config.actors, concurrency=config.generation.concurrency)
+    everyone = [
+        worker for arm in arms
+        for worker in crew(arm, len(work[arm.spec]), actors=config.actors, concurrency=config.generation.concurrency)
     ]  # fmt: skip
-    cluster.require([config.actor_resources] * len(crew), setting="actors x actor_resources")
+    cluster.require([config.actor_resources] * len(everyone), setting="actors x actor_resources")
+    waiting = {arm.spec: deque(work[arm.spec]) for arm in arms}
     try:
-        streams = {shard.start(config): shard for shard in crew}
-        _await_start(crew)
-        while streams:
-            ready, _ = ray.wait(list(streams), num_returns=1, timeout=_TICK_S)
-            for stream in ready:
-                _hear(stream, streams, config, on_answers)
+        _await_start([worker.start(config) for worker in everyone])
+        while True:
+            for worker in everyone:
+                _hand_out(worker, waiting[worker.arm.spec], grant)
+            listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
+            if not listening:
+                return
+            ready, _ = ray.wait(list(listening), num_returns=1, timeout=_TICK_S)
+            for heard in ready:
+                _hear(listening[heard], waiting, config, on_answers)
             on_tick()
+    except SlmRayError:
+        _last_words(everyone, on_answers)
+        raise
     finally:
-        for shard in crew:
-            shard.stop()
+        for worker in everyone:
+            worker.stop()
 
 
-def _hear(stream: Any, streams: dict[Any, Shard], config: EvaluateConfig, on_answers: OnAnswers) -> None:
-    shard = streams[stream]
+def _hand_out(worker: Worker, waiting: deque[Question], grant: Grant) -> None:
+    """As many rows as the worker has room for and `grant` allows."""
+    room = min(worker.concurrency - len(worker.has), len(waiting))
+    rows = [waiting[at] for at in range(room)]
+    granted = grant(worker.arm, rows) if rows else 0
+    if rows and not granted:
+        waiting.clear()
+    worker.hand([waiting.popleft() for _ in range(granted)])
+
+
+def _hear(
+    worker: Worker, waiting: Mapping[str, deque[Question]], config: EvaluateConfig, on_answers: OnAnswers
+) -> None:
+    heard, worker.listening = worker.listening, None
     try:
-        answers: list[Answer] = ray.get(next(stream))
-    except StopIteration:
-        del streams[stream]
-        shard.stop()
-        return
+        answers: list[Answer] = ray.get(heard)
     except RayTaskError as error:
         if isinstance(error.cause, SlmRayError):
             raise error.cause from None
         raise
     except RayActorError as error:
-        del streams[stream]
-        streams[_replace(shard, config, error)] = shard
+        waiting[worker.arm.spec].extendleft(reversed(worker.has.values()))
+        worker.has.clear()
+        _replace(worker, config, error)
         return
+    on_answers(worker.arm, answers)
     for answer in answers:
-        shard.remaining.pop(answer.example_id, None)
-    on_answers(shard.arm, answers)
+        worker.has.pop(answer.key, None)
 
 
-def _replace(shard: Shard, config: EvaluateConfig, error: RayActorError) -> Any:
-    shard.lives -= 1
-    if shard.lives == 0:
+def _last_words(everyone: Sequence[Worker], on_answers: OnAnswers) -> None:
+    """When one model ends the run, what the others have answered by now is paid for and kept."""
+    listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
+    ready, _ = ray.wait(list(listening), num_returns=len(listening), timeout=_LAST_WORDS_S) if listening else ([], [])
+    for heard in ready:
+        try:
+            on_answers(listening[heard].arm, ray.get(heard))
+        except (RayTaskError, RayActorError):
+            continue  # the error that ended the run is the one to tell
+
+
+def _replace(worker: Worker, config: EvaluateConfig, error: RayActorError) -> None:
+    worker.lives -= 1
+    if worker.lives == 0:
         raise ResourceError(
-            f"an evaluation actor of {shard.arm.spec} died {_LIVES} times ({str(error).splitlines()[0]}); "
+            f"an evaluation actor of {worker.arm.spec} died {_LIVES} times ({str(error).splitlines()[0]}); "
             "look for memory limits or failing nodes, then run the same command again"
         ) from None
-    return shard.start(config)
+    worker.start(config)
 
 
-def _await_start(crew: Sequence[Shard]) -> None:
+def _await_start(starting: Sequence[Any]) -> None:
     """Ray waits without a word for resources that others hold."""
-    waiting = [shard.actor.__ray_ready__.remote() for shard in crew]
-    _, late = ray.wait(waiting, num_returns=len(waiting), timeout=_START_TIMEOUT_S)
+    _, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
     if late:
         raise ResourceError(
-            f"{len(late)} of {len(waiting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
+            f"{len(late)} of {len(starting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
             f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
         )

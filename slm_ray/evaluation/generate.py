@@ -1,62 +1,95 @@
-"""One model, many prompts, a bounded number of calls in flight: a plain coroutine that knows nothing of Ray or disks.
+"""One model and its calls in flight: a plain object that knows nothing of Ray or disks.
 
-Answers come out in small batches as they arrive, in no particular order. Whoever stops taking them stops the asking: a
-caller asks its next example only when its last answer has been taken. When a call raises (a key or a name that fails every call), what had already
-arrived comes out first, then the error.
+What is asked is generic: a `Question` has a key of its own, so that a repeat or another wording of the same example is
+only another question. Every question is asked as soon as it is handed over; how many are in flight is the business of
+whoever hands them over, and a question is never started by itself. Answers come out in small batches as they arrive, in
+no particular order. When a call raises (a key or a name that fails every call), what had already arrived comes out first,
+then the error.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-from slm_ray.types import Completion, Example, Model
+from slm_ray.types import Completion, Model, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One call to make: what to ask, for which example, under which key the answer is wanted."""
+
+    key: str
+    example_id: str
+    prompt: Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """A model's completion for one example; `answered_ns` is the wall time at which it arrived."""
+    """A model's completion of one question; `answered_ns` is the wall time at which it arrived."""
 
+    key: str
     example_id: str
     completion: Completion
     answered_ns: int
 
 
-async def generate(model: Model, examples: Sequence[Example], *, concurrency: int) -> AsyncIterator[list[Answer]]:
-    """Ask `model` every example, at most `concurrency` at a time; yield what has arrived since the last batch."""
-    if not examples:
-        return
-    arrived: asyncio.Queue[Answer] = asyncio.Queue(maxsize=1)
-    waiting = iter(examples)
-    callers = [asyncio.create_task(_call(model, waiting, arrived)) for _ in range(min(concurrency, len(examples)))]
-    everyone: asyncio.Future[Any] = asyncio.gather(*callers)
-    taking: asyncio.Future[Any] | None = None
-    try:
-        while True:
-            taking = asyncio.ensure_future(arrived.get())
-            await asyncio.wait([taking, everyone], return_when=asyncio.FIRST_COMPLETED)
-            if everyone.done():
-                deque(waiting, maxlen=0)  # one call raised, or all is asked: nobody starts another
-            if not taking.done() and arrived.empty():
-                break
-            batch: list[Answer] = [await taking]
-            while len(batch) < concurrency and not arrived.empty():
-                batch.append(arrived.get_nowait())
-                await asyncio.sleep(0)  # lets the next waiting caller hand over
-            yield batch
-        await everyone
-    finally:
-        for task in (*callers, everyone, *([taking] if taking else [])):
-            task.cancel()
-        await asyncio.gather(*callers, everyone, return_exceptions=True)
+class Asking:
+    """The calls in flight of one model. Lives on one event loop."""
 
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._calls: set[asyncio.Task[Completion]] = set()
+        self._arrived: list[Answer] = []
+        self._failed: BaseException | None = None
+        self._news = asyncio.Event()
 
-async def _call(model: Model, waiting: Iterator[Example], arrived: asyncio.Queue[Answer]) -> None:
-    for example in waiting:
-        completion = await model.complete(example.id, example.prompt)
-        answer = Answer(example_id=example.id, completion=completion, answered_ns=time.time_ns())
-        await arrived.put(answer)
+    def ask(self, questions: Iterable[Question]) -> None:
+        """Start these calls now; nothing is started after a call has raised."""
+        if self._failed is not None:
+            return
+        for question in questions:
+            call = asyncio.create_task(self._model.complete(question.example_id, question.prompt))
+            self._calls.add(call)
+            call.add_done_callback(partial(self._done, question))
+
+    async def heard(self) -> list[Answer]:
+        """What has arrived since the last time, waiting for the first; raises what a call raised once all is out."""
+        await self._news.wait()
+        answers, self._arrived = self._arrived, []
+        if not answers and self._failed is not None:
+            raise self._failed
+        if self._failed is None:
+            self._news.clear()
+        return answers
+
+    async def close(self) -> None:
+        """Give up what is in flight and close the model."""
+        calls = tuple(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await self._model.close()
+
+    def _done(self, question: Question, call: asyncio.Task[Completion]) -> None:
+        self._calls.discard(call)
+        if call.cancelled():
+            return
+        error = call.exception()
+        if error is None:
+            self._arrived.append(
+                Answer(
+                    key=question.key,
+                    example_id=question.example_id,
+                    completion=call.result(),
+                    answered_ns=time.time_ns(),
+                )
+            )
+        else:
+            self._failed = self._failed or error
+            for other in self._calls:
+                other.cancel()
+        self._news.set()

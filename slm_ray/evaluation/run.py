@@ -11,14 +11,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.corpus.tracks import Track
 from slm_ray.encoders import Encoder
-from slm_ray.evaluation.generate import Answer
+from slm_ray.evaluation.generate import Answer, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan, plan
 from slm_ray.evaluation.score import entries, write_report
@@ -26,7 +26,7 @@ from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
-from slm_ray.types import Completion, Example, RowScore
+from slm_ray.types import Completion, RowScore
 
 LEDGER = "ledger.sqlite"
 CONFIG = "config.yaml"
@@ -54,14 +54,20 @@ def evaluate(
         Tracer(run_dir, environment, name=f"evaluate {config.track}", run=_run_id(planned)) as tracer,
     ):
         write_text(run_dir / CONFIG, dump(config))
-        work = {arm.spec: arm.pending(planned.examples, ledger) for arm in planned.arms}
+        work = {
+            arm.spec: [
+                Question(key=arm.keys[row.id], example_id=row.id, prompt=row.prompt)
+                for row in arm.pending(planned.examples, ledger)
+            ]
+            for arm in planned.arms
+        }
         if any(work.values()):
             with tracer.step("ask", {"calls": sum(map(len, work.values()))}):
                 _ask(planned, work, config, ledger)
         return write_report(planned, entries(planned, ledger), run_dir, train_prompts or {}, tracer, encode=encode)
 
 
-def _ask(planned: Plan, work: Mapping[str, list[Example]], config: EvaluateConfig, ledger: Ledger) -> None:
+def _ask(planned: Plan, work: Mapping[str, list[Question]], config: EvaluateConfig, ledger: Ledger) -> None:
     """Ask the pending rows on Ray; every answer is in the ledger before it shows."""
     from slm_ray import cluster
     from slm_ray.evaluation.actors import ask_all  # Ray takes seconds to import, and a finished run needs none of it
@@ -70,7 +76,7 @@ def _ask(planned: Plan, work: Mapping[str, list[Example]], config: EvaluateConfi
     references = {row.id: row.reference for row in planned.examples}
     with Board(planned.track, [arm.spec for arm in planned.arms], len(planned.examples)) as board, _interruptible():
         for arm in planned.arms:
-            _show_finished(board, planned, arm, {row.id for row in work[arm.spec]}, ledger)
+            _show_finished(board, planned, arm, {question.example_id for question in work[arm.spec]}, ledger)
 
         def hear(arm: Arm, answers: list[Answer]) -> None:
             ledger.put_all(_entry(arm, answer) for answer in answers)
@@ -79,7 +85,10 @@ def _ask(planned: Plan, work: Mapping[str, list[Example]], config: EvaluateConfi
                 board.add(arm.spec, score, failed=answer.completion.failure is not None, fresh=True)
             board.show()
 
-        ask_all(work, planned.arms, config, on_answers=hear, on_tick=board.show)
+        def grant(arm: Arm, questions: Sequence[Question]) -> int:
+            return len(questions)
+
+        ask_all(work, planned.arms, config, grant=grant, on_answers=hear, on_tick=board.show)
 
 
 def _show_finished(board: Board, planned: Plan, arm: Arm, pending: set[str], ledger: Ledger) -> None:
@@ -92,7 +101,7 @@ def _show_finished(board: Board, planned: Plan, arm: Arm, pending: set[str], led
 
 def _entry(arm: Arm, answer: Answer) -> Entry:
     return Entry(
-        key=arm.keys[answer.example_id], spec=arm.spec, example_id=answer.example_id,
+        key=answer.key, spec=arm.spec, example_id=answer.example_id,
         completion=answer.completion, answered_ns=answer.answered_ns,
     )  # fmt: skip
 

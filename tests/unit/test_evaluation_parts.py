@@ -15,38 +15,43 @@ from rich.console import Console
 from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ModelError
-from slm_ray.evaluation.generate import generate
+from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.table import summary
 from slm_ray.models import open_model
 from slm_ray.scoring import score
-from slm_ray.types import Example, Message, Prompt
+from slm_ray.types import Message, Prompt
 
 ROWS = [
-    Example(id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)), reference="{}")
+    Question(key=f"k{n}", example_id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)))
     for n in range(40)
 ]
 
 
-async def collected(url: str, rows: list[Example], concurrency: int, **settings: Any) -> list[str]:
+async def collected(url: str, rows: list[Question], concurrency: int, **settings: Any) -> list[str]:
     generation = GenerationConfig(max_attempts=2, timeout_s=10, **settings)
-    model = open_model("served:m", endpoint=url, generation=generation, environment={})
+    asking = Asking(open_model("served:m", endpoint=url, generation=generation, environment={}))
     found: list[str] = []
+    asking.ask(rows[:concurrency])
+    waiting = iter(rows[concurrency:])
     try:
-        async for batch in generate(model, rows, concurrency=concurrency):
-            found += [item.example_id for item in batch]
+        while len(found) < len(rows):
+            answers = await asking.heard()
+            assert all(answer.key == f"k{answer.example_id}" for answer in answers)
+            found += [answer.example_id for answer in answers]
+            asking.ask(row for _, row in zip(answers, waiting, strict=False))
     except ModelError as stopped:
         found.append(str(stopped))
-    await model.close()
+    await asking.close()
     return found
 
 
-def test_the_bound_is_reached_and_never_passed() -> None:
+def test_all_that_is_handed_over_is_asked_at_once_and_nothing_else() -> None:
     with ChatServer(lambda _: Reply(body=answer("{}").body, after_s=0.1)) as server:
         found = asyncio.run(collected(server.url, ROWS, 7))
         assert server.most_in_flight == 7
-    assert sorted(found) == sorted(row.id for row in ROWS)
+    assert sorted(found) == sorted(row.example_id for row in ROWS)
 
 
 def test_answers_come_before_the_error_that_ends_the_asking() -> None:
@@ -71,22 +76,17 @@ def test_after_a_fatal_answer_nobody_asks_on() -> None:
         assert len(found) >= 8 - 4
 
 
-def test_whoever_stops_listening_stops_the_asking() -> None:
+def test_whoever_hands_over_nothing_more_ends_the_asking() -> None:
     async def listen_once(url: str) -> None:
-        model = open_model("served:m", endpoint=url, generation=GenerationConfig(), environment={})
-        batches = generate(model, ROWS, concurrency=4)
-        await anext(batches)
+        asking = Asking(open_model("served:m", endpoint=url, generation=GenerationConfig(), environment={}))
+        asking.ask(ROWS[:4])
+        await asking.heard()
         await asyncio.sleep(0.5)
-        await batches.aclose()  # type: ignore[attr-defined]
-        await model.close()
+        await asking.close()
 
     with ChatServer(lambda _: answer("{}")) as server:
         asyncio.run(listen_once(server.url))
-        assert len(server.requests) <= 4 + 4 + 1
-
-
-def test_asking_nothing_is_done_at_once() -> None:
-    assert asyncio.run(collected("http://127.0.0.1:1", [], 4)) == []
+        assert len(server.requests) == 4
 
 
 def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
