@@ -106,6 +106,24 @@ class Ledger:
         completion = _completion(json.loads(row[3]))
         return Entry(key=row[0], spec=row[1], example_id=row[2], completion=completion, answered_ns=row[4])
 
+    def since(self, seq: int) -> tuple[int, list[Entry]]:
+        """The answers noted after `seq`, oldest first, at most a thousand, and the last one's number."""
+        try:
+            rows = self._db.execute(
+                "SELECT key, spec, example_id, completion, answered_ns, seq FROM answers WHERE seq > ? ORDER BY seq "
+                "LIMIT 1000", (seq,)
+            ).fetchall()  # fmt: skip
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+        entries = [
+            Entry(
+                key=row[0], spec=row[1], example_id=row[2], completion=_completion(json.loads(row[3])),
+                answered_ns=row[4],
+            )
+            for row in rows
+        ]  # fmt: skip
+        return (rows[-1][-1] if rows else seq), entries
+
     def put(self, key: str, spec: str, example_id: str, completion: Completion) -> None:
         """Append one answer; on disk when this returns. A second finished answer under one key changes nothing."""
         self.put_all(

@@ -19,9 +19,10 @@ from slm_ray.config.knobs import (
 )
 from slm_ray.config.load import dump, load
 from slm_ray.config.studies import JudgeConfig, RaceConfig, SimulateConfig
+from slm_ray.config.traces import TraceConfig
 
 __all__ = [
     "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
     "PretrainConfig", "RaceConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
-    "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
+    "TraceConfig", "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
 ]  # fmt: skip

@@ -38,6 +38,7 @@ class EvaluateConfig(Knobs):
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+    adapters_dir: str | None = Field(None, description="published adapters: traces tell where a served one comes from")
 
 
 class CompareConfig(Knobs):

@@ -45,14 +45,11 @@ def evaluate(
     can be known by then, ModelError when a model refuses every call, ResourceError when the run directory is in use.
     """
     environment = os.environ if environment is None else environment
+    tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment)
     encode = Encoder(config.encoder).tokens if config.encoder else None
     run_dir = Path(config.run_dir)
-    with (
-        lock(run_dir),
-        Ledger(run_dir / LEDGER) as ledger,
-        Tracer(run_dir, environment, name=f"evaluate {config.track}", run=_run_id(planned)) as tracer,
-    ):
+    with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
         work = {
             arm.spec: [
@@ -62,8 +59,7 @@ def evaluate(
             for arm in planned.arms
         }
         if any(work.values()):
-            with tracer.step("ask", {"calls": sum(map(len, work.values()))}):
-                _ask(planned, work, config, ledger)
+            _ask(planned, work, config, ledger)
         return write_report(planned, entries(planned, ledger), run_dir, train_prompts or {}, tracer, encode=encode)
 
 
@@ -108,10 +104,6 @@ def _entry(arm: Arm, answer: Answer) -> Entry:
 
 def _score(track: Track, example_id: str, completion: Completion, reference: str) -> RowScore:
     return score(track, example_id, completion.text, reference)
-
-
-def _run_id(planned: Plan) -> str:
-    return "\n".join([planned.track.name, planned.digest, *(key for arm in planned.arms for key in arm.keys.values())])
 
 
 @contextlib.contextmanager

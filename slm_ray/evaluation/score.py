@@ -48,19 +48,13 @@ def write_report(
     *,
     encode: Encode | None = None,
 ) -> dict[str, Any]:
-    """Score everything, write report.json and scores.jsonl, and put one span per row and model into the trace."""
+    """Score everything, write report.json and scores.jsonl, and trace it."""
     completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode)
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
-    for example, row in zip(plan.examples, rows, strict=True):
-        for spec, given in answers.items():
-            entry = given[example.id]
-            tracer.row(
-                spec, example.id, example.prompt, entry.completion,
-                scores=row["models"][spec]["scores"], answered_ns=entry.answered_ns,
-            )  # fmt: skip
+    tracer.evaluation(report, rows, answers)
     return report
 
 
