@@ -20,10 +20,10 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $(STAMP)
 
 demo: install ## a small model loses, is fine-tuned, is served, and is judged again
-	@PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh $(JOB) --set run_dir=$(RUN) --set serving.adapters_dir=$(RUN)/adapters
+	@exec env PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh $(JOB) --set run_dir=$(RUN) --set serving.adapters_dir=$(RUN)/adapters
 
 serve: install ## the base and its adapters on http://127.0.0.1:8000, until Ctrl-C
-	@PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh jobs/serve.py jobs/serve.yaml --set adapters_dir=$(RUN)/adapters
+	@exec env PATH=$(BIN):$$PATH RUN=$(RUN) SLOTS=$(SLOTS) bash jobs/on_local_ray.sh jobs/serve.py jobs/serve.yaml --set adapters_dir=$(RUN)/adapters
 
 lint: install ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

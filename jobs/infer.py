@@ -1,34 +1,36 @@
-"""One request to one model, shown as the model sees it: prompt, answer, and the score against a reference."""
+"""One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a reference."""
 
-import asyncio
 import os
+from pathlib import Path
 
 from slm_ray.command import run
 from slm_ray.config import InferConfig
-from slm_ray.corpus import render
-from slm_ray.models import check_spec, open_model
-from slm_ray.scoring import score
-from slm_ray.trackfile import open_track
-from slm_ray.types import Completion
+from slm_ray.evaluation.once import parsed, prepare
+from slm_ray.types import Prompt
 
 
-async def ask(config: InferConfig) -> Completion:
-    model = open_model(config.model, endpoint=config.endpoint, generation=config.generation, environment=os.environ)
-    try:
-        return await model.complete("infer", render.prompt_of(open_track(config.track), config.text))
-    finally:
-        await model.close()
+def token_ids(folder: str, prompt: Prompt) -> list[int]:
+    from slm_ray.training.quiet import quiet  # these libraries take seconds to import: only when asked for
+
+    quiet()
+    from slm_ray.training.pretrained import base_folder, open_tokenizer
+
+    tokenizer = open_tokenizer(base_folder(folder))
+    text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def main(config: InferConfig) -> int:
-    check_spec(config.model, os.environ)
-    track = open_track(config.track)
-    for message in render.prompt_of(track, config.text).messages:
+    once = prepare(config, os.environ)
+    for message in once.prompt.messages:
         print(f"[{message.role}] {message.content}")
-    answer = asyncio.run(ask(config))
+    if config.tokens:
+        ids = token_ids(config.tokenizer, once.prompt)
+        print(f"tokens  {len(ids)} by {Path(config.tokenizer).name}: {' '.join(map(str, ids))}")
+    answer = once.ask(config, os.environ)
     print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
-    if config.reference is not None:
-        scored = score(track, "infer", answer.text, config.reference)
+    print(f"parsed  {parsed(once.track, answer.text)}")
+    if (scored := once.score(answer)) is not None:
         print("score   " + ", ".join(f"{score.name} {score.value}" for score in scored.scores))
         print("issues  " + (", ".join(scored.issues) or "none"))
     return 1 if answer.failure else 0

@@ -9,17 +9,19 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from slm_ray.errors import DataError, ResourceError
 
 LOCK_NAME = ".lock"
 _CHUNK_BYTES = 1 << 20
+_BLOCK_ROWS = 5_000
 
 
 def read_text(path: str | Path) -> str:
@@ -88,11 +90,10 @@ def write_text(path: str | Path, text: str) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, text.encode("utf-8"))
+        with _replacing(target) as sink:
+            sink.write(text.encode("utf-8"))
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {path}: {error.strerror}; nothing was changed; free the disk or pick a folder you may write to"
-        ) from None
+        raise _cannot_write(path, error) from None
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -102,7 +103,33 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """One compact JSON object per line. ValueError for NaN or infinity."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as sink:
+            for row in rows:
+                sink.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def write_parquet(path: str | Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+    """Rows as a Parquet file, in one step; `columns` are Arrow type names. Holds one block of rows in memory at a time."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    target, left = Path(path), iter(rows)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as sink, parquet.ParquetWriter(sink, schema, compression="zstd") as writer:
+            while block := list(itertools.islice(left, _BLOCK_ROWS)):
+                arrays = [
+                    pa.array(values, field.type) for values, field in zip(zip(*block, strict=True), schema, strict=True)
+                ]
+                writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    except OSError as error:
+        raise _cannot_write(path, error) from None
 
 
 def file_digest(path: str | Path) -> str:
@@ -152,11 +179,13 @@ def lock(folder: str | Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _replace(target: Path, data: bytes) -> None:
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[IO[bytes]]:
+    """A new file that takes the name of `target` once the block has ended well; else the old file stays."""
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as sink:
-            sink.write(data)
+            yield sink
             sink.flush()
             os.fsync(sink.fileno())
         os.chmod(temporary, 0o644)  # mkstemp gives 0600, which other users of a shared run folder could not read
@@ -166,6 +195,13 @@ def _replace(target: Path, data: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(target.parent)
+
+
+def _cannot_write(path: str | Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot write {path}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
+        "write to"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

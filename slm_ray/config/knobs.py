@@ -38,7 +38,23 @@ class EvaluateConfig(Knobs):
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
-    adapters_dir: str | None = Field(None, description="published adapters: traces tell where a served one comes from")
+    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
+    adapters_dir: str | None = Field(
+        None, description="published adapters: rows that a served one was trained on are refused"
+    )
+    demonstrations: str | None = Field(
+        None, description="JSONL that `+Kshot` and `trivial:` arms take rows of; `train` when not set"
+    )
+    repeats: int = Field(
+        1, ge=1, description="how often every row is asked; figures are of the first time, noise of all"
+    )
+    max_cost_usd: float | None = Field(
+        None, gt=0, description="no call that might bring the run above it; see `prices`"
+    )
+    max_calls: int | None = Field(None, ge=1, description="requests of the whole run, retries included")
+    max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
+    prices: str = Field("data/prices.yaml", description="USD per million tokens, by model name")
+    plain: bool = Field(False, description="progress as plain lines on a terminal too")
 
 
 class CompareConfig(Knobs):
@@ -170,10 +186,15 @@ class InferConfig(Knobs):
 
     track: Track
     model: str
-    text: str = Field(description="the user's turn, already in the track's wording, or a file of one example")
+    text: str | None = Field(None, description="the user's turn, already in the track's wording")
     reference: str | None = None
+    examples: str | None = Field(None, description="JSONL that `example` is looked up in, instead of `text`")
+    example: str | None = Field(None, description="the id of the row to ask; the first row when not set")
     endpoint: str = "http://127.0.0.1:8000"
     generation: GenerationConfig = GenerationConfig()
+    demonstrations: str | None = Field(None, description="JSONL that `+Kshot` and `trivial:` models take rows of")
+    tokens: bool = Field(False, description="show the token ids that the prompt becomes")
+    tokenizer: str = Field("data/tiny_base", description="folder of the tokenizer whose ids are shown")
 
 
 class TasksConfig(Knobs):

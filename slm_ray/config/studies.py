@@ -39,6 +39,13 @@ class SimulateConfig(Knobs):
     seed: int = 42
 
 
+class LiveConfig(Knobs):
+    """Watch an evaluation that runs in another shell."""
+
+    run_dir: str = "runs/evaluate"
+    plain: bool = Field(False, description="plain lines on a terminal too")
+
+
 class RaceConfig(Knobs):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 

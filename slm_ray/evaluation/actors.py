@@ -97,7 +97,8 @@ def ask_all(
     """Ask every arm its questions (`work`, by spec), all arms at once; returns when all that was granted is answered.
 
     `grant(arm, questions)` is called before questions are handed over and says how many of them, from the first, may be
-    asked; a row is granted again when its actor died. 0 ends the asking of that arm. Raises what a model raised (after
+    asked; a row is granted again when its actor died. Rows that are not granted are offered again as long as any call is
+    in flight. Raises what a model raised (after
     handing over what had arrived), or ResourceError when actors cannot be placed. Whatever ends it, no actor is left
     behind.
     """
@@ -131,9 +132,7 @@ def _hand_out(worker: Worker, waiting: deque[Question], grant: Grant) -> None:
     """As many rows as the worker has room for and `grant` allows."""
     room = min(worker.concurrency - len(worker.has), len(waiting))
     rows = [waiting[at] for at in range(room)]
-    granted = grant(worker.arm, rows) if rows else 0
-    if rows and not granted:
-        waiting.clear()
+    granted = grant(worker.arm, rows) if rows else 0  # when none, it is asked again once something has been answered
     worker.hand([waiting.popleft() for _ in range(granted)])
 
 

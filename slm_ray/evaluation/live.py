@@ -1,15 +1,15 @@
 """What an evaluation looks like while it runs: one line per model, rewritten in place on a terminal.
 
-Shows rows done, the deciding metric so far, its gap to the first model over the rows that both have answered, failures,
-rate and time left. Off a terminal the same figures come as plain lines, one set per `PLAIN_EVERY_S`. It only shows:
-nothing that a report holds is made here.
+Shows rows done, the deciding metric so far, its gap to the first model over the rows that both have answered (with its
+two one-sided 95 % bounds), failures, calls tried again, calls in flight, rate, cost and time left. Off a terminal, or
+when told to be plain, the same figures come as lines, one set per `PLAIN_EVERY_S`. Counting an answer costs the same
+however many there are. It only shows: nothing that a report holds is made here.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
@@ -18,36 +18,32 @@ from rich.table import Table
 from rich.text import Text
 
 from slm_ray.corpus.tracks import Track
-from slm_ray.scoring import summarise
-from slm_ray.types import RowScore
+from slm_ray.evaluation.standing import Gap, Standing
+from slm_ray.types import Completion, RowScore
 
 PLAIN_EVERY_S = 5.0
-_COLUMNS = ("rows", "so far", "gap", "failed", "rate", "left")
-
-
-@dataclass(slots=True, kw_only=True)
-class Standing:
-    """The running figures of one model; the only record here that changes."""
-
-    total: int
-    rows: dict[str, RowScore] = field(default_factory=dict)
-    failed: int = 0
-    fresh: int = 0
+SHOWN_EVERY_S = 0.5
+_COLUMNS = ("rows", "so far", "gap", "failed", "retried", "in flight", "rate", "cost", "left")
 
 
 class Board:
     """Figures in, table or lines out. A context manager: the terminal is given back however the run ends."""
 
     def __init__(
-        self, track: Track, specs: Sequence[str], total: int,
-        *, console: Console | None = None, clock_s: Callable[[], float] = time.monotonic,
+        self, track: Track, specs: Sequence[str], total: int, *, plain: bool = False,
+        console: Console | None = None, clock_s: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        """`total` is how many questions each model is asked, repeats included."""
         self._track = track
         self._standings = {spec: Standing(total=total) for spec in specs}
+        first = self._standings[specs[0]]
+        self._gaps = {spec: Gap(standing, first) for spec, standing in self._standings.items() if standing is not first}
         self._console = console or Console(stderr=True)
         self._clock_s = clock_s
         self._started_s = self._printed_s = clock_s()
-        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._live = (
+            Live(console=self._console, auto_refresh=False) if self._console.is_terminal and not plain else None
+        )
 
     def __enter__(self) -> Board:
         if self._live:
@@ -61,21 +57,34 @@ class Board:
         if self._live:
             self._live.stop()
 
-    def add(self, spec: str, score: RowScore, *, failed: bool, fresh: bool) -> None:
-        """Count one answer; `fresh` when it was asked for in this run."""
+    def add(self, spec: str, score: RowScore | None, completion: Completion, *, fresh: bool) -> None:
+        """Count one answer; `fresh` when it was asked for in this run, `score` None for a repeat, which counts as a row only."""
         standing = self._standings[spec]
-        standing.rows[score.example_id] = score
-        standing.failed += failed
-        standing.fresh += fresh
+        standing.count(completion, fresh=fresh)
+        if score is not None and standing.note(score.example_id, score.value(self._track.primary)):
+            for gap in self._gaps.values():
+                gap.note(standing, score.example_id)
+
+    def in_flight(self, spec: str, calls: int) -> None:
+        """How many rows this model has been handed and has not answered."""
+        self._standings[spec].in_flight = calls
+
+    def spent(self, spec: str, usd: float) -> None:
+        """What this model has cost so far."""
+        self._standings[spec].usd = usd
 
     def show(self, *, last: bool = False) -> None:
-        """Rewrite the table; off a terminal, print when it is time or at the end."""
+        """Rewrite the table or print the lines, when it is time or at the end."""
+        every_s = SHOWN_EVERY_S if self._live else PLAIN_EVERY_S
+        now_s = self._clock_s()
+        if not last and now_s - self._printed_s < every_s:
+            return
+        self._printed_s = now_s
         if self._live:
             self._live.update(self._table(), refresh=True)
-        elif last or self._clock_s() - self._printed_s >= PLAIN_EVERY_S:
-            self._printed_s = self._clock_s()
-            for line in self.lines():
-                self._console.print(Text(line), soft_wrap=True)  # `served:m:` is no emoji
+            return
+        for line in self.lines():
+            self._console.print(Text(line), soft_wrap=True)  # `served:m:` is no emoji
 
     def lines(self) -> list[str]:
         """One plain line per model."""
@@ -87,28 +96,18 @@ class Board:
     def _table(self) -> Table:
         table = Table("model", *_COLUMNS, title=f"{self._track.name}: {self._track.primary}")
         for spec in self._standings:
-            table.add_row(Text(spec), *self._cells(spec))
+            table.add_row(Text(spec), *map(Text, self._cells(spec)))
         return table
 
     def _cells(self, spec: str) -> tuple[str, ...]:
         standing = self._standings[spec]
         rate = standing.fresh / max(self._clock_s() - self._started_s, 1e-9)
-        left = standing.total - len(standing.rows)
+        left = standing.total - standing.done
         eta = "done" if not left else f"{left / rate:.0f} s" if rate else "?"
-        value = self._metric(list(standing.rows.values()))
+        mean = standing.mean
         return (
-            f"{len(standing.rows)}/{standing.total}", "-" if value is None else f"{value:.3f}", self._gap(spec),
-            str(standing.failed), f"{rate:.1f}/s" if standing.fresh else "-", eta,
+            f"{standing.done}/{standing.total}", "-" if mean is None else f"{mean:.3f}",
+            self._gaps[spec].text() if spec in self._gaps else "-", str(standing.failed), str(standing.retried),
+            str(standing.in_flight), f"{rate:.1f}/s" if standing.fresh else "-",
+            "-" if standing.usd is None else f"{standing.usd:.4f} USD", eta,
         )  # fmt: skip
-
-    def _gap(self, spec: str) -> str:
-        first = next(iter(self._standings))
-        ours, theirs = self._standings[spec].rows, self._standings[first].rows
-        both = [example_id for example_id in ours if example_id in theirs]
-        if spec == first or not both:
-            return "-"
-        mine, other = self._metric([ours[row] for row in both]), self._metric([theirs[row] for row in both])
-        return "-" if mine is None or other is None else f"{mine - other:+.3f}"
-
-    def _metric(self, rows: Sequence[RowScore]) -> float | None:
-        return summarise(self._track, rows)[self._track.primary] if rows else None

@@ -1,80 +1,166 @@
 """What an evaluation is about to do, checked in full before anything starts: rows, models, ledger keys.
 
-No call is made and nothing is written. A key holds the data, the row, the model and the body to be sent, so that a
-changed setting asks again and an unchanged one never does.
+No call is made and nothing is written. A key holds the data, the row, the model, the body to be sent and the repeat, so
+that a changed setting asks again and an unchanged one never does. Rows that a model was trained on are refused here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slm_ray import adapters
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.read import examples as read_examples
-from slm_ray.corpus.render import digest
+from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError
-from slm_ray.ledger import Ledger, finished
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.evaluation.arms import Shots, open_shots, split_shots
+from slm_ray.evaluation.generate import Question
+from slm_ray.ledger import Ledger, Planned, finished
 from slm_ray.ledger import key as ledger_key
 from slm_ray.models import check_spec, identity, needed_environment, split_spec
 from slm_ray.models.recorded import RecordedModel
 from slm_ray.models.request import request_body
-from slm_ray.storage import read_lines
+from slm_ray.reports import training_prompts
+from slm_ray.storage import file_digest, read_lines
 from slm_ray.trackfile import open_track
-from slm_ray.types import Example
+from slm_ray.types import Example, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One model of the evaluation. `spec` is its name in the report, `opens` the spec to open it by on any worker."""
+    """One model of the evaluation. `spec` is its name in the report, `opens` the spec to open it by on any worker.
+
+    `keys` are the ledger keys by example id, `again` those of the further repeats. `prompts` are what it is shown, by
+    example id, where that is not the example's own prompt.
+    """
 
     spec: str
     opens: str
     environment: Mapping[str, str] = field(repr=False)
     keys: Mapping[str, str]
+    again: tuple[Mapping[str, str], ...] = ()
+    prompts: Mapping[str, Prompt] = field(default_factory=dict, repr=False)
 
-    def pending(self, examples: tuple[Example, ...], ledger: Ledger) -> list[Example]:
-        """The examples that have no finished answer yet."""
-        return [row for row in examples if not _is_finished(ledger, self.keys[row.id])]
+    @property
+    def repeats(self) -> tuple[Mapping[str, str], ...]:
+        """The keys by example id of every repeat, from the first."""
+        return (self.keys, *self.again)
+
+    def pending(self, examples: tuple[Example, ...], ledger: Ledger) -> list[Question]:
+        """What has no finished answer yet, repeat by repeat."""
+        return [
+            Question(key=keys[row.id], example_id=row.id, prompt=self.prompts.get(row.id, row.prompt))
+            for keys in self.repeats
+            for row in examples
+            if not _is_finished(ledger, keys[row.id])
+        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The rows and the arms of one evaluation."""
+    """The rows and the arms of one evaluation. `left_out` counts training rows that no arm is shown: they are asked."""
 
     track: Track
     examples: tuple[Example, ...]
     arms: tuple[Arm, ...]
     digest: str
+    prompts_digest: str = ""
+    left_out: int = 0
+
+    @property
+    def id(self) -> str:
+        """16 hex digits that two plans share when they ask the same."""
+        parts = "\n".join(row.key for row in self.rows())
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def rows(self) -> Iterator[Planned]:
+        """Every question of the plan."""
+        for arm in self.arms:
+            for repeat, keys in enumerate(arm.repeats):
+                for example_id, key in keys.items():
+                    yield Planned(key=key, spec=arm.spec, example_id=example_id, repeat=repeat)
 
 
-def plan(config: EvaluateConfig, environment: Mapping[str, str]) -> Plan:
-    """Read the rows and check every model; raises the one line that says what is missing."""
+def plan(
+    config: EvaluateConfig, environment: Mapping[str, str], train_prompts: Mapping[str, Set[str]] | None = None
+) -> Plan:
+    """Read the rows and check every model; raises the one line that says what is missing.
+
+    `train_prompts` are prompt hashes of rows that a model, by spec, was trained on. DataError when one of them is asked.
+    """
     named = open_track(config.track, beside=config.examples)
     repeated = sorted({spec for spec in config.models if config.models.count(spec) > 1})
     if repeated:
         raise ConfigError(f"models: {', '.join(repeated)} is listed twice; list every model once")
     for spec in config.models:
-        check_spec(spec, environment)
+        check_spec(split_shots(spec)[0], environment)
     everything = read_examples(read_lines(config.examples), name=config.examples, track=named)
     # The digest is that of the whole file: a smoke test on its first rows is the start of the full run.
     data, rows = digest(everything), tuple(everything[: config.limit])
-    arms = tuple(_arm(spec, config, environment, data, rows) for spec in config.models)
-    return Plan(track=named, examples=rows, arms=arms, digest=data)
+    _refuse_training_rows(config, rows, train_prompts or {})
+    shots = open_shots(config.demonstrations or config.train, config.models, config.track, everything)
+    arms = tuple(_arm(spec, config, environment, data, rows, shots) for spec in config.models)
+    return Plan(
+        track=named, examples=rows, arms=arms, digest=data, prompts_digest=_prompts_digest(rows, arms),
+        left_out=shots.left_out if shots else 0,
+    )  # fmt: skip
 
 
 def _arm(
-    spec: str, config: EvaluateConfig, environment: Mapping[str, str], data: str, rows: tuple[Example, ...]
-) -> Arm:
-    kind, rest = split_spec(spec)
-    opens = spec
+    spec: str, config: EvaluateConfig, environment: Mapping[str, str], data: str, rows: tuple[Example, ...],
+    shots: Shots | None,
+) -> Arm:  # fmt: skip
+    bare, k = split_shots(spec)
+    kind, rest = split_spec(bare)
+    opens, who = bare, identity(bare, endpoint=config.endpoint, environment=environment)
     if kind == "recorded":
         opens = f"recorded:{Path(rest).absolute()}"  # a worker's current folder is another one
         RecordedModel(spec=spec, path=rest).check_covers(rows)
-    who = identity(spec, endpoint=config.endpoint, environment=environment)
-    keys = {row.id: ledger_key(data, row.id, who, request_body(row.prompt, config.generation)) for row in rows}
-    return Arm(spec=spec, opens=opens, environment=needed_environment(spec, environment), keys=keys)
+    if kind == "trivial" and shots:
+        opens, who = shots.opens(bare), f"{who} {file_digest(shots.path)}"
+    prompts = {row.id: shots.prompt(row.prompt, k) for row in rows} if shots and k else {}
+    bodies = ((row.id, request_body(prompts.get(row.id, row.prompt), config.generation)) for row in rows)
+    repeats: tuple[dict[str, str], ...] = tuple({} for _ in range(config.repeats))
+    for example_id, body in bodies:
+        for repeat, keys in enumerate(repeats):
+            keys[example_id] = ledger_key(data, example_id, who, body, repeat)
+    return Arm(
+        spec=spec, opens=opens, environment=needed_environment(bare, environment), keys=repeats[0], again=repeats[1:],
+        prompts=prompts,
+    )  # fmt: skip
+
+
+def _refuse_training_rows(
+    config: EvaluateConfig, rows: tuple[Example, ...], train_prompts: Mapping[str, Set[str]]
+) -> None:
+    seen = dict(train_prompts)
+    for spec in config.models if config.adapters_dir else ():
+        kind, rest = split_spec(split_shots(spec)[0])
+        adapter = rest.partition(":")[2] if kind == "served" else ""
+        if adapter and config.adapters_dir:
+            seen[spec] = adapters.train_prompts(config.adapters_dir, adapter)
+    if config.train:
+        seen[config.train] = training_prompts(config.train, config.track)
+    hashes = {row.id: prompt_hash(row.prompt) for row in rows} if seen else {}
+    for where, trained in seen.items():
+        found = [row for row, value in hashes.items() if value in trained]
+        if found:
+            raise DataError(
+                f"{len(found)} of the {len(rows)} rows of {config.examples} are training rows of {where} "
+                f"({', '.join(found[:3])}{', …' if len(found) > 3 else ''}); evaluate on held-out rows"
+            )
+
+
+def _prompts_digest(rows: tuple[Example, ...], arms: tuple[Arm, ...]) -> str:
+    shown = hashlib.sha256()
+    for arm in arms:
+        for row in rows:
+            shown.update(repr(arm.prompts.get(row.id, row.prompt)).encode())
+    return shown.hexdigest()
 
 
 def _is_finished(ledger: Ledger, key: str) -> bool:

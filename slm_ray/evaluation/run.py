@@ -1,6 +1,6 @@
 """One evaluation from config to report: plan, ask what is not yet answered, score, write.
 
-The run directory holds config.yaml, ledger.sqlite, report.json, scores.jsonl and traces.jsonl, and one process owns it.
+The run directory holds config.yaml, ledger.sqlite, report.json, scores.jsonl, answers.parquet and traces.jsonl, and one process owns it.
 Stopped at any point (Ctrl-C, SIGTERM, a kill, a lost node), the same command continues; with nothing left to ask it
 touches neither Ray nor a model and writes the same report again.
 """
@@ -8,25 +8,30 @@ touches neither Ray nor a model and writes the same report again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
 from slm_ray.config import EvaluateConfig, dump
-from slm_ray.corpus.tracks import Track
 from slm_ray.encoders import Encoder
-from slm_ray.evaluation.generate import Answer, Question
+from slm_ray.errors import ResourceError, SlmRayError
+from slm_ray.evaluation.arms import split_shots
+from slm_ray.evaluation.book import Book, pending_in
+from slm_ray.evaluation.budget import PAID, Budget, prices_of
+from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.live import Board
-from slm_ray.evaluation.plan import Arm, Plan, plan
-from slm_ray.evaluation.score import entries, write_report
-from slm_ray.ledger import Entry, Ledger
-from slm_ray.scoring import score
+from slm_ray.evaluation.plan import Plan, plan
+from slm_ray.evaluation.score import write_report
+from slm_ray.evaluation.trust import commands
+from slm_ray.ledger import Ledger
+from slm_ray.models import identity, split_spec
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
-from slm_ray.types import Completion, RowScore
 
 LEDGER = "ledger.sqlite"
 CONFIG = "config.yaml"
@@ -46,64 +51,77 @@ def evaluate(
     """
     environment = os.environ if environment is None else environment
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
-    planned = plan(config, environment)
+    planned = plan(config, environment, train_prompts)
+    prices = prices_of(config, _paid(config, environment))
     encode = Encoder(config.encoder).tokens if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
-        work = {
-            arm.spec: [
-                Question(key=arm.keys[row.id], example_id=row.id, prompt=row.prompt)
-                for row in arm.pending(planned.examples, ledger)
-            ]
-            for arm in planned.arms
-        }
+        ledger.plan(planned.id, planned.rows())
+        work = pending_in(planned, ledger)
         if any(work.values()):
-            _ask(planned, work, config, ledger)
-        return write_report(planned, entries(planned, ledger), run_dir, train_prompts or {}, tracer, encode=encode)
+            with _noted(planned, config, ledger):
+                _ask(planned, work, config, ledger, Budget(config, prices))
+        return write_report(planned, ledger, config, train_prompts or {}, tracer, encode=encode)
 
 
-def _ask(planned: Plan, work: Mapping[str, list[Question]], config: EvaluateConfig, ledger: Ledger) -> None:
+def _ask(
+    planned: Plan, work: Mapping[str, list[Question]], config: EvaluateConfig, ledger: Ledger, budget: Budget
+) -> None:
     """Ask the pending rows on Ray; every answer is in the ledger before it shows."""
     from slm_ray import cluster
     from slm_ray.evaluation.actors import ask_all  # Ray takes seconds to import, and a finished run needs none of it
 
     cluster.connect()
-    references = {row.id: row.reference for row in planned.examples}
-    with Board(planned.track, [arm.spec for arm in planned.arms], len(planned.examples)) as board, _interruptible():
-        for arm in planned.arms:
-            _show_finished(board, planned, arm, {question.example_id for question in work[arm.spec]}, ledger)
-
-        def hear(arm: Arm, answers: list[Answer]) -> None:
-            ledger.put_all(_entry(arm, answer) for answer in answers)
-            for answer in answers:
-                score = _score(planned.track, answer.example_id, answer.completion, references[answer.example_id])
-                board.add(arm.spec, score, failed=answer.completion.failure is not None, fresh=True)
-            board.show()
-
-        def grant(arm: Arm, questions: Sequence[Question]) -> int:
-            return len(questions)
-
-        ask_all(work, planned.arms, config, grant=grant, on_answers=hear, on_tick=board.show)
+    specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
+    with Board(planned.track, specs, total, plain=config.plain) as board, _interruptible():
+        book = Book(planned, ledger, board, budget)
+        book.open()
+        book.show_finished(work)
+        try:
+            ask_all(work, planned.arms, config, grant=book.grant, on_answers=book.hear, on_tick=book.tick)
+        finally:
+            book.close()
+    left = sum(map(len, work.values())) - book.handed_out
+    if left:
+        raise ResourceError(_over_budget(left, config, budget))
 
 
-def _show_finished(board: Board, planned: Plan, arm: Arm, pending: set[str], ledger: Ledger) -> None:
-    for row in planned.examples:
-        completion = ledger.get(arm.keys[row.id]) if row.id not in pending else None
-        if completion is not None:
-            score = _score(planned.track, row.id, completion, row.reference)
-            board.add(arm.spec, score, failed=completion.failure is not None, fresh=False)
+def _over_budget(left: int, config: EvaluateConfig, budget: Budget) -> str:
+    spent = budget.spent
+    return (
+        f"{budget.blocked_by} does not allow another call: {left} questions are not asked, and no report is written; spent "
+        f"at most {spent.calls} calls, {spent.tokens} tokens, {spent.usd:.4f} USD; what was answered is kept, and the same "
+        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir)['resume']})"
+    )
 
 
-def _entry(arm: Arm, answer: Answer) -> Entry:
-    return Entry(
-        key=answer.key, spec=arm.spec, example_id=answer.example_id,
-        completion=answer.completion, answered_ns=answer.answered_ns,
-    )  # fmt: skip
+@contextlib.contextmanager
+def _noted(planned: Plan, config: EvaluateConfig, ledger: Ledger) -> Iterator[None]:
+    """The ledger says when the asking begins and ends, for whoever watches the run from elsewhere."""
+    track = config.track if not Path(config.track).is_file() else str(Path(config.track).absolute())
+    facts = {
+        "examples": str(Path(config.examples).absolute()), "track": track, "models": list(config.models),
+        "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
+    }  # fmt: skip
+    ledger.begin(planned.id, facts)
+    ended = "stopped"
+    try:
+        yield
+        ended = "done"
+    finally:
+        with contextlib.suppress(SlmRayError):  # a full disk is told of by what ended the run
+            ledger.end(planned.id, ended)
 
 
-def _score(track: Track, example_id: str, completion: Completion, reference: str) -> RowScore:
-    return score(track, example_id, completion.text, reference)
+def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    """The model names, by spec, of the arms that are paid for by the token."""
+    bare = {spec: split_shots(spec)[0] for spec in config.models}
+    return {
+        spec: json.loads(identity(name, endpoint=config.endpoint, environment=environment))["name"]
+        for spec, name in bare.items()
+        if split_spec(name)[0] in PAID
+    }
 
 
 @contextlib.contextmanager

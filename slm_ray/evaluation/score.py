@@ -1,34 +1,44 @@
 """From a ledger to a report, without calling any model: what every evaluation ends with, and what can be done again.
 
-The report depends on the examples and the ledger alone, so doing it twice gives the same bytes.
+Beside report.json and scores.jsonl the run's answers come as answers.parquet, one row per question. All of it depends on
+the examples, the config and the ledger alone, so doing it twice gives the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
+from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash
 from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan
-from slm_ray.ledger import Entry, Ledger
+from slm_ray.evaluation.trust import trust
+from slm_ray.ledger import Entry, Ledger, outcome
 from slm_ray.scoring.similarity import Encode
-from slm_ray.storage import write_json, write_jsonl
+from slm_ray.storage import write_json, write_jsonl, write_parquet
 from slm_ray.tracing import Tracer
 from slm_ray.types import Example
 from slm_ray.verdict.report import build
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
+ANSWERS = "answers.parquet"
+COLUMNS = {
+    "spec": "string", "repeat": "int32", "example_id": "string", "key": "string", "outcome": "string", "text": "string",
+    "reason": "string", "status": "int32", "latency_s": "double", "first_token_s": "double", "logprob": "double",
+    "prompt_tokens": "int64", "completion_tokens": "int64", "cached_tokens": "int64", "attempts": "int32",
+    "unheard": "int32", "served_by": "string", "answered_ns": "int64",
+}  # fmt: skip
 
 Entries = Mapping[str, Mapping[str, Entry]]
 
 
-def entries(plan: Plan, ledger: Ledger) -> dict[str, dict[str, Entry]]:
-    """Every arm's answers by spec and example id; DataError when one is missing."""
+def entries(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, dict[str, Entry]]:
+    """Every arm's answers of one repeat, by spec and example id; DataError when one is missing."""
     return {
-        arm.spec: {row.id: _entry(ledger, arm.keys[row.id], arm.spec, row.id) for row in plan.examples}
+        arm.spec: {row.id: _entry(ledger, arm.repeats[repeat][row.id], arm.spec, row.id) for row in plan.examples}
         for arm in plan.arms
     }
 
@@ -41,21 +51,47 @@ def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[st
 
 def write_report(
     plan: Plan,
-    answers: Entries,
-    run_dir: Path,
+    ledger: Ledger,
+    config: EvaluateConfig,
     train_prompts: Mapping[str, Set[str]],
     tracer: Tracer,
     *,
     encode: Encode | None = None,
 ) -> dict[str, Any]:
-    """Score everything, write report.json and scores.jsonl, and trace it."""
+    """Score everything, write the three files, and trace it."""
+    run_dir = Path(config.run_dir)
+    answers = entries(plan, ledger)
+    again: dict[str, list[dict[str, Any]]] = {arm.spec: [] for arm in plan.arms}
+    for repeat in range(1, config.repeats):
+        for spec, given in entries(plan, ledger, repeat).items():
+            again[spec].append({key: entry.completion for key, entry in given.items()})
     completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
     seen = trained_on(plan.examples, train_prompts)
-    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode)
+    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode, again=again)
+    report["trust"] = trust(plan, ledger, config)
+    write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
     tracer.evaluation(report, rows, answers)
     return report
+
+
+def _table(plan: Plan, ledger: Ledger) -> Iterator[tuple[Any, ...]]:
+    for arm in plan.arms:
+        for repeat, keys in enumerate(arm.repeats):
+            for row in plan.examples:
+                yield _columns(_entry(ledger, keys[row.id], arm.spec, row.id), repeat)
+
+
+def _columns(entry: Entry, repeat: int) -> tuple[Any, ...]:
+    answer = entry.completion
+    failure, usage = answer.failure, answer.usage
+    tokens = usage and (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    return (
+        entry.spec, repeat, entry.example_id, entry.key, outcome(answer), answer.text, failure and failure.reason,
+        failure and failure.status, answer.latency_s, answer.first_token_s, answer.logprob,
+        *(tokens or (None, None, None)), answer.attempts, answer.unheard, answer.served_by, entry.answered_ns,
+    )  # fmt: skip
 
 
 def _entry(ledger: Ledger, key: str, spec: str, example_id: str) -> Entry:

@@ -5,6 +5,7 @@ azure:DEPLOYMENT      Azure OpenAI; empty takes AZURE_DEPLOYMENT
 openai:MODEL@BASE_URL any OpenAI-compatible endpoint; without @BASE_URL, OpenAI's own
 recorded:PATH         answers recorded earlier
 fake:TEXT             always TEXT; fake:echo repeats the question
+trivial:WHICH         a baseline that reads training rows: majority (their commonest answer) or nearest
 
 The environment is always handed in: nothing here reads the process's own. Each kind reads only what `needed_environment` names.
 """
@@ -21,7 +22,7 @@ from slm_ray.errors import ConfigError, DataError, ModelError, choices
 from slm_ray.storage import file_digest
 from slm_ray.types import Model
 
-KINDS = ("served", "azure", "openai", "recorded", "fake")
+KINDS = ("served", "azure", "openai", "recorded", "fake", "trivial")
 OPENAI_URL = "https://api.openai.com/v1"
 _ENVIRONMENT = {
     "served": ("SLM_RAY_API_KEY",),
@@ -43,7 +44,7 @@ def split_spec(spec: str) -> tuple[str, str]:
 def check_spec(spec: str, environment: Mapping[str, str]) -> None:
     """One line for all that is missing, before anything starts; no call is made and no key is tried."""
     kind, rest = split_spec(spec)
-    if kind in ("served", "recorded", "fake", "openai") and not rest.strip():
+    if kind != "azure" and not rest.strip():
         raise ConfigError(f"model spec {spec!r} names nothing; write {kind}:{_EXAMPLES[kind]}")
     match kind:
         case "azure":
@@ -55,6 +56,10 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
             _require(spec, ["OPENAI_API_KEY"], environment)
         case "recorded" if not Path(rest).is_file():
             raise DataError(f"{spec}: no such file; give the path of a JSONL file with a `prediction` per row")
+        case "trivial":
+            from slm_ray.models.trivial import check
+
+            check(rest)
 
 
 def open_model(spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]) -> Model:
@@ -79,6 +84,10 @@ def open_model(spec: str, *, endpoint: str, generation: GenerationConfig, enviro
             from slm_ray.models.recorded import RecordedModel
 
             return RecordedModel(spec=spec, path=rest)
+        case "trivial":
+            from slm_ray.models.trivial import opened
+
+            return opened(rest)
         case _:
             from slm_ray.models.fake import FakeModel
 
@@ -108,7 +117,13 @@ def needed_environment(spec: str, environment: Mapping[str, str]) -> dict[str, s
     return {name: environment[name] for name in names if name in environment}
 
 
-_EXAMPLES = {"served": "MODEL", "recorded": "answers.jsonl", "fake": "echo", "openai": "MODEL@https://HOST/v1"}
+_EXAMPLES = {
+    "served": "MODEL",
+    "recorded": "answers.jsonl",
+    "fake": "echo",
+    "trivial": "majority",
+    "openai": "MODEL@https://HOST/v1",
+}
 
 
 def _deployment(rest: str, environment: Mapping[str, str]) -> str:

@@ -83,13 +83,13 @@ def _folders(root: Path) -> Iterator[Path]:
 def _evaluated(folder: Path) -> Run:
     report, rows = load_report(folder)
     by_row: dict[tuple[str, str], list[Entry]] = {}
-    with Ledger(folder / LEDGER) as ledger:
+    with Ledger(folder / LEDGER, read_only=True) as ledger:
         seq = 0
         while True:
             seq, page = ledger.since(seq)
             if not page:
                 break
-            for entry in page:
+            for entry in (one for one in page if one.repeat == 0):
                 by_row.setdefault((entry.spec, entry.example_id), []).append(entry)
     answers: dict[str, dict[str, Entry]] = {spec: {} for spec in report["models"]}
     for row in rows:
@@ -99,7 +99,7 @@ def _evaluated(folder: Path) -> Run:
 
 
 def _matching(entries: list[Entry], answer: Mapping[str, Any], folder: Path, spec: str, example_id: str) -> Entry:
-    """The ledger may hold a row several times: repeats, other settings, failures that were asked again."""
+    """The ledger may hold a row several times: other settings, failures that were asked again."""
     for entry in entries:
         completion, failure = entry.completion, answer["failure"]
         same_failure = (completion.failure.reason if completion.failure else None) == (failure and failure["reason"])

@@ -19,7 +19,7 @@ from slm_ray.scoring import score, summarise
 from slm_ray.scoring.scorer import means
 from slm_ray.scoring.similarity import METRICS as SIMILARITIES
 from slm_ray.scoring.similarity import Encode, with_similarity
-from slm_ray.types import Completion, Example, RowScore
+from slm_ray.types import Completion, Example, RowScore, Usage
 
 STAND_IN = "stand-in:"
 
@@ -33,13 +33,14 @@ def build(
     *,
     trained_on: Mapping[str, int],
     encode: Encode | None = None,
+    again: Mapping[str, Sequence[Mapping[str, Completion]]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(report, score rows) of all models over all examples.
 
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
     how many of the examples the model's adapter was trained on (0 when not named). With `encode`, BERTScore and embedding
-    cosine are added. Latencies are seconds over answered
-    rows, None when there are none. ValueError when an example has no answer: an unfinished run has no report.
+    cosine are added. `again[spec]` holds the answers of further repeats: they give `noise` and change no other figure.
+    Latencies are seconds over answered rows, None when there are none. ValueError when an example has no answer: an unfinished run has no report.
     """
     if not examples:
         raise ValueError("a report needs at least one example")
@@ -68,12 +69,31 @@ def build(
             "issues": _counted(issue for judged in scored for issue in judged.issues),
             "trained_on": trained_on.get(spec, 0),
         }
+        if repeats := (again or {}).get(spec):
+            models[spec]["noise"] = noise(track, examples, [given, *repeats])
     return {
         "track": track.name,
         "track_definition": definition(track),
         "examples": {"n": len(examples), "digest": digest(examples)},
         "models": models,
     }, rows
+
+
+def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[str, Completion]]) -> dict[str, Any]:
+    """How far one model agrees with itself: the same rows asked several times.
+
+    `agreement` is the share of rows whose deciding score is the same every time, `same_text` that of rows whose answer
+    is; `primary` is the deciding metric of every repeat.
+    """
+    scored = [[score(track, row.id, given[row.id].text, row.reference) for row in examples] for given in repeats]
+    same = sum(len({judged.value(track.primary) for judged in row}) == 1 for row in zip(*scored, strict=True))
+    same_text = sum(len({given[row.id].text for given in repeats}) == 1 for row in examples)
+    return {
+        "repeats": len(repeats),
+        "agreement": same / len(examples),
+        "same_text": same_text / len(examples),
+        "primary": [summarise(track, rows)[track.primary] for rows in scored],
+    }
 
 
 def track_in(report: Mapping[str, Any]) -> Track:
@@ -94,7 +114,7 @@ def _row(example: Example) -> dict[str, Any]:
 
 
 def _answer(answer: Completion, score: RowScore) -> dict[str, Any]:
-    failure = answer.failure
+    failure, usage = answer.failure, answer.usage
     return {
         "text": answer.text,
         "failure": failure and {"kind": failure.kind, "reason": failure.reason, "status": failure.status},
@@ -103,19 +123,28 @@ def _answer(answer: Completion, score: RowScore) -> dict[str, Any]:
         "issues": list(score.issues),
         **({"facts": dict(score.facts)} if score.facts else {}),
         "latency_s": answer.latency_s,
+        "first_token_s": answer.first_token_s,
+        "logprob": answer.logprob,
+        "usage": usage and _tokens([usage]),
+        "attempts": answer.attempts,
     }
 
 
 def _service(answers: Sequence[Completion]) -> dict[str, Any]:
     """What the calls cost and how they went, whatever the answers say. Usage includes failed calls that were billed."""
-    latencies = [answer.latency_s for answer in answers if answer.text is not None and answer.latency_s is not None]
+    answered = [answer for answer in answers if answer.text is not None]
+    latencies = [answer.latency_s for answer in answered if answer.latency_s is not None]
+    firsts = [answer.first_token_s for answer in answered if answer.first_token_s is not None]
     served_by = sorted({answer.served_by for answer in answers if answer.served_by is not None})
-    usages = [answer.usage for answer in answers if answer.usage is not None]
+    calls = sum(answer.attempts for answer in answers)
     return {
-        "latency_s": {name: _percentile(latencies, q) for name, q in (("p50", 50), ("p95", 95))},
-        "usage": {
-            "prompt_tokens": sum(usage.prompt_tokens for usage in usages),
-            "completion_tokens": sum(usage.completion_tokens for usage in usages),
+        "latency_s": _percentiles(latencies, 50, 95, 99),
+        **({"first_token_s": _percentiles(firsts, 50, 95)} if firsts else {}),
+        "usage": _tokens([answer.usage for answer in answers if answer.usage is not None]),
+        "attempts": {
+            "calls": calls,
+            "retried": calls - len(answers),
+            "unheard": sum(answer.unheard for answer in answers),
         },
         "failures": _counted(answer.failure.kind for answer in answers if answer.failure is not None),
         "served_by": served_by,
@@ -123,8 +152,17 @@ def _service(answers: Sequence[Completion]) -> dict[str, Any]:
     }
 
 
-def _percentile(values: Sequence[float], q: float) -> float | None:
-    return float(np.percentile(values, q)) if values else None
+def _tokens(usages: Sequence[Usage]) -> dict[str, int]:
+    total = sum(usages, Usage())
+    return {
+        "prompt_tokens": total.prompt_tokens,
+        "completion_tokens": total.completion_tokens,
+        "cached_tokens": total.cached_tokens,
+    }
+
+
+def _percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:
+    return {f"p{share}": float(np.percentile(values, share)) if values else None for share in shares}
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

@@ -71,7 +71,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
 
     with ChatServer(flaky) as llm, ChatServer(slowly(0.1)) as slm:
         settings = config(tmp_path, 24, models=["azure:", "served:tiny"], endpoint=slm.url, actors=2)
-        seen = {prompt_hash(prompt_of(track("structured"), f"question {n}")) for n in (0, 5, 99)}
+        seen = {prompt_hash(prompt_of(track("structured"), f"question {n}")) for n in (98, 99)}
         report = evaluate(settings, environment=azure(llm.url), train_prompts={"served:tiny": seen})
         assert 2 <= llm.most_in_flight <= 8
         assert 2 <= slm.most_in_flight <= 8
@@ -79,7 +79,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
         assert (len(llm.requests), len(slm.requests)) == (26, 24)
 
         run = tmp_path / "run"
-        first = {name: (run / name).read_bytes() for name in ("report.json", "scores.jsonl")}
+        first = {name: (run / name).read_bytes() for name in ("report.json", "scores.jsonl", "answers.parquet")}
         again = evaluate(settings, environment=azure(llm.url), train_prompts={"served:tiny": seen})
         assert (len(llm.requests), len(slm.requests)) == (26, 24)
     assert again == report == json.loads(first["report.json"])
@@ -87,9 +87,13 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
     assert report["models"]["served:tiny"]["metrics"]["exact_match"] == 1.0
     assert report["models"]["azure:"]["metrics"]["exact_match"] == pytest.approx(23 / 24)
     assert report["models"]["azure:"]["failures"] == {"refused": 1}
-    assert report["models"]["served:tiny"]["trained_on"] == 2
+    assert report["models"]["served:tiny"]["trained_on"] == 0
+    assert report["models"]["azure:"]["attempts"] == {"calls": 26, "retried": 2, "unheard": 0}
+    trust = report["trust"]
+    assert (trust["rows_in"], trust["rows_scored"], trust["questions"]) == (24, 24, 48)
+    assert (trust["retries"], trust["ambiguous"], trust["refused"]) == (2, 0, 1)
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "traces.jsonl"} <= names
+    assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
     lines = read_jsonl(run / "traces.jsonl")
     spans = [span for line in lines for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]]
     assert len(spans) == 1 + 2 + 48

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 
+from slm_ray import cluster
 from slm_ray.adapters import list_adapters, train_prompts
 from slm_ray.corpus.render import prompt_hash
 from slm_ray.prepare import examples_in
@@ -122,6 +123,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     output, _ = first.communicate(timeout=90)
     assert first.returncode != 0, output
     assert left_behind(run) == []
+    assert cluster.left_behind() is None, "the next job on this machine would wait for the Ray that has ended"
     with_validation = calls(run, "validation")
     assert with_validation == {"structured": 16, "toolcall": 16}
 
@@ -129,6 +131,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     output, _ = second.communicate(timeout=600)
     assert second.returncode == 0, output
     assert left_behind(run) == []
+    assert cluster.left_behind() is None, "the next job on this machine would wait for the Ray that has ended"
     assert calls(run, "validation") == with_validation, "finished rows were asked again"
     assert output.count("verdict: fine_tune") >= 2
     assert output.count("taken down for the training") == 1

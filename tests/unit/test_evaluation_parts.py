@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chat_server import ChatServer, Reply, Request, answer, error
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from slm_ray.config import EvaluateConfig, GenerationConfig
@@ -18,10 +21,13 @@ from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
+from slm_ray.evaluation.standing import Gap, Standing
 from slm_ray.evaluation.table import summary
 from slm_ray.models import open_model
 from slm_ray.scoring import score
-from slm_ray.types import Message, Prompt
+from slm_ray.types import Completion, Failure, Message, Prompt
+from slm_ray.verdict.binary import bounds
+from slm_ray.verdict.stats import paired_interval
 
 ROWS = [
     Question(key=f"k{n}", example_id=str(n), prompt=Prompt(messages=(Message(role="user", content=f"q{n}"),)))
@@ -137,13 +143,23 @@ def test_a_plan_shows_no_key(tmp_path: Path) -> None:
     assert "OTHER" not in planned.arms[0].environment
 
 
-def board(console: Console) -> Board:
+def board(console: Console, *, plain: bool = False) -> Board:
     clock = iter(range(1000))
-    shown = Board(track("structured"), ["azure:", "served:m:a"], 4, console=console, clock_s=lambda: next(clock))
+    shown = Board(
+        track("structured"), ["azure:", "served:m:a"], 4, plain=plain, console=console, clock_s=lambda: next(clock)
+    )
+
+    def add(spec: str, row: str, text: str | None, fresh: bool) -> None:
+        failure = Failure(kind="error", reason="gone") if text is None else None
+        answered = Completion(text=text, failure=failure, attempts=2 if text is None else 1)
+        shown.add(spec, score(track("structured"), row, text, '{"a": 1}'), answered, fresh=fresh)
+
     for n, (llm, slm) in enumerate([('{"a": 1}', '{"a": 1}'), ("{}", '{"a": 1}')]):
-        shown.add("azure:", score(track("structured"), str(n), llm, '{"a": 1}'), failed=False, fresh=False)
-        shown.add("served:m:a", score(track("structured"), str(n), slm, '{"a": 1}'), failed=False, fresh=True)
-    shown.add("served:m:a", score(track("structured"), "2", None, '{"a": 1}'), failed=True, fresh=True)
+        add("azure:", str(n), llm, False)
+        add("served:m:a", str(n), slm, True)
+    add("served:m:a", "2", None, True)
+    shown.in_flight("served:m:a", 1)
+    shown.spent("azure:", 0.25)
     return shown
 
 
@@ -154,19 +170,56 @@ def test_off_a_terminal_the_board_is_plain_lines_now_and_then() -> None:
             shown.show()
     lines = out.getvalue().splitlines()
     assert 4 <= len(lines) <= 2 * 12
-    assert lines[0].startswith("azure:: rows 2/4, so far 0.500, gap -, failed 0, rate -, left ?")
-    assert "served:m:a: rows 3/4, so far 0.667, gap +0.500, failed 1, rate" in lines[1]
+    assert lines[0] == (
+        "azure:: rows 2/4, so far 0.500, gap -, failed 0, retried 0, in flight 0, rate -, cost 0.2500 USD, left ?"
+    )
+    low, high = bounds(1, 0, 2)
+    assert f"served:m:a: rows 3/4, so far 0.667, gap +0.500 [{low:+.3f}, {high:+.3f}], failed 1" in lines[1]
+    assert "retried 1, in flight 1, rate" in lines[1]
     assert "\x1b" not in out.getvalue()
 
 
 def test_on_a_terminal_the_board_is_a_table_that_is_rewritten() -> None:
     out = io.StringIO()
-    with board(Console(file=out, force_terminal=True, width=100)) as shown:
+    with board(Console(file=out, force_terminal=True, width=200)) as shown:
         shown.show()
     assert "structured: exact_match" in out.getvalue()
-    assert "+0.500" in out.getvalue()
+    assert "+0.500 [" in out.getvalue()
     assert "served:m:" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is given back
+
+
+def test_a_terminal_may_have_plain_lines_too() -> None:
+    out = io.StringIO()
+    with board(Console(file=out, force_terminal=True, width=200), plain=True):
+        pass
+    assert out.getvalue().startswith("azure:: rows 2/4")
+    assert "\x1b[?25" not in out.getvalue()
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([0.0, 1.0, None]), st.sampled_from([0.0, 1.0, None])), max_size=30), st.randoms()
+)
+def test_the_gap_is_that_of_the_rows_both_have_in_whatever_order_they_come(
+    rows: list[tuple[float | None, float | None]], order: random.Random
+) -> None:
+    llm, slm = Standing(total=30), Standing(total=30)
+    gap = Gap(slm, llm)
+    events = [(side, str(n), row[at]) for n, row in enumerate(rows) for at, side in enumerate((llm, slm))]
+    order.shuffle(events)
+    for side, row, value in events:
+        if side.note(row, value):
+            gap.note(side, row)
+    differences = [b - a for a, b in rows if a is not None and b is not None]
+    if not differences:
+        assert gap.interval() is None
+        return
+    wanted = paired_interval(differences, resamples=99, seed=1)
+    found = gap.interval()
+    assert found is not None
+    assert found[0] == pytest.approx(wanted.estimate)
+    if wanted.method == "score":
+        assert found[1:] == pytest.approx((wanted.lower, wanted.upper))
 
 
 def test_the_summary_marks_stand_ins_and_gaps() -> None:

@@ -22,7 +22,8 @@ FLOORS = [
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"),
+    ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"),
@@ -41,7 +42,7 @@ OWNERS = {
     "langfuse": {"tracing"},
     "opentelemetry": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources"},
+    "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
 }

@@ -24,7 +24,7 @@ def job(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["prepare", "compare", "make_tasks", "infer"])
+@pytest.mark.parametrize("name", ["prepare", "compare", "make_tasks", "infer", "live", "evaluate"])
 def test_help_lists_the_settings(name: str) -> None:
     found = job(name, "--help")
     assert found.returncode == 0
@@ -105,6 +105,44 @@ def test_a_ray_of_the_script_has_the_settings_of_a_ray_of_ours() -> None:
     script = (ROOT / "jobs" / "on_local_ray.sh").read_text(encoding="utf-8")
     exported = dict(part.split("=", 1) for part in script.split() if part.startswith("RAY_") and "=" in part)
     assert {name: exported.get(name) for name in LOCAL_SETTINGS} == LOCAL_SETTINGS
+
+
+def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(
+            json.dumps({"id": f"r{n}", "prompt": f"set lamp {n}", "completion": f'{{"n": {n}}}'}) + "\n"
+            for n in range(3)
+        )
+    )
+    settings = ["model=trivial:nearest", f"examples={rows}", "example=r1", f"demonstrations={rows}"]
+    found = job("infer", "jobs/infer.yaml", *(part for setting in settings for part in ("--set", setting)))
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[1:4] == ["[user] set lamp 1", '[trivial:nearest] {"n": 0}', 'parsed  {"n": 0}']
+    assert "json_valid 1.0, exact_match 0.0" in found.stdout
+    assert "value_mismatch" in found.stdout
+
+    settings = ["model=fake:{}+2shot", "text=set lamp 9", f"demonstrations={rows}", "tokens=true", "reference='{}'"]
+    found = job("infer", "jobs/infer.yaml", *(part for setting in settings for part in ("--set", setting)))
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert [line.partition("]")[0][1:] for line in lines[:6]] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+        "user",
+    ]
+    tokens = next(line for line in lines if line.startswith("tokens"))
+    assert int(tokens.split()[1]) == len(tokens.partition(":")[2].split()) > 20
+    assert "exact_match 1.0" in found.stdout
+
+    refused(
+        job("infer", "jobs/infer.yaml", "--set", f"examples={rows}", "--set", "example=r9", "--set", "model=fake:x"),
+        "'r9'",
+    )
+    refused(job("infer", "jobs/infer.yaml", "--set", "model=fake:x", "--set", "text=null"), "text is not set")
 
 
 def test_a_killed_ray_that_left_its_address_behind_is_not_asked(

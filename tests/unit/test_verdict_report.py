@@ -48,8 +48,12 @@ def test_report_by_hand() -> None:
     # failed calls count: 1 of 4, not 1 of 2
     assert model["metrics"]["json_valid"] == model["metrics"]["exact_match"] == model["metrics"]["field_recall"] == 0.25
     assert model["metrics"]["field_precision"] == 1.0
-    assert model["latency_s"] == {"p50": 1.5, "p95": pytest.approx(1.95)}  # answered rows only
-    assert model["usage"] == {"prompt_tokens": 20, "completion_tokens": 76}  # billed failures too
+    assert model["latency_s"] == {
+        "p50": 1.5,
+        "p95": pytest.approx(1.95),
+        "p99": pytest.approx(1.99),
+    }  # answered rows only
+    assert model["usage"] == {"prompt_tokens": 20, "completion_tokens": 76, "cached_tokens": 0}  # billed failures too
     assert model["failures"] == {"refused": 1, "truncated": 1}
     assert model["issues"] == {"prediction_not_valid_json": 3}
     assert (model["served_by"], model["stand_in"], model["trained_on"]) == (["m", "n"], False, 0)
@@ -68,6 +72,10 @@ def test_report_by_hand() -> None:
                 "counts": [0, 0, 1],
                 "issues": ["prediction_not_valid_json"],
                 "latency_s": 9.0,
+                "first_token_s": None,
+                "logprob": None,
+                "usage": None,
+                "attempts": 1,
             }
         },
     }
@@ -79,7 +87,7 @@ def test_a_stand_in_and_a_trained_model_are_named() -> None:
     answers = {e.id: Completion(text="{}", served_by="stand-in:tiny-base") for e in EXAMPLES}
     report, _ = build(TRACK, EXAMPLES, {"azure:gpt": answers, "fake:m": ANSWERS}, trained_on={"fake:m": 3})
     assert report["models"]["azure:gpt"]["stand_in"] is True
-    assert report["models"]["azure:gpt"]["latency_s"] == {"p50": None, "p95": None}
+    assert report["models"]["azure:gpt"]["latency_s"] == {"p50": None, "p95": None, "p99": None}
     assert report["models"]["fake:m"]["trained_on"] == 3
 
 
@@ -89,6 +97,34 @@ def test_a_missing_answer_is_no_report() -> None:
         build(TRACK, EXAMPLES, {"fake:m": partial}, trained_on={})
     with pytest.raises(ValueError, match="at least one"):
         build(TRACK, [], {}, trained_on={})
+
+
+def test_attempts_first_tokens_and_cached_tokens_are_summed_and_absent_where_unknown() -> None:
+    streamed = {
+        e.id: Completion(
+            text="{}", latency_s=1.0, first_token_s=0.1 * n, logprob=-0.5, attempts=n + 1, unheard=min(n, 2),
+            usage=Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=8),
+        )
+        for n, e in enumerate(EXAMPLES)
+    }  # fmt: skip
+    report, rows = build(TRACK, EXAMPLES, {"a": streamed, "b": ANSWERS}, trained_on={})
+    model = report["models"]["a"]
+    assert model["attempts"] == {"calls": 10, "retried": 6, "unheard": 5}
+    assert model["first_token_s"] == {"p50": pytest.approx(0.15), "p95": pytest.approx(0.285)}
+    assert model["usage"] == {"prompt_tokens": 40, "completion_tokens": 8, "cached_tokens": 32}
+    assert rows[3]["models"]["a"]["usage"] == {"prompt_tokens": 10, "completion_tokens": 2, "cached_tokens": 8}
+    assert (rows[3]["models"]["a"]["attempts"], rows[3]["models"]["a"]["logprob"]) == (4, -0.5)
+    assert "first_token_s" not in report["models"]["b"]
+    assert "noise" not in model
+
+
+def test_repeats_give_the_noise_of_a_model_and_change_no_other_figure() -> None:
+    second = {**ANSWERS, "e0": Completion(text="{}"), "e1": Completion(text="other nonsense")}
+    once, rows = build(TRACK, EXAMPLES, {"m": ANSWERS}, trained_on={})
+    twice, same_rows = build(TRACK, EXAMPLES, {"m": ANSWERS}, trained_on={}, again={"m": [second]})
+    found = twice["models"]["m"].pop("noise")
+    assert (twice, same_rows) == (once, rows)
+    assert found == {"repeats": 2, "agreement": 0.75, "same_text": 0.5, "primary": [0.25, 0.0]}
 
 
 def test_other_answers_are_ignored() -> None:

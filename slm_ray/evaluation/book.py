@@ -1,0 +1,118 @@
+"""Between those who ask and the ledger: what may be asked, what is about to be asked, what has come back.
+
+A row is on disk as started before it is handed out, in one transaction with the answers at hand, so that life, cost and
+answers cost one sync of the disk together. An answer shows on the board once it is on disk. Where a limit of the budget
+would be passed, nothing more is granted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from slm_ray.evaluation.budget import Budget
+from slm_ray.evaluation.generate import Answer, Question
+from slm_ray.evaluation.live import Board
+from slm_ray.evaluation.plan import Arm, Plan
+from slm_ray.ledger import Entry, Ledger
+from slm_ray.scoring import score
+from slm_ray.types import Example, Prompt
+
+
+class Book:
+    """The three callbacks of `ask_all`, and `close` at its end."""
+
+    def __init__(self, planned: Plan, ledger: Ledger, board: Board, budget: Budget) -> None:
+        self._plan = planned
+        self._ledger = ledger
+        self._board = board
+        self._budget = budget
+        self._rows = {row.id: row for row in planned.examples}
+        self._arms = {arm.spec: arm for arm in planned.arms}
+        self._repeat = {key: n for arm in planned.arms for n, keys in enumerate(arm.again, 1) for key in keys.values()}
+        self._in_flight: Counter[str] = Counter()
+        self._asked: set[str] = set()
+        self._heard: list[Entry] = []
+        self._waited = False
+        self.handed_out = 0
+
+    def open(self) -> None:
+        """Count what earlier runs of this plan have asked, answered and spent."""
+        for entry in self._ledger.history(self._plan.id):
+            self._budget.settle(entry.spec, entry.key, self._prompt(entry.spec, entry.example_id), entry.completion)
+        lost = self._ledger.unanswered(self._plan.id)
+        for row in self._plan.rows() if lost else ():
+            if row.key in lost:
+                prompt = self._prompt(row.spec, row.example_id)
+                for _ in range(lost[row.key]):
+                    self._budget.lose(row.spec, prompt)
+
+    def show_finished(self, pending: Mapping[str, Sequence[Question]]) -> None:
+        """Put on the board what is answered already."""
+        left = {question.key for questions in pending.values() for question in questions}
+        for row in self._plan.rows():
+            entry = self._ledger.entry(row.key) if row.key not in left else None
+            if entry is not None:
+                self._show(entry, fresh=False)
+
+    def grant(self, arm: Arm, questions: Sequence[Question]) -> int:
+        """How many of the questions, from the first, may be handed out; they are on disk as started by then."""
+        allowed = self._budget.room(arm.spec, questions)
+        keys = [question.key for question in questions[:allowed]]
+        self._write(keys)
+        new = len(set(keys) - self._asked)  # a row whose actor died is handed out again and was counted
+        self.handed_out += new
+        self._in_flight[arm.spec] += new
+        self._asked.update(keys)
+        self._board.in_flight(arm.spec, self._in_flight[arm.spec])
+        return allowed
+
+    def hear(self, arm: Arm, answers: Sequence[Answer]) -> None:
+        """Keep these answers; they are on disk before another row is handed out, and at the second tick at the latest."""
+        for answer in answers:
+            prompt = self._prompt(arm.spec, answer.example_id)
+            self._budget.settle(arm.spec, answer.key, prompt, answer.completion)
+            self._heard.append(
+                Entry(
+                    key=answer.key, spec=arm.spec, example_id=answer.example_id, completion=answer.completion,
+                    answered_ns=answer.answered_ns, repeat=self._repeat.get(answer.key, 0),
+                )
+            )  # fmt: skip
+            self._in_flight[arm.spec] -= answer.key in self._asked
+            self._asked.discard(answer.key)
+
+    def tick(self) -> None:
+        """Write what no grant has written, and show the board."""
+        if self._waited and self._heard:
+            self._write([])
+        self._waited = bool(self._heard)
+        self._board.show()
+
+    def close(self) -> None:
+        """Write the rest."""
+        self._write([])
+
+    def _write(self, keys: Sequence[str]) -> None:
+        self._ledger.put_all(self._heard, starts=keys)
+        written, self._heard = self._heard, []
+        for entry in written:
+            self._show(entry, fresh=True)
+
+    def _show(self, entry: Entry, *, fresh: bool) -> None:
+        scored = None
+        if entry.repeat == 0:
+            row = self._rows[entry.example_id]
+            scored = score(self._plan.track, row.id, entry.completion.text, row.reference)
+        self._board.add(entry.spec, scored, entry.completion, fresh=fresh)
+        self._board.in_flight(entry.spec, self._in_flight[entry.spec])
+        if (usd := self._budget.usd(entry.spec)) is not None:
+            self._board.spent(entry.spec, usd)
+
+    def _prompt(self, spec: str, example_id: str) -> Prompt:
+        row: Example = self._rows[example_id]
+        return self._arms[spec].prompts.get(example_id, row.prompt)
+
+
+def pending_in(planned: Plan, ledger: Ledger) -> dict[str, list[Question]]:
+    """By spec, what has no finished answer yet."""
+    return {arm.spec: arm.pending(planned.examples, ledger) for arm in planned.arms}

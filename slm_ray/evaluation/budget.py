@@ -1,0 +1,181 @@
+"""What a run may spend, and what it has spent: no call is granted that could bring it above a limit.
+
+A row that was handed out and not heard of counts with the worst it can cost: every attempt it is allowed, its whole
+prompt (a token is at least a byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus
+the worst case of every attempt that nobody heard. So the limits hold whatever the endpoint does, and a run ends a
+little below them. Money counts for `azure:` and `openai:` arms, by the price file; the other limits count for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slm_ray.config import EvaluateConfig
+from slm_ray.errors import ConfigError, choices
+from slm_ray.evaluation.generate import Question
+from slm_ray.types import Completion, Prompt
+
+PAID = ("azure", "openai")
+_MTOK = 1e6
+_TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
+_TURN_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """USD per million tokens; cached ones are those of the prompt."""
+
+    input_usd_per_mtok: float
+    cached_input_usd_per_mtok: float
+    output_usd_per_mtok: float
+
+    def usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
+        """What so many tokens cost."""
+        fresh = prompt_tokens - cached_tokens
+        return (
+            fresh * self.input_usd_per_mtok
+            + cached_tokens * self.cached_input_usd_per_mtok
+            + completion_tokens * self.output_usd_per_mtok
+        ) / _MTOK
+
+
+_FREE = Price(input_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Requests, tokens and money."""
+
+    calls: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(calls=self.calls + other.calls, tokens=self.tokens + other.tokens, usd=self.usd + other.usd)
+
+    def times(self, count: int) -> Spent:
+        """This much, `count` times; a negative count takes it away."""
+        return Spent(calls=self.calls * count, tokens=self.tokens * count, usd=self.usd * count)
+
+
+class Budget:
+    """Keeps the account of one run. `spent` is what is known to be billed or may have been by calls that are over."""
+
+    def __init__(self, config: EvaluateConfig, prices: Mapping[str, Price]) -> None:
+        self._config = config
+        self._prices = prices
+        self._held: dict[str, Spent] = {}
+        self._holding = Spent()
+        self._usd = dict.fromkeys(prices, 0.0)
+        self.spent = Spent()
+        self.blocked_by: str | None = None
+
+    def room(self, spec: str, questions: Sequence[Question]) -> int:
+        """How many of the questions, from the first, may be asked; these are held until `settle`."""
+        for granted, question in enumerate(questions):
+            if question.key in self._held:  # handed out again: what became of the first time nobody knows
+                self.lose(spec, question.prompt, question.key)
+            worst = self.worst(spec, question.prompt).times(self._config.generation.max_attempts)
+            if self._over(self.spent + self._holding + worst):
+                return granted
+            self._held[question.key] = worst
+            self._holding += worst
+        return len(questions)
+
+    def settle(self, spec: str, key: str, prompt: Prompt, completion: Completion) -> None:
+        """An answer arrived: what it was billed for takes the place of what was held."""
+        self._release(key)
+        self._add(spec, self.billed(spec, prompt, completion))
+
+    def lose(self, spec: str, prompt: Prompt, key: str = "") -> None:
+        """A row that was handed out, in this run or an earlier one, will not be heard of: it may have been billed."""
+        self._release(key)
+        self._add(spec, self.worst(spec, prompt).times(self._config.generation.max_attempts))
+
+    def usd(self, spec: str) -> float | None:
+        """What this model has cost so far; None for one without a price."""
+        return self._usd.get(spec)
+
+    def worst(self, spec: str, prompt: Prompt) -> Spent:
+        """The most that one attempt can cost."""
+        size = sum(len(turn.content.encode("utf-8", "replace")) + _TURN_TOKENS for turn in prompt.messages)
+        asked, answered = size + _TEMPLATE_TOKENS, self._config.generation.max_tokens
+        return Spent(calls=1, tokens=asked + answered, usd=self._price(spec).usd(asked, answered))
+
+    def billed(self, spec: str, prompt: Prompt, completion: Completion) -> Spent:
+        """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
+        unheard = self.worst(spec, prompt).times(completion.unheard)
+        usage, failure = completion.usage, completion.failure
+        calls = Spent(calls=completion.attempts - completion.unheard)
+        if usage is not None:
+            tokens = usage.prompt_tokens + usage.completion_tokens
+            usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+            return unheard + calls + Spent(tokens=tokens, usd=usd)
+        if failure is not None and failure.kind == "error":
+            return unheard + calls  # an endpoint that says no bills nothing
+        worst = self.worst(spec, prompt)
+        return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
+
+    def _release(self, key: str) -> None:
+        self._holding += self._held.pop(key, Spent()).times(-1)
+
+    def _add(self, spec: str, more: Spent) -> None:
+        self.spent += more
+        if spec in self._usd:
+            self._usd[spec] += more.usd
+
+    def _price(self, spec: str) -> Price:
+        return self._prices.get(spec, _FREE)
+
+    def _over(self, worst: Spent) -> bool:
+        limits = {"max_calls": worst.calls, "max_tokens_total": worst.tokens, "max_cost_usd": worst.usd}
+        for name, value in limits.items():
+            limit = getattr(self._config, name)
+            if limit is not None and value > limit:
+                self.blocked_by = f"{name} {limit:g}"
+                return True
+        return False
+
+
+def prices_of(config: EvaluateConfig, names: Mapping[str, str]) -> dict[str, Price]:
+    """The prices of the paid arms, `names` being their model names by spec.
+
+    Without `max_cost_usd` an arm that has no price is left out; with it that is a ConfigError.
+    """
+    if not names or (config.max_cost_usd is None and not Path(config.prices).is_file()):
+        return {}
+    listed = _read(config.prices)
+    missing = [f"{spec} ({name})" for spec, name in names.items() if name not in listed]
+    if missing and config.max_cost_usd is not None:
+        raise ConfigError(
+            f"max_cost_usd needs a price, and {config.prices} has none for {', '.join(missing)}: "
+            f"{choices(next(iter(names.values())), listed)}; add it there, or limit max_calls or max_tokens_total instead"
+        )
+    return {spec: listed[name] for spec, name in names.items() if name in listed}
+
+
+def _read(path: str) -> dict[str, Price]:
+    try:
+        tree: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return {name: _price_of(fields) for name, fields in tree["models"].items()}
+    except OSError as error:
+        raise ConfigError(f"cannot read the prices {path}: {error.strerror}; give the path of a price file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: not a price file ({type(error).__name__}: {error}); write models: NAME: input_usd_per_mtok, "
+            "cached_input_usd_per_mtok, output_usd_per_mtok"
+        ) from None
+
+
+def _price_of(fields: Mapping[str, Any]) -> Price:
+    fresh = float(fields["input_usd_per_mtok"])
+    cached = fields.get("cached_input_usd_per_mtok")
+    return Price(
+        input_usd_per_mtok=fresh, cached_input_usd_per_mtok=fresh if cached is None else float(cached),
+        output_usd_per_mtok=float(fields["output_usd_per_mtok"]),
+    )  # fmt: skip

@@ -1,0 +1,233 @@
+"""Every question a run has asked and every answer it has paid for, on disk before it is counted: the truth of the run.
+
+A row's life is planned, started (on disk before the row is handed out), and then exactly one outcome: ok, refused,
+truncated, invalid or error. A start without an answer is *ambiguous*: the call may have been billed, nobody heard. All of
+it is append-only SQLite (WAL, synchronous=FULL): a record is there after a crash or a power cut, or was never there. A
+finished answer is kept for ever and never asked again; an error stays as history and gives way to a later answer. One
+writer at a time (the run directory's lock sees to that), any number of readers. Holds no secrets: prompts enter a key
+only as a hash. Files of the first layout are refused: their keys did not hold the repeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from slm_ray.errors import DataError, ResourceError, SlmRayError
+from slm_ray.ledger.records import Entry, Planned, Run, completion_of, finished, text_of
+from slm_ray.ledger.schema import SCHEMA, VERSION
+from slm_ray.types import Completion
+
+_FULL = ("full", "disk I/O", "unable to open")
+
+
+class Ledger:
+    """The life of every row of one run directory. Use as a context manager or `close()` it."""
+
+    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
+        """Open or create; DataError when the file is not a ledger, is damaged or, with `read_only`, is not there."""
+        self._path = str(path)
+        if read_only and not Path(path).is_file():
+            raise DataError(f"{path}: there is no ledger; give the folder of an evaluation that has begun")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        where = f"{Path(path).absolute().as_uri()}?mode=ro" if read_only else self._path
+        try:
+            self._db = sqlite3.connect(where, isolation_level=None, timeout=1.0, uri=read_only)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+        try:
+            self._prepare(read_only)
+        except sqlite3.Error as error:
+            self._db.close()
+            raise self._unusable(error) from None
+
+    def _prepare(self, read_only: bool) -> None:
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not read_only:
+            self._db.executescript(f"BEGIN;{SCHEMA}COMMIT;")
+        elif version != VERSION:
+            raise sqlite3.DatabaseError(f"layout {version}, this program writes {VERSION}")
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def plan(self, plan: str, rows: Iterable[Planned]) -> None:
+        """Note the questions of a plan; one that is known already is not written again."""
+        if self._all("SELECT 1 FROM planned WHERE plan = ? LIMIT 1", plan):
+            return
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO planned (plan, key, spec, example_id, repeat) VALUES (?, ?, ?, ?, ?)",
+                ((plan, row.key, row.spec, row.example_id, row.repeat) for row in rows),
+            )
+
+    def begin(self, plan: str, facts: Mapping[str, Any]) -> None:
+        """Note that a run of a plan begins."""
+        last = [self._all(f"SELECT coalesce(max(seq), 0) FROM {table}")[0][0] for table in ("started", "answers")]
+        self._note(plan, "begin", {"facts": facts, "last": last})
+
+    def end(self, plan: str, how: str) -> None:
+        """Note that the run is over, and how."""
+        self._note(plan, "end", {"ended": how})
+
+    def last_run(self) -> Run | None:
+        """The run that began last."""
+        rows = self._all("SELECT seq, plan, facts FROM runs WHERE event = 'begin' ORDER BY seq DESC LIMIT 1")
+        if not rows:
+            return None
+        seq, plan, noted = rows[0]
+        begin = json.loads(noted)
+        ends = self._all("SELECT facts FROM runs WHERE event = 'end' AND seq > ? LIMIT 1", seq)
+        return Run(
+            plan=plan, facts=begin["facts"], last_start=begin["last"][0], last_answer=begin["last"][1],
+            ended=json.loads(ends[0][0])["ended"] if ends else None,
+        )  # fmt: skip
+
+    def planned(self, plan: str) -> list[Planned]:
+        """The questions of a plan, in no particular order."""
+        rows = self._all("SELECT key, spec, example_id, repeat FROM planned WHERE plan = ?", plan)
+        return [Planned(key=row[0], spec=row[1], example_id=row[2], repeat=row[3]) for row in rows]
+
+    def get(self, key: str) -> Completion | None:
+        """The finished answer under `key`, else the last failed attempt, else None."""
+        entry = self.entry(key)
+        return entry.completion if entry else None
+
+    def entry(self, key: str) -> Entry | None:
+        """As `get`, with the row it belongs to and the time it arrived."""
+        rows = self._all(f"SELECT {_ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
+        return _entry(rows[0]) if rows else None
+
+    def since(self, seq: int, *, upto: int | None = None) -> tuple[int, list[Entry]]:
+        """The answers noted after `seq` (and not after `upto`), oldest first, at most a thousand; and the last's number."""
+        last = upto if upto is not None else 2**62
+        query = f"SELECT {_ENTRY}, seq FROM answers WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000"
+        rows = self._all(query, seq, last)
+        return (rows[-1][-1] if rows else seq), [_entry(row) for row in rows]
+
+    def started_since(self, seq: int) -> tuple[int, list[str]]:
+        """The keys handed out after `seq`, oldest first, and the last one's number."""
+        rows = self._all("SELECT key, seq FROM started WHERE seq > ? ORDER BY seq", seq)
+        return (rows[-1][1] if rows else seq), [row[0] for row in rows]
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read in the block is of one moment."""
+        with self._said():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with self._said():
+                self._db.execute("COMMIT")
+
+    def history(self, plan: str) -> Iterator[Entry]:
+        """Every answer to a question of the plan, the failed ones that were asked again included."""
+        columns = ", ".join(f"a.{name.strip()}" for name in _ENTRY.split(","))
+        query = f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ?"
+        with self._said():
+            yield from map(_entry, self._db.execute(query, (plan,)))
+
+    def unanswered(self, plan: str) -> dict[str, int]:
+        """Starts without an answer, by key: in flight while a run is at it, ambiguous once it is over."""
+        rows = self._all(
+            "SELECT s.key, count(*) - (SELECT count(*) FROM answers a WHERE a.key = s.key) AS open "
+            "FROM started s JOIN planned p ON p.key = s.key WHERE p.plan = ? GROUP BY s.key HAVING open > 0", plan
+        )  # fmt: skip
+        return dict(rows)
+
+    def starts(self, key: str) -> int:
+        """How often a row was handed out."""
+        return int(self._all("SELECT count(*) FROM started WHERE key = ?", key)[0][0])
+
+    def put(self, key: str, spec: str, example_id: str, completion: Completion) -> None:
+        """Append one answer; on disk when this returns. A second finished answer under one key changes nothing."""
+        self.put_all(
+            [Entry(key=key, spec=spec, example_id=example_id, completion=completion, answered_ns=time.time_ns())]
+        )
+
+    def put_all(self, entries: Iterable[Entry], *, starts: Iterable[str] = ()) -> None:
+        """Append answers, and the keys about to be asked, in one transaction: all is on disk when this returns, or none.
+
+        ResourceError when the disk is full.
+        """
+        answered = [
+            (e.key, e.spec, e.example_id, e.repeat, int(finished(e.completion)), e.answered_ns, text_of(e.completion))
+            for e in entries
+        ]
+        now_ns = time.time_ns()
+        started = [(key, now_ns) for key in starts]
+        if not answered and not started:
+            return
+        with self._transaction():
+            self._db.executemany(
+                "INSERT INTO answers (key, spec, example_id, repeat, finished, answered_ns, completion) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", answered
+            )  # fmt: skip
+            self._db.executemany("INSERT INTO started (key, started_ns) VALUES (?, ?)", started)
+
+    def count(self) -> int:
+        """How many finished answers there are."""
+        return int(self._all("SELECT count(*) FROM answers WHERE finished = 1")[0][0])
+
+    def close(self) -> None:
+        """Release the file; closing twice is fine."""
+        self._db.close()
+
+    def _note(self, plan: str, event: str, facts: Mapping[str, Any]) -> None:
+        with self._transaction():
+            self._db.execute(
+                "INSERT INTO runs (plan, event, at_ns, facts) VALUES (?, ?, ?, ?)",
+                (plan, event, time.time_ns(), json.dumps(facts, ensure_ascii=False)),
+            )
+
+    def _all(self, query: str, *values: str | int) -> list[Any]:
+        with self._said():
+            return self._db.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._said():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._db.execute("COMMIT")
+            finally:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+
+    @contextlib.contextmanager
+    def _said(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: sqlite3.Error) -> SlmRayError:
+        if any(word in str(error) for word in _FULL):
+            return ResourceError(
+                f"{self._path}: cannot be written ({error}); nothing more is asked; free the disk or make the file "
+                "writable, then the same command continues"
+            )
+        return DataError(f"{self._path}: cannot be used as a ledger ({error}); move it away or choose another run_dir")
+
+
+_ENTRY = "key, spec, example_id, completion, answered_ns, repeat"
+
+
+def _entry(row: Any) -> Entry:
+    return Entry(
+        key=row[0], spec=row[1], example_id=row[2], completion=completion_of(row[3]), answered_ns=row[4],
+        repeat=row[5],
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""Limits hold whatever is still in flight, and what was spent is counted however a call went."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.config import EvaluateConfig
+from slm_ray.errors import ConfigError
+from slm_ray.evaluation.budget import Budget, Price, Spent, prices_of
+from slm_ray.evaluation.generate import Question
+from slm_ray.types import Completion, Failure, FailureKind, Message, Prompt, Usage
+
+PRICE = Price(input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
+PROMPT = Prompt(messages=(Message(role="user", content="x" * 28),))  # 28 + 8 + 64: at most 100 tokens
+PRICES = "models:\n  gpt: {input_usd_per_mtok: 2.0, cached_input_usd_per_mtok: null, output_usd_per_mtok: 10.0}\n"
+
+
+def config(**changes: Any) -> EvaluateConfig:
+    generation = {"max_tokens": 50, "max_attempts": 3}
+    return EvaluateConfig.model_validate(
+        {"track": "t", "examples": "e", "models": ["azure:gpt"], "run_dir": "r", "generation": generation, **changes}
+    )
+
+
+def questions(count: int, start: int = 0) -> list[Question]:
+    return [Question(key=f"k{n}", example_id=f"r{n}", prompt=PROMPT) for n in range(start, start + count)]
+
+
+def test_what_is_in_flight_counts_with_the_worst_it_can_cost() -> None:
+    budget = Budget(config(max_calls=10), {})
+    assert budget.room("azure:gpt", questions(9)) == 3  # three rows may take three attempts each
+    assert budget.room("azure:gpt", questions(1, 3)) == 0
+    for n in range(3):
+        budget.settle("azure:gpt", f"k{n}", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
+    assert budget.spent == Spent(calls=3, tokens=27)
+    assert budget.room("azure:gpt", questions(9, 3)) == 2
+    assert budget.blocked_by == "max_calls 10"
+
+
+@pytest.mark.parametrize(("name", "limit"), [("max_tokens_total", 900), ("max_cost_usd", 900 / 150 * 0.0007)])
+def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
+    budget = Budget(config(**{name: limit}), {"azure:gpt": PRICE})
+    assert budget.room("azure:gpt", questions(9)) == 2  # 2 rows x 3 attempts x (100 + 50) tokens
+    assert budget.blocked_by is not None
+    assert budget.blocked_by.startswith(name)
+    assert budget.spent == Spent()
+
+
+@pytest.mark.parametrize(
+    ("completion", "calls", "tokens", "usd"),
+    [
+        (Completion(text="x", usage=Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)), 1, 15, 66e-6),
+        (Completion(text="x"), 1, 150, 700e-6),  # no usage stated: the worst
+        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 3, 10 + 150, 720e-6),
+        (Completion(failure=Failure(kind="error", reason="429"), attempts=3), 3, 0, 0.0),
+        (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, unheard=3), 3, 450, 2100e-6),
+        (Completion(failure=Failure(kind="refused", reason="filter")), 1, 150, 700e-6),
+    ],
+)
+def test_what_a_row_has_cost(completion: Completion, calls: int, tokens: int, usd: float) -> None:
+    budget = Budget(config(), {"azure:gpt": PRICE})
+    assert budget.room("azure:gpt", questions(1)) == 1
+    budget.settle("azure:gpt", "k0", PROMPT, completion)
+    assert (budget.spent.calls, budget.spent.tokens) == (calls, tokens)
+    assert budget.spent.usd == pytest.approx(usd)
+    assert budget.usd("azure:gpt") == pytest.approx(usd)
+    assert budget.usd("served:m") is None
+
+
+def test_a_row_that_is_handed_out_again_was_lost_once() -> None:
+    budget = Budget(config(), {})
+    budget.room("served:m", questions(1))
+    budget.room("served:m", questions(1))
+    budget.settle("served:m", "k0", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
+    assert budget.spent == Spent(calls=3 + 1, tokens=450 + 9)
+
+
+_KINDS: list[FailureKind | None] = [None, "error", "refused", "truncated", "invalid"]
+
+
+@given(
+    limit=st.integers(1, 60),
+    calls=st.lists(
+        st.tuples(
+            st.sampled_from(_KINDS), st.integers(1, 3), st.integers(0, 3), st.integers(0, 100), st.integers(0, 50)
+        ),
+        max_size=30,
+    ),
+    lanes=st.integers(1, 8),
+)
+def test_no_order_of_answers_passes_a_limit(
+    limit: int, calls: list[tuple[FailureKind | None, int, int, int, int]], lanes: int
+) -> None:
+    budget = Budget(
+        config(max_calls=limit, max_tokens_total=limit * 100, max_cost_usd=limit * 5e-4), {"azure:gpt": PRICE}
+    )
+    waiting, flying = questions(len(calls)), list[int]()
+    while True:
+        granted = budget.room("azure:gpt", waiting[: lanes - len(flying)])
+        flying += [int(question.key[1:]) for question in waiting[:granted]]
+        waiting = waiting[granted:]
+        if not flying:
+            break
+        at = flying.pop(0)
+        kind, attempts, unheard, prompt_tokens, completion_tokens = calls[at]
+        usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
+        unheard = min(unheard, attempts - (kind != "error"))
+        failure = Failure(kind=kind, reason="x") if kind else None
+        budget.settle(
+            "azure:gpt", f"k{at}", PROMPT,
+            Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, unheard=unheard),
+        )  # fmt: skip
+        assert budget.spent.calls <= limit
+        assert budget.spent.tokens <= limit * 100
+        assert budget.spent.usd <= limit * 5e-4 + 1e-12
+
+
+def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(PRICES)
+    names = {"azure:gpt": "gpt", "openai:new": "new"}
+    known = prices_of(config(prices=str(file)), names)
+    assert known == {
+        "azure:gpt": Price(input_usd_per_mtok=2.0, cached_input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
+    }
+    with pytest.raises(ConfigError, match=r"has none for openai:new \(new\).*known: gpt.*max_calls"):
+        prices_of(config(prices=str(file), max_cost_usd=1.0), names)
+    assert prices_of(config(prices="nowhere.yaml"), names) == {}
+    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), {}) == {}
+    with pytest.raises(ConfigError, match=r"cannot read the prices nowhere.yaml"):
+        prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), names)
+    file.write_text("models: [1, 2]")
+    with pytest.raises(ConfigError, match="not a price file"):
+        prices_of(config(prices=str(file), max_cost_usd=1.0), names)
