@@ -33,6 +33,7 @@ from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
 from slm_ray.reports import compare_reports
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.tracing import Tracer
 from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 from slm_ray.verdict.decide import verdict_text
@@ -113,7 +114,7 @@ class Loop:
         config = EvaluateConfig(
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
-            actor_resources=self.config.actor_resources,
+            actor_resources=self.config.actor_resources, adapters_dir=self.config.serving.adapters_dir,
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.say(summary(run.reports[stage]))
@@ -131,6 +132,7 @@ class Loop:
             )
         )  # fmt: skip
         run.decisions[stage] = (comparison, decision)
+        Tracer(run.folder / stage, self.environment).comparison(comparison, decision)
         self.say(verdict_text(comparison, decision))
         return decision
 

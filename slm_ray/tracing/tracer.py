@@ -30,10 +30,14 @@ _SETTLE_S = 5.0
 
 
 class Tracer:
-    """Traces one run of one folder. Make it when the run begins: what sending may take is measured from there."""
+    """Traces one run of one folder, given by its path or by that of a file in it, such as a report.
+
+    Make it when the run begins: what sending may take is measured from there.
+    """
 
     def __init__(self, run_dir: str | Path, environment: Mapping[str, str], *, adapters_dir: str | None = None) -> None:
-        self._folder = Path(run_dir)
+        path = Path(run_dir)
+        self._folder = path.parent if path.is_file() else path
         self._environment = environment
         self._adapters_dir = adapters_dir
         self._began_s = time.monotonic()

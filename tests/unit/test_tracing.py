@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,15 +16,19 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from langfuse_server import PUBLIC, SECRET, SPANS, Fault, LangfuseServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from traced_run import LLM, finished
+from traced_run import LLM, SLM, finished
 
-from slm_ray.storage import read_jsonl
+from slm_ray.adapters import Manifest
+from slm_ray.storage import read_jsonl, write_json
 from slm_ray.tracing import Tracer, record
 from slm_ray.tracing.fit import cut, cut_prompt, packed
 from slm_ray.tracing.journal import Journal
+from slm_ray.tracing.lineage import lineage
 from slm_ray.tracing.spans import protobuf, spans_of, values
+from slm_ray.training import traces as training_traces
 from slm_ray.types import Comparison, Decision, Interval
 
+ROOT = Path(__file__).parents[2]
 KEYS = {"LANGFUSE_PUBLIC_KEY": PUBLIC, "LANGFUSE_SECRET_KEY": SECRET}
 
 
@@ -135,6 +140,72 @@ def test_a_comparison_carries_its_bounds_and_its_verdict(tmp_path: Path) -> None
     scores = {score["name"]: (score["dataType"], score["value"]) for score in server.scores.values()}
     assert scores == {
         "verdict": ("CATEGORICAL", "swap"), "difference": ("NUMERIC", 0.05), "lower": ("NUMERIC", 0.0), "upper": ("NUMERIC", 0.1),
+    }  # fmt: skip
+
+
+def test_a_finished_training_run_traces_itself_from_its_files(tmp_path: Path) -> None:
+    manifest = Manifest(
+        id="structured-0123456789ab", name="structured", track="structured", base="tiny", base_fingerprint="f" * 32,
+        config_digest="c" * 64, data_digest="d" * 64, metrics={}, created="2026", rank=8, alpha=16, hidden_size=4,
+        train_prompts=3, files={},
+    )  # fmt: skip
+    logged = [{"loss": 2.0, "grad_norm": float("nan"), "step": 1}, {"loss": 1.0, "grad_norm": 3.0, "step": 2}, {"x": 1}]
+    training_traces.trace(tmp_path, manifest, {})
+    assert not list(tmp_path.iterdir())  # not finished, nothing to tell
+    told = {"metrics": {"loss_last": 1.0}, "curve": training_traces.curve(logged), "bounds_ns": [10**18, 10**18 + 5]}
+    write_json(tmp_path / "finished.json", {"adapter": manifest.id, **told})
+    training_traces.trace(tmp_path, manifest, {})
+    root, first, second = spans(tmp_path)
+    known = {key.rpartition(".")[2]: value for key, value in values(root).items() if "metadata" in key}
+    assert known == {
+        "adapter": manifest.id, "base": "tiny", "base_fingerprint": "f" * 32, "training_data_digest": "d" * 64,
+        "recipe_digest": "c" * 64, "rank": 8,
+    }  # fmt: skip
+    assert "langfuse.observation.metadata.grad_norm" not in values(first)
+    assert values(second)["langfuse.observation.metadata.grad_norm"] == 3.0
+
+
+def test_the_compare_job_traces_its_verdict_beside_the_report(tmp_path: Path) -> None:
+    finished(tmp_path, 40)
+    command = [
+        sys.executable, str(ROOT / "jobs/compare.py"), str(ROOT / "jobs/compare.yaml"), "--set", f"report={tmp_path}/report.json",
+        "--set", f"llm={LLM}", "--set", f"slm={SLM}",
+    ]  # fmt: skip
+    with LangfuseServer() as server:
+        for _ in range(2):
+            found = subprocess.run(
+                command, capture_output=True, text=True, env=os.environ | server.environment, check=False
+            )
+            assert (found.returncode, found.stderr) == (10, "")
+        assert [span["name"] for span in server.spans] == ["compare structured"]
+        assert server.spans[0]["langfuse.observation.metadata.action"] == "fine_tune"
+        assert {score["value"] for score in server.scores.values() if score["name"] == "verdict"} == {"fine_tune"}
+    assert len(spans(tmp_path)) == 1
+
+
+def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path) -> None:
+    assert lineage(["azure:gpt", "served:tiny", "recorded:a:b"], str(tmp_path)) == {}
+    assert lineage(["served:tiny:x-0123456789ab+3shot"], None) == {
+        "served:tiny:x-0123456789ab+3shot": {"adapter": "x-0123456789ab"}
+    }
+    home = tmp_path / "x-0123456789ab"
+    home.mkdir()
+    facts = {"base": "tiny", "base_fingerprint": "f", "data_digest": "d", "config_digest": "c", "rank": 8}
+    others = {
+        "name": "x",
+        "track": "t",
+        "metrics": {},
+        "created": "2026",
+        "alpha": 16,
+        "hidden_size": 4,
+        "train_prompts": 3,
+    }
+    write_json(home / "manifest.json", {"id": home.name, **facts, **others, "files": {}})
+    assert lineage(["served:tiny:x-0123456789ab"], str(tmp_path)) == {
+        "served:tiny:x-0123456789ab": {
+            "adapter": "x-0123456789ab", "base": "tiny", "base_fingerprint": "f", "training_data_digest": "d",
+            "recipe_digest": "c", "rank": 8,
+        }
     }  # fmt: skip
 
 
