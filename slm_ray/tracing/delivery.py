@@ -74,15 +74,7 @@ class Delivery:
             self._datasets[name] = self._patience.tries(partial(self._langfuse.dataset, name, {"source": "slm_ray"}))
 
     def _send_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
-        for keys in fit.packed(items, size=lambda key: 1, limit_bytes=_AT_ONCE, most=_AT_ONCE):
-            sends = [partial(self._langfuse.item, items[key]) for key in keys]
-            problems = _at_once([partial(self._patience.tries, send) for send in sends])
-            done = [key for key, problem in zip(keys, problems, strict=True) if problem is None]
-            if done:
-                self._journal.note("kept", done)
-            for problem in problems:
-                if problem is not None:
-                    raise problem
+        self._upsert({key: partial(self._langfuse.item, fields) for key, fields in items.items()})
 
     def _send_spans(self, spans: dict[str, Span]) -> int:
         sent = failures = 0
@@ -162,14 +154,24 @@ class Delivery:
         return {**one, "attributes": [*one["attributes"], known]}
 
     def _send_scores(self, scores: list[dict[str, Any]]) -> int:
-        sent = 0
-        for group in fit.packed(scores, size=_score_bytes, limit_bytes=fit.SCORES_BYTES, most=_SCORES_MOST):
-            key = digest("scores", *(repr(score) for score in group))
-            if key not in self._journal.kept:
-                self._patience.tries(partial(self._langfuse.scores, group))
-                self._journal.note("kept", [key])
-                sent += len(group)
-        return sent
+        groups = {
+            digest("scores", *map(repr, group)): group
+            for group in fit.packed(scores, size=_score_bytes, limit_bytes=fit.SCORES_BYTES, most=_SCORES_MOST)
+        }
+        left = {key: group for key, group in groups.items() if key not in self._journal.kept}
+        self._upsert({key: partial(self._langfuse.scores, group) for key, group in left.items()})
+        return sum(map(len, left.values()))
+
+    def _upsert(self, requests: Mapping[str, Callable[[float], None]]) -> None:
+        """Send what may be sent twice, a few at once; the journal keeps the keys of those that went through."""
+        for keys in fit.packed(requests, size=lambda key: 1, limit_bytes=_AT_ONCE, most=_AT_ONCE):
+            problems = _at_once([partial(self._patience.tries, requests[key]) for key in keys])
+            done = [key for key, problem in zip(keys, problems, strict=True) if problem is None]
+            if done:
+                self._journal.note("kept", done)
+            for problem in problems:
+                if problem is not None:
+                    raise problem
 
 
 def _at_once(calls: Sequence[Callable[[], None]]) -> list[Problem | None]:

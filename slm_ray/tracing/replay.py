@@ -7,7 +7,7 @@ runs, as a loop's does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
     Raises DataError when there is no run, ConfigError without keys, ResourceError when Langfuse does not take it all.
     """
     root = Path(config.run_dir)
-    folders = list(_folders(root))
+    folders = folders_of(root)
     if not folders:
         raise DataError(f"{root} holds neither a report.json nor a {FILE_NAME}; give the directory of a finished run")
     if disabled(environment):
@@ -45,16 +45,8 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
         raise ConfigError(
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
-    patience = Patience(config.wait_s)
-    total, runs = Delivered(), 0
     try:
-        patience.tries(langfuse.check)
-        for folder in folders:
-            with lock(folder):
-                journal = Journal(folder, langfuse.destination)
-                for run in runs_of(folder):
-                    total += Delivery(run, langfuse, journal, patience, settle_s=config.settle_s).run()
-                    runs += 1
+        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.settle_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
@@ -67,17 +59,33 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
     )
 
 
+def send_folders(
+    folders: Sequence[Path], langfuse: Langfuse, patience: Patience, *, settle_s: float
+) -> tuple[Delivered, int]:
+    """What was sent of how many runs; raises Problem where it stops."""
+    total, runs = Delivered(), 0
+    patience.tries(langfuse.check)
+    for folder in folders:
+        with lock(folder):
+            journal = Journal(folder, langfuse.destination)
+            for run in runs_of(folder):
+                total += Delivery(run, langfuse, journal, patience, settle_s=settle_s).run()
+                runs += 1
+    return total, runs
+
+
+def folders_of(root: Path) -> list[Path]:
+    """The directories of finished runs at and below `root`."""
+    names = (FILE_NAME, LEDGER)
+    found = {path.parent for name in names for path in root.rglob(name)} if root.is_dir() else set()
+    return [folder for folder in sorted(found) if (folder / FILE_NAME).is_file() or (folder / REPORT).is_file()]
+
+
 def runs_of(folder: Path) -> list[Run]:
     """The runs of one folder, the evaluation's made from its ledger and report."""
     if (folder / REPORT).is_file() and (folder / LEDGER).is_file():
         keep(folder, _evaluated(folder))
     return kept(folder)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    names = (FILE_NAME, LEDGER)
-    found = {path.parent for name in names for path in root.rglob(name)} if root.is_dir() else set()
-    return (folder for folder in sorted(found) if (folder / FILE_NAME).is_file() or (folder / REPORT).is_file())
 
 
 def _evaluated(folder: Path) -> Run:

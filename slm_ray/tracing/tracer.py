@@ -11,18 +11,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import SlmRayError
 from slm_ray.tracing.delivery import Delivery
-from slm_ray.tracing.file import FILE_NAME, keep
+from slm_ray.tracing.file import keep
 from slm_ray.tracing.journal import Journal
 from slm_ray.tracing.langfuse import Langfuse
 from slm_ray.tracing.lineage import lineage
 from slm_ray.tracing.patience import Patience, Problem
 from slm_ray.tracing.record import Entries, Lineage, Rows, Run, comparison, evaluation, training
+from slm_ray.tracing.replay import folders_of, send_folders
 from slm_ray.types import Comparison, Decision
 
 _SHARE, _MOST_S, _MOMENT_S = 0.04, 30.0, 3.0
@@ -62,7 +63,7 @@ class Tracer:
     def _share_s(self) -> float:
         return min(_MOST_S, _SHARE * (time.monotonic() - self._began_s))
 
-    def _offer(self, run: Run, budget_s: Any) -> None:
+    def _offer(self, run: Run, budget_s: Callable[[], float]) -> None:
         try:
             keep(self._folder, run)
         except SlmRayError as error:
@@ -71,37 +72,53 @@ class Tracer:
         langfuse = Langfuse.from_environment(self._environment)
         if langfuse is None:
             return
-        problem = _within(budget_s(), run, langfuse, self._folder)
-        if problem:
-            _warn(
-                f"{langfuse.url} does not have all of this run's traces ({problem}); they are in "
-                f"{self._folder / FILE_NAME}, and this sends the rest: python jobs/trace.py {self._folder}"
-            )
+
+        def send(patience: Patience) -> None:
+            patience.tries(langfuse.check)
+            Delivery(run, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
+
+        _bounded(send, budget_s(), langfuse, self._folder)
 
 
-def _within(budget_s: float, run: Run, langfuse: Langfuse, folder: Path) -> str | None:
-    """Send for at most `budget_s`; why it is not all there, or None."""
+def offer_all(run_dir: str | Path, environment: Mapping[str, str], *, took_s: float) -> None:
+    """Offer all runs below a directory, as a replay would, within the share of the time that they took."""
+    langfuse = Langfuse.from_environment(environment)
+    if langfuse is None:
+        return
+    root = Path(run_dir)
+
+    def send(patience: Patience) -> None:
+        send_folders(folders_of(root), langfuse, patience, settle_s=_SETTLE_S)
+
+    _bounded(send, min(_MOST_S, _SHARE * took_s), langfuse, root)
+
+
+def _bounded(send: Callable[[Patience], None], budget_s: float, langfuse: Langfuse, folder: Path) -> None:
+    """Let `send` have `budget_s` and no more; one warning when it did not get to its end."""
     patience = Patience(budget_s)
     problem: str | None = "the sending broke off"
 
-    def send() -> None:
+    def work() -> None:
         nonlocal problem
         try:
-            patience.tries(langfuse.check)
-            Delivery(run, langfuse, Journal(folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
+            send(patience)
             problem = None
-        except (Problem, OSError) as error:
+        except (Problem, SlmRayError, OSError) as error:
             problem = str(error)
         finally:
             langfuse.close()
 
-    sender = threading.Thread(target=send, name="langfuse", daemon=True)
+    sender = threading.Thread(target=work, name="langfuse", daemon=True)
     sender.start()
     sender.join(budget_s)
     patience.stop()
-    if sender.is_alive() or (problem and patience.is_over()):
-        return f"not done within {budget_s:.2g} s"
-    return problem
+    if problem and (sender.is_alive() or patience.is_over()):
+        problem = f"not done within {budget_s:.2g} s"
+    if problem:
+        _warn(
+            f"{langfuse.url} does not have all traces of {folder} ({problem}); nothing is lost, "
+            f"and this sends the rest: python jobs/trace.py {folder}"
+        )
 
 
 def _warn(text: str) -> None:

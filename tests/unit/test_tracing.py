@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from traced_run import LLM, SLM, finished
 
 from slm_ray.adapters import Manifest
 from slm_ray.storage import read_jsonl, write_json
-from slm_ray.tracing import Tracer, record
+from slm_ray.tracing import Tracer, offer_all, record
 from slm_ray.tracing.fit import cut, cut_prompt, packed
 from slm_ray.tracing.journal import Journal
 from slm_ray.tracing.lineage import lineage
@@ -218,6 +219,32 @@ def test_a_long_run_is_sent_when_it_ends(tmp_path: Path, capfd: pytest.CaptureFi
     assert capfd.readouterr().err == ""
 
 
+def test_a_loop_offers_everything_below_its_directory_at_its_end(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, rows in (("structured/test", 4), ("toolcall/test", 7)):
+        trace(tmp_path / name, {"LANGFUSE_DISABLED": "1"}, rows=rows)
+        Tracer(tmp_path / name, {}).comparison(*comparison(upper=rows / 10))
+    training(tmp_path / "structured/training/structured-1", {}, steps=5)
+    with LangfuseServer() as server:
+        offer_all(tmp_path, {**server.environment, "LANGFUSE_DISABLED": "1"}, took_s=600)
+        assert server.requests == {}
+        offer_all(tmp_path, server.environment, took_s=0.5)
+        assert capfd.readouterr().err == (
+            f"warning: {server.url} does not have all traces of {tmp_path} (not done within 0.02 s); nothing is lost, and "
+            f"this sends the rest: python jobs/trace.py {tmp_path}\n"
+        )
+        time.sleep(0.3)  # what was left behind ends after its request
+        offer_all(tmp_path, server.environment, took_s=600)
+        offer_all(tmp_path, server.environment, took_s=600)
+        names = Counter(span["name"].partition(" ")[0] for span in server.spans)
+        assert names["evaluate"] == names["compare"] == 2
+        assert (names["train"], names["step"], len(server.items)) == (1, 5, 4 + 7)
+        assert set(server.span_counts().values()) == {1}
+        assert len(server.run_items()) == 2 * (4 + 7)
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("off", [{"LANGFUSE_DISABLED": "1"}, {"LANGFUSE_SECRET_KEY": ""}])
 def test_langfuse_is_left_alone(tmp_path: Path, off: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
     with LangfuseServer() as server:
@@ -250,7 +277,7 @@ def test_a_langfuse_that_misbehaves_is_one_warning_in_bounded_time(
         trace(tmp_path, server.environment, took_s=budget_s / 0.04)
         assert time.monotonic() - started < budget_s + 1
     told = capfd.readouterr()
-    assert told.err.startswith(f"warning: {server.url} does not have all of this run's traces ({said}"), told.err
+    assert told.err.startswith(f"warning: {server.url} does not have all traces of {tmp_path} ({said}"), told.err
     assert told.err.endswith(f"and this sends the rest: python jobs/trace.py {tmp_path}\n")
     assert told.err.count("\n") == 1
     for secret in KEYS.values():
@@ -266,7 +293,7 @@ def test_a_langfuse_that_is_not_there_is_one_warning(
     trace(tmp_path, {**KEYS, "LANGFUSE_HOST": host}, took_s=25)
     assert time.monotonic() - started < 2
     err = capfd.readouterr().err
-    assert err.startswith(f"warning: {host} does not have all of this run's traces (")
+    assert err.startswith(f"warning: {host} does not have all traces of {tmp_path} (")
     assert err.count("\n") == 1
 
 
