@@ -9,21 +9,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from slm_ray.command import run
+from slm_ray.config import ReadingBenchConfig
 from slm_ray.corpus import read, tracks
 
 
-class BenchConfig(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    megabytes: int = Field(ge=1, description="size of the file that is made in a temporary folder")
-    hold: bool = Field(description="true: all examples in one list; false: row by row, as for a file of any size")
-    profile: int = Field(ge=0, description="how many functions to list by their own time, which slows the run down")
-    seed: int
-
-
-def make(path: Path, config: BenchConfig) -> None:
+def make(path: Path, config: ReadingBenchConfig) -> None:
     """Tool calls with 40 to 120 words of request each, all different."""
     chance, size = random.Random(config.seed), 0
     words = [f"{chance.choice(('grün', 'blue', 'träge', 'word'))}{number}" for number in range(5000)]
@@ -43,7 +34,7 @@ def rows_in(path: Path, hold: bool) -> int:
         return sum(isinstance(row, read.Row) for row in read.Reader(track=track).rows(rows))
 
 
-def main(config: BenchConfig) -> None:
+def main(config: ReadingBenchConfig) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, profile = Path(folder) / "bench.jsonl", cProfile.Profile()
         make(path, config)
@@ -57,4 +48,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, BenchConfig, __doc__)
+    run(main, ReadingBenchConfig, __doc__)

@@ -4,24 +4,13 @@ import random
 import statistics
 import time
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from slm_ray.command import run
+from slm_ray.config import ScoringBenchConfig
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import SCORERS, score, summarise
 
 _LABELS = tuple(f"intent_{number}" for number in range(77))
 _SCHEMA = {"type": "object", "required": ["query"], "properties": {"arguments": {"type": "object"}}}
-
-
-class BenchConfig(BaseModel):
-    """Rows per scorer and round; every scorer runs once before the next round starts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    rows: int = Field(ge=1)
-    rounds: int = Field(ge=1)
-    words: int = Field(ge=1, description="words of a text answer, on average")
-    seed: int
 
 
 def answer(name: str, chance: random.Random, words: int) -> str:
@@ -31,17 +20,20 @@ def answer(name: str, chance: random.Random, words: int) -> str:
     forms = {
         "structured": f'{{"arguments": {arguments}, "query": "weather in Oslo", "tool_name": "forecast"}}',
         "toolcall": f'<tool_call name="forecast">{arguments}</tool_call>',
+        "hermes": f'<tool_call>{{"name": "forecast", "arguments": {arguments}}}</tool_call>',
         "gsm8k": "She has 16 - 3 - 4 = 9 eggs left. " * 3 + f"#### {value + 1200}",
         "classify": _LABELS[value],
+        "grade": f"It holds.\nScore: {value + 1}",
+        "preference": f"It is shorter.\nVerdict: {'AB'[value % 2]}",
     }
     text = " ".join(f"word{chance.randrange(500)}" for _ in range(chance.randint(words // 2, words * 3 // 2)))
     return forms.get(name, forms["structured"] if name == "schema" else text)
 
 
-def main(config: BenchConfig) -> None:
-    rates: dict[str, list[float]] = {name: [] for name in SCORERS}
+def main(config: ScoringBenchConfig) -> None:
+    rates: dict[str, list[float]] = {name: [] for name in config.scorers or SCORERS}
     for turn in range(config.rounds + 1):
-        for name in SCORERS:
+        for name in rates:
             track = Track(
                 name=name, system="", scorers=(name,), primary="", core=(), labels=_LABELS, answer_schema=_SCHEMA
             )
@@ -57,4 +49,4 @@ def main(config: BenchConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, BenchConfig, __doc__)
+    run(main, ScoringBenchConfig, __doc__)

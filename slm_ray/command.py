@@ -1,6 +1,7 @@
 """The command line that every job shares: a config file, `--set a.b=c`, `--help`, one-line errors, exit statuses.
 
-`run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
+The config file may be left out: it is then the YAML file beside the job. `--NAME VALUE` is `--set NAME=VALUE` for a
+setting without a dot. `run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
 and status 2; Ctrl-C and SIGTERM (what `ray job stop` sends) end in status 130 after the job's own clean-up has run.
 """
 
@@ -12,12 +13,12 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 
 from slm_ray.config import load
-from slm_ray.errors import ConfigError, SlmRayError
+from slm_ray.errors import ConfigError, SlmRayError, choices
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -59,14 +60,24 @@ def run(
 
 def read(kind: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
     """The config that the arguments name; `--help` lists every knob of `kind` and exits."""
+    beside = Path(sys.argv[0]).with_suffix(".yaml")
     parser = argparse.ArgumentParser(
-        description=description, epilog=_knobs(kind), formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="YAML file of settings")
+        description=description, epilog=_knobs(kind), formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s [-h] [CONFIG] [--set a.b=c] [--NAME VALUE]", allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("config", nargs="?", default=str(beside), help=f"YAML file of settings ({beside.name})")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="a.b=c", help="override one setting; repeatable"
-    )
-    arguments = parser.parse_args(argv)
+        "--set", dest="overrides", action="append", default=[], metavar="a.b=c",
+        help="override one setting, the value in YAML; repeatable; --NAME VALUE does the same where the name has no dot",
+    )  # fmt: skip
+    for name in kind.model_fields:
+        parser.add_argument(
+            f"--{name}", dest="overrides", action="append", type=f"{name}={{}}".format, help=argparse.SUPPRESS
+        )
+    arguments, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [f"--{name}" for name in ("set", *kind.model_fields)]
+        raise ConfigError(f"unknown option {unknown[0]}: {choices(unknown[0], known)}")
     return load(kind, arguments.config, arguments.overrides)
 
 
@@ -84,15 +95,27 @@ def output_folder(path: str) -> Path:
     return folder.absolute()
 
 
-def _knobs(kind: type[BaseModel], prefix: str = "") -> str:
+def _knobs(kind: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> str:
+    """One line per setting; `given` holds the defaults where the setting above has some of its own."""
     lines = ["settings:"] if not prefix else []
     for name, field in kind.model_fields.items():
         annotation: Any = field.annotation
+        value = (
+            getattr(given, name)
+            if given
+            else None
+            if field.is_required()
+            else field.get_default(call_default_factory=True)
+        )
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            lines.append(_knobs(annotation, f"{prefix}{name}."))
+            lines.append(_knobs(annotation, f"{prefix}{name}.", value))
             continue
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        note = f"  {field.description}" if field.description else ""
+        default = "required" if field.is_required() and given is None else repr(value)
+        said = [
+            field.description or "",
+            " | ".join(map(str, get_args(annotation))) if get_origin(annotation) is Literal else "",
+        ]
+        note = "".join(f"  {text}" for text in said if text)
         lines.append(f"  {prefix}{name} = {default}{note}")
     return "\n".join(lines)
 

@@ -52,6 +52,16 @@ class Encoder:
                 found[place] = state[keep].float().numpy()
         return [found[place] for place in range(len(texts))]
 
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Per text the ids of the tokens that `tokens` has vectors of."""
+        tokenizer, _ = self._load()
+        found = tokenizer(list(texts), truncation=True, return_special_tokens_mask=True) if texts else {"input_ids": []}
+        masks = found.get("special_tokens_mask", [])
+        return [
+            [token for token, special in zip(ids, mask, strict=True) if not special]
+            for ids, mask in zip(found["input_ids"], masks, strict=True)
+        ]
+
     def _load(self) -> tuple[Any, Any]:
         if self._parts is None:
             from transformers import AutoModel, AutoTokenizer

@@ -1,7 +1,8 @@
 """A judge over a finished evaluation: its questions are one more evaluation, so they resume, are paid for once and traced.
 
 Grades every model's answers (1 to 7), or two models' answers against each other in both orders, or a file of answers that
-people have graded (calibration). A judge that has not been calibrated on at least `ENOUGH` rows with a kappa of at least
+people have graded (calibration). What makes an answer good is the config's rubric, else that of the track, else a
+general one. A judge that has not been calibrated on at least `ENOUGH` rows with a kappa of at least
 `AGREES`, under the same rubric, is marked advisory wherever its score is written. A failed call gets the lowest grade
 unasked; a judgement that cannot be read is unscored and counted, never 0.
 """
@@ -32,12 +33,13 @@ from slm_ray.scoring.judge import (
     pair_prompt,
     score_grade,
 )
-from slm_ray.trackfile import write_track
+from slm_ray.trackfile import open_track, write_track
 from slm_ray.types import Prompt
 from slm_ray.verdict.stats import paired_interval
 
 RESULT = "judge.json"
 ENOUGH = 30
+GENERAL = "Is the answer correct, complete and in the form that the task asks for?"
 AGREES = 0.6
 _NO_REFERENCE = "-"
 _TRACKS = {
@@ -51,9 +53,11 @@ Row = dict[str, Any]
 def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Ask the judge and write `run_dir/judge.json`; the result. Raises as `evaluate` does."""
     if config.calibrate:
+        config = config.model_copy(update={"rubric": _rubric(config, {})})
         result = _calibrated(config, environment)
     else:
         report, rows = load_report(config.report)
+        config = config.model_copy(update={"rubric": _rubric(config, report)})
         models = _models(config, report)
         result = {"advisory": _advisory(config), "grades": _grades(config, rows, models, environment)}
         if len(config.pair) == 2:
@@ -61,6 +65,14 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
     result = {"judge": config.judge, "rubric": config.rubric, **result}
     storage.write_json(Path(config.run_dir) / RESULT, result)
     return result
+
+
+def _rubric(config: JudgeConfig, report: Mapping[str, Any]) -> str:
+    """The config's, else the named track's, else the report's track's, else one that fits any task."""
+    if config.rubric:
+        return config.rubric
+    told = open_track(config.track).rubric if config.track else (report.get("track_definition") or {}).get("rubric")
+    return told or GENERAL
 
 
 def _grades(
@@ -193,7 +205,7 @@ def _advisory(config: JudgeConfig) -> bool:
     found = storage.read_json(path / RESULT if path.is_dir() else path)
     if found.get("key") != _key(config):
         raise ConfigError(
-            f"{path}: is the calibration of another judge, rubric or generation setting; calibrate this one (--set calibrate=…)"
+            f"{path}: is the calibration of another judge, rubric or generation setting; calibrate this one (--calibrate FILE)"
         )
     return not _good(Agreement(**found["calibration"]))
 

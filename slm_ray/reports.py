@@ -11,7 +11,8 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig
-from slm_ray.corpus import read, render
+from slm_ray.corpus import read
+from slm_ray.corpus.retrieve import question_hash
 from slm_ray.errors import DataError
 from slm_ray.trackfile import open_track
 from slm_ray.types import Comparison, Decision
@@ -54,4 +55,4 @@ def load_report(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
 def training_prompts(path: str | Path, track_name: str) -> set[str]:
     """The prompt hashes of a training file, to find evaluation rows that were trained on."""
     examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return {render.prompt_hash(example.prompt) for example in examples}
+    return {question_hash(example) for example in examples}

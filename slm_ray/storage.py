@@ -87,11 +87,15 @@ def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` in one step; its folder is made. On any failure the old file stays as it was."""
+    _write(path, [text])
+
+
+def _write(path: str | Path, texts: Iterable[str]) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(target) as sink:
-            sink.write(text.encode("utf-8"))
+            sink.writelines(text.encode("utf-8") for text in texts)
     except OSError as error:
         raise _cannot_write(path, error) from None
 
@@ -102,15 +106,8 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One compact JSON object per line. ValueError for NaN or infinity."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as sink:
-            for row in rows:
-                sink.write((json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8"))
-    except OSError as error:
-        raise _cannot_write(path, error) from None
+    """One compact JSON object per line; `rows` are taken one by one. ValueError for NaN or infinity."""
+    _write(path, (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
 
 
 def write_parquet(path: str | Path, columns: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:

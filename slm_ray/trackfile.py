@@ -6,6 +6,7 @@ itself what its rows mean. Nothing of a track is read from anywhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from slm_ray import storage
 from slm_ray.corpus.tracks import TRACKS, Track, defined, definition, track
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.scoring.run import check, metrics
+from slm_ray.scoring.run import check, metrics, row_metrics
 
 TRACK_FILE = "track.yaml"
 _SUFFIXES = (".yaml", ".yml")
@@ -38,6 +39,8 @@ class TrackFile(BaseModel):
     labels: list[str] = Field(default=[])
     answer_schema: dict[str, Any] | None = None
     strip: list[Literal["fences", "reasoning"]] = Field(default=[])
+    gates: list[str] = Field(default=[])
+    rubric: str = ""
 
 
 def open_track(name_or_path: str, *, beside: str | Path | None = None) -> Track:
@@ -103,20 +106,29 @@ def _tree(path: Path) -> dict[str, Any]:
 def _check(path: Path, found: Track) -> None:
     """What pydantic cannot know: scorers and their metrics, and keys that belong together."""
     try:
-        known = metrics(found)
         check(found)
+        known = metrics(found)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     if found.answer_schema is not None and "schema" not in found.scorers:
         raise ConfigError(f"{path}: 'answer_schema' is set, but no scorer reads it; add 'schema' to 'scorers'")
-    for key, name in [("primary", found.primary), *(("core", name) for name in found.core)]:
-        if name not in known:
-            raise ConfigError(
-                f"{path}: {key!r} = {name!r} is no metric of {', '.join(found.scorers)}: {choices(name, known)}"
-            )
+    _check_metrics(path, found, {"core": found.core}, known, "metric")
+    # These decide by differences of rows, so a metric that only a run has (a macro average) cannot be one.
+    _check_metrics(path, found, {"primary": (found.primary,), "gates": found.gates}, row_metrics(found), "row metric")
     if (found.template is None) != (found.completion is None):
         missing = "completion" if found.completion is None else "template"
         raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'completion'")
+
+
+def _check_metrics(
+    path: Path, found: Track, named: Mapping[str, Sequence[str]], known: Sequence[str], what: str
+) -> None:
+    for key, names in named.items():
+        for name in names:
+            if name not in known:
+                raise ConfigError(
+                    f"{path}: {key!r} = {name!r} is no {what} of {', '.join(found.scorers)}: {choices(name, known)}"
+                )
 
 
 def _explained(error: ValidationError) -> str:

@@ -18,11 +18,42 @@ from slm_ray.config.knobs import (
     WorkersConfig,
 )
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import JudgeConfig, LiveConfig, RaceConfig, SimulateConfig
+from slm_ray.config.studies import (
+    JudgeConfig,
+    LiveConfig,
+    RaceConfig,
+    ReadingBenchConfig,
+    ScoringBenchConfig,
+    SimulateConfig,
+)
 from slm_ray.config.traces import TraceConfig
 
 __all__ = [
-    "CompareConfig", "CurationConfig", "EvaluateConfig", "GenerationConfig", "InferConfig", "JudgeConfig", "LiveConfig", "LoopConfig", "LoraConfig", "PrepareConfig",
-    "PretrainConfig", "RaceConfig", "RecipeConfig", "ServingConfig", "SourceConfig", "SimulateConfig", "SweepConfig", "SweepJobConfig", "TasksConfig",
-    "TraceConfig", "TrackConfig", "TrainingConfig", "WorkersConfig", "dump", "load",
-]  # fmt: skip
+    "CompareConfig",
+    "CurationConfig",
+    "EvaluateConfig",
+    "GenerationConfig",
+    "InferConfig",
+    "JudgeConfig",
+    "LiveConfig",
+    "LoopConfig",
+    "LoraConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "RaceConfig",
+    "ReadingBenchConfig",
+    "RecipeConfig",
+    "ScoringBenchConfig",
+    "ServingConfig",
+    "SimulateConfig",
+    "SourceConfig",
+    "SweepConfig",
+    "SweepJobConfig",
+    "TasksConfig",
+    "TraceConfig",
+    "TrackConfig",
+    "TrainingConfig",
+    "WorkersConfig",
+    "dump",
+    "load",
+]

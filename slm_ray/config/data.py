@@ -29,7 +29,7 @@ class CurationConfig(Knobs):
     balance: float | None = Field(None, ge=1, description="most rows of a class, in times of the smallest class")
     class_tag: str | None = Field(None, description="the tag whose values are the classes; the answer when not set")
     max_tokens: int | None = Field(None, ge=16, description="tokens of prompt and answer; a longer row is a bad row")
-    order: Literal["none", "shortest_first", "by_source"] = "none"
+    order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
 
 class SourceConfig(Knobs):
@@ -41,22 +41,32 @@ class SourceConfig(Knobs):
     )
     validation_source: str | None = Field(None, description="where validation rows are, when not drawn from `source`")
     test_source: str | None = Field(None, description="where test rows are, when not drawn from `source`")
-    format: Format = "auto"
+    format: Format = Field("auto", description="told from each row's keys, or named")
     validation: int | None = Field(60, ge=1, description="rows; all of `validation_source` when null")
     test: int | None = Field(100, ge=1, description="rows; all of `test_source` when null")
     train: int | None = Field(None, ge=1, description="rows; all that are left when not set")
     keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
     stratify: str | None = Field(None, description="a tag, such as tool or label, whose values every split gets alike")
     separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
+    demonstrations: int = Field(
+        0,
+        ge=0,
+        description="similar training rows in front of each training prompt, for an adapter that is asked so too",
+    )
     skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
+    fan_out_bytes: int | None = Field(
+        64 * 2**20, ge=0, description="several files of this many bytes together are read as Ray tasks; never when null"
+    )
     curation: CurationConfig = CurationConfig()
 
 
 class PrepareConfig(SourceConfig):
     """Task rows in, examples with stable ids and three splits out."""
 
-    out_dir: str
+    out_dir: str = Field(
+        description="folder for train.jsonl, validation.jsonl, test.jsonl, track.yaml and prepare.json"
+    )
     base: str | None = Field(None, description="folder or hub name of the base whose tokens max_tokens counts")
     seed: int = 42
 

@@ -21,8 +21,13 @@ class GenerationConfig(Knobs):
     temperature: float = Field(0.0, ge=0)
     seed: int = 42
     timeout_s: float = Field(120.0, gt=0)
-    max_attempts: int = Field(4, ge=1)
-    concurrency: int = Field(16, ge=1, description="calls in flight per model")
+    max_attempts: int = Field(
+        8, ge=1, description="calls per row that may fail; being turned away (429) is not counted"
+    )
+    patience_s: float = Field(3600.0, gt=0, description="how long one row is asked again and again, waits included")
+    concurrency: int = Field(16, ge=1, description="calls in flight per model, answers not yet on disk included")
+    stream: bool = Field(False, description="stream the answers: measures the time to the first token")
+    logprobs: bool = Field(False, description="ask for token log-probabilities: the SLM's confidence per row")
 
 
 class EvaluateConfig(Knobs):
@@ -38,6 +43,7 @@ class EvaluateConfig(Knobs):
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+    encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the references weigh more")
     train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
     adapters_dir: str | None = Field(
         None, description="published adapters: rows that a served one was trained on are refused"

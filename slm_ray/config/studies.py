@@ -1,4 +1,4 @@
-"""Settings of the jobs that study answers and verdicts: the judge, and the simulation of the paired rule."""
+"""Settings of the jobs that study answers, verdicts and speed: the judge, the simulation of the paired rule, the benchmarks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class JudgeConfig(Knobs):
 
     report: str = Field("", description="a finished evaluation: its run directory or report.json")
     judge: str = Field(description="a model spec")
-    rubric: str = "Is the answer correct, complete and in the form that the task asks for?"
+    rubric: str = Field("", description="what makes an answer good; that of the track when empty")
+    track: str = Field("", description="name or YAML file of the track whose rubric is used; the report's when empty")
     use_reference: bool = Field(True, description="show the expected answer to the judge")
     models: tuple[str, ...] = Field((), description="whose answers to grade; all of the report's when empty")
     pair: tuple[str, ...] = Field((), description="two models, LLM first, to be judged against each other")
@@ -24,6 +25,25 @@ class JudgeConfig(Knobs):
     generation: GenerationConfig = GenerationConfig(max_tokens=200)
     actor_resources: dict[str, float] = Field({"CPU": 0.1})
     resamples: int = Field(9999, ge=99)
+    seed: int = 42
+
+
+class ReadingBenchConfig(Knobs):
+    """How many generated rows a second are validated, and in how much memory."""
+
+    megabytes: int = Field(200, ge=1, description="size of the file that is made in a temporary folder")
+    hold: bool = Field(False, description="all examples in one list instead of row by row")
+    profile: int = Field(0, ge=0, description="how many functions to list by their own time, which slows the run down")
+    seed: int = 42
+
+
+class ScoringBenchConfig(Knobs):
+    """How many generated answers a second each scorer judges; every scorer runs once before the next round starts."""
+
+    scorers: tuple[str, ...] = Field((), description="which scorers; all when empty")
+    rows: int = Field(300, ge=1, description="per scorer and round")
+    rounds: int = Field(7, ge=1)
+    words: int = Field(150, ge=1, description="words of a text answer, on average")
     seed: int = 42
 
 

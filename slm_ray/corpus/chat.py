@@ -6,6 +6,7 @@ tool calls become the track's call text, and what a tool gave back is shown as a
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -60,11 +61,9 @@ def from_hermes(row: Mapping[str, Any], track: Track) -> Pair:
     """
     pair = from_sharegpt(row, track)
     call = hermes_call(pair.answer, "conversations[-1]")
-    if track.scorers[0] not in ("structured", "toolcall"):
-        return pair
-    answer = call_text(call, query=_asked(pair.turns), track=track)
-    return Pair(turns=pair.turns, answer=answer, tags={"tool": call.name, **pair.tags}, id=pair.id, group=pair.group,
-                split=pair.split)  # fmt: skip
+    own = track.scorers[0] not in ("structured", "toolcall")
+    answer = pair.answer if own else call_text(call, query=_asked(pair.turns), track=track)
+    return dataclasses.replace(pair, answer=answer, tags={"tool": call.name, **pair.tags})
 
 
 def is_hermes(row: Mapping[str, Any]) -> bool:

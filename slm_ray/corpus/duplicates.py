@@ -9,6 +9,8 @@ order. Words and arithmetic signs are compared, not meaning: a paraphrase is no 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import zlib
 from collections import Counter
@@ -23,6 +25,7 @@ from slm_ray.errors import ConfigError
 from slm_ray.types import Example
 
 _SHINGLE_WORDS = 3
+_KEY_BYTES = 16
 _SIGNS = {
     ord(sign): f" {name} "
     for signs, name in (
@@ -41,11 +44,12 @@ _EXACT_DIGITS = 9
 
 def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
     """Without rows whose turns and answer, but for spacing, an earlier row has already."""
-    seen: set[tuple[tuple[str, str], ...]] = set()
+    seen: set[bytes] = set()
 
     def repeated(example: Example) -> str | None:
         turns = [(turn.role, _spaced(turn.content)) for turn in example.prompt.messages]
-        key = (*turns, ("answer", _spaced(example.reference)))
+        text = json.dumps([*turns, ("answer", _spaced(example.reference))])
+        key = hashlib.sha256(text.encode()).digest()[:_KEY_BYTES]  # the texts would stand in memory once more
         if key in seen:
             return "said before"
         seen.add(key)

@@ -113,7 +113,8 @@ def _open_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
-        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text, flags=re.DOTALL)
+        # The last string may have no end: a bracket in it closes nothing.
+        outside = re.sub(r'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', "", text, flags=re.DOTALL)
         return sum((char in "{[") - (char in "}]") for char in outside) > 0
     return False
 

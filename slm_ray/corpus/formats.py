@@ -5,6 +5,7 @@ A format is chosen by name or, with `auto`, row by row: keys are what tells form
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -34,10 +35,8 @@ def from_prompt(row: Mapping[str, Any], track: Track) -> Pair:
 
 def from_template(row: Mapping[str, Any], track: Track) -> Pair:
     """The row's own columns in the track's `template` and `completion`."""
-    turns, answer = asked(_fill(track.template or "", row)), _labelled(_fill(track.completion or "", row), track)
-    named = identity(row)
-    tags = {"label": answer, **named["tags"]} if "classify" in track.scorers else named["tags"]
-    return Pair(turns=turns, answer=answer, **{**named, "tags": tags})
+    turns, answer = asked(_fill(track.template or "", row)), _fill(track.completion or "", row)
+    return Pair(turns=turns, answer=answer, **identity(row))
 
 
 def from_alpaca(row: Mapping[str, Any], track: Track) -> Pair:
@@ -63,7 +62,7 @@ def from_labelled(row: Mapping[str, Any], track: Track) -> Pair:
     key = "category" if "category" in row and "label" not in row else "label"
     if isinstance(row.get(key), int):
         raise BadRow("wrong_type", f"{key!r} is {kind_of(row[key])}", "write the label's name")
-    named, label = identity(row), _labelled(text_of(row, key), track)
+    named, label = identity(row), text_of(row, key)
     return Pair(turns=asked(text_of(row, "text")), answer=label, **{**named, "tags": {"label": label, **named["tags"]}})
 
 
@@ -83,12 +82,16 @@ AUTO = "auto"
 
 
 def pair(row: Mapping[str, Any], track: Track, format_name: str = AUTO) -> Pair | None:
-    """The row as a pair; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad."""
+    """The row as a pair; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad.
+
+    Where a track classifies, the answer of a row of any format is one of its labels, and the tag `label`.
+    """
     name = format_name if format_name != AUTO else detect(row, track)
     key = _NEEDS.get(name)
     if key is not None and key not in row:
         text_of(row, key)
-    return FORMATS[name](row, track)
+    made = FORMATS[name](row, track)
+    return made if made is None or "classify" not in track.scorers else _classified(made, track)
 
 
 def check(format_name: str, track: Track) -> None:
@@ -133,10 +136,11 @@ def _completion(row: Mapping[str, Any]) -> str:
     return turns[0].content
 
 
-def _labelled(label: str, track: Track) -> str:
+def _classified(made: Pair, track: Track) -> Pair:
+    label = made.answer
     if track.labels and label not in track.labels:
         raise BadRow("unknown_label", f"{label!r} is no label of track {track.name}", choices(label, track.labels))
-    return label
+    return made if "label" in made.tags else dataclasses.replace(made, tags={"label": label, **made.tags})
 
 
 def _fill(template: str, row: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from slm_ray.corpus.tracks import Track
 from slm_ray.corpus.values import filled, kind_of
 from slm_ray.types import Example, Message
 
+_LARGEST = 2**63
 _NO_TAGS: Mapping[str, str] = {}
 
 
@@ -28,13 +29,14 @@ class Pair:
     answer: str
     id: str | int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
-    group: str | None = None
+    group: str | int | None = None
     split: str | None = None
 
-    def example(self, track: Track) -> Example:
-        """The example that every model is shown; its id is the row's own or a hash of its content."""
+    def example(self, track: Track, *, name: str | None = None) -> Example:
+        """The example that every model is shown; its id is the row's own, or a hash of its content (`name`, if known)."""
         prompt = chat(track, self.turns)
-        name = str(self.id) if self.id is not None else content_id(prompt, self.answer)
+        if name is None:
+            name = str(self.id) if self.id is not None else content_id(prompt, self.answer)
         return Example(id=name, prompt=prompt, reference=self.answer, tags=self.tags)
 
     def as_row(self) -> dict[str, Any]:
@@ -53,16 +55,24 @@ def asked(text: str) -> tuple[Message, ...]:
 
 def identity(row: Mapping[str, Any]) -> dict[str, Any]:
     """What every format may carry besides question and answer: `id`, `tags`, `group` and `split`, as Pair's fields."""
-    return {"id": _id(row), "tags": _tags(row), "group": row.get("group"), "split": row.get("split")}
+    split = row.get("split")
+    return {
+        "id": _name(row, "id"), "tags": _tags(row), "group": _name(row, "group"),
+        "split": None if split is None else filled(split, "split"),
+    }  # fmt: skip
 
 
-def _id(row: Mapping[str, Any]) -> str | int | None:
-    value = row.get("id")
+def _name(row: Mapping[str, Any], key: str) -> str | int | None:
+    value = row.get(key)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise BadRow("bad_id", f"'id' is {kind_of(value)}", "write a text or a whole number")
-    return filled(value, "id") if isinstance(value, str) else value
+        raise BadRow("bad_id", f"{key!r} is {kind_of(value)}", "write a text or a whole number")
+    if isinstance(value, int) and not -_LARGEST <= value < _LARGEST:
+        raise BadRow(
+            "bad_id", f"{key!r} has more than 64 bits, which other readers of JSON round", "write it as a text"
+        )
+    return filled(value, key) if isinstance(value, str) else value
 
 
 def _tags(row: Mapping[str, Any]) -> Mapping[str, str]:

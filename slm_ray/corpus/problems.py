@@ -36,7 +36,7 @@ KINDS = {
     "bad_tools": "tool definitions that cannot be read",
     "no_final_number": "an answer without #### and a number",
     "unknown_label": "a label outside the track's labels",
-    "bad_id": "an id that is no text and no whole number",
+    "bad_id": "an id or a group that is no text and no whole number of 64 bits",
     "bad_tags": "tags that are not an object of texts",
     "duplicate_id": "an id that an earlier row has",
     "duplicate_content": "a row equal to an earlier one, and no ids to tell them apart",

@@ -6,6 +6,7 @@ disks: it is given the rows.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from slm_ray.errors import DataError
 from slm_ray.types import Example
 
 Raw = tuple[str, int, "str | dict[str, Any] | BadRow"]
+Converted = tuple[str, int, "Pair | BadRow | None", "Example | None"]
 _LINE_BITS = 40
 
 
@@ -51,37 +53,53 @@ class Reader:
 
         A row's id is its own or a hash of its content. Holds an id and an integer per row in memory, nothing else.
         """
-        track, name = self.track, self.format_name
-        for file, line, value in raw:
-            try:
-                if isinstance(value, BadRow):
-                    raise value
-                row = json_object(value) if isinstance(value, str) else checked_object(value)
-                pair = formats.pair(row, track, name)
-                if pair is None:
-                    self.skipped += 1
-                    continue
-                example = pair.example(track)
-                self._refuse_repeated(example.id, pair.id is not None, file, line)
-            except BadRow as problem:
+        return self.told_apart(converted(raw, self.track, self.format_name))
+
+    def told_apart(self, rows: Iterable[Converted]) -> Iterator[Row | Problem]:
+        """As `rows`, of rows that are converted already: what is left is to find ids that occur twice."""
+        for file, line, made, example in rows:
+            if isinstance(made, BadRow):
+                yield made.at(file, line)
+            elif made is None or example is None:
+                self.skipped += 1
+            elif (problem := self._repeated(example.id, made.id is not None, file, line)) is not None:
                 yield problem.at(file, line)
             else:
-                yield Row(file=file, line=line, pair=pair, example=example)
+                yield Row(file=file, line=line, pair=made, example=example)
 
-    def _refuse_repeated(self, example_id: str, own: bool, file: str, line: int) -> None:
+    def _repeated(self, example_id: str, own: bool, file: str, line: int) -> BadRow | None:
         if not self._files or self._files[-1] != file:
             self._files.append(file)
         # File and line in one integer: two million tuples would take more memory than the ids.
         here = (len(self._files) - 1) << _LINE_BITS | line
         earlier = self._place_of.setdefault(example_id, here)
         if earlier == here:
-            return
+            return None
         first = self._files[earlier >> _LINE_BITS]
         where = f"line {earlier & (1 << _LINE_BITS) - 1}" + ("" if first == file else f" of {first}")
         reason = f"the id {example_id!r} is already used in {where}"
         if own:
-            raise BadRow("duplicate_id", reason, "give each row its own")
-        raise BadRow("duplicate_content", reason, "the rows are equal and have no 'id': delete one")
+            return BadRow("duplicate_id", reason, "give each row its own")
+        return BadRow("duplicate_content", reason, "the rows are equal and have no 'id': delete one")
+
+
+def converted(raw: Iterable[Raw], track: Track, format_name: str) -> Iterator[Converted]:
+    """Each raw row as (file, line, what it is, its example), in order, whatever the rows around it are.
+
+    A row is a pair with its example, what is wrong with it, or None: an xLAM row whose tool is not in its own list.
+    """
+    for file, line, value in raw:
+        made: Pair | BadRow | None
+        example = None
+        try:
+            if isinstance(value, BadRow):
+                raise value
+            row = json_object(value) if isinstance(value, str) else checked_object(value)
+            made = formats.pair(row, track, format_name)
+            example = made.example(track) if made is not None else None
+        except BadRow as problem:
+            made = problem
+        yield file, line, made, example
 
 
 def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str = formats.AUTO) -> list[Example]:
@@ -90,14 +108,24 @@ def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str 
     The track's system prompt goes in front of a prompt that has none. Raises one DataError that names every bad row's
     line (the first five spelled out).
     """
-    found: list[Example] = []
+    return list(_examples(lines, name, track, format_name))
+
+
+def check(lines: Iterable[str], *, name: str, track: Track) -> None:
+    """Raise what `examples` would, and hold no row of them."""
+    deque(_examples(lines, name, track, formats.AUTO), maxlen=0)
+
+
+def _examples(lines: Iterable[str], name: str, track: Track, format_name: str) -> Iterator[Example]:
+    found = 0
     problems: list[Problem] = []
     reader = Reader(track=track, format_name=format_name)
     for row in reader.rows((name, number, text) for number, text in numbered(lines)):
         if isinstance(row, Problem):
             problems.append(row)
         else:
-            found.append(row.example)
+            found += 1
+            yield row.example
     refuse(problems)
     if reader.skipped:
         raise DataError(
@@ -106,4 +134,3 @@ def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str 
         )
     if not found:
         raise DataError(f"{name}: there are no rows in it; give a JSONL file with one example per line")
-    return found

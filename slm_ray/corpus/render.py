@@ -6,6 +6,7 @@ Hashes are SHA-256 cut to 16 hex digits, over UTF-8; a data set's digest is whol
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Sequence
 
@@ -34,8 +35,14 @@ def chat(track: Track, turns: Sequence[Message]) -> Prompt:
             for turn in shown
         )
     if shown[0].role != "system":
-        shown = (Message(role="system", content=system_prompt(track)), *shown)
+        shown = (_system_turn(system_prompt(track)), *shown)
     return Prompt(messages=shown)
+
+
+@functools.lru_cache(maxsize=16)
+def _system_turn(text: str) -> Message:
+    """One for all rows of a track: two million of them would be 200 MB."""
+    return Message(role="system", content=text)
 
 
 def system_prompt(track: Track) -> str:

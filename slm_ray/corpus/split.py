@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from slm_ray.corpus import duplicates
 from slm_ray.corpus.balance import apportion, tag_error
-from slm_ray.corpus.render import normalised, prompt_hash
+from slm_ray.corpus.render import normalised
+from slm_ray.corpus.retrieve import question_hash
 from slm_ray.corpus.step import Step
 from slm_ray.corpus.ties import Ties
 from slm_ray.errors import DataError, choices
@@ -24,6 +25,7 @@ from slm_ray.types import Example
 
 Row = TypeVar("Row", Example, dict[str, Any])
 
+_KEY_BYTES = 16
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
@@ -70,7 +72,7 @@ def counted(
     together = _sides(sides)
     moved = sum(alone.get(id(row)) != together.get(id(row)) for row in rows)
     kept = sum(map(len, sides.values()))
-    note = f"{moved:,} rows moved to keep equal questions on one side" if moved else ""
+    note = f"{moved or 'no'} row{'s' * (moved != 1)} moved to keep equal questions on one side"
     return sides, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
 
 
@@ -84,14 +86,14 @@ def leaks(
     """
     asked: dict[str, str] = {}
     for example in train:
-        asked.setdefault(prompt_hash(example.prompt), example.id)
+        asked.setdefault(question_hash(example), example.id)
     near: dict[int, str] = {}
     roots = [] if threshold is None else duplicates.groups([*train, *other], threshold=threshold, seed=seed)
     for example, root in zip(train, roots, strict=False):
         near.setdefault(root, example.id)
     found = []
     for place, example in enumerate(other):
-        same = asked.get(prompt_hash(example.prompt))
+        same = asked.get(question_hash(example))
         alike = near.get(roots[len(train) + place]) if roots else None
         if same is not None:
             found.append(Leak(row=example.id, train=same, why="same prompt"))
@@ -187,10 +189,11 @@ def _check_tag(rows: Sequence[Row], tag: str | None) -> None:
 def _groups(rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Iterable[list[Row]]:
     """Rows that share a key or a number, directly or through other rows."""
     ties = Ties(len(rows))
-    first: dict[str | int, int] = {}
+    first: dict[bytes | int, int] = {}
     for index, row in enumerate(rows):
         for key in _keys(row):
-            ties.join(index, first.setdefault(key, index))
+            # Hashes of the questions, since the questions themselves would stand in memory once more.
+            ties.join(index, first.setdefault(hashlib.sha256(key.encode()).digest()[:_KEY_BYTES], index))
     for index, number in enumerate(numbers or ()):
         ties.join(index, first.setdefault(number, index))
     groups: dict[int, list[Row]] = {}

@@ -23,6 +23,8 @@ class Step:
     note: str = ""
 
     def __str__(self) -> str:
+        if not self.dropped:
+            return f"{self.name}: {self.note or 'nothing dropped'}"
         note = f" ({self.note})" if self.note else ""
         return f"{self.name}: {self.dropped:,} of {self.kept + self.dropped:,} rows dropped{note}"
 

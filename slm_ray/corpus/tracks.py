@@ -19,7 +19,8 @@ class Track:
     """A kind of task.
 
     `system` is the system prompt of rows that have none. `scorers` name entries of `scoring.SCORERS`; `primary` is the
-    per-row metric that decides, `core` are the metrics that `compare` looks at. `template` and `completion` make a
+    per-row metric that decides, `core` are the metrics that `compare` looks at, `gates` further per-row ones that must
+    not be worse for a swap. `rubric` is what a judge is told to look at. `template` and `completion` make a
     prompt and an answer of a row's own columns (`{column}`), for rows that have no prompt. `prefix` (CEP) goes in front
     of every user's turn, in training and inference alike. `labels` is the closed set of answers of a classification,
     `answer_schema` a JSON schema that answers are checked against, `strip` what is taken off answers before scoring.
@@ -36,9 +37,13 @@ class Track:
     labels: tuple[str, ...] = ()
     answer_schema: Mapping[str, Any] | None = None
     strip: tuple[Literal["fences", "reasoning"], ...] = ()
+    gates: tuple[str, ...] = ()
+    rubric: str = ""
 
 
 _CALL_METRICS = ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1")
+
+_CALL_GATES = ("name_match",)  # right arguments for the wrong tool are no right call, and `args_exact` does not see it
 
 TRACKS: dict[str, Track] = {
     "structured": Track(
@@ -57,6 +62,7 @@ TRACKS: dict[str, Track] = {
         scorers=("toolcall",),
         primary="args_exact",
         core=_CALL_METRICS,
+        gates=_CALL_GATES,
     ),
     "hermes": Track(
         name="hermes",
@@ -67,6 +73,7 @@ TRACKS: dict[str, Track] = {
         scorers=("hermes",),
         primary="args_exact",
         core=_CALL_METRICS,
+        gates=_CALL_GATES,
     ),
     "gsm8k": Track(
         name="gsm8k",

@@ -3,7 +3,8 @@
 An actor has as many rows as it may have calls in flight and gets the next one when the driver has taken an answer, so
 that never more rows are paid for and not yet heard of than `concurrency` says, and a driver that is gone asks nothing
 more. Rows of an actor that died go back to the others; the actor is replaced. Answers reach one callback in the calling
-thread, so the ledger has one writer. Keys travel as call arguments, never as environment variables that Ray would show.
+thread, so the ledger has one writer. The pace of an endpoint is decided here too, for all arms and actors that ask it, from
+what every actor reports; until its first answers only a few calls go out, so that a wrong key or name costs as few. Keys travel as call arguments, never as environment variables that Ray would show.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.generate import Answer, Asking, Question
 from slm_ray.evaluation.plan import Arm
-from slm_ray.models import open_model
+from slm_ray.models import address, open_model
+from slm_ray.models.pace import Gate, Limit, News, Pace
 
 Grant = Callable[[Arm, Sequence[Question]], int]
 OnAnswers = Callable[[Arm, list[Answer]], None]
@@ -37,23 +39,29 @@ class Asker:
         self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
     ) -> None:
         """Open the model; raises what opening raises."""
-        self._asking = Asking(open_model(spec, endpoint=endpoint, generation=generation, environment=environment))
+        self._gate = Gate()
+        model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
+        self._asking = Asking(model)
+        self._gate.on_limited = self._asking.wake
 
-    async def ask(self, questions: Sequence[Question]) -> None:
-        """Start these calls."""
+    async def ask(self, questions: Sequence[Question], limit: Limit) -> None:
+        """Start these calls, no faster than the limit."""
+        self._gate.keep_to(limit)
         self._asking.ask(questions)
 
-    async def heard(self, questions: Sequence[Question]) -> list[Answer]:
-        """Start these calls and wait for the next answers."""
-        self._asking.ask(questions)
-        return await self._asking.heard()
+    async def heard(self, questions: Sequence[Question], limit: Limit) -> tuple[list[Answer], News]:
+        """Start these calls and wait for the next answers, or for a call turned away."""
+        await self.ask(questions, limit)
+        return await self._asking.heard(), self._gate.news()
 
 
 class Worker:
     """The driver's side of one actor: the rows it has and how many it may have."""
 
-    def __init__(self, arm: Arm, concurrency: int) -> None:
+    def __init__(self, arm: Arm, concurrency: int, pace: Pace) -> None:
         self.arm = arm
+        self.pace = pace
+        self.limit = Limit()
         self.concurrency = concurrency
         self.has: dict[str, Question] = {}
         self.lives = _LIVES
@@ -69,13 +77,14 @@ class Worker:
         ).remote()  # fmt: skip
         return self.actor.open.remote(self.arm.opens, config.endpoint, config.generation, dict(self.arm.environment))
 
-    def hand(self, questions: Sequence[Question]) -> None:
-        """Give the actor these rows to ask, and listen as long as it has any."""
+    def hand(self, questions: Sequence[Question], limit: Limit) -> None:
+        """Give the actor these rows to ask and its limit, and listen as long as it has any."""
         self.has.update((question.key, question) for question in questions)
         if self.listening is None and self.has:
-            self.listening = self.actor.heard.remote(questions)
-        elif questions:
-            self.actor.ask.remote(questions)
+            self.listening = self.actor.heard.remote(questions, limit)
+        elif questions or (self.has and limit.number != self.limit.number):
+            self.actor.ask.remote(questions, limit)
+        self.limit = limit
 
     def stop(self) -> None:
         """Kill the actor, in the middle of its calls if need be."""
@@ -84,10 +93,10 @@ class Worker:
             self.actor = self.listening = None
 
 
-def crew(arm: Arm, rows: int, *, actors: int, concurrency: int) -> list[Worker]:
+def crew(arm: Arm, rows: int, pace: Pace, *, actors: int, concurrency: int) -> list[Worker]:
     """At most `actors` workers, whose calls in flight add up to at most `concurrency`."""
     count = min(actors, concurrency, rows)
-    return [Worker(arm, concurrency // count + (at < concurrency % count)) for at in range(count)]
+    return [Worker(arm, concurrency // count + (at < concurrency % count), pace) for at in range(count)]
 
 
 def ask_all(
@@ -102,9 +111,13 @@ def ask_all(
     handing over what had arrived), or ResourceError when actors cannot be placed. Whatever ends it, no actor is left
     behind.
     """
+    paces = _paces(arms, config)
     everyone = [
         worker for arm in arms
-        for worker in crew(arm, len(work[arm.spec]), actors=config.actors, concurrency=config.generation.concurrency)
+        for worker in crew(
+            arm, len(work[arm.spec]), paces[arm.spec],
+            actors=config.actors, concurrency=config.generation.concurrency,
+        )
     ]  # fmt: skip
     cluster.require([config.actor_resources] * len(everyone), setting="actors x actor_resources")
     waiting = {arm.spec: deque(work[arm.spec]) for arm in arms}
@@ -112,7 +125,7 @@ def ask_all(
         _await_start([worker.start(config) for worker in everyone])
         while True:
             for worker in everyone:
-                _hand_out(worker, waiting[worker.arm.spec], grant)
+                _hand_out(worker, everyone, waiting[worker.arm.spec], grant)
             listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
             if not listening:
                 return
@@ -128,12 +141,25 @@ def ask_all(
             worker.stop()
 
 
-def _hand_out(worker: Worker, waiting: deque[Question], grant: Grant) -> None:
-    """As many rows as the worker has room for and `grant` allows."""
-    room = min(worker.concurrency - len(worker.has), len(waiting))
+def _paces(arms: Sequence[Arm], config: EvaluateConfig) -> dict[str, Pace]:
+    """By spec: one pace per endpoint, and one without bounds for a model that is no endpoint."""
+    where = {arm.spec: address(arm.opens, endpoint=config.endpoint, environment=arm.environment) for arm in arms}
+    shared = {place: Pace() for place in where.values() if place is not None}
+    return {
+        spec: Pace(in_flight=config.generation.concurrency) if place is None else shared[place]
+        for spec, place in where.items()
+    }
+
+
+def _hand_out(worker: Worker, everyone: Sequence[Worker], waiting: deque[Question], grant: Grant) -> None:
+    """As many rows as the worker has room for, its endpoint's pace allows and `grant` lets pass."""
+    together = [other for other in everyone if other.pace is worker.pace]
+    free = worker.pace.in_flight - sum(len(other.has) for other in together)
+    room = max(0, min(worker.concurrency - len(worker.has), len(waiting), free))
     rows = [waiting[at] for at in range(room)]
     granted = grant(worker.arm, rows) if rows else 0  # when none, it is asked again once something has been answered
-    worker.hand([waiting.popleft() for _ in range(granted)])
+    busy = sum(other.concurrency for other in together if other.has or other is worker)
+    worker.hand([waiting.popleft() for _ in range(granted)], worker.pace.limit.share(worker.concurrency / busy))
 
 
 def _hear(
@@ -141,7 +167,7 @@ def _hear(
 ) -> None:
     heard, worker.listening = worker.listening, None
     try:
-        answers: list[Answer] = ray.get(heard)
+        answers, news = ray.get(heard)
     except RayTaskError as error:
         if isinstance(error.cause, SlmRayError):
             raise error.cause from None
@@ -151,7 +177,9 @@ def _hear(
         worker.has.clear()
         _replace(worker, config, error)
         return
-    on_answers(worker.arm, answers)
+    worker.pace.hear(news)
+    if answers:
+        on_answers(worker.arm, answers)
     for answer in answers:
         worker.has.pop(answer.key, None)
 
@@ -162,7 +190,8 @@ def _last_words(everyone: Sequence[Worker], on_answers: OnAnswers) -> None:
     ready, _ = ray.wait(list(listening), num_returns=len(listening), timeout=_LAST_WORDS_S) if listening else ([], [])
     for heard in ready:
         try:
-            on_answers(listening[heard].arm, ray.get(heard))
+            answers, _ = ray.get(heard)
+            on_answers(listening[heard].arm, answers)
         except (RayTaskError, RayActorError):
             continue  # the error that ended the run is the one to tell
 

@@ -57,7 +57,7 @@ class Asking:
             call.add_done_callback(partial(self._done, question))
 
     async def heard(self) -> list[Answer]:
-        """What has arrived since the last time, waiting for the first; raises what a call raised once all is out."""
+        """What has arrived since the last time, waiting for the first or for `wake`; raises what a call raised once all is out."""
         await self._news.wait()
         answers, self._arrived = self._arrived, []
         if not answers and self._failed is not None:
@@ -65,6 +65,10 @@ class Asking:
         if self._failed is None:
             self._news.clear()
         return answers
+
+    def wake(self) -> None:
+        """There is other news: let `heard` return, with nothing if need be."""
+        self._news.set()
 
     async def close(self) -> None:
         """Give up what is in flight and close the model."""

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm_ray.config import EvaluateConfig, dump
-from slm_ray.encoders import Encoder
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.arms import split_shots
 from slm_ray.evaluation.book import Book, pending_in
@@ -28,6 +27,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
+from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger
 from slm_ray.models import identity, split_spec
 from slm_ray.storage import lock, write_text
@@ -53,7 +53,7 @@ def evaluate(
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
-    encode = Encoder(config.encoder).tokens if config.encoder else None
+    similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
@@ -62,7 +62,7 @@ def evaluate(
         if any(work.values()):
             with _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
-        return write_report(planned, ledger, config, train_prompts or {}, tracer, encode=encode)
+        return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
 
 
 def _ask(

@@ -16,11 +16,11 @@ from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger, outcome
-from slm_ray.scoring.similarity import Encode
+from slm_ray.scoring import score_rows
 from slm_ray.storage import write_json, write_jsonl, write_parquet
 from slm_ray.tracing import Tracer
 from slm_ray.types import Example
-from slm_ray.verdict.report import build
+from slm_ray.verdict.report import ScoreAll, Similar, build
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -56,7 +56,8 @@ def write_report(
     train_prompts: Mapping[str, Set[str]],
     tracer: Tracer,
     *,
-    encode: Encode | None = None,
+    similar: Similar | None = None,
+    score_all: ScoreAll = score_rows,
 ) -> dict[str, Any]:
     """Score everything, write the three files, and trace it."""
     run_dir = Path(config.run_dir)
@@ -67,7 +68,9 @@ def write_report(
             again[spec].append({key: entry.completion for key, entry in given.items()})
     completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
     seen = trained_on(plan.examples, train_prompts)
-    report, rows = build(plan.track, plan.examples, completions, trained_on=seen, encode=encode, again=again)
+    report, rows = build(
+        plan.track, plan.examples, completions, trained_on=seen, similar=similar, score_all=score_all, again=again
+    )
     report["trust"] = trust(plan, ledger, config)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +27,7 @@ from slm_ray.config import (
 )
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.table import summary
+from slm_ray.fanout import in_order
 from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
@@ -85,7 +87,7 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                count=self.token_counter(track), say=self.say,
+                count=self.token_counter(track), say=self.say, fan_out=partial(in_order, title="reading files"),
             )  # fmt: skip
             self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))

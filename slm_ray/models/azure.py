@@ -12,6 +12,7 @@ import openai
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
+from slm_ray.models.pace import Gate
 from slm_ray.models.served import ChatModel, http_client
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
@@ -20,6 +21,8 @@ REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")
 
 class AzureModel(ChatModel):
     """One deployment; its errors name the variable to correct."""
+
+    key_variable = "AZURE_API_KEY"
 
     def denied(self, status: int, message: str) -> ModelError:
         """401: the key; 403: the key's rights or the network rules of the resource."""
@@ -51,14 +54,14 @@ class AzureModel(ChatModel):
         return "correct AZURE_ENDPOINT or the network"
 
 
-def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str]) -> AzureModel:
+def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate) -> AzureModel:
     """The deployment `name` of AZURE_ENDPOINT; `check_spec` has seen to it that the variables are there."""
     url, secret = environment["AZURE_ENDPOINT"].strip().rstrip("/"), environment["AZURE_API_KEY"].strip()
     client = openai.AsyncAzureOpenAI(
         azure_endpoint=url, api_key=secret, api_version=api_version(environment), max_retries=0,
         http_client=http_client(url, generation.timeout_s),
     )  # fmt: skip
-    return AzureModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
+    return AzureModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
 
 
 def api_version(environment: Mapping[str, str]) -> str:

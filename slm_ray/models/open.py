@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError, DataError, ModelError, choices
+from slm_ray.models.pace import Gate
 from slm_ray.storage import file_digest
 from slm_ray.types import Model
 
@@ -62,24 +63,27 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
             check(rest)
 
 
-def open_model(spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]) -> Model:
-    """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer."""
+def open_model(
+    spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate | None = None
+) -> Model:
+    """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer; `gate` sets their pace."""
     check_spec(spec, environment)
+    gate = gate or Gate()
     kind, rest = split_spec(spec)
     match kind:
         case "served":
             from slm_ray.models.served import served  # the client library takes a second to import: only when asked for
 
-            return served(spec, rest, endpoint, generation, environment)
+            return served(spec, rest, endpoint, generation, environment, gate)
         case "openai":
             from slm_ray.models.served import elsewhere
 
             name, url = _openai_parts(rest)
-            return elsewhere(spec, name, url, generation, environment)
+            return elsewhere(spec, name, url, generation, environment, gate)
         case "azure":
             from slm_ray.models.azure import azure
 
-            return azure(spec, _deployment(rest, environment), generation, environment)
+            return azure(spec, _deployment(rest, environment), generation, environment, gate)
         case "recorded":
             from slm_ray.models.recorded import RecordedModel
 
@@ -109,6 +113,22 @@ def identity(spec: str, *, endpoint: str, environment: Mapping[str, str]) -> str
         case "recorded":
             parts["name"] = file_digest(rest)
     return json.dumps(parts, sort_keys=True)
+
+
+def address(spec: str, *, endpoint: str, environment: Mapping[str, str]) -> str | None:
+    """Where a model's calls go, which is what limits of rate are about; None for a model that is no endpoint.
+
+    All models of one endpoint share it, except Azure's deployments, which have a quota each.
+    """
+    kind, rest = split_spec(spec)
+    match kind:
+        case "served":
+            return endpoint.rstrip("/").removesuffix("/v1")
+        case "azure":
+            return f"{environment['AZURE_ENDPOINT'].strip().rstrip('/')}/{_deployment(rest, environment)}"
+        case "openai":
+            return _openai_parts(rest)[1]
+    return None
 
 
 def needed_environment(spec: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -12,10 +12,15 @@ from slm_ray.types import Prompt
 
 
 def request_body(prompt: Prompt, generation: GenerationConfig) -> dict[str, Any]:
-    """Messages, token limit, temperature and seed, as the OpenAI API spells them."""
-    return {
+    """Messages, token limit, temperature and seed, as the OpenAI API spells them; what is not asked for is not sent."""
+    body: dict[str, Any] = {
         "messages": prompt.as_dicts(),
         "max_tokens": generation.max_tokens,
         "temperature": generation.temperature,
         "seed": generation.seed,
     }
+    if generation.logprobs:
+        body["logprobs"] = True
+    if generation.stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return body

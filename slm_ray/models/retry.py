@@ -1,8 +1,9 @@
 """The one retry loop: what is tried again, how long to wait, and when to give up.
 
-Waits grow exponentially with jitter and never undercut what the server asks for; a server that asks for more than
-`MAX_WAIT_S` is not waited for. It knows nothing of HTTP clients: a call says that it may pass later by raising
-`TryAgain`; every other exception goes through untouched.
+A server that says how long to wait is asked again after that and a little more, never earlier, up to `MAX_WAIT_S`; without
+its word waits grow exponentially with jitter. Being turned away (429) is no attempt lost: only patience ends that. It
+knows nothing of HTTP clients: a call says that it may pass later by raising `TryAgain`; every other exception goes through
+untouched.
 """
 
 from __future__ import annotations
@@ -11,26 +12,42 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Answer = TypeVar("Answer")
 
+LIMITED = 429
 FIRST_WAIT_S = 0.5
 LONGEST_BACKOFF_S = 20.0
-MAX_WAIT_S = 120.0
+MAX_WAIT_S = 900.0
+_LATE = 0.1  # of the wait asked for, at most: so that rows turned away together do not come back together
 _PASSING_STATUSES = frozenset({408, 409, 425, 429})
 
 
 class TryAgain(Exception):
     """One attempt failed in a way that may pass: a limit, a server error, a broken or slow connection."""
 
-    def __init__(self, reason: str, *, status: int | None = None, wait_s: float | None = None, unheard: bool = False):
+    def __init__(
+        self, reason: str, *, status: int | None = None, wait_s: float | None = None,
+        unheard: bool = False, unconnected: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.wait_s = wait_s
-        self.unheard = unheard  # no connection was made: nobody may be listening at all
+        self.unheard = unheard  # sent and never answered: maybe billed
+        self.unconnected = unconnected  # no connection was made: nobody may be listening at all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tried(Generic[Answer]):
+    """What came of it, how many calls that took, and how many of them were sent and never answered."""
+
+    result: Answer | TryAgain
+    attempts: int
+    unheard: int
 
 
 def passes(status: int) -> bool:
@@ -55,19 +72,32 @@ def asked_wait_s(headers: Mapping[str, str], *, now_s: float | None = None) -> f
 
 def backoff_s(attempt: int) -> float:
     """How long to wait after failed attempt number `attempt` (from 1): doubling, with jitter over the upper half."""
-    ceiling = min(LONGEST_BACKOFF_S, FIRST_WAIT_S * 2.0 ** (attempt - 1))
+    ceiling = min(LONGEST_BACKOFF_S, FIRST_WAIT_S * 2.0 ** min(attempt - 1, 16))
     return ceiling * random.uniform(0.5, 1.0)
 
 
-async def persist(call: Callable[[], Awaitable[Answer]], *, max_attempts: int) -> tuple[Answer | TryAgain, int]:
-    """Call until it answers; returns (the answer, or the last failure, and how many attempts were made)."""
-    attempt = 1
+def next_wait_s(failure: TryAgain, attempt: int) -> float:
+    """Seconds until the next attempt: what the server asked for and up to a tenth more, else the back-off."""
+    if failure.wait_s is None:
+        return backoff_s(attempt)
+    return max(failure.wait_s, FIRST_WAIT_S / 10) * random.uniform(1.0, 1.0 + _LATE)
+
+
+async def persist(
+    call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], patience_s: float
+) -> Tried[Answer]:
+    """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until patience is at its end."""
+    started_s = time.monotonic()
+    attempts = failed = unheard = 0
     while True:
+        attempts += 1
         try:
-            return await call(), attempt
+            return Tried(result=await call(), attempts=attempts, unheard=unheard)
         except TryAgain as failure:
-            wait_s = max(backoff_s(attempt), failure.wait_s or 0.0)
-            if attempt >= max_attempts or wait_s > MAX_WAIT_S:
-                return failure, attempt
+            failed += failure.status != LIMITED
+            unheard += failure.unheard
+            wait_s = next_wait_s(failure, attempts)
+            late = time.monotonic() + wait_s > started_s + patience_s
+            if failed >= max_attempts() or late or (failure.wait_s or 0.0) > MAX_WAIT_S:
+                return Tried(result=failure, attempts=attempts, unheard=unheard)
         await asyncio.sleep(wait_s)
-        attempt += 1

@@ -2,7 +2,7 @@
 
 `ChatModel` is one chat call per prompt with the shared retry loop; the client's own retries are off, so every attempt is
 counted. A failed call comes back as a `Failure`; a key, name or address that fails every call raises a ModelError. Keys
-stay inside the client: not in a repr, a reason or an error. Nothing is streamed.
+stay inside the client: not in a repr, a reason or an error. Every attempt passes the model's `Gate`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,28 +20,36 @@ import openai
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError, choices
-from slm_ray.models.answer import Outcome, error_outcome, one_line, read_answer
+from slm_ray.models.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
+from slm_ray.models.pace import Gate
 from slm_ray.models.request import request_body
-from slm_ray.models.retry import TryAgain, asked_wait_s, passes, persist
+from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
+from slm_ray.models.streamed import StreamError, read_stream
 from slm_ray.types import Completion, Failure, Prompt
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CONNECT_TIMEOUT_S = 10.0
+_FIRST_ATTEMPTS = 4
+_USED_UP = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
 
 
 class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
+    key_variable = "SLM_RAY_API_KEY"
+
     def __init__(
-        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str
-    ) -> None:
+        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str,
+        gate: Gate | None = None,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.name = name
         self.url = url
         self._client = client
         self._generation = generation
         self._secret = secret
+        self._gate = gate or Gate()
         self._heard = False
         self._limit_field = "max_tokens"
 
@@ -53,16 +62,27 @@ class ChatModel:
 
         async def attempt() -> Outcome:
             nonlocal latency_s
-            started = time.perf_counter()
+            turn = await self._gate.turn()
+            started_s = time.perf_counter()
             try:
-                return await self._attempt(prompt)
+                outcome = await self._attempt(prompt, started_s)
+            except TryAgain as failure:
+                if failure.status == LIMITED:
+                    self._gate.limited(turn)
+                raise
             finally:
-                latency_s = time.perf_counter() - started
+                latency_s = time.perf_counter() - started_s
+            self._gate.passed(turn)
+            return outcome
 
-        result, attempts = await persist(attempt, max_attempts=self._generation.max_attempts)
-        if isinstance(result, TryAgain):
-            result = self._given_up(result)
-        return result.completion(latency_s=latency_s, attempts=attempts)
+        settings = self._generation
+        tried = await persist(attempt, max_attempts=self._allowed, patience_s=settings.patience_s)
+        result = self._given_up(tried.result) if isinstance(tried.result, TryAgain) else tried.result
+        return result.completion(latency_s=latency_s, attempts=tried.attempts, unheard=tried.unheard)
+
+    def _allowed(self) -> int:
+        """An endpoint that never answered anything is given up sooner."""
+        return self._generation.max_attempts if self._heard else min(_FIRST_ATTEMPTS, self._generation.max_attempts)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -73,6 +93,13 @@ class ChatModel:
         return ModelError(
             f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); "
             "set SLM_RAY_API_KEY to the key that the endpoint was started with"
+        )
+
+    def used_up(self, status: int, message: str) -> ModelError:
+        """The error for an account without quota or credit: waiting does not bring it back."""
+        return ModelError(
+            f"{self.spec}: {self.url} says that the quota is used up (HTTP {status}: {message}); raise it, or set "
+            f"{self.key_variable} to the key of another account"
         )
 
     async def missing(self, code: str | None, message: str) -> ModelError:
@@ -87,44 +114,60 @@ class ChatModel:
 
     def _given_up(self, last: TryAgain) -> Outcome:
         """Rows fail one by one, but an endpoint that was never there would fail them all, slowly."""
-        if last.unheard and not self._heard:
+        if last.unconnected and not self._heard:
             raise ModelError(f"nothing answers at {self.url} for {self.spec} ({last.reason}); {self.unheard_fix()}")
         return Outcome(failure=Failure(kind="error", reason=last.reason, status=last.status))
 
-    async def _attempt(self, prompt: Prompt) -> Outcome:
+    async def _attempt(self, prompt: Prompt, started_s: float) -> Outcome:
         body = request_body(prompt, self._generation)
         limit_field = self._limit_field
         body[limit_field] = body.pop("max_tokens")
         try:
             async with asyncio.timeout(self._generation.timeout_s):
-                reply = await self._client.chat.completions.with_raw_response.create(model=self.name, **body)
-        except (TimeoutError, openai.APIConnectionError) as error:
+                return await (self._streamed if "stream" in body else self._whole)(body, started_s)
+        except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError) as error:
             raise self._broken(error) from None
+        except StreamError as error:
+            return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
         except openai.APIStatusError as error:
-            return await self._refused_call(error, limit_field)
+            if error.code in ("unsupported_parameter", "unsupported_value"):
+                self._heard = True
+                return self._unsupported(error.param, one_line(self._hide(_message(error))), limit_field)
+            code = "insufficient_quota" if error.type == "insufficient_quota" else error.code
+            wait_s = asked_wait_s(error.response.headers)
+            return await self._refused_call(error.status_code, code, one_line(self._hide(_message(error))), wait_s)
+
+    async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
+        reply = await self._client.chat.completions.with_raw_response.create(model=self.name, **body)
         self._heard = True
         return read_answer(self._hide(reply.http_response.text))
 
-    def _broken(self, error: TimeoutError | openai.APIConnectionError) -> TryAgain:
-        cause = error.__cause__ or error
-        unheard = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-        if isinstance(error, TimeoutError | openai.APITimeoutError) and not unheard:
-            return TryAgain(f"no answer within {self._generation.timeout_s:g} s")
-        return TryAgain(f"connection failed: {one_line(str(cause)) or type(cause).__name__}", unheard=unheard)
+    async def _streamed(self, body: dict[str, Any], started_s: float) -> Outcome:
+        async with self._client.chat.completions.with_streaming_response.create(model=self.name, **body) as reply:
+            self._heard = True
+            lines = (self._hide(line) async for line in reply.iter_lines())
+            outcome, first_token_s = await read_stream(lines, started_s=started_s)
+        return replace(outcome, first_token_s=first_token_s)
 
-    async def _refused_call(self, error: openai.APIStatusError, limit_field: str) -> Outcome:
+    def _broken(self, error: Exception) -> TryAgain:
+        cause = error.__cause__ or error
+        unconnected = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
+        late = isinstance(error, TimeoutError | openai.APITimeoutError | httpx2.TimeoutException)
+        if late and not unconnected:
+            return TryAgain(f"no answer within {self._generation.timeout_s:g} s", unheard=True)
+        reason = f"connection failed: {one_line(self._hide(str(cause))) or type(cause).__name__}"
+        return TryAgain(reason, unheard=not unconnected, unconnected=unconnected)
+
+    async def _refused_call(self, status: int, code: str | None, message: str, wait_s: float | None = None) -> Outcome:
         self._heard = True
-        status, code = error.status_code, error.code
-        message = one_line(self._hide(_message(error)))
-        if passes(status):
-            wait_s = asked_wait_s(error.response.headers)
+        if status == 402 or code in _USED_UP:
+            raise self.used_up(status, message) from None
+        if passes(status) and code not in FILTERED:
             raise TryAgain(f"HTTP {status}: {message}", status=status, wait_s=wait_s) from None
         if status in (401, 403):
             raise self.denied(status, message) from None
         if status == 404:
             raise await self.missing(code, message) from None
-        if code in ("unsupported_parameter", "unsupported_value"):
-            return self._unsupported(error.param, message, limit_field)
         return error_outcome(status, code, message)
 
     def _unsupported(self, parameter: str | None, message: str, limit_field: str) -> Outcome:
@@ -152,28 +195,30 @@ class ChatModel:
 class ElsewhereModel(ChatModel):
     """A model of another OpenAI-compatible provider."""
 
+    key_variable = "OPENAI_API_KEY"
+
     def denied(self, status: int, message: str) -> ModelError:
         return ModelError(f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); correct OPENAI_API_KEY")
 
 
 def served(
-    spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
+    spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
 ) -> ChatModel:
     """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
     url = endpoint.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     secret = environment.get("SLM_RAY_API_KEY", "")
     client = _client(url, secret or _NO_KEY, generation)
-    return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
+    return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
 
 
 def elsewhere(
-    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str]
+    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
 ) -> ChatModel:
     """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
     secret = environment["OPENAI_API_KEY"]
     client = _client(url, secret, generation)
-    return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url)
+    return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
 
 
 def http_client(url: str, timeout_s: float) -> openai.DefaultAsyncHttpxClient:

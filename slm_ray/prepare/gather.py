@@ -18,7 +18,7 @@ from slm_ray.corpus.problems import BadRow, Problem, refuse, table
 from slm_ray.corpus.read import Reader, Row
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.sources import raw_rows
+from slm_ray.prepare.parts import FanOut, converted_rows
 from slm_ray.types import Example
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -52,26 +52,32 @@ def sources(config: PrepareConfig) -> dict[str, list[str]]:
     return {DRAWN: drawn} | {side: [source] for side, source in own.items() if source is not None}
 
 
-def gather(config: PrepareConfig, track: Track) -> Gathered:
-    """Read all sources; ids (the rows' own or content hashes) are told apart within each of them."""
+def gather(config: PrepareConfig, track: Track, *, fan_out: FanOut | None = None) -> Gathered:
+    """Read all sources; ids (the rows' own or content hashes) are told apart within each of them.
+
+    With `fan_out`, several large files are read by it; what is found is the same.
+    """
     rows: dict[str, dict[str, list[Row]]] = {}
     problems: list[Problem] = []
     skipped = 0
-    for side, names in sources(config).items():
-        for name in names:
-            reader = Reader(track=track, format_name=config.format)
-            good = rows.setdefault(side, {}).setdefault(name, [])
-            for row in reader.rows(raw_rows(name)):
-                if isinstance(row, Row):
-                    good.append(row)
-                else:
-                    problems.append(row)
-            skipped += reader.skipped
+    named = [(side, name) for side, names in sources(config).items() for name in names]
+    for (side, name), found in zip(named, converted_rows([n for _, n in named], config, track, fan_out), strict=True):
+        reader = Reader(track=track, format_name=config.format)
+        good = rows.setdefault(side, {}).setdefault(name, [])
+        for row in reader.told_apart(found):
+            if isinstance(row, Row):
+                good.append(row)
+            else:
+                problems.append(row)
+        skipped += reader.skipped
     return Gathered(rows=rows, problems=tuple(problems), skipped=skipped)
 
 
 def shown_as(found: Gathered, track: Track, *, most: int | None, count: Count | None) -> Gathered:
-    """The rows as `track` shows them; those of more than `most` tokens are bad rows, since an answer is never cut."""
+    """The rows as `track` shows them; those of more than `most` tokens are bad rows, since an answer is never cut.
+
+    The problems come in the order of files and lines.
+    """
     problems: list[Problem] = []
     rows: dict[str, dict[str, list[Row]]] = {}
     for side, by_source in found.rows.items():
@@ -84,7 +90,7 @@ def shown_as(found: Gathered, track: Track, *, most: int | None, count: Count | 
                     good.append(again)
                 else:
                     problems.append(_too_long(tokens, most).at(row.file, row.line))
-    return dataclasses.replace(found, rows=rows, problems=(*found.problems, *problems))
+    return dataclasses.replace(found, rows=rows, problems=_in_order([*found.problems, *problems]))
 
 
 def judged(found: Gathered, config: PrepareConfig, *, folder: Path, say: Say) -> tuple[dict[str, int], int]:
@@ -97,6 +103,11 @@ def judged(found: Gathered, config: PrepareConfig, *, folder: Path, say: Say) ->
     _judge(bad, len(found.all()), config, folder / BAD_ROWS, say)
     _refuse_empty(found)
     return dict(sorted(Counter(problem.kind for problem in bad).items())), len(found.problems) - len(bad)
+
+
+def _in_order(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    files = {file: place for place, file in enumerate(dict.fromkeys(problem.file for problem in problems))}
+    return tuple(sorted(problems, key=lambda problem: (files[problem.file], problem.line)))
 
 
 def _too_long(tokens: int, most: int) -> BadRow:

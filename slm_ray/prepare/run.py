@@ -17,7 +17,9 @@ from slm_ray.corpus.step import Step
 from slm_ray.corpus.tracks import Track, definition
 from slm_ray.errors import ConfigError
 from slm_ray.prepare.curate import curated
+from slm_ray.prepare.demonstrations import shown
 from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
+from slm_ray.prepare.parts import FanOut
 from slm_ray.prepare.sides import SPLITS, sides
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
@@ -25,6 +27,7 @@ from slm_ray.trackfile import TRACK_FILE, open_track, write_track
 from slm_ray.types import Example
 
 SUMMARY = "prepare.json"
+_INCIDENTAL = {"out_dir", "fan_out_bytes"}  # where to and how, not what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,16 +47,24 @@ class Prepared:
 
     def summary(self) -> str:
         """What was done, one line per step, then per split."""
-        lines = [str(step) for step in self.steps if step.dropped or step.note]
-        lines += [f"bad rows left out: {kind} {count:,}" for kind, count in sorted((self.bad or {}).items())]
-        return "\n".join(lines + [f"{name:<11}{rows:>7} rows  {self.path(name)}" for name, rows in self.rows.items()])
+        bad = self.bad or {}
+        kinds = ", ".join(f"{kind} {count:,}" for kind, count in sorted(bad.items()))
+        lines = [f"bad rows: {sum(bad.values()):,} left out ({kinds})"] if bad else []
+        lines += [str(step) for step in self.steps if step.dropped or step.note or step.name == "split"]
+        lines.append(f"track {self.track}, no question in two files:")
+        return "\n".join(
+            lines + [f"  {name:<11}{rows:>9,} rows  {self.path(name)}" for name, rows in self.rows.items()]
+        )
 
 
-def prepare(config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None) -> Prepared:
+def prepare(
+    config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None, fan_out: FanOut | None = None
+) -> Prepared:
     """Read, convert, curate, split, check and write; what was written before is kept when nothing has changed.
 
-    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows. Raises DataError with
-    file:line for rows that cannot be used, and ConfigError for settings that contradict each other.
+    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows; `fan_out` reads several
+    large files at once (`slm_ray.fanout.in_order`). Raises DataError with file:line for rows that cannot be used, and
+    ConfigError for settings that contradict each other.
     """
     track = open_track(config.track)
     formats.check(config.format, track)
@@ -64,17 +75,24 @@ def prepare(config: PrepareConfig, *, count: Count | None = None, say: Say = lam
     done = _finished(folder, digest)
     if done is not None:
         return done
-    found = gather(config, track)
-    track = _labelled(track, [row.pair.answer for row in found.all()])
-    found = shown_as(found, track, most=config.curation.max_tokens, count=count)
+    found = gather(config, track, fan_out=fan_out)
+    labelled = _labelled(track, [row.pair.answer for row in found.all()])
+    if labelled != track or config.curation.max_tokens is not None:
+        found = shown_as(found, labelled, most=config.curation.max_tokens, count=count)
+    track = labelled
     bad, equal = judged(found, config, folder=folder, say=say)
     rows, steps = curated(found, config, equal=equal)
     parts, split_steps = sides(rows, config)
+    if config.demonstrations:
+        parts["train"], step = shown(
+            parts["train"], track, k=config.demonstrations, most=config.curation.max_tokens, count=count
+        )
+        split_steps.append(step)
     for name in SPLITS:
-        lines = [json.dumps(row, ensure_ascii=False) for row in parts[name]]
-        read.examples(lines, name=f"{_named(config)} ({name})", track=track)
+        lines = (json.dumps(row, ensure_ascii=False) for row in parts[name])
+        read.check(lines, name=f"{_named(config)} ({name})", track=track)
     for name in SPLITS:
-        storage.write_jsonl(folder / f"{name}.jsonl", [{k: row[k] for k in row if k != "split"} for row in parts[name]])
+        storage.write_jsonl(folder / f"{name}.jsonl", ({k: row[k] for k in row if k != "split"} for row in parts[name]))
     write_track(folder, track)
     prepared = Prepared(
         folder=folder, track=track.name, rows={name: len(parts[name]) for name in SPLITS}, digest=digest,
@@ -93,7 +111,7 @@ def examples_in(path: str | Path, track_name: str) -> list[Example]:
 def _digest(config: PrepareConfig, track: Track) -> str:
     marks = [fingerprint(source) for names in sources(config).values() for source in names]
     settings = json.dumps(
-        [config.model_dump(mode="json", exclude={"out_dir"}), definition(track), marks], sort_keys=True
+        [config.model_dump(mode="json", exclude=_INCIDENTAL), definition(track), marks], sort_keys=True
     )
     return hashlib.sha256(settings.encode()).hexdigest()
 

@@ -1,6 +1,8 @@
 """Text against text: what an answer is worth. Pure functions; no disk, clock, network or models."""
 
-from slm_ray.scoring.run import SCORERS, check, metrics, score, scorers, summarise
+from slm_ray.scoring.run import SCORERS, Answered, check, metrics, row_metrics, score, score_rows, scorers, summarise
 from slm_ray.scoring.scorer import Scorer
 
-__all__ = ["SCORERS", "Scorer", "check", "metrics", "score", "scorers", "summarise"]
+__all__ = [
+    "SCORERS", "Answered", "Scorer", "check", "metrics", "row_metrics", "score", "score_rows", "scorers", "summarise",
+]  # fmt: skip

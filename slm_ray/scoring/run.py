@@ -14,6 +14,8 @@ from slm_ray.scoring.scorer import Metrics, Scorer, means, micro
 from slm_ray.scoring.strip import strip
 from slm_ray.types import RowScore
 
+Answered = tuple[str, str | None, str]
+
 
 def _plain(score: Callable[[str, str | None, str], RowScore], *metrics: str) -> Scorer:
     """A scorer that needs nothing of the track, its run metrics means over rows."""
@@ -63,6 +65,7 @@ SCORERS: dict[str, Scorer] = {
         metrics=text.METRICS,
         score=lambda example_id, prediction, reference, _: text.score(example_id, prediction, reference),
         summarise=text.summarise,
+        slow=True,
     ),
     "schema": Scorer(
         metrics=schema.METRICS,
@@ -101,6 +104,11 @@ def metrics(track: Track) -> tuple[str, ...]:
     return tuple(name for scorer in scorers(track) for name in scorer.metrics)
 
 
+def row_metrics(track: Track) -> tuple[str, ...]:
+    """Those of them that every row has a score for, which a paired decision can stand on."""
+    return tuple(found.name for found in score(track, "", None, "").scores)
+
+
 def score(track: Track, example_id: str, prediction: str | None, reference: str) -> RowScore:
     """Judge one answer with every scorer of the track; `prediction` is None for a failed call.
 
@@ -118,6 +126,11 @@ def score(track: Track, example_id: str, prediction: str | None, reference: str)
         counts=next((part.counts for part in parts if any(part.counts)), (0, 0, 0)),
         facts={name: value for part in parts for name, value in part.facts.items()},
     )
+
+
+def score_rows(track: Track, rows: Sequence[Answered]) -> list[RowScore]:
+    """`score` of many answers, each (example id, prediction, reference), in order."""
+    return [score(track, *row) for row in rows]
 
 
 def summarise(track: Track, rows: Sequence[RowScore]) -> Metrics:

@@ -23,7 +23,8 @@ class Scorer:
 
     `score(example_id, prediction, reference, track)` judges a row; a `prediction` of None is a failed call. `summarise`
     gives the run's metrics, exactly those in `metrics`, in the order of a report. `check` raises ConfigError when the
-    track lacks what the scorer needs of it. `raw`: the scorer wants answers as given and strips them itself.
+    track lacks what the scorer needs of it. `raw`: the scorer wants answers as given and strips them itself. `slow`: it
+    takes a second or more for a thousand answers of a paragraph.
     """
 
     metrics: tuple[str, ...]
@@ -31,6 +32,7 @@ class Scorer:
     summarise: Summary
     check: Callable[[Track], object] = lambda _: None
     raw: bool = False
+    slow: bool = False
 
 
 def means(*names: str) -> Summary:

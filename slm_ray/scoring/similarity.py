@@ -22,6 +22,7 @@ METRICS = ("bert_precision", "bert_recall", "bert_f1", "mean_cosine")
 
 Vectors = NDArray[np.floating]
 Encode = Callable[[Sequence[str]], list[Vectors]]
+TokenIds = Callable[[Sequence[str]], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,20 +68,44 @@ def weights(tokens: Sequence[Hashable], idf_weights: Mapping[Hashable, float], r
     return np.array([idf_weights.get(token, math.log(references + 1)) for token in tokens], dtype=np.float64)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idf:
+    """The weights of a run's tokens, told from all its references, and how texts become those tokens."""
+
+    token_ids: TokenIds
+    table: Mapping[Hashable, float]
+    references: int
+
+    def of(self, texts: Sequence[str]) -> list[Vectors]:
+        """One weight per token of each text."""
+        return [weights(tokens, self.table, self.references) for tokens in self.token_ids(texts)]
+
+
+def idf_of(references: Sequence[str], token_ids: TokenIds) -> Idf:
+    """The weights that the references of a whole run give; `token_ids` gives the tokens that the encoder's vectors are of."""
+    return Idf(token_ids=token_ids, table=idf(token_ids(references)), references=len(references))
+
+
 def with_similarity(
-    rows: Sequence[RowScore], predictions: Sequence[str | None], references: Sequence[str], encode: Encode
+    rows: Sequence[RowScore],
+    predictions: Sequence[str | None],
+    references: Sequence[str],
+    encode: Encode,
+    idf_weights: Idf | None = None,
 ) -> list[RowScore]:
     """The rows with `METRICS` added, in order; a prediction of None is a failed call and scores 0.
 
     `encode` gives each text's token vectors, and is called twice: for the answers there are, and for the references,
     each distinct text once. Values below 0 are 0, since a score is in [0, 1]. Run metrics are means of them.
     """
-    wanted, given = _encoded(references, encode), _encoded([text for text in predictions if text is not None], encode)
+    wanted, given = _each(references, encode), _each([text for text in predictions if text is not None], encode)
+    heavy = _each([*wanted, *given], idf_weights.of) if idf_weights is not None else {}
     found = []
     for row, text, reference in zip(rows, predictions, references, strict=True):
         right = wanted[reference]
         left = right[:0] if text is None else given[text]
-        found.append(replace(row, scores=(*row.scores, *as_scores(_values(similarity(left, right))))))
+        alike = similarity(left, right, heavy.get(text or ""), heavy.get(reference))
+        found.append(replace(row, scores=(*row.scores, *as_scores(_values(alike)))))
     return found
 
 
@@ -91,9 +116,9 @@ def _values(found: Similarity | None) -> dict[str, float | None]:
     return {name: max(0.0, value) for name, value in zip(METRICS, values, strict=True)}
 
 
-def _encoded(texts: Sequence[str], encode: Encode) -> dict[str, Vectors]:
+def _each(texts: Sequence[str], made: Callable[[Sequence[str]], list[Vectors]]) -> dict[str, Vectors]:
     distinct = list(dict.fromkeys(texts))
-    return dict(zip(distinct, encode(distinct), strict=True)) if distinct else {}
+    return dict(zip(distinct, made(distinct), strict=True)) if distinct else {}
 
 
 def _unit(vectors: Vectors) -> Vectors:

@@ -14,8 +14,10 @@ from pathlib import Path
 from slm_ray.corpus.read import Raw
 from slm_ray.errors import DataError
 from slm_ray.sources.data_sets import data_set_rows, is_data_set
-from slm_ray.sources.files import files
+from slm_ray.sources.files import File, files
 from slm_ray.sources.readers import rows_of
+
+__all__ = ["File", "files", "fingerprint", "is_data_set", "raw_rows", "rows_of"]
 
 _CHUNK_BYTES = 1 << 20
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from slm_ray.errors import DataError
 
@@ -18,9 +18,10 @@ _KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File:
-    """One file of a source: the name to show, and how to open its bytes."""
+    """One file of a source: the name to show, how to open its bytes, and how many there are (0 when not known)."""
 
     name: str
+    size_bytes: int
     open: Callable[[], IO[bytes]]
 
     @property
@@ -44,7 +45,7 @@ def _local_files(path: Path) -> list[File]:
 
 
 def _local(path: Path) -> File:
-    return File(name=str(path), open=partial(_bytes, path))
+    return File(name=str(path), open=partial(_bytes, path), size_bytes=path.stat().st_size if path.is_file() else 0)
 
 
 def _bytes(path: Path) -> IO[bytes]:
@@ -59,13 +60,22 @@ def _remote_files(source: str) -> list[File]:
         info = system.get_file_info(path)
         if info.type == fs.FileType.Directory:
             inside = system.get_file_info(fs.FileSelector(path))
-            paths = sorted(child.path for child in inside if child.is_file and _known(child.base_name))
+            found = sorted((child for child in inside if child.is_file and _known(child.base_name)), key=_path)
         else:
-            paths = [path]
+            found = [info]
     except (OSError, ValueError, ArrowException) as error:
         raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}; check the URI and its access") from None
     root = source.removesuffix("/").removesuffix(path.strip("/"))
-    return [File(name=root + name.lstrip("/"), open=partial(system.open_input_file, name)) for name in paths]
+    return [
+        File(
+            name=root + each.path.lstrip("/"), open=partial(system.open_input_file, each.path), size_bytes=each.size or 0
+        )
+        for each in found
+    ]  # fmt: skip
+
+
+def _path(info: Any) -> str:
+    return str(info.path)
 
 
 def _known(name: str) -> bool:

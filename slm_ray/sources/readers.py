@@ -35,8 +35,15 @@ def rows_of(file: File) -> Iterator[Raw]:
 
 
 def filled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row without empty cells: a table has a cell for every column, whatever the row says."""
-    return {name: value for name, value in row.items() if value is not None}
+    """The row without empty cells, at any depth: a table has a cell for every column and for every field of a struct,
+    whatever the row says. A call's arguments would otherwise be given those of all other rows, as nulls."""
+    return {name: _filled(value) for name, value in row.items() if value is not None}
+
+
+def _filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return filled(value)
+    return [_filled(part) for part in value] if isinstance(value, list) else value
 
 
 def _opened(file: File) -> io.BufferedReader:

@@ -23,7 +23,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainingConfig
-from slm_ray.corpus.render import digest, prompt_hash
+from slm_ray.corpus.render import digest
+from slm_ray.corpus.retrieve import question_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
@@ -98,6 +99,7 @@ def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
 
     folder = base_folder(config.base)
     read = rows.read(config.train, config.track).first(limit)
+    rows.refuse_leaks(read, config.track)
     lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
@@ -206,7 +208,7 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
         outcome["adapter"], config.adapters_dir, name=config.name,
         track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
-        metrics=outcome["metrics"], train_prompts=[prompt_hash(example.prompt) for example in made.examples],
+        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in made.examples],
     )  # fmt: skip
     seen = zip(made.examples, outcome["prompts"], strict=False)
     write_json(made.folder / "prompts.json", [{"id": example.id, "token_ids": ids} for example, ids in seen])

@@ -76,8 +76,8 @@ def compare(
     With two reports the LLM is looked for in A first and the SLM in B first. `min_paired` is the least share of the
     examples with a row of both models; `train_prompts` are prompt hashes of training rows. The track names the core
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
-    that is undefined for a side has no gap. A failed call counts against the side that failed. `gates` are further row
-    metrics with an interval of their own; tag values on at least `slice_rows` rows are slices.
+    that is undefined for a side has no gap. A failed call counts against the side that failed. `gates` are row metrics
+    with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
     Raises ComparisonError, with counts: model not found, other track, other rows or prompts, training rows, too few
     pairs; and for a gate that is no row metric of the track.
     """
@@ -119,7 +119,10 @@ def _pair(
             if (a := llm_metrics[name]) is not None and (b := slm_metrics[name]) is not None
         },
         interval=interval(list(primary.values())),
-        gates={name: interval(list(_differences(name, ids, pairs).values())) for name in gates},
+        gates={
+            name: interval(list(_differences(name, ids, pairs).values()))
+            for name in dict.fromkeys((*track.gates, *gates))
+        },
         slices=sliced(primary, {key: left.rows[key].get("tags") or {} for key in ids}, slice_rows, interval),
         deviation=statistics.pstdev(primary.values()),
         answered=interval(list(answered.values())) if answered and len(answered) < len(primary) else None,

@@ -77,8 +77,13 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     return action, because
 
 
+def not_worse(interval: Interval, delta: float) -> bool:
+    """The rule of a swap: the lower bound is above -`delta` (at it is not above it)."""
+    return interval.lower > -delta + _ROUNDING
+
+
 def _by_bounds(interval: Interval, delta: float) -> Action:
-    if interval.lower > -delta + _ROUNDING:
+    if not_worse(interval, delta):
         return "swap"
     return "fine_tune" if interval.upper < -delta - _ROUNDING else "inconclusive"
 

@@ -7,23 +7,26 @@ on every example: a failed call scores like an invalid answer and is counted by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from slm_ray.corpus.letters import question, words
 from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.corpus.tracks import Track, defined, definition
 from slm_ray.corpus.tracks import track as track_named
-from slm_ray.scoring import score, summarise
+from slm_ray.scoring import Answered, score, score_rows, summarise
+from slm_ray.scoring.breakdown import breakdown
 from slm_ray.scoring.scorer import means
 from slm_ray.scoring.similarity import METRICS as SIMILARITIES
-from slm_ray.scoring.similarity import Encode, with_similarity
 from slm_ray.types import Completion, Example, RowScore, Usage
 
 STAND_IN = "stand-in:"
 
 Answers = Mapping[str, Mapping[str, Completion]]
+ScoreAll = Callable[[Track, Sequence[Answered]], list[RowScore]]
+Similar = Callable[[Sequence[RowScore], Sequence[str | None], Sequence[str]], list[RowScore]]
 
 
 def build(
@@ -32,33 +35,36 @@ def build(
     answers: Answers,
     *,
     trained_on: Mapping[str, int],
-    encode: Encode | None = None,
+    similar: Similar | None = None,
+    score_all: ScoreAll = score_rows,
     again: Mapping[str, Sequence[Mapping[str, Completion]]] | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(report, score rows) of all models over all examples.
 
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
-    how many of the examples the model's adapter was trained on (0 when not named). With `encode`, BERTScore and embedding
-    cosine are added. `again[spec]` holds the answers of further repeats: they give `noise` and change no other figure.
-    Latencies are seconds over answered rows, None when there are none. ValueError when an example has no answer: an unfinished run has no report.
+    how many of the examples the model's adapter was trained on (0 when not named). `similar` adds BERTScore and embedding
+    cosine; `score_all` may share the work among processes. `again[spec]` holds the answers of further repeats: they give
+    `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError
+    when an example has no answer: an unfinished run has no report.
     """
     if not examples:
         raise ValueError("a report needs at least one example")
     models: dict[str, Any] = {}
     rows = [_row(example) for example in examples]
+    tags = {example.id: example.tags for example in examples}
+    lengths = {example.id: len(words(question(example))) for example in examples}
     for spec, given in answers.items():
         missing = [example.id for example in examples if example.id not in given]
         if missing:
             raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
         ordered = [given[example.id] for example in examples]
-        scored = [
-            score(track, example.id, answer.text, example.reference)
-            for example, answer in zip(examples, ordered, strict=True)
-        ]
+        texts = [answer.text for answer in ordered]
+        scored = score_all(
+            track, [(row.id, text, row.reference) for row, text in zip(examples, texts, strict=True)]
+        )  # fmt: skip
         metrics = summarise(track, scored)
-        if encode is not None:
-            texts = [answer.text for answer in ordered]
-            scored = with_similarity(scored, texts, [example.reference for example in examples], encode)
+        if similar is not None:
+            scored = similar(scored, texts, [example.reference for example in examples])
             metrics |= means(*SIMILARITIES)(scored, track)
         for row, answer, judged in zip(rows, ordered, scored, strict=True):
             row["models"][spec] = _answer(answer, judged)
@@ -67,6 +73,7 @@ def build(
             "metrics": metrics,
             **_service(ordered),
             "issues": _counted(issue for judged in scored for issue in judged.issues),
+            "analysis": breakdown(track, scored, tags, lengths),
             "trained_on": trained_on.get(spec, 0),
         }
         if repeats := (again or {}).get(spec):

@@ -1,5 +1,6 @@
 """The benchmark of reading runs, counts every row that it made, and says so in one line."""
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ def test_it_measures_the_rows_that_it_made(hold: str, tmp_path: Path) -> None:
     settings = ("--set", "megabytes=1", "--set", f"hold={hold}")
     found = subprocess.run(
         [sys.executable, "jobs/bench_prepare.py", "jobs/bench_prepare.yaml", *settings],
-        capture_output=True, text=True, cwd=ROOT, env={"TMPDIR": str(tmp_path)}, timeout=120, check=False,
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, timeout=120, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr
     line = re.fullmatch(r"1 MB, ([\d,]+) rows: ([\d,]+) rows/s, peak ([\d,]+) MiB\n", found.stdout)

@@ -104,6 +104,11 @@ values = st.recursive(
 )
 
 
+@pytest.mark.parametrize("start", ['{"a": {"b": 1}, "c": "d}', '{"a": "]\\', '{"a": "}\\"'])
+def test_a_bracket_in_a_string_that_breaks_off_closes_nothing(start):
+    assert kept(filters.cut, [start]) == []
+
+
 @given(st.dictionaries(st.text(max_size=4), values, min_size=1, max_size=3), st.data())
 def test_json_is_whole_and_any_beginning_of_it_is_cut(value, data):
     text = json.dumps(value, ensure_ascii=False)

@@ -263,3 +263,36 @@ def test_xlam_rows_that_would_be_skipped_are_never_dropped_silently():
 def test_all_of_gsm8k_is_read(name, count):
     lines = (DATA / "gsm8k" / f"{name}.jsonl").read_text("utf-8").split("\n")
     assert len(examples(lines, name=name, track=GSM8K)) == count
+
+
+def test_every_format_has_its_label_and_its_tool_as_a_tag():
+    closed = dataclasses.replace(CLASSIFY, labels=("ale", "stout"))
+    asked = {"role": "user", "content": "Which?"}
+    for row in (
+        {"prompt": "Which?", "completion": "ale"},
+        {"messages": [asked, {"role": "assistant", "content": "ale"}]},
+        {"instruction": "Which?", "output": "ale"},
+    ):
+        assert dict(pair(row, closed).tags) == {"label": "ale"}
+    assert dict(pair({"prompt": "p", "completion": "ale", "tags": {"label": "own"}}, closed).tags) == {"label": "own"}
+    assert kind({"prompt": "p", "completion": "alle"}, closed) == "unknown_label"
+    assert dict(pair({"prompt": "p", "completion": "c"}, CHAT).tags) == {}
+    call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
+    hermes = {"conversations": [{"from": "system", "value": '<tools>[{"name": "add"}]</tools>'},
+                                {"from": "human", "value": "Add"}, {"from": "gpt", "value": call}]}  # fmt: skip
+    for track in (HERMES, TOOLCALL, STRUCTURED):
+        assert dict(pair(hermes, track).tags) == {"tool": "add"}
+
+
+def test_ids_groups_and_splits_are_what_they_should_be():
+    row = {"prompt": "p", "completion": "c"}
+    assert (pair(row | {"group": 7}, CHAT).group, pair(row | {"group": "a", "split": "test"}, CHAT).split) == (
+        7,
+        "test",
+    )
+    for key in ("id", "group"):
+        assert (
+            kind(row | {key: 2**63}, CHAT) == kind(row | {key: [1]}, CHAT) == kind(row | {key: True}, CHAT) == "bad_id"
+        )
+        assert kind(row | {key: " "}, CHAT) == "empty_text"
+    assert kind(row | {"split": ["train"]}, CHAT) == kind(row | {"split": 3}, CHAT) == "wrong_type"

@@ -198,7 +198,12 @@ def test_rows_alone_split_as_they_did_without_groups():
     plain = split(given_rows, validation=5, test=6, train=20, seed=3)
     sides, step = counted(given_rows, validation=5, test=6, train=20, seed=3, groups=list(range(40)))
     assert sides == plain
-    assert (step.name, step.kept, step.dropped, step.note) == ("split", 31, 9, "")
+    assert (step.name, step.kept, step.dropped, step.note) == (
+        "split",
+        31,
+        9,
+        "no rows moved to keep equal questions on one side",
+    )
 
 
 def test_moved_rows_are_those_on_another_side_than_alone():

@@ -61,3 +61,11 @@ def test_vectors_do_not_depend_on_their_neighbours(encoder: Encoder) -> None:
 def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"no encoder in .*config\.json"):
         Encoder(tmp_path)
+
+
+def test_token_ids_stand_for_the_vectors(encoder: Encoder) -> None:
+    texts = [SENTENCE, "", "a", "word " * 900, "ünïcode 👩‍👩‍👧"]
+    ids = encoder.token_ids(texts)
+    assert [len(found) for found in ids] == [len(found) for found in encoder.tokens(texts)]
+    assert encoder.token_ids([]) == []
+    assert encoder.token_ids(["tablets tablets"])[0][0] == encoder.token_ids(["tablets"])[0][0]

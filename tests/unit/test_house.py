@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors", "config", "command"},
     {"corpus", "scoring", "verdict"},
     {"storage", "ledger", "adapters", "models", "tracing", "trackfile", "sources", "prepare", "reports", "encoders"},
-    {"cluster", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
+    {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
@@ -28,11 +28,12 @@ SIDEWAYS = {
     ("reports", "storage"),
     ("reports", "trackfile"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
+    ("fanout", "cluster"), ("evaluation", "fanout"), ("loop", "fanout"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "fanout", "training", "sweep", "serving", "evaluation", "loop"},
     "openai": {"models"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
@@ -45,6 +46,12 @@ OWNERS = {
     "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
     "jinja2": {"verdict"},
+    "datasketch": {"corpus"},
+    "jsonschema": {"scoring"},
+    "msgspec": {"corpus", "prepare"},
+    "rapidfuzz": {"scoring"},
+    "sacrebleu": {"scoring"},
+    "sklearn": {"scoring"},
 }
 PURE = {"corpus", "scoring", "verdict"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}

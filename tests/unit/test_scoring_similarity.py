@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from slm_ray.scoring.similarity import METRICS, Similarity, Vectors, idf, similarity, weights, with_similarity
+from slm_ray.scoring.similarity import METRICS, Similarity, Vectors, idf, idf_of, similarity, weights, with_similarity
 from slm_ray.types import RowScore, Score
 
 VECTORS = st.integers(1, 6).flatmap(
@@ -106,3 +106,38 @@ def test_rows_gain_metrics_and_keep_what_they_had() -> None:
     ]
     assert all(len(set(texts)) == len(texts) for texts in asked)  # the encoder sees no text twice in a call
     assert with_similarity([], [], [], letters) == []
+
+
+WORDS = st.lists(st.sampled_from(["the", "cat", "dog", "sat", "slept"]), min_size=1, max_size=5).map(" ".join)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.none() | WORDS, WORDS), min_size=1, max_size=6))
+def test_idf_over_a_run_is_the_papers(pairs: list[tuple[str | None, str]]) -> None:
+    """Zhang et al. 2020, section 3: idf(w) = -log of the share of references with w, plus one; P and R weighted by it."""
+    space = {"the": (1, 0, 0), "cat": (0, 1, 0), "dog": (0, 0.9, 0.2), "sat": (0, 0, 1), "slept": (0.1, 0, 1)}
+    number = {word: place for place, word in enumerate(space)}
+
+    def encode(texts: Sequence[str]) -> list[Vectors]:
+        return [np.array([space[word] for word in text.split()], dtype=np.float32) for text in texts]
+
+    references = [reference for _, reference in pairs]
+    table = idf_of(references, lambda texts: [[number[word] for word in text.split()] for text in texts])
+    rows = [RowScore(example_id=str(place), scores=()) for place in range(len(pairs))]
+    found = with_similarity(rows, [text for text, _ in pairs], references, encode, table)
+
+    def weigh(word: str) -> float:
+        return -math.log((1 + sum(word in text.split() for text in references)) / (1 + len(references)))
+
+    def side(of: list[str], among: list[str]) -> float:
+        best = [max(cosine(np.array(space[w], float), np.array(space[o], float)) for o in among) for w in of]
+        heavy = [weigh(word) for word in of]
+        heavy = heavy if sum(heavy) > 0 else [1.0] * len(of)
+        return sum(w * value for w, value in zip(heavy, best, strict=True)) / sum(heavy)
+
+    for row, (text, reference) in zip(found, pairs, strict=True):
+        if text is None:
+            assert row.value("bert_f1") == 0.0
+            continue
+        assert row.value("bert_precision") == pytest.approx(side(text.split(), reference.split()), abs=1e-6)
+        assert row.value("bert_recall") == pytest.approx(side(reference.split(), text.split()), abs=1e-6)

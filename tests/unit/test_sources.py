@@ -79,6 +79,21 @@ def test_parquet_leaves_empty_cells_out(tmp_path):
     assert places(tmp_path / "a.parquet")[-1] == ("a.parquet", 3)
 
 
+def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp_path):
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = [
+        {"query": "a", "answers": [{"name": "f", "arguments": {"city": "Oslo"}}]},
+        {"query": "b", "answers": [{"name": "g", "arguments": {"days": 3}}, {"name": "h", "arguments": {"city": "x"}}]},
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert values(tmp_path / "a.parquet") == rows
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    assert values(tmp_path / "saved") == rows
+
+
 def test_a_folder_is_its_files_by_name_and_a_uri_is_the_same(tmp_path):
     (tmp_path / "b.jsonl").write_bytes(lines_of(ROWS[:1]))
     write_csv(tmp_path / "a.csv", ROWS[1:])

@@ -67,7 +67,7 @@ def test_without_core_the_primary_metric_is_the_core(tmp_path: Path) -> None:
         (OWN.replace("system: ", "extends: chta # "), "'extends' = 'chta': did you mean 'chat'"),
         (
             OWN.replace("primary: accuracy", "primary: acuracy"),
-            "'primary' = 'acuracy' is no metric of classify: did you",
+            "'primary' = 'acuracy' is no row metric of classify: did you",
         ),
         (OWN.replace("macro_f1", "rouge_l"), "'core' = 'rouge_l' is no metric"),
         (OWN.replace("[classify]", "[clasify]"), "track beer: unknown scorer 'clasify': did you mean"),
@@ -113,3 +113,18 @@ def test_any_wording_survives_the_file(tmp_path_factory, system: str, prefix: st
     write_track(folder, own)
     assert open_track("own", beside=folder / "x.jsonl") == own
     assert yaml.safe_load((folder / "track.yaml").read_text("utf-8"))["system"] == system
+
+
+def test_what_decides_is_a_metric_of_rows(tmp_path: Path) -> None:
+    for key, text in (
+        ("primary", OWN.replace("primary: accuracy", "primary: macro_f1")),
+        ("gates", OWN + "gates: [macro_f1]\n"),
+    ):
+        with pytest.raises(ConfigError, match=f"{key!r} = 'macro_f1' is no row metric of classify: .*accuracy"):
+            open_track(file(tmp_path, text))
+    assert open_track(file(tmp_path, OWN + "gates: [in_labels]\nrubric: Is it a beer?\n")).gates == ("in_labels",)
+
+
+@pytest.mark.parametrize("name", ["toolcall", "hermes"])
+def test_a_call_of_the_wrong_tool_does_not_pass_by_its_arguments(name: str) -> None:
+    assert open_track(name).gates == ("name_match",)

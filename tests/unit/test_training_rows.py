@@ -68,3 +68,19 @@ def test_a_base_without_chat_template_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((BASE / name).read_bytes())
     with pytest.raises(ModelError, match="no chat template"):
         open_tokenizer(tmp_path)
+
+
+def test_a_held_out_file_beside_the_training_file_that_asks_the_same_is_refused(tmp_path):
+    def write(name, *prompts):
+        rows = [{"prompt": prompt, "completion": "c"} for prompt in prompts]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        return str(tmp_path / name)
+
+    train = rows.read(write("train.jsonl", "one", "two"), "chat")
+    write("test.jsonl", "three")
+    rows.refuse_leaks(train, "chat")
+    write("validation.jsonl", "four", " TWO ")
+    with pytest.raises(DataError, match=r"validation\.jsonl: 1 of its rows ask what rows of .*train\.jsonl ask"):
+        rows.refuse_leaks(train, "chat")
+    (tmp_path / "validation.jsonl").write_text("something else\n", encoding="utf-8")
+    rows.refuse_leaks(train, "chat")

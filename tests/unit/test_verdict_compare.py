@@ -217,6 +217,13 @@ def test_gates_have_intervals_of_their_own() -> None:
         run(BOTH, gates=["name_match"])
 
 
+def test_the_gates_of_the_track_come_first_and_none_twice() -> None:
+    report, rows = BOTH
+    gated = {**report, "track_definition": {**report["track_definition"], "gates": ["json_valid"]}}
+    assert list(run((gated, rows)).gates) == ["json_valid"]
+    assert list(run((gated, rows), gates=["field_f1", "json_valid"]).gates) == ["json_valid", "field_f1"]
+
+
 def test_failed_calls_count_and_both_readings_are_there() -> None:
     answers = {
         LLM: answered(ROWS, right=set(range(40))),

