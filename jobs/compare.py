@@ -1,8 +1,11 @@
 """Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
 
+import os
+
 from slm_ray.command import run
 from slm_ray.config import CompareConfig
 from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.tracing import Tracer
 from slm_ray.verdict.decide import EXIT
 
 
@@ -10,6 +13,7 @@ def main(config: CompareConfig) -> int:
     found = compare_reports(config)
     write_comparison(found, config)
     print(found.text())
+    Tracer(config.report, os.environ).comparison(found.comparison, found.decision)
     return EXIT[found.decision.action]
 
 

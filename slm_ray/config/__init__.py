@@ -25,6 +25,7 @@ from slm_ray.config.studies import (
     ScoringBenchConfig,
     SimulateConfig,
 )
+from slm_ray.config.traces import TraceConfig
 from slm_ray.config.verdict import CompareConfig, CostConfig, DeclareConfig
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "SweepConfig",
     "SweepJobConfig",
     "TasksConfig",
+    "TraceConfig",
     "TrackConfig",
     "TrainingConfig",
     "WorkersConfig",

@@ -51,22 +51,19 @@ def evaluate(
     can be known by then, ModelError when a model refuses every call, ResourceError when the run directory is in use.
     """
     environment = os.environ if environment is None else environment
+    tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
     similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
-    with (
-        lock(run_dir),
-        Ledger(run_dir / LEDGER) as ledger,
-        Tracer(run_dir, environment, name=f"evaluate {config.track}", run=_run_id(planned)) as tracer,
-    ):
+    with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
         ledger.plan(planned.id, planned.rows())
         work = pending_in(planned, ledger)
         answered = len(list(planned.rows())) - sum(map(len, work.values()))
         declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
         if any(work.values()):
-            with tracer.step("ask", {"calls": sum(map(len, work.values()))}), _noted(planned, config, ledger):
+            with _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
         return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
 
@@ -129,10 +126,6 @@ def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, s
         for spec, name in bare.items()
         if split_spec(name)[0] in PAID
     }
-
-
-def _run_id(planned: Plan) -> str:
-    return "\n".join([planned.track.name, planned.digest, planned.id])
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def write_report(
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
 ) -> dict[str, Any]:
-    """Score everything, write the three files, and put one span per row and model into the trace."""
+    """Score everything, write the three files, and trace it."""
     run_dir = Path(config.run_dir)
     answers = entries(plan, ledger)
     again: dict[str, list[dict[str, Any]]] = {arm.spec: [] for arm in plan.arms}
@@ -80,13 +80,7 @@ def write_report(
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
-    for example, row in zip(plan.examples, rows, strict=True):
-        for spec, given in answers.items():
-            entry = given[example.id]
-            tracer.row(
-                spec, example.id, example.prompt, entry.completion,
-                scores=row["models"][spec]["scores"], answered_ns=entry.answered_ns,
-            )  # fmt: skip
+    tracer.evaluation(report, rows, answers)
     return report
 
 

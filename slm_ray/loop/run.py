@@ -37,6 +37,7 @@ from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.tracing import Tracer, offer_all
 from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 
@@ -56,7 +57,8 @@ class Loop:
             and config.llm.startswith("azure:")
             and not any(environment.get(name) for name in AZURE_NAMES)
         )
-        self.environment = dict(environment)
+        # The steps only write their traces: the loop sends them all when it is done, in the time that befits a loop.
+        self.environment = {**environment, "LANGFUSE_DISABLED": "1"}
         if self.uses_stand_in:
             self.environment |= _stand_in_environment(config, environment)
         self.llm = config.llm
@@ -116,7 +118,7 @@ class Loop:
         config = EvaluateConfig(
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
-            actor_resources=self.config.actor_resources,
+            actor_resources=self.config.actor_resources, adapters_dir=self.config.serving.adapters_dir,
             declare=DeclareConfig(rule=self.rule(stage), delta=self.config.delta),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
@@ -137,6 +139,7 @@ class Loop:
         found = compare_reports(config, urls={"azure": azure} if azure else {})
         write_comparison(found, config)
         run.compared[stage] = found
+        Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
         self.say(found.text())
         return found.decision
 
@@ -192,17 +195,21 @@ class Loop:
 
 def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> dict[str, str]:
     """Run the loop; the final action per track. Raises before anything starts when a key or a resource is missing."""
-    this = Loop(config, os.environ if environment is None else environment)
+    environment = os.environ if environment is None else environment
+    this = Loop(config, environment)
     check_spec(this.llm, this.environment)
     with storage.lock(config.run_dir):
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()
         cluster.require(bundles(config, 1), setting="training.workers")
+        began_s = time.monotonic()
         try:
-            return this.run()
+            actions = this.run()
         finally:
             if not config.serving.keep:
                 shutdown()
+        offer_all(config.run_dir, environment, took_s=time.monotonic() - began_s)
+        return actions
 
 
 def _stand_in_environment(config: LoopConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.quiet import quiet
+from slm_ray.training.traces import FINISHED, trace
 from slm_ray.training.work import Work
 from slm_ray.types import Example
 
@@ -62,7 +64,10 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads. `show` writes progress to stderr.
     """
-    return _train(plan(config), show=show)
+    made = plan(config)
+    manifest = _train(made, show=show)
+    trace(made.folder, manifest, os.environ)
+    return manifest
 
 
 def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Manifest]:
@@ -80,7 +85,10 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
     with progress.shown([made.progress_path for made in open_plans]):
         running = [_in_task.options(**_DRIVER).remote(made) for made in plans]
         ray.wait(running, num_returns=len(running))
-    return [_result(reference) for reference in running]
+    manifests = [_result(reference) for reference in running]
+    for made, manifest in zip(plans, manifests, strict=True):
+        trace(made.folder, manifest, os.environ)
+    return manifests
 
 
 def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
@@ -137,6 +145,7 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    started_ns = time.time_ns()
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
@@ -144,7 +153,7 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     outcome: dict[str, Any] = result.return_value
     if "refused" in outcome:
         raise ResourceError(outcome["refused"])
-    return {**outcome, "adapter": result.checkpoint.path}
+    return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
 def trained_prompts(config: TrainingConfig) -> list[tuple[str, list[int]]]:
@@ -184,7 +193,7 @@ def _result(reference: Any) -> Manifest:
 
 
 def _finished(made: Plan) -> Manifest | None:
-    path = made.folder / "finished.json"
+    path = made.folder / FINISHED
     if not path.is_file():
         return None
     try:
@@ -203,7 +212,8 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
     )  # fmt: skip
     seen = zip(made.examples, outcome["prompts"], strict=False)
     write_json(made.folder / "prompts.json", [{"id": example.id, "token_ids": ids} for example, ids in seen])
-    write_json(made.folder / "finished.json", {"adapter": manifest.id, "metrics": outcome["metrics"]})
+    told = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
+    write_json(made.folder / FINISHED, {"adapter": manifest.id, **told})
     return manifest
 
 

@@ -96,7 +96,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
     assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
     lines = read_jsonl(run / "traces.jsonl")
     spans = [span for line in lines for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]]
-    assert len(spans) == 1 + 48
+    assert len(spans) == 1 + 2 + 48
     for path in run.rglob("*"):
         assert path.is_dir() or CANARY.encode() not in path.read_bytes(), path
 

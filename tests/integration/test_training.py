@@ -19,6 +19,8 @@ import pytest
 from slm_ray import adapters
 from slm_ray.config import TrainingConfig
 from slm_ray.errors import DataError, ResourceError
+from slm_ray.storage import read_jsonl
+from slm_ray.tracing.spans import spans_of, values
 from slm_ray.training import train, train_many
 
 pytestmark = pytest.mark.heavy
@@ -107,6 +109,12 @@ def test_two_workers_train_one_adapter_over_the_whole_data(
     assert figures["resumed_from"] == 0
     assert adapters.verify(asked.adapters_dir, manifest.id, BASE) == manifest
     assert (manifest.rank, manifest.alpha, manifest.train_prompts) == (4, 8, 48)
+    (trace,) = Path(asked.run_dir).glob("structured-*/traces.jsonl")
+    root, *points = [span for line in read_jsonl(trace) for span in spans_of(line)]
+    assert values(root)["langfuse.observation.metadata.adapter"] == manifest.id
+    assert values(root)["slm_ray.score.loss_last"] == figures["loss_last"]
+    assert [point["name"] for point in points][-1] == "step 24"
+    assert values(points[-1])["langfuse.observation.metadata.loss"] == figures["loss_last"]
     weights = adapters.tensors(Path(asked.adapters_dir) / manifest.id / "adapter_model.safetensors")
     assert len(weights) == 4 * 7 * 2
 

@@ -22,7 +22,8 @@ FLOORS = [
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"), ("tracing", "storage"),
+    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"),
+    ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"),
@@ -40,6 +41,7 @@ OWNERS = {
     "peft": {"training"},
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
+    "opentelemetry": {"tracing"},
     "vllm": {"serving"},
     "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
@@ -183,7 +185,7 @@ def test_light_rooms_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         + "".join(f"import {name}\n" for name in names)
-        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'datasets') if m in sys.modules])"
+        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -1,0 +1,126 @@
+"""A finished run to Langfuse, from its directory: what is missing there is sent, what is there stays.
+
+The ledger and the report are the truth: an evaluation's trace is made from them again, and the trace file is written anew
+where it is missing or older. Comparisons and training runs are taken from the trace file. A directory may hold several
+runs, as a loop's does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slm_ray.config import TraceConfig
+from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.ledger import Entry, Ledger
+from slm_ray.reports import load_report
+from slm_ray.storage import lock
+from slm_ray.tracing.delivery import Delivered, Delivery
+from slm_ray.tracing.file import FILE_NAME, keep, kept
+from slm_ray.tracing.journal import Journal
+from slm_ray.tracing.langfuse import Langfuse, disabled
+from slm_ray.tracing.lineage import lineage
+from slm_ray.tracing.patience import Patience, Problem
+from slm_ray.tracing.record import Run, evaluation
+
+LEDGER, REPORT, CONFIG = "ledger.sqlite", "report.json", "config.yaml"
+
+
+def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
+    """Send every run below `run_dir`; what was sent, in one line.
+
+    Raises DataError when there is no run, ConfigError without keys, ResourceError when Langfuse does not take it all.
+    """
+    root = Path(config.run_dir)
+    folders = folders_of(root)
+    if not folders:
+        raise DataError(f"{root} holds neither a report.json nor a {FILE_NAME}; give the directory of a finished run")
+    if disabled(environment):
+        return "nothing is sent: LANGFUSE_DISABLED is set"
+    langfuse = Langfuse.from_environment(environment)
+    if langfuse is None:
+        raise ConfigError(
+            "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
+        )
+    try:
+        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.settle_s)
+    except Problem as problem:
+        raise ResourceError(
+            f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
+        ) from None
+    finally:
+        langfuse.close()
+    return (
+        f"{langfuse.url} has the traces of {runs} {'run' if runs == 1 else 'runs'}; "
+        f"sent now: {total.spans} spans, {total.items} dataset items, {total.scores} scores"
+    )
+
+
+def send_folders(
+    folders: Sequence[Path], langfuse: Langfuse, patience: Patience, *, settle_s: float
+) -> tuple[Delivered, int]:
+    """What was sent of how many runs; raises Problem where it stops."""
+    total, runs = Delivered(), 0
+    patience.tries(langfuse.check)
+    for folder in folders:
+        with lock(folder):
+            journal = Journal(folder, langfuse.destination)
+            for run in runs_of(folder):
+                total += Delivery(run, langfuse, journal, patience, settle_s=settle_s).run()
+                runs += 1
+    return total, runs
+
+
+def folders_of(root: Path) -> list[Path]:
+    """The directories of finished runs at and below `root`."""
+    names = (FILE_NAME, LEDGER)
+    found = {path.parent for name in names for path in root.rglob(name)} if root.is_dir() else set()
+    return [folder for folder in sorted(found) if (folder / FILE_NAME).is_file() or (folder / REPORT).is_file()]
+
+
+def runs_of(folder: Path) -> list[Run]:
+    """The runs of one folder, the evaluation's made from its ledger and report."""
+    if (folder / REPORT).is_file() and (folder / LEDGER).is_file():
+        keep(folder, _evaluated(folder))
+    return kept(folder)
+
+
+def _evaluated(folder: Path) -> Run:
+    report, rows = load_report(folder)
+    by_row: dict[tuple[str, str], list[Entry]] = {}
+    with Ledger(folder / LEDGER, read_only=True) as ledger:
+        seq = 0
+        while True:
+            seq, page = ledger.since(seq)
+            if not page:
+                break
+            for entry in (one for one in page if one.repeat == 0):
+                by_row.setdefault((entry.spec, entry.example_id), []).append(entry)
+    answers: dict[str, dict[str, Entry]] = {spec: {} for spec in report["models"]}
+    for row in rows:
+        for spec, answer in row["models"].items():
+            answers[spec][row["id"]] = _matching(by_row.get((spec, row["id"]), []), answer, folder, spec, row["id"])
+    return evaluation(report, rows, answers, lineage(list(report["models"]), _adapters_dir(folder)))
+
+
+def _matching(entries: list[Entry], answer: Mapping[str, Any], folder: Path, spec: str, example_id: str) -> Entry:
+    """The ledger may hold a row several times: other settings, failures that were asked again."""
+    for entry in entries:
+        completion, failure = entry.completion, answer["failure"]
+        same_failure = (completion.failure.reason if completion.failure else None) == (failure and failure["reason"])
+        if same_failure and completion.text == answer["text"] and completion.latency_s == answer["latency_s"]:
+            return entry
+    raise DataError(
+        f"{folder / LEDGER} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "
+        f"again (nothing is asked twice): python jobs/evaluate.py {folder / CONFIG}"
+    )
+
+
+def _adapters_dir(folder: Path) -> str | None:
+    if not (folder / CONFIG).is_file():
+        return None
+    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    return settings.get("adapters_dir") if isinstance(settings, dict) else None
