@@ -21,7 +21,13 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.reports import Compared, load_report
 from slm_ray.verdict.page import page
 
-PAGE_ROWS = 1000
+PAGE_ROWS = 10_000
+CANARY = """import zlib
+
+
+def takes_slm(request_id: str, share: float = 0.05) -> bool:
+    \"\"\"The same 5 % of requests go to the small model every time; log both answers where you can, and compare again.\"\"\"
+    return zlib.crc32(request_id.encode()) / 2**32 < share"""
 GIB = 1 << 30
 
 
@@ -44,6 +50,8 @@ def write_result(
                 for result in results
             ),
         ],
+        "serve_command": _serve_command(config),
+        "canary": CANARY,
         "client_snippet": _client_snippet(config, results),
     }
     storage.write_json(folder / "report.json", data)
@@ -72,6 +80,14 @@ def _decision(stage: str, found: Compared) -> dict[str, Any]:
         "because": list(decision.because), "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
         "primary": comparison.primary, "interval": dataclasses.asdict(comparison.interval),
     }  # fmt: skip
+
+
+def _serve_command(config: LoopConfig) -> str:
+    serving = config.serving
+    return (
+        f"python jobs/serve.py jobs/serve.yaml --set config={serving.config} --set base={serving.base} "
+        f"--set name={serving.name} --set adapters_dir={serving.adapters_dir}"
+    )
 
 
 def _stand_in_note(config: LoopConfig) -> str:

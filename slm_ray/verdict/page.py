@@ -7,24 +7,18 @@ subtracts and averages what the reports say.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
-import markupsafe
 
 from slm_ray.corpus.tracks import TRACKS, defined
+from slm_ray.verdict import wording
 from slm_ray.verdict.chart import bars, differences
 from slm_ray.verdict.losses import classes, slices
 from slm_ray.verdict.measured import measured
 from slm_ray.verdict.panels import curve
 from slm_ray.verdict.rows_view import FILTERS, rows_view
-
-_DASH = "–"
 
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
@@ -56,8 +50,8 @@ def page(data: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=_percent, points=_points, seconds=_seconds, count=_count, signed=_signed, csp_hash=_csp_hash,
-        data_block=_data_block, thousand_usd=_thousand_usd,
+        percent=wording.percent, points=wording.points, seconds=wording.seconds, count=wording.count, signed=wording.signed, csp_hash=wording.csp_hash,
+        data_block=wording.data_block, thousand_usd=wording.thousand_usd,
     )  # fmt: skip
     html = environment.get_template("page.html.j2").render(
         data={
@@ -204,55 +198,3 @@ def _per_call(model: Mapping[str, Any]) -> dict[str, float | None]:
     """Mean tokens per row; None where no usage was reported, which is not the same as free."""
     used, n = model.get("usage") or {}, model["n"]
     return {kind: used[f"{kind}_tokens"] / n if n and any(used.values()) else None for kind in ("prompt", "completion")}
-
-
-def _undefined(value: float | None) -> bool:
-    return value is None or not math.isfinite(value)
-
-
-def _percent(value: float | None) -> str:
-    return _DASH if value is None or _undefined(value) else f"{100 * value:.1f} %"
-
-
-def _points(value: float | None) -> str:
-    """A difference of two shares, in percentage points."""
-    if value is None or _undefined(value):
-        return _DASH
-    text = f"{100 * value:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
-
-
-def _signed(value: float | None) -> str:
-    return _DASH if value is None or _undefined(value) else f"{value:+.4f}".replace("-", "−")
-
-
-def _seconds(value: float | None) -> str:
-    if value is None or _undefined(value):
-        return _DASH
-    if value < 1:
-        return f"{1000 * value:.0f} ms"
-    return f"{value:.2f} s" if value < 100 else f"{int(value // 60)} min {value % 60:.0f} s"
-
-
-def _count(value: float | None) -> str:
-    if value is None or _undefined(value):
-        return _DASH
-    return f"{value:,.1f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
-
-
-def _thousand_usd(value: float | None) -> str:
-    """USD per request as USD per thousand of them."""
-    return _DASH if value is None or _undefined(value) else f"{1000 * value:.4g}"
-
-
-def _data_block(value: Any) -> markupsafe.Markup:
-    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return markupsafe.Markup(text)
-
-
-def _csp_hash(text: str) -> str:
-    """How a content security policy names inline content that it allows."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(str(text).encode("utf-8")).digest()).decode("ascii")

@@ -1,0 +1,70 @@
+"""How the page writes figures and embeds text: an undefined number is a dash, a data block cannot end its element."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from typing import Any
+
+import markupsafe
+
+DASH = "–"
+
+
+def undefined(value: float | None) -> bool:
+    """None, NaN or infinite."""
+    return value is None or not math.isfinite(value)
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return DASH if value is None or undefined(value) else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares, in percentage points."""
+    if value is None or undefined(value):
+        return DASH
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def signed(value: float | None) -> str:
+    """A difference as the verdict says it."""
+    return DASH if value is None or undefined(value) else f"{value:+.4f}".replace("-", "−")
+
+
+def seconds(value: float | None) -> str:
+    """A time, in the unit that fits."""
+    if value is None or undefined(value):
+        return DASH
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{int(value // 60)} min {value % 60:.0f} s"
+
+
+def count(value: float | None) -> str:
+    """A number, with thousands apart."""
+    if value is None or undefined(value):
+        return DASH
+    return f"{value:,.1f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
+
+
+def thousand_usd(value: float | None) -> str:
+    """USD per request as USD per thousand of them."""
+    return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
+
+
+def data_block(value: Any) -> markupsafe.Markup:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return markupsafe.Markup(text)
+
+
+def csp_hash(text: str) -> str:
+    """How a content security policy names inline content that it allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(text).encode("utf-8")).digest()).decode("ascii")
