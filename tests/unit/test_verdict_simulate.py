@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from slm_ray.verdict.simulate_graded import POPULATIONS, graded
 from slm_ray.verdict.simulate_partial import CASES, Population, partials
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", POPULATIONS)
@@ -26,6 +33,17 @@ def test_the_true_difference_of_a_mixture_is_that_of_many_rows(name: str) -> Non
         assert case.difference(threshold) == pytest.approx(found, abs=0.008)
     edge = case.possible(0.05)
     assert case.difference(1 - edge) > -0.05 >= case.difference(1 - edge - 0.001)
+
+
+def test_the_job_shows_a_line_per_population() -> None:
+    settings = ("parts=[graded]", "graded_rows=[50]", "slow_runs=100", "resamples=99")
+    found = subprocess.run(
+        [sys.executable, "jobs/operating_characteristics.py", "jobs/operating_characteristics.yaml"]
+        + [part for setting in settings for part in ("--set", setting)],
+        capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "140"}, timeout=100, check=True,
+    )  # fmt: skip
+    assert all(name in found.stdout for name in POPULATIONS)
+    assert "lower bound wrong" in found.stdout and "100 per graded and partial one" in found.stdout
 
 
 def test_graded_bounds_are_wrong_about_as_often_as_promised() -> None:
