@@ -72,6 +72,7 @@ def cost(
         "llm": llm,
         "slm": slm,
         "arms": arms,
+        "break_even_hypothetical": arms[llm]["hypothetical"],
         **break_even(arms[llm], arms[slm], machine),
     }
 
@@ -120,19 +121,19 @@ def break_even(llm: Mapping[str, Any], slm: Mapping[str, Any], machine: Machine)
         return none | {"break_even_because": "no break-even: the LLM costs nothing per request."}
     daily_usd, capacity = machine.hourly_usd * 24, slm["capacity_requests_per_day"]
     requests = daily_usd / llm["per_request_usd"]
+    said = "hypothetically, " if llm["hypothetical"] else ""
     if requests > capacity:
         machines = math.ceil(requests / capacity)
         return none | {
-            "break_even_because": f"no break-even: {requests:,.0f} requests/day of the LLM cost what one machine costs a"
-            f" day, and that many take {machines} machines of {capacity:,.0f} requests/day each, which cost {machines}"
+            "break_even_because": f"{said}no break-even: {requests:,.0f} requests/day of the LLM cost what one"
+            f" machine costs a day, and that many take {machines} machines of {capacity:,.0f} requests/day each, which cost {machines}"
             " times as much: the LLM is cheaper at every volume."
         }
     return {
         "break_even_requests_per_day": requests,
         "machines_at_break_even": 1,
-        "break_even_because": f"from {requests:,.0f} requests/day a machine that stands there all day ({daily_usd:,.2f}"
-        f" USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve"
-        f" ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
+        "break_even_because": f"{said}from {requests:,.0f} requests/day a machine that stands there all day"
+        f" ({daily_usd:,.2f} USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
     }
 
 

@@ -149,7 +149,8 @@ def test_a_stand_in_has_no_price_unless_one_is_named_and_then_it_is_hypothetical
     assert plain.cost["arms"][LLM]["per_request_usd"] is None and "a stand-in has no price" in plain.text()
     named = run(folder, cost={"llm_price_as": "gpt-4o"})
     assert named.cost["arms"][LLM]["hypothetical"] and "hypothetical, as if gpt-4o" in named.text()
-    assert "azure:big [hypothetical]" in named.text()
+    assert "azure:big [hypothetical]" in named.text() and "- hypothetically, from " in named.text()
+    assert named.cost["break_even_hypothetical"] and not plain.cost["break_even_hypothetical"]
     with pytest.raises(ConfigError, match=r"no price for 'gpt-4' in .*did you mean 'gpt-4o'"):
         run(folder, cost={"llm_price_as": "gpt-4"})
 
