@@ -21,7 +21,6 @@ pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 ROWS = 60
 ROUNDS = 5
-SLACK_S = 0.2  # how far medians of the same run lie apart on two busy cores
 
 
 def run(folder: Path, environment: dict[str, str], count: int = ROWS) -> dict[str, bytes]:
@@ -77,6 +76,11 @@ def test_a_slow_langfuse_adds_at_most_five_percent(ray_cluster: None, tmp_path: 
                 run(tmp_path / f"{name}-{nth}", environment, 2000)
                 took_s[name].append(time.monotonic() - began_s)
     medians = {name: statistics.median(found) for name, found in took_s.items()}
-    print("medians", {name: f"{median:.2f} s" for name, median in medians.items()}, took_s)
+    noise_s = statistics.stdev(took_s["none"])  # of the machine: these runs differ in nothing
+    print(
+        "medians",
+        {name: f"{median:.2f} s, x {median / medians['none']:.3f}" for name, median in medians.items()},
+        f"noise {noise_s:.2f} s",
+    )
     for name in ("slow", "down"):
-        assert medians[name] <= 1.05 * medians["none"] + SLACK_S
+        assert medians[name] <= 1.05 * medians["none"] + noise_s
