@@ -81,6 +81,7 @@ class RaceConfig(Knobs):
     rows: int = Field(2000, ge=1)
     latency_s: float = Field(0.05, ge=0)
     concurrency: int = Field(64, ge=1)
+    actors: int = Field(2, ge=1, description="evaluation actors of this evaluation")
     rounds: int = Field(3, ge=1, description="every program runs once before the next round starts")
     lm_eval: str | None = Field(
         None, description="lm-evaluation-harness's executable (lm_eval), in its own environment"

@@ -110,7 +110,7 @@ def rows():
 def cost():
     none = {
         "kind": "none", "basis": "", "reason": "a stand-in has no price", "hypothetical": False, "per_request_usd": None,
-        "per_correct_usd": None, "goes_to": "this machine",
+        "per_correct_usd": None, "goes_to": {"host": "127.0.0.1", "on_premise": True, "words": "127.0.0.1 (your own machine or network)"},
     }  # fmt: skip
     machine = none | {
         "kind": "machine", "basis": "0.02 s of the machine", "reason": None, "per_request_usd": 0.00000125,

@@ -224,7 +224,14 @@ def test_rows_carry_what_an_export_needs_byte_for_byte():
 
 
 def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons():
-    for text in ("a stand-in has no price", "0.00125", "0.00198", "RTX 3090", "SLM can take 25 % at delta 0.02"):
+    for text in (
+        "a stand-in has no price",
+        "127.0.0.1 (your own machine or network)",
+        "0.00125",
+        "0.00198",
+        "RTX 3090",
+        "SLM can take 25 % at delta 0.02",
+    ):
         assert text in BODY
     without = sample()
     without["tracks"][0] |= {"cost": None, "partial": None}
