@@ -82,7 +82,7 @@ def test_a_long_wait_is_waited_for(ray_cluster: None, tmp_path: Path) -> None:
 
 
 def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster: None, tmp_path: Path) -> None:
-    with Endpoint("shaky", latency_s=0.1) as endpoint:
+    with Endpoint("shaky", latency_s=0.25) as endpoint:
         report = evaluate(settings(tmp_path, 1000, endpoint), environment={})
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
@@ -94,10 +94,10 @@ def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster
 
 
 def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_path: Path) -> None:
-    with Endpoint("fine", slow_first_s=1.5) as endpoint:
-        config = settings(tmp_path, 100, endpoint, generation={"timeout_s": 0.7})
+    with Endpoint("fine", slow_first_s=5.0) as endpoint:
+        config = settings(tmp_path, 100, endpoint, generation={"timeout_s": 3.0})
         report = evaluate(config, environment={})
-        time.sleep(1.0)
+        time.sleep(2.5)
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert [number for number, times in counts["billed"].items() if times == 2] == ["0", "50"]
