@@ -79,6 +79,8 @@ def _decision(stage: str, found: Compared) -> dict[str, Any]:
         "stage": stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "because": list(decision.because), "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
         "primary": comparison.primary, "interval": dataclasses.asdict(comparison.interval),
+        "gates": {name: dataclasses.asdict(interval) for name, interval in comparison.gates.items()},
+        "slices": [dataclasses.asdict(part) for part in comparison.slices],
     }  # fmt: skip
 
 

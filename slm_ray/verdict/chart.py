@@ -5,12 +5,14 @@ Numbers in, rounded coordinates out; the template draws them. An undefined value
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 _LEFT, _RIGHT = 190.0, 700.0
 _ROW = 46.0
 _TOP = 26.0
+_TITLE = 26  # letters that fit beside a row
 
 
 def bars(arms: Sequence[tuple[Mapping[str, Any], float | None]]) -> dict[str, Any]:
@@ -30,14 +32,17 @@ def bars(arms: Sequence[tuple[Mapping[str, Any], float | None]]) -> dict[str, An
     return {"left": _LEFT, "right": _RIGHT, "height": _TOP + _ROW * len(rows), "rows": rows, "ticks": ticks}
 
 
-def differences(decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Estimate and bounds of each decision on one axis that shows zero and minus delta; None without any interval."""
-    shown = [decision for decision in decisions if decision.get("interval")]
+def differences(found: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Estimate and bounds of each difference on one axis that shows zero and minus delta; None without any interval.
+
+    A difference has `interval`, `delta`, `action` (how it is read), a `title` and a `sub`title.
+    """
+    shown = [one for one in found if one.get("interval")]
     if not shown:
         return None
-    edges = [0.0, *(-float(decision["delta"]) for decision in shown)]
-    for decision in shown:
-        edges += [float(decision["interval"][bound]) for bound in ("estimate", "lower", "upper")]
+    edges = [0.0, *(-float(one["delta"]) for one in shown)]
+    for one in shown:
+        edges += [float(one["interval"][bound]) for bound in ("estimate", "lower", "upper")]
     margin = max(max(edges) - min(edges), 0.05) * 0.08
     low, high = min(edges) - margin, max(edges) + margin
 
@@ -46,12 +51,13 @@ def differences(decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
 
     rows = [
         {
-            "decision": decision,
+            **one,
+            "short": one["title"] if len(one["title"]) <= _TITLE else one["title"][: _TITLE - 1] + "…",
             "y": _TOP + _ROW * (index + 0.5),
-            "margin": at(-float(decision["delta"])),
-            **{bound: at(float(decision["interval"][bound])) for bound in ("estimate", "lower", "upper")},
+            "margin": at(-float(one["delta"])),
+            **{bound: at(float(one["interval"][bound])) for bound in ("estimate", "lower", "upper")},
         }
-        for index, decision in enumerate(shown)
+        for index, one in enumerate(shown)
     ]
     return {
         "left": _LEFT,
@@ -61,13 +67,17 @@ def differences(decisions: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None
         "zero": at(0.0),
         "margins": sorted({row["margin"] for row in rows}),
         "ticks": [
-            {"x": at(value), "label": f"{100 * value:+g}".replace("-", "−")} for value in _ticks(low, high) if value
+            {"x": at(value), "label": f"{100 * value:+g}".replace("-", "−")} for value in ticks(low, high) if value
         ],
     }
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """About five round values inside [low, high]."""
-    step = next((step for step in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if (high - low) / step <= 7), 1.0)
-    first, last = int(low / step) - 1, int(high / step) + 1
-    return [round(count * step, 4) for count in range(first, last + 1) if low <= count * step <= high]
+def ticks(low: float, high: float) -> list[float]:
+    """Two to eight round values inside [low, high]."""
+    if not high > low:
+        return []
+    rough = (high - low) / 7
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * part for part in (1, 2, 5, 10) if unit * part >= rough)
+    places = max(0, 2 - math.floor(math.log10(step)))
+    return [round(number * step, places) + 0.0 for number in range(math.ceil(low / step), math.floor(high / step) + 1)]

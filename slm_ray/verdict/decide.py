@@ -106,10 +106,15 @@ def not_worse(interval: Interval, delta: float) -> bool:
     return interval.lower > -delta + _ROUNDING
 
 
+def clearly_worse(interval: Interval, delta: float) -> bool:
+    """The rule of a fine-tune, and of a slice that blocks a swap: even the upper bound is below -`delta`."""
+    return interval.upper < -delta - _ROUNDING
+
+
 def _by_bounds(interval: Interval, delta: float) -> Action:
     if not_worse(interval, delta):
         return "swap"
-    return "fine_tune" if interval.upper < -delta - _ROUNDING else "inconclusive"
+    return "fine_tune" if clearly_worse(interval, delta) else "inconclusive"
 
 
 def _reading(comparison: Comparison, delta: float, action: Action) -> str:
@@ -143,7 +148,7 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             reasons.append(f"the gate {bounds}: not shown to be within {delta:g}, which blocks the swap.")
             action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
-        if worst.interval.upper < -delta - _ROUNDING:
+        if clearly_worse(worst.interval, delta):
             reasons.append(
                 f"the SLM is worse where {worst.tag} is {worst.value!r}: {worst.interval.estimate:+.4f} over {worst.n}"
                 f" rows, upper bound {worst.interval.upper:+.4f} (shared among {len(comparison.slices)} slices), which"

@@ -1,6 +1,7 @@
 """Where an arm loses, out of a report's own breakdown: its lowest slices beside the LLM's, and its labels.
 
-The arm is the last of those shown, which is the one to decide about. Computes no metric.
+The arm is the last of those shown, which is the one to decide about. Guards are what a swap needs besides the primary
+metric: gates that hold and no slice that is clearly worse. Computes no metric.
 """
 
 from __future__ import annotations
@@ -8,8 +9,31 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slm_ray.types import Interval
+from slm_ray.verdict.decide import clearly_worse, not_worse
+
 _SLICES = 6
 _TABLES = 4
+_GUARDS = 12
+
+
+def guards(decision: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Gates, then slices with the lowest upper bounds first, each read as the paired rule reads it; None without any."""
+    if decision is None or decision["rule"] != "paired":
+        return None
+    found = [_guard(name, "gate", interval, decision) for name, interval in (decision.get("gates") or {}).items()]
+    parts = sorted(decision.get("slices") or (), key=lambda part: float(part["interval"]["upper"]))
+    found += [
+        _guard(f"{part['tag']}: {part['value']}", f"{part['n']} rows", part["interval"], decision) for part in parts
+    ]
+    return {"shown": found[:_GUARDS], "count": len(found)} if found else None
+
+
+def _guard(title: str, sub: str, interval: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+    bounds, delta = Interval(**interval), decision["delta"]
+    reading = "worse" if clearly_worse(bounds, delta) else "not worse" if not_worse(bounds, delta) else "not shown"
+    action = {"worse": "fine_tune", "not worse": "swap", "not shown": "inconclusive"}[reading]
+    return {"title": title, "sub": f"{sub}, {reading}", "interval": interval, "delta": delta, "action": action}
 
 
 def slices(

@@ -1,17 +1,37 @@
 "use strict";
 // The rows of every track: drawn as they are scrolled to, filtered, searched, walked by keys, rated and exported.
-// Text from data enters the page through textContent only.
+// Text from data enters the page as text nodes only. Ratings stay in this browser until they are exported.
 
 const BATCH = 60;
 const KINDS = ["all", "different", "lost", "won", "invalid", "refused"];
+// Characters that show nothing or turn the direction of those after them: they would make two answers look alike.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/;
+const UNSEEN_AT_MOST = 500;
 const views = [];
 let active = null;
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
   if (className) node.className = className;
-  if (text !== undefined && text !== null) node.textContent = text;
+  if (text !== undefined && text !== null) fill(node, text);
   return node;
+}
+
+// The text as it is, with a code before each character that cannot be seen.
+function fill(node, text) {
+  let rest = String(text);
+  for (let marked = 0; marked < UNSEEN_AT_MOST; marked += 1) {
+    const at = rest.search(UNSEEN);
+    if (at < 0) break;
+    const found = document.createElement("bdo");
+    found.className = "unseen";
+    found.dir = "ltr";
+    found.dataset.code = `U+${rest.charCodeAt(at).toString(16).toUpperCase().padStart(4, "0")}`;
+    found.textContent = rest[at];
+    node.append(rest.slice(0, at), found);
+    rest = rest.slice(at + 1);
+  }
+  node.append(rest);
 }
 
 function seconds(value) {
@@ -20,15 +40,17 @@ function seconds(value) {
 }
 
 class View {
-  constructor(root) {
+  constructor(root, data) {
     this.root = root;
-    this.data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+    this.data = data;
     this.list = root.querySelector(".list");
     this.search = root.querySelector("input[type='search']");
     this.said = root.querySelector(".shown");
     this.kind = "all";
     this.at = -1;
-    this.ratings = new Map();
+    this.place = `slm_ray ratings ${root.dataset.track} ${data.run}`;
+    this.ratings = this.recalled();
+    this.unkept = false;
     this.haystack = null;
     for (const input of root.querySelectorAll("input[type='radio']")) {
       input.addEventListener("change", () => this.show(input.value));
@@ -42,10 +64,35 @@ class View {
       });
     }
     root.querySelector(".export").addEventListener("click", () => this.exportRatings());
+    this.tell();
     root.addEventListener("focusin", () => { active = this; });
     this.end = make("div", "end");
     new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) this.draw(); }, { root: this.list, rootMargin: "800px" }).observe(this.end);
     this.show(this.kind, this.data.open);
+  }
+
+  recalled() {
+    try {
+      return new Map(Object.entries(JSON.parse(localStorage.getItem(this.place) || "{}")));
+    } catch {
+      return new Map(); // a browser may refuse to keep anything for a file
+    }
+  }
+
+  keep() {
+    try {
+      localStorage.setItem(this.place, JSON.stringify(Object.fromEntries(this.ratings)));
+      this.unkept = false;
+    } catch {
+      this.unkept = this.ratings.size > 0;
+    }
+    this.tell();
+  }
+
+  tell() {
+    const button = this.root.querySelector(".export");
+    button.textContent = `Export ${this.ratings.size} rated rows (JSONL)`;
+    button.disabled = this.ratings.size === 0;
   }
 
   matches() {
@@ -120,11 +167,11 @@ class View {
     if (arm.standIn) head.append(make("span", "tag", "stand-in"), " ");
     head.append(make("span", `mark ${answer.o}`, answer.o));
     const text = make("pre", "text");
-    if (answer.f) text.textContent = answer.f;
-    else if (!answer.d) text.textContent = answer.t;
+    if (answer.f) fill(text, answer.f);
+    else if (!answer.d) fill(text, answer.t);
     else {
       const odd = new Set(answer.d);
-      answer.t.split("\n").forEach((line, place) => { text.append(odd.has(place) ? make("mark", "", line) : line, "\n"); });
+      answer.t.split("\n").forEach((line, place) => { text.append(make(odd.has(place) ? "mark" : "span", "", line), "\n"); });
     }
     const facts = [`${this.data.primary} ${answer.v === null || answer.v === undefined ? "–" : answer.v}`, seconds(answer.l)];
     if (answer.u) facts.push(`${answer.u[0]} + ${answer.u[1]} tokens`);
@@ -140,7 +187,7 @@ class View {
       Object.assign(known, change);
       if (known.rating || known.comment || known.corrected) this.ratings.set(row.i, known);
       else this.ratings.delete(row.i);
-      this.root.querySelector(".export").textContent = `Export ${this.ratings.size} rated rows (JSONL)`;
+      this.keep();
     };
     box.append(make("span", "label", "SLM’s answer: "));
     const buttons = ["good", "bad"].map((value) => {
@@ -182,6 +229,7 @@ class View {
     link.href = URL.createObjectURL(new Blob(lines.map((line) => `${line}\n`), { type: "application/jsonl" }));
     link.download = `${this.root.dataset.track}-ratings.jsonl`;
     link.click();
+    this.unkept = false;
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
@@ -232,4 +280,19 @@ document.addEventListener("keydown", (event) => {
   }
 });
 document.getElementById("close-keys").addEventListener("click", () => document.getElementById("keys").close());
-for (const root of document.querySelectorAll(".sides")) views.push(new View(root));
+window.addEventListener("beforeunload", (event) => { if (views.some((view) => view.unkept)) event.preventDefault(); });
+
+// Many rows are packed: gzip in base64.
+async function rowsIn(block) {
+  if (block.dataset.packed !== "gzip") return JSON.parse(block.textContent);
+  const bytes = Uint8Array.from(atob(block.textContent), (sign) => sign.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+async function begin() {
+  const roots = [...document.querySelectorAll(".sides")];
+  const found = await Promise.all(roots.map((root) => rowsIn(root.querySelector("script[type='application/json']"))));
+  roots.forEach((root, place) => views.push(new View(root, found[place])));
+}
+
+begin();

@@ -1,8 +1,8 @@
 """One offline HTML page that shows the verdict and everything it rests on.
 
 `page` is a pure function: same data, same bytes. Everything is escaped, the page loads nothing and runs one script, its
-own (a content security policy forbids others), and an undefined number is shown as a dash, never as 0. It computes no metric: it
-subtracts and averages what the reports say.
+own (a content security policy forbids others), and an undefined number is shown as a dash, never as 0. It computes no
+metric: it subtracts and averages what the reports say.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import jinja2
 from slm_ray.corpus.tracks import TRACKS, defined
 from slm_ray.verdict import wording
 from slm_ray.verdict.chart import bars, differences
-from slm_ray.verdict.losses import classes, slices
+from slm_ray.verdict.daily import daily
+from slm_ray.verdict.losses import classes, guards, slices
 from slm_ray.verdict.measured import measured
 from slm_ray.verdict.panels import curve
 from slm_ray.verdict.rows_view import FILTERS, rows_view
@@ -50,7 +51,7 @@ def page(data: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=wording.percent, points=wording.points, seconds=wording.seconds, count=wording.count, signed=wording.signed, csp_hash=wording.csp_hash,
+        percent=wording.percent, sentence=wording.sentence, figure=wording.figure, points=wording.points, seconds=wording.seconds, count=wording.count, signed=wording.signed, csp_hash=wording.csp_hash,
         data_block=wording.data_block, thousand_usd=wording.thousand_usd,
     )  # fmt: skip
     html = environment.get_template("page.html.j2").render(
@@ -68,7 +69,7 @@ def page(data: Mapping[str, Any]) -> str:
         rules=_RULES,
         filters=FILTERS,
     )
-    # A model may answer with half of a surrogate pair, which no UTF-8 file can hold.
+    # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -84,10 +85,10 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
     llm, slm = (final["llm"], final["slm"]) if final else ("", "")
     rows = rows_view(
         track.get("rows") or (), list(arms.values()), llm=llm, slm=slm, primary=primary,
-        validity=known.core[0] if known else "",
+        validity=known.core[0] if known else "", run=_run(reports),
     )  # fmt: skip
     last = list(reports)[-1] if reports else None
-    cost, part = track.get("cost"), track.get("partial")
+    cost, part, held = track.get("cost"), track.get("partial"), guards(final)
     shown = [{**decision, "llm_arm": arms[decision["llm"]], "slm_arm": arms[decision["slm"]]} for decision in decisions]
     return {
         "name": track["track"],
@@ -98,7 +99,9 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
         "action": final["action"] if final else "none",
         "stand_in": any(arm["stand_in"] for arm in arms.values()),
         "tuned": any(arm["role"] == "adapter" for arm in arms.values()),
-        "differences": differences(shown),
+        "differences": differences([_difference(decision) for decision in shown]),
+        "guards": held,
+        "guard_chart": differences(held["shown"]) if held else None,
         "stages": [_stage(stage, reports[stage], arms, primary, llm, shown) for stage in reversed(reports)],
         "last": last,
         "rows": rows,
@@ -107,12 +110,33 @@ def _track(track: Mapping[str, Any], noted: bool) -> dict[str, Any]:
         "timings_s": track.get("timings_s") or {},
         "cost": cost,
         "cost_rows": [(arms[spec], found) for spec, found in cost["arms"].items() if spec in arms] if cost else [],
+        "daily": daily(cost) if cost else None,
         "partial": part,
         "curve": curve(part["curve"], part["delta"], part["validation_share"]) if part else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, track.get("rows") or ())
         if last
         else None,
     }
+
+
+def _difference(decision: Mapping[str, Any]) -> dict[str, Any]:
+    """A decision as the chart of differences wants it."""
+    sides = (decision["slm_arm"], decision["llm_arm"])
+    named = " − ".join(side["label"] for side in sides)
+    return {
+        **decision,
+        "title": decision["stage"],
+        "sub": named + " (stand-in)" * any(side["stand_in"] for side in sides),
+    }
+
+
+def _run(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the last report's rows and answers are, for ratings that are kept in the browser."""
+    if not reports:
+        return ""
+    report = list(reports.values())[-1]
+    digests = (report.get("trust") or {}).get("digests", {})
+    return f"{report['examples']['digest']}:{digests.get('answers', '')}"
 
 
 def _arms(
@@ -156,6 +180,7 @@ def _stage(
     present = [arm for spec, arm in arms.items() if spec in models]
     decision = next((decision for decision in decisions if decision["stage"] == stage), None)
     delta = decision["delta"] if decision else 0.0
+    bounds = _bounds(decision)
     names = list(dict.fromkeys(name for arm in present for name in models[arm["spec"]]["metrics"]))
     issues = sorted({issue for arm in present for issue in models[arm["spec"]]["issues"]})
     rivals = [arm for arm in present if arm["spec"] != llm] if llm in models else []
@@ -164,7 +189,7 @@ def _stage(
         "report": report,
         "arms": [{**arm, "model": models[arm["spec"]], "per_call": _per_call(models[arm["spec"]])} for arm in present],
         "rivals": rivals,
-        "metrics": [_metric(name, models, present, rivals, llm, delta) for name in names],
+        "metrics": [_metric(name, models, present, rivals, llm, delta, bounds) for name in names],
         "issues": [
             {"name": issue, "counts": [models[arm["spec"]]["issues"].get(issue, 0) for arm in present]}
             for issue in issues
@@ -176,6 +201,14 @@ def _stage(
     }
 
 
+def _bounds(decision: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """The paired bounds that the comparison has, by model and metric: those of the primary metric and of the gates."""
+    if not decision:
+        return {}
+    found = {**(decision.get("gates") or {}), decision["primary"]: decision.get("interval")}
+    return {(decision["slm"], name): interval for name, interval in found.items() if interval}
+
+
 def _metric(
     name: str,
     models: Mapping[str, Any],
@@ -183,6 +216,7 @@ def _metric(
     rivals: Sequence[Mapping[str, Any]],
     llm: str,
     delta: float,
+    bounds: Mapping[tuple[str, str], Mapping[str, Any]],
 ) -> dict[str, Any]:
     values = {arm["spec"]: models[arm["spec"]]["metrics"].get(name) for arm in present}
     gaps = []
@@ -190,7 +224,7 @@ def _metric(
         large, small = values[llm], values[arm["spec"]]
         gap = small - large if small is not None and large is not None else None
         tone = "none" if gap is None else "behind" if gap < -delta - 1e-12 else "ahead" if gap > 0 else "level"
-        gaps.append({"gap": gap, "tone": tone})
+        gaps.append({"gap": gap, "tone": tone, "bounds": bounds.get((arm["spec"], name))})
     return {"name": name, "values": list(values.values()), "gaps": gaps}
 
 

@@ -5,11 +5,13 @@ Numbers in, rounded coordinates out; the template draws them. What is not known 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
+
+from slm_ray.verdict.chart import ticks
 
 _LEFT, _WIDTH, _GAP = 130.0, 200.0, 50.0
 _TOP, _ROW = 62.0, 52.0
@@ -46,7 +48,7 @@ def panels(arms: Sequence[Mapping[str, Any]], measures: Mapping[tuple[str, str],
 
 
 def curve(points: Sequence[Mapping[str, Any]], delta: float, chosen: float | None) -> dict[str, Any] | None:
-    """Difference and lower bound of the mixture by the SLM's share (0 to 1); None without two points."""
+    """Difference and lower bound of the mixture by the SLM's share (0 to 1), below it its cost; None without two points."""
     if len(points) < 2:
         return None
     ordered = sorted(points, key=lambda point: float(point["share"]))
@@ -66,14 +68,29 @@ def curve(points: Sequence[Mapping[str, Any]], delta: float, chosen: float | Non
         return "M" + "L".join(f"{x(float(point['share']))} {y(float(point[name]))}" for point in ordered)
 
     marks = [point for point in ordered if chosen is not None and abs(float(point["share"]) - chosen) < 1e-9]
-    ticks = [low + (high - low) * part / 4 for part in range(5)]
     return {
         "left": left, "right": right, "height": bottom, "margin": y(-delta), "line": path("difference"),
         "lower": path("lower"),
         "x_ticks": [{"x": x(part / 4), "label": f"{25 * part} %"} for part in range(5)],
-        "y_ticks": [{"y": y(value), "label": f"{100 * value:+.1f}".replace("-", "−")} for value in ticks],
+        "y_ticks": [{"y": y(value), "label": f"{100 * value:+g}".replace("-", "−") if value else "0"} for value in ticks(low, high)],
+        "cost": _share_cost(ordered, x, bottom + 60),
         "chosen": [{"x": x(float(point["share"])), "y": y(float(point["difference"]))} for point in marks[:1]],
     }  # fmt: skip
+
+
+def _share_cost(points: Sequence[Mapping[str, Any]], x: Callable[[float], float], top: float) -> dict[str, Any] | None:
+    """USD per 1,000 requests over the same shares, on a scale of its own that starts at 0; None where a price is missing."""
+    if any(point.get("per_request_usd") is None for point in points):
+        return None
+    usd = [1000 * float(point["per_request_usd"]) for point in points]
+    bottom, highest = top + 110, max(usd) * 1.1 or 1.0
+
+    def y(value: float) -> float:
+        return round(bottom - (bottom - top) * value / highest, 1)
+
+    path = "L".join(f"{x(float(point['share']))} {y(value)}" for point, value in zip(points, usd, strict=True))
+    labels = [{"y": y(value), "label": f"{value:.10g}"} for value in ticks(0.0, highest)]
+    return {"top": top, "bottom": bottom, "line": f"M{path}", "y_ticks": labels[:: 1 + len(labels) // 5]}
 
 
 def _largest(found: Sequence[Measure]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 _CALL = re.compile(r'\s*(<tool_call name="[^"]*">)(.*)(</tool_call>)\s*', re.DOTALL)
 _TITLE = 150
 _COMPARED = 1_000_000  # pairs of lines
+_DRAWN = 60  # rows that the script draws at once
 
 FILTERS = {
     "all": "All",
@@ -35,22 +36,23 @@ def rows_view(
     slm: str,
     primary: str,
     validity: str,
+    run: str = "",
 ) -> dict[str, Any]:
     """The rows for the page, how many each filter shows, where the SLM loses by tag and which row is open at first.
 
-    `data` is what the page's script draws: short keys, and turns that rows share only once.
+    `data` is what the page's script draws: short keys, and turns that rows share only once. `run` says whose rows they are.
     """
     earlier: dict[str, int] = {}
     shown = [_row(row, arms, llm, slm, primary, validity, earlier) for row in rows]
     counts = {name: sum(name == "all" or name in row["k"] for row in shown) for name in FILTERS}
-    first = next((position for position, row in enumerate(shown) if "lost" in row["k"]), 0)
     specs = [arm["spec"] for arm in arms]
     data = {
         "arms": [{"label": arm["label"], "spec": arm["spec"], "standIn": arm["stand_in"]} for arm in arms],
         "slm": specs.index(slm) if slm in specs else None,
         "earlier": [json.loads(turns) for turns in earlier],
         "primary": primary,
-        "open": first,
+        "open": _first(shown[:_DRAWN]),
+        "run": run,
         "rows": shown,
     }
     return {"data": data, "n": len(shown), "counts": counts, "lost_by": _lost_by(shown)}
@@ -81,6 +83,12 @@ def _row(
         "a": answers,
         "k": _kinds(outcome, outcome.get(llm), outcome.get(slm)),
     }
+
+
+def _first(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Of the rows that are drawn at once, one that shows most: lost by the SLM, else won, else any."""
+    found = (place for kind in ("lost", "won") for place, row in enumerate(rows) if kind in row["k"])
+    return next(found, 0)
 
 
 def _kinds(outcome: Mapping[str, str], large: str | None, small: str | None) -> list[str]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import math
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import markupsafe
 
 DASH = "–"
+_PACKED_FROM = 1_000_000  # characters
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
 
 
 def undefined(value: float | None) -> bool:
@@ -52,17 +57,40 @@ def count(value: float | None) -> str:
     return f"{value:,.1f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
 
 
+def sentence(text: str) -> str:
+    """With a capital first letter; the rest stays."""
+    return text[:1].upper() + text[1:]
+
+
+def figure(value: Any) -> str:
+    """Anything as text; a fraction to six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
 def thousand_usd(value: float | None) -> str:
     """USD per request as USD per thousand of them."""
     return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
 
 
-def data_block(value: Any) -> markupsafe.Markup:
-    """JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What stands in a script element as data: JSON, or where `packed`, gzip of it in base64."""
+
+    text: markupsafe.Markup
+    packed: bool
+
+
+def data_block(value: Any) -> Block:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
+    there. Much of it is packed."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return markupsafe.Markup(text)
+    if len(text) < _PACKED_FROM:
+        return Block(text=markupsafe.Markup(text), packed=False)
+    packed = base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)).decode("ascii")
+    return Block(text=markupsafe.Markup(packed), packed=True)
 
 
 def csp_hash(text: str) -> str:

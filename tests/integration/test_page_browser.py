@@ -32,6 +32,11 @@ FLAGS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="session", autouse=True)
+def ray_cluster() -> None:
+    """A page needs no Ray."""
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
@@ -86,13 +91,20 @@ def opened(browser: Any, tmp_path: Path) -> Iterator[Opened]:
     ("rows", "limit_s"), [(1_000, 5.0), (10_000, 15.0)]
 )  # README has what it takes; this catches hangs
 def test_it_opens_with_many_rows_and_draws_few(browser: Any, tmp_path: Path, rows: int, limit_s: float) -> None:
-    found = Opened(browser, written(tmp_path, many(rows)))
-    print(f"{rows} rows open in {found.seconds:.2f} s")
+    path = written(tmp_path, many(rows))
+    found = Opened(browser, path, offline=True)
+    print(f"{rows} rows, {path.stat().st_size:,} bytes, open in {found.seconds:.2f} s")
+    assert found.tab.locator("script[data-packed]").count() == 1, "so many rows are packed"
     assert found.seconds < limit_s
     assert found.tab.locator(".shown").inner_text() == f"{rows} of {rows} rows"
     assert len(found.titles()) < 500
     found.tab.evaluate("() => { const list = document.querySelector('.list'); list.scrollTop = list.scrollHeight; }")
     found.tab.wait_for_function("() => document.querySelectorAll('.row').length > 100")
+    found.tab.keyboard.press("/")
+    started = time.perf_counter()
+    found.tab.keyboard.type(f"row-{rows - 1:05d}")
+    found.tab.wait_for_function("() => document.querySelector('.shown').textContent.startsWith('1 of')")
+    print(f"one of {rows} rows found in {time.perf_counter() - started:.2f} s, typing included")
     assert found.complaints == []
     found.tab.context.close()
 
@@ -173,6 +185,86 @@ def test_ratings_are_exported_as_training_rows(opened: Opened, tmp_path: Path) -
     assert [row.prompt.as_dicts() for row in read] == [source[line["id"]]["prompt"] for line in lines]
 
 
+def test_what_was_rated_survives_a_reload(opened: Opened) -> None:
+    tab = opened.tab
+    export = tab.locator(".export")
+    assert export.is_disabled()
+    tab.keyboard.press("j")
+    tab.keyboard.press("b")
+    tab.locator(".row").first.locator("textarea.comment").fill("kept")
+    tab.reload()
+    tab.wait_for_selector(".row")
+    assert export.inner_text() == "Export 1 rated rows (JSONL)" and export.is_enabled()
+    tab.keyboard.press("j")
+    tab.keyboard.press("o")
+    row = tab.locator(".row").first
+    assert row.locator("textarea.comment").input_value() == "kept"
+    assert row.get_by_role("button", name="bad").get_attribute("aria-pressed") == "true"
+    tab.keyboard.press("b")
+    row.locator("textarea.comment").fill("")
+    tab.reload()
+    tab.wait_for_selector(".row")
+    assert export.is_disabled(), "what was taken back is gone"
+    assert opened.complaints == []
+
+
+def test_ratings_that_the_browser_will_not_keep_are_not_left_silently(browser: Any, tmp_path: Path) -> None:
+    tab = browser.new_context(accept_downloads=True).new_page()
+    tab.add_init_script("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }")
+    tab.goto(written(tmp_path, sample()).as_uri())
+    tab.wait_for_selector(".row")
+    asked: list[str] = []
+    tab.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    tab.keyboard.press("j")
+    tab.keyboard.press("g")
+    tab.close(run_before_unload=True)
+    tab.wait_for_timeout(300)
+    assert asked == ["beforeunload"] and not tab.is_closed()
+    with tab.expect_download():
+        tab.locator(".export").click()
+    tab.close(run_before_unload=True)
+    assert asked == ["beforeunload"], "what was exported may be left"
+    tab.context.close()
+
+
+def test_what_cannot_be_seen_is_shown_and_leaves_the_browser_as_it_came(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    odd = 'right\u202eto\u200bleft \ud83d\x00\ufeff "q" \r\n end\n'
+    row = data["tracks"][0]["rows"][0]
+    row["models"][ADAPTER] |= {"text": odd, "failure": None}
+    row["prompt"][-1]["content"] = odd
+    found = Opened(browser, written(tmp_path, data), accept_downloads=True)
+    found.tab.keyboard.press("j")
+    found.tab.keyboard.press("g")
+    codes = found.tab.locator(".row[open] .column .unseen").evaluate_all("(all) => all.map((one) => one.dataset.code)")
+    assert [code for code in codes if code != "U+000D"] == ["U+202E", "U+200B", "U+0000", "U+FEFF"]
+    with found.tab.expect_download() as event:
+        found.tab.locator(".export").first.click()
+    event.value.save_as(tmp_path / "ratings.jsonl")
+    line = json.loads((tmp_path / "ratings.jsonl").read_text(encoding="utf-8"))
+    assert line["completion"] == odd and line["prompt"][-1]["content"] == odd
+    assert found.complaints == []
+    found.tab.context.close()
+
+
+def test_two_tracks_have_a_list_each_and_keys_go_to_the_one_in_use(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    data["tracks"][1]["rows"] = [
+        {**row, "id": f"call-{n}", "prompt": [{"role": "user", "content": f"Call {n}"}]}
+        for n, row in enumerate(data["tracks"][0]["rows"])
+    ]
+    found = Opened(browser, written(tmp_path, data))
+    first, second = found.tab.locator(".sides").nth(0), found.tab.locator(".sides").nth(1)
+    second.locator(".row > summary").nth(1).focus()
+    found.tab.keyboard.press("b")
+    assert second.locator(".export").inner_text() == "Export 1 rated rows (JSONL)"
+    assert first.locator(".export").is_disabled()
+    found.tab.keyboard.press("j")
+    assert found.tab.evaluate("() => document.activeElement.textContent.includes('Call 2')")
+    assert found.complaints == []
+    found.tab.context.close()
+
+
 def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any, tmp_path: Path) -> None:
     path = written(tmp_path, sample())
     found = Opened(browser, path, forced_colors="active", viewport={"width": 400, "height": 800})
@@ -180,7 +272,49 @@ def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any,
     marks = found.tab.locator(".mark").first
     words = marks.evaluate("(mark) => getComputedStyle(mark, '::before').content + mark.textContent")
     assert any(sign in words for sign in "✓✗!"), "an outcome is a sign and a word, not a colour"
+    found.tab.emulate_media(media="print", forced_colors="none")
+    found.tab.set_viewport_size({"width": 720, "height": 1000})
+    shown = found.tab.locator(".row").evaluate_all("(rows) => rows.map((row) => [row.open, row.checkVisibility()])")
+    assert shown and all(is_open == visible for is_open, visible in shown), "open rows are printed, others are not"
+    wide = found.tab.evaluate(
+        "() => [...document.querySelectorAll('.scroll')].filter((one) => one.scrollWidth > one.clientWidth + 1).length"
+    )
+    assert wide == 0, "nothing is cut off on paper"
     assert found.tab.pdf(path=str(tmp_path / "page.pdf"))[:5] == b"%PDF-"
+    found.tab.context.close()
+
+
+CONTRAST = """() => {
+  const pen = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+  const read = (colour) => {
+    pen.clearRect(0, 0, 1, 1); pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1);
+    return pen.getImageData(0, 0, 1, 1).data;
+  };
+  const light = (colour) => [...colour].slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, v, place) => sum + v * [0.2126, 0.7152, 0.0722][place], 0);
+  const behind = (one) => {
+    for (; one; one = one.parentElement) { const found = read(getComputedStyle(one).backgroundColor); if (found[3] > 250) return found; }
+    return [255, 255, 255];
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), poor = [];
+  while (texts.nextNode()) {
+    const one = texts.currentNode.parentElement;
+    if (!texts.currentNode.textContent.trim() || one.matches("script, style, noscript, :disabled") || !one.checkVisibility()) continue;
+    const style = getComputedStyle(one), colour = read(one.ownerSVGElement ? style.fill : style.color);
+    const [more, less] = [light(colour), light(behind(one))].sort((a, b) => b - a);
+    if ((more + 0.05) / (less + 0.05) < 4.5) poor.push(`${one.tagName}.${one.getAttribute("class")}`);
+  }
+  return [...new Set(poor)];
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_stands_out_from_its_ground(browser: Any, tmp_path: Path, scheme: str) -> None:
+    found = Opened(browser, written(tmp_path, sample()), color_scheme=scheme)
+    assert found.tab.evaluate(CONTRAST) == []
+    found.tab.evaluate("() => { document.documentElement.style.setProperty('--soft', '#777'); }")
+    assert "P.meta" in found.tab.evaluate(CONTRAST), "the measure finds what is too faint"
     found.tab.context.close()
 
 

@@ -123,6 +123,37 @@ def cost():
     }  # fmt: skip
 
 
+def priced(break_even):
+    """An LLM by the token, an SLM on a machine of 12 USD a day that can serve 5,000 requests a day."""
+    found = cost()
+    found["machine"] |= {"hourly_usd": 0.5}
+    found["arms"] = {
+        LLM: found["arms"][LLM] | {"kind": "tokens", "per_request_usd": 12 / (break_even or 20_000), "reason": None},
+        ADAPTER: found["arms"][ADAPTER] | {"capacity_requests_per_day": 5000.0},
+    }
+    return found | {"break_even_requests_per_day": break_even}
+
+
+def part(value, n, lower, upper):
+    return {
+        "tag": "domain",
+        "value": value,
+        "n": n,
+        "interval": {"estimate": (lower + upper) / 2, "lower": lower, "upper": upper},
+    }
+
+
+def trust(rows_scored):
+    return {
+        "rows_in": 100, "rows_scored": rows_scored, "retries": 4, "ambiguous": 1, "refused": 2,
+        "digests": {"data": "9f2c" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
+        "commands": {
+            "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
+            "resume": "python jobs/evaluate.py runs/demo/test/config.yaml",
+        },
+    }  # fmt: skip
+
+
 def partial():
     points = [
         {"share": share, "difference": -0.02 * share, "lower": -0.05 * share, "passes": share < 0.4}

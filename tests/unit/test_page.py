@@ -2,14 +2,21 @@
 
 import base64
 import copy
+import fnmatch
+import gzip
 import hashlib
 import json
+import random
 import re
+import tomllib
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, sample, trust
 
+from slm_ray.verdict.chart import ticks
+from slm_ray.verdict.daily import daily
 from slm_ray.verdict.page import page
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -58,7 +65,8 @@ DOCUMENT = Document(HTML)
 
 
 def blocks(document):
-    return [json.loads(text) for _, a, text in document.all("script") if a.get("type") == "application/json"]
+    found = [(a, text) for _, a, text in document.all("script") if a.get("type") == "application/json"]
+    return [json.loads(gzip.decompress(base64.b64decode(text)) if "data-packed" in a else text) for a, text in found]
 
 
 (ROWS,) = blocks(DOCUMENT)
@@ -189,6 +197,11 @@ def test_filters_count_and_rows_know_theirs():
         [], ["different", "won"], ["different", "lost"], ["invalid"], ["invalid"], [],
     ]  # fmt: skip
     assert ROWS["open"] == 2, "the first lost row is open"
+    data = sample()
+    track = data["tracks"][0]
+    track["rows"] = [{**track["rows"][0], "id": f"{n}"} for n in range(100)] + [track["rows"][2]]
+    (found,) = blocks(Document(page(data)))
+    assert found["open"] == 0, "not one that is drawn only when the list is scrolled"
 
 
 def test_a_refusal_is_its_own_outcome():
@@ -244,7 +257,96 @@ def test_a_thousand_rows_stay_below_five_megabytes():
     track = data["tracks"][0]
     track["rows"] = [{**row, "id": f"{row['id']}-{turn}"} for turn in range(170) for row in track["rows"]]
     assert len(track["rows"]) > 1000
+    html = page(data)
+    assert len(html.encode()) < 1_000_000, "much data is packed"
+    assert page(data) == html
+    (found,) = blocks(Document(html))
+    assert [row["i"] for row in found["rows"]] == [row["id"] for row in track["rows"]]
+    assert [row.get("xr", row["x"]) for row in found["rows"]] == [row["reference"] for row in track["rows"]]
+
+
+def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes():
+    chance = random.Random(42)
+    words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(5000)]
+
+    def text(tokens):
+        return " ".join(chance.choices(words, k=tokens))
+
+    data = sample()
+    track = data["tracks"][0]
+    (row, *_) = track["rows"]
+    track["rows"] = []
+    for number in range(1000):
+        models = {spec: {**answer, "text": text(150)} for spec, answer in row["models"].items()}
+        prompt = [*row["prompt"][:-1], {"role": "user", "content": text(500)}]
+        track["rows"].append({**row, "id": f"{number}", "prompt": prompt, "reference": text(150), "models": models})
     assert len(page(data).encode()) < 5_000_000
+
+
+def test_what_a_page_is_made_of_is_installed_with_the_package():
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["slm_ray"]
+    files = [path.relative_to(root / "slm_ray") for path in (root / "slm_ray" / "verdict").iterdir() if path.is_file()]
+    left = [
+        str(path) for path in files if path.suffix != ".py" and not any(fnmatch.fnmatch(path, one) for one in patterns)
+    ]
+    assert left == []
+
+
+def test_gates_and_slices_stand_with_their_bounds_and_how_they_are_read():
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["gates"] = {"json_valid": {"estimate": 0.01, "lower": -0.004, "upper": 0.031}}
+    final["slices"] = [part("fine", 30, -0.01, 0.06), part("bad", 24, -0.41, -0.11), part("so", 21, -0.2, 0.1)]
+    text = " ".join(Document(page(data)).all("body")[0][2].split())
+    for words in ("json_valid gate, not worse", "domain: bad 24 rows, worse", "domain: so 21 rows, not shown"):
+        assert words in text
+    assert text.index("domain: bad") < text.index("domain: fine"), "the worst slice comes first"
+    (cell,) = (
+        " ".join(t.split()) for _, _, t in Document(page(data)).all("tr", "core") if "json_valid" in t and "−0.4" in t
+    )
+    assert "−0.4 to +3.1" in cell, "the bounds of a gate stand below its difference"
+    final["rule"] = "point"
+    assert "What else has to hold" not in Document(page(data)).all("body")[0][2], "the point rule has no guards"
+
+
+def test_the_break_even_is_drawn_where_both_lines_cross():
+    chart = daily(priced(break_even=2640.0))
+    assert chart["even"]["requests"] == 2640.0
+    assert abs(chart["even"]["y"] - float(chart["slm"].split()[1].split("H")[0])) < 0.2, "on the first machine's line"
+    assert chart["machines"] == 2 and chart["slm"].count("V") == 1, "one machine is full before twice that volume"
+    never = daily(priced(break_even=None))
+    assert never["even"] is None and never["machines"] == 4 and never["slm"].count("V") == 3
+    assert daily(sample()["tracks"][0]["cost"]) is None, "a stand-in has no price"
+    data = sample()
+    data["tracks"][0]["cost"] = priced(break_even=2640.0)
+    assert "break-even: 2,640 a day" in Document(page(data)).all("body")[0][2]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.06, 0.11), (0, 12345), (0, 0.0037), (-1, -0.9), (0, 7e-9)])
+def test_ticks_are_few_round_and_inside(low, high):
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 8 and found == sorted(set(found))
+    assert all(low <= tick <= high + 1e-12 for tick in found)
+    assert ticks(1, 1) == []
+
+
+def test_the_trust_box_shows_calls_noise_digests_versions_and_commands():
+    data = sample()
+    report = data["tracks"][0]["reports"]["test"]
+    report["trust"] = trust(rows_scored=99)
+    report["models"][LLM]["noise"] = {"repeats": 3, "agreement": 0.98, "primary": [0.52, 0.51, 0.53]}
+    report["models"][LLM]["attempts"] = {"calls": 104, "retried": 4, "unheard": 1}
+    document = Document(page(data))
+    text = " ".join(document.all("section")[-2][2].split())
+    for words in (
+        "104 calls, 4 of them retries, 1 never answered (maybe billed)", "against itself, 3 times: the same score on 98.0 %",
+        "4 retries, 1 ambiguous paid calls, 2 refused", "openai 3.52.0", "digest of answers abab",
+        "python jobs/evaluate.py runs/demo/test/config.yaml",
+    ):  # fmt: skip
+        assert words in text, words
+    doubts = [found for _, _, found in document.all("li", "no")]
+    assert any("100 rows in = 99 scored" in one for one in doubts), "rows that are missing are not ticked"
 
 
 def test_missing_rows_and_leaks_are_not_ticked():
@@ -274,7 +376,12 @@ def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_pa
     assert Document(page(minimal)).all("article") == []
 
 
-def test_half_a_surrogate_pair_does_not_break_the_file():
+def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
     data = sample()
-    data["tracks"][0]["rows"][0]["models"][BASE]["text"] = "\ud83d"
-    page(data).encode("utf-8")
+    data["tracks"][0]["rows"][0]["models"][BASE]["text"] = "a\ud83d\x00\r\u2028 z"
+    data["tracks"][0]["decisions"][0]["because"] = ["\ud83d"]
+    html = page(data)
+    html.encode("utf-8")
+    (found,) = blocks(Document(html))
+    answer = next(answer for answer in found["rows"][0]["a"] if answer["m"] == 1)
+    assert answer.get("tr", answer["t"]) == "a\ud83d\x00\r\u2028 z"
