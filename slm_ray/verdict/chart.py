@@ -12,7 +12,7 @@ from typing import Any
 _LEFT, _RIGHT = 190.0, 700.0
 _ROW = 46.0
 _TOP = 26.0
-_TITLE = 26  # letters that fit beside a row
+_TITLE = 22  # letters that fit beside a row
 
 
 def bars(arms: Sequence[tuple[Mapping[str, Any], float | None]]) -> dict[str, Any]:

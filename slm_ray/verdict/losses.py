@@ -21,18 +21,25 @@ def guards(decision: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Gates, then slices with the lowest upper bounds first, each read as the paired rule reads it; None without any."""
     if decision is None or decision["rule"] != "paired":
         return None
-    found = [_guard(name, "gate", interval, decision) for name, interval in (decision.get("gates") or {}).items()]
-    parts = sorted(decision.get("slices") or (), key=lambda part: float(part["interval"]["upper"]))
-    found += [
-        _guard(f"{part['tag']}: {part['value']}", f"{part['n']} rows", part["interval"], decision) for part in parts
+    found = [
+        _guard(name, "gate", interval, decision, "not shown to hold")
+        for name, interval in (decision.get("gates") or {}).items()
     ]
+    for part in sorted(decision.get("slices") or (), key=lambda part: float(part["interval"]["upper"])):
+        name = f"{part['tag']}: {part['value']}"
+        found.append(_guard(name, f"{part['n']} rows", part["interval"], decision, "not shown worse"))
     return {"shown": found[:_GUARDS], "count": len(found)} if found else None
 
 
-def _guard(title: str, sub: str, interval: Mapping[str, Any], decision: Mapping[str, Any]) -> dict[str, Any]:
+def _guard(
+    title: str, sub: str, interval: Mapping[str, Any], decision: Mapping[str, Any], unclear: str
+) -> dict[str, Any]:
     bounds, delta = Interval(**interval), decision["delta"]
-    reading = "worse" if clearly_worse(bounds, delta) else "not worse" if not_worse(bounds, delta) else "not shown"
-    action = {"worse": "fine_tune", "not worse": "swap", "not shown": "inconclusive"}[reading]
+    action, reading = "inconclusive", unclear
+    if clearly_worse(bounds, delta):
+        action, reading = "fine_tune", "worse"
+    elif not_worse(bounds, delta):
+        action, reading = "swap", "not worse"
     return {"title": title, "sub": f"{sub}, {reading}", "interval": interval, "delta": delta, "action": action}
 
 

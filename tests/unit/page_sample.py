@@ -131,7 +131,8 @@ def priced(break_even):
         LLM: found["arms"][LLM] | {"kind": "tokens", "per_request_usd": 12 / (break_even or 20_000), "reason": None},
         ADAPTER: found["arms"][ADAPTER] | {"capacity_requests_per_day": 5000.0},
     }
-    return found | {"break_even_requests_per_day": break_even}
+    said = f"from {break_even:,.0f} requests/day a machine costs less." if break_even else "no break-even."
+    return found | {"break_even_requests_per_day": break_even, "break_even_because": said}
 
 
 def part(value, n, lower, upper):

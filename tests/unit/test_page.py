@@ -296,10 +296,18 @@ def test_what_a_page_is_made_of_is_installed_with_the_package():
 def test_gates_and_slices_stand_with_their_bounds_and_how_they_are_read():
     data = sample()
     final = data["tracks"][0]["decisions"][-1]
-    final["gates"] = {"json_valid": {"estimate": 0.01, "lower": -0.004, "upper": 0.031}}
+    final["gates"] = {
+        "json_valid": {"estimate": 0.01, "lower": -0.004, "upper": 0.031},
+        "field_f1": {"estimate": 0.0, "lower": -0.021, "upper": 0.021},
+    }
     final["slices"] = [part("fine", 30, -0.01, 0.06), part("bad", 24, -0.41, -0.11), part("so", 21, -0.2, 0.1)]
     text = " ".join(Document(page(data)).all("body")[0][2].split())
-    for words in ("json_valid gate, not worse", "domain: bad 24 rows, worse", "domain: so 21 rows, not shown"):
+    for words in (
+        "json_valid gate, not worse",
+        "domain: bad 24 rows, worse",
+        "domain: so 21 rows, not shown worse",
+        "field_f1 gate, not shown to hold",
+    ):
         assert words in text
     assert text.index("domain: bad") < text.index("domain: fine"), "the worst slice comes first"
     (cell,) = (
@@ -374,6 +382,19 @@ def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_pa
     assert "Fine-tune" in first and "No decision" in second
     minimal = {"title": "t", "generated": "g", "run_dir": "r", "tracks": []}
     assert Document(page(minimal)).all("article") == []
+
+
+@pytest.mark.parametrize("left_out", [(), ("digests",), ("versions",), ("commands",)])
+def test_reports_from_before_a_field_was_known_have_a_page_too(left_out):
+    data = sample()
+    track = data["tracks"][0]
+    track["reports"]["test"]["trust"] = {name: found for name, found in trust(100).items() if name not in left_out}
+    track["partial"]["curve"] = [{**point, "per_request_usd": 0.002} for point in track["partial"]["curve"]]
+    text = Document(page(data)).all("body")[0][2]
+    assert "100 rows in = 100 scored" in text and "USD per 1,000 requests, hypothetical" not in text
+    assert ("resume it" in text) == ("commands" not in left_out)
+    track["partial"]["cost_hypothetical"] = True
+    assert "USD per 1,000 requests, hypothetical" in Document(page(data)).all("body")[0][2]
 
 
 def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
