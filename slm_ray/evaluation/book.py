@@ -51,8 +51,7 @@ class Book:
     def show_finished(self, pending: Mapping[str, Sequence[Question]]) -> None:
         """Put on the board what is answered already."""
         left = {question.key for questions in pending.values() for question in questions}
-        for row in self._plan.rows():
-            entry = self._ledger.entry(row.key) if row.key not in left else None
+        for entry in self._ledger.entries(row.key for row in self._plan.rows() if row.key not in left):
             if entry is not None:
                 self._show(entry, fresh=False)
 

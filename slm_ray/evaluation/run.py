@@ -60,7 +60,7 @@ def evaluate(
         write_text(run_dir / CONFIG, dump(config))
         ledger.plan(planned.id, planned.rows())
         work = pending_in(planned, ledger)
-        answered = len(list(planned.rows())) - sum(map(len, work.values()))
+        answered = sum(1 for _ in planned.rows()) - sum(map(len, work.values()))
         declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
         if any(work.values()):
             with _noted(planned, config, ledger):

@@ -7,6 +7,7 @@ that the config itself holds.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import platform
 import shlex
 from collections.abc import Iterable
@@ -28,16 +29,24 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
     and never answered, by a crash or a lost actor: they may have been billed. `rows_scored` counts rows with a score for
     every model, which is every row, or there is no report.
     """
-    history = sorted(ledger.history(plan.id), key=lambda entry: (entry.key, entry.answered_ns))
-    last = {entry.key: entry for entry in history}
+    attempts = unheard = refused = 0
+    answered: set[str] = set()
+    said: list[str] = []
+    for key, history in itertools.groupby(ledger.history(plan.id), key=lambda entry: entry.key):
+        for last in history:
+            attempts += last.completion.attempts
+            unheard += last.completion.unheard
+        answered.add(key)
+        refused += outcome(last.completion) == "refused"
+        said.append(_said(last))
     return {
         "rows_in": len(plan.examples),
-        "rows_scored": sum(all(arm.keys[row.id] in last for arm in plan.arms) for row in plan.examples),
+        "rows_scored": sum(all(arm.keys[row.id] in answered for arm in plan.arms) for row in plan.examples),
         "questions": sum(len(keys) for arm in plan.arms for keys in arm.repeats),
-        "retries": sum(entry.completion.attempts - 1 for entry in history) + len(history) - len(last),
-        "unheard": sum(entry.completion.unheard for entry in history),
+        "retries": attempts - len(answered),
+        "unheard": unheard,
         "ambiguous": sum(ledger.unanswered(plan.id).values()),
-        "refused": sum(outcome(entry.completion) == "refused" for entry in last.values()),
+        "refused": refused,
         "training_rows": {
             "checked": [path for path in (config.train, config.adapters_dir) if path],
             "left_out_of_demonstrations": plan.left_out,
@@ -46,20 +55,11 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
             "data": plan.digest,
             "prompts": plan.prompts_digest,
             "config": _sha256(dump(config.model_copy(update=_defaults()))),
-            "answers": answers_digest(last.values()),
+            "answers": _digest(sorted(said)),
         },
         "versions": versions(),
         "commands": commands(config.run_dir),
     }
-
-
-def answers_digest(entries: Iterable[Entry]) -> str:
-    """64 hex digits over what every model said to every row, in any order: the result, whatever it took to get it."""
-    said = (
-        repr((entry.spec, entry.example_id, entry.repeat, outcome(entry.completion), entry.completion.text))
-        for entry in entries
-    )
-    return _sha256("\n".join(sorted(said)))
 
 
 def versions() -> dict[str, str]:
@@ -87,6 +87,19 @@ def _defaults() -> dict[str, Any]:
         name: None if (field := EvaluateConfig.model_fields[name]).is_required() else field.default
         for name in _WHERE_AND_HOW_FAST
     }
+
+
+def _said(entry: Entry) -> str:
+    """What a model said to a row; the digest of all of it, in any order, is the result, whatever it took to get it."""
+    return repr((entry.spec, entry.example_id, entry.repeat, outcome(entry.completion), entry.completion.text))
+
+
+def _digest(lines: Iterable[str]) -> str:
+    """64 hex digits over the lines, without joining them."""
+    found = hashlib.sha256()
+    for at, line in enumerate(lines):
+        found.update(("\n" * (at > 0) + line).encode("utf-8", "replace"))
+    return found.hexdigest()
 
 
 def _sha256(text: str) -> str:

@@ -11,6 +11,7 @@ only as a hash. Files of the first layout are refused: their keys did not hold t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import time
@@ -24,6 +25,7 @@ from slm_ray.ledger.schema import SCHEMA, VERSION
 from slm_ray.types import Completion
 
 _FULL = ("full", "disk I/O", "unable to open")
+_READ_AT_ONCE = 500
 
 
 class Ledger:
@@ -109,6 +111,15 @@ class Ledger:
         rows = self._all(f"SELECT {_ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
         return _entry(rows[0]) if rows else None
 
+    def entries(self, keys: Iterable[str]) -> Iterator[Entry | None]:
+        """As `entry`, for each of the keys in their order; a few hundred are read at a time, and held until they are taken."""
+        left = iter(keys)
+        while part := list(itertools.islice(left, _READ_AT_ONCE)):
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT {_ENTRY} FROM answers WHERE key IN ({marks}) ORDER BY finished, seq"
+            found = {row[0]: row for row in self._all(query, *part)}  # the best of a key comes last
+            yield from (_entry(found[key]) if key in found else None for key in part)
+
     def since(self, seq: int, *, upto: int | None = None) -> tuple[int, list[Entry]]:
         """The answers noted after `seq` (and not after `upto`), oldest first, at most a thousand; and the last's number."""
         last = upto if upto is not None else 2**62
@@ -133,9 +144,12 @@ class Ledger:
                 self._db.execute("COMMIT")
 
     def history(self, plan: str) -> Iterator[Entry]:
-        """Every answer to a question of the plan, the failed ones that were asked again included."""
+        """Every answer to a question of the plan, failed ones that were asked again included; by key, the oldest first."""
         columns = ", ".join(f"a.{name.strip()}" for name in _ENTRY.split(","))
-        query = f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ?"
+        query = (
+            f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ? "
+            "ORDER BY p.key, a.answered_ns, a.seq"
+        )
         with self._said():
             yield from map(_entry, self._db.execute(query, (plan,)))
 
