@@ -65,6 +65,7 @@ def evaluate(
         if any(work.values()):
             with _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
+        del work  # a question for every row, and the report needs none
         return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
 
 
@@ -107,6 +108,7 @@ def _noted(planned: Plan, config: EvaluateConfig, ledger: Ledger) -> Iterator[No
     facts = {
         "examples": str(Path(config.examples).absolute()), "track": track, "models": list(config.models),
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
+        "concurrency": config.generation.concurrency,
     }  # fmt: skip
     ledger.begin(planned.id, facts)
     ended = "stopped"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import tracemalloc
@@ -15,6 +16,7 @@ from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.score import write_report
+from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing import Tracer
@@ -109,6 +111,33 @@ def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_
         span for line in read_jsonl(run / "traces.jsonl") for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]
     ]
     assert len(spans) == 1 + 2 + 2 * 40
+
+
+def test_the_digest_is_that_of_the_sorted_lines_of_all_answers(tmp_path: Path) -> None:
+    config, made = planned(tmp_path, 12, repeats=11, models=("fake:a", "fake:a'", "fake:ab", 'fake:"'))
+    odd = ["r1", "r10", "r1'", 'r1"', "r1\\", "ü", "\n", "r1, 0", "R1", "a b", "zz", "r"]
+    renamed = {f"r{n}": name for n, name in enumerate(odd)}
+    arms = tuple(
+        dataclasses.replace(arm, keys=keys[0], again=keys[1:])
+        for arm in made.arms
+        for keys in [tuple({renamed[one]: key for one, key in given.items()} for given in arm.repeats)]
+    )
+    examples = tuple(dataclasses.replace(row, id=renamed[row.id]) for row in made.examples)
+    made = dataclasses.replace(made, arms=arms, examples=examples)
+    lines = []
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.plan(made.id, made.rows())
+        for at, row in enumerate(made.rows()):
+            text = f"answer {at % 5}"
+            lost = Completion(failure=Failure(kind="error", reason="gone"))
+            for completion in ([lost] if at % 3 == 0 else []) + [Completion(text=text)]:
+                entry = Entry(key=row.key, spec=row.spec, example_id=row.example_id, repeat=row.repeat,
+                              answered_ns=at, completion=completion)  # fmt: skip
+                ledger.put_all([entry])
+            lines.append(repr((row.spec, row.example_id, row.repeat, "ok", text)))
+        found = trust(made, ledger, config)
+    assert found["digests"]["answers"] == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    assert (found["rows_scored"], found["questions"], found["retries"]) == (12, 4 * 12 * 11, 4 * 12 * 11 // 3)
 
 
 def test_a_report_of_many_rows_holds_little_of_them(tmp_path: Path) -> None:
