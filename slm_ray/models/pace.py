@@ -68,6 +68,7 @@ class Gate:
         self._limited: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._first_in_line = asyncio.Lock()
+        self._shut = False
         self.on_limited: Callable[[], None] | None = None
 
     def keep_to(self, limit: Limit) -> None:
@@ -77,12 +78,21 @@ class Gate:
             self._changed.set()
             self._changed = asyncio.Event()
 
+    def shut(self) -> None:
+        """No attempt starts any more: the endpoint has refused one in a way that it would refuse them all.
+
+        Whoever waits for a turn waits until it is cancelled, which the error of that one attempt brings about.
+        """
+        self._shut = True
+
     async def turn(self) -> int:
         """Wait until an attempt may start; the number of the limit it starts under."""
         async with self._first_in_line:
             while (wait_s := self._wait_s()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait_s)
+            if self._shut:
+                await asyncio.Event().wait()
             return self._limit.number
 
     def _wait_s(self) -> float:
