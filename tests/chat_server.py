@@ -80,7 +80,13 @@ def error(
 class ChatServer:
     """`with ChatServer(script) as server:`; `server.url` is its address."""
 
-    def __init__(self, script: Callable[[Request], Reply], models: tuple[str, ...] = ("tiny-base",)) -> None:
+    def __init__(
+        self,
+        script: Callable[[Request], Reply],
+        models: tuple[str, ...] = ("tiny-base",),
+        *,
+        models_after_s: float = 0.0,
+    ) -> None:
         self.script = script
         self.models = models
         self.requests: list[Request] = []
@@ -95,6 +101,7 @@ class ChatServer:
             wbufsize = -1  # headers and body in one packet
 
             def do_GET(self) -> None:
+                time.sleep(models_after_s)
                 outer._send(
                     self, Reply(body={"object": "list", "data": [{"id": m, "object": "model"} for m in outer.models]})
                 )
