@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+import ray
 
 from slm_ray import adapters
 from slm_ray.config import TrainingConfig
@@ -24,13 +25,6 @@ from slm_ray.tracing.spans import spans_of, values
 from slm_ray.training import train, train_many
 
 pytestmark = pytest.mark.heavy
-LOCAL = {
-    "address": "local",
-    "num_cpus": 4,
-    "resources": {"slot": 4},
-    "include_dashboard": False,
-    "log_to_driver": False,
-}
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 
 
@@ -146,7 +140,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     asked = config(tmp_path)
     script = (
         "import ray, sys\nfrom slm_ray.config import TrainingConfig\nfrom slm_ray.training import train\n"
-        f"ray.init(**{LOCAL!r})\n"
+        f"ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False)\n"
         "train(TrainingConfig.model_validate_json(sys.argv[1]), show=False)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", script, asked.model_dump_json()], start_new_session=True)
