@@ -5,8 +5,6 @@ rows and says why for each, curates, splits by a hash (the same rows and seed gi
     jobs/prepare.py --track classify --source tickets.csv --stratify label --out_dir runs/prepared/tickets
 """
 
-from functools import partial
-
 from slm_ray.command import output_folder, run
 from slm_ray.config import PrepareConfig
 from slm_ray.fanout import in_order
@@ -22,7 +20,7 @@ def main(config: PrepareConfig) -> None:
     out_dir = str(output_folder(config.out_dir))
     done = prepare(
         config.model_copy(update={"out_dir": out_dir}), count=count, say=print,
-        fan_out=partial(in_order, title="reading files"),
+        fan_out=in_order,
     )  # fmt: skip
     print(done.summary())
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from slm_ray.errors import ModelError
 
 _BATCH = 32
+_CHARACTERS_PER_TOKEN = 200  # at most; ten megabytes would be cut into tokens for twenty seconds, and then be truncated
 
 Vectors = npt.NDArray[np.float32]
 
@@ -42,7 +43,7 @@ class Encoder:
         for start in range(0, len(order), _BATCH):
             places = order[start : start + _BATCH]
             batch = tokenizer(
-                [texts[place] for place in places], return_tensors="pt", padding=True, truncation=True,
+                [self._beginning(texts[place]) for place in places], return_tensors="pt", padding=True, truncation=True,
                 return_special_tokens_mask=True,
             )  # fmt: skip
             kept = (batch.pop("special_tokens_mask") == 0) & (batch["attention_mask"] == 1)
@@ -55,12 +56,17 @@ class Encoder:
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Per text the ids of the tokens that `tokens` has vectors of."""
         tokenizer, _ = self._load()
-        found = tokenizer(list(texts), truncation=True, return_special_tokens_mask=True) if texts else {"input_ids": []}
+        cut = [self._beginning(text) for text in texts]
+        found = tokenizer(cut, truncation=True, return_special_tokens_mask=True) if texts else {"input_ids": []}
         masks = found.get("special_tokens_mask", [])
         return [
             [token for token, special in zip(ids, mask, strict=True) if not special]
             for ids, mask in zip(found["input_ids"], masks, strict=True)
         ]
+
+    def _beginning(self, text: str) -> str:
+        tokenizer, _ = self._load()
+        return text[: tokenizer.model_max_length * _CHARACTERS_PER_TOKEN]
 
     def _load(self) -> tuple[Any, Any]:
         if self._parts is None:

@@ -1,4 +1,4 @@
-"""Long work as Ray tasks with a progress bar: many files of rows to read, many answers to score.
+"""Long work as Ray tasks with a progress bar: many files of rows to read, tokens to count, answers to score.
 
 The work itself is plain functions of the floors below, called the same way here and there, and results come in the
 order of the work whatever ends first: so what comes out is the same as without Ray, to the byte, errors included. At most

@@ -53,7 +53,9 @@ Row = dict[str, Any]
 def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Ask the judge and write `run_dir/judge.json`; the result. Raises as `evaluate` does."""
     if config.calibrate:
-        config = config.model_copy(update={"rubric": _rubric(config, {})})
+        # Of the report that the judge is to grade, where it is there: another rubric is another judge.
+        told = load_report(config.report)[0] if config.report and not config.track and not config.rubric else {}
+        config = config.model_copy(update={"rubric": _rubric(config, told)})
         result = _calibrated(config, environment)
     else:
         report, rows = load_report(config.report)

@@ -56,7 +56,9 @@ class SourceConfig(Knobs):
     skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
     fan_out_bytes: int | None = Field(
-        64 * 2**20, ge=0, description="several files of this many bytes together are read as Ray tasks; never when null"
+        64 * 2**20,
+        ge=0,
+        description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
     )
     curation: CurationConfig = CurationConfig()
 

@@ -72,7 +72,8 @@ def prompt_hash(prompt: Prompt) -> str:
 
 def content_id(prompt: Prompt, reference: str) -> str:
     """16 hex digits that name an example by its exact content; the id of a row that has none."""
-    return _sha256([prompt.as_dicts(), reference])[:_SHORT]
+    turns = [{"role": turn.role, "content": _passing(turn.content)} for turn in prompt.messages]
+    return _sha256([turns, _passing(reference)])[:_SHORT]
 
 
 def digest(examples: Iterable[Example]) -> str:
@@ -88,6 +89,11 @@ def as_row(example: Example) -> dict[str, object]:
         "completion": example.reference,
     }
     return {**row, "tags": dict(example.tags)} if example.tags else row
+
+
+def _passing(text: str) -> str:
+    """A text to be encoded and forgotten: one that is not ASCII keeps the UTF-8 that is made of it as long as it lives."""
+    return text if text.isascii() else text[:1] + text[1:]
 
 
 def _sha256(value: object) -> str:

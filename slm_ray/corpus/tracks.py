@@ -45,6 +45,11 @@ _CALL_METRICS = ("valid_call", "name_match", "args_exact", "args_precision", "ar
 
 _CALL_GATES = ("name_match",)  # right arguments for the wrong tool are no right call, and `args_exact` does not see it
 
+_CALL_RUBRIC = (
+    "Is it one call of the right tool, with every argument of the request at its right value and "
+    "none made up? Anything beside the call is a fault."
+)
+
 TRACKS: dict[str, Track] = {
     "structured": Track(
         name="structured",
@@ -52,6 +57,10 @@ TRACKS: dict[str, Track] = {
         scorers=("structured",),
         primary="exact_match",
         core=("json_valid", "exact_match", "field_precision", "field_recall", "field_f1"),
+        rubric=(
+            "Does the object hold every field that the task asks for at its right value, with none missing or made "
+            "up? Anything but JSON is useless."
+        ),
     ),
     "toolcall": Track(
         name="toolcall",
@@ -63,6 +72,7 @@ TRACKS: dict[str, Track] = {
         primary="args_exact",
         core=_CALL_METRICS,
         gates=_CALL_GATES,
+        rubric=_CALL_RUBRIC,
     ),
     "hermes": Track(
         name="hermes",
@@ -74,6 +84,7 @@ TRACKS: dict[str, Track] = {
         primary="args_exact",
         core=_CALL_METRICS,
         gates=_CALL_GATES,
+        rubric=_CALL_RUBRIC,
     ),
     "gsm8k": Track(
         name="gsm8k",
@@ -81,6 +92,10 @@ TRACKS: dict[str, Track] = {
         scorers=("gsm8k",),
         primary="number_match",
         core=("number_match",),
+        rubric=(
+            "Is the final number right, and does every step lead to the next? A wrong number is no more than "
+            "half right."
+        ),
     ),
     "classify": Track(
         name="classify",
@@ -88,6 +103,7 @@ TRACKS: dict[str, Track] = {
         scorers=("classify",),
         primary="accuracy",
         core=("accuracy", "macro_f1"),
+        rubric="Is it the label that fits the text best, and nothing but a label?",
     ),
     "chat": Track(
         name="chat",
@@ -95,6 +111,7 @@ TRACKS: dict[str, Track] = {
         scorers=("text",),
         primary="rouge_l",
         core=("rouge_1", "rouge_2", "rouge_l"),
+        rubric="Does it do what was asked, correctly and completely, with nothing needless or made up?",
     ),
 }
 

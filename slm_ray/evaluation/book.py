@@ -45,6 +45,7 @@ class Book:
         self._in_flight: Counter[str] = Counter()
         self._asked: set[str] = set()
         self._heard: list[Entry] = []
+        self._unshown: list[Entry] = []
         self._waited = False
         self._clock_s = clock_s
         self._plan_id = planned.id
@@ -107,11 +108,13 @@ class Book:
         self._waited = bool(self._heard)
         if self._clock_s() - self._noted_s >= NOTED_EVERY_S:
             self._note_speeds()
+        self._show_written()
         self._board.show()
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write and show the rest."""
         self._write([])
+        self._show_written()
         self._note_speeds()
 
     def _note_speeds(self) -> None:
@@ -123,8 +126,13 @@ class Book:
 
     def _write(self, keys: Sequence[str]) -> None:
         self._ledger.put_all(self._heard, starts=keys)
-        written, self._heard = self._heard, []
-        for entry in written:
+        self._unshown += self._heard
+        self._heard = []
+
+    def _show_written(self) -> None:
+        """Scoring takes longer than writing, and no free place in flight should wait for it."""
+        shown, self._unshown = self._unshown, []
+        for entry in shown:
             self._show(entry, fresh=True)
 
     def _show(self, entry: Entry, *, fresh: bool) -> None:

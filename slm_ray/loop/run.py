@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -88,7 +87,7 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                count=self.token_counter(track), say=self.say, fan_out=partial(in_order, title="reading files"),
+                count=self.token_counter(track), say=self.say, fan_out=in_order,
             )  # fmt: skip
             self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))

@@ -7,7 +7,7 @@ whole source has.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from operator import itemgetter
@@ -19,6 +19,7 @@ from slm_ray.corpus.pair import Pair
 from slm_ray.corpus.problems import BadRow
 from slm_ray.corpus.read import Converted, converted
 from slm_ray.corpus.tracks import Track
+from slm_ray.prepare.spread import FanOut
 from slm_ray.scoring import unreadable
 from slm_ray.sources import File, files, is_data_set, raw_rows, rows_of
 
@@ -39,9 +40,6 @@ class Part:
     format_name: str
 
 
-FanOut = Callable[[Callable[[Part], Iterator[Block]], list[Part]], Iterator[Block]]
-
-
 def converted_rows(
     names: Sequence[str], config: PrepareConfig, track: Track, fan_out: FanOut | None
 ) -> Iterator[Iterator[Converted]]:
@@ -51,7 +49,7 @@ def converted_rows(
         yield from (_scorable(converted(raw_rows(name), track, config.format), track) for name in names)
         return
     apart = {part.number for part in parts}
-    blocks = groupby(fan_out(packed, parts), key=itemgetter(0))
+    blocks = groupby(fan_out(packed, parts, title="reading files"), key=itemgetter(0))
     following = next(blocks, None)
     for number, name in enumerate(names):
         if number not in apart:

@@ -19,8 +19,8 @@ from slm_ray.errors import ConfigError
 from slm_ray.prepare.curate import curated
 from slm_ray.prepare.demonstrations import shown
 from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
-from slm_ray.prepare.parts import FanOut
 from slm_ray.prepare.sides import SPLITS, sides
+from slm_ray.prepare.spread import FanOut, Spread
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
 from slm_ray.trackfile import TRACK_FILE, open_track, write_track
@@ -63,7 +63,7 @@ def prepare(
     """Read, convert, curate, split, check and write; what was written before is kept when nothing has changed.
 
     `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows; `fan_out` reads several
-    large files at once (`slm_ray.fanout.in_order`). Raises DataError with file:line for rows that cannot be used, and
+    large files at once, and counts tokens and looks for demonstrations of many rows (`slm_ray.fanout.in_order`). Raises DataError with file:line for rows that cannot be used, and
     ConfigError for settings that contradict each other.
     """
     track = open_track(config.track)
@@ -75,17 +75,18 @@ def prepare(
     done = _finished(folder, digest)
     if done is not None:
         return done
+    spread = Spread(fan_out=fan_out, least_bytes=config.fan_out_bytes)
     found = gather(config, track, fan_out=fan_out)
     labelled = _labelled(track, [row.pair.answer for row in found.all()])
     if labelled != track or config.curation.max_tokens is not None:
-        found = shown_as(found, labelled, most=config.curation.max_tokens, count=count)
+        found = shown_as(found, labelled, most=config.curation.max_tokens, count=count, spread=spread)
     track = labelled
     bad, equal = judged(found, config, folder=folder, say=say)
     rows, steps = curated(found, config, equal=equal)
     parts, split_steps = sides(rows, config)
     if config.demonstrations:
         parts["train"], step = shown(
-            parts["train"], track, k=config.demonstrations, most=config.curation.max_tokens, count=count
+            parts["train"], track, k=config.demonstrations, most=config.curation.max_tokens, count=count, spread=spread
         )
         split_steps.append(step)
     for name in SPLITS:

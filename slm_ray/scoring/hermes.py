@@ -29,5 +29,8 @@ def read_call(text: str | None) -> Call | None:
 
 
 def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
-    """Score one answer as the toolcall track does; `prediction` None is a failed call and scores like a malformed one."""
+    """Score one answer as the toolcall track does; `prediction` None is a failed call and scores like a malformed one.
+
+    Of a key given twice, `name` and `arguments` included, the last value counts.
+    """
     return judge(example_id, read_call(prediction), read_call(reference))

@@ -9,17 +9,19 @@ Counts are what a run is summed from, since a mean of BLEU scores is not the BLE
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
+from typing import Any
 
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.bleu import BLEU
 
+from slm_ray.scoring.shared import characters, shared, tokens
+
 ORDERS = 6
 _BLEU_ORDERS = 4
 _BETA_SQUARED = 4
+_KEPT_CHARACTERS = 100_000
 _WORD = re.compile(r"[a-z0-9]+")
 
 Counts = tuple[int, ...]
@@ -30,22 +32,22 @@ def rouge(prediction: str, reference: str) -> dict[str, float | None]:
 
     The subsequence is found by bits and not in a table, so that long answers take no longer than they must.
     """
-    given, wanted = _WORD.findall(prediction.lower()), _WORD.findall(reference.lower())
-    pairs = Counter(pairwise(given)), Counter(pairwise(wanted))
     # Numbers, since words would be compared by hashes, which may clash and are others in every process.
-    number = {word: place for place, word in enumerate(dict.fromkeys((*given, *wanted)))}
-    shared = LCSseq.similarity([number[word] for word in given], [number[word] for word in wanted])
+    given, wanted = tokens(_WORD.findall(prediction.lower()), _WORD.findall(reference.lower()))
+    words, pairs = shared(given, wanted, 2)
+    longest = LCSseq.similarity(given.tolist(), wanted.tolist())
     return {
-        "rouge_1": _f_measure((Counter(given) & Counter(wanted)).total(), len(given), len(wanted)),
-        "rouge_2": _f_measure((pairs[0] & pairs[1]).total(), len(given) - 1, len(wanted) - 1),
-        "rouge_l": _f_measure(shared, len(given), len(wanted)),
+        "rouge_1": _f_measure(words, len(given), len(wanted)),
+        "rouge_2": _f_measure(pairs, len(given) - 1, len(wanted) - 1),
+        "rouge_l": _f_measure(longest, len(given), len(wanted)),
     }
 
 
 def bleu_counts(prediction: str, reference: str) -> Counts:
     """Words of both, then shared and given n-grams of orders 1 to 4."""
-    found = _sentence_bleu().sentence_score(prediction, [reference])
-    return (found.sys_len, found.ref_len, *found.counts, *found.totals)
+    given, wanted = tokens(_bleu_words(prediction), _bleu_words(reference))
+    totals = (max(0, len(given) - order) for order in range(_BLEU_ORDERS))
+    return (len(given), len(wanted), *shared(given, wanted, _BLEU_ORDERS), *totals)
 
 
 def bleu(counts: Counts, *, sentence: bool) -> float | None:
@@ -71,11 +73,11 @@ def chrf_counts(prediction: str, reference: str) -> Counts:
 
     The given ones count only where the reference has any of that order, as in sacrebleu.
     """
-    given, wanted = "".join(prediction.split()), "".join(reference.split())
+    given, wanted = (characters("".join(text.split())) for text in (prediction, reference))
     found: list[int] = []
-    for order in range(1, ORDERS + 1):
-        left, right = _grams(given, order), _grams(wanted, order)
-        found += (left.total() if right else 0, right.total(), (left & right).total())
+    for place, both in enumerate(shared(given, wanted, ORDERS)):
+        left, right = max(0, len(given) - place), max(0, len(wanted) - place)
+        found += (left if right else 0, right, both)
     return tuple(found)
 
 
@@ -103,10 +105,16 @@ def _f_measure(shared: int, given: int, wanted: int) -> float | None:
     return 2 * precision * recall / (precision + recall) if shared else 0.0
 
 
-def _grams(text: str, order: int) -> Counter[str]:
-    return Counter(text[place : place + order] for place in range(len(text) - order + 1))
+def _bleu_words(text: str) -> list[str]:
+    """The text's words as sacrebleu cuts them."""
+    cut = _tokenizer()
+    found: list[str] = cut(text.rstrip()).split()
+    if len(text) > _KEPT_CHARACTERS:  # it keeps the last 65,536 texts, twice
+        for kept in (cut, cut._post_tokenizer):
+            vars(type(kept))["__call__"].cache_clear()
+    return found
 
 
 @cache
-def _sentence_bleu() -> BLEU:
-    return BLEU(effective_order=True)
+def _tokenizer() -> Any:
+    return BLEU(tokenize="13a").tokenizer

@@ -4,7 +4,8 @@ A text's final number is, in this order, the one that a `####` mark introduces, 
 or the last one of the text. Numbers are read as people write them: `$1,234.50`, `-3`, `18.0`, `3/4`, `2 1/2`, `½`,
 `\\frac{3}{4}`, `1.5e3`. The point is the decimal sign. What follows a number is its unit and changes nothing: `18 %`,
 `18 eggs`, and `2 million` too. Values are fractions, so `18`, `18.0` and `36/2` are one number and no digit is rounded.
-Nothing is calculated, and no text raises.
+Nothing is calculated, and no text raises. A long text is read from its end; only one of nothing but numbers is read whole
+(ten megabytes of them in three seconds).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
 from slm_ray.scoring.scorer import as_scores
@@ -33,7 +34,12 @@ _NUMBER = re.compile(
 _MARK = re.compile(rf"####[ \t]*+[*_]*+(?P<number>(?>{_NUMBER.pattern}))(?![.):][ \t]+\S)")
 _BOXED = re.compile(r"\\boxed\{((?:[^{}]++|\{[^{}]*+\})*+)\}")
 _LATEX_FRACTION = re.compile(r"\\[dt]?frac\{([0-9]++)\}\{([0-9]++)\}")
-_FRACTION_SIGN = re.compile(r"[¼-¾⅐-⅞]")
+_FRACTION_SIGNS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞"
+_BEHIND_DIGIT = re.compile(rf"(?<=[0-9])(?=[{_FRACTION_SIGNS}])")
+_DIGIT = re.compile(r"[0-9]")
+# What no number holds, whatever stands around it.
+_BREAK = re.compile(r"[^0-9.,/ \\!{}$€£¥₹\-−+eE\u00a0\u2009\u202f]")
+_CHUNK_CHARACTERS = 4096
 
 
 def final_number(text: str | None) -> Fraction | None:
@@ -83,20 +89,41 @@ def _spelled_out(text: str) -> str:
 
     def slashed(found: re.Match[str]) -> str:
         behind_digit = found.start() > 0 and text[found.start() - 1] in "0123456789"
-        if found[0][0] == "\\":
-            top, bottom = found.groups()
-        else:
-            top, bottom = unicodedata.normalize("NFKC", found[0]).split("\N{FRACTION SLASH}")
-        return f"{' ' * behind_digit}{top}/{bottom}"
+        return f"{' ' * behind_digit}{found[1]}/{found[2]}"
 
-    for pattern in (_LATEX_FRACTION, _FRACTION_SIGN):
-        text = pattern.sub(slashed, text)
+    text = _LATEX_FRACTION.sub(slashed, text)
+    if text.isascii():
+        return text
+    text = _BEHIND_DIGIT.sub(" ", text)
+    for sign in _FRACTION_SIGNS:
+        text = text.replace(sign, unicodedata.normalize("NFKC", sign).replace("\N{FRACTION SLASH}", "/"))
     return text
 
 
-def _last_of(text: str) -> Fraction | None:
-    found = _last(match for match in _NUMBER.finditer(text) if len(match[0]) <= MAX_CHARACTERS)
-    return _value(found) if found else None
+def _last_of(text: str, chunk_characters: int = _CHUNK_CHARACTERS) -> Fraction | None:
+    """The last number of the text, looked for from its end: a long answer would else be read whole for its last word."""
+    for start, end in _chunks_from_the_end(text, chunk_characters):
+        if _DIGIT.search(text, start, end):
+            # One character more, so that a number is told by what follows it.
+            numbers = _NUMBER.finditer(text, start, end + 1)
+            if found := _last(match for match in numbers if len(match[0]) <= MAX_CHARACTERS):
+                return _value(found)
+    return None
+
+
+def _chunks_from_the_end(text: str, characters: int) -> Iterator[tuple[int, int]]:
+    """Parts of the text, the last first, of about so many characters; all but the text's first begin with one that no
+    number holds."""
+    end = len(text)
+    while end > 0:
+        start, size = end, characters
+        while start == end:
+            begin = max(0, end - size)
+            found = _BREAK.search(text, begin, end) if begin else None
+            start = found.start() if found else end if begin else 0
+            size *= 2
+        yield start, end
+        end = start
 
 
 def _last(matches: Iterable[re.Match[str]]) -> re.Match[str] | None:

@@ -17,8 +17,9 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
 
     `exact_match` is equality of the parsed values as the earlier system had it, Python's `==`: key order is nothing,
     and `1`, `1.0` and `true` are equal (no recorded row turns on it). Items compare by JSON text, where those three
-    differ. Any JSON value is valid, a list or a scalar too; it then shares no item with an object. A reference that is
-    not JSON matches nothing.
+    differ. Of a key that an object holds twice the last value counts, as Python's parser and the earlier system have it:
+    the first one is neither an item nor an error. Any JSON value is valid, a list or a scalar too; it then shares no
+    item with an object. A reference that is not JSON matches nothing.
     """
     predicted, expected = parse(prediction), parse(reference)
     counts = overlap(predicted, expected)

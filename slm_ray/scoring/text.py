@@ -3,6 +3,9 @@
 ROUGE, BLEU and chrF are those of `ngrams`. `edit_similarity` is 1 - Levenshtein distance / length of the longer text.
 `token_f1` and `normalised_text` are SQuAD's: lower case, without ASCII punctuation and the articles a, an, the;
 `exact_text` is equality to the last character. They see words and not meaning: a right answer in other words scores low.
+ROUGE, BLEU, chrF and `edit_similarity` compare the first million characters of an answer (twice its reference, if that is
+longer): no usable answer has more, and ten million would take ten seconds. The time also grows with the reference, since
+every word or character of one text is held against those of the other.
 Run metrics are means over rows, but BLEU and chrF, which are those of the whole run, and the answers' lengths in words.
 """
 
@@ -30,6 +33,7 @@ METRICS = (*ROW_METRICS, *(f"{length}_{average}" for length in _LENGTHS for aver
 
 _ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+COMPARED_CHARACTERS = 1_000_000
 _FAR = 2  # an answer of more than twice the words of its reference, or fewer than half, is an issue
 
 
@@ -40,15 +44,17 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
     failed call has none), and the counts that BLEU and chrF of a run are made of.
     """
     text = prediction or ""
-    bleu, chrf = ngrams.bleu_counts(text, reference), ngrams.chrf_counts(text, reference)
+    seen = text[: max(COMPARED_CHARACTERS, 2 * len(reference))]
+    bleu, chrf = ngrams.bleu_counts(seen, reference), ngrams.chrf_counts(seen, reference)
+    plain, plain_reference = normalised(text), normalised(reference)
     values: Metrics = {
-        **ngrams.rouge(text, reference),
+        **ngrams.rouge(seen, reference),
         "bleu": ngrams.bleu(bleu, sentence=True),
         "chrf": ngrams.chrf(chrf),
-        "edit_similarity": Levenshtein.normalized_similarity(text, reference),
-        "token_f1": _token_f1(normalised(text), normalised(reference)),
+        "edit_similarity": Levenshtein.normalized_similarity(seen, reference),
+        "token_f1": _token_f1(plain, plain_reference),
         "exact_text": float(text == reference),
-        "normalised_text": float(normalised(text) == normalised(reference)),
+        "normalised_text": float(plain == plain_reference),
     }
     if prediction is None:
         values |= dict.fromkeys(("edit_similarity", "token_f1", "exact_text", "normalised_text"), 0.0)

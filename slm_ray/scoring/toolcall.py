@@ -39,7 +39,7 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and scores like a malformed one.
 
     `args_exact` is Python's `==` on the argument objects, whatever the name; items compare by JSON text. A malformed
-    call misses all expected arguments. A reference that is no call matches nothing.
+    call misses all expected arguments. Of an argument given twice the last value counts. A reference that is no call matches nothing.
     """
     return judge(example_id, read_call(prediction), read_call(reference))
 

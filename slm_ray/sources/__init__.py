@@ -2,7 +2,8 @@
 
 JSON Lines, a JSON array, CSV, TSV and Parquet, each gzipped or not; a folder of these; a URI that pyarrow reads (`s3://`,
 `gs://`, `file://`); a data set of the Hugging Face hub (`hf:NAME[@CONFIG][:SPLIT]`, `train` when no split is named) or one
-saved to a folder. What a row means is not known here.
+saved to a folder. What a row means is not known here. A bucket that does not answer is given up after half a minute or so
+(`?retry_limit_seconds=` in a `gs://` URI).
 """
 
 from __future__ import annotations

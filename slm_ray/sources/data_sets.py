@@ -40,7 +40,8 @@ def _opened(source: str) -> Any:
             return datasets.load_dataset(name, config or None, split=split or "train")
         found = datasets.load_from_disk(source)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(f"cannot load {source}: {str(error).splitlines()[0]}; check name, split and access") from None
+        reason = str(error.__cause__ or error).splitlines()[0]  # "an error occurred" has its cause behind it
+        raise DataError(f"cannot load {source}: {reason}; check name, split and access") from None
     if isinstance(found, datasets.DatasetDict):
         raise DataError(f"{source} holds the splits {', '.join(found)}; give {source}/{next(iter(found))}, or another")
     return found

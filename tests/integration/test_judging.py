@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray import storage
 from slm_ray.config import EvaluateConfig, JudgeConfig
+from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation import evaluate
 from slm_ray.judging import judge, lines
@@ -67,3 +69,41 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
     assert judge(trusted, {})["advisory"] is False
     with pytest.raises(ConfigError, match="calibration of another judge"):
         judge(trusted.model_copy(update={"rubric": "another"}), {})
+
+
+ANSWERS = {
+    "structured": '{"query": "q", "tool_name": "f", "arguments": {"a": 1}}', "toolcall": '<tool_call name="f">{"a": 1}</tool_call>',
+    "hermes": '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>', "gsm8k": "#### 18", "classify": "yes",
+    "chat": "the answer",
+}  # fmt: skip
+
+
+def asked_of_the_judge(folder: Path, name: str, answer: str, **settings: str) -> str:
+    """What the judge is shown of the one answer of an evaluation of that track."""
+    folder.mkdir(exist_ok=True)
+    examples = written(folder / "rows.jsonl", [{"id": "q", "prompt": "question", "completion": answer}])
+    report = str(folder / "run")
+    evaluate(EvaluateConfig(track=name, examples=examples, models=(LLM,), run_dir=report), environment={})
+    says = recorded_judge(folder, {f"{LLM}|q": "Score: 7"})
+    assert judge(JudgeConfig(report=report, judge=says, run_dir=str(folder / "judge"), **settings), {})["grades"]
+    (row,) = storage.read_jsonl(str(folder / "judge" / "grade" / "questions.jsonl"))
+    return str(row["prompt"][-1]["content"])
+
+
+@pytest.mark.parametrize("name", TRACKS)
+def test_the_judge_is_told_what_makes_an_answer_of_the_track_good(ray_cluster: None, tmp_path: Path, name: str) -> None:
+    assert TRACKS[name].rubric
+    assert f"Rubric: {TRACKS[name].rubric}\n" in asked_of_the_judge(tmp_path, name, ANSWERS[name])
+
+
+def test_a_track_file_and_a_config_have_the_word(ray_cluster: None, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("name: own\nextends: chat\nrubric: Is it in verse?\n", encoding="utf-8")
+    other = tmp_path / "other.yaml"
+    other.write_text("name: other\nextends: chat\nrubric: Is it in prose?\n", encoding="utf-8")
+    found = [
+        asked_of_the_judge(tmp_path / str(turn), str(own), "the answer", **settings)
+        for turn, settings in enumerate(({}, {"track": str(other)}, {"track": str(other), "rubric": "Does it rhyme?"}))
+    ]
+    for text, rubric in zip(found, ("Is it in verse?", "Is it in prose?", "Does it rhyme?"), strict=True):
+        assert f"Rubric: {rubric}\n" in text and TRACKS["chat"].rubric not in text

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import sys
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from slm_ray.corpus.render import content_id, digest, prompt_hash, prompt_of
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.corpus.tracks import TRACKS, track
 from slm_ray.errors import ConfigError
-from slm_ray.types import Example, Prompt
+from slm_ray.types import Example, Message, Prompt
 
 TOOLCALL = track("toolcall")
 
@@ -98,3 +99,10 @@ def test_a_content_id_is_the_hash_of_compact_json(text, reference):
     prompt = prompt_of(TOOLCALL, text)
     plain = json.dumps([prompt.as_dicts(), reference], ensure_ascii=False, separators=(",", ":"))
     assert content_id(prompt, reference) == hashlib.sha256(plain.encode()).hexdigest()[:16]
+
+
+def test_naming_a_text_leaves_no_second_copy_of_it() -> None:
+    text = "ü" * 10_000
+    before = sys.getsizeof(text)
+    content_id(Prompt(messages=(Message(role="user", content=text),)), text)
+    assert sys.getsizeof(text) == before

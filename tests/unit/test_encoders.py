@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,3 +70,11 @@ def test_token_ids_stand_for_the_vectors(encoder: Encoder) -> None:
     assert [len(found) for found in ids] == [len(found) for found in encoder.tokens(texts)]
     assert encoder.token_ids([]) == []
     assert encoder.token_ids(["tablets tablets"])[0][0] == encoder.token_ids(["tablets"])[0][0]
+
+
+def test_a_text_without_end_is_cut_before_it_is_read(encoder: Encoder) -> None:
+    started = time.process_time()
+    long, begun = encoder.tokens(["[" * 3_000_000, "[" * 600])
+    assert time.process_time() - started < 4
+    np.testing.assert_allclose(long, begun, atol=1e-5)
+    assert encoder.token_ids(["[" * 3_000_000]) == encoder.token_ids(["[" * 600])

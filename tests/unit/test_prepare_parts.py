@@ -3,16 +3,18 @@
 import gzip
 import itertools
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_ray.config import PrepareConfig
+from slm_ray.config import CurationConfig, PrepareConfig
 from slm_ray.errors import DataError
 from slm_ray.prepare import prepare
-from slm_ray.prepare.parts import Block, Part
+from slm_ray.prepare.parts import Part
+from slm_ray.types import Example
 
 FILES = {
     "a.jsonl": [
@@ -32,10 +34,12 @@ class Here:
 
     def __init__(self) -> None:
         self.parts: list[str] = []
+        self.titles: list[str] = []
 
-    def __call__(self, work: Callable[[Part], Iterator[Block]], parts: list[Part]) -> Iterator[Block]:
-        self.parts += [Path(part.file.name).name for part in parts]
-        return itertools.chain.from_iterable(map(work, parts))
+    def __call__(self, work: Callable[[Any], Iterator[Any]], items: list[Any], *, title: str) -> Iterator[Any]:
+        self.titles += [title] * len(items)
+        self.parts += [Path(part.file.name).name for part in items if isinstance(part, Part)]
+        return itertools.chain.from_iterable(map(work, items))
 
 
 @pytest.fixture
@@ -97,3 +101,28 @@ def test_the_way_of_reading_is_no_other_preparation(tmp_path: Path, source: Path
     before = (tmp_path / "out/train.jsonl").stat().st_mtime_ns
     assert made(tmp_path, str(source), "out", fan_out_bytes=None)[1].parts == []
     assert (tmp_path / "out/train.jsonl").stat().st_mtime_ns == before
+
+
+def test_tokens_and_demonstrations_are_the_same_whoever_works(tmp_path: Path) -> None:
+    rows = [{"prompt": f"row {n} about topic {n % 7}", "completion": "word " * (1 + n % 30)} for n in range(1300)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def count(example: Example) -> int:
+        return len(example.prompt.messages[-1].content.split()) + len(example.reference.split())
+
+    found = {}
+    for name, least in (("apart", 0), ("alone", None), ("small", 10**12)):
+        here = Here()
+        config = PrepareConfig(
+            source=str(source), track="chat", out_dir=str(tmp_path / name), validation=5, test=5, fan_out_bytes=least,
+            demonstrations=2, skip_bad=True, max_bad_share=0.5, curation=CurationConfig(max_tokens=32),
+        )  # fmt: skip
+        done = prepare(config, count=count, fan_out=here)
+        assert done.bad == {"too_long": 129}
+        files = {
+            path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir()) if path.name != "prepare.json"
+        }
+        found[name] = files, Counter(here.titles)
+    assert found["apart"][0] == found["alone"][0] == found["small"][0]
+    assert [found[name][1] for name in found] == [{"counting tokens": 6, "demonstrations": 3}, {}, {}]

@@ -72,3 +72,12 @@ def test_the_scores_are_those_of_the_same_calls_in_the_other_form(predicted, exp
     assert hermes.score("1", in_hermes(predicted), in_hermes(expected)) == toolcall.score(
         "1", in_toolcall(predicted), in_toolcall(expected)
     )
+
+
+def test_of_a_repeated_key_the_last_value_counts():
+    call = (
+        '<tool_call>{"name": %s, "arguments": {"a": 9}, "arguments": {"a": 1, "b": {"c": [0], "c": [2]}}}</tool_call>'
+    )
+    assert set(row(call % '"sub", "name": "add"')[0].values()) == {1.0}
+    scores, _, counts = row(call % '"add", "name": "sub"')
+    assert (scores["name_match"], scores["args_exact"], counts) == (0.0, 1.0, (2, 0, 0))

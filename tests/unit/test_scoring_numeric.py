@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm_ray.scoring import numeric
 from slm_ray.scoring.numeric import MAX_CHARACTERS, final_number, score, written
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k"
@@ -170,3 +171,15 @@ def test_every_reference_of_gsm8k_has_its_number() -> None:
         assert row.facts["expected_number"] == written(Fraction(marked.strip().replace(",", "").replace("$", "")))
         assert (row.value("number_match"), row.value("number_found"), row.issues) == (1.0, 1.0, ())
         assert score("r", f"The answer is {marked.strip()}.", answer).value("number_match") == 1.0
+
+
+@given(
+    st.lists(st.sampled_from([*"01/ .,-−eE+$a\n½({}", "23", "999", "1,234", "\\frac{3}{4}", "{,}", " 1/2", "x" * 9]), max_size=40),
+    st.sampled_from([3, 10, 64]),
+)  # fmt: skip
+def test_a_text_read_from_its_end_has_the_number_of_the_whole(parts: list[str], size: int) -> None:
+    text = numeric._spelled_out("".join(parts))
+    whole = [found for found in numeric._NUMBER.finditer(text) if len(found[0]) <= numeric.MAX_CHARACTERS]
+    cuts = list(numeric._chunks_from_the_end(text, size))
+    assert "".join(text[start:end] for start, end in reversed(cuts)) == text
+    assert numeric._last_of(text, size) == (numeric._value(whole[-1]) if whole else None)

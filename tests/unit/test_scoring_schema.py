@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import json
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -143,3 +146,25 @@ def test_answers_that_no_validator_can_follow_are_invalid(answer: str) -> None:
 def test_no_text_raises(answer: str | None) -> None:
     row = score(track(CALL, "fences", "reasoning"), "r", answer, "")
     assert row.value("schema_valid") in (0.0, 1.0)
+
+
+VALUES = st.recursive(
+    st.sampled_from([None, True, False, 0, 1, 1.0, 0.5, "", "1", "true"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("ab"), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@given(st.lists(VALUES, max_size=6))
+def test_unique_items_are_those_of_the_library(items: list[Any]) -> None:
+    schema = {"type": "array", "uniqueItems": True}
+    theirs = jsonschema.Draft202012Validator(schema).is_valid(items)
+    assert score(track(schema), "1", json.dumps(items), "").value("schema_valid") == float(theirs)
+    assert score(track({"uniqueItems": False}), "1", json.dumps(items), "").value("schema_valid") == 1.0
+
+
+def test_many_unique_items_take_no_hours() -> None:
+    answer = json.dumps([{"a": n} for n in range(50_000)])
+    started = time.process_time()
+    assert score(track({"items": {"type": "object"}, "uniqueItems": True}), "1", answer, "").value("schema_valid") == 1
+    assert time.process_time() - started < 5

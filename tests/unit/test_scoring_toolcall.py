@@ -27,6 +27,13 @@ PIECES = st.sampled_from(['<tool_call name="', "f", '">', "{}", '{"a":1}', "</to
             (1, 2, 1),
             ("tool_name_mismatch", "arguments_mismatch"),
         ),
+        ('<tool_call name="f">{"a":9,"b":"x","a":1}</tool_call>', (1, 1, 1, 1, 1, 1), (2, 0, 0), ()),
+        (
+            '<tool_call name="f">{"a":1,"b":"x","a":9}</tool_call>',
+            (1, 1, 0, 1 / 2, 1 / 2, 1 / 2),
+            (1, 1, 1),
+            ("arguments_mismatch",),
+        ),
         ('<tool_call name="f">{}</tool_call>', (1, 1, 0, 0, 0, 0), (0, 0, 2), ("arguments_mismatch",)),
         (None, (0, 0, 0, 0, 0, 0), (0, 0, 2), ("invalid_tool_call_format",)),
     ],

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.corpus.problems import BadRow
-from slm_ray.errors import DataError
+from slm_ray.errors import ConfigError, DataError
 from slm_ray.sources import fingerprint, raw_rows
 
 BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77"
@@ -167,6 +167,9 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path, name, data, says):
 def test_an_unknown_uri_is_one_line():
     with pytest.raises(DataError, match=r"cannot read gopher://x/y: .*; check the URI"):
         list(raw_rows("gopher://x/y"))
+    with pytest.raises(ConfigError, match=r"the s3:// source holds a secret") as caught:
+        list(raw_rows("s3://key:hidden@bucket/rows.jsonl"))
+    assert "hidden" not in str(caught.value)
 
 
 def test_a_fingerprint_sees_every_byte_and_file_name(tmp_path):

@@ -1,0 +1,31 @@
+"""N-grams that two sequences share, counted by numbers, against bags of slices."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.scoring.shared import characters, shared, tokens
+
+TEXTS = st.text(alphabet="ab\ud800é\U0001f600", max_size=40)
+
+
+def bags(given: str, wanted: str, order: int) -> int:
+    left, right = (
+        Counter(text[place : place + order] for place in range(len(text) - order + 1)) for text in (given, wanted)
+    )
+    return (left & right).total()
+
+
+@given(TEXTS, TEXTS)
+def test_they_are_those_of_bags_of_slices(left: str, right: str) -> None:
+    expected = [bags(left, right, order) for order in range(1, 7)]
+    assert shared(characters(left), characters(right), 6) == expected
+    assert shared(*tokens(list(left), list(right)), 6) == expected
+
+
+def test_a_gram_counts_as_often_as_both_have_it() -> None:
+    assert shared(*tokens(["a", "b", "a", "b"], ["a", "b", "b"]), 3) == [3, 1, 0]
+    assert shared(*tokens([], ["a"]), 2) == shared(*tokens(["a"], []), 2) == [0, 0]
