@@ -21,7 +21,7 @@ _REMEMBERED = 1000
 JUDGED = 30  # calls under a rate that are enough to judge it by
 _BELOW = 0.9  # of what was getting through
 _CUTS = 3  # in a row, before they may be found in vain
-_IN_VAIN = 0.6  # of the share of 429 before the cuts: so many, and they have not helped
+_IN_VAIN = 0.4  # of the share of 429 before the cuts: so many, and they have not helped
 
 
 class Floor:
@@ -80,6 +80,10 @@ class Trial:
         if rate_per_s < _BELOW * self.goodput:
             self.passed += passed
             self.limited += limited
+
+    def undecided(self) -> bool:
+        """True when there were cuts enough and calls too few: further cuts would only make the answer slower to come."""
+        return self.cuts >= _CUTS and self.passed + self.limited < JUDGED
 
     def in_vain(self) -> bool:
         """True when about as many calls are turned away as before."""

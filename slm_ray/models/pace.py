@@ -210,6 +210,8 @@ class Pace:
     def _turned_away(self, now_s: float) -> None:
         if self._is_chance(now_s) or now_s < max(self._cut_s + _COOL_DOWN_S, self._hush_until_s):
             return
+        if self._trial is not None and self._trial.undecided():
+            return
         if self._trial is not None and self._trial.in_vain():
             self._put(self._trial.rate_before, now_s)
             self._hush_until_s = now_s + self._hush_s

@@ -65,22 +65,22 @@ class Tracer:
         return min(_MOST_S, _SHARE * (time.monotonic() - self._began_s))
 
     def _offer(self, run: Run, budget_s: Callable[[], float]) -> None:
+        langfuse = Langfuse.from_environment(self._environment)
+        if langfuse is not None:  # the sending has a thread of its own, which may not read the ledger
+            run = dataclasses.replace(run, spans=tuple(run.spans))
         try:
             keep(self._folder, run)
         except SlmRayError as error:
             _warn(f"the trace is not kept: {error}")
+            if langfuse is not None:
+                langfuse.close()
             return
-        langfuse = Langfuse.from_environment(self._environment)
         if langfuse is None:
             return
 
-        held = dataclasses.replace(
-            run, spans=tuple(run.spans)
-        )  # the sending has a thread of its own, the ledger has not
-
         def send(patience: Patience) -> None:
             patience.tries(langfuse.check)
-            Delivery(held, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
+            Delivery(run, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
 
         _bounded(send, budget_s(), langfuse, self._folder)
 

@@ -137,11 +137,11 @@ def test_what_would_fail_every_call_costs_three_calls(
     assert 1 <= asked <= 3
 
 
-@pytest.mark.parametrize(("status", "actors"), [(401, 1), (401, 2), (404, 2), (402, 2)])
+@pytest.mark.parametrize(("status", "actors"), [(401, 1), (401, 2), (404, 2)])
 def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     ray_cluster: None, tmp_path: Path, status: int, actors: int
 ) -> None:
-    with Endpoint("dying", status, 300, 0.3, latency_s=0.1) as endpoint:
+    with Endpoint("dying", status, 200, 0.15, latency_s=0.1) as endpoint:
         config = settings(tmp_path, 2000, endpoint, actors=actors)
         with pytest.raises(ModelError, match=r"SLM_RAY_API_KEY|serves no model"):
             evaluate(config, environment={})
@@ -150,9 +150,9 @@ def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     refused = counts["statuses"][str(status)]
     assert 1 <= refused <= 64
     assert counts["late"].get("arrived", 0) <= 32, "most of what was in flight had come before the first refusal"
-    assert sum(counts["billed"].values()) == 300
+    assert sum(counts["billed"].values()) == 200
     with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-        assert ledger.count() >= 300 - 64
+        assert ledger.count() >= 200 - 64
 
 
 def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:

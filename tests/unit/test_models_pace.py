@@ -112,6 +112,13 @@ def test_an_endpoint_that_does_not_count_our_calls_is_not_slowed_for_long(seed: 
     assert found.took_s < 40
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("share", [0.1, 0.15, 0.2, 0.3])
+def test_many_turned_away_at_random_do_not_hold_up_a_run_for_minutes(share: float, seed: int) -> None:
+    """What the waits of a second alone take is 7 to 14 s."""
+    assert simulate(1000, dice(share, seed), latency_s=0.1).took_s < 60
+
+
 @pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
 @pytest.mark.parametrize(("in_flight", "latency_s"), [(64, 0.05), (64, 0.5), (16, 0.05)])
 def test_a_few_percent_turned_away_at_random_slow_nothing_down_after_a_minute(
