@@ -86,17 +86,23 @@ def groups(
     """
     if not 0 < threshold <= 1:
         raise ConfigError(f"the threshold of near-duplicates is {threshold:g}; give a share above 0 and up to 1")
-    shingles, hashes, rows_with = _index([text(example) for example in examples])
+    shingles, hashes, rows_with = _index(text(example) for example in examples)
     weight = _weights(rows_with, len(examples))
-    told = [row[weight[row] > 0] if weight[row].any() else row for row in shingles]
+    told = [_telling(row, weight) for row in shingles]
     ties = Ties(len(examples))
 
     def alike(left: int, right: int) -> bool:
         return _similarity(told[left], told[right], weight) >= threshold
 
-    for bucket in buckets([hashes[row] for row in told], threshold, seed):
+    for bucket in buckets((hashes[row] for row in told), len(told), threshold, seed):
         _tie(bucket, ties, alike)
     return ties.roots()
+
+
+def _telling(row: Numbers, weight: NDArray[np.float64]) -> Numbers:
+    """The row's shingles that count, or all of them when none does; no copy where all do."""
+    counting = weight[row] > 0
+    return row if counting.all() or not counting.any() else row[counting]
 
 
 def _tie(bucket: Sequence[int], ties: Ties, alike: Callable[[int, int], bool]) -> None:
@@ -130,11 +136,22 @@ def _index(texts: Iterable[str]) -> tuple[list[Numbers], Numbers, Numbers]:
         keys.extend(int.from_bytes(hashlib.blake2b(shingle, digest_size=8).digest()) for shingle in found)
         checks.extend(map(zlib.crc32, found))
         ends.append(len(keys))
-    _, first, numbers, counts = np.unique(
-        np.array(keys, dtype=np.uint64), return_index=True, return_inverse=True, return_counts=True
-    )
-    rows: list[Numbers] = list(np.split(numbers.astype(np.int32), ends[1:-1])) if len(ends) > 1 else []
-    return rows, np.array(checks, dtype=np.uint32)[first], counts
+    numbers, first, counts = _numbered(np.frombuffer(keys, dtype=np.uint64))
+    rows: list[Numbers] = list(np.split(numbers, ends[1:-1])) if len(ends) > 1 else []
+    return rows, np.frombuffer(checks, dtype=np.uint32)[first], counts
+
+
+def _numbered(keys: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+    """Every key's number, and by number one place of it and how many there are; `np.unique` takes twice the memory."""
+    order = np.argsort(keys)
+    ordered = keys[order]
+    begins = np.ones(len(keys), dtype=bool)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    del ordered
+    numbers = np.empty(len(keys), dtype=np.int32)
+    numbers[order] = np.cumsum(begins, dtype=np.int32) - 1
+    starts = np.flatnonzero(begins)
+    return numbers, order[starts], np.diff(starts, append=len(keys))
 
 
 def _shingles(text: str) -> Iterator[str]:
@@ -155,7 +172,7 @@ def _weights(rows_with: Numbers, rows: int) -> NDArray[np.float64]:
     return np.array(by_kind, dtype=np.float64)[which]
 
 
-def buckets(hashes: Sequence[Numbers], threshold: float, seed: int) -> Iterator[list[int]]:
+def buckets(hashes: Iterable[Numbers], rows: int, threshold: float, seed: int) -> Iterator[list[int]]:
     """Rows, by the hashes of their shingles, of which some are likely to reach `threshold`: two or more at a time, in order.
 
     Two rows are in a bucket when a band of their signatures is the same; they may be together in several.
@@ -163,7 +180,7 @@ def buckets(hashes: Sequence[Numbers], threshold: float, seed: int) -> Iterator[
     from datasketch import MinHash  # it loads scipy
 
     empty = MinHash(num_perm=_HASHES, seed=seed, hashfunc=_same, scheme="affine32")
-    signatures = np.empty((len(hashes), _HASHES), dtype=np.uint32)
+    signatures = np.empty((rows, _HASHES), dtype=np.uint32)
     for place, row in enumerate(hashes):
         sketch = empty.copy()
         sketch.update_batch(row.tolist())

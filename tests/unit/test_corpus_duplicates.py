@@ -102,7 +102,7 @@ def test_the_pairs_that_hashing_proposes_do_not_depend_on_the_order_of_the_rows(
     hashes = [np.arange(start, start + 30) * 7919 % 65521 for start in range(0, 60, 5)]
 
     def proposed(rows):
-        return {frozenset(pair) for bucket in buckets(rows, 0.8, 42) for pair in combinations(bucket, 2)}
+        return {frozenset(pair) for bucket in buckets(rows, len(rows), 0.8, 42) for pair in combinations(bucket, 2)}
 
     found, last = proposed(hashes), len(hashes) - 1
     turned = proposed([row[::-1] for row in hashes[::-1]])
