@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from slm_ray.corpus.tracks import Track
 from slm_ray.encoders import Encoder
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.scoring import Answered, score_rows, scorers
+from slm_ray.scoring import Answered, score, score_rows, scorers
 from slm_ray.scoring.similarity import Idf, idf_of, with_similarity
 from slm_ray.types import RowScore
 
@@ -60,14 +60,18 @@ def in_order(work: Callable[[Item], Iterator[Part]], items: Iterable[Item], *, t
             ray.cancel(stream)
 
 
-def score_all(track: Track, rows: Sequence[Answered]) -> list[RowScore]:
-    """The scores of the rows, in order: as tasks where a slow scorer has much to read, else here."""
-    slow = any(scorer.slow for scorer in scorers(track))
-    if not slow or sum(len(text or "") + len(reference) for _, text, reference in rows) < WORTH_CHARACTERS:
-        return score_rows(track, rows)
-    parts = [rows[start : start + _ROWS] for start in range(0, len(rows), _ROWS)]
-    scored = in_order(functools.partial(_scored, track), parts, title="scoring")
-    return [row for part in scored for row in part]
+def score_all(track: Track, rows: Iterable[Answered]) -> Iterator[RowScore]:
+    """The scores of the rows, in order: as tasks where a slow scorer has much to read, else here, row by row."""
+    if not any(scorer.slow for scorer in scorers(track)):
+        yield from (score(track, *row) for row in rows)
+        return
+    told = list(rows)
+    if sum(len(text or "") + len(reference) for _, text, reference in told) < WORTH_CHARACTERS:
+        yield from score_rows(track, told)
+        return
+    parts = [told[start : start + _ROWS] for start in range(0, len(told), _ROWS)]
+    for part in in_order(functools.partial(_scored, track), parts, title="scoring"):
+        yield from part
 
 
 def similar_by(

@@ -30,6 +30,10 @@ class Request:
         return str(self.body["messages"][-1]["content"])
 
 
+_STREAM = {"Content-Type": "text/event-stream", "Connection": "close"}
+_CHUNKED = {"Transfer-Encoding": "chunked"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reply:
     status: int = 200
@@ -40,6 +44,7 @@ class Reply:
     parts: Sequence[
         bytes
     ] = ()  # streamed one after the other, `after_s` before each; with `reset`, cut off after the last
+    chunked: bool = True  # else the end of the stream is the end of the connection
 
 
 def answer(text: str | None, *, finish: str = "stop", model: str = "served-model", **message: Any) -> Reply:
@@ -75,7 +80,13 @@ def error(
 class ChatServer:
     """`with ChatServer(script) as server:`; `server.url` is its address."""
 
-    def __init__(self, script: Callable[[Request], Reply], models: tuple[str, ...] = ("tiny-base",)) -> None:
+    def __init__(
+        self,
+        script: Callable[[Request], Reply],
+        models: tuple[str, ...] = ("tiny-base",),
+        *,
+        models_after_s: float = 0.0,
+    ) -> None:
         self.script = script
         self.models = models
         self.requests: list[Request] = []
@@ -90,6 +101,7 @@ class ChatServer:
             wbufsize = -1  # headers and body in one packet
 
             def do_GET(self) -> None:
+                time.sleep(models_after_s)
                 outer._send(
                     self, Reply(body={"object": "list", "data": [{"id": m, "object": "model"} for m in outer.models]})
                 )
@@ -147,14 +159,16 @@ class ChatServer:
 
     def _stream(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:
         handler.send_response(reply.status)
-        for name, value in {"Content-Type": "text/event-stream", "Connection": "close", **reply.headers}.items():
+        for name, value in {**_STREAM, **(_CHUNKED if reply.chunked else {}), **reply.headers}.items():
             handler.send_header(name, value)
         handler.end_headers()
         handler.close_connection = True
         for part in reply.parts:
             handler.wfile.flush()
             time.sleep(reply.after_s)
-            handler.wfile.write(part)
+            handler.wfile.write(b"%x\r\n%b\r\n" % (len(part), part) if reply.chunked and part else part)
+        if reply.chunked and not reply.reset:
+            handler.wfile.write(b"0\r\n\r\n")
         handler.wfile.flush()
 
     def _send(self, handler: BaseHTTPRequestHandler, reply: Reply) -> None:

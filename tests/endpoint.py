@@ -51,6 +51,7 @@ class State:
     settled_s: float = 0.0  # when the first `SETTLED` calls were billed
     last_s: float = 0.0
     late: Counter[str] = field(default_factory=Counter)
+    dead: bool = False  # a call was refused for good, and is counted from then on in late["arrived"]
 
 
 Reply = tuple[int, bytes, dict[str, str]] | None
@@ -123,6 +124,19 @@ def broken(state: State, call: Call) -> Reply:
     return fine(state, call) if call.number % 2 else (200, BROKEN[call.number // 2 % len(BROKEN)], {})
 
 
+def dying(status: float, good: float, share: float) -> Script:
+    """A key that works for a number of calls, this share of them turned away for a second, and then for none."""
+    before = busy(share, 1.0)
+
+    def script(state: State, call: Call) -> Reply:
+        if sum(state.billed.values()) >= good:
+            state.dead = True
+            return refusal(int(status), "")
+        return before(state, call)
+
+    return script
+
+
 SCRIPTS: dict[str, Callable[[list[float]], Script]] = {
     "fine": lambda _: fine,
     "busy": lambda given: busy(*given),
@@ -130,6 +144,7 @@ SCRIPTS: dict[str, Callable[[list[float]], Script]] = {
     "capped": lambda given: capped(*given),
     "filtered": lambda _: filtered,
     "broken": lambda _: broken,
+    "dying": lambda given: dying(*given),
     "refusing": lambda given: lambda state, call: refusal(int(given[0]), "insufficient_quota" if given[0] == 429 else ""),
 }  # fmt: skip
 
@@ -164,6 +179,7 @@ class Server(asyncio.Protocol):
         call.before = state.asked[call.number]
         state.asked[call.number] += 1
         state.in_flight += 1
+        state.late["arrived"] += state.dead
         state.most_in_flight = max(state.most_in_flight, state.in_flight)
         wait_s = self.latency_s if call.before or call.number % 50 else max(self.latency_s, self.slow_first_s)
         if wait_s:

@@ -136,13 +136,14 @@ def ask_all(
         while True:
             for worker in everyone:
                 _hand_out(worker, everyone, waiting[worker.arm.spec], grant)
+            on_tick({arm.spec: _speed(arm, paces[arm.spec], everyone) for arm in arms})
             listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
             if not listening:
                 return
-            ready, _ = ray.wait(list(listening), num_returns=1, timeout=_TICK_S)
+            ray.wait(list(listening), num_returns=1, timeout=_TICK_S)
+            ready, _ = ray.wait(list(listening), num_returns=len(listening), timeout=0)
             for heard in ready:
                 _hear(listening[heard], waiting, config, on_answers)
-            on_tick({arm.spec: _speed(arm, paces[arm.spec], everyone) for arm in arms})
     except SlmRayError:
         _last_words(everyone, on_answers)
         raise

@@ -1,8 +1,9 @@
 """Another shell's view of a running evaluation: the same board, fed by the ledger alone.
 
 Reads only (SQLite's WAL lets a reader in beside the writer), scores what it reads, and ends when the run does: when the
-ledger says so, or when the process that wrote it is gone. Prices are not known here, so no cost is shown. It asks
-nothing, locks nothing and writes nothing.
+ledger says so, or when the process that wrote it is gone. What an endpoint allows, its 429s and the cost are those that the
+run last noted, at most a second ago; a run from before there were such notes shows none. It asks nothing, locks nothing and
+writes nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from slm_ray.corpus.read import examples
 from slm_ray.errors import DataError
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.run import LEDGER
+from slm_ray.evaluation.speed import speed_of
 from slm_ray.ledger import Entry, Ledger, Run, finished
 from slm_ray.scoring import score
 from slm_ray.storage import read_lines
@@ -40,11 +42,15 @@ def follow(run_dir: str | Path, *, plain: bool = False, console: Console | None 
             raise DataError(f"{run_dir}: no run has begun here; start jobs/evaluate.py with this run_dir")
         watch = Watch(ledger, run)
         total = run.facts["rows"] * run.facts["repeats"]
-        with Board(watch.track, run.facts["models"], total, plain=plain, console=console) as board:
+        concurrency = run.facts.get("concurrency", 0)
+        with Board(
+            watch.track, run.facts["models"], total, concurrency=concurrency, plain=plain, console=console
+        ) as board:
             while True:
                 alive = _alive(run.facts)  # before reading: what is written last is read after it
                 run = ledger.last_run() or run
                 watch.read(board)
+                show_speeds(run, board)
                 board.show()
                 if run.ended is not None or not alive:
                     return run.ended or "gone"
@@ -97,6 +103,15 @@ class Watch:
         if row.repeat == 0:
             scored = score(self.track, row.example_id, entry.completion.text, self._references[row.example_id])
         board.add(row.spec, scored, entry.completion, fresh=not self._first)
+
+
+def show_speeds(run: Run, board: Board) -> None:
+    """Put on the board what the run last noted of pace and cost."""
+    for spec, plain in run.speeds.items():
+        speed = speed_of(plain)
+        board.speed(spec, speed.in_flight_limit, speed.rate_limit_per_s, speed.turned_away)
+        if speed.usd is not None:
+            board.spent(spec, speed.usd)
 
 
 def _alive(facts: Mapping[str, Any]) -> bool:

@@ -2,13 +2,19 @@
 
 A row is on disk as started before it is handed out, in one transaction with the answers at hand, so that life, cost and
 answers cost one sync of the disk together. An answer shows on the board once it is on disk. Where a limit of the budget
-would be passed, nothing more is granted.
+would be passed, nothing more is granted. Pace and cost are noted in the ledger for those who watch from elsewhere, when
+they have changed and once a second at most: beside the answers they belong to, in one more sync a second, and a watcher
+needs neither keys nor prices to show what the run itself shows.
 """
 
 from __future__ import annotations
 
+import math
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Answer, Question
@@ -19,11 +25,16 @@ from slm_ray.ledger import Entry, Ledger
 from slm_ray.scoring import score
 from slm_ray.types import Example, Prompt
 
+NOTED_EVERY_S = 1.0
+
 
 class Book:
     """The three callbacks of `ask_all`, and `close` at its end."""
 
-    def __init__(self, planned: Plan, ledger: Ledger, board: Board, budget: Budget) -> None:
+    def __init__(
+        self, planned: Plan, ledger: Ledger, board: Board, budget: Budget,
+        *, clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
         self._plan = planned
         self._ledger = ledger
         self._board = board
@@ -34,14 +45,20 @@ class Book:
         self._in_flight: Counter[str] = Counter()
         self._asked: set[str] = set()
         self._heard: list[Entry] = []
+        self._unshown: list[Entry] = []
         self._waited = False
+        self._clock_s = clock_s
+        self._plan_id = planned.id
+        self._speeds: Mapping[str, Speed] = {}
+        self._noted: dict[str, Any] = {}
+        self._noted_s = -math.inf
         self.handed_out = 0
 
     def open(self) -> None:
         """Count what earlier runs of this plan have asked, answered and spent."""
-        for entry in self._ledger.history(self._plan.id):
+        for entry in self._ledger.history(self._plan_id):
             self._budget.settle(entry.spec, entry.key, self._prompt(entry.spec, entry.example_id), entry.completion)
-        lost = self._ledger.unanswered(self._plan.id)
+        lost = self._ledger.unanswered(self._plan_id)
         for row in self._plan.rows() if lost else ():
             if row.key in lost:
                 prompt = self._prompt(row.spec, row.example_id)
@@ -51,8 +68,7 @@ class Book:
     def show_finished(self, pending: Mapping[str, Sequence[Question]]) -> None:
         """Put on the board what is answered already."""
         left = {question.key for questions in pending.values() for question in questions}
-        for row in self._plan.rows():
-            entry = self._ledger.entry(row.key) if row.key not in left else None
+        for entry in self._ledger.entries(row.key for row in self._plan.rows() if row.key not in left):
             if entry is not None:
                 self._show(entry, fresh=False)
 
@@ -84,21 +100,39 @@ class Book:
 
     def tick(self, speeds: Mapping[str, Speed]) -> None:
         """Write what no grant has written, and show the board."""
+        self._speeds = speeds
         for spec, speed in speeds.items():
             self._board.speed(spec, speed.in_flight_limit, speed.rate_limit_per_s, speed.turned_away)
         if self._waited and self._heard:
             self._write([])
         self._waited = bool(self._heard)
+        if self._clock_s() - self._noted_s >= NOTED_EVERY_S:
+            self._note_speeds()
+        self._show_written()
         self._board.show()
 
     def close(self) -> None:
-        """Write the rest."""
+        """Write and show the rest."""
         self._write([])
+        self._show_written()
+        self._note_speeds()
+
+    def _note_speeds(self) -> None:
+        plain = {spec: replace(speed, usd=self._budget.usd(spec)).plain() for spec, speed in self._speeds.items()}
+        if plain != self._noted:
+            self._ledger.note_speeds(self._plan_id, plain)
+            self._noted = plain
+        self._noted_s = self._clock_s()
 
     def _write(self, keys: Sequence[str]) -> None:
         self._ledger.put_all(self._heard, starts=keys)
-        written, self._heard = self._heard, []
-        for entry in written:
+        self._unshown += self._heard
+        self._heard = []
+
+    def _show_written(self) -> None:
+        """Scoring takes longer than writing, and no free place in flight should wait for it."""
+        shown, self._unshown = self._unshown, []
+        for entry in shown:
             self._show(entry, fresh=True)
 
     def _show(self, entry: Entry, *, fresh: bool) -> None:

@@ -54,8 +54,8 @@ class Arm:
         return [
             Question(key=keys[row.id], example_id=row.id, prompt=self.prompts.get(row.id, row.prompt))
             for keys in self.repeats
-            for row in examples
-            if not _is_finished(ledger, keys[row.id])
+            for row, entry in zip(examples, ledger.entries(keys[row.id] for row in examples), strict=True)
+            if entry is None or not finished(entry.completion)
         ]
 
 
@@ -162,8 +162,3 @@ def _prompts_digest(rows: tuple[Example, ...], arms: tuple[Arm, ...]) -> str:
         for row in rows:
             shown.update(repr(arm.prompts.get(row.id, row.prompt)).encode())
     return shown.hexdigest()
-
-
-def _is_finished(ledger: Ledger, key: str) -> bool:
-    completion = ledger.get(key)
-    return completion is not None and finished(completion)

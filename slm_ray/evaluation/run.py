@@ -60,11 +60,12 @@ def evaluate(
         write_text(run_dir / CONFIG, dump(config))
         ledger.plan(planned.id, planned.rows())
         work = pending_in(planned, ledger)
-        answered = len(list(planned.rows())) - sum(map(len, work.values()))
+        answered = sum(1 for _ in planned.rows()) - sum(map(len, work.values()))
         declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
         if any(work.values()):
             with _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
+        del work  # a question for every row, and the report needs none
         return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
 
 
@@ -107,6 +108,7 @@ def _noted(planned: Plan, config: EvaluateConfig, ledger: Ledger) -> Iterator[No
     facts = {
         "examples": str(Path(config.examples).absolute()), "track": track, "models": list(config.models),
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
+        "concurrency": config.generation.concurrency,
     }  # fmt: skip
     ledger.begin(planned.id, facts)
     ended = "stopped"

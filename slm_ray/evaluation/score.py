@@ -1,7 +1,8 @@
 """From a ledger to a report, without calling any model: what every evaluation ends with, and what can be done again.
 
 Beside report.json and scores.jsonl the run's answers come as answers.parquet, one row per question. All of it depends on
-the examples, the config and the ledger alone, so doing it twice gives the same bytes.
+the examples, the config and the ledger alone, so doing it twice gives the same bytes. Nothing is held of an answer but
+its scores: texts are read again for each file that wants them.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan
+from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger, outcome
 from slm_ray.scoring import score_rows
 from slm_ray.storage import write_json, write_jsonl, write_parquet
 from slm_ray.tracing import Tracer
-from slm_ray.types import Example
+from slm_ray.types import Completion, Example
 from slm_ray.verdict.cost import busy_s
 from slm_ray.verdict.report import ScoreAll, Similar, build
 
@@ -33,14 +34,16 @@ COLUMNS = {
     "unheard": "int32", "served_by": "string", "answered_ns": "int64",
 }  # fmt: skip
 
-Entries = Mapping[str, Mapping[str, Entry]]
+
+def entries(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, ReadAhead[Entry]]:
+    """Every arm's answers of one repeat, by spec and example id; DataError when one that is missing is asked for."""
+    return {arm.spec: ReadAhead(ledger, arm.spec, arm.repeats[repeat], lambda entry: entry) for arm in plan.arms}
 
 
-def entries(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, dict[str, Entry]]:
-    """Every arm's answers of one repeat, by spec and example id; DataError when one is missing."""
+def completions(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, ReadAhead[Completion]]:
+    """The same, without key and time."""
     return {
-        arm.spec: {row.id: _entry(ledger, arm.repeats[repeat][row.id], arm.spec, row.id) for row in plan.examples}
-        for arm in plan.arms
+        arm.spec: ReadAhead(ledger, arm.spec, arm.repeats[repeat], lambda entry: entry.completion) for arm in plan.arms
     }
 
 
@@ -60,23 +63,21 @@ def write_report(
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
 ) -> dict[str, Any]:
-    """Score everything, write the three files, and trace it."""
+    """Score everything, write the three files, and trace it. Answers are read from the ledger as they are needed."""
     run_dir = Path(config.run_dir)
+    trusted = trust(plan, ledger, config)
     answers = entries(plan, ledger)
-    again: dict[str, list[dict[str, Any]]] = {arm.spec: [] for arm in plan.arms}
-    for repeat in range(1, config.repeats):
-        for spec, given in entries(plan, ledger, repeat).items():
-            again[spec].append({key: entry.completion for key, entry in given.items()})
-    completions = {spec: {key: entry.completion for key, entry in given.items()} for spec, given in answers.items()}
+    repeats = [completions(plan, ledger, repeat) for repeat in range(1, config.repeats)]
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(
-        plan.track, plan.examples, completions, trained_on=seen, similar=similar, score_all=score_all, again=again
-    )
+        plan.track, plan.examples, completions(plan, ledger), trained_on=seen, similar=similar, score_all=score_all,
+        again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
+    )  # fmt: skip
     for spec, given in answers.items():
         calls = ((entry.answered_ns, entry.completion.latency_s) for entry in given.values())
         if seconds := busy_s(calls):
             report["models"][spec]["busy_s"] = seconds
-    report["trust"] = trust(plan, ledger, config)
+    report["trust"] = trusted
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     write_jsonl(run_dir / SCORES, rows)
     write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
@@ -87,8 +88,8 @@ def write_report(
 def _table(plan: Plan, ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for arm in plan.arms:
         for repeat, keys in enumerate(arm.repeats):
-            for row in plan.examples:
-                yield _columns(_entry(ledger, keys[row.id], arm.spec, row.id), repeat)
+            found = ReadAhead(ledger, arm.spec, keys, lambda entry: entry)
+            yield from (_columns(found[row.id], repeat) for row in plan.examples)
 
 
 def _columns(entry: Entry, repeat: int) -> tuple[Any, ...]:
@@ -100,10 +101,3 @@ def _columns(entry: Entry, repeat: int) -> tuple[Any, ...]:
         failure and failure.status, answer.latency_s, answer.first_token_s, answer.logprob,
         *(tokens or (None, None, None)), answer.attempts, answer.unheard, answer.served_by, entry.answered_ns,
     )  # fmt: skip
-
-
-def _entry(ledger: Ledger, key: str, spec: str, example_id: str) -> Entry:
-    entry = ledger.entry(key)
-    if entry is None:
-        raise DataError(f"{spec} has no answer to example {example_id!r} in the ledger; run the same command again")
-    return entry

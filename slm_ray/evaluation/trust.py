@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import platform
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
-from slm_ray.ledger import Entry, Ledger, outcome
+from slm_ray.ledger import Ledger, outcome
 
 PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "actors", "actor_resources", "plain")  # they change no answer
@@ -28,16 +29,19 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
     and never answered, by a crash or a lost actor: they may have been billed. `rows_scored` counts rows with a score for
     every model, which is every row, or there is no report.
     """
-    history = sorted(ledger.history(plan.id), key=lambda entry: (entry.key, entry.answered_ns))
-    last = {entry.key: entry for entry in history}
+    attempts = unheard = 0
+    for entry in ledger.history(plan.id):
+        attempts += entry.completion.attempts
+        unheard += entry.completion.unheard
+    last = _last(plan, ledger)
     return {
         "rows_in": len(plan.examples),
-        "rows_scored": sum(all(arm.keys[row.id] in last for arm in plan.arms) for row in plan.examples),
+        "rows_scored": len(plan.examples) - len(last.lacking),
         "questions": sum(len(keys) for arm in plan.arms for keys in arm.repeats),
-        "retries": sum(entry.completion.attempts - 1 for entry in history) + len(history) - len(last),
-        "unheard": sum(entry.completion.unheard for entry in history),
+        "retries": attempts - last.answered,
+        "unheard": unheard,
         "ambiguous": sum(ledger.unanswered(plan.id).values()),
-        "refused": sum(outcome(entry.completion) == "refused" for entry in last.values()),
+        "refused": last.refused,
         "training_rows": {
             "checked": [path for path in (config.train, config.adapters_dir) if path],
             "left_out_of_demonstrations": plan.left_out,
@@ -46,20 +50,11 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
             "data": plan.digest,
             "prompts": plan.prompts_digest,
             "config": _sha256(dump(config.model_copy(update=_defaults()))),
-            "answers": answers_digest(last.values()),
+            "answers": last.digest,
         },
         "versions": versions(),
         "commands": commands(config.run_dir),
     }
-
-
-def answers_digest(entries: Iterable[Entry]) -> str:
-    """64 hex digits over what every model said to every row, in any order: the result, whatever it took to get it."""
-    said = (
-        repr((entry.spec, entry.example_id, entry.repeat, outcome(entry.completion), entry.completion.text))
-        for entry in entries
-    )
-    return _sha256("\n".join(sorted(said)))
 
 
 def versions() -> dict[str, str]:
@@ -87,6 +82,45 @@ def _defaults() -> dict[str, Any]:
         name: None if (field := EvaluateConfig.model_fields[name]).is_required() else field.default
         for name in _WHERE_AND_HOW_FAST
     }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Last:
+    """The answers that count, one to a question: how many, how many refused, their digest, the rows that lack one.
+
+    The digest is over what every model said to every row, whatever it took to get it.
+    """
+
+    answered: int
+    refused: int
+    digest: str
+    lacking: frozenset[str]
+
+
+def _last(plan: Plan, ledger: Ledger) -> _Last:
+    """Lines of a digest are sorted; going through the questions in that order, none of them has to be held."""
+    questions = list(_in_order(plan))
+    answered = refused = 0
+    lacking = set()
+    lines = hashlib.sha256()
+    for (example_id, _), entry in zip(questions, ledger.entries(key for _, key in questions), strict=True):
+        if entry is None:
+            lacking.add(example_id)
+            continue
+        said = (entry.spec, entry.example_id, entry.repeat, outcome(entry.completion), entry.completion.text)
+        lines.update(("\n" * (answered > 0) + repr(said)).encode("utf-8", "replace"))
+        answered += 1
+        refused += outcome(entry.completion) == "refused"
+    return _Last(answered=answered, refused=refused, digest=lines.hexdigest(), lacking=frozenset(lacking))
+
+
+def _in_order(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(example id, key) of every question, as the written (model, example, repeat) sorts."""
+    ids = sorted((row.id for row in plan.examples), key=repr)
+    for arm in sorted(plan.arms, key=lambda arm: repr(arm.spec)):
+        repeats = sorted(enumerate(arm.repeats), key=lambda numbered: f"{numbered[0]},")
+        for example_id in ids:
+            yield from ((example_id, keys[example_id]) for _, keys in repeats)
 
 
 def _sha256(text: str) -> str:

@@ -11,6 +11,7 @@ only as a hash. Files of the first layout are refused: their keys did not hold t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import sqlite3
 import time
@@ -19,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import DataError, ResourceError, SlmRayError
-from slm_ray.ledger.records import Entry, Planned, Run, completion_of, finished, text_of
+from slm_ray.ledger.records import ENTRY, Entry, Planned, Run, entry_of, finished, text_of
 from slm_ray.ledger.schema import SCHEMA, VERSION
 from slm_ray.types import Completion
 
 _FULL = ("full", "disk I/O", "unable to open")
+_READ_AT_ONCE = 500
 
 
 class Ledger:
@@ -77,6 +79,10 @@ class Ledger:
         last = [self._all(f"SELECT coalesce(max(seq), 0) FROM {table}")[0][0] for table in ("started", "answers")]
         self._note(plan, "begin", {"facts": facts, "last": last})
 
+    def note_speeds(self, plan: str, speeds: Mapping[str, Any]) -> None:
+        """Note how fast the run is allowed to ask at the moment, for those who watch it; `last_run` gives the last note."""
+        self._note(plan, "speeds", speeds)
+
     def end(self, plan: str, how: str) -> None:
         """Note that the run is over, and how."""
         self._note(plan, "end", {"ended": how})
@@ -88,10 +94,12 @@ class Ledger:
             return None
         seq, plan, noted = rows[0]
         begin = json.loads(noted)
-        ends = self._all("SELECT facts FROM runs WHERE event = 'end' AND seq > ? LIMIT 1", seq)
+        last = "SELECT facts FROM runs WHERE event = ? AND seq > ? ORDER BY seq DESC LIMIT 1"
+        ends, speeds = (self._all(last, event, seq) for event in ("end", "speeds"))
         return Run(
             plan=plan, facts=begin["facts"], last_start=begin["last"][0], last_answer=begin["last"][1],
             ended=json.loads(ends[0][0])["ended"] if ends else None,
+            speeds=json.loads(speeds[0][0]) if speeds else {},
         )  # fmt: skip
 
     def planned(self, plan: str) -> list[Planned]:
@@ -106,15 +114,24 @@ class Ledger:
 
     def entry(self, key: str) -> Entry | None:
         """As `get`, with the row it belongs to and the time it arrived."""
-        rows = self._all(f"SELECT {_ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
-        return _entry(rows[0]) if rows else None
+        rows = self._all(f"SELECT {ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
+        return entry_of(rows[0]) if rows else None
+
+    def entries(self, keys: Iterable[str]) -> Iterator[Entry | None]:
+        """As `entry`, for each of the keys in their order; a few hundred are read at a time, and held until they are taken."""
+        left = iter(keys)
+        while part := list(itertools.islice(left, _READ_AT_ONCE)):
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT {ENTRY} FROM answers WHERE key IN ({marks}) ORDER BY finished, seq"
+            found = {row[0]: row for row in self._all(query, *part)}  # the best of a key comes last
+            yield from (entry_of(found[key]) if key in found else None for key in part)
 
     def since(self, seq: int, *, upto: int | None = None) -> tuple[int, list[Entry]]:
         """The answers noted after `seq` (and not after `upto`), oldest first, at most a thousand; and the last's number."""
         last = upto if upto is not None else 2**62
-        query = f"SELECT {_ENTRY}, seq FROM answers WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000"
+        query = f"SELECT {ENTRY}, seq FROM answers WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000"
         rows = self._all(query, seq, last)
-        return (rows[-1][-1] if rows else seq), [_entry(row) for row in rows]
+        return (rows[-1][-1] if rows else seq), [entry_of(row) for row in rows]
 
     def started_since(self, seq: int) -> tuple[int, list[str]]:
         """The keys handed out after `seq`, oldest first, and the last one's number."""
@@ -133,11 +150,14 @@ class Ledger:
                 self._db.execute("COMMIT")
 
     def history(self, plan: str) -> Iterator[Entry]:
-        """Every answer to a question of the plan, the failed ones that were asked again included."""
-        columns = ", ".join(f"a.{name.strip()}" for name in _ENTRY.split(","))
-        query = f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ?"
+        """Every answer to a question of the plan, failed ones that were asked again included; by key, the oldest first."""
+        columns = ", ".join(f"a.{name.strip()}" for name in ENTRY.split(","))
+        query = (
+            f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ? "
+            "ORDER BY p.key, a.answered_ns, a.seq"
+        )
         with self._said():
-            yield from map(_entry, self._db.execute(query, (plan,)))
+            yield from map(entry_of, self._db.execute(query, (plan,)))
 
     def unanswered(self, plan: str) -> dict[str, int]:
         """Starts without an answer, by key: in flight while a run is at it, ambiguous once it is over."""
@@ -221,13 +241,3 @@ class Ledger:
                 "writable, then the same command continues"
             )
         return DataError(f"{self._path}: cannot be used as a ledger ({error}); move it away or choose another run_dir")
-
-
-_ENTRY = "key, spec, example_id, completion, answered_ns, repeat"
-
-
-def _entry(row: Any) -> Entry:
-    return Entry(
-        key=row[0], spec=row[1], example_id=row[2], completion=completion_of(row[3]), answered_ns=row[4],
-        repeat=row[5],
-    )  # fmt: skip

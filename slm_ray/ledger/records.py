@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from slm_ray.types import Completion, Failure, Usage
+
+ENTRY = "key, spec, example_id, completion, answered_ns, repeat"  # the columns of an Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,8 @@ class Planned:
 class Run:
     """One time that a plan was run: what it says of itself, and how it ended (None while nobody has said so).
 
+    `speeds` is the last note of how fast it may ask; empty where there is none.
+
     What it has started and answered has higher numbers in the ledger than `last_start` and `last_answer`.
     """
 
@@ -45,6 +49,7 @@ class Run:
     last_start: int
     last_answer: int
     ended: str | None
+    speeds: Mapping[str, Any] = field(default_factory=dict)
 
 
 def key(data_digest: str, example_id: str, identity: str, request: Mapping[str, Any], repeat: int = 0) -> str:
@@ -75,3 +80,11 @@ def completion_of(text: str) -> Completion:
     return Completion(
         **fields, failure=Failure(**failure) if failure else None, usage=Usage(**usage) if usage else None
     )
+
+
+def entry_of(row: Any) -> Entry:
+    """An `Entry` from the columns that ENTRY names."""
+    return Entry(
+        key=row[0], spec=row[1], example_id=row[2], completion=completion_of(row[3]), answered_ns=row[4],
+        repeat=row[5],
+    )  # fmt: skip

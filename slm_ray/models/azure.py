@@ -13,7 +13,8 @@ import openai
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
 from slm_ray.models.pace import Gate
-from slm_ray.models.served import ChatModel, http_client
+from slm_ray.models.served import ChatModel
+from slm_ray.models.transport import http_client
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")

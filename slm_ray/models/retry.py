@@ -99,5 +99,16 @@ async def persist(
             wait_s = next_wait_s(failure, attempts)
             late = time.monotonic() + wait_s > started_s + patience_s
             if failed >= max_attempts() or late or (failure.wait_s or 0.0) > MAX_WAIT_S:
-                return Tried(result=failure, attempts=attempts, unheard=unheard)
+                told = _named(failure, patience_s, late=late)
+                return Tried(result=told, attempts=attempts, unheard=unheard)
         await asyncio.sleep(wait_s)
+
+
+def _named(failure: TryAgain, patience_s: float, *, late: bool) -> TryAgain:
+    """The failure with what has ended the waiting, where that is a wait and not the number of attempts."""
+    asked = f"Retry-After asks for {failure.wait_s:g} s" if failure.wait_s is not None else "another wait"
+    if (failure.wait_s or 0.0) > MAX_WAIT_S:
+        failure.reason += f" ({asked}, and none above {MAX_WAIT_S:g} s is waited for; run the same command again then)"
+    elif late:
+        failure.reason += f" ({asked}, which ends after generation.patience_s {patience_s:g}; raise it to wait)"
+    return failure

@@ -13,7 +13,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -25,12 +24,10 @@ from slm_ray.models.pace import Gate
 from slm_ray.models.request import request_body
 from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
 from slm_ray.models.streamed import StreamError, read_stream
-from slm_ray.models.transport import SpreadTransport
+from slm_ray.models.transport import CONNECTION_ERRORS, broken, http_client
 from slm_ray.types import Completion, Failure, Prompt
 
 _CHAT = "/chat/completions"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-_CONNECT_TIMEOUT_S = 10.0
 _FIRST_ATTEMPTS = 4
 _USED_UP = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
@@ -127,7 +124,7 @@ class ChatModel:
         try:
             async with asyncio.timeout(self._generation.timeout_s):
                 return await (self._streamed if "stream" in body else self._whole)(body, started_s)
-        except (TimeoutError, openai.APIConnectionError, httpx2.HTTPError) as error:
+        except CONNECTION_ERRORS as error:
             raise self._broken(error) from None
         except StreamError as error:
             return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
@@ -143,30 +140,33 @@ class ChatModel:
         # The client's typed method checks every field of the body anew, which costs more than all of its other work.
         reply = await self._client.post(_CHAT, body={"model": self.name, **body}, cast_to=httpx2.Response)
         self._heard = True
-        return read_answer(self._hide(reply.text))
+        return _ended(reply.headers, read_answer(self._hide(reply.text)))
 
     async def _streamed(self, body: dict[str, Any], started_s: float) -> Outcome:
         async with self._client.chat.completions.with_streaming_response.create(model=self.name, **body) as reply:
             self._heard = True
             lines = (self._hide(line) async for line in reply.iter_lines())
             outcome, first_token_s = await read_stream(lines, started_s=started_s)
+            _ended(reply.headers, outcome)
         return replace(outcome, first_token_s=first_token_s)
 
     def _broken(self, error: Exception) -> TryAgain:
-        cause = error.__cause__ or error
-        unconnected = isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout)
-        late = isinstance(error, TimeoutError | openai.APITimeoutError | httpx2.TimeoutException)
-        if late and not unconnected:
+        kind, words = broken(error)
+        if kind == "late":
             return TryAgain(f"no answer within {self._generation.timeout_s:g} s", unheard=True)
-        reason = f"connection failed: {one_line(self._hide(str(cause))) or type(cause).__name__}"
+        unconnected = kind == "unconnected"
+        reason = f"connection failed: {one_line(self._hide(words))}"
         return TryAgain(reason, unheard=not unconnected, unconnected=unconnected)
 
     async def _refused_call(self, status: int, code: str | None, message: str, wait_s: float | None = None) -> Outcome:
         self._heard = True
         if status == 402 or code in _USED_UP:
+            self._gate.shut()
             raise self.used_up(status, message) from None
         if passes(status) and code not in FILTERED:
             raise TryAgain(f"HTTP {status}: {message}", status=status, wait_s=wait_s) from None
+        if status in (401, 403, 404):
+            self._gate.shut()  # at once: finding the words for the error may take a while
         if status in (401, 403):
             raise self.denied(status, message) from None
         if status == 404:
@@ -224,18 +224,18 @@ def elsewhere(
     return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
 
 
-def http_client(url: str, timeout_s: float) -> openai.DefaultAsyncHttpxClient:
-    """The HTTP client to reach `url` with; a proxy from the environment is never asked for this very machine."""
-    timeout = httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
-    trust_env = urlsplit(url).hostname not in _LOOPBACK
-    mounts = {"all://": SpreadTransport(trust_env=trust_env)}  # a proxy of the environment is more specific, and wins
-    return openai.DefaultAsyncHttpxClient(trust_env=trust_env, timeout=timeout, mounts=mounts)
-
-
 def _client(url: str, key: str, generation: GenerationConfig) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s)
     )
+
+
+def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:
+    """A body without a length that broke off looks like one that ended: it is asked for again."""
+    invalid = outcome.failure is not None and outcome.failure.kind == "invalid"
+    if invalid and "content-length" not in headers and "transfer-encoding" not in headers:
+        raise TryAgain("connection failed: it ended in the middle of an answer of no stated length", unheard=True)
+    return outcome
 
 
 def _message(error: openai.APIStatusError) -> str:

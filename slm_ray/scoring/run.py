@@ -6,7 +6,7 @@ The same code for every model. The order of rows changes nothing, to the last bi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
@@ -153,7 +153,7 @@ def score(track: Track, example_id: str, prediction: str | None, reference: str)
     )
 
 
-def score_rows(track: Track, rows: Sequence[Answered]) -> list[RowScore]:
+def score_rows(track: Track, rows: Iterable[Answered]) -> list[RowScore]:
     """`score` of many answers, each (example id, prediction, reference), in order."""
     return [score(track, *row) for row in rows]
 

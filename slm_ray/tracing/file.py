@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm_ray.storage import read_jsonl, write_jsonl
+from slm_ray.errors import DataError
+from slm_ray.storage import write_jsonl
 from slm_ray.tracing.record import Run
 from slm_ray.tracing.spans import KIND, SESSION, lines, resource_of, spans_of
 
@@ -19,12 +22,11 @@ def keep(folder: str | Path, run: Run) -> bool:
     False, and the file as it was, when it holds this very run.
     """
     path = Path(folder) / FILE_NAME
-    there = read_jsonl(path) if path.exists() else []
-    mine = [line for line in there if resource_of(line).get(KIND) == run.kind]
-    if mine and all(resource_of(line).get(SESSION) == run.session for line in mine):
+    there = set(map(_owner, _lines(path)))
+    if {session for kind, session in there if kind == run.kind} == {run.session}:
         return False
-    others = [line for line in there if resource_of(line).get(KIND) != run.kind]
-    write_jsonl(path, [*others, *lines(run.kind, run.session, run.spans)])
+    others = (line for line in _lines(path) if _owner(line)[0] != run.kind)
+    write_jsonl(path, itertools.chain(others, lines(run.kind, run.session, run.spans)))
     return True
 
 
@@ -32,7 +34,7 @@ def kept(folder: str | Path) -> list[Run]:
     """The runs of a folder's trace file, in its order; none when there is no file, and none that is not of this house."""
     path = Path(folder) / FILE_NAME
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for line in read_jsonl(path) if path.exists() else []:
+    for line in _lines(path):
         resource = resource_of(line)
         if KIND in resource and SESSION in resource:
             found.setdefault((str(resource[KIND]), str(resource[SESSION])), []).append(line)
@@ -40,3 +42,32 @@ def kept(folder: str | Path) -> list[Run]:
         Run(kind=kind, session=session, spans=tuple(span for line in group for span in spans_of(line)))
         for (kind, session), group in found.items()
     ]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The file's lines one by one: each holds hundreds of spans, and all of them take many times the room of a report."""
+    if not path.exists():
+        return
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield _line(line, f"{path}:{number}")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; make it readable, or delete it") from None
+
+
+def _line(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"{where}: not JSON ({error}); delete the file, and the next run or replay makes it anew"
+        ) from None
+    if not isinstance(line, dict):
+        raise DataError(f"{where}: {type(line).__name__} instead of an object; delete the file")
+    return line
+
+
+def _owner(line: Mapping[str, Any]) -> tuple[Any, Any]:
+    resource = resource_of(line)
+    return resource.get(KIND), resource.get(SESSION)

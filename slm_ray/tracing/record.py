@@ -9,13 +9,15 @@ holds cannot be changed. Scores ride along as `slm_ray.score.NAME` and become La
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from slm_ray.ledger import Entry
-from slm_ray.tracing.spans import SESSION, Span, Value, digest, span
+from slm_ray.tracing.spans import SESSION, Span, Value, digest, digest_of, span
 from slm_ray.types import Comparison, Completion, Decision
 
 SCORE, LABEL = "slm_ray.score.", "slm_ray.label."
@@ -33,11 +35,25 @@ Lineage = Mapping[str, str | int]
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """The spans of one run. A later run of the same `kind` takes its place in a trace file; `session` is its id."""
+    """The spans of one run. A later run of the same `kind` takes its place in a trace file; `session` is its id.
+
+    Spans may be gone through any number of times; those of an evaluation are made anew each time, in the thread that holds
+    its ledger.
+    """
 
     kind: str
     session: str
-    spans: tuple[Span, ...]
+    spans: Iterable[Span]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+    """What a function yields, each time anew."""
+
+    make: Callable[[], Iterator[Span]]
+
+    def __iter__(self) -> Iterator[Span]:
+        return self.make()
 
 
 def evaluation(
@@ -45,33 +61,41 @@ def evaluation(
 ) -> Run:
     """An evaluation. `answers[spec][example_id]` are the ledger's; `lineage` says where a model comes from, by spec."""
     track, data = report["track"], report["examples"]["digest"]
-    session = digest("evaluation", track, data, *_identities(rows, answers))
+    ids = [row["id"] for row in rows]
+    session = digest_of(itertools.chain(("evaluation", track, data), _identities(ids, answers)))
+    entries = (answers[spec][one] for spec in report["models"] for one in ids)
+    bounds = _bounds(entries)
+    made = functools.partial(_spans, report, rows, answers, lineage or {}, session, bounds)
+    return Run(kind="evaluate", session=session, spans=Made(made))
+
+
+def _spans(
+    report: Mapping[str, Any], rows: Rows, answers: Entries, lineage: Mapping[str, Lineage], session: str,
+    bounds: tuple[int, int],
+) -> Iterator[Span]:  # fmt: skip
+    track, data = report["track"], report["examples"]["digest"]
     trace_id = digest("trace", session)
-    entries = [answers[spec][row["id"]] for spec in report["models"] for row in rows]
-    bounds = min(map(_start_ns, entries)), max(entry.answered_ns for entry in entries)
     root = _run_span(f"evaluate {track}", session, *bounds, {"track": track, "rows": len(rows), "data_digest": data})
-    spans = [root]
+    yield root
     for spec, model in report["models"].items():
-        known = dict((lineage or {}).get(spec, {}))
+        known = dict(lineage.get(spec, {}))
         experiment = {
             "langfuse.experiment.id": digest("experiment", session, spec, length=16),
             "langfuse.experiment.name": f"{track} {spec} {session[:8]}",
             "langfuse.experiment.metadata": _json({"model": spec, "track": track, "data_digest": data, **known}),
         }
         facts = {name: model[name] for name in model if name not in ("metrics", "n")}
-        spans.append(
-            span(
-                spec, trace_id=trace_id, span_id=digest("model", session, spec, length=16), parent_id=root["spanId"],
-                start_ns=bounds[0], end_ns=bounds[1],
-                attributes={
-                    SESSION: session, EXPERIMENT: experiment["langfuse.experiment.id"], **_metadata({**facts, **known}),
-                    **_scores(model["metrics"]),
-                },
-            )
+        yield span(
+            spec, trace_id=trace_id, span_id=digest("model", session, spec, length=16), parent_id=root["spanId"],
+            start_ns=bounds[0], end_ns=bounds[1],
+            attributes={
+                SESSION: session, EXPERIMENT: experiment["langfuse.experiment.id"], **_metadata({**facts, **known}),
+                **_scores(model["metrics"]),
+            },
         )  # fmt: skip
         shared = {SESSION: session, DATASET: f"{track}-{data[:12]}", **experiment, **_metadata(known)}
-        spans += [_answer(track, spec, row, answers[spec][row["id"]], shared) for row in rows]
-    return Run(kind="evaluate", session=session, spans=tuple(spans))
+        for row in rows:
+            yield _answer(track, spec, row, answers[spec][row["id"]], shared)
 
 
 def comparison(found: Comparison, decision: Decision, *, at_ns: int) -> Run:
@@ -179,11 +203,19 @@ def _run_span(
     )  # fmt: skip
 
 
-def _identities(rows: Rows, answers: Entries) -> Iterator[str]:
+def _bounds(entries: Iterable[Entry]) -> tuple[int, int]:
+    """When the first of the answers was asked for and the last one came."""
+    start_ns, end_ns = 2**63, 0
+    for entry in entries:
+        start_ns, end_ns = min(start_ns, _start_ns(entry)), max(end_ns, entry.answered_ns)
+    return start_ns, end_ns
+
+
+def _identities(ids: Sequence[str], answers: Entries) -> Iterator[str]:
     for spec, given in answers.items():
-        for row in rows:
-            entry = given[row["id"]]
-            yield f"{spec}\n{row['id']}\n{entry.answered_ns}\n{_said(entry.completion)}"
+        for example_id in ids:
+            entry = given[example_id]
+            yield f"{spec}\n{example_id}\n{entry.answered_ns}\n{_said(entry.completion)}"
 
 
 def _said(completion: Completion) -> str:

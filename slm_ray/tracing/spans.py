@@ -8,7 +8,8 @@ ExportTraceServiceRequest, and its resource says of which run.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SESSION = "session.id"
@@ -23,7 +24,15 @@ Value = str | bool | int | float
 
 def digest(*parts: str, length: int = 32) -> str:
     """The first `length` hex digits of a SHA-256 over the parts; "a", "bc" and "ab", "c" differ."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:length]
+    return digest_of(parts, length=length)
+
+
+def digest_of(parts: Iterable[str], *, length: int = 32) -> str:
+    """`digest` of parts that come one by one."""
+    found = hashlib.sha256()
+    for at, part in enumerate(parts):
+        found.update(("\0" * (at > 0) + part).encode())
+    return found.hexdigest()[:length]
 
 
 def span(
@@ -45,13 +54,12 @@ def span(
     }
 
 
-def lines(kind: str, session: str, spans: Sequence[Span]) -> list[dict[str, Any]]:
+def lines(kind: str, session: str, spans: Iterable[Span]) -> Iterator[dict[str, Any]]:
     """The spans of one run as lines of a trace file. `kind` is what a later copy replaces, `session` the run's id."""
     resource = {"attributes": _attributes({"service.name": _SERVICE, KIND: kind, SESSION: session})}
-    return [
-        {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": {"name": "slm_ray"}, "spans": part}]}]}
-        for part in (list(spans[at : at + _SPANS_PER_LINE]) for at in range(0, len(spans), _SPANS_PER_LINE))
-    ]
+    left = iter(spans)
+    while part := list(itertools.islice(left, _SPANS_PER_LINE)):
+        yield {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": {"name": "slm_ray"}, "spans": part}]}]}
 
 
 def spans_of(line: Mapping[str, Any]) -> Iterator[Span]:

@@ -8,6 +8,7 @@ run 3 s. What did not get through is one warning line with the command that send
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 import time
@@ -73,9 +74,13 @@ class Tracer:
         if langfuse is None:
             return
 
+        held = dataclasses.replace(
+            run, spans=tuple(run.spans)
+        )  # the sending has a thread of its own, the ledger has not
+
         def send(patience: Patience) -> None:
             patience.tries(langfuse.check)
-            Delivery(run, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
+            Delivery(held, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
 
         _bounded(send, budget_s(), langfuse, self._folder)
 

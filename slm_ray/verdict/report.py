@@ -7,25 +7,23 @@ on every example: a failed call scores like an invalid answer and is counted by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from slm_ray.corpus.letters import question, words
-from slm_ray.corpus.render import digest, prompt_hash
+from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track, defined, definition
 from slm_ray.corpus.tracks import track as track_named
 from slm_ray.scoring import Answered, score, score_rows, summarise
 from slm_ray.scoring.breakdown import breakdown
 from slm_ray.scoring.scorer import means
 from slm_ray.scoring.similarity import METRICS as SIMILARITIES
-from slm_ray.types import Completion, Example, RowScore, Usage
-
-STAND_IN = "stand-in:"
+from slm_ray.types import Completion, Example, RowScore
+from slm_ray.verdict.scored import Parts, ScoredRows
+from slm_ray.verdict.service import Service
 
 Answers = Mapping[str, Mapping[str, Completion]]
-ScoreAll = Callable[[Track, Sequence[Answered]], list[RowScore]]
+ScoreAll = Callable[[Track, Iterable[Answered]], Iterable[RowScore]]
 Similar = Callable[[Sequence[RowScore], Sequence[str | None], Sequence[str]], list[RowScore]]
 
 
@@ -38,40 +36,36 @@ def build(
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
     again: Mapping[str, Sequence[Mapping[str, Completion]]] | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+) -> tuple[dict[str, Any], ScoredRows]:
     """(report, score rows) of all models over all examples.
 
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
     how many of the examples the model's adapter was trained on (0 when not named). `similar` adds BERTScore and embedding
     cosine; `score_all` may share the work among processes. `again[spec]` holds the answers of further repeats: they give
     `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError
-    when an example has no answer: an unfinished run has no report.
+    when an example has no answer: an unfinished run has no report. Answers are taken one by one, in the order of the
+    examples, and again for the rows, which are made as they are asked for; only `similar` needs all texts at once.
     """
     if not examples:
         raise ValueError("a report needs at least one example")
     models: dict[str, Any] = {}
-    rows = [_row(example) for example in examples]
+    rows: dict[str, list[RowScore]] = {}
     tags = {example.id: example.tags for example in examples}
     lengths = {example.id: len(words(question(example))) for example in examples}
     for spec, given in answers.items():
-        missing = [example.id for example in examples if example.id not in given]
-        if missing:
-            raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
-        ordered = [given[example.id] for example in examples]
-        texts = [answer.text for answer in ordered]
-        scored = score_all(
-            track, [(row.id, text, row.reference) for row, text in zip(examples, texts, strict=True)]
-        )  # fmt: skip
+        service = Service()
+        parts = Parts()
+        scored = [parts.lean(row) for row in score_all(track, _answered(spec, examples, given, service))]
         metrics = summarise(track, scored)
         if similar is not None:
+            texts = [given[example.id].text for example in examples]
             scored = similar(scored, texts, [example.reference for example in examples])
             metrics |= means(*SIMILARITIES)(scored, track)
-        for row, answer, judged in zip(rows, ordered, scored, strict=True):
-            row["models"][spec] = _answer(answer, judged)
+        rows[spec] = scored
         models[spec] = {
             "n": len(examples),
             "metrics": metrics,
-            **_service(ordered),
+            **service.figures(),
             "issues": _counted(issue for judged in scored for issue in judged.issues),
             "analysis": breakdown(track, scored, tags, lengths),
             "trained_on": trained_on.get(spec, 0),
@@ -83,7 +77,7 @@ def build(
         "track_definition": definition(track),
         "examples": {"n": len(examples), "digest": digest(examples)},
         "models": models,
-    }, rows
+    }, ScoredRows(examples, answers, rows)
 
 
 def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[str, Completion]]) -> dict[str, Any]:
@@ -92,9 +86,16 @@ def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[s
     `agreement` is the share of rows whose deciding score is the same every time, `same_text` that of rows whose answer
     is; `primary` is the deciding metric of every repeat.
     """
-    scored = [[score(track, row.id, given[row.id].text, row.reference) for row in examples] for given in repeats]
-    same = sum(len({judged.value(track.primary) for judged in row}) == 1 for row in zip(*scored, strict=True))
-    same_text = sum(len({given[row.id].text for given in repeats}) == 1 for row in examples)
+    scored: list[list[RowScore]] = [[] for _ in repeats]
+    same = same_text = 0
+    parts = Parts()
+    for row in examples:
+        texts = [given[row.id].text for given in repeats]
+        judged = [parts.lean(score(track, row.id, text, row.reference)) for text in texts]
+        same += len({one.value(track.primary) for one in judged}) == 1
+        same_text += len(set(texts)) == 1
+        for found, one in zip(scored, judged, strict=True):
+            found.append(one)
     return {
         "repeats": len(repeats),
         "agreement": same / len(examples),
@@ -109,67 +110,20 @@ def track_in(report: Mapping[str, Any]) -> Track:
     return defined(plain) if plain else track_named(report["track"])
 
 
-def _row(example: Example) -> dict[str, Any]:
-    return {
-        "id": example.id,
-        "prompt_hash": prompt_hash(example.prompt),
-        "prompt": example.prompt.as_dicts(),
-        "reference": example.reference,
-        "tags": dict(sorted(example.tags.items())),
-        "models": {},
-    }
-
-
-def _answer(answer: Completion, score: RowScore) -> dict[str, Any]:
-    failure, usage = answer.failure, answer.usage
-    return {
-        "text": answer.text,
-        "failure": failure and {"kind": failure.kind, "reason": failure.reason, "status": failure.status},
-        "scores": {metric.name: metric.value for metric in score.scores},
-        "counts": list(score.counts),
-        "issues": list(score.issues),
-        **({"facts": dict(score.facts)} if score.facts else {}),
-        "latency_s": answer.latency_s,
-        "first_token_s": answer.first_token_s,
-        "logprob": answer.logprob,
-        "usage": usage and _tokens([usage]),
-        "attempts": answer.attempts,
-    }
-
-
-def _service(answers: Sequence[Completion]) -> dict[str, Any]:
-    """What the calls cost and how they went, whatever the answers say. Usage includes failed calls that were billed."""
-    answered = [answer for answer in answers if answer.text is not None]
-    latencies = [answer.latency_s for answer in answered if answer.latency_s is not None]
-    firsts = [answer.first_token_s for answer in answered if answer.first_token_s is not None]
-    served_by = sorted({answer.served_by for answer in answers if answer.served_by is not None})
-    calls = sum(answer.attempts for answer in answers)
-    return {
-        "latency_s": _percentiles(latencies, 50, 95, 99),
-        **({"first_token_s": _percentiles(firsts, 50, 95)} if firsts else {}),
-        "usage": _tokens([answer.usage for answer in answers if answer.usage is not None]),
-        "attempts": {
-            "calls": calls,
-            "retried": calls - len(answers),
-            "unheard": sum(answer.unheard for answer in answers),
-        },
-        "failures": _counted(answer.failure.kind for answer in answers if answer.failure is not None),
-        "served_by": served_by,
-        "stand_in": any(name.startswith(STAND_IN) for name in served_by),
-    }
-
-
-def _tokens(usages: Sequence[Usage]) -> dict[str, int]:
-    total = sum(usages, Usage())
-    return {
-        "prompt_tokens": total.prompt_tokens,
-        "completion_tokens": total.completion_tokens,
-        "cached_tokens": total.cached_tokens,
-    }
-
-
-def _percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:
-    return {f"p{share}": float(np.percentile(values, share)) if values else None for share in shares}
+def _answered(
+    spec: str, examples: Sequence[Example], given: Mapping[str, Completion], service: Service
+) -> Iterator[Answered]:
+    """The answers as scorers take them, each counted as it goes by; ValueError at the end when some are missing."""
+    missing = []
+    for row in examples:
+        answer = given.get(row.id)
+        if answer is None:
+            missing.append(row.id)
+            continue
+        service.add(answer)
+        yield row.id, answer.text, row.reference
+    if missing:
+        raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
 
 
 def _counted(names: Iterable[str]) -> dict[str, int]:

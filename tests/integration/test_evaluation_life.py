@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import threading
 import time
 from pathlib import Path
@@ -14,50 +13,15 @@ import pyarrow.parquet as parquet
 import pytest
 import ray
 from chat_server import ChatServer, Reply, Request
-from test_evaluation import CANARY, PROGRAM, azure, config, quiet_after, reference, right, slowly, start
+from driver import PROGRAM, start
+from test_evaluation import CANARY, azure, config, quiet_after, reference, right
 
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.evaluation import evaluate
 from slm_ray.ledger import Ledger
-from slm_ray.storage import lock, read_json, read_jsonl
+from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
-CALLS, CONCURRENCY = 120, 8
-
-
-def test_killed_twice_and_resumed_the_result_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
-    generation = {"concurrency": CONCURRENCY, "max_attempts": 2}
-    with ChatServer(slowly(0.1)) as server:
-        settings = config(tmp_path, CALLS, models=["served:m"], endpoint=server.url, generation=generation)
-        for killed_at in (CALLS // 3, CALLS // 2):
-            running = start(settings, tmp_path)
-            while len(server.requests) < killed_at and running.poll() is None:
-                time.sleep(0.02)
-            running.send_signal(signal.SIGKILL)
-            running.communicate(timeout=60)
-            quiet_after(server)
-        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-            run = ledger.last_run()
-            assert run is not None
-            assert run.ended is None
-            lost = sum(ledger.unanswered(run.plan).values())
-            finished = ledger.count()
-        assert 1 <= lost <= 2 * CONCURRENCY
-        assert len(server.requests) <= finished + lost  # every call that was made is known as started
-        last = start(settings, tmp_path)
-        out, told = last.communicate(timeout=120)
-        assert (last.returncode, out.strip()) == (0, "exact_match 1.0"), told
-        assert len(server.requests) <= CALLS + 2 * CONCURRENCY
-    trust = read_json(tmp_path / "run" / "report.json")["trust"]
-    assert trust["ambiguous"] == lost
-    assert (trust["rows_in"], trust["rows_scored"]) == (CALLS, CALLS)
-    (tmp_path / "calm").mkdir()
-    with ChatServer(right) as server:
-        calm = config(tmp_path / "calm", CALLS, models=["served:m"], endpoint=server.url, generation=generation)
-        undisturbed = evaluate(calm, environment={})["trust"]
-    assert undisturbed["ambiguous"] == 0
-    assert undisturbed["digests"]["answers"] == trust["digests"]["answers"]
-    assert undisturbed["digests"]["data"] == trust["digests"]["data"]
 
 
 @pytest.mark.parametrize("generation", [{"concurrency": 8, "max_attempts": 1}, {"concurrency": 8, "max_attempts": 4}])

@@ -92,10 +92,10 @@ def test_slow_scores_are_the_same_as_tasks(monkeypatch: pytest.MonkeyPatch) -> N
         return spread(*args, title=title)  # type: ignore[arg-type]
 
     monkeypatch.setattr(fanout, "in_order", counted)
-    assert score_all(TRACKS["chat"], rows) == alone
+    assert list(score_all(TRACKS["chat"], rows)) == alone
     monkeypatch.setattr(fanout, "WORTH_CHARACTERS", 1000)
-    assert score_all(TRACKS["chat"], rows) == alone
-    assert score_all(TRACKS["gsm8k"], rows) == score_rows(TRACKS["gsm8k"], rows)
+    assert list(score_all(TRACKS["chat"], rows)) == alone
+    assert list(score_all(TRACKS["gsm8k"], rows)) == score_rows(TRACKS["gsm8k"], rows)
     assert calls == ["scoring"]
 
 

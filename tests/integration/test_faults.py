@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,12 +13,14 @@ from typing import Any
 
 import psutil
 import pytest
+from driver import start
 from endpoint import BROKEN, SETTLED, Endpoint
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
 from slm_ray.ledger import Ledger, finished
+from slm_ray.storage import read_json
 
 pytestmark = pytest.mark.heavy
 
@@ -137,6 +137,24 @@ def test_what_would_fail_every_call_costs_three_calls(
     assert 1 <= asked <= 3
 
 
+@pytest.mark.parametrize(("status", "actors"), [(401, 1), (401, 2), (404, 2), (402, 2)])
+def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
+    ray_cluster: None, tmp_path: Path, status: int, actors: int
+) -> None:
+    with Endpoint("dying", status, 300, 0.3, latency_s=0.1) as endpoint:
+        config = settings(tmp_path, 2000, endpoint, actors=actors)
+        with pytest.raises(ModelError, match=r"SLM_RAY_API_KEY|serves no model"):
+            evaluate(config, environment={})
+        time.sleep(1.5)  # who waits for a limit to pass would be back by then
+        counts = endpoint.counts()
+    refused = counts["statuses"][str(status)]
+    assert 1 <= refused <= 64
+    assert counts["late"].get("arrived", 0) <= 32, "most of what was in flight had come before the first refusal"
+    assert sum(counts["billed"].values()) == 300
+    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+        assert ledger.count() >= 300 - 64
+
+
 def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("broken") as endpoint:
         report = evaluate(settings(tmp_path, 40, endpoint), environment={})
@@ -154,29 +172,6 @@ def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) ->
     assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
     assert counts["late"].get("limited", 0) <= 0.02 * (800 - SETTLED)
     assert counts["statuses"]["429"] <= 0.04 * 800
-
-
-PROGRAM = """
-import sys
-import ray
-from slm_ray.command import run
-from slm_ray.config import EvaluateConfig
-from slm_ray.evaluation import evaluate
-
-def main(config):
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    print("exact_match", evaluate(config, environment={})["models"]["served:m"]["metrics"]["exact_match"])
-
-run(main, EvaluateConfig, "test", sys.argv[1:])
-"""
-
-
-def start(config: EvaluateConfig, folder: Path) -> subprocess.Popen[str]:
-    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json")))
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(folder / "config.yaml")], text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    )  # fmt: skip
 
 
 def finished_rows(folder: Path) -> list[str]:
@@ -198,6 +193,13 @@ def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path
             before = endpoint.counts()
             assert before["most_in_flight"] == 64
             asked_again |= {row: before["asked"][row.removeprefix("r")] for row in finished_rows(tmp_path)}
+        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+            run = ledger.last_run()
+            assert run is not None
+            assert run.ended is None
+            lost = sum(ledger.unanswered(run.plan).values())
+            assert 1 <= lost <= 2 * 64
+            assert sum(before["asked"].values()) <= ledger.count() + lost  # every call is known as started
         last = start(config, tmp_path)
         out, said = last.communicate(timeout=120)
         assert (last.returncode, out.strip()) == (0, "exact_match 1.0"), said
@@ -205,12 +207,16 @@ def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path
     assert len(counts["billed"]) == 1000
     assert sum(counts["billed"].values()) <= 1000 + 2 * 64
     assert {row: counts["asked"][row.removeprefix("r")] for row in asked_again} == asked_again
-    killed = rows_digest(tmp_path)
+    killed, trust = rows_digest(tmp_path), read_json(tmp_path / "run" / "report.json")["trust"]
+    assert (trust["ambiguous"], trust["rows_in"], trust["rows_scored"]) == (lost, 1000, 1000)
     calm = tmp_path / "calm"
     calm.mkdir()
     with Endpoint("fine") as endpoint:
-        evaluate(settings(calm, 1000, endpoint), environment={})
+        undisturbed = evaluate(settings(calm, 1000, endpoint), environment={})["trust"]
     assert killed == rows_digest(calm)
+    assert undisturbed["ambiguous"] == 0
+    assert undisturbed["digests"]["answers"] == trust["digests"]["answers"]
+    assert undisturbed["digests"]["data"] == trust["digests"]["data"]
 
 
 def quiet_after(endpoint: Endpoint) -> None:

@@ -126,11 +126,10 @@ def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainingConfig, a
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("step", [4, 8])
 def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
-    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path, step: int
+    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
-    asked = config(tmp_path)
+    asked, step = config(tmp_path), 8
     killer = KillWorker(asked.run_dir, step)
     manifest = train(asked, show=False)
     killer.join()

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import DataError
-from slm_ray.evaluation.attach import Watch, follow
+from slm_ray.evaluation.attach import Watch, follow, show_speeds
+from slm_ray.evaluation.book import Book
+from slm_ray.evaluation.budget import Budget
+from slm_ray.evaluation.generate import Answer
 from slm_ray.evaluation.live import Board
+from slm_ray.evaluation.plan import plan
+from slm_ray.evaluation.speed import Speed
 from slm_ray.ledger import Entry, Ledger, Planned
-from slm_ray.types import Completion, Failure
+from slm_ray.types import Completion, Failure, Usage
+from slm_ray.verdict.prices import Price
 
 SPECS = ["azure:", "served:m"]
 
@@ -69,6 +80,79 @@ def test_a_board_fed_by_the_ledger_shows_rows_gaps_and_calls_in_flight(tmp_path:
         assert "rows 3/4, so far 0.000, gap -, failed 1, retried 0, 429 -, in flight 1," in board.lines()[0]
         assert "rows 1/4, so far 1.000, gap +1.000 [" in board.lines()[1]
         assert "in flight 1," in board.lines()[1]
+
+
+def test_a_watcher_sees_the_cost_and_pace_that_the_run_itself_shows(tmp_path: Path) -> None:
+    """The asking side on a clock of its own, a watcher on the file beside it."""
+    now_s = 100.0
+    facts(tmp_path)  # writes the rows
+    config = EvaluateConfig.model_validate(
+        {
+            "track": "structured", "examples": str(tmp_path / "rows.jsonl"), "models": ["azure:gpt", "fake:x"],
+            "run_dir": str(tmp_path),
+        }
+    )  # fmt: skip
+    planned = plan(config, {"AZURE_ENDPOINT": "https://x", "AZURE_API_KEY": "k"})
+    price = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
+    shown, seen = (
+        Board(
+            planned.track, config.models, 4, concurrency=16, console=Console(file=io.StringIO()), clock_s=lambda: now_s
+        )
+        for _ in range(2)
+    )
+    with Ledger(tmp_path / "ledger.sqlite") as writer, Ledger(tmp_path / "ledger.sqlite", read_only=True) as reader:
+        writer.plan(planned.id, planned.rows())
+        writer.begin(planned.id, facts(tmp_path, models=list(config.models), concurrency=16))
+        book = Book(planned, writer, shown, Budget(config, {"azure:gpt": price}), clock_s=lambda: now_s)
+        book.open()
+        arm = planned.arms[0]
+        questions = arm.pending(planned.examples, writer)
+        assert book.grant(arm, questions) == 4
+        run = reader.last_run()
+        assert run is not None
+        watch = Watch(reader, run)
+        speeds = {
+            "azure:gpt": Speed(in_flight_limit=48, rate_limit_per_s=12.5, turned_away=7),
+            "fake:x": Speed(in_flight_limit=16, rate_limit_per_s=math.inf, turned_away=0),
+        }
+        told = []
+        for question in questions[:3]:
+            usage = Usage(prompt_tokens=100, completion_tokens=10)
+            completion = Completion(text='{"a": 1}', usage=usage)
+            book.hear(
+                arm, [Answer(key=question.key, example_id=question.example_id, completion=completion, answered_ns=1)]
+            )
+            for _ in range(3):
+                with reader.snapshot():  # a look that takes its time holds up nobody
+                    book.tick(speeds)
+                now_s += 0.3
+            run = reader.last_run()
+            assert run is not None
+            told.append(run.speeds["azure:gpt"]["usd"])
+            watch.read(seen)
+            show_speeds(run, seen)
+        assert told == pytest.approx([3e-4, 6e-4, 9e-4])
+        count = "SELECT count(*) FROM runs WHERE event = 'speeds'"
+        with contextlib.closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as database:
+            assert database.execute(count).fetchone() == (3,), "once a second, not at each of nine ticks"
+            for _ in range(9):
+                book.tick(speeds)
+                now_s += 1
+            assert database.execute(count).fetchone() == (3,), "and only what is new"
+            book.tick({**speeds, "azure:gpt": replace(speeds["azure:gpt"], turned_away=8)})
+            book.close()
+            assert database.execute(count).fetchone() == (4,)
+        run = reader.last_run()
+        assert run is not None
+        watch.read(seen)
+        show_speeds(run, seen)
+    for line in (shown.lines()[0], seen.lines()[0]):
+        assert "rows 3/4, so far 1.000, gap -, failed 0, retried 0, 429 8, in flight 1/16, " in line
+        assert "(limit 12.5/s), cost 0.0009 USD" in line
+    assert [line.partition(", rate")[0] for line in seen.lines()] == [
+        line.partition(", rate")[0] for line in shown.lines()
+    ]
+    assert "429 0, in flight 0/16, rate -, cost -" in seen.lines()[1]
 
 
 @pytest.mark.parametrize("how", ["done", "stopped"])

@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,47 @@ def test_after_a_fatal_answer_nobody_asks_on() -> None:
         assert "refuses the key" in stopped
         assert len(server.requests) <= 9 + 4
         assert len(found) >= 8 - 4
+
+
+@pytest.mark.parametrize(
+    "fatal",
+    [error(401), error(403), error(404, "model_not_found"), error(402), error(429, "insufficient_quota")],
+    ids=["401", "403", "404", "402", "quota"],
+)
+def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> None:
+    """A key that dies in mid-run: of 16 rows 3 are answered, 8 wait out a limit, 4 are on their way, then one is refused."""
+    refused_at: list[int] = []
+
+    def script(request: Request) -> Reply:
+        number = int(request.text[1:])
+        if refused_at:
+            return fatal
+        if number < 3:
+            return answer("{}")
+        if number < 11:
+            return error(429, "rate_limit_exceeded", Retry_After="0.4")
+        if number < 15:
+            return Reply(body=answer("{}").body, after_s=0.6)
+        time.sleep(0.2)
+        refused_at.append(len(server.requests))
+        return fatal
+
+    async def run() -> str:
+        asking = Asking(open_model("served:m", endpoint=server.url, generation=GenerationConfig(), environment={}))
+        asking.ask(ROWS[:16])
+        try:
+            while True:
+                await asking.heard()
+        except ModelError as stopped:
+            asking.ask(ROWS[16:20])
+            await asyncio.sleep(1.0)  # waits are over, and slow answers in
+            await asking.close()
+            return str(stopped)
+
+    with ChatServer(script, models_after_s=0.8) as server:
+        assert asyncio.run(run())
+        assert refused_at == [16]
+        assert len(server.requests) == 16
 
 
 def test_whoever_hands_over_nothing_more_ends_the_asking() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from slm_ray.errors import DataError, ResourceError
-from slm_ray.ledger import Entry, Ledger, Planned, finished, key
+from slm_ray.ledger import Entry, Ledger, Planned, Run, finished, key
 from slm_ray.types import Completion, Failure, FailureKind, Usage
 
 FULL = Completion(
@@ -182,6 +182,36 @@ def test_a_plan_is_written_once_and_a_run_says_how_it_ended(tmp_path: Path) -> N
         later = ledger.last_run()
         assert later is not None
         assert (later.last_start, later.last_answer) == (2, 1)
+
+
+def test_a_run_has_its_last_note_of_speeds_and_a_later_run_has_none(tmp_path: Path) -> None:
+    def last() -> Run:
+        run = ledger.last_run()
+        assert run is not None
+        return run
+
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.begin("p", {})
+        assert last().speeds == {}
+        for turned_away in (1, 2):
+            ledger.note_speeds("p", {"azure:": {"turned_away": turned_away, "usd": None}})
+        assert last().speeds == {"azure:": {"turned_away": 2, "usd": None}}
+        assert last().ended is None
+        ledger.end("p", "done")
+        assert (last().ended, last().speeds["azure:"]["turned_away"]) == ("done", 2)
+        ledger.begin("p", {})
+        assert last().speeds == {}
+
+
+def test_entries_come_in_the_order_asked_for_and_are_the_best_of_each_key(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l.sqlite") as ledger:
+        ledger.put_all([answer(0, failed("error")), answer(0), answer(1, failed("error")), answer(0, failed("error"))])
+        ledger.put_all([answer(n) for n in range(2, 1100)])
+        keys = ["k1", "k0", "none", *(f"k{n}" for n in range(1099, 1, -1)), "k0"]
+        found = list(ledger.entries(keys))
+        assert found == [ledger.entry(key) for key in keys]
+        assert (found[0], found[1], found[2]) == (answer(1, failed("error")), answer(0), None)
+        assert list(ledger.entries([])) == []
 
 
 def test_a_reader_sees_what_a_writer_has_committed_and_writes_nothing(tmp_path: Path) -> None:

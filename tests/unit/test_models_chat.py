@@ -184,6 +184,32 @@ def test_a_wait_beyond_reason_is_not_waited_for() -> None:
         completion = ask("azure:", server.url)
     assert completion.failure is not None
     assert (completion.failure.kind, completion.failure.status, completion.attempts) == ("error", 429, 1)
+    assert "Retry-After asks for 86400 s, and none above 900 s is waited for" in completion.failure.reason
+
+
+def test_a_long_wait_asked_for_is_kept_to_and_no_call_is_made_in_between() -> None:
+    async def asked_for(url: str, seconds: float) -> None:
+        model = open_model("served:m", endpoint=url, generation=generation(), environment=environment(url))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(model.complete("row", PROMPT), seconds)
+        await model.close()
+
+    with ChatServer(each(error(429, "rate", **{"retry-after": "300"}))) as server:
+        asyncio.run(asked_for(server.url, 2.0))
+        assert len(server.requests) == 1
+
+
+def test_a_wait_beyond_patience_ends_the_row_at_once_and_names_the_setting() -> None:
+    with ChatServer(each(error(429, "rate", "slow down", **{"retry-after": "300"}))) as server:
+        started_s = time.monotonic()
+        completion = ask("served:m", server.url, patience_s=2.0)
+        assert time.monotonic() - started_s < 1.5
+        assert len(server.requests) == 1
+    assert completion.failure is not None
+    assert (completion.failure.kind, completion.failure.status, completion.attempts) == ("error", 429, 1)
+    assert completion.failure.reason == (
+        "HTTP 429: slow down (Retry-After asks for 300 s, which ends after generation.patience_s 2; raise it to wait)"
+    )
 
 
 @pytest.mark.parametrize(("reply", "status"), [(error(503, None, "busy"), 503), (Reply(reset=True), None)])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from slm_ray.models.floor import Floor
 from slm_ray.models.pace import FIRST_IN_FLIGHT, Gate, Limit, News, Pace
 
 Server = Callable[[float], bool]
@@ -53,9 +54,9 @@ class Outcome:
 
 
 def simulate(
-    rows: int, server: Server, *, in_flight: int = 64, latency_s: float = 0.05, again_s: float = 1.0
+    rows: int, server: Server, *, in_flight: int = 64, latency_s: float = 0.05, again_s: float = 1.0, seed: int = 1
 ) -> Outcome:
-    now_s, order, jitter = 0.0, itertools.count(), random.Random(1)
+    now_s, order, jitter = 0.0, itertools.count(), random.Random(seed)
     pace = Pace(clock_s=lambda: now_s)
     events: list[tuple[float, int, str, int]] = []
     passed, limited = [], []
@@ -109,6 +110,77 @@ def test_an_endpoint_that_does_not_count_our_calls_is_not_slowed_for_long(seed: 
     """Each 429 costs its row a second; at 64 rows in flight that alone allows about 130 rows a second."""
     found = simulate(1000, dice(0.3, seed))
     assert found.took_s < 40
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02, 0.05])
+@pytest.mark.parametrize(("in_flight", "latency_s"), [(64, 0.05), (64, 0.5), (16, 0.05)])
+def test_a_few_percent_turned_away_at_random_slow_nothing_down_after_a_minute(
+    share: float, in_flight: int, latency_s: float
+) -> None:
+    """A row takes its latency, and a second and that again for every time it is turned away."""
+    unthrottled = in_flight / (latency_s + share / (1 - share) * (latency_s + 1.05))
+    for seed in range(2):
+        found = simulate(int(unthrottled * 75), dice(share, seed), in_flight=in_flight, latency_s=latency_s)
+        assert found.took_s > 70
+        assert found.rate(since_s=60) >= 0.9 * unthrottled
+
+
+@pytest.mark.parametrize("seed", range(2, 5))
+@pytest.mark.parametrize(("burst", "latency_s"), [(10, 0.01), (40, 0.05), (40, 0.5), (100, 0.05)])
+def test_a_hidden_cap_is_not_taken_for_chance(burst: float, latency_s: float, seed: int) -> None:
+    found = simulate(2500, bucket(40, burst), latency_s=latency_s, seed=seed)
+    assert 0.8 * 40 <= found.rate(since_s=15) <= 1.1 * 40
+    assert found.share(since_s=15) <= 0.02
+
+
+def test_a_cap_that_comes_down_or_takes_the_place_of_chance_is_found() -> None:
+    high, low, random_ones = bucket(100, 10), bucket(40, 10), dice(0.02, 1)
+    came_down = simulate(4000, lambda now_s: high(now_s) if now_s < 20 else low(now_s))
+    assert 0.8 * 40 <= came_down.rate(since_s=23) <= 1.1 * 40
+    assert came_down.share(since_s=23) <= 0.02
+    late = bucket(40, 10)
+    after_chance = simulate(16_000, lambda now_s: random_ones(now_s) if now_s < 12 else late(now_s))
+    assert after_chance.share(since_s=14) <= 0.15
+    assert 0.8 * 40 <= after_chance.rate(since_s=45) <= 1.1 * 40
+    assert after_chance.share(since_s=45) <= 0.02
+
+
+def test_a_floor_is_few_calls_far_below_and_what_is_more_than_it_is_not_explained() -> None:
+    floor = Floor()
+    floor.hear(97, 3, below=False)
+    assert not floor.known()  # calls near the limit say nothing
+    floor.hear(97, 3, below=True)
+    assert floor.known()
+    floor.new_limit()
+    floor.hear(28, 2, below=False)
+    assert floor.explains()
+    floor.hear(10, 20, below=False)
+    assert not floor.explains()
+    floor.forget()
+    assert not floor.known()
+    many = Floor()
+    many.hear(70, 30, below=True)
+    assert not many.known()  # a limit that has come down
+    assert not many.explains()
+
+
+def test_nobody_gets_a_turn_behind_a_gate_that_is_shut_in_mid_wait() -> None:
+    async def run() -> list[bool]:
+        gate = Gate()
+        gate.keep_to(Limit(rate_per_s=20, number=1))
+        calls = [asyncio.create_task(gate.turn()) for _ in range(8)]
+        await asyncio.sleep(0.12)
+        gate.shut()
+        had = [call.done() for call in calls]
+        await asyncio.sleep(0.3)
+        assert [call.done() for call in calls] == had
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        return had
+
+    had = asyncio.run(run())
+    assert 1 <= sum(had) < 8
 
 
 def test_an_endpoint_that_takes_everything_is_asked_by_all_after_three_rounds() -> None:

@@ -98,6 +98,8 @@ def test_a_broken_stream_is_data(parts: Sequence[bytes], kind: str | None, says:
     ("first", "unheard"),
     [
         (streamed(chunk("half"), reset=True), 1),
+        (streamed(chunk("half"), chunked=False), 1),
+        (streamed(chunk("half"), chunked=False, reset=True), 1),
         (streamed(chunk("slow"), chunk("slow"), after_s=2.0), 1),
         (streamed(event({"error": {"message": "engine died", "code": 500}})), 0),
         (streamed(event({"error": "busy"})), 0),

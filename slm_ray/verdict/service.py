@@ -1,0 +1,59 @@
+"""What a model's calls cost and how they went, whatever the answers say, summed one answer at a time."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from slm_ray.types import Completion, Usage
+from slm_ray.verdict.scored import tokens
+
+STAND_IN = "stand-in:"
+
+
+class Service:
+    """Latencies are seconds over answered rows; usage includes failed calls that were billed."""
+
+    def __init__(self) -> None:
+        self._rows = self._calls = self._unheard = 0
+        self._latencies, self._firsts = array("d"), array("d")
+        self._usage = Usage()
+        self._served_by: set[str] = set()
+        self._failures: Counter[str] = Counter()
+
+    def add(self, answer: Completion) -> None:
+        """Count one answer."""
+        self._rows += 1
+        self._calls += answer.attempts
+        self._unheard += answer.unheard
+        if answer.text is not None and answer.latency_s is not None:
+            self._latencies.append(answer.latency_s)
+        if answer.text is not None and answer.first_token_s is not None:
+            self._firsts.append(answer.first_token_s)
+        if answer.usage is not None:
+            self._usage += answer.usage
+        if answer.served_by is not None:
+            self._served_by.add(answer.served_by)
+        if answer.failure is not None:
+            self._failures[answer.failure.kind] += 1
+
+    def figures(self) -> dict[str, Any]:
+        """The part of a model's report; a percentile of nothing is None, and there are none of first tokens nobody saw."""
+        served_by = sorted(self._served_by)
+        return {
+            "latency_s": _percentiles(self._latencies, 50, 95, 99),
+            **({"first_token_s": _percentiles(self._firsts, 50, 95)} if self._firsts else {}),
+            "usage": tokens(self._usage),
+            "attempts": {"calls": self._calls, "retried": self._calls - self._rows, "unheard": self._unheard},
+            "failures": dict(sorted(self._failures.items())),
+            "served_by": served_by,
+            "stand_in": any(name.startswith(STAND_IN) for name in served_by),
+        }
+
+
+def _percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:
+    return {f"p{share}": float(np.percentile(values, share)) if values else None for share in shares}
