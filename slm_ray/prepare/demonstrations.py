@@ -23,7 +23,7 @@ from slm_ray.prepare.spread import Spread
 from slm_ray.types import Message
 
 Row = dict[str, Any]
-_PAIRS = 10  # held against each other in the time of reading a byte
+_PAIRS = 20  # held against each other in the time of reading a byte, workers' start included
 
 
 def shown(

@@ -3,15 +3,17 @@
 import csv
 import math
 import random
+import time
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.corpus.duplicates import candidates, exact, groups, near
+from slm_ray.corpus.duplicates import buckets, exact, groups, near
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Message, Prompt
 
@@ -97,13 +99,21 @@ def test_groups_do_not_depend_on_the_order_of_the_rows():
 
 
 def test_the_pairs_that_hashing_proposes_do_not_depend_on_the_order_of_the_rows():
-    shingles = [f"shingle {number}" for number in range(90)]
-    rows = [tuple(range(start, start + 30)) for start in range(0, 60, 5)]
-    proposed = set(candidates(rows, shingles, 0.8, 42))
-    turned = [tuple(89 - number for number in row) for row in rows[::-1]]
-    last = len(rows) - 1
-    assert {(last - right, last - left) for left, right in candidates(turned, shingles[::-1], 0.8, 42)} == proposed
-    assert 0 < len(proposed) < len(rows) * (len(rows) - 1) / 2
+    hashes = [np.arange(start, start + 30) * 7919 % 65521 for start in range(0, 60, 5)]
+
+    def proposed(rows):
+        return {frozenset(pair) for bucket in buckets(rows, len(rows), 0.8, 42) for pair in combinations(bucket, 2)}
+
+    found, last = proposed(hashes), len(hashes) - 1
+    turned = proposed([row[::-1] for row in hashes[::-1]])
+    assert {frozenset(last - row for row in pair) for pair in turned} == found
+    assert 0 < len(found) < len(hashes) * (len(hashes) - 1) / 2
+
+
+def test_many_equal_rows_are_one_group_soon():
+    started = time.process_time()
+    assert set(groups(asked(*["the same five words again"] * 8000))) == {0}
+    assert time.process_time() - started < 10
 
 
 @settings(max_examples=25, deadline=None)
