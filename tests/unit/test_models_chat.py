@@ -320,3 +320,22 @@ def test_nobody_listening_ends_the_run_but_a_restart_does_not() -> None:
     completion = asyncio.run(twice())
     assert completion.failure is not None
     assert completion.failure.kind == "error"
+
+
+def test_a_proxy_of_the_environment_is_asked_for_other_machines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ChatServer(each(answer("by way of the proxy"))) as proxy, ChatServer(each(answer("straight"))) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        assert ask("openai:m@http://llm.invalid/v1", server.url).text == "by way of the proxy"
+        assert proxy.requests[0].path == "http://llm.invalid/v1/chat/completions"
+        assert ask("served:m", server.url).text == "straight"
+        assert len(proxy.requests) == 1
+
+
+def test_a_proxy_that_is_not_there_is_no_call_that_may_have_been_billed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free.getsockname()[1]}")
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free.getsockname()[1]}")
+        with pytest.raises(ModelError, match=r"nothing answers at http://llm\.invalid/v1"):
+            ask("openai:m@http://llm.invalid/v1", "http://127.0.0.1:1", max_attempts=1)
