@@ -52,7 +52,7 @@ def page(data: Mapping[str, Any]) -> str:
     )
     environment.filters.update(
         percent=wording.percent, sentence=wording.sentence, figure=wording.figure, points=wording.points, seconds=wording.seconds, count=wording.count, signed=wording.signed, csp_hash=wording.csp_hash,
-        data_block=wording.data_block, thousand_usd=wording.thousand_usd,
+        data_block=wording.data_block, thousand_usd=wording.thousand_usd, moment=wording.moment,
     )  # fmt: skip
     html = environment.get_template("page.html.j2").render(
         data={

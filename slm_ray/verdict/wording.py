@@ -96,3 +96,9 @@ def data_block(value: Any) -> Block:
 def csp_hash(text: str) -> str:
     """How a content security policy names inline content that it allows."""
     return "sha256-" + base64.b64encode(hashlib.sha256(str(text).encode("utf-8")).digest()).decode("ascii")
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
+    return f"{found[1]} {found[2]} UTC" if found else text

@@ -406,3 +406,9 @@ def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
     (found,) = blocks(Document(html))
     answer = next(answer for answer in found["rows"][0]["a"] if answer["m"] == 1)
     assert answer.get("tr", answer["t"]) == "a\ud83d\x00\r\u2028 z"
+
+
+def test_a_time_is_shown_as_people_write_it() -> None:
+    base = {"title": "t", "run_dir": "r", "tracks": []}
+    assert "2026-11-21 13:59 UTC ·" in page({**base, "generated": "2026-11-21T13:59:15+00:00"})
+    assert "yesterday ·" in page({**base, "generated": "yesterday"})
