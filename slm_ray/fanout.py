@@ -62,16 +62,14 @@ def in_order(work: Callable[[Item], Iterator[Part]], items: Iterable[Item], *, t
 
 def score_all(track: Track, rows: Iterable[Answered]) -> Iterator[RowScore]:
     """The scores of the rows, in order: as tasks where a slow scorer has much to read, else here, row by row."""
-    if not any(scorer.slow for scorer in scorers(track)):
-        yield from (score(track, *row) for row in rows)
-        return
-    told = list(rows)
-    if sum(len(text or "") + len(reference) for _, text, reference in told) < WORTH_CHARACTERS:
-        yield from score_rows(track, told)
-        return
-    parts = [told[start : start + _ROWS] for start in range(0, len(told), _ROWS)]
-    for part in in_order(functools.partial(_scored, track), parts, title="scoring"):
-        yield from part
+    if any(scorer.slow for scorer in scorers(track)):
+        rows = told = list(rows)
+        if sum(len(text or "") + len(reference) for _, text, reference in told) >= WORTH_CHARACTERS:
+            parts = [told[start : start + _ROWS] for start in range(0, len(told), _ROWS)]
+            for part in in_order(functools.partial(_scored, track), parts, title="scoring"):
+                yield from part
+            return
+    yield from (score(track, *row) for row in rows)
 
 
 def similar_by(

@@ -74,15 +74,18 @@ def numbered_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path}:{number}: not JSON ({error}); write one JSON object per line") from None
-        if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number}: {type(row).__name__} instead of an object; write one JSON object per line"
-            )
-        yield number, row
+        yield number, row_of(line, where=f"{path}:{number}", fix="write one JSON object per line")
+
+
+def row_of(line: str | bytes, *, where: str, fix: str) -> dict[str, Any]:
+    """The JSON object in a line; DataError that names the place and the fix for anything else."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error}); {fix}") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: {type(row).__name__} instead of an object; {fix}")
+    return row
 
 
 def write_text(path: str | Path, text: str) -> None:

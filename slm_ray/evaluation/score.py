@@ -87,8 +87,8 @@ def write_report(
 
 def _table(plan: Plan, ledger: Ledger) -> Iterator[tuple[Any, ...]]:
     for arm in plan.arms:
-        for repeat, keys in enumerate(arm.repeats):
-            found = ReadAhead(ledger, arm.spec, keys, lambda entry: entry)
+        for repeat in range(len(arm.repeats)):
+            found = entries(plan, ledger, repeat)[arm.spec]
             yield from (_columns(found[row.id], repeat) for row in plan.examples)
 
 

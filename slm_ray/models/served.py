@@ -160,13 +160,13 @@ class ChatModel:
 
     async def _refused_call(self, status: int, code: str | None, message: str, wait_s: float | None = None) -> Outcome:
         self._heard = True
-        if status == 402 or code in _USED_UP:
-            self._gate.shut()
+        used_up = status == 402 or code in _USED_UP
+        if used_up or status in (401, 403, 404):
+            self._gate.shut()  # at once: finding the words for the error may take a while
+        if used_up:
             raise self.used_up(status, message) from None
         if passes(status) and code not in FILTERED:
             raise TryAgain(f"HTTP {status}: {message}", status=status, wait_s=wait_s) from None
-        if status in (401, 403, 404):
-            self._gate.shut()  # at once: finding the words for the error may take a while
         if status in (401, 403):
             raise self.denied(status, message) from None
         if status == 404:

@@ -22,7 +22,6 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CONNECT_TIMEOUT_S = 10.0
 _CONNECTIONS = 65_535  # as many as there are ports: how many calls are in flight is decided elsewhere
 _UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ProxyError)
-_LATE = (TimeoutError, httpx2.ReadTimeout, httpx2.WriteTimeout)
 
 
 def http_client(url: str, timeout_s: float) -> httpx2.AsyncClient:
@@ -44,7 +43,7 @@ def broken(error: BaseException) -> tuple[Break, str]:
     words = next((text for cause in reversed(chain) if (text := str(cause))), type(chain[-1]).__name__)
     if any(isinstance(cause, _UNCONNECTED) for cause in chain):
         return "unconnected", words
-    return ("late" if any(isinstance(cause, _LATE) for cause in chain) else "lost"), words
+    return ("late" if any(isinstance(cause, TimeoutError) for cause in chain) else "lost"), words
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

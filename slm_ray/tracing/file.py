@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import DataError
-from slm_ray.storage import write_jsonl
+from slm_ray.storage import row_of, write_jsonl
 from slm_ray.tracing.record import Run
 from slm_ray.tracing.spans import KIND, SESSION, lines, resource_of, spans_of
 
 FILE_NAME = "traces.jsonl"
+_FIX = "delete the file, and the next run or replay makes it anew"
 
 
 def keep(folder: str | Path, run: Run) -> bool:
@@ -51,21 +51,9 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                yield _line(line, f"{path}:{number}")
+                yield row_of(line, where=f"{path}:{number}", fix=_FIX)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; make it readable, or delete it") from None
-
-
-def _line(raw: bytes, where: str) -> dict[str, Any]:
-    try:
-        line = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where}: not JSON ({error}); delete the file, and the next run or replay makes it anew"
-        ) from None
-    if not isinstance(line, dict):
-        raise DataError(f"{where}: {type(line).__name__} instead of an object; delete the file")
-    return line
 
 
 def _owner(line: Mapping[str, Any]) -> tuple[Any, Any]:
