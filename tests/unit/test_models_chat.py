@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import pickle
 import socket
 import time
@@ -339,3 +340,17 @@ def test_a_proxy_that_is_not_there_is_no_call_that_may_have_been_billed(monkeypa
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free.getsockname()[1]}")
         with pytest.raises(ModelError, match=r"nothing answers at http://llm\.invalid/v1"):
             ask("openai:m@http://llm.invalid/v1", "http://127.0.0.1:1", max_attempts=1)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (dataclasses.replace(answer("too late"), after_s=1.5), "no answer within 0.5 s"),
+        (Reply(reset=True), "connection failed: "),
+    ],
+)
+def test_a_call_that_is_given_up_says_whether_it_was_late_or_lost(reply: Reply, reason: str) -> None:
+    with ChatServer(each(reply)) as server:
+        completion = ask("served:m", server.url, timeout_s=0.5, max_attempts=1)
+    assert completion.failure is not None
+    assert completion.failure.reason.startswith(reason)
