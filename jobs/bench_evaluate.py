@@ -24,16 +24,19 @@ def main(config: RaceConfig) -> None:
             run(entrant, url, folder / f"{turn}" / entrant.name) for turn in range(config.rounds) for entrant in field
         ]
     ours = statistics.median(lap.span_s for lap in laps if lap.name == field[0].name)
-    print(f"{'program':24}{'asking, s':>10}{'rows/s':>8}{'x ideal':>9}{'x ours':>8}{'in flight':>10}{'whole, s':>10}")
+    print(
+        f"{'program':24}{'asking, s':>10}{'rows/s':>8}{'x ideal':>9}{'x ours':>8}{'in flight':>10}{'reply, ms':>11}{'whole, s':>10}"
+    )
     for entrant in field:
         its = [lap for lap in laps if lap.name == entrant.name]
         span_s = statistics.median(lap.span_s for lap in its)
         ideal = f"{span_s / ideal_s:9.2f}" if ideal_s else f"{'-':>9}"
         whole_s = statistics.median(lap.whole_s for lap in its)
+        reply_s = statistics.median(lap.reply_s for lap in its)
         short = "" if min(lap.calls for lap in its) >= config.rows else f"  only {min(lap.calls for lap in its)} calls"
         print(
             f"{entrant.name:24}{span_s:10.2f}{config.rows / span_s:8.0f}{ideal}{span_s / ours:8.2f}"
-            f"{max(lap.most_in_flight for lap in its):10}{whole_s:10.1f}{short}"
+            f"{max(lap.most_in_flight for lap in its):10}{1000 * reply_s:11.1f}{whole_s:10.1f}{short}"
         )
 
 

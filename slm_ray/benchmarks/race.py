@@ -35,11 +35,12 @@ class Entrant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lap:
-    """One run as the endpoint saw it, and how long the whole command took."""
+    """One run as the endpoint saw it (`reply_s`: how long it really took to reply, on average), and the whole command."""
 
     name: str
     calls: int
     span_s: float
+    reply_s: float
     most_in_flight: int
     whole_s: float
 

@@ -24,6 +24,7 @@ class AzureModel(ChatModel):
     """One deployment; its errors name the variable to correct."""
 
     key_variable = "AZURE_API_KEY"
+    chat_url = "/chat/completions"  # the client puts the deployment in front
 
     def denied(self, status: int, message: str) -> ModelError:
         """401: the key; 403: the key's rights or the network rules of the resource."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 import openai
+from openai._models import FinalRequestOptions
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError, choices
@@ -27,7 +28,6 @@ from slm_ray.models.streamed import StreamError, read_stream
 from slm_ray.models.transport import CONNECTION_ERRORS, broken, http_client
 from slm_ray.types import Completion, Failure, Prompt
 
-_CHAT = "/chat/completions"
 _FIRST_ATTEMPTS = 4
 _USED_UP = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 _NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
@@ -37,6 +37,7 @@ class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
     key_variable = "SLM_RAY_API_KEY"
+    chat_url = "{url}/chat/completions"  # whole, or the client puts it together anew for every call
 
     def __init__(
         self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str,
@@ -51,6 +52,7 @@ class ChatModel:
         self._gate = gate or Gate()
         self._heard = False
         self._limit_field = "max_tokens"
+        self._post = FinalRequestOptions.construct(method="post", url=self.chat_url.format(url=url))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r} at {self.url})"
@@ -138,7 +140,8 @@ class ChatModel:
 
     async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
         # The client's typed method checks every field of the body anew, which costs more than all of its other work.
-        reply = await self._client.post(_CHAT, body={"model": self.name, **body}, cast_to=httpx2.Response)
+        call = self._post.model_copy(update={"json_data": {"model": self.name, **body}})
+        reply = await self._client.request(httpx2.Response, call)
         self._heard = True
         return _ended(reply.headers, read_answer(self._hide(reply.text)))
 

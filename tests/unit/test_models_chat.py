@@ -103,7 +103,7 @@ def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
         async def after_the_end() -> Completion:
             model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
             await model.complete("1", PROMPT)
-            model._client.base_url = f"{url}/v1"  # type: ignore[attr-defined]
+            model._post.url = f"{url}/v1/chat/completions"  # type: ignore[attr-defined]
             completion = await model.complete("2", PROMPT)
             await model.close()
             return completion
