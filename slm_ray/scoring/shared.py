@@ -5,12 +5,14 @@ A sequence is an array of whole numbers, one per token or character; equal numbe
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
+_FEW = 120  # tokens of both together
 
 
 def characters(text: str) -> Numbers:
@@ -31,8 +33,11 @@ def shared(given: Numbers, wanted: Numbers, orders: int) -> list[int]:
     """Per order from 1 to `orders` how many n-grams both have, one that is there twice counted up to twice.
 
     An n-gram is told from the shorter one before it and its last token. Only places where the shorter one is in `wanted`
-    are looked at again, so an answer that has little of its reference is done after one order.
+    are looked at again, so an answer that has little of its reference is done after one order. A few tokens are counted one
+    by one, which is done before an array is made.
     """
+    if len(given) + len(wanted) <= _FEW:
+        return _one_by_one(given.tolist(), wanted.tolist(), orders)
     kinds, first = np.unique(wanted, return_inverse=True)
     known, last = _among(given, kinds)
     numbers = np.full(len(given), -1, dtype=np.int64)
@@ -47,6 +52,19 @@ def shared(given: Numbers, wanted: Numbers, orders: int) -> list[int]:
         hit, grams = _among((grams * len(kinds) + following)[kept], longer)
         places = places[kept][hit]
         counts.append(_both(grams, expected))
+    return counts
+
+
+def _one_by_one(given: list[int], wanted: list[int], orders: int) -> list[int]:
+    counts = [0] * orders
+    for order in range(1, orders + 1):
+        left = Counter(zip(*(wanted[place:] for place in range(order)), strict=False))
+        for gram in zip(*(given[place:] for place in range(order)), strict=False):
+            if left[gram] > 0:
+                left[gram] -= 1
+                counts[order - 1] += 1
+        if not counts[order - 1]:
+            break
     return counts
 
 

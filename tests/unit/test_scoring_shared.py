@@ -21,9 +21,10 @@ def bags(given: str, wanted: str, order: int) -> int:
 
 @given(TEXTS, TEXTS)
 def test_they_are_those_of_bags_of_slices(left: str, right: str) -> None:
-    expected = [bags(left, right, order) for order in range(1, 7)]
-    assert shared(characters(left), characters(right), 6) == expected
-    assert shared(*tokens(list(left), list(right)), 6) == expected
+    for answer, wanted in ((left, right), (left * 5, right * 4)):  # few are counted one by one, many by arrays
+        expected = [bags(answer, wanted, order) for order in range(1, 7)]
+        assert shared(characters(answer), characters(wanted), 6) == expected
+        assert shared(*tokens(list(answer), list(wanted)), 6) == expected
 
 
 def test_a_gram_counts_as_often_as_both_have_it() -> None:
