@@ -26,6 +26,7 @@ BROKEN = (
 )  # fmt: skip
 
 
+LONG_AFTER_S = 0.3  # whoever knew by then that all is refused and asked on
 SETTLED = 200
 
 
@@ -51,7 +52,9 @@ class State:
     settled_s: float = 0.0  # when the first `SETTLED` calls were billed
     last_s: float = 0.0
     late: Counter[str] = field(default_factory=Counter)
-    dead: bool = False  # a call was refused for good, and is counted from then on in late["arrived"]
+    dead_s: float = (
+        0.0  # when a call was refused for good; later ones are counted in late["arrived"] and ["long after"]
+    )
 
 
 Reply = tuple[int, bytes, dict[str, str]] | None
@@ -130,7 +133,7 @@ def dying(status: float, good: float, share: float) -> Script:
 
     def script(state: State, call: Call) -> Reply:
         if sum(state.billed.values()) >= good:
-            state.dead = True
+            state.dead_s = state.dead_s or time.monotonic()
             return refusal(int(status), "")
         return before(state, call)
 
@@ -179,7 +182,8 @@ class Server(asyncio.Protocol):
         call.before = state.asked[call.number]
         state.asked[call.number] += 1
         state.in_flight += 1
-        state.late["arrived"] += state.dead
+        state.late["arrived"] += state.dead_s > 0
+        state.late["long after"] += 0 < state.dead_s < time.monotonic() - LONG_AFTER_S
         state.most_in_flight = max(state.most_in_flight, state.in_flight)
         wait_s = self.latency_s if call.before or call.number % 50 else max(self.latency_s, self.slow_first_s)
         if wait_s:

@@ -1,202 +1,165 @@
 """All models at the same time, on Ray: evaluation actors ask, the driver hands out rows and hears every answer.
 
-An actor has as many rows as it may have calls in flight and gets the next one when the driver has taken an answer, so
-that never more rows are paid for and not yet heard of than `concurrency` says, and a driver that is gone asks nothing
-more. Rows of an actor that died go back to the others; the actor is replaced. Answers reach one callback in the calling
-thread, so the ledger has one writer. The pace of an endpoint is decided here too, for all arms and actors that ask it, from
-what every actor reports; until its first answers only a few calls go out, so that a wrong key or name costs as few. Keys travel as call arguments, never as environment variables that Ray would show.
+An actor has as many rows as it may have calls in flight and gets the next one when the driver has taken an answer; one that
+keeps a journal in the run directory has as many again at hand and goes on by itself (`ahead`). Either way never more rows are
+paid for and not on disk than `concurrency` says. Rows of an actor that died go back to the others; the actor is replaced.
+Answers reach one callback in the calling thread, so the ledger has one writer. The pace of an endpoint is decided here too,
+for all arms and actors that ask it, from what every actor reports; until its first answers only a few calls go out, so that a
+wrong key or name costs as few. Keys travel as call arguments, never as environment variables that Ray would show.
 """
 
 from __future__ import annotations
 
-import asyncio
+import gc
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from slm_ray import cluster
-from slm_ray.config import EvaluateConfig, GenerationConfig
+from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.evaluation.generate import Answer, Asking, Question
+from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.plan import Arm
 from slm_ray.evaluation.speed import Speed
-from slm_ray.models import address, open_model
-from slm_ray.models.pace import Gate, Limit, News, Pace
+from slm_ray.evaluation.worker import LIVES, Worker, crew, terms_of
+from slm_ray.ledger import Part
+from slm_ray.models import address
+from slm_ray.models.pace import Pace
 
-Grant = Callable[[Arm, Sequence[Question]], int]
-OnAnswers = Callable[[Arm, list[Answer]], None]
-OnTick = Callable[[Mapping[str, Speed]], None]
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0
 _LAST_WORDS_S = 0.2
-_LIVES = 3
 
 
-class Asker:
-    """One evaluation actor: a shell around `Asking`."""
+class Records(Protocol):
+    """Who keeps what the asking brings: `Book`."""
 
-    def __init__(self) -> None:
-        self._gate = Gate()
-        self._opened = asyncio.Event()  # Ray may start later calls before the first one
+    def grant(self, arm: Arm, questions: Sequence[Question], *, begin: bool) -> int:
+        """How many of the questions, from the first, may be handed out, and, with `begin`, are begun by that."""
 
-    async def open(
-        self, spec: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str]
-    ) -> None:
-        """Open the model; raises what opening raises."""
-        try:
-            model = open_model(spec, endpoint=endpoint, generation=generation, environment=environment, gate=self._gate)
-            self._asking = Asking(model)
-            self._gate.on_limited = self._asking.wake
-        finally:
-            self._opened.set()
+    def hear(self, arm: Arm, part: Part, journal: str | None = None) -> None:
+        """What an actor has begun and been answered, by its journal where it keeps one."""
 
-    async def ask(self, questions: Sequence[Question], limit: Limit) -> None:
-        """Start these calls, no faster than the limit."""
-        await self._opened.wait()
-        self._gate.keep_to(limit)
-        self._asking.ask(questions)
+    def back(self, arm: Arm, questions: Sequence[Question]) -> None:
+        """These were handed out and not begun."""
 
-    async def heard(self, questions: Sequence[Question], limit: Limit) -> tuple[list[Answer], News]:
-        """Start these calls and wait for the next answers, or for a call turned away."""
-        await self.ask(questions, limit)
-        return await self._asking.heard(), self._gate.news()
-
-
-class Worker:
-    """The driver's side of one actor: the rows it has and how many it may have."""
-
-    def __init__(self, arm: Arm, concurrency: int, pace: Pace) -> None:
-        self.arm = arm
-        self.pace = pace
-        self.limit = Limit()
-        self.concurrency = concurrency
-        self.has: dict[str, Question] = {}
-        self.lives = _LIVES
-        self.turned_away = 0
-        self.listening: Any = None
-        self.actor: Any = None
-
-    def start(self, config: EvaluateConfig) -> Any:
-        """A (new) actor; returns what can be waited for until it has a place and its model."""
-        resources = dict(config.actor_resources)
-        self.actor = ray.remote(Asker).options(
-            num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
-            resources=resources, scheduling_strategy="SPREAD",
-        ).remote()  # fmt: skip
-        return self.actor.open.remote(self.arm.opens, config.endpoint, config.generation, dict(self.arm.environment))
-
-    def hand(self, questions: Sequence[Question], limit: Limit) -> None:
-        """Give the actor these rows to ask and its limit, and listen as long as it has any."""
-        self.has.update((question.key, question) for question in questions)
-        if self.listening is None and self.has:
-            self.listening = self.actor.heard.remote(questions, limit)
-        elif questions or (self.has and limit.number != self.limit.number):
-            self.actor.ask.remote(questions, limit)
-        self.limit = limit
-
-    def stop(self) -> None:
-        """Kill the actor, in the middle of its calls if need be."""
-        if self.actor is not None:
-            ray.kill(self.actor)
-            self.actor = self.listening = None
-
-
-def crew(arm: Arm, rows: int, pace: Pace, *, actors: int, concurrency: int) -> list[Worker]:
-    """At most `actors` workers, whose calls in flight add up to at most `concurrency`."""
-    count = min(actors, concurrency, rows)
-    return [Worker(arm, concurrency // count + (at < concurrency % count), pace) for at in range(count)]
+    def tick(self, speeds: Mapping[str, Speed]) -> None:
+        """Called whenever something may have changed, and twice a second."""
 
 
 def ask_all(
-    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig,
-    *, grant: Grant, on_answers: OnAnswers, on_tick: OnTick,
+    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig, records: Records,
+    *, journals: Path | None = None,
 ) -> None:  # fmt: skip
     """Ask every arm its questions (`work`, by spec), all arms at once; returns when all that was granted is answered.
 
-    `grant(arm, questions)` is called before questions are handed over and says how many of them, from the first, may be
-    asked; a row is granted again when its actor died, and offered again, while any call is in flight, when it was not.
-    Raises what a model raised (after handing over what had arrived), or ResourceError when actors cannot be placed.
-    Whatever ends it, no actor is left behind.
+    Questions are granted by `records` before they are handed over; a row is granted again when its actor died, and offered
+    again, while any call is in flight, when it was not. In the folder `journals`, actors that see it keep journals, which
+    are the caller's to take in and remove. Raises what a model raised (after handing over what had arrived), or
+    ResourceError when actors cannot be placed. Whatever ends it, no actor is left behind.
     """
-    paces = _paces(arms, config)
-    everyone = [
-        worker for arm in arms
-        for worker in crew(
-            arm, len(work[arm.spec]), paces[arm.spec],
-            actors=config.actors, concurrency=config.generation.concurrency,
-        )
-    ]  # fmt: skip
+    everyone = _everyone(work, arms, config, journals)
     cluster.require([config.actor_resources] * len(everyone), setting="actors x actor_resources")
     waiting = {arm.spec: deque(work[arm.spec]) for arm in arms}
     try:
         _await_start([worker.start(config) for worker in everyone])
+        gc.collect()
+        gc.freeze()  # as the actors do
         while True:
             for worker in everyone:
-                _hand_out(worker, everyone, waiting[worker.arm.spec], grant)
-            on_tick({arm.spec: _speed(arm, paces[arm.spec], everyone) for arm in arms})
-            listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
-            if not listening:
+                if worker.opening is None:
+                    _hand_out(worker, everyone, waiting, records)
+            records.tick({arm.spec: _speed(arm, everyone) for arm in arms})
+            waited = {ref: worker for worker in everyone if (ref := worker.opening or worker.listening) is not None}
+            if not waited:
                 return
-            ray.wait(list(listening), num_returns=1, timeout=_TICK_S)
-            ready, _ = ray.wait(list(listening), num_returns=len(listening), timeout=0)
-            for heard in ready:
-                _hear(listening[heard], waiting, config, on_answers)
+            ray.wait(list(waited), num_returns=1, timeout=_TICK_S)
+            ready, _ = ray.wait(list(waited), num_returns=len(waited), timeout=0)
+            for ref in ready:
+                _hear(waited[ref], ref, waiting, config, records)
     except SlmRayError:
-        _last_words(everyone, on_answers)
+        _last_words(everyone, records)
         raise
     finally:
+        gc.unfreeze()
         for worker in everyone:
             worker.stop()
 
 
-def _speed(arm: Arm, pace: Pace, everyone: Sequence[Worker]) -> Speed:
-    turned_away = sum(worker.turned_away for worker in everyone if worker.arm is arm)
-    return Speed(in_flight_limit=pace.in_flight, rate_limit_per_s=pace.limit.rate_per_s, turned_away=turned_away)
+def _everyone(
+    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig, journals: Path | None
+) -> list[Worker]:
+    """One pace per endpoint, and one without bounds for a model that is no endpoint and whose answers cost nothing."""
+    places = {arm.spec: address(arm.opens, endpoint=config.endpoint, environment=arm.environment) for arm in arms}
+    shared = {place: Pace() for place in places.values() if place is not None}
+    concurrency = config.generation.concurrency
+    return [
+        worker for arm in arms for place in [places[arm.spec]]
+        for worker in crew(
+            arm, len(work[arm.spec]), Pace(in_flight=concurrency) if place is None else shared[place],
+            actors=config.actors, concurrency=concurrency, journals=None if place is None else journals,
+        )
+    ]  # fmt: skip
 
 
-def _paces(arms: Sequence[Arm], config: EvaluateConfig) -> dict[str, Pace]:
-    """By spec: one pace per endpoint, and one without bounds for a model that is no endpoint."""
-    where = {arm.spec: address(arm.opens, endpoint=config.endpoint, environment=arm.environment) for arm in arms}
-    shared = {place: Pace() for place in where.values() if place is not None}
-    return {
-        spec: Pace(in_flight=config.generation.concurrency) if place is None else shared[place]
-        for spec, place in where.items()
-    }
+def _speed(arm: Arm, everyone: Sequence[Worker]) -> Speed:
+    mine = [worker for worker in everyone if worker.arm is arm]
+    pace = mine[0].pace if mine else Pace()
+    return Speed(
+        in_flight_limit=pace.in_flight, rate_limit_per_s=pace.limit.rate_per_s,
+        turned_away=sum(worker.turned_away for worker in mine),
+    )  # fmt: skip
 
 
-def _hand_out(worker: Worker, everyone: Sequence[Worker], waiting: deque[Question], grant: Grant) -> None:
-    """As many rows as the worker has room for, its endpoint's pace allows and `grant` lets pass."""
-    together = [other for other in everyone if other.pace is worker.pace]
-    free = worker.pace.in_flight - sum(len(other.has) for other in together)
-    room = max(0, min(worker.concurrency - len(worker.has), len(waiting), free))
-    rows = [waiting[at] for at in range(room)]
-    granted = grant(worker.arm, rows) if rows else 0  # when none, it is asked again once something has been answered
-    busy = sum(other.concurrency for other in together if other.has or other is worker)
-    worker.hand([waiting.popleft() for _ in range(granted)], worker.pace.limit.share(worker.concurrency / busy))
+def _hand_out(
+    worker: Worker, everyone: Sequence[Worker], waiting: Mapping[str, deque[Question]], records: Records
+) -> None:
+    """As many rows as the worker has room for and `records` lets pass."""
+    terms, mine = terms_of(worker, everyone, waiting), waiting[worker.arm.spec]
+    rows = [mine[at] for at in range(min(len(mine), worker.room(terms.places)))]
+    granted = (
+        records.grant(worker.arm, rows, begin=not worker.ahead) if rows else 0
+    )  # when none, it is asked again once something has been answered
+    worker.hand([mine.popleft() for _ in range(granted)], terms)
 
 
 def _hear(
-    worker: Worker, waiting: Mapping[str, deque[Question]], config: EvaluateConfig, on_answers: OnAnswers
+    worker: Worker, ref: Any, waiting: Mapping[str, deque[Question]], config: EvaluateConfig, records: Records
 ) -> None:
-    heard, worker.listening = worker.listening, None
     try:
-        answers, news = ray.get(heard)
+        heard = ray.get(ref)
     except RayTaskError as error:
         raise _cause(error) from None
     except RayActorError as error:
-        waiting[worker.arm.spec].extendleft(reversed(worker.has.values()))
-        worker.has.clear()
+        _bury(worker, waiting[worker.arm.spec], records)
         _replace(worker, config, error)
         return
+    if ref is worker.opening:
+        worker.ahead, worker.opening = heard, None
+        return
+    worker.listening = None
+    part, news = heard
     worker.pace.hear(news)
     worker.turned_away += sum(news.limited.values())
-    if answers:
-        on_answers(worker.arm, answers)
-    for answer in answers:
-        worker.has.pop(answer.key, None)
+    _take(worker, part, records)
+
+
+def _take(worker: Worker, part: Part, records: Records) -> None:
+    records.hear(worker.arm, part, worker.journal.name if worker.journal and worker.ahead else None)
+    worker.take(part)
+
+
+def _bury(worker: Worker, waiting: deque[Question], records: Records) -> None:
+    """What a dead actor has written counts; what it has not begun was never asked; the rest may have been billed."""
+    worker.listening = worker.opening = None
+    for part in worker.lost():
+        _take(worker, part, records)
+    records.back(worker.arm, [question for key, question in worker.has.items() if key not in worker.begun])
+    waiting.extendleft(reversed(worker.give_back()))
 
 
 def _cause(error: RayTaskError) -> Exception:
@@ -204,14 +167,13 @@ def _cause(error: RayTaskError) -> Exception:
     return error.cause if isinstance(error.cause, SlmRayError) else error
 
 
-def _last_words(everyone: Sequence[Worker], on_answers: OnAnswers) -> None:
+def _last_words(everyone: Sequence[Worker], records: Records) -> None:
     """When one model ends the run, what the others have answered by now is paid for and kept."""
     listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
     ready, _ = ray.wait(list(listening), num_returns=len(listening), timeout=_LAST_WORDS_S) if listening else ([], [])
     for heard in ready:
         try:
-            answers, _ = ray.get(heard)
-            on_answers(listening[heard].arm, answers)
+            _take(listening[heard], ray.get(heard)[0], records)
         except (RayTaskError, RayActorError):
             continue  # the error that ended the run is the one to tell
 
@@ -220,7 +182,7 @@ def _replace(worker: Worker, config: EvaluateConfig, error: RayActorError) -> No
     worker.lives -= 1
     if worker.lives == 0:
         raise ResourceError(
-            f"an evaluation actor of {worker.arm.spec} died {_LIVES} times ({str(error).splitlines()[0]}); "
+            f"an evaluation actor of {worker.arm.spec} died {LIVES} times ({str(error).splitlines()[0]}); "
             "look for memory limits or failing nodes, then run the same command again"
         ) from None
     worker.start(config)
@@ -228,16 +190,9 @@ def _replace(worker: Worker, config: EvaluateConfig, error: RayActorError) -> No
 
 def _await_start(starting: Sequence[Any]) -> None:
     """Ray waits without a word for resources that others hold."""
-    started, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
+    _, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
     if late:
         raise ResourceError(
             f"{len(late)} of {len(starting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
             f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
         )
-    for opened in started:
-        try:
-            ray.get(opened)
-        except RayTaskError as error:
-            raise _cause(error) from None
-        except RayActorError:
-            continue  # found out, and replaced, when it is listened to

@@ -1,7 +1,7 @@
 """Between those who ask and the ledger: what may be asked, what is about to be asked, what has come back.
 
-A row is on disk as started before it is handed out, in one transaction with the answers at hand, so that life, cost and
-answers cost one sync of the disk together. An answer shows on the board once it is on disk. Where a limit of the budget
+A row is on disk as started before it is asked: here before it is handed out, in one transaction with the answers at hand, so
+that life, cost and answers cost one sync of the disk together, or in the journal of the actor that asks it. An answer shows on the board once it is on disk. Where a limit of the budget
 would be passed, nothing more is granted. Pace and cost are noted in the ledger for those who watch from elsewhere, when
 they have changed and once a second at most: beside the answers they belong to, in one more sync a second, and a watcher
 needs neither keys nor prices to show what the run itself shows.
@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from slm_ray.evaluation.budget import Budget
-from slm_ray.evaluation.generate import Answer, Question
+from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Arm, Plan
 from slm_ray.evaluation.speed import Speed
-from slm_ray.ledger import Entry, Ledger
+from slm_ray.ledger import Entry, Ledger, Part
 from slm_ray.scoring import score
 from slm_ray.types import Example, Prompt
 
@@ -29,7 +29,7 @@ NOTED_EVERY_S = 1.0
 
 
 class Book:
-    """The three callbacks of `ask_all`, and `close` at its end."""
+    """The `Records` of `ask_all`, and `close` at its end."""
 
     def __init__(
         self, planned: Plan, ledger: Ledger, board: Board, budget: Budget,
@@ -43,8 +43,11 @@ class Book:
         self._arms = {arm.spec: arm for arm in planned.arms}
         self._repeat = {key: n for arm in planned.arms for n, keys in enumerate(arm.again, 1) for key in keys.values()}
         self._in_flight: Counter[str] = Counter()
+        self._given: set[str] = set()
         self._asked: set[str] = set()
         self._heard: list[Entry] = []
+        self._begun: list[str] = []
+        self._journals: dict[str, int] = {}
         self._unshown: list[Entry] = []
         self._waited = False
         self._clock_s = clock_s
@@ -72,21 +75,24 @@ class Book:
             if entry is not None:
                 self._show(entry, fresh=False)
 
-    def grant(self, arm: Arm, questions: Sequence[Question]) -> int:
-        """How many of the questions, from the first, may be handed out; they are on disk as started by then."""
+    def grant(self, arm: Arm, questions: Sequence[Question], *, begin: bool) -> int:
+        """How many of the questions, from the first, may be handed out; with `begin` they are on disk as started by then."""
         allowed = self._budget.room(arm.spec, questions)
         keys = [question.key for question in questions[:allowed]]
-        self._write(keys)
-        new = len(set(keys) - self._asked)  # a row whose actor died is handed out again and was counted
-        self.handed_out += new
-        self._in_flight[arm.spec] += new
-        self._asked.update(keys)
-        self._board.in_flight(arm.spec, self._in_flight[arm.spec])
+        self.handed_out += len(set(keys) - self._given)  # a row whose actor died is handed out again and was counted
+        self._given.update(keys)
+        self._write(keys if begin else [])
+        if begin:
+            self._count(arm.spec, keys)
         return allowed
 
-    def hear(self, arm: Arm, answers: Sequence[Answer]) -> None:
-        """Keep these answers; they are on disk before another row is handed out, and at the second tick at the latest."""
-        for answer in answers:
+    def hear(self, arm: Arm, part: Part, journal: str | None = None) -> None:
+        """Keep what was begun and answered; on disk before another row is handed out, and at the second tick at the latest."""
+        self._begun += part.begun
+        self._count(arm.spec, part.begun)
+        if journal is not None:
+            self._journals[journal] = part.upto
+        for answer in part.answers:
             prompt = self._prompt(arm.spec, answer.example_id)
             self._budget.settle(arm.spec, answer.key, prompt, answer.completion)
             self._heard.append(
@@ -97,15 +103,28 @@ class Book:
             )  # fmt: skip
             self._in_flight[arm.spec] -= answer.key in self._asked
             self._asked.discard(answer.key)
+            self._given.discard(answer.key)
+
+    def back(self, arm: Arm, questions: Sequence[Question]) -> None:
+        """These were handed out and never asked: they cost nothing, and are to be handed out again."""
+        for question in questions:
+            self._budget.release(question.key)
+            self._given.discard(question.key)
+        self.handed_out -= len(questions)
+
+    def _count(self, spec: str, keys: Sequence[str]) -> None:
+        self._in_flight[spec] += len(set(keys) - self._asked)
+        self._asked.update(keys)
+        self._board.in_flight(spec, self._in_flight[spec])
 
     def tick(self, speeds: Mapping[str, Speed]) -> None:
         """Write what no grant has written, and show the board."""
         self._speeds = speeds
         for spec, speed in speeds.items():
             self._board.speed(spec, speed.in_flight_limit, speed.rate_limit_per_s, speed.turned_away)
-        if self._waited and self._heard:
+        if self._waited and (self._heard or self._begun):
             self._write([])
-        self._waited = bool(self._heard)
+        self._waited = bool(self._heard or self._begun)
         if self._clock_s() - self._noted_s >= NOTED_EVERY_S:
             self._note_speeds()
         self._show_written()
@@ -125,9 +144,9 @@ class Book:
         self._noted_s = self._clock_s()
 
     def _write(self, keys: Sequence[str]) -> None:
-        self._ledger.put_all(self._heard, starts=keys)
+        self._ledger.put_all(self._heard, starts=[*self._begun, *keys], journals=self._journals)
         self._unshown += self._heard
-        self._heard = []
+        self._heard, self._begun, self._journals = [], [], {}
 
     def _show_written(self) -> None:
         """Scoring takes longer than writing, and no free place in flight should wait for it."""

@@ -70,12 +70,12 @@ class Budget:
 
     def settle(self, spec: str, key: str, prompt: Prompt, completion: Completion) -> None:
         """An answer arrived: what it was billed for takes the place of what was held."""
-        self._release(key)
+        self.release(key)
         self._add(spec, self.billed(spec, prompt, completion))
 
     def lose(self, spec: str, prompt: Prompt, key: str = "") -> None:
         """A row that was handed out, in this run or an earlier one, will not be heard of: it may have been billed."""
-        self._release(key)
+        self.release(key)
         self._add(spec, self.worst(spec, prompt).times(self._config.generation.max_attempts))
 
     def usd(self, spec: str) -> float | None:
@@ -103,7 +103,8 @@ class Budget:
         worst = self.worst(spec, prompt)
         return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 
-    def _release(self, key: str) -> None:
+    def release(self, key: str) -> None:
+        """Hold nothing any more for a row that was handed out: it was not asked, or its cost is known."""
         self._holding += self._held.pop(key, Spent()).times(-1)
 
     def _add(self, spec: str, more: Spent) -> None:

@@ -1,4 +1,4 @@
-"""One model and its calls in flight: a plain object that knows nothing of Ray or disks.
+"""One model and its calls in flight: a plain object that knows nothing of Ray or disks (`ahead` adds those that do).
 
 What is asked is generic: a `Question` has a key of its own, so that a repeat or another wording of the same example is
 only another question. Every question is asked as soon as it is handed over; how many are in flight is the business of
@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
+from slm_ray.ledger import Answer, Part
 from slm_ray.types import Completion, Model, Prompt
 
 
@@ -25,16 +26,6 @@ class Question:
     key: str
     example_id: str
     prompt: Prompt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """A model's completion of one question; `answered_ns` is the wall time at which it arrived."""
-
-    key: str
-    example_id: str
-    completion: Completion
-    answered_ns: int
 
 
 class Asking:
@@ -49,6 +40,9 @@ class Asking:
 
     def ask(self, questions: Iterable[Question]) -> None:
         """Start these calls now; nothing is started after a call has raised."""
+        self._begin(questions)
+
+    def _begin(self, questions: Iterable[Question]) -> None:
         if self._failed is not None:
             return
         for question in questions:
@@ -56,15 +50,19 @@ class Asking:
             self._calls.add(call)
             call.add_done_callback(partial(self._done, question))
 
-    async def heard(self) -> list[Answer]:
+    async def heard(self) -> Part:
         """What has arrived since the last time, waiting for the first or for `wake`; raises what a call raised once all is out."""
         await self._news.wait()
-        answers, self._arrived = self._arrived, []
-        if not answers and self._failed is not None:
+        part = self._taken()
+        if not part.answers and self._failed is not None:
             raise self._failed
         if self._failed is None:
             self._news.clear()
-        return answers
+        return part
+
+    def _taken(self) -> Part:
+        answers, self._arrived = self._arrived, []
+        return Part(begun=(), answers=answers, upto=0)
 
     def wake(self) -> None:
         """There is other news: let `heard` return, with nothing if need be."""
@@ -83,17 +81,21 @@ class Asking:
         if call.cancelled():
             return
         error = call.exception()
-        if error is None:
-            self._arrived.append(
-                Answer(
-                    key=question.key,
-                    example_id=question.example_id,
-                    completion=call.result(),
-                    answered_ns=time.time_ns(),
-                )
+        if error is not None:
+            self._fail(error)
+            return
+        self._arrive(
+            Answer(
+                key=question.key, example_id=question.example_id, completion=call.result(), answered_ns=time.time_ns()
             )
-        else:
-            self._failed = self._failed or error
-            for other in self._calls:
-                other.cancel()
+        )
+
+    def _arrive(self, answer: Answer) -> None:
+        self._arrived.append(answer)
+        self._news.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._failed = self._failed or error
+        for other in self._calls:
+            other.cancel()
         self._news.set()

@@ -28,7 +28,7 @@ from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
-from slm_ray.ledger import Ledger
+from slm_ray.ledger import Ledger, bring_in
 from slm_ray.models import identity, split_spec
 from slm_ray.reports import declare
 from slm_ray.storage import lock, write_text
@@ -36,6 +36,7 @@ from slm_ray.tracing import Tracer
 
 LEDGER = "ledger.sqlite"
 CONFIG = "config.yaml"
+JOURNALS = "journals"
 
 
 def evaluate(
@@ -58,6 +59,7 @@ def evaluate(
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
+        bring_in(run_dir / JOURNALS, ledger)
         ledger.plan(planned.id, planned.rows())
         work = pending_in(planned, ledger)
         answered = sum(1 for _ in planned.rows()) - sum(map(len, work.values()))
@@ -75,8 +77,10 @@ def _ask(
     """Ask the pending rows on Ray; every answer is in the ledger before it shows."""
     from slm_ray import cluster
     from slm_ray.evaluation.actors import ask_all  # Ray takes seconds to import, and a finished run needs none of it
+    from slm_ray.evaluation.worker import TOKEN
 
     cluster.connect()
+    journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
     with board, _interruptible():
@@ -84,9 +88,12 @@ def _ask(
         book.open()
         book.show_finished(work)
         try:
-            ask_all(work, planned.arms, config, grant=book.grant, on_answers=book.hear, on_tick=book.tick)
+            journals.mkdir(exist_ok=True)
+            (journals / TOKEN).touch()
+            ask_all(work, planned.arms, config, book, journals=journals)
         finally:
             book.close()
+            bring_in(journals, ledger)
     left = sum(map(len, work.values())) - book.handed_out
     if left:
         raise ResourceError(_over_budget(left, config, budget))

@@ -13,70 +13,39 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import sqlite3
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm_ray.errors import DataError, ResourceError, SlmRayError
+from slm_ray.errors import DataError
+from slm_ray.ledger.database import Database
+from slm_ray.ledger.journal import Answer, given_up, parts
 from slm_ray.ledger.records import ENTRY, Entry, Planned, Run, entry_of, finished, text_of
-from slm_ray.ledger.schema import SCHEMA, VERSION
 from slm_ray.types import Completion
 
-_FULL = ("full", "disk I/O", "unable to open")
+_ACTORS_END_S = 30.0
+_NOTE = "INSERT INTO runs (plan, event, at_ns, facts) VALUES (?, ?, ?, ?)"
 _READ_AT_ONCE = 500
 
 
-class Ledger:
-    """The life of every row of one run directory. Use as a context manager or `close()` it."""
-
-    def __init__(self, path: str | Path, *, read_only: bool = False) -> None:
-        """Open or create; DataError when the file is not a ledger, is damaged or, with `read_only`, is not there."""
-        self._path = str(path)
-        if read_only and not Path(path).is_file():
-            raise DataError(f"{path}: there is no ledger; give the folder of an evaluation that has begun")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        where = f"{Path(path).absolute().as_uri()}?mode=ro" if read_only else self._path
-        try:
-            self._db = sqlite3.connect(where, isolation_level=None, timeout=1.0, uri=read_only)
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-        try:
-            self._prepare(read_only)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise self._unusable(error) from None
-
-    def _prepare(self, read_only: bool) -> None:
-        if not read_only:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not read_only:
-            self._db.executescript(f"BEGIN;{SCHEMA}COMMIT;")
-        elif version != VERSION:
-            raise sqlite3.DatabaseError(f"layout {version}, this program writes {VERSION}")
-
-    def __enter__(self) -> Ledger:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+class Ledger(Database):
+    """The life of every row of one run directory."""
 
     def plan(self, plan: str, rows: Iterable[Planned]) -> None:
         """Note the questions of a plan; one that is known already is not written again."""
-        if self._all("SELECT 1 FROM planned WHERE plan = ? LIMIT 1", plan):
+        if self.all("SELECT 1 FROM planned WHERE plan = ? LIMIT 1", plan):
             return
-        with self._transaction():
-            self._db.executemany(
+        with self.transaction():
+            self.db.executemany(
                 "INSERT INTO planned (plan, key, spec, example_id, repeat) VALUES (?, ?, ?, ?, ?)",
                 ((plan, row.key, row.spec, row.example_id, row.repeat) for row in rows),
             )
 
     def begin(self, plan: str, facts: Mapping[str, Any]) -> None:
         """Note that a run of a plan begins."""
-        last = [self._all(f"SELECT coalesce(max(seq), 0) FROM {table}")[0][0] for table in ("started", "answers")]
+        last = [self.all(f"SELECT coalesce(max(seq), 0) FROM {table}")[0][0] for table in ("started", "answers")]
         self._note(plan, "begin", {"facts": facts, "last": last})
 
     def note_speeds(self, plan: str, speeds: Mapping[str, Any]) -> None:
@@ -89,13 +58,13 @@ class Ledger:
 
     def last_run(self) -> Run | None:
         """The run that began last."""
-        rows = self._all("SELECT seq, plan, facts FROM runs WHERE event = 'begin' ORDER BY seq DESC LIMIT 1")
+        rows = self.all("SELECT seq, plan, facts FROM runs WHERE event = 'begin' ORDER BY seq DESC LIMIT 1")
         if not rows:
             return None
         seq, plan, noted = rows[0]
         begin = json.loads(noted)
         last = "SELECT facts FROM runs WHERE event = ? AND seq > ? ORDER BY seq DESC LIMIT 1"
-        ends, speeds = (self._all(last, event, seq) for event in ("end", "speeds"))
+        ends, speeds = (self.all(last, event, seq) for event in ("end", "speeds"))
         return Run(
             plan=plan, facts=begin["facts"], last_start=begin["last"][0], last_answer=begin["last"][1],
             ended=json.loads(ends[0][0])["ended"] if ends else None,
@@ -104,7 +73,7 @@ class Ledger:
 
     def planned(self, plan: str) -> list[Planned]:
         """The questions of a plan, in no particular order."""
-        rows = self._all("SELECT key, spec, example_id, repeat FROM planned WHERE plan = ?", plan)
+        rows = self.all("SELECT key, spec, example_id, repeat FROM planned WHERE plan = ?", plan)
         return [Planned(key=row[0], spec=row[1], example_id=row[2], repeat=row[3]) for row in rows]
 
     def get(self, key: str) -> Completion | None:
@@ -114,7 +83,7 @@ class Ledger:
 
     def entry(self, key: str) -> Entry | None:
         """As `get`, with the row it belongs to and the time it arrived."""
-        rows = self._all(f"SELECT {ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
+        rows = self.all(f"SELECT {ENTRY} FROM answers WHERE key = ? ORDER BY finished DESC, seq DESC LIMIT 1", key)
         return entry_of(rows[0]) if rows else None
 
     def entries(self, keys: Iterable[str]) -> Iterator[Entry | None]:
@@ -123,31 +92,31 @@ class Ledger:
         while part := list(itertools.islice(left, _READ_AT_ONCE)):
             marks = ", ".join("?" * len(part))
             query = f"SELECT {ENTRY} FROM answers WHERE key IN ({marks}) ORDER BY finished, seq"
-            found = {row[0]: row for row in self._all(query, *part)}  # the best of a key comes last
+            found = {row[0]: row for row in self.all(query, *part)}  # the best of a key comes last
             yield from (entry_of(found[key]) if key in found else None for key in part)
 
     def since(self, seq: int, *, upto: int | None = None) -> tuple[int, list[Entry]]:
         """The answers noted after `seq` (and not after `upto`), oldest first, at most a thousand; and the last's number."""
         last = upto if upto is not None else 2**62
         query = f"SELECT {ENTRY}, seq FROM answers WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000"
-        rows = self._all(query, seq, last)
+        rows = self.all(query, seq, last)
         return (rows[-1][-1] if rows else seq), [entry_of(row) for row in rows]
 
     def started_since(self, seq: int) -> tuple[int, list[str]]:
         """The keys handed out after `seq`, oldest first, and the last one's number."""
-        rows = self._all("SELECT key, seq FROM started WHERE seq > ? ORDER BY seq", seq)
+        rows = self.all("SELECT key, seq FROM started WHERE seq > ? ORDER BY seq", seq)
         return (rows[-1][1] if rows else seq), [row[0] for row in rows]
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[None]:
         """Whatever is read in the block is of one moment."""
-        with self._said():
-            self._db.execute("BEGIN")
+        with self.said():
+            self.db.execute("BEGIN")
         try:
             yield
         finally:
-            with self._said():
-                self._db.execute("COMMIT")
+            with self.said():
+                self.db.execute("COMMIT")
 
     def history(self, plan: str) -> Iterator[Entry]:
         """Every answer to a question of the plan, failed ones that were asked again included; by key, the oldest first."""
@@ -156,12 +125,12 @@ class Ledger:
             f"SELECT {columns} FROM answers a JOIN planned p ON p.key = a.key WHERE p.plan = ? "
             "ORDER BY p.key, a.answered_ns, a.seq"
         )
-        with self._said():
-            yield from map(entry_of, self._db.execute(query, (plan,)))
+        with self.said():
+            yield from map(entry_of, self.db.execute(query, (plan,)))
 
     def unanswered(self, plan: str) -> dict[str, int]:
         """Starts without an answer, by key: in flight while a run is at it, ambiguous once it is over."""
-        rows = self._all(
+        rows = self.all(
             "SELECT s.key, count(*) - (SELECT count(*) FROM answers a WHERE a.key = s.key) AS open "
             "FROM started s JOIN planned p ON p.key = s.key WHERE p.plan = ? GROUP BY s.key HAVING open > 0", plan
         )  # fmt: skip
@@ -169,7 +138,7 @@ class Ledger:
 
     def starts(self, key: str) -> int:
         """How often a row was handed out."""
-        return int(self._all("SELECT count(*) FROM started WHERE key = ?", key)[0][0])
+        return int(self.all("SELECT count(*) FROM started WHERE key = ?", key)[0][0])
 
     def put(self, key: str, spec: str, example_id: str, completion: Completion) -> None:
         """Append one answer; on disk when this returns. A second finished answer under one key changes nothing."""
@@ -177,10 +146,13 @@ class Ledger:
             [Entry(key=key, spec=spec, example_id=example_id, completion=completion, answered_ns=time.time_ns())]
         )
 
-    def put_all(self, entries: Iterable[Entry], *, starts: Iterable[str] = ()) -> None:
+    def put_all(
+        self, entries: Iterable[Entry], *, starts: Iterable[str] = (), journals: Mapping[str, int] | None = None
+    ) -> None:
         """Append answers, and the keys about to be asked, in one transaction: all is on disk when this returns, or none.
 
-        ResourceError when the disk is full.
+        `journals` says, by file name, up to which byte of an actor's journal that brings the ledger. ResourceError when
+        the disk is full.
         """
         answered = [
             (e.key, e.spec, e.example_id, e.repeat, int(finished(e.completion)), e.answered_ns, text_of(e.completion))
@@ -188,56 +160,57 @@ class Ledger:
         ]
         now_ns = time.time_ns()
         started = [(key, now_ns) for key in starts]
-        if not answered and not started:
+        if not answered and not started and not journals:
             return
-        with self._transaction():
-            self._db.executemany(
+        with self.transaction():
+            self.db.executemany(
                 "INSERT INTO answers (key, spec, example_id, repeat, finished, answered_ns, completion) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", answered
             )  # fmt: skip
-            self._db.executemany("INSERT INTO started (key, started_ns) VALUES (?, ?)", started)
+            self.db.executemany("INSERT INTO started (key, started_ns) VALUES (?, ?)", started)
+            for name, upto in (journals or {}).items():
+                self.db.execute(_NOTE, (name, "journal", now_ns, json.dumps({"upto": upto})))
+
+    def take_in(self, journal: Path) -> None:
+        """Append what a journal, whose actor is gone, holds beyond what was taken in; the file can be removed then."""
+        noted = self.all(
+            "SELECT facts FROM runs WHERE event = 'journal' AND plan = ? ORDER BY seq DESC LIMIT 1", journal.name
+        )
+        for part in parts(journal, json.loads(noted[0][0])["upto"] if noted else 0):
+            entries = [self._entry_of(answer) for answer in part.answers]
+            self.put_all(entries, starts=part.begun, journals={journal.name: part.upto})
+
+    def _entry_of(self, answer: Answer) -> Entry:
+        found = self.all(
+            "SELECT spec, example_id, repeat FROM planned "
+            "WHERE key = ? AND plan IN (SELECT plan FROM runs WHERE event = 'begin') LIMIT 1", answer.key
+        )  # fmt: skip
+        if not found:
+            raise DataError(f"{self._path}: an answer came in under the key {answer.key}, which no run has planned")
+        spec, example_id, repeat = found[0]
+        return Entry(
+            key=answer.key, spec=spec, example_id=example_id, repeat=repeat, completion=answer.completion,
+            answered_ns=answer.answered_ns,
+        )  # fmt: skip
 
     def count(self) -> int:
         """How many finished answers there are."""
-        return int(self._all("SELECT count(*) FROM answers WHERE finished = 1")[0][0])
-
-    def close(self) -> None:
-        """Release the file; closing twice is fine."""
-        self._db.close()
+        return int(self.all("SELECT count(*) FROM answers WHERE finished = 1")[0][0])
 
     def _note(self, plan: str, event: str, facts: Mapping[str, Any]) -> None:
-        with self._transaction():
-            self._db.execute(
-                "INSERT INTO runs (plan, event, at_ns, facts) VALUES (?, ?, ?, ?)",
-                (plan, event, time.time_ns(), json.dumps(facts, ensure_ascii=False)),
-            )
+        with self.transaction():
+            self.db.execute(_NOTE, (plan, event, time.time_ns(), json.dumps(facts, ensure_ascii=False)))
 
-    def _all(self, query: str, *values: str | int) -> list[Any]:
-        with self._said():
-            return self._db.execute(query, values).fetchall()
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._said():
-            try:
-                self._db.execute("BEGIN IMMEDIATE")
-                yield
-                self._db.execute("COMMIT")
-            finally:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+def bring_in(folder: Path, ledger: Ledger) -> None:
+    """Enter in the ledger what actors have written that nobody heard of, and clear their folder away.
 
-    @contextlib.contextmanager
-    def _said(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise self._unusable(error) from None
-
-    def _unusable(self, error: sqlite3.Error) -> SlmRayError:
-        if any(word in str(error) for word in _FULL):
-            return ResourceError(
-                f"{self._path}: cannot be written ({error}); nothing more is asked; free the disk or make the file "
-                "writable, then the same command continues"
-            )
-        return DataError(f"{self._path}: cannot be used as a ledger ({error}); move it away or choose another run_dir")
+    Waits for actors of a run that was killed, which Ray ends; ResourceError when one goes on.
+    """
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.glob("*.jsonl")):
+        with given_up(path, wait_s=_ACTORS_END_S):
+            ledger.take_in(path)
+            path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)

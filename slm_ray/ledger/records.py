@@ -75,7 +75,11 @@ def text_of(completion: Completion) -> str:
 
 def completion_of(text: str) -> Completion:
     """What `text_of` wrote."""
-    fields: dict[str, Any] = json.loads(text)
+    return completion_in(json.loads(text))
+
+
+def completion_in(fields: dict[str, Any]) -> Completion:
+    """A completion from its plain fields, which are used up."""
     failure, usage = fields.pop("failure"), fields.pop("usage")
     return Completion(
         **fields, failure=Failure(**failure) if failure else None, usage=Usage(**usage) if usage else None

@@ -1,8 +1,8 @@
 """How fast one endpoint is asked: as fast as it lets us, learnt from its answers and shared by everybody who asks it.
 
 A `Pace` decides, in one place for all askers; a `Gate` stands in front of every attempt of one asker, keeps to the `Limit`
-it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow fourfold with every round
-of answers. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then raised step by step
+it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow with every
+answer, sixteenfold in a round of them. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then raised step by step
 (AIMD). Only calls that started under a limit are evidence about it. A cut after which as many calls are turned away as
 before is taken back, and no further one is made for a while: such an endpoint does not count our calls. A few percent that
 are turned away at rates far below what was getting through (`Floor`) are chance, and the rate is freed. Server errors and
@@ -29,7 +29,7 @@ from slm_ray.models.floor import JUDGED, Floor, Trial
 
 FIRST_IN_FLIGHT = 3  # a wrong key or name is found out at the cost of so many calls
 CUT = 0.8
-_GROWTH = 4  # of the calls in flight, per round
+_GROWTH = 16  # of the calls in flight, with a round of answers
 _EVIDENCE = 20  # calls under one limit before the first cut; for fewer their own waits are enough
 _COOL_DOWN_S = 1.0
 _STEPS = 40  # seconds that additive growth takes from nothing to the best goodput of late
@@ -137,7 +137,6 @@ class Pace:
         self._clock_s = clock_s
         self.in_flight = in_flight
         self.limit = Limit()
-        self._round = 0
         self._passes: deque[tuple[float, int]] = deque()
         self._began_s = clock_s()
         self._counts = [0, 0]  # passed and limited under the present limit
@@ -177,19 +176,16 @@ class Pace:
         return _EVIDENCE if math.isinf(self.limit.rate_per_s) else 1
 
     def _grow_in_flight(self, passed: int, *, limited: bool) -> None:
-        """One round after the other; as long as there is no rate, a 429 holds it up."""
-        self._round = (
-            0
-            if limited
+        """With every answer; as long as there is no rate, a 429 holds it up."""
+        held_up = (
+            limited
             and math.isinf(self.limit.rate_per_s)
             and self._trial is None
             and self._hush_s == _HUSH_S
             and not self._floor.known()
-            else self._round + passed
         )
-        if self._round >= self.in_flight:
-            self.in_flight *= _GROWTH
-            self._round = 0
+        if not held_up:
+            self.in_flight += (_GROWTH - 1) * passed
 
     def _is_below(self) -> bool:
         return not self._guess and self.limit.rate_per_s < _FAR * self._kept

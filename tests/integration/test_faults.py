@@ -19,7 +19,7 @@ from endpoint import BROKEN, SETTLED, Endpoint
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger, finished
+from slm_ray.ledger import Ledger, bring_in, finished
 from slm_ray.storage import read_json
 
 pytestmark = pytest.mark.heavy
@@ -149,7 +149,8 @@ def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
         counts = endpoint.counts()
     refused = counts["statuses"][str(status)]
     assert 1 <= refused <= 64
-    assert counts["late"].get("arrived", 0) <= 32, "most of what was in flight had come before the first refusal"
+    assert counts["late"]["arrived"] <= 64
+    assert counts["late"]["long after"] == 0
     assert sum(counts["billed"].values()) == 200
     with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
         assert ledger.count() >= 200 - 64
@@ -171,7 +172,7 @@ def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) ->
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
     assert counts["late"].get("limited", 0) <= 0.02 * (800 - SETTLED)
-    assert counts["statuses"]["429"] <= 0.04 * 800
+    assert counts["statuses"]["429"] <= 64 + 0.02 * 800, "every place in flight finds out once"
 
 
 def finished_rows(folder: Path) -> list[str]:
@@ -192,6 +193,10 @@ def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path
             quiet_after(endpoint)
             before = endpoint.counts()
             assert before["most_in_flight"] == 64
+            with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
+                heard = ledger.count()
+                bring_in(tmp_path / "run" / "journals", ledger)  # as the next run does first
+                assert ledger.count() > heard, "the actor has heard more than it could tell"
             asked_again |= {row: before["asked"][row.removeprefix("r")] for row in finished_rows(tmp_path)}
         with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
             run = ledger.last_run()

@@ -26,11 +26,10 @@ from slm_ray.errors import DataError
 from slm_ray.evaluation.attach import Watch, follow, show_speeds
 from slm_ray.evaluation.book import Book
 from slm_ray.evaluation.budget import Budget
-from slm_ray.evaluation.generate import Answer
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.speed import Speed
-from slm_ray.ledger import Entry, Ledger, Planned
+from slm_ray.ledger import Answer, Entry, Ledger, Part, Planned
 from slm_ray.types import Completion, Failure, Usage
 from slm_ray.verdict.prices import Price
 
@@ -107,7 +106,7 @@ def test_a_watcher_sees_the_cost_and_pace_that_the_run_itself_shows(tmp_path: Pa
         book.open()
         arm = planned.arms[0]
         questions = arm.pending(planned.examples, writer)
-        assert book.grant(arm, questions) == 4
+        assert book.grant(arm, questions, begin=True) == 4
         run = reader.last_run()
         assert run is not None
         watch = Watch(reader, run)
@@ -119,9 +118,8 @@ def test_a_watcher_sees_the_cost_and_pace_that_the_run_itself_shows(tmp_path: Pa
         for question in questions[:3]:
             usage = Usage(prompt_tokens=100, completion_tokens=10)
             completion = Completion(text='{"a": 1}', usage=usage)
-            book.hear(
-                arm, [Answer(key=question.key, example_id=question.example_id, completion=completion, answered_ns=1)]
-            )
+            answer = Answer(key=question.key, example_id=question.example_id, completion=completion, answered_ns=1)
+            book.hear(arm, Part(begun=(), answers=[answer], upto=0))
             for _ in range(3):
                 with reader.snapshot():  # a look that takes its time holds up nobody
                     book.tick(speeds)

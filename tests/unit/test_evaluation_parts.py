@@ -44,7 +44,7 @@ async def collected(url: str, rows: list[Question], concurrency: int, **settings
     waiting = iter(rows[concurrency:])
     try:
         while len(found) < len(rows):
-            answers = await asking.heard()
+            answers = (await asking.heard()).answers
             assert all(answer.key == f"k{answer.example_id}" for answer in answers)
             found += [answer.example_id for answer in answers]
             asking.ask(row for _, row in zip(answers, waiting, strict=False))

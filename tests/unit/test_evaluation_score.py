@@ -64,7 +64,7 @@ def test_a_mapping_over_the_ledger_gives_every_answer_in_any_order(tmp_path: Pat
     with Ledger(tmp_path / "l.sqlite") as ledger:
         answered(ledger, made)
         reads: list[str] = []
-        ledger._db.set_trace_callback(reads.append)
+        ledger.db.set_trace_callback(reads.append)
         found = ReadAhead(ledger, arm.spec, arm.keys, lambda entry: entry.completion)
         assert [found[row.id] for row in made.examples] == [said("fake:b", n, 0) for n in range(1203)]
         assert list(found.values()) == [said("fake:b", n, 0) for n in range(1203)]

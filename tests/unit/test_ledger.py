@@ -242,12 +242,12 @@ def test_a_reader_sees_what_a_writer_has_committed_and_writes_nothing(tmp_path: 
 def test_a_full_disk_is_told_as_one(tmp_path: Path) -> None:
     with Ledger(tmp_path / "l.sqlite") as ledger:
         ledger.put("k", "s", "r", FULL)
-        pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
-        ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+        pages = ledger.db.execute("PRAGMA page_count").fetchone()[0]
+        ledger.db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(ResourceError, match=r"nothing more is asked; free the disk"):
             ledger.put_all([answer(n, Completion(text="x" * 4000)) for n in range(100)], starts=["k7"])
         assert (ledger.count(), ledger.starts("k7")) == (1, 0)
-        ledger._db.execute("PRAGMA max_page_count = 100000")
+        ledger.db.execute("PRAGMA max_page_count = 100000")
         ledger.put_all([answer(7)])
         assert ledger.count() == 2
 
