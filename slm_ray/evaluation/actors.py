@@ -11,6 +11,8 @@ wrong key or name costs as few. Keys travel as call arguments, never as environm
 from __future__ import annotations
 
 import gc
+import time
+import uuid
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.plan import Arm
 from slm_ray.evaluation.speed import Speed
-from slm_ray.evaluation.worker import LIVES, Worker, crew, terms_of
+from slm_ray.evaluation.worker import LIVES, Journals, Worker, crew, terms_of
 from slm_ray.ledger import Part
 from slm_ray.models import address
 from slm_ray.models.pace import Pace
@@ -62,7 +64,7 @@ def ask_all(
     are the caller's to take in and remove. Raises what a model raised (after handing over what had arrived), or
     ResourceError when actors cannot be placed. Whatever ends it, no actor is left behind.
     """
-    everyone = _everyone(work, arms, config, journals)
+    everyone = _everyone(work, arms, config, _marked(journals) if journals else None)
     cluster.require([config.actor_resources] * len(everyone), setting="actors x actor_resources")
     waiting = {arm.spec: deque(work[arm.spec]) for arm in arms}
     try:
@@ -74,7 +76,7 @@ def ask_all(
                 if worker.opening is None:
                     _hand_out(worker, everyone, waiting, records)
             records.tick({arm.spec: _speed(arm, everyone) for arm in arms})
-            waited = {ref: worker for worker in everyone if (ref := worker.opening or worker.listening) is not None}
+            waited = _waited(everyone, waiting)
             if not waited:
                 return
             ray.wait(list(waited), num_returns=1, timeout=_TICK_S)
@@ -91,7 +93,7 @@ def ask_all(
 
 
 def _everyone(
-    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig, journals: Path | None
+    work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig, journals: Journals | None
 ) -> list[Worker]:
     """One pace per endpoint, and one without bounds for a model that is no endpoint and whose answers cost nothing."""
     places = {arm.spec: address(arm.opens, endpoint=config.endpoint, environment=arm.environment) for arm in arms}
@@ -104,6 +106,28 @@ def _everyone(
             actors=config.actors, concurrency=concurrency, journals=None if place is None else journals,
         )
     ]  # fmt: skip
+
+
+def _marked(folder: Path) -> Journals:
+    token = uuid.uuid4().hex
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / token).touch()
+    except OSError as error:
+        raise ResourceError(
+            f"cannot use {folder}: {error.strerror}; make it a folder that you may write to, or choose another run_dir"
+        ) from None
+    return Journals(folder=folder, token=token)
+
+
+def _waited(everyone: Sequence[Worker], waiting: Mapping[str, deque[Question]]) -> dict[Any, Worker]:
+    """What is to be heard, and the new actors that there are still rows for; ResourceError when one finds no place."""
+    opening = [worker for worker in everyone if worker.opening is not None and waiting[worker.arm.spec]]
+    late = [worker for worker in opening if time.monotonic() > worker.opening_since_s + _START_TIMEOUT_S]
+    if late:
+        raise _no_place(len(late), len(everyone))
+    listening = {worker.listening: worker for worker in everyone if worker.listening is not None}
+    return listening | {worker.opening: worker for worker in opening}
 
 
 def _speed(arm: Arm, everyone: Sequence[Worker]) -> Speed:
@@ -155,7 +179,7 @@ def _take(worker: Worker, part: Part, records: Records) -> None:
 
 def _bury(worker: Worker, waiting: deque[Question], records: Records) -> None:
     """What a dead actor has written counts; what it has not begun was never asked; the rest may have been billed."""
-    worker.listening = worker.opening = None
+    worker.stop()  # it may only be out of reach, and then it must not go on
     for part in worker.lost():
         _take(worker, part, records)
     records.back(worker.arm, [question for key, question in worker.has.items() if key not in worker.begun])
@@ -192,7 +216,11 @@ def _await_start(starting: Sequence[Any]) -> None:
     """Ray waits without a word for resources that others hold."""
     _, late = ray.wait(list(starting), num_returns=len(starting), timeout=_START_TIMEOUT_S)
     if late:
-        raise ResourceError(
-            f"{len(late)} of {len(starting)} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
-            f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
-        )
+        raise _no_place(len(late), len(starting))
+
+
+def _no_place(late: int, actors: int) -> ResourceError:
+    return ResourceError(
+        f"{late} of {actors} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
+        f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
+    )

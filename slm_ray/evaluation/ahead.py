@@ -102,7 +102,11 @@ class AskingAhead(Asking):
         self._arrived += answers
         try:
             self._upto = self._journal.write(begun, answers)
-        except ResourceError as error:  # the answers are paid for, and perhaps the driver can keep them
+        except (
+            ResourceError,
+            ValueError,
+            TypeError,
+        ) as error:  # the answers are paid for, and perhaps the driver can keep them
             self._fail(error)
             return
         self._begun += begun

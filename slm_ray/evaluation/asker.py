@@ -22,9 +22,13 @@ from slm_ray.models.pace import Gate, Limit, News
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Terms:
-    """What an actor keeps to: the limit of its rate, its places in flight, and how long answers wait for company."""
+    """What an actor keeps to: the limit of its rate, its places in flight, and how long answers wait for company.
+
+    `turn` counts up: of two terms the later one holds, in whatever order they arrive.
+    """
 
     limit: Limit
+    turn: int = 0
     places: int = 0
     gather_s: float = 0.0
 
@@ -46,6 +50,7 @@ class Asker:
 
     def __init__(self) -> None:
         self._gate = Gate()
+        self._turn = 0
         self._opened = asyncio.Event()  # Ray may start later calls before the first one
 
     async def open(self, opened: Opened) -> bool:
@@ -60,6 +65,7 @@ class Asker:
             self._gate.on_limited = self._asking.wake
             gc.collect()
             gc.freeze()  # what the libraries hold is looked through no more: that took a tenth of a second, in the middle of calls
+            gc.set_threshold(50_000, 20, 100)
             return here
         finally:
             self._opened.set()
@@ -67,9 +73,11 @@ class Asker:
     async def ask(self, questions: Sequence[Question], terms: Terms) -> None:
         """Ask these, on these terms from now on."""
         await self._opened.wait()
-        self._gate.keep_to(terms.limit)
-        if isinstance(self._asking, AskingAhead):
-            self._asking.places, self._asking.gather_s = terms.places, terms.gather_s
+        if terms.turn >= self._turn:
+            self._turn = terms.turn
+            self._gate.keep_to(terms.limit)
+            if isinstance(self._asking, AskingAhead):
+                self._asking.places, self._asking.gather_s = terms.places, terms.gather_s
         self._asking.ask(questions)
 
     async def heard(self, questions: Sequence[Question], terms: Terms) -> tuple[Part, News]:

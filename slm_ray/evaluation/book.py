@@ -13,6 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -33,8 +34,9 @@ class Book:
 
     def __init__(
         self, planned: Plan, ledger: Ledger, board: Board, budget: Budget,
-        *, clock_s: Callable[[], float] = time.monotonic,
+        *, whole: Callable[[], AbstractContextManager[None]] = nullcontext, clock_s: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
+        """In `whole()` nothing interrupts: what was heard and what is on disk of it change together or not at all."""
         self._plan = planned
         self._ledger = ledger
         self._board = board
@@ -50,6 +52,7 @@ class Book:
         self._journals: dict[str, int] = {}
         self._unshown: list[Entry] = []
         self._waited = False
+        self._whole = whole
         self._clock_s = clock_s
         self._plan_id = planned.id
         self._speeds: Mapping[str, Speed] = {}
@@ -79,18 +82,26 @@ class Book:
         """How many of the questions, from the first, may be handed out; with `begin` they are on disk as started by then."""
         allowed = self._budget.room(arm.spec, questions)
         keys = [question.key for question in questions[:allowed]]
+        with self._whole():
+            self._grant(arm, keys, begin=begin)
+        return allowed
+
+    def _grant(self, arm: Arm, keys: Sequence[str], *, begin: bool) -> None:
         self.handed_out += len(set(keys) - self._given)  # a row whose actor died is handed out again and was counted
         self._given.update(keys)
         self._write(keys if begin else [])
         if begin:
             self._count(arm.spec, keys)
-        return allowed
 
     def hear(self, arm: Arm, part: Part, journal: str | None = None) -> None:
         """Keep what was begun and answered; on disk before another row is handed out, and at the second tick at the latest."""
+        with self._whole():
+            self._hear(arm, part, journal)
+
+    def _hear(self, arm: Arm, part: Part, journal: str | None) -> None:
         self._begun += part.begun
         self._count(arm.spec, part.begun)
-        if journal is not None:
+        if journal is not None and (part.begun or part.answers):
             self._journals[journal] = part.upto
         for answer in part.answers:
             prompt = self._prompt(arm.spec, answer.example_id)
@@ -144,6 +155,10 @@ class Book:
         self._noted_s = self._clock_s()
 
     def _write(self, keys: Sequence[str]) -> None:
+        with self._whole():
+            self._put(keys)
+
+    def _put(self, keys: Sequence[str]) -> None:
         self._ledger.put_all(self._heard, starts=[*self._begun, *keys], journals=self._journals)
         self._unshown += self._heard
         self._heard, self._begun, self._journals = [], [], {}

@@ -68,7 +68,7 @@ class Board:
                 gap.note(standing, score.example_id)
 
     def in_flight(self, spec: str, calls: int) -> None:
-        """How many rows this model has been handed and has not answered."""
+        """How many rows this model has been asked and has not answered."""
         self._standings[spec].in_flight = calls
 
     def speed(self, spec: str, in_flight: int, rate_per_s: float, turned_away: int) -> None:

@@ -1,6 +1,7 @@
 """One evaluation from config to report: plan, ask what is not yet answered, score, write.
 
-The run directory holds config.yaml, ledger.sqlite, report.json, scores.jsonl, answers.parquet and traces.jsonl, and one process owns it.
+The run directory holds config.yaml, ledger.sqlite, report.json, scores.jsonl, answers.parquet and traces.jsonl (and, while
+actors ask, journals/), and one process owns it.
 Stopped at any point (Ctrl-C, SIGTERM, a kill, a lost node), the same command continues; with nothing left to ask it
 touches neither Ray nor a model and writes the same report again.
 """
@@ -10,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
@@ -23,6 +22,7 @@ from slm_ray.evaluation.arms import split_shots
 from slm_ray.evaluation.book import Book, pending_in
 from slm_ray.evaluation.budget import PAID, Budget, prices_of
 from slm_ray.evaluation.generate import Question
+from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.score import write_report
@@ -77,19 +77,16 @@ def _ask(
     """Ask the pending rows on Ray; every answer is in the ledger before it shows."""
     from slm_ray import cluster
     from slm_ray.evaluation.actors import ask_all  # Ray takes seconds to import, and a finished run needs none of it
-    from slm_ray.evaluation.worker import TOKEN
 
     cluster.connect()
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
-    with board, _interruptible():
-        book = Book(planned, ledger, board, budget)
+    with board, Interrupt() as interrupt:
+        book = Book(planned, ledger, board, budget, whole=interrupt.whole)
         book.open()
         book.show_finished(work)
         try:
-            journals.mkdir(exist_ok=True)
-            (journals / TOKEN).touch()
             ask_all(work, planned.arms, config, book, journals=journals)
         finally:
             book.close()
@@ -135,23 +132,3 @@ def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, s
         for spec, name in bare.items()
         if split_spec(name)[0] in PAID
     }
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that actors are killed and the ledger is closed.
-
-    Needed here because `ray.init` puts a handler of its own in place of the job's.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt

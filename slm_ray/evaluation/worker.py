@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,23 @@ from slm_ray.evaluation.plan import Arm
 from slm_ray.ledger import Part, given_up, parts
 from slm_ray.models.pace import Limit, Pace
 
-TOKEN = "here"  # the file beside journals that says whose folder it is
 LIVES = 3
 _END_S = 10.0  # within which a dead actor's process must be gone
 _GATHER_S = 0.02  # so long answers wait for company at full pace
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journals:
+    """The folder where actors keep journals, and a file in it by whose name, made for this run, they know it when they see it."""
+
+    folder: Path
+    token: str
+
+
 class Worker:
     """One actor as the driver knows it: `has` are the rows it was handed and has not answered, `begun` those it has asked."""
 
-    def __init__(self, arm: Arm, concurrency: int, pace: Pace, journals: Path | None = None) -> None:
+    def __init__(self, arm: Arm, concurrency: int, pace: Pace, journals: Journals | None = None) -> None:
         self.arm = arm
         self.pace = pace
         self.concurrency = concurrency
@@ -39,6 +48,7 @@ class Worker:
         self.lives = LIVES
         self.turned_away = 0
         self.opening: Any = None
+        self.opening_since_s = 0.0
         self.listening: Any = None
         self.actor: Any = None
         self._journals = journals
@@ -50,12 +60,12 @@ class Worker:
             num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
             resources=resources, scheduling_strategy="SPREAD",
         ).remote()  # fmt: skip
-        self.journal = self._journals / f"{uuid.uuid4().hex}.jsonl" if self._journals else None
-        self.ahead, self.upto = False, 0
+        self.journal = self._journals.folder / f"{uuid.uuid4().hex}.jsonl" if self._journals else None
+        self.ahead, self.upto, self.opening_since_s = False, 0, time.monotonic()
         self.opening = self.actor.open.remote(
             Opened(
                 spec=self.arm.opens, endpoint=config.endpoint, generation=config.generation,
-                environment=dict(self.arm.environment), journal=self.journal, token=TOKEN,
+                environment=dict(self.arm.environment), journal=self.journal, token=self._journals.token if self._journals else "",
             )
         )  # fmt: skip
         return self.opening
@@ -83,10 +93,12 @@ class Worker:
 
     def room(self, places: int) -> int:
         """How many rows it may be handed now: those it may ask, and as many again where it fills its places itself."""
-        return max(0, places + (self.concurrency if self.ahead else 0) - len(self.has))
+        ahead = self.concurrency if self.ahead and places else 0  # rows that wait for a place hold a part of the budget
+        return max(0, places + ahead - len(self.has))
 
     def hand(self, questions: Sequence[Question], terms: Terms) -> None:
         """Give the actor these rows to ask and its terms, and listen as long as it has any."""
+        terms = replace(terms, turn=self.terms.turn + 1)
         self.has.update((question.key, question) for question in questions)
         if not self.ahead:
             self.begun.update(question.key for question in questions)
@@ -109,7 +121,7 @@ def _differ(terms: Terms, others: Terms) -> bool:
 
 
 def crew(
-    arm: Arm, rows: int, pace: Pace, *, actors: int, concurrency: int, journals: Path | None = None
+    arm: Arm, rows: int, pace: Pace, *, actors: int, concurrency: int, journals: Journals | None = None
 ) -> list[Worker]:
     """At most `actors` workers, whose calls in flight add up to at most `concurrency`."""
     count = min(actors, concurrency, rows)
@@ -120,7 +132,8 @@ def terms_of(worker: Worker, everyone: Sequence[Worker], waiting: Mapping[str, d
     """Its part of what its endpoint allows, next to the others that have or may get rows to ask it."""
     together = [
         other for other in everyone
-        if other.pace is worker.pace and (other is worker or other.has or waiting[other.arm.spec])
+        if other.pace is worker.pace and other.opening is None
+        and (other is worker or other.has or waiting[other.arm.spec])
     ]  # fmt: skip
     whole, before, allowed = 0, 0, worker.pace.in_flight
     for other in together:

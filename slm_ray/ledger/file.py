@@ -1,6 +1,6 @@
 """Every question a run has asked and every answer it has paid for, on disk before it is counted: the truth of the run.
 
-A row's life is planned, started (on disk before the row is handed out), and then exactly one outcome: ok, refused,
+A row's life is planned, started (written before the row is asked), and then exactly one outcome: ok, refused,
 truncated, invalid or error. A start without an answer is *ambiguous*: the call may have been billed, nobody heard. All of
 it is append-only SQLite (WAL, synchronous=FULL): a record is there after a crash or a power cut, or was never there. A
 finished answer is kept for ever and never asked again; an error stays as history and gives way to a later answer. One
@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -103,7 +102,7 @@ class Ledger(Database):
         return (rows[-1][-1] if rows else seq), [entry_of(row) for row in rows]
 
     def started_since(self, seq: int) -> tuple[int, list[str]]:
-        """The keys handed out after `seq`, oldest first, and the last one's number."""
+        """The keys started after `seq`, oldest first, and the last one's number."""
         rows = self.all("SELECT key, seq FROM started WHERE seq > ? ORDER BY seq", seq)
         return (rows[-1][1] if rows else seq), [row[0] for row in rows]
 
@@ -137,7 +136,7 @@ class Ledger(Database):
         return dict(rows)
 
     def starts(self, key: str) -> int:
-        """How often a row was handed out."""
+        """How often a row was started."""
         return int(self.all("SELECT count(*) FROM started WHERE key = ?", key)[0][0])
 
     def put(self, key: str, spec: str, example_id: str, completion: Completion) -> None:
@@ -176,17 +175,21 @@ class Ledger(Database):
         noted = self.all(
             "SELECT facts FROM runs WHERE event = 'journal' AND plan = ? ORDER BY seq DESC LIMIT 1", journal.name
         )
+        plans = json.dumps([row[0] for row in self.all("SELECT DISTINCT plan FROM runs WHERE event = 'begin'")])
         for part in parts(journal, json.loads(noted[0][0])["upto"] if noted else 0):
-            entries = [self._entry_of(answer) for answer in part.answers]
+            entries = [self._entry_of(answer, plans, journal) for answer in part.answers]
             self.put_all(entries, starts=part.begun, journals={journal.name: part.upto})
 
-    def _entry_of(self, answer: Answer) -> Entry:
+    def _entry_of(self, answer: Answer, plans: str, journal: Path) -> Entry:
         found = self.all(
             "SELECT spec, example_id, repeat FROM planned "
-            "WHERE key = ? AND plan IN (SELECT plan FROM runs WHERE event = 'begin') LIMIT 1", answer.key
+            "WHERE key = ? AND plan IN (SELECT value FROM json_each(?)) LIMIT 1", answer.key, plans
         )  # fmt: skip
         if not found:
-            raise DataError(f"{self._path}: an answer came in under the key {answer.key}, which no run has planned")
+            raise DataError(
+                f"{journal} holds an answer to a question (key {answer.key}) that no run in {self._path} has planned; put "
+                "the ledger that it belongs to back, or remove both to begin anew"
+            )
         spec, example_id, repeat = found[0]
         return Entry(
             key=answer.key, spec=spec, example_id=example_id, repeat=repeat, completion=answer.completion,
@@ -212,5 +215,10 @@ def bring_in(folder: Path, ledger: Ledger) -> None:
     for path in sorted(folder.glob("*.jsonl")):
         with given_up(path, wait_s=_ACTORS_END_S):
             ledger.take_in(path)
-            path.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is all in the ledger, and is not taken in again
+                path.unlink()
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if not path.suffix:
+                path.unlink()  # what a run knew its folder by
+        folder.rmdir()

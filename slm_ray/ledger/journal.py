@@ -90,7 +90,11 @@ class Journal:
 
 def parts(path: Path, upto: int) -> Iterator[Part]:
     """What the journal holds beyond a byte, a few hundred lines at a time; a last line that was cut short was never valid."""
-    with path.open("rb") as source:
+    try:
+        source = path.open("rb")
+    except OSError as error:
+        raise _unusable(path, error) from None
+    with source:
         source.seek(upto)
         while (part := _part(path, source, upto)).upto > upto:
             upto = part.upto
@@ -120,23 +124,37 @@ def _answer(record: dict[str, Any]) -> Answer:
     return Answer(**{**record, "completion": completion_in(record["completion"])})
 
 
+def _unusable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(
+        f"cannot read {path}: {error.strerror}; it holds answers that are paid for: make it readable, then run the same "
+        "command again"
+    )
+
+
 @contextlib.contextmanager
 def given_up(path: Path, *, wait_s: float) -> Iterator[None]:
     """Own a journal whose actor is gone; waits for the end of one that is not, and ResourceError when it does not come."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unusable(path, error) from None
     until_s = time.monotonic() + wait_s
     try:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(
+                    handle, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # shared: a file opened to read takes no other on NFS
                 break
             except BlockingIOError:
                 if time.monotonic() > until_s:
                     raise ResourceError(
-                        f"{path} is still being written by an evaluation actor of an earlier run; end that process "
+                        f"{path} is still being written by an evaluation actor that should be gone; end that process "
                         "(`ray::Asker`), then run the same command again"
                     ) from None
-                time.sleep(_POLL_S)
+            except OSError as error:
+                raise _unusable(path, error) from None
+            time.sleep(_POLL_S)
         yield
     finally:
         os.close(handle)

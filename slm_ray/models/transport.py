@@ -9,6 +9,7 @@ they are told apart by what aiohttp said.
 
 from __future__ import annotations
 
+import functools
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
@@ -53,12 +54,13 @@ class _Client(openai.DefaultAioHttpClient):
         self._alike: dict[Any, tuple[httpx2.URL, httpx2.Headers, dict[str, Any]]] = {}
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx2.Request:
-        """The request that the parent would build."""
+        """The request that the parent would build, without cookies."""
         content, headers = given.pop("content", None), given.pop("headers", None)
         if not isinstance(content, bytes) or not isinstance(headers, list):
             return super().build_request(method, url, content=content, headers=headers, **given)
         alike = (method, str(url), tuple(headers), *((name, str(value)) for name, value in given.items() if value))
         if alike not in self._alike:
+            self.cookies.clear()
             built = super().build_request(method, url, content=content, headers=headers, **given)
             del built.headers["content-length"]
             self._alike[alike] = built.url, built.headers, built.extensions
@@ -75,15 +77,16 @@ class Direct(httpx2.AsyncBaseTransport):
     """HTTP/1.1 by aiohttp, without proxies. Errors come out as aiohttp raises them; redirects are the client's to follow."""
 
     def __init__(self, *, secure: bool) -> None:
-        self._ssl: ssl.SSLContext | bool = httpx2.create_ssl_context() if secure else False
+        self._ssl: ssl.SSLContext | bool = (
+            httpx2.create_ssl_context() if secure else True
+        )  # a redirect may lead to https
         self._session: aiohttp.ClientSession | None = None
-        self._urls: dict[str, yarl.URL] = {}
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send, and return with the whole body; a stream of events is returned when it begins."""
         limit = request.extensions.get("timeout", {})
         reply = await self._opened().request(
-            request.method, self._url(str(request.url)), headers=request.headers.multi_items(),
+            request.method, _url(str(request.url)), headers=request.headers.multi_items(),
             data=await request.aread() or None, allow_redirects=False,
             timeout=aiohttp.ClientTimeout(
                 connect=limit.get("pool"), sock_connect=limit.get("connect"), sock_read=limit.get("read")
@@ -111,10 +114,10 @@ class Direct(httpx2.AsyncBaseTransport):
             )
         return self._session
 
-    def _url(self, text: str) -> yarl.URL:
-        if text not in self._urls:
-            self._urls[text] = yarl.URL(text, encoded=True)
-        return self._urls[text]
+
+@functools.lru_cache(maxsize=64)
+def _url(text: str) -> yarl.URL:
+    return yarl.URL(text, encoded=True)
 
 
 class _Events(httpx2.AsyncByteStream):

@@ -197,3 +197,16 @@ def test_memory_of_the_driver_grows_little_while_it_asks_and_while_it_writes(ray
     assert looks > 10
     assert peak < 40e6, f"{peak / 1e6:.0f} MB"
     assert whole < 60e6, f"{whole / 1e6:.0f} MB"
+
+
+def test_a_small_budget_is_spent_and_then_ends_the_run_with_more_actors_than_first_calls(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    with ChatServer(right) as server:
+        settings = config(
+            tmp_path, 40, models=["served:a", "served:b", "served:c", "served:d"], endpoint=server.url, max_calls=20,
+            generation={"concurrency": 8, "max_attempts": 8},
+        )  # fmt: skip
+        with pytest.raises(ResourceError, match="max_calls 20 does not allow another call"):
+            evaluate(settings, environment={})
+        assert 12 <= len(server.requests) <= 20

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -16,9 +18,11 @@ from chat_server import ChatServer, Reply, Request, answer, error
 from slm_ray.config import EvaluateConfig, GenerationConfig
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation.ahead import AskingAhead
+from slm_ray.evaluation.asker import Asker, Opened, Terms
 from slm_ray.evaluation.book import Book
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Question
+from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.worker import Worker, terms_of
@@ -220,6 +224,9 @@ def test_places_add_up_to_what_the_endpoint_allows(tmp_path: Path) -> None:
     ours[0].ahead = True
 
     assert (ours[0].room(2), ours[1].room(2)) == (2 + 6, 2)
+    assert ours[0].room(0) == 0, "rows without a place would hold the budget that others need to begin"
+    ours[0].opening = object()
+    assert [terms_of(worker, everyone, waiting).places for worker in ours[1:3]] == [5, 5]
 
 
 def test_rows_that_were_handed_out_and_never_asked_cost_nothing(tmp_path: Path) -> None:
@@ -245,3 +252,85 @@ def test_rows_that_were_handed_out_and_never_asked_cost_nothing(tmp_path: Path) 
         book.close()
         (tmp_path / "a.jsonl").write_bytes(b"x" * 77)
         ledger.take_in(tmp_path / "a.jsonl")  # has nothing beyond byte 77, before which nobody looks
+
+
+@pytest.mark.parametrize("when", ["while it is heard", "while it is written"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_no_half_of_what_was_heard(tmp_path: Path, when: str, number: signal.Signals) -> None:
+    config, found = planned(tmp_path, models=["served:a"])
+    arm = found.arms[0]
+    journal = Journal(tmp_path / "a.jsonl")
+
+    class Signalling(Budget):
+        def settle(self, spec: str, key: str, *more: Any) -> None:
+            super().settle(spec, key, *more)
+            if when == "while it is heard" and key == questions[3].key:
+                os.kill(os.getpid(), number)
+
+    class Ledgering(Ledger):
+        def put_all(self, *given: Any, **more: Any) -> None:
+            super().put_all(*given, **more)
+            if when == "while it is written" and more["starts"]:
+                os.kill(os.getpid(), number)
+
+    with Ledgering(tmp_path / "ledger.sqlite") as ledger, Board(found.track, ["served:a"], 10, plain=True) as board:
+        ledger.plan(found.id, found.rows())
+        ledger.begin(found.id, {})
+        questions = arm.pending(found.examples, ledger)
+        with Interrupt() as interrupt:
+            book = Book(found, ledger, board, Signalling(config, {}), whole=interrupt.whole)
+            with pytest.raises(KeyboardInterrupt):
+                book.grant(arm, questions, begin=False)
+                answers = [
+                    Answer(key=one.key, example_id=one.example_id, completion=Completion(text="{}"), answered_ns=5)
+                    for one in questions[:8]
+                ]
+                upto = journal.write([one.key for one in questions], answers)
+                book.hear(arm, Part(begun=[one.key for one in questions], answers=answers, upto=upto), "a.jsonl")
+                book.grant(arm, [], begin=False)
+            book.close()
+        journal.close()
+        ledger.take_in(tmp_path / "a.jsonl")
+        assert ledger.count() == 8
+        assert ledger.unanswered(found.id) == {one.key: 1 for one in questions[8:]}
+        assert ledger.starts(questions[0].key) == 1
+
+
+def test_of_two_terms_the_later_one_holds(tmp_path: Path) -> None:
+    async def out_of_order() -> int:
+        asker = Asker()
+        (tmp_path / "mine").touch()
+        opened = Opened(
+            spec="served:m", endpoint=server.url, generation=GenerationConfig(), environment={},
+            journal=tmp_path / "a.jsonl", token="mine",
+        )  # fmt: skip
+        assert await asker.open(opened)
+        await asker.ask([], Terms(limit=Limit(), turn=2, places=3))
+        part, _ = await asker.heard(ROWS[:12], Terms(limit=Limit(), turn=1, places=0))
+        gc.unfreeze()
+        return len(part.begun)
+
+    thresholds = gc.get_threshold()
+    try:
+        with ChatServer(lambda _: answer("{}")) as server:
+            assert asyncio.run(out_of_order()) >= 3
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def test_a_folder_that_is_another_runs_is_no_place_for_a_journal(tmp_path: Path) -> None:
+    async def open_there() -> bool:
+        opened = Opened(
+            spec="served:m", endpoint="http://127.0.0.1:1", generation=GenerationConfig(), environment={},
+            journal=tmp_path / "a.jsonl", token="mine",
+        )  # fmt: skip
+        return await Asker().open(opened)
+
+    (tmp_path / "others").touch()
+    thresholds = gc.get_threshold()
+    try:
+        assert not asyncio.run(open_there())
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*thresholds)
+    assert not (tmp_path / "a.jsonl").exists()

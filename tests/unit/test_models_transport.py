@@ -113,6 +113,17 @@ def test_https_trusts_whom_the_environment_says_and_nobody_else(
         assert [one.text for one in asyncio.run(completed("served:m", url, PROMPTS))] == ["secret"] * 3
 
 
+def test_a_redirect_to_https_is_checked_too(tmp_path: Path) -> None:
+    with ChatServer(lambda _: answer("secret")) as new:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate(tmp_path))
+        new._server.socket = context.wrap_socket(new._server.socket, server_side=True)
+        moved = Reply(status=307, headers={"Location": new.url.replace("http:", "https:")}, body={})
+        with ChatServer(lambda _: moved) as old, pytest.raises(Exception, match=r"nothing answers at .* certificate"):
+            asyncio.run(completed("served:m", old.url, PROMPTS[:1]))
+        assert not new.requests
+
+
 def certificate(folder: Path) -> Path:
     """A certificate of 127.0.0.1 by itself, with its key."""
     key = ec.generate_private_key(ec.SECP256R1())
