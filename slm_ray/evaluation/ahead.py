@@ -18,6 +18,7 @@ from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.ledger import Answer, Journal, Part
 from slm_ray.types import Model
 
+_AT_ONCE = 2  # calls begun in one turn of the event loop
 _UNHEARD_S = 0.5  # so long after it was last listened to an actor begins nothing more
 
 
@@ -33,6 +34,7 @@ class AskingAhead(Asking):
         self.gather_s = 0.0
         self._journal = journal
         self._waiting: deque[Question] = deque()
+        self._due: deque[Question] = deque()
         self._busy = 0
         self._unwritten: list[Answer] = []
         self._begun: list[str] = []
@@ -102,17 +104,22 @@ class AskingAhead(Asking):
         self._arrived += answers
         try:
             self._upto = self._journal.write(begun, answers)
-        except (
-            ResourceError,
-            ValueError,
-            TypeError,
-        ) as error:  # the answers are paid for, and perhaps the driver can keep them
-            self._fail(error)
+        except (ResourceError, ValueError, TypeError) as error:
+            self._fail(error)  # the answers are paid for, and perhaps the driver can keep them
             return
         self._begun += begun
         self._busy += len(begun) - len(answers)
-        self._begin(questions)
+        idle = not self._due
+        self._due.extend(questions)
+        if idle:
+            self._begin_some()
         self._news.set()
+
+    def _begin_some(self) -> None:
+        """Calls that begin together come back together, and then wait for one another, round after round."""
+        self._begin([self._due.popleft() for _ in range(min(_AT_ONCE, len(self._due)))])
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._begin_some)
 
     def _next(self, freed: int) -> int:
         """How many of the waiting may begin once `freed` places are."""

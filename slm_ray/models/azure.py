@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import openai
-
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
 from slm_ray.models.pace import Gate
 from slm_ray.models.served import ChatModel
-from slm_ray.models.transport import http_client
+from slm_ray.models.transport import AzureClient, http_client
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")
@@ -24,7 +22,6 @@ class AzureModel(ChatModel):
     """One deployment; its errors name the variable to correct."""
 
     key_variable = "AZURE_API_KEY"
-    chat_url = "/chat/completions"  # the client puts the deployment in front
 
     def denied(self, status: int, message: str) -> ModelError:
         """401: the key; 403: the key's rights or the network rules of the resource."""
@@ -59,7 +56,7 @@ class AzureModel(ChatModel):
 def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate) -> AzureModel:
     """The deployment `name` of AZURE_ENDPOINT; `check_spec` has seen to it that the variables are there."""
     url, secret = environment["AZURE_ENDPOINT"].strip().rstrip("/"), environment["AZURE_API_KEY"].strip()
-    client = openai.AsyncAzureOpenAI(
+    client = AzureClient(
         azure_endpoint=url, api_key=secret, api_version=api_version(environment), max_retries=0,
         http_client=http_client(url, generation.timeout_s),
     )  # fmt: skip

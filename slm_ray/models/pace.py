@@ -1,9 +1,9 @@
 """How fast one endpoint is asked: as fast as it lets us, learnt from its answers and shared by everybody who asks it.
 
 A `Pace` decides, in one place for all askers; a `Gate` stands in front of every attempt of one asker, keeps to the `Limit`
-it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow with every
-answer, sixteenfold in a round of them. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then raised step by step
-(AIMD). Only calls that started under a limit are evidence about it. A cut after which as many calls are turned away as
+it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow with every answer, to 32
+times as many in a round of them. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then
+raised step by step (AIMD). Only calls that started under a limit are evidence about it. A cut after which as many calls are turned away as
 before is taken back, and no further one is made for a while: such an endpoint does not count our calls. A few percent that
 are turned away at rates far below what was getting through (`Floor`) are chance, and the rate is freed. Server errors and
 resets never cut.
@@ -29,7 +29,7 @@ from slm_ray.models.floor import JUDGED, Floor, Trial
 
 FIRST_IN_FLIGHT = 3  # a wrong key or name is found out at the cost of so many calls
 CUT = 0.8
-_GROWTH = 16  # of the calls in flight, with a round of answers
+_GROWTH = 32  # of the calls in flight, with a round of answers
 _EVIDENCE = 20  # calls under one limit before the first cut; for fewer their own waits are enough
 _COOL_DOWN_S = 1.0
 _STEPS = 40  # seconds that additive growth takes from nothing to the best goodput of late

@@ -25,7 +25,7 @@ from slm_ray.models.pace import Gate
 from slm_ray.models.request import request_body
 from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
 from slm_ray.models.streamed import StreamError, read_stream
-from slm_ray.models.transport import CONNECTION_ERRORS, broken, http_client
+from slm_ray.models.transport import CONNECTION_ERRORS, Client, broken, http_client
 from slm_ray.types import Completion, Failure, Prompt
 
 _FIRST_ATTEMPTS = 4
@@ -37,7 +37,6 @@ class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
     key_variable = "SLM_RAY_API_KEY"
-    chat_url = "{url}/chat/completions"  # whole, or the client puts it together anew for every call
 
     def __init__(
         self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str,
@@ -52,7 +51,7 @@ class ChatModel:
         self._gate = gate or Gate()
         self._heard = False
         self._limit_field = "max_tokens"
-        self._post = FinalRequestOptions.construct(method="post", url=self.chat_url.format(url=url))
+        self._post = FinalRequestOptions.construct(method="post", url="/chat/completions")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.spec!r} at {self.url})"
@@ -228,9 +227,7 @@ def elsewhere(
 
 
 def _client(url: str, key: str, generation: GenerationConfig) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(
-        base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s)
-    )
+    return Client(base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s))
 
 
 def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:

@@ -73,6 +73,27 @@ class _Client(openai.DefaultAioHttpClient):
         return request
 
 
+class _ReadOnce:
+    """Part of a client of the package: an address is put together once, and not for every call."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._read: dict[str, httpx2.URL] = {}
+
+    def _prepare_url(self, url: str) -> httpx2.URL:
+        if url not in self._read:
+            self._read[url] = super()._prepare_url(url)  # type: ignore[misc]
+        return self._read[url]
+
+
+class Client(_ReadOnce, openai.AsyncOpenAI):
+    """The package's client of an OpenAI-compatible endpoint."""
+
+
+class AzureClient(_ReadOnce, openai.AsyncAzureOpenAI):
+    """The package's client of an Azure OpenAI resource."""
+
+
 class Direct(httpx2.AsyncBaseTransport):
     """HTTP/1.1 by aiohttp, without proxies. Errors come out as aiohttp raises them; redirects are the client's to follow."""
 

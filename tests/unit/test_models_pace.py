@@ -201,11 +201,11 @@ def test_few_calls_go_out_before_the_first_answer() -> None:
     pace.hear(News())
     assert pace.in_flight == 3
     pace.hear(News(passed={0: 1}))
-    assert pace.in_flight == 18
+    assert pace.in_flight == 34
     pace.hear(News(passed={0: 2}))
-    assert pace.in_flight == 48
+    assert pace.in_flight == 96
     pace.hear(News(passed={0: 2}, limited={0: 1}))
-    assert pace.in_flight == 48
+    assert pace.in_flight == 96
 
 
 def test_calls_from_before_a_cut_say_nothing_about_it() -> None:
