@@ -145,9 +145,8 @@ def _hand_out(
     """As many rows as the worker has room for and `records` lets pass."""
     terms, mine = terms_of(worker, everyone, waiting), waiting[worker.arm.spec]
     rows = [mine[at] for at in range(min(len(mine), worker.room(terms.places)))]
-    granted = (
-        records.grant(worker.arm, rows, begin=not worker.ahead) if rows else 0
-    )  # when none, it is asked again once something has been answered
+    # Where none is granted, it is asked again once something has been answered.
+    granted = records.grant(worker.arm, rows, begin=not worker.ahead) if rows else 0
     worker.hand([mine.popleft() for _ in range(granted)], terms)
 
 

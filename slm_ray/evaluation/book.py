@@ -156,12 +156,9 @@ class Book:
 
     def _write(self, keys: Sequence[str]) -> None:
         with self._whole():
-            self._put(keys)
-
-    def _put(self, keys: Sequence[str]) -> None:
-        self._ledger.put_all(self._heard, starts=[*self._begun, *keys], journals=self._journals)
-        self._unshown += self._heard
-        self._heard, self._begun, self._journals = [], [], {}
+            self._ledger.put_all(self._heard, starts=[*self._begun, *keys], journals=self._journals)
+            self._unshown += self._heard
+            self._heard, self._begun, self._journals = [], [], {}
 
     def _show_written(self) -> None:
         """Scoring takes longer than writing, and no free place in flight should wait for it."""

@@ -55,11 +55,13 @@ class Database:
         self.db.close()
 
     def all(self, query: str, *values: str | int) -> list[Any]:
+        """The rows of a query."""
         with self.said():
             return self.db.execute(query, values).fetchall()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
+        """All that is written in the block is on disk at its end, or none of it."""
         with self.said():
             try:
                 self.db.execute("BEGIN IMMEDIATE")
@@ -71,6 +73,7 @@ class Database:
 
     @contextlib.contextmanager
     def said(self) -> Iterator[None]:
+        """SQLite's errors come out as ours: ResourceError for a full disk, DataError for anything else."""
         try:
             yield
         except sqlite3.Error as error:

@@ -29,7 +29,7 @@ _CONNECT_TIMEOUT_S = 10.0
 _KEPT_ALIVE_S = 5.0  # an idle connection: less than servers keep theirs
 _CONNECTIONS = 65_535  # as many as there are ports: how many calls are in flight is decided elsewhere
 _UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ProxyError)
-_STREAMED = b"text/event-stream"
+_STREAMED = "text/event-stream"
 
 
 def http_client(url: str, timeout_s: float) -> httpx2.AsyncClient:
@@ -98,9 +98,8 @@ class Direct(httpx2.AsyncBaseTransport):
     """HTTP/1.1 by aiohttp, without proxies. Errors come out as aiohttp raises them; redirects are the client's to follow."""
 
     def __init__(self, *, secure: bool) -> None:
-        self._ssl: ssl.SSLContext | bool = (
-            httpx2.create_ssl_context() if secure else True
-        )  # a redirect may lead to https
+        # Where http is asked, a redirect may still lead to https, which is checked by aiohttp's own context.
+        self._ssl: ssl.SSLContext | bool = httpx2.create_ssl_context() if secure else True
         self._session: aiohttp.ClientSession | None = None
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -113,7 +112,7 @@ class Direct(httpx2.AsyncBaseTransport):
                 connect=limit.get("pool"), sock_connect=limit.get("connect"), sock_read=limit.get("read")
             ),
         )  # fmt: skip
-        if reply.headers.get("Content-Type", "").startswith(_STREAMED.decode()):
+        if reply.headers.get("Content-Type", "").startswith(_STREAMED):
             stream: httpx2.AsyncByteStream = _Events(reply)
         else:
             stream = httpx2.ByteStream(await reply.read())
