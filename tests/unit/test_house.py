@@ -149,7 +149,9 @@ def test_no_machine_paths_and_no_banners() -> None:
         assert "TODO" not in text, f"{path} holds a TODO"
 
 
-LIGHT = sorted(name for rooms in FLOORS[:3] for name in rooms if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists())
+LIGHT = sorted(
+    name for rooms in FLOORS[:3] for name in rooms if (PACKAGE / name).is_dir() or (PACKAGE / f"{name}.py").exists()
+)
 
 
 def test_light_rooms_import_nothing_heavy() -> None:
