@@ -156,7 +156,9 @@ class Comparison:
 
     `gates` are further metrics that must not be worse either. `deviation` is the standard deviation of the row
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
-    answered every row.
+    answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
+    row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
+    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left.
     """
 
     track: str
@@ -177,6 +179,9 @@ class Comparison:
     deviation: float = 0.0
     answered: Interval | None = None
     answered_n: int = 0
+    llm_failed: int = 0
+    slm_failed: int = 0
+    readings: Mapping[str, Comparison | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,6 +63,9 @@ class EvaluateConfig(Knobs):
     )
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
     prices: str = Field("data/prices.yaml", description="USD per million tokens, by model name")
+    max_failed_share: float = Field(
+        0.02, ge=0, le=1, description="of a model's rows, how many may have failed calls; above it the job ends with 3"
+    )
     plain: bool = Field(False, description="progress as plain lines on a terminal too")
     declare: DeclareConfig | None = Field(
         None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"

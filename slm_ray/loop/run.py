@@ -26,7 +26,9 @@ from slm_ray.config import (
     TrackConfig,
     dump,
 )
+from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
+from slm_ray.evaluation.outage import outages
 from slm_ray.evaluation.table import summary
 from slm_ray.fanout import in_order
 from slm_ray.loop.page import write_result
@@ -113,7 +115,10 @@ class Loop:
         return endpoint
 
     def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, Set[str]]) -> None:
-        """Ask all models the stage's rows and keep the report."""
+        """Ask all models the stage's rows and keep the report; ModelError when one was out of reach for many of them.
+
+        Nothing is trained or decided on answers that are missing; the same command asks the failed rows again.
+        """
         config = EvaluateConfig(
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
@@ -122,6 +127,8 @@ class Loop:
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.say(summary(run.reports[stage]))
+        if failed := outages(run.reports[stage], config.max_failed_share):
+            raise ModelError(f"{run.name}, {stage} rows: {'; '.join(failed)}")
 
     def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
         """Compare `slm` with the LLM on the stage's rows, print the verdict and keep it.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
@@ -40,8 +41,8 @@ def compare(
     With two reports the LLM is looked for in A first and the SLM in B first. `min_paired` is the least share of the
     examples with a row of both models; `train_prompts` are prompt hashes of training rows. The track names the core
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
-    that is undefined for a side has no gap. A failed call counts against the side that failed. `gates` are row metrics
-    with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
+    that is undefined for a side has no gap. A failed call counts against the side that failed, and where there are any
+    the same comparison is made without them (`readings`), so that whoever decides can ask both. `gates` are row metrics with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
     Raises ComparisonError, with counts: model not found, other track, other rows or prompts, training rows, too few
     pairs; and for a gate that is no row metric of the track.
     """
@@ -52,11 +53,35 @@ def compare(
     ids = sorted(left.scored() & right.scored())
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     refuse_too_few(left, right, len(ids), min_paired)
-    return _pair(left, right, ids, gates, slice_rows, resamples=resamples, seed=seed)
+    pair = functools.partial(_pair, left, right, gates=gates, slice_rows=slice_rows, resamples=resamples, seed=seed)
+    return replace(
+        pair(ids),
+        llm_failed=sum(not left.reached(key) for key in ids),
+        slm_failed=sum(not right.reached(key) for key in ids),
+        readings=_readings(left, right, ids, pair),
+    )
+
+
+def _readings(
+    left: Side, right: Side, ids: Sequence[str], pair: Callable[[Sequence[str]], Comparison]
+) -> dict[str, Comparison | None]:
+    """The comparison over the rows that are left when failures are left out; absent where there are none to leave out."""
+    primary = track_in(left.report).primary
+    kept = {
+        "reached": [key for key in ids if left.reached(key) and right.reached(key)],
+        "answered": [key for key in ids if left.answered(key) and right.answered(key)],
+    }
+
+    def defined(key: str) -> bool:
+        return all(side.score(key).value(primary) is not None for side in (left, right))
+
+    return {
+        name: pair(found) if any(map(defined, found)) else None for name, found in kept.items() if len(found) < len(ids)
+    }
 
 
 def _pair(
-    left: Side, right: Side, ids: Sequence[str], gates: Sequence[str], slice_rows: int, *, resamples: int, seed: int
+    left: Side, right: Side, ids: Sequence[str], *, gates: Sequence[str], slice_rows: int, resamples: int, seed: int
 ) -> Comparison:
     track = track_in(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]

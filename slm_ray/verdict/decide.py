@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slm_ray.errors import ConfigError, choices
@@ -14,6 +14,7 @@ from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.binary import rows_for_power
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
+MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
@@ -22,7 +23,7 @@ _LEAST_MARGIN = 1e-4
 _MEANING: dict[Action, str] = {
     "swap": "the SLM can take the LLM's place on this task",
     "fine_tune": "fine-tune the SLM before it takes the LLM's place",
-    "inconclusive": "these rows cannot tell; evaluate more held-out rows",
+    "inconclusive": "these rows cannot tell, see below",
 }
 
 
@@ -34,11 +35,19 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     blocks a swap and is named.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
+    Either rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
+    either side the result is inconclusive; below that the rows that both models were reached on have to give the same
+    action, and a swap has to hold over the rows that both answered too, else the result is inconclusive.
     """
     rules = {"paired": _paired, "point": _point}
     if rule not in rules:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
-    action, because = rules[rule](comparison, delta)
+    because = _outage(comparison)
+    action: Action = "inconclusive"
+    if not because:
+        action, because = rules[rule](comparison, delta)
+        action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
+        because += more
     return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
 
 
@@ -106,6 +115,11 @@ def not_worse(interval: Interval, delta: float) -> bool:
     return interval.lower > -delta + _ROUNDING
 
 
+def too_many_failed(failed: int, n: int) -> bool:
+    """The rule of an outage: `failed` of `n` calls did not come to an end, and that is more than 2 %."""
+    return failed > n * MOST_FAILED + _ROUNDING
+
+
 def clearly_worse(interval: Interval, delta: float) -> bool:
     """The rule of a fine-tune, and of a slice that blocks a swap: even the upper bound is below -`delta`."""
     return interval.upper < -delta - _ROUNDING
@@ -156,6 +170,46 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             )
             action = "fine_tune"
     return action, reasons
+
+
+def _outage(comparison: Comparison) -> list[str]:
+    """Why nothing can be decided: a model that was out of reach on too many rows; empty where none was."""
+    arms = (("LLM", comparison.llm, comparison.llm_failed), ("SLM", comparison.slm, comparison.slm_failed))
+    found = [
+        f"no verdict: the calls of the {role} ({spec}) failed on {failed} of {comparison.n} rows"
+        f" ({failed / comparison.n:.1%}, more than {MOST_FAILED:.0%}); these answers are missing, not wrong. Mend its"
+        " endpoint and run the evaluation's command again, which asks only the failed rows; then compare again."
+        for role, spec, failed in arms
+        if too_many_failed(failed, comparison.n)
+    ]
+    reached = comparison.readings.get("reached")
+    if found and reached:
+        found.append(
+            f"over the {reached.n} rows on which no call failed {comparison.primary} is {reached.interval.estimate:+.4f}"
+            f" ({reached.interval.lower:+.4f} to {reached.interval.upper:+.4f}), which decides nothing: rows that fail"
+            " need not be like the others."
+        )
+    return found
+
+
+def _both_readings(
+    comparison: Comparison, action: Action, act: Callable[[Comparison], Action]
+) -> tuple[Action, list[str]]:
+    """The action, where the rows without failures give the same one; else inconclusive, and which rows disagree."""
+    which = {"reached": "the rows on which no call failed", "answered": "the rows that both models answered"}
+    for name, rows in which.items():
+        if name not in comparison.readings or action == "inconclusive" or (name, action) == ("answered", "fine_tune"):
+            continue
+        found = comparison.readings[name]
+        other = act(found) if found else None
+        if other != action:
+            n, said = (found.n, f"they say {other}") if found else (0, "there is none to tell by")
+            return "inconclusive", [
+                f"failures decide here: with them counted as wrong the action is {action}; of {rows} ({n} of"
+                f" {comparison.n}) {said}. Find out why calls fail or are refused, mend it, and run the evaluation's"
+                " command again."
+            ]
+    return action, []
 
 
 def _answered(comparison: Comparison) -> list[str]:

@@ -24,7 +24,11 @@ from slm_ray.verdict.rows_view import FILTERS, rows_view
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
     "fine_tune": {"word": "Fine-tune", "icon": "↻", "means": "Fine-tune before the small model takes over."},
-    "inconclusive": {"word": "Inconclusive", "icon": "?", "means": "These rows cannot tell; evaluate more of them."},
+    "inconclusive": {
+        "word": "Inconclusive",
+        "icon": "?",
+        "means": "These rows cannot tell; the reasons say what would.",
+    },
     "none": {"word": "No decision", "icon": "–", "means": "Nothing was compared."},
 }
 _RULES = {

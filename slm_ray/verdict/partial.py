@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
-from slm_ray.verdict.decide import not_worse
+from slm_ray.verdict.decide import not_worse, too_many_failed
 from slm_ray.verdict.report import track_in
 from slm_ray.verdict.routing import Mixture, Routed, choose, mixture, ranked, thresholds
 
@@ -62,6 +62,10 @@ def partial_of(
             f"{both} of {len(validation[1])} validation rows are also in the report that checks the threshold;"
             " give an evaluation of other rows as validation_report"
         )
+    named = zip(("validation", "test"), (validation[1], test[1]), strict=True)
+    if missing := [words for name, rows in named for spec in (llm, slm) if (words := _out_of_reach(rows, spec, name))]:
+        empty = _base(delta, tracks[1].primary, "", len(validation[1]), len(test[1]))
+        return empty | _nothing(delta, f"{'; '.join(missing)}: mend it and run that evaluation's command again.")
     held = tuple(dict.fromkeys((*tracks[1].gates, *gates)))
     stages = [ranked(rows, llm=llm, slm=slm, primary=tracks[0].primary, gates=held) for _, rows in (validation, test)]
     return partial(
@@ -87,11 +91,7 @@ def partial(
 
     prices = prices or Prices()
     (rows, by), (test_rows, test_by) = validation, test
-    base: dict[str, Any] = {
-        "delta": delta, "primary": primary, "confidence": by, "share": 0.0, "validation_share": None,
-        "test_share": None, "threshold": None, "test": None, "validation_rows": len(rows), "test_rows": len(test_rows),
-        "curve": [],
-    }  # fmt: skip
+    base = _base(delta, primary, by, len(rows), len(test_rows))
     if by != test_by:
         return base | _nothing(
             delta, f"validation rows are ranked by {by}, test rows by {test_by}; evaluate both alike."
@@ -116,6 +116,23 @@ def partial(
         f" ({_percent(chosen.share)}, {_bounds(chosen, delta)})."
     )
     return base | _checked(chosen, checked, len(test_rows), how, primary=primary, delta=delta)
+
+
+def _base(delta: float, primary: str, by: str, rows: int, test_rows: int) -> dict[str, Any]:
+    return {
+        "delta": delta, "primary": primary, "confidence": by, "share": 0.0, "validation_share": None,
+        "test_share": None, "threshold": None, "test": None, "validation_rows": rows, "test_rows": test_rows,
+        "curve": [],
+    }  # fmt: skip
+
+
+def _out_of_reach(rows: Sequence[Mapping[str, Any]], spec: str, name: str) -> str:
+    """That a model's calls failed on too many of these rows to say anything; empty where they did not."""
+    failures = [(row["models"].get(spec) or {}).get("failure") for row in rows]
+    failed = sum(failure is not None and failure["kind"] == "error" for failure in failures)
+    return (
+        f"calls of {spec} failed on {failed} of {len(rows)} {name} rows" if too_many_failed(failed, len(rows)) else ""
+    )
 
 
 def _checked(

@@ -13,6 +13,8 @@ from slm_ray.types import Completion, Usage
 from slm_ray.verdict.scored import tokens
 
 STAND_IN = "stand-in:"
+_KINDS = 1000  # reasons that are told apart: one that names its row must not be kept a hundred thousand times
+_SHOWN = 3
 
 
 class Service:
@@ -24,6 +26,7 @@ class Service:
         self._usage = Usage()
         self._served_by: set[str] = set()
         self._failures: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
 
     def add(self, answer: Completion) -> None:
         """Count one answer."""
@@ -40,6 +43,10 @@ class Service:
             self._served_by.add(answer.served_by)
         if answer.failure is not None:
             self._failures[answer.failure.kind] += 1
+            if answer.failure.kind == "error" and (
+                answer.failure.reason in self._reasons or len(self._reasons) < _KINDS
+            ):
+                self._reasons[answer.failure.reason] += 1
 
     def figures(self) -> dict[str, Any]:
         """The part of a model's report; a percentile of nothing is None, and there are none of first tokens nobody saw."""
@@ -50,9 +57,16 @@ class Service:
             "usage": tokens(self._usage),
             "attempts": {"calls": self._calls, "retried": self._calls - self._rows, "unheard": self._unheard},
             "failures": dict(sorted(self._failures.items())),
+            **(
+                {"error_reasons": dict(sorted(self._reasons.items(), key=_commonest)[:_SHOWN])} if self._reasons else {}
+            ),
             "served_by": served_by,
             "stand_in": any(name.startswith(STAND_IN) for name in served_by),
         }
+
+
+def _commonest(counted: tuple[str, int]) -> tuple[int, str]:
+    return -counted[1], counted[0]
 
 
 def _percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:

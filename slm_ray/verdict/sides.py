@@ -39,6 +39,11 @@ class Side:
         """Whether the call gave a text at all."""
         return not self.rows[example_id]["models"][self.spec].get("failure")
 
+    def reached(self, example_id: str) -> bool:
+        """Whether the call came to an end at all: a refusal or a cut answer did, a server error or a time-out did not."""
+        failure = self.rows[example_id]["models"][self.spec].get("failure")
+        return not failure or failure["kind"] != "error"
+
     def score(self, example_id: str) -> RowScore:
         """The row's scores; ComparisonError for one that is no number from 0 to 1 (NaN is not 0, and not undefined)."""
         answer = self.rows[example_id]["models"][self.spec]

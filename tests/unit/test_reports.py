@@ -216,6 +216,35 @@ def test_the_job_writes_the_same_bytes_again(validation: Path, held_out: Path, t
     assert data["partial"]["line"].startswith("SLM can take 7")
 
 
+def broken(folder: Path, spec: str, kind: str, count: int) -> Path:
+    """The same evaluation with the first `count` answers of one model failed."""
+    rows = storage.read_jsonl(folder / "scores.jsonl")
+    for row in rows[:count]:
+        answer = row["models"][spec]
+        answer["text"], answer["failure"] = None, {"kind": kind, "reason": "HTTP 500", "status": 500}
+        answer["scores"] = {name: None if value is None else 0.0 for name, value in answer["scores"].items()}
+    storage.write_jsonl(folder / "scores.jsonl", rows)
+    return folder
+
+
+def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, held_out: Path, tmp_path: Path) -> None:
+    broken(held_out, LLM, "error", 70)
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}", "resamples=199")
+    said = found.stdout.decode()
+    assert found.returncode == 20, found.stderr
+    assert "verdict: inconclusive" in said and "LLM (azure:big) failed on 70 of 200 rows (35.0%" in said
+    assert "partial: SLM can take 0 % at delta 0.02: calls of azure:big failed on 70 of 200 test rows" in said
+    data = json.loads((held_out / "comparison.json").read_text())["comparison"]
+    assert (data["llm_failed"], data["slm_failed"], data["readings"]["reached"]["n"]) == (70, 0, 130)
+    out = broken(written(tmp_path / "out", 3000), SLM, "error", 5)
+    partial = run(written(tmp_path / "fine", 6000), validation_report=str(out)).partial
+    assert partial is not None and "failed on 5 of 200 validation rows" in partial["line"]
+
+
+def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
+    assert run(broken(held_out, LLM, "error", 4)).decision.action == "fine_tune"
+
+
 def test_a_moved_run_gives_the_same_comparison(held_out: Path, tmp_path: Path) -> None:
     before = write_comparison(run(held_out), config(held_out)).read_bytes()
     shutil.move(held_out, tmp_path / "moved")

@@ -167,7 +167,7 @@ def test_a_finished_training_run_traces_itself_from_its_files(tmp_path: Path) ->
 
 
 def test_the_compare_job_traces_its_verdict_beside_the_report(tmp_path: Path) -> None:
-    finished(tmp_path, 40)
+    finished(tmp_path, 50)
     command = [
         sys.executable, str(ROOT / "jobs/compare.py"), str(ROOT / "jobs/compare.yaml"), "--set", f"report={tmp_path}/report.json",
         "--set", f"llm={LLM}", "--set", f"slm={SLM}",

@@ -14,9 +14,10 @@ import pytest
 from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS, defined
 from slm_ray.errors import ComparisonError, ConfigError
-from slm_ray.types import Comparison, Completion, Example, Failure
+from slm_ray.types import Comparison, Completion, Example, Failure, FailureKind
 from slm_ray.verdict import report as reporting
 from slm_ray.verdict.compare import compare
+from slm_ray.verdict.decide import decide
 
 Built = tuple[dict[str, Any], list[dict[str, Any]]]
 LLM, SLM = "azure:big", "served:small"
@@ -280,6 +281,35 @@ def test_failed_calls_count_and_both_readings_are_there() -> None:
     assert found.answered is not None
     assert (found.answered.estimate, found.answered_n) == (0.0, 36)
     assert (run(BOTH).answered, run(BOTH).answered_n) == (None, 40)
+
+
+def failing(kind: FailureKind, rows: set[int], right: set[int]) -> dict[str, Completion]:
+    given = answered(ROWS, right=right)
+    return given | {ROWS[i].id: Completion(failure=Failure(kind=kind, reason="so")) for i in rows}
+
+
+def test_a_call_that_failed_is_told_from_an_answer_that_is_none() -> None:
+    everything = set(range(40))
+    answers = {LLM: failing("error", set(range(10)), everything), SLM: failing("refused", {10, 11}, set(range(12)))}
+    found = run(build(TRACKS["structured"], ROWS, answers, trained_on={}))
+    assert (found.llm_failed, found.slm_failed) == (10, 0)
+    reached, both = found.readings["reached"], found.readings["answered"]
+    assert reached is not None and both is not None
+    assert (reached.n, both.n) == (30, 28)
+    assert found.gaps["exact_match"] == pytest.approx(10 / 40 - 30 / 40)
+    assert reached.gaps["exact_match"] == reached.interval.estimate == -1.0
+    assert (found.readings.keys(), run(BOTH).readings) == ({"reached", "answered"}, {})
+    assert (run(BOTH).llm_failed, run(BOTH).slm_failed) == (0, 0)
+
+
+@pytest.mark.parametrize("rule", ["paired", "point"])
+def test_an_endpoint_that_was_down_throughout_is_no_swap(rule: str) -> None:
+    answers = {LLM: failing("error", set(range(40)), set()), SLM: answered(ROWS, right=set())}
+    found = run(build(TRACKS["structured"], ROWS, answers, trained_on={}))
+    assert found.readings == {"reached": None, "answered": None}
+    decision = decide(found, rule=rule, delta=0.02)
+    assert decision.action == "inconclusive"
+    assert "LLM (azure:big) failed on 40 of 40 rows (100.0%" in decision.because[0]
 
 
 OWN = replace(TRACKS["structured"], name="mine", primary="field_f1", core=("field_f1",), prefix="Rules.")

@@ -173,3 +173,53 @@ def test_both_readings_of_failed_calls_are_said() -> None:
     assert any(
         "over the 93 rows that both answered it is -0.4000" in s for s in decide(found, rule="paired", delta=0).because
     )
+
+
+WELL = Interval(estimate=0.0, lower=-0.01, upper=0.01, method="score")
+RULES = ("paired", "point")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("llm_failed", "slm_failed", "said"),
+    [
+        (3, 0, "the calls of the LLM (azure:big) failed on 3 of 100 rows (3.0%, more than 2%)"),
+        (0, 100, "the calls of the SLM (served:small) failed on 100 of 100 rows"),
+    ],
+)
+@pytest.mark.parametrize("gap", [0.3, -0.4])
+def test_an_outage_of_either_model_decides_nothing(
+    gap: float, llm_failed: int, slm_failed: int, said: str, rule: str
+) -> None:
+    found = comparison(gap, gap - 0.05, gap + 0.05)
+    assert decide(found, rule=rule, delta=0.02).action == ("swap" if gap > 0 else "fine_tune")
+    out = replace(found, llm_failed=llm_failed, slm_failed=slm_failed, readings={"reached": replace(found, n=97)})
+    decision = decide(out, rule=rule, delta=0.02)
+    assert decision.action == "inconclusive"
+    assert said in decision.because[0]
+    assert "Mend its endpoint and run the evaluation's command again, which asks only the failed" in decision.because[0]
+    assert f"over the 97 rows on which no call failed exact_match is {gap:+.4f}" in decision.because[1]
+    assert "verdict: inconclusive" in verdict_text(out, decision)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("counted", "without", "name", "action"),
+    [
+        (0.3, 0.3, "reached", "swap"),
+        (0.3, -0.4, "reached", "inconclusive"),
+        (-0.4, -0.4, "reached", "fine_tune"),
+        (-0.4, 0.3, "reached", "inconclusive"),
+        (0.3, -0.4, "answered", "inconclusive"),  # the LLM refuses, and is better where it does not
+        (0.3, None, "answered", "inconclusive"),  # nothing was answered by both
+        (-0.4, 0.3, "answered", "fine_tune"),  # a refusal of the SLM is a wrong answer
+    ],
+)
+def test_both_readings_of_a_few_failures_have_to_agree(
+    counted: float, without: float | None, name: str, action: str, rule: str
+) -> None:
+    left = None if without is None else replace(comparison(without, without - 0.05, without + 0.05), n=98)
+    found = replace(comparison(counted, counted - 0.05, counted + 0.05), llm_failed=2, readings={name: left})
+    decision = decide(found, rule=rule, delta=0.02)
+    assert decision.action == action
+    assert any("failures decide here" in sentence for sentence in decision.because) == (action == "inconclusive")
