@@ -43,9 +43,11 @@ def compare(
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
     that is undefined for a side has no gap. A failed call counts against the side that failed, and where there are any
     the same comparison is made without them (`readings`), so that whoever decides can ask both. `gates` are row metrics with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
-    Raises ComparisonError, with counts: model not found, other track, other rows or prompts, training rows, too few
+    Raises ComparisonError, with counts: one model on both sides, model not found, other track, other rows or prompts, training rows, too few
     pairs; and for a gate that is no row metric of the track.
     """
+    if llm == slm:
+        raise ComparisonError(f"{llm!r} is both the LLM and the SLM, which agrees with itself; name two models")
     first = (report_a, by_id(rows_a, "report A"))
     second = first if report_b is None else (report_b, by_id(rows_b or (), "report B"))
     left, right = side_of(llm, "LLM", first, second), side_of(slm, "SLM", second, first)

@@ -37,7 +37,8 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     gap and no say, and with none defined the result is inconclusive.
     Either rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
     either side the result is inconclusive; below that the rows that both models were reached on have to give the same
-    action, and a swap has to hold over the rows that both answered too, else the result is inconclusive.
+    action, and a swap has to hold over the rows that both answered too, else the result is inconclusive. Two models at
+    0 on the primary metric are no swap either.
     """
     rules = {"paired": _paired, "point": _point}
     if rule not in rules:
@@ -48,6 +49,12 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
         action, because = rules[rule](comparison, delta)
         action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
         because += more
+        if action == "swap" and _at_zero(comparison):
+            action = "inconclusive"
+            because.append(
+                f"both models are at 0 on {comparison.primary}: neither does this task, so that neither can take the"
+                " other's place. Look at the answers: the prompt, the cap on tokens or the metric does not fit."
+            )
     return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
 
 
@@ -172,6 +179,10 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     return action, reasons
 
 
+def _at_zero(comparison: Comparison) -> bool:
+    return all(side.get(comparison.primary) == 0 for side in (comparison.llm_metrics, comparison.slm_metrics))
+
+
 def _outage(comparison: Comparison) -> list[str]:
     """Why nothing can be decided: a model that was out of reach on too many rows; empty where none was."""
     arms = (("LLM", comparison.llm, comparison.llm_failed), ("SLM", comparison.slm, comparison.slm_failed))
@@ -224,7 +235,7 @@ def _answered(comparison: Comparison) -> list[str]:
 
 
 def _advice(comparison: Comparison, delta: float) -> str:
-    """How many rows would do, were both models equally good and as often of different opinion as here."""
+    """How many fresh rows would do, were both models equally good and as often of different opinion as here."""
     if delta < _LEAST_MARGIN:
         return (
             f"with delta {delta:g} no affordable number of rows shows that the SLM is as good; declare a wider margin."
@@ -241,8 +252,9 @@ def _advice(comparison: Comparison, delta: float) -> str:
             " probably not equal."
         )
     return (
-        f"were both equally good, {rows:,} rows ({rows - comparison.n:,} more) would show it with 80 % power at this"
-        f" discordance ({spread:.3f})."
+        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance ({spread:.3f}):"
+        f" evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them (to add rows until it passes"
+        " is to test many times)."
     )
 
 

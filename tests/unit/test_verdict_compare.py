@@ -186,6 +186,11 @@ def test_refuses_an_unknown_model_with_choices() -> None:
         run(BOTH, llm="x")
 
 
+def test_refuses_one_model_on_both_sides() -> None:
+    with pytest.raises(ComparisonError, match=r"'azure:big' is both the LLM and the SLM.*; name two models"):
+        run(BOTH, slm=LLM)
+
+
 def test_refuses_training_rows() -> None:
     seen = {prompt_hash(row.prompt) for row in ROWS[:8]} | {"0" * 16}
     with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002\)"):

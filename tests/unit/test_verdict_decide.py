@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -158,7 +159,9 @@ def test_inconclusive_says_how_many_rows_would_do() -> None:
     found = replace(comparison(), interval=UNSURE)
     advice = [sentence for sentence in decide(found, rule="paired", delta=0.02).because if "80 % power" in sentence]
     assert len(advice) == 1
-    assert "more) would show it" in advice[0] and "discordance (0.108)" in advice[0]
+    assert "rows would show it" in advice[0] and "discordance (0.108)" in advice[0]
+    assert re.search(r"evaluate [\d,]+ fresh held-out rows, none of these 100 among them", advice[0])
+    assert " more" not in advice[0]
     wide = [
         sentence for sentence in decide(found, rule="paired", delta=0.2).because if "probably not equal" in sentence
     ]
@@ -223,3 +226,13 @@ def test_both_readings_of_a_few_failures_have_to_agree(
     decision = decide(found, rule=rule, delta=0.02)
     assert decision.action == action
     assert any("failures decide here" in sentence for sentence in decision.because) == (action == "inconclusive")
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_two_models_that_get_nothing_right_are_no_swap(rule: str) -> None:
+    nothing: dict[str, float | None] = {"json_valid": 1.0, "exact_match": 0.0}
+    decision = decide(comparison(llm=nothing, slm=nothing), rule=rule, delta=0.02)
+    assert decision.action == "inconclusive"
+    assert "both models are at 0 on exact_match" in decision.because[-1]
+    little: dict[str, float | None] = {"json_valid": 1.0, "exact_match": 0.01}
+    assert decide(comparison(llm=nothing, slm=little), rule=rule, delta=0.02).action == "swap"
