@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_ray.config.data import TrackConfig
 from slm_ray.config.frozen import Knobs, Track
-from slm_ray.config.verdict import CostConfig, DeclareConfig
+from slm_ray.config.verdict import CostConfig, DeclareConfig, sensible_margin
 
 
 class GenerationConfig(Knobs):
@@ -169,6 +169,7 @@ class LoopConfig(Knobs):
     gate: Literal["paired", "point"] = Field("point", description="rule on validation rows: is training worth a try")
     rule: Literal["paired", "point"] = Field("paired", description="rule on test rows: may the SLM take over")
     delta: float = Field(0.02, ge=0, le=1)
+    force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
     resamples: int = Field(9999, ge=99)
     cost: CostConfig = CostConfig()
     sweep: SweepConfig = SweepConfig()
@@ -178,6 +179,8 @@ class LoopConfig(Knobs):
         False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks"
     )
     seed: int = 42
+
+    _margin = model_validator(mode="after")(sensible_margin)
 
 
 class InferConfig(Knobs):

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_ray.config.frozen import Knobs
+
+WIDEST_DELTA = 0.2
+
+
+class Margin(Protocol):
+    """Whatever has a margin that may be too wide."""
+
+    @property
+    def delta(self) -> float: ...
+    @property
+    def force_delta(self) -> bool: ...
+
+
+_Margin = TypeVar("_Margin", bound=Margin)
+
+
+def sensible_margin(config: _Margin) -> _Margin:
+    """The config; ValueError for a margin so wide that a far worse SLM passes, unless that is what was meant."""
+    if config.delta > WIDEST_DELTA and not config.force_delta:
+        raise ValueError(
+            f"delta {config.delta:g} lets an SLM pass that is that much worse; the widest is {WIDEST_DELTA:g}, or set"
+            " force_delta: true"
+        )
+    return config
 
 
 class DeclareConfig(Knobs):
@@ -14,6 +38,9 @@ class DeclareConfig(Knobs):
 
     rule: Literal["paired", "point"] = "paired"
     delta: float = Field(0.02, ge=0, le=1)
+    force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
+
+    _margin = model_validator(mode="after")(sensible_margin)
 
 
 class CostConfig(Knobs):
@@ -48,6 +75,7 @@ class CompareConfig(Knobs):
     slm: str
     rule: Literal["paired", "point"] = "paired"
     delta: float = Field(0.02, ge=0, le=1)
+    force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
     train: str | None = Field(None, description="training rows: an evaluation that touches them is refused")
     min_paired: float = Field(0.95, gt=0, le=1)
     gates: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
@@ -56,3 +84,5 @@ class CompareConfig(Knobs):
     seed: int = 42
     cost: CostConfig = CostConfig()
     out: str | None = Field(None, description="where the comparison goes as JSON; beside `report` when not set")
+
+    _margin = model_validator(mode="after")(sensible_margin)

@@ -123,7 +123,7 @@ class Loop:
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
             actor_resources=self.config.actor_resources, adapters_dir=self.config.serving.adapters_dir,
-            declare=DeclareConfig(rule=self.rule(stage), delta=self.config.delta),
+            declare=DeclareConfig(rule=self.rule(stage), delta=self.config.delta, force_delta=self.config.force_delta),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.say(summary(run.reports[stage]))
@@ -136,7 +136,7 @@ class Loop:
         On test rows also the share of traffic that the SLM may take, chosen on the validation rows.
         """
         config = CompareConfig(
-            report=str(run.folder / stage), llm=self.llm, slm=slm, rule=self.rule(stage), delta=self.config.delta,
+            report=str(run.folder / stage), llm=self.llm, slm=slm, rule=self.rule(stage), delta=self.config.delta, force_delta=self.config.force_delta,
             train=run.prepared.path("train"), resamples=self.config.resamples, seed=self.config.seed,
             cost=self.config.cost,
             validation_report=str(run.folder / "validation") if stage == "test" else None,

@@ -92,7 +92,9 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
         track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir, declare=DeclareConfig()
     )
     evaluate(config, environment={})
-    evaluate(config.model_copy(update={"declare": DeclareConfig(delta=0.5)}), environment={})  # too late to move it
+    evaluate(
+        config.model_copy(update={"declare": DeclareConfig(delta=0.5, force_delta=True)}), environment={}
+    )  # too late to move it
     found = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
     comparison, decision = found.comparison, found.decision
     assert comparison.n == 39

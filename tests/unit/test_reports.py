@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slm_ray import storage
-from slm_ray.config import CompareConfig, CostConfig, DeclareConfig
+from slm_ray.config import CompareConfig, CostConfig, DeclareConfig, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError
@@ -178,9 +178,9 @@ def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) 
     kept = run(held_out, delta=0.05)
     assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
     assert kept.declared == {"rule": "paired", "delta": 0.05, "primary": "exact_match", "answers_before": 0}
-    for changes in ({"delta": 0.3}, {"delta": 0.05, "rule": "point"}):
+    for changes in ({"delta": 0.3, "force_delta": True}, {"delta": 0.05, "rule": "point"}):
         assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
-    declare(held_out, DeclareConfig(delta=0.3), primary="exact_match", answers_before=0)
+    declare(held_out, DeclareConfig(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
     assert run(held_out, delta=0.05).declared == kept.declared  # what was declared first stays
 
 
@@ -243,6 +243,20 @@ def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, hel
 
 def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
     assert run(broken(held_out, LLM, "error", 4)).decision.action == "fine_tune"
+
+
+def test_a_margin_wider_than_a_fifth_has_to_be_meant(held_out: Path) -> None:
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "resamples=199", "delta=0.3")
+    assert found.returncode == 2 and b"force_delta: true" in found.stderr and found.stderr.count(b"\n") == 1
+    meant = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "resamples=199", "delta=0.3", "force_delta=true")
+    assert meant.returncode in (0, 20) and b"rule paired, delta 0.3" in meant.stdout, meant.stderr
+    assert run(held_out, delta=0.2).decision.delta == 0.2
+    with pytest.raises(ValueError, match=r"the widest is 0\.2"):
+        DeclareConfig(delta=0.21)
+    with pytest.raises(ValueError, match=r"the widest is 0\.2"):
+        LoopConfig.model_validate(
+            {"run_dir": "r", "tracks": [{"track": "structured", "source": "rows.json"}], "delta": 0.21}
+        )
 
 
 def test_a_moved_run_gives_the_same_comparison(held_out: Path, tmp_path: Path) -> None:
