@@ -28,13 +28,13 @@ trap finish INT TERM EXIT
 
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
-export RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=20 RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 RAY_SERVE_THROUGHPUT_OPTIMIZED=1 PYTHONUNBUFFERED=1
+settings=$(python -m slm_ray.ray_environment local) || exit 2
+eval "$settings"
+export RAY_JOB_STOP_WAIT_TIME_S=20 PYTHONUNBUFFERED=1
 # Two memory arenas a process: a trainer frees and takes large blocks on many threads, and unused ones add up.
 export MALLOC_ARENA_MAX=${MALLOC_ARENA_MAX:-2}
-# Workers as important as everything else (Ray nices them to 15, which starves the engine beside a trainer).
-export RAY_worker_niceness=0 RAY_worker_maximum_startup_concurrency=8 RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S=0.1
 if [ -z "${RAY_ADDRESS:-}" ]; then
-  # A head of our own: loopback ports, a token of its own, and no wait for replicas that the job has already stopped.
+  # A head of our own, with a token of its own: its dashboard is on loopback, but Ray binds other ports to every address.
   gcs=$(free_port) dashboard=$(free_port) agent=$(free_port)
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
   RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')

@@ -1,7 +1,7 @@
-"""Joining Ray: the cluster that is there, or one on this machine; and saying at once when it is too small.
+"""Joining Ray: the cluster that is there, or one on this machine; and saying at once when it is too small or open to all.
 
-Ray waits for ever for resources that no node has. `require` turns that into an error before anything starts. This is
-the only place that calls `ray.init`.
+Ray waits for ever for resources that no node has. `require` turns that into an error before anything starts. A cluster
+that asks nobody for a token runs whatever it is sent, so it is refused. This is the only place that calls `ray.init`.
 """
 
 from __future__ import annotations
@@ -10,38 +10,30 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import grpc
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from slm_ray.errors import ResourceError
+from slm_ray.ray_environment import LOCAL_SETTINGS
 
 SLOT = "slot"
 LOCAL_SLOTS = 4
 _LISTENS_WITHIN_S = 2.0
-
-
-# A Ray of our own. Workers as important as everything else (Ray nices them to 15, which starves the engine beside a
-# trainer) and started several at a time, no wait for replicas that the job has already stopped, no usage report.
-# jobs/on_local_ray.sh sets the same.
-LOCAL_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_worker_maximum_startup_concurrency": "8",
-    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-}
+_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 
 def connect(log_to_driver: bool = False) -> None:
     """Join the running cluster (`RAY_ADDRESS`, a submitted job, `ray start`), else start one for this process.
 
     A local one has `LOCAL_SLOTS` logical slots, the places that training workers take on a machine without GPUs.
+    ResourceError where the cluster answers those who show no token.
     """
     if ray.is_initialized():
         return
@@ -53,33 +45,68 @@ def connect(log_to_driver: bool = False) -> None:
 
 def _join(log_to_driver: bool) -> None:
     quiet: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        return
-    if left_behind() is None:
-        try:
-            ray.init(address="auto", **quiet)
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address == "auto":
+        noted = noted_address()
+        if noted is None:
+            start_local(**quiet)
             return
-        except ConnectionError:
-            pass
-    start_local(**quiet)
+        address = noted
+    if "://" not in address and os.environ.get("RAY_USE_TLS", "0") != "1":  # elsewhere a certificate is asked for
+        _knock(address)
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ray.exceptions.AuthenticationError):
+        raise ResourceError(
+            f"the Ray cluster at {address} refuses the token of this process, or it has none: put the cluster's token into "
+            "~/.ray/auth_token and RAY_AUTH_MODE=token into the environment"
+        ) from None
 
 
-def left_behind() -> str | None:
-    """The address that a Ray which was killed has left as this machine's, or None.
+def _knock(address: str) -> None:
+    """ResourceError where no head is at `address`, or one that lets everybody in, unless the environment means that."""
+    heard = stranger_hears(address)
+    if heard == "nothing":
+        raise ResourceError(
+            f"no Ray answers at {address} (RAY_ADDRESS); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
+            "run on this machine alone"
+        )
+    if heard == "refusal":
+        return
+    said = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
+        raise ResourceError(
+            f"{said}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
+            "~/.ray/auth_token on every host, RAY_AUTH_MODE=token in the environment of each `ray start`; or say "
+            "RAY_AUTH_MODE=disabled, there and here, where nobody else reaches it"
+        )
+    print(f"warning: {said} (RAY_AUTH_MODE=disabled)", file=sys.stderr, flush=True)
 
-    `auto` would ask it for minutes. A killed `ray start` does not take its note (`ray_current_cluster`) back.
+
+def stranger_hears(address: str, within_s: float = 5.0) -> Literal["answer", "refusal", "nothing"]:
+    """What the head at `address` (`host:port`) says to a call that carries no token."""
+    with grpc.insecure_channel(address) as channel:
+        call = channel.unary_unary(_ALIVE, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            call(b"", timeout=within_s)
+        except grpc.RpcError as error:
+            return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "nothing"
+    return "answer"
+
+
+def noted_address() -> str | None:
+    """The address of the Ray that runs on this machine (`ray_current_cluster`), or None where none does.
+
+    A killed `ray start` does not take its note back, and Ray's own `auto` would ask that address for minutes.
     """
     folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
     try:
         address = (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
         host, _, port = address.rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENS_WITHIN_S).close()
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
-    except OSError:
-        return address
-    return None
+    return address
 
 
 def start_local(**settings: Any) -> None:

@@ -14,7 +14,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command"},
+    {"types", "errors", "config", "command", "ray_environment"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
@@ -24,6 +24,7 @@ FLOORS = [
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"),
@@ -40,6 +41,7 @@ SIDEWAYS = {
 }  # fmt: skip
 OWNERS = {
     "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop"},
+    "grpc": {"cluster"},
     "openai": {"models", "providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.cluster import LOCAL_SETTINGS, left_behind
+from slm_ray.cluster import noted_address
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,12 +101,6 @@ def test_a_loop_with_half_an_azure_key_fails_before_anything_starts(tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_ray_of_the_script_has_the_settings_of_a_ray_of_ours() -> None:
-    script = (ROOT / "jobs" / "on_local_ray.sh").read_text(encoding="utf-8")
-    exported = dict(part.split("=", 1) for part in script.split() if part.startswith("RAY_") and "=" in part)
-    assert {name: exported.get(name) for name in LOCAL_SETTINGS} == LOCAL_SETTINGS
-
-
 def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(
@@ -149,13 +143,13 @@ def test_a_killed_ray_that_left_its_address_behind_is_not_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    assert left_behind() is None
+    assert noted_address() is None
     note = tmp_path / "ray" / "ray_current_cluster"
     note.parent.mkdir()
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         note.write_text(address, encoding="utf-8")
-        assert left_behind() == address  # bound, and nobody listens
+        assert noted_address() is None  # bound, and nobody listens
         listening.listen()
-        assert left_behind() is None
+        assert noted_address() == address

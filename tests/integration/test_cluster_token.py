@@ -1,0 +1,139 @@
+"""A real head, started as cluster.yaml starts one: strangers are refused, and a head that refuses nobody is refused by us."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from slm_ray.cluster import stranger_hears
+from slm_ray.ray_environment import CLUSTER_SETTINGS
+
+pytestmark = pytest.mark.heavy
+TOKEN = "0123456789abcdef" * 4
+JOIN = """
+from slm_ray.cluster import connect
+from slm_ray.errors import SlmRayError
+try:
+    connect()
+except SlmRayError as error:
+    print(error)
+    raise SystemExit(2)
+import ray
+assert ray.get(ray.remote(num_cpus=0)(lambda: 41 + 1).remote(), timeout=60) == 42
+print("ran")
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """Where a head is reached: `gcs` as host:port, `dashboard` as a URL."""
+
+    gcs: str
+    dashboard: str
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def without_ray() -> dict[str, str]:
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+@contextmanager
+def head(folder: Path, environment: dict[str, str]) -> Iterator[Head]:
+    """A head in processes of its own, all of which end with the block."""
+    gcs, dashboard, agent, client = (free_port() for _ in range(4))
+    log = (folder / "head.log").open("w")
+    temporary = Path("/tmp") / f"slm-ray-{os.getpid()}-{gcs}"  # socket paths have to be short
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+            f"--port={gcs}", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", f"--temp-dir={temporary}",
+            f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=1",
+            "--object-store-memory=100000000",
+        ],
+        env=without_ray() | environment, stdout=log, stderr=log, start_new_session=True,
+    )  # fmt: skip
+    found = Head(gcs=f"127.0.0.1:{gcs}", dashboard=f"http://127.0.0.1:{dashboard}")
+    try:
+        deadline = time.monotonic() + 60
+        while status(found, "GET", "/api/version") is None:
+            assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
+            time.sleep(0.3)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        finally:
+            subprocess.run(["pkill", "-KILL", "-f", str(temporary)], check=False)
+            subprocess.run(["rm", "-rf", str(temporary)], check=False)
+
+
+def status(found: Head, method: str, path: str, body: object = None, token: str | None = None) -> int | None:
+    """The HTTP status of one call; None while nothing listens."""
+    request = urllib.request.Request(
+        found.dashboard + path, method=method, data=None if body is None else json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
+    )  # fmt: skip
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def join(found: Head, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", JOIN], env=without_ray() | {"RAY_ADDRESS": found.gcs} | environment, text=True,
+        capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(tmp_path: Path) -> None:
+    marks = {name: tmp_path / name for name in ("posted", "wrong")}
+    with head(tmp_path, CLUSTER_SETTINGS | {"RAY_AUTH_TOKEN": TOKEN}) as found:
+        for name, token in (("posted", None), ("wrong", "f" * 64)):
+            body = {"entrypoint": f"touch {marks[name]}"}
+            assert status(found, "POST", "/api/jobs/", body, token) in (401, 403)
+        assert status(found, "GET", "/api/version", token=TOKEN) == 200
+        assert stranger_hears(found.gcs) == "refusal"
+        for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
+            stranger = join(found, token | {"HOME": str(tmp_path)})
+            assert stranger.returncode == 2 and "ran" not in stranger.stdout
+            assert "refuses the token" in stranger.stdout and "~/.ray/auth_token" in stranger.stdout
+        ours = join(found, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
+        assert ours.stdout.splitlines()[-1:] == ["ran"], ours.stderr
+    assert not [mark for mark in marks.values() if mark.exists()]
+    gone = join(found, {"HOME": str(tmp_path)})
+    assert gone.returncode == 2 and "no Ray answers" in gone.stdout
+
+
+def test_a_cluster_that_asks_for_no_token_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
+    with head(tmp_path, {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}) as found:
+        assert stranger_hears(found.gcs) == "answer"
+        refused = join(found, {"HOME": str(tmp_path)})
+        assert refused.returncode == 2
+        assert "asks for no token" in refused.stdout and "ray get-auth-token --generate" in refused.stdout
+        meant = join(found, {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)})
+        assert meant.stdout.splitlines()[-1:] == ["ran"], meant.stderr
+        assert "warning: the Ray cluster at" in meant.stderr
