@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray.command import BAD_INPUT, INTERRUPTED
 from slm_ray.config import load
 from slm_ray.errors import SlmRayError
+from slm_ray.verdict.decide import EXIT
 from tools import reference
 
 ROOT = Path(__file__).parents[2]
@@ -127,6 +129,12 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert target.exists() or target in generated, f"{page.name}: {link}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_every_page_has_a_place_in_the_menu() -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} | set(reference.PAGES)
@@ -157,3 +165,12 @@ def test_the_site_loads_nothing_from_elsewhere() -> None:
     assert hooks._LOADED.search('<script src="https://unpkg.com/x.js"></script>')
     assert hooks._LOADED.search('<link rel="stylesheet" href="https://fonts.googleapis.com/css">')
     assert not hooks._LOADED.search('<a href="https://example.org">there</a> <script src="../assets/x.js"></script>')
+
+
+def test_the_exit_statuses_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/reference/exit-statuses.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| (\d+) \| .*? \| (.*) \|$", page, re.MULTILINE))
+    for action, status in EXIT.items():
+        assert f"**{action}**" in listed[str(status)]
+    assert {str(BAD_INPUT), str(INTERRUPTED), "3"} <= listed.keys()
+    assert "NOT_MEASURED = 3" in (ROOT / "jobs/evaluate.py").read_text(encoding="utf-8")
