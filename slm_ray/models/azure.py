@@ -48,7 +48,7 @@ class AzureModel(ChatModel):
             f"address without a path, AZURE_API_VERSION one that it knows (default {DEFAULT_API_VERSION})"
         )
 
-    def unheard_fix(self) -> str:
+    def no_connection_fix(self) -> str:
         """No connection at all."""
         return "correct AZURE_ENDPOINT or the network"
 
