@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
-from slm_ray.models.pace import Gate
-from slm_ray.models.served import ChatModel
-from slm_ray.models.transport import AzureClient, http_client
+from slm_ray.providers.chat import ChatModel
+from slm_ray.providers.http_client import AzureClient, http_client
+from slm_ray.providers.pace import Gate
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")

@@ -10,7 +10,7 @@ import pytest
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
 from slm_ray.config import GenerationConfig
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.types import Completion, Message, Prompt, Usage
 
 PROMPT = Prompt(messages=(Message(role="user", content="hi"),))

@@ -20,12 +20,12 @@ from openai._models import FinalRequestOptions
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError, choices
-from slm_ray.models.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
-from slm_ray.models.pace import Gate
-from slm_ray.models.request import request_body
-from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
-from slm_ray.models.streamed import StreamError, read_stream
-from slm_ray.models.transport import CONNECTION_ERRORS, Client, broken, http_client
+from slm_ray.providers.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
+from slm_ray.providers.http_client import CONNECTION_ERRORS, Client, broken, http_client
+from slm_ray.providers.pace import Gate
+from slm_ray.providers.request import request_body
+from slm_ray.providers.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
+from slm_ray.providers.streamed import StreamError, read_stream
 from slm_ray.types import Completion, Failure, Prompt
 
 _FIRST_ATTEMPTS = 4
