@@ -43,7 +43,7 @@ class Example:
 
     id: str
     prompt: Prompt
-    reference: str
+    target: str
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -65,7 +65,7 @@ class Retriever:
 def with_demonstrations(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
     """`prompt` with each shot as a user and an assistant turn, in the given order, before its last user turn."""
     *before, last = prompt.messages
-    turns = [turn for shot in shots for turn in (_user(shot), Message(role="assistant", content=shot.reference))]
+    turns = [turn for shot in shots for turn in (_user(shot), Message(role="assistant", content=shot.target))]
     return Prompt(messages=(*before, *turns, last))
 
 

@@ -66,7 +66,7 @@ def conversation(example: Example) -> dict[str, Any]:
     """The row as TRL's conversational prompt/completion: the loss is on the completion only."""
     return {
         "prompt": example.prompt.as_dicts(),
-        "completion": [{"role": "assistant", "content": example.reference}],
+        "completion": [{"role": "assistant", "content": example.target}],
     }
 
 

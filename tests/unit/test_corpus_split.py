@@ -227,7 +227,7 @@ def asked(*questions, system="s", start=0):
         Example(
             id=f"r{place}",
             prompt=Prompt(messages=(Message(role="system", content=system), Message(role="user", content=question))),
-            reference="x",
+            target="x",
         )
         for place, question in enumerate(questions, start=start)
     ]
@@ -248,7 +248,7 @@ def test_leaks_are_named_with_the_training_row():
 def test_what_was_split_with_groups_does_not_leak():
     texts = [" ".join(f"w{(place * 7 + word * word) % 90}" for word in range(25)) for place in range(60)]
     pool = asked(*(text + tail for text in texts for tail in ("", " please", "  ")))
-    pool = [Example(id=str(n), prompt=row.prompt, reference=str(n)) for n, row in enumerate(pool)]
+    pool = [Example(id=str(n), prompt=row.prompt, target=str(n)) for n, row in enumerate(pool)]
     numbers = duplicates.groups(pool)
     sides, step = counted(pool, validation=30, test=40, train=None, seed=1, groups=numbers)
     ungrouped = split(pool, validation=30, test=40, train=None, seed=1)

@@ -164,7 +164,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
     )  # fmt: skip
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer; set `base`"):
         prepare(config)
-    found = prepare(config, count=lambda example: len(example.reference.split()))
+    found = prepare(config, count=lambda example: len(example.target.split()))
     assert (found.bad, found.rows["train"]) == ({"too_long": 1}, 4)
     (bad,) = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert (bad["line"], bad["kind"], bad["reason"]) == (10, "too_long", "it has 50 tokens, more than max_tokens 30")
