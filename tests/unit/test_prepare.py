@@ -176,7 +176,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
         ({"validation": None}, "validation has no number of rows"),
         ({"keep_split": True, "test_source": "x"}, "keep_split takes test rows from `source`"),
         ({"source": {}}, "source is empty"),
-        ({"track": "chat", "format": "template"}, "has no template and completion"),
+        ({"track": "chat", "format": "template"}, "has no template and target"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, settings: dict, says: str) -> None:
