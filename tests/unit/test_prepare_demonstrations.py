@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from slm_ray.config import PrepareConfig
+from slm_ray.corpus.leakage import leaks, question_hash
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.corpus.retrieve import Retriever, question_hash, with_demonstrations
-from slm_ray.corpus.split import leaks
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import DataError
 from slm_ray.prepare import Prepared, examples_in, prepare
 from slm_ray.types import Example

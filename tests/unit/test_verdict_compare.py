@@ -193,7 +193,7 @@ def test_refuses_one_model_on_both_sides() -> None:
 
 def test_refuses_training_rows() -> None:
     seen = {prompt_hash(row.prompt) for row in ROWS[:8]} | {"0" * 16}
-    with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002\)"):
+    with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002, …\)"):
         run(BOTH, train_prompts=seen)
     assert run(BOTH, train_prompts={"0" * 16}) == run(BOTH)
 
