@@ -17,7 +17,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command", "ray_environment"},
+    {"types", "errors", "yaml_file", "config", "command", "ray_environment"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
@@ -26,7 +26,7 @@ FLOORS = [
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
