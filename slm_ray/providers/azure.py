@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ModelError
-from slm_ray.models.pace import Gate
-from slm_ray.models.served import ChatModel
-from slm_ray.models.transport import AzureClient, http_client
+from slm_ray.providers.chat import ChatModel
+from slm_ray.providers.http_client import AzureClient, http_client
+from slm_ray.providers.pace import Gate
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")
@@ -48,12 +48,12 @@ class AzureModel(ChatModel):
             f"address without a path, AZURE_API_VERSION one that it knows (default {DEFAULT_API_VERSION})"
         )
 
-    def unheard_fix(self) -> str:
+    def no_connection_fix(self) -> str:
         """No connection at all."""
         return "correct AZURE_ENDPOINT or the network"
 
 
-def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate) -> AzureModel:
+def azure(spec: str, name: str, generation: Generation, environment: Mapping[str, str], gate: Gate) -> AzureModel:
     """The deployment `name` of AZURE_ENDPOINT; `check_spec` has seen to it that the variables are there."""
     url, secret = environment["AZURE_ENDPOINT"].strip().rstrip("/"), environment["AZURE_API_KEY"].strip()
     client = AzureClient(
