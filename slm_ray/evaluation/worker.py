@@ -17,7 +17,7 @@ from slm_ray.evaluation.asker import Asker, Opened, Terms
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.plan import Arm
 from slm_ray.ledger import Part, given_up, parts
-from slm_ray.models.pace import Limit, Pace
+from slm_ray.providers.pace import Limit, Pace
 
 LIVES = 3
 _END_S = 10.0  # within which a dead actor's process must be gone
@@ -55,7 +55,7 @@ class Worker:
 
     def start(self, config: EvaluateConfig) -> Any:
         """A (new) actor; returns what can be waited for until it has a place and its model, as `opening` can."""
-        resources = dict(config.actor_resources)
+        resources = dict(config.shard_resources)
         self.actor = ray.remote(Asker).options(
             num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
             resources=resources, scheduling_strategy="SPREAD",

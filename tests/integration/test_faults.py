@@ -32,7 +32,7 @@ def settings(folder: Path, rows: int, endpoint: Endpoint, **changes: Any) -> Eva
     return EvaluateConfig.model_validate(
         {
             "track": "structured", "examples": str(path), "run_dir": str(folder / "run"), "models": ["served:m"],
-            "endpoint": endpoint.url, "generation": generation, "actor_resources": {"CPU": 0.1}, **changes,
+            "endpoint": endpoint.url, "generation": generation, "shard_resources": {"CPU": 0.1}, **changes,
         }
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster
         assert ledger.count() == 1000
 
 
-def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_answer_that_comes_too_late_counts_as_possibly_billed(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("fine", slow_first_s=5.0) as endpoint:
         config = settings(tmp_path, 100, endpoint, generation={"timeout_s": 3.0})
         report = evaluate(config, environment={})
@@ -101,8 +101,8 @@ def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert {number for number, times in counts["billed"].items() if times == 2} == {"0", "50"}
-    unheard = told(tmp_path, config, "unheard")
-    assert {row: times for row, times in unheard.items() if times} == {"r0": 1, "r50": 1}
+    possibly_billed = told(tmp_path, config, "possibly_billed")
+    assert {row: times for row, times in possibly_billed.items() if times} == {"r0": 1, "r50": 1}
     assert sum(told(tmp_path, config, "attempts").values()) == sum(counts["billed"].values()) == 102
 
 
@@ -132,7 +132,7 @@ def test_what_would_fail_every_call_costs_three_calls(
 ) -> None:
     with Endpoint("refusing", status, latency_s=0.05) as endpoint:
         with pytest.raises(ModelError, match=says):
-            evaluate(settings(tmp_path, 200, endpoint, actors=2), environment={})
+            evaluate(settings(tmp_path, 200, endpoint, shards=2), environment={})
         asked = sum(endpoint.counts()["asked"].values())
     assert 1 <= asked <= 3
 
@@ -142,7 +142,7 @@ def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     ray_cluster: None, tmp_path: Path, status: int, actors: int
 ) -> None:
     with Endpoint("dying", status, 200, 0.15, latency_s=0.1) as endpoint:
-        config = settings(tmp_path, 2000, endpoint, actors=actors)
+        config = settings(tmp_path, 2000, endpoint, shards=actors)
         with pytest.raises(ModelError, match=r"SLM_RAY_API_KEY|serves no model"):
             evaluate(config, environment={})
         time.sleep(1.5)  # who waits for a limit to pass would be back by then
@@ -167,7 +167,7 @@ def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None
 
 def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("capped", 40, 10, latency_s=0.05) as endpoint:
-        report = evaluate(settings(tmp_path, 800, endpoint, actors=2), environment={})
+        report = evaluate(settings(tmp_path, 800, endpoint, shards=2), environment={})
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
@@ -242,7 +242,7 @@ def test_an_actor_is_killed_and_no_row_is_lost_or_doubled(ray_cluster: None, tmp
 
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
-        report = evaluate(settings(tmp_path, 600, endpoint, actors=2), environment={})
+        report = evaluate(settings(tmp_path, 600, endpoint, shards=2), environment={})
         killer.join(timeout=1)
         assert not killer.is_alive()
         counts = endpoint.counts()
