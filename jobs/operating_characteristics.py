@@ -5,7 +5,7 @@ from rich.progress import track
 from rich.table import Table
 
 from slm_ray.command import run
-from slm_ray.config import SimulateConfig
+from slm_ray.config import OperatingCharacteristicsConfig
 from slm_ray.verdict import simulate
 from slm_ray.verdict.simulate_graded import POPULATIONS, graded
 from slm_ray.verdict.simulate_partial import CASES, partials
@@ -17,7 +17,7 @@ def row(table: Table, *cells: str | int | float) -> None:
     table.add_row(*(f"{cell:.2%}" if isinstance(cell, float) else str(cell) for cell in cells))
 
 
-def binary(config: SimulateConfig) -> list[Table]:
+def binary(config: OperatingCharacteristicsConfig) -> list[Table]:
     wrong = Table("n", "discordance", "false swap", "false fine_tune", "95 % coverage", title=f"delta {config.delta:g}")
     cells = [(n, share) for n in config.rows for share in config.discordance if share >= config.delta]
     for n, share in track(cells, "binary", console=ERR):
@@ -31,7 +31,7 @@ def binary(config: SimulateConfig) -> list[Table]:
     return [wrong, helped]
 
 
-def graded_bounds(config: SimulateConfig) -> list[Table]:
+def graded_bounds(config: OperatingCharacteristicsConfig) -> list[Table]:
     table = Table("differences", "n", "lower bound wrong", "upper bound wrong", "95 % coverage", title="graded metrics")
     for name, n in track([(name, n) for name in POPULATIONS for n in config.graded_rows], "graded", console=ERR):
         found = graded(name, n, runs=config.slow_runs, resamples=config.resamples, seed=config.seed)
@@ -39,7 +39,7 @@ def graded_bounds(config: SimulateConfig) -> list[Table]:
     return [table]
 
 
-def parts_of_traffic(config: SimulateConfig) -> list[Table]:
+def parts_of_traffic(config: OperatingCharacteristicsConfig) -> list[Table]:
     names = ("confidence says", "accepted", "wrongly", "at the edge", "mean share", "possible share")
     table = Table(*names, title=f"partial replacement, delta {config.delta:g}, rows {config.partial_rows}")
     for name, case in track(CASES.items(), "partial", console=ERR):
@@ -48,7 +48,7 @@ def parts_of_traffic(config: SimulateConfig) -> list[Table]:
     return [table]
 
 
-def main(config: SimulateConfig) -> int:
+def main(config: OperatingCharacteristicsConfig) -> int:
     parts = {"binary": binary, "graded": graded_bounds, "partial": parts_of_traffic}
     Console().print(*(table for name in config.parts for table in parts[name](config)))
     print(f"{config.runs:,} runs per cell ({config.slow_runs:,} per graded and partial one), seed {config.seed}")
@@ -56,4 +56,4 @@ def main(config: SimulateConfig) -> int:
 
 
 if __name__ == "__main__":
-    run(main, SimulateConfig, __doc__)
+    run(main, OperatingCharacteristicsConfig, __doc__)

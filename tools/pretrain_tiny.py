@@ -5,8 +5,8 @@ from rich.progress import Progress
 
 from slm_ray import storage
 from slm_ray.command import run
-from slm_ray.config import PretrainConfig
-from slm_ray.training.pretrain import pretrain
+from tools.config import PretrainConfig
+from tools.pretrain import pretrain
 
 
 def main(config: PretrainConfig) -> None:
