@@ -24,6 +24,7 @@ FLOORS = [
         "reports", "encoders",
     },
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop"},
+    {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
@@ -63,6 +64,7 @@ OWNERS = {
     "rapidfuzz": {"scoring"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},
+    "typer": {"cli"},
 }
 PURE = {"corpus", "scoring", "verdict", "costs", "page"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
