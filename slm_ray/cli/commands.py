@@ -142,8 +142,8 @@ def loop(config: configs.LoopConfig) -> int:
 
 def infer(config: configs.InferConfig) -> int:
     """One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
-    from slm_ray.evaluation.once import parsed
-    from slm_ray.evaluation.once import prepare as prepare_request
+    from slm_ray.evaluation.infer import parsed
+    from slm_ray.evaluation.infer import prepare as prepare_request
 
     once = prepare_request(config, os.environ)
     for message in once.prompt.messages:

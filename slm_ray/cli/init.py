@@ -19,6 +19,7 @@ from slm_ray import storage
 from slm_ray.config import CompareConfig, Config, EvaluateConfig, LoopConfig, PrepareConfig
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, choices
+from slm_ray.yaml_file import read_yaml_mapping
 
 QUESTIONS = {
     "rows": "Where are your rows? A file, folder or URI, or hf:NAME",
@@ -63,18 +64,13 @@ def answers_from(path: Path | None) -> dict[str, str]:
     """The answers that a YAML file holds, none without a file; ConfigError names a key that is no question."""
     if path is None:
         return {}
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the answers {path}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    if not isinstance(tree, dict) or not all(isinstance(value, str) for value in tree.values()):
-        raise ConfigError(f"{path}: answers are a mapping of {', '.join(QUESTIONS)} to texts")
+    tree = read_yaml_mapping(path, what="file of answers")
     for name in tree:
         if name not in QUESTIONS:
             raise ConfigError(f"{path}: unknown key {name!r}: {choices(str(name), QUESTIONS)}")
-    return dict(tree)
+        if not isinstance(tree[name], str):
+            raise ConfigError(f"{path}: {name} = {tree[name]!r} is no text; {QUESTIONS[name]}")
+    return tree
 
 
 def write(answers: Answers) -> list[Path]:

@@ -11,9 +11,9 @@ import pytest
 
 from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
-from slm_ray.models import address, check_spec, identity, needed_environment, open_model
-from slm_ray.models.recorded import RecordedModel
-from slm_ray.models.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
+from slm_ray.providers import address, check_spec, identity, needed_environment, open_model
+from slm_ray.providers.recorded import RecordedModel
+from slm_ray.providers.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
 from slm_ray.types import Completion, Example, Failure, Message, Model, Prompt
 
 AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "k", "AZURE_DEPLOYMENT": "d"}
@@ -148,11 +148,9 @@ def test_a_bad_recording_is_named_by_line(tmp_path: Path, row: dict[str, Any], s
 
 def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path) -> None:
     model = recorded(tmp_path, {"prompt": "a", "prediction": "x"}, {"prompt": "a", "prediction": "x"})
-    model.check_covers(
-        [Example(id="1", prompt=prompt("a"), reference=""), Example(id="2", prompt=prompt("b"), reference="")]
-    )
+    model.check_covers([Example(id="1", prompt=prompt("a"), target=""), Example(id="2", prompt=prompt("b"), target="")])
     with pytest.raises(DataError, match="no answer to any of the 1 examples"):
-        model.check_covers([Example(id="2", prompt=prompt("b"), reference="")])
+        model.check_covers([Example(id="2", prompt=prompt("b"), target="")])
 
 
 @pytest.mark.parametrize(

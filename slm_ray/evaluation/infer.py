@@ -15,8 +15,8 @@ from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.evaluation.arms import open_shots, split_shots
-from slm_ray.models import check_spec, open_model, split_spec
+from slm_ray.evaluation.few_shot import open_shots, split_shots
+from slm_ray.providers import check_spec, open_model, split_spec
 from slm_ray.scoring import hermes, numeric, score, toolcall
 from slm_ray.scoring.strip import strip
 from slm_ray.storage import read_lines
@@ -61,7 +61,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Once:
     shots = open_shots(config.demonstrations, [config.model], config.track, [row])
     return Once(
         track=track, example_id=row.id, prompt=shots.prompt(row.prompt, k) if shots and k else row.prompt,
-        reference=row.reference if config.examples and config.target is None else config.target,
+        reference=row.target if config.examples and config.target is None else config.target,
         opens=shots.opens(bare) if shots and split_spec(bare)[0] == "trivial" else bare,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _row(config: InferConfig, track: Track) -> Example:
     if config.examples is None:
         if config.text is None:
             raise ConfigError("text is not set; give the user's turn, or examples and the id of an example in it")
-        return Example(id="infer", prompt=prompt_of(track, config.text), reference=_NO_REFERENCE)
+        return Example(id="infer", prompt=prompt_of(track, config.text), target=_NO_REFERENCE)
     rows = {row.id: row for row in examples(read_lines(config.examples), name=config.examples, track=track)}
     wanted = config.example if config.example is not None else next(iter(rows))
     if wanted not in rows:
