@@ -55,7 +55,7 @@ def evaluate(
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
-    similar = similar_by(config.encoder, idf=False) if config.encoder else None
+    similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
