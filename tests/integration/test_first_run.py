@@ -43,8 +43,8 @@ def test_the_commands_that_init_prints_lead_to_a_verdict(tmp_path: Path) -> None
     for _, *arguments in commands[:-1]:
         ended = run(*arguments, folder=tmp_path)
         assert ended.returncode == 0, ended.stderr
-    report = json.loads((tmp_path / "my first run/run/report.json").read_text(encoding="utf-8"))
-    assert report["examples"]["rows" if "rows" in report["examples"] else "count"] == 100
+    asked = (tmp_path / "my first run/rows/test.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(asked) == 100
     compared = run(*commands[-1][1:], folder=tmp_path)
     assert compared.returncode == 10, compared.stderr  # half of the SLM's answers are wrong
     assert "fine_tune" in compared.stdout
