@@ -4,7 +4,7 @@ import os
 
 from slm_ray.command import run
 from slm_ray.config import CompareConfig
-from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.reports.compare import compare_reports, write_comparison
 from slm_ray.tracing import Tracer
 from slm_ray.verdict.decide import EXIT
 

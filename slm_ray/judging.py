@@ -20,7 +20,7 @@ from slm_ray.config import EvaluateConfig, JudgeConfig
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
-from slm_ray.reports import load_report
+from slm_ray.reports.files import load_report
 from slm_ray.scoring.judge import (
     HIGHEST,
     LOWEST,

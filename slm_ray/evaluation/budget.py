@@ -15,10 +15,10 @@ from pathlib import Path
 import yaml
 
 from slm_ray.config import EvaluateConfig
+from slm_ray.costs.prices import Price, PriceList, price_list, price_of
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Prompt
-from slm_ray.verdict.prices import Price, PriceList, price_list, price_of
 
 PAID = ("azure", "openai")
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn

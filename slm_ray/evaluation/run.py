@@ -30,7 +30,7 @@ from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger, bring_in
 from slm_ray.models import identity, split_spec
-from slm_ray.reports import declare
+from slm_ray.reports.files import declare
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 

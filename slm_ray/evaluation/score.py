@@ -13,16 +13,16 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash
+from slm_ray.costs.cost import busy_s
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger, outcome
+from slm_ray.reports.build import ScoreAll, Similar, build
 from slm_ray.scoring import score_rows
 from slm_ray.storage import write_json, write_jsonl, write_parquet
 from slm_ray.tracing import Tracer
 from slm_ray.types import Completion, Example
-from slm_ray.verdict.cost import busy_s
-from slm_ray.verdict.report import ScoreAll, Similar, build
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"

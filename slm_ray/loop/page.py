@@ -18,8 +18,9 @@ from slm_ray import storage
 from slm_ray.cluster import package_versions
 from slm_ray.config import LoopConfig
 from slm_ray.loop.track import TrackRun
-from slm_ray.reports import Compared, load_report
-from slm_ray.verdict.page import page
+from slm_ray.page.page import page
+from slm_ray.reports.compare import Compared
+from slm_ray.reports.files import load_report
 
 PAGE_ROWS = 10_000
 CANARY = """import zlib

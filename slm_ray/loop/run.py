@@ -36,7 +36,7 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
-from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.reports.compare import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
 from slm_ray.trackfile import open_track

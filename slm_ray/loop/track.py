@@ -9,7 +9,7 @@ from typing import Any
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrackConfig
 from slm_ray.prepare import Prepared
-from slm_ray.reports import Compared
+from slm_ray.reports.compare import Compared
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,7 +16,7 @@ import yaml
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.ledger import Entry, Ledger
-from slm_ray.reports import load_report
+from slm_ray.reports.files import load_report
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.file import FILE_NAME, keep, kept

@@ -15,9 +15,16 @@ from typing import Any
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.scoring import summarise
 from slm_ray.types import Comparison, Interval, RowScore, Slice
+from slm_ray.verdict.arms import (
+    Side,
+    by_id,
+    refuse_other_rows,
+    refuse_too_few,
+    refuse_training_rows,
+    side_of,
+    track_in,
+)
 from slm_ray.verdict.binary import ONE_SIDED
-from slm_ray.verdict.report import track_in
-from slm_ray.verdict.sides import Side, by_id, refuse_other_rows, refuse_too_few, refuse_training_rows, side_of
 from slm_ray.verdict.stats import paired_interval
 
 

@@ -15,8 +15,8 @@ import pytest
 
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import track
+from slm_ray.page.page import page as render
 from slm_ray.storage import read_lines
-from slm_ray.verdict.page import page as render
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, sample

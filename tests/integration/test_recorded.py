@@ -12,7 +12,7 @@ from slm_ray import cluster
 from slm_ray.config import CompareConfig, DeclareConfig, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
-from slm_ray.reports import compare_reports
+from slm_ray.reports.compare import compare_reports
 
 pytestmark = pytest.mark.heavy
 RECORDED = Path(__file__).parents[3] / "shared/data/slm_swap/recorded"

@@ -53,7 +53,7 @@ OWNERS = {
     "vllm": {"serving"},
     "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
-    "jinja2": {"verdict", "page"},
+    "jinja2": {"page"},
     "datasketch": {"corpus"},
     "jsonschema": {"scoring"},
     "msgspec": {"corpus", "prepare"},

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, sample, trust
 
-from slm_ray.verdict.chart import ticks
-from slm_ray.verdict.daily import daily
-from slm_ray.verdict.page import page
+from slm_ray.page.charts import daily, ticks
+from slm_ray.page.page import page
 
 VOID = {"meta", "input", "br", "link", "img"}
 

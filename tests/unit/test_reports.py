@@ -16,9 +16,10 @@ from slm_ray.config import CompareConfig, CostConfig, DeclareConfig, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError
-from slm_ray.reports import Compared, compare_reports, declare, load_prices, write_comparison
+from slm_ray.reports.build import build
+from slm_ray.reports.compare import Compared, compare_reports, load_prices, write_comparison
+from slm_ray.reports.files import declare
 from slm_ray.types import Completion, Example, Usage
-from slm_ray.verdict.report import build
 
 ROOT = Path(__file__).parents[2]
 PRICES = str(ROOT / "data/prices.yaml")

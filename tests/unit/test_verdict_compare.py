@@ -13,9 +13,9 @@ import pytest
 
 from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS, defined
-from slm_ray.errors import ComparisonError, ConfigError
+from slm_ray.errors import ComparisonError
+from slm_ray.reports import build as reporting
 from slm_ray.types import Comparison, Completion, Example, Failure, FailureKind
-from slm_ray.verdict import report as reporting
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide
 
@@ -327,13 +327,6 @@ def test_a_report_carries_its_track_so_that_comparing_needs_no_file() -> None:
     assert defined(report["track_definition"]) == OWN
     found = run((report, rows))
     assert (found.track, found.primary, set(found.gaps)) == ("mine", "field_f1", {"field_f1"})
-
-
-def test_a_report_from_before_tracks_were_carried_is_still_read() -> None:
-    report = {key: value for key, value in BOTH[0].items() if key != "track_definition"}
-    assert run((report, BOTH[1])) == run(BOTH)
-    with pytest.raises(ConfigError, match="unknown track 'mine'"):
-        run(({**report, "track": "mine"}, BOTH[1]))
 
 
 def test_two_reports_that_judge_by_other_metrics_are_refused() -> None:

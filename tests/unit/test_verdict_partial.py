@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.verdict.partial import Prices, partial
+from slm_ray.page.formatting import partial_text
+from slm_ray.verdict.partial_replacement import Prices, partial
 from slm_ray.verdict.routing import Routed, mixture, ranked, thresholds
-from slm_ray.verdict.words import partial_text
 
 LLM, SLM = "azure:big", "served:small"
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.verdict.cost import Asked, Machine, arm, busy_s, cost
-from slm_ray.verdict.places import host_of, place
-from slm_ray.verdict.prices import Price, PriceList
-from slm_ray.verdict.words import cost_text
+from slm_ray.costs.cost import Asked, Machine, arm, busy_s, cost
+from slm_ray.costs.data_residency import host_of, place
+from slm_ray.costs.prices import Price, PriceList
+from slm_ray.page.formatting import cost_text
 
 LLM, SLM = "azure:big", "served:small"
 GPT = Price(

@@ -16,24 +16,16 @@ from typing import Any
 import yaml
 
 from slm_ray import storage
-from slm_ray.config import CompareConfig, CostConfig, DeclareConfig
-from slm_ray.corpus import read
-from slm_ray.corpus.retrieve import question_hash
-from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.trackfile import open_track
+from slm_ray.config import CompareConfig, CostConfig
+from slm_ray.costs.cost import Asked, Machine, cost
+from slm_ray.costs.prices import PriceList, price_list
+from slm_ray.errors import ConfigError, choices
+from slm_ray.page.formatting import cost_text, partial_text
+from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
 from slm_ray.types import Comparison, Decision
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.cost import Asked, Machine, cost
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
-from slm_ray.verdict.partial import Prices, partial_of
-from slm_ray.verdict.prices import PriceList, price_list
-from slm_ray.verdict.words import cost_text, partial_text
-
-REPORT = "report.json"
-SCORES = "scores.jsonl"
-DECLARED = "declared.json"
-COMPARISON = "comparison.json"
-CONFIG = "config.yaml"
+from slm_ray.verdict.partial_replacement import Prices, partial_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +59,7 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
         slice_rows=config.slice_rows,
     )  # fmt: skip
     decision = decide(comparison, rule=config.rule, delta=config.delta)
-    declared = _declared(config.report)
+    declared = declared_in(config.report)
     kept = declared_words(declared, decision, comparison.primary)
     asked = [_asked(config.report, report, rows, urls or {})]
     if config.other_report:
@@ -87,31 +79,9 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
 
 def write_comparison(found: Compared, config: CompareConfig) -> Path:
     """Write it all as JSON to `config.out`, else beside the report; the path. The same reports give the same bytes."""
-    path = Path(config.out) if config.out else _folder(config.report) / COMPARISON
+    path = Path(config.out) if config.out else folder_of(config.report) / COMPARISON
     storage.write_json(path, dataclasses.asdict(found))
     return path
-
-
-def declare(run_dir: str | Path, declared: DeclareConfig | None, *, primary: str, answers_before: int) -> None:
-    """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
-    path = Path(run_dir) / DECLARED
-    if declared is not None and not path.exists():
-        storage.write_json(
-            path, {"rule": declared.rule, "delta": declared.delta, "primary": primary, "answers_before": answers_before}
-        )
-
-
-def load_report(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A report and its score rows; `path` is the run directory or its report.json."""
-    file = Path(path)
-    file = file / REPORT if file.is_dir() else file
-    report = storage.read_json(file)
-    missing = {"track", "examples", "models"} - set(report if isinstance(report, dict) else ())
-    if missing:
-        raise DataError(
-            f"{file}: not an evaluation report (no {', '.join(sorted(missing))}); give a report.json that jobs/evaluate.py wrote"
-        )
-    return report, storage.read_jsonl(file.with_name(SCORES))
 
 
 def load_prices(config: CostConfig) -> PriceList:
@@ -133,12 +103,6 @@ def load_prices(config: CostConfig) -> PriceList:
             f" {choices(config.llm_price_as, prices.models)}"
         )
     return prices
-
-
-def training_prompts(path: str | Path, track_name: str) -> set[str]:
-    """The prompt hashes of a training file, to find evaluation rows that were trained on."""
-    examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return {question_hash(example) for example in examples}
 
 
 def _partial(
@@ -171,21 +135,11 @@ def _joined(
 
 def _asked(path: str, report: Mapping[str, Any], rows: list[dict[str, Any]], urls: Mapping[str, str]) -> Asked:
     """The evaluation with what the run's own config, where there is one, says of how it was asked."""
-    file = _folder(path) / CONFIG
+    file = folder_of(path) / CONFIG
     plain: Any = yaml.safe_load(storage.read_text(file)) if file.is_file() else {}
     concurrency = (plain.get("generation") or {}).get("concurrency")
     served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
     return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})
-
-
-def _declared(path: str) -> dict[str, Any] | None:
-    file = _folder(path) / DECLARED
-    found: dict[str, Any] | None = storage.read_json(file) if file.is_file() else None
-    return found
-
-
-def _folder(path: str) -> Path:
-    return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def _machine(config: CostConfig) -> Machine:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
+from slm_ray.verdict.arms import track_in
 from slm_ray.verdict.decide import not_worse, too_many_failed
-from slm_ray.verdict.report import track_in
 from slm_ray.verdict.routing import Mixture, Routed, choose, mixture, ranked, thresholds
 
 _Evaluation = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]

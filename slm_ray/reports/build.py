@@ -12,15 +12,14 @@ from typing import Any
 
 from slm_ray.corpus.letters import question, words
 from slm_ray.corpus.render import digest
-from slm_ray.corpus.tracks import Track, defined, definition
-from slm_ray.corpus.tracks import track as track_named
+from slm_ray.corpus.tracks import Track, definition
+from slm_ray.costs.call_stats import CallStats
+from slm_ray.reports.scored import Parts, ScoredRows
 from slm_ray.scoring import Answered, score, score_rows, summarise
 from slm_ray.scoring.breakdown import breakdown
 from slm_ray.scoring.scorer import means
 from slm_ray.scoring.similarity import METRICS as SIMILARITIES
 from slm_ray.types import Completion, Example, RowScore
-from slm_ray.verdict.scored import Parts, ScoredRows
-from slm_ray.verdict.service import Service
 
 Answers = Mapping[str, Mapping[str, Completion]]
 ScoreAll = Callable[[Track, Iterable[Answered]], Iterable[RowScore]]
@@ -53,9 +52,9 @@ def build(
     tags = {example.id: example.tags for example in examples}
     lengths = {example.id: len(words(question(example))) for example in examples}
     for spec, given in answers.items():
-        service = Service()
+        stats = CallStats()
         parts = Parts()
-        scored = [parts.lean(row) for row in score_all(track, _answered(spec, examples, given, service))]
+        scored = [parts.lean(row) for row in score_all(track, _answered(spec, examples, given, stats))]
         metrics = summarise(track, scored)
         if similar is not None:
             texts = [given[example.id].text for example in examples]
@@ -65,7 +64,7 @@ def build(
         models[spec] = {
             "n": len(examples),
             "metrics": metrics,
-            **service.figures(),
+            **stats.figures(),
             "issues": _counted(issue for judged in scored for issue in judged.issues),
             "analysis": breakdown(track, scored, tags, lengths),
             "trained_on": trained_on.get(spec, 0),
@@ -104,14 +103,8 @@ def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[s
     }
 
 
-def track_in(report: Mapping[str, Any]) -> Track:
-    """The track that a report carries; the one of the house with its name for a report from before it did."""
-    plain = report.get("track_definition")
-    return defined(plain) if plain else track_named(report["track"])
-
-
 def _answered(
-    spec: str, examples: Sequence[Example], given: Mapping[str, Completion], service: Service
+    spec: str, examples: Sequence[Example], given: Mapping[str, Completion], stats: CallStats
 ) -> Iterator[Answered]:
     """The answers as scorers take them, each counted as it goes by; ValueError at the end when some are missing."""
     missing = []
@@ -120,7 +113,7 @@ def _answered(
         if answer is None:
             missing.append(row.id)
             continue
-        service.add(answer)
+        stats.add(answer)
         yield row.id, answer.text, row.reference
     if missing:
         raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")

@@ -13,13 +13,10 @@ from typing import Any
 import jinja2
 
 from slm_ray.corpus.tracks import TRACKS, defined
-from slm_ray.verdict import wording
-from slm_ray.verdict.chart import bars, differences
-from slm_ray.verdict.daily import daily
-from slm_ray.verdict.losses import classes, guards, slices
-from slm_ray.verdict.measured import measured
-from slm_ray.verdict.panels import curve
-from slm_ray.verdict.rows_view import FILTERS, rows_view
+from slm_ray.page import formatting
+from slm_ray.page.charts import bars, curve, daily, differences, measured
+from slm_ray.page.error_slices import classes, guards, slices
+from slm_ray.page.rows_view import FILTERS, rows_view
 
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
@@ -47,7 +44,7 @@ def page(data: Mapping[str, Any]) -> str:
     test stage's score `rows` and, if there are any, `adapter` (its manifest), `timings_s`, `cost` and `partial`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "verdict"),
+        loader=jinja2.PackageLoader("slm_ray", "page"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -55,8 +52,8 @@ def page(data: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters.update(
-        percent=wording.percent, sentence=wording.sentence, figure=wording.figure, points=wording.points, seconds=wording.seconds, count=wording.count, signed=wording.signed, csp_hash=wording.csp_hash,
-        data_block=wording.data_block, thousand_usd=wording.thousand_usd, moment=wording.moment,
+        percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, signed=formatting.signed, csp_hash=formatting.csp_hash,
+        data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment,
     )  # fmt: skip
     html = environment.get_template("page.html.j2").render(
         data={

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from slm_ray.corpus.tracks import Track, defined
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.types import RowScore, Score
-from slm_ray.verdict.report import track_in
 
 Rows = Mapping[str, Mapping[str, Any]]
 _JUDGES = ("scorers", "primary", "core", "labels", "answer_schema", "strip")
@@ -63,6 +63,11 @@ class Side:
             raise ComparisonError(
                 f"{self.spec}, row {example_id}: {error}; run the evaluation's command again to score it anew"
             ) from None
+
+
+def track_in(report: Mapping[str, Any]) -> Track:
+    """The track that a report carries."""
+    return defined(report["track_definition"])
 
 
 def by_id(rows: Sequence[Mapping[str, Any]], name: str) -> Rows:

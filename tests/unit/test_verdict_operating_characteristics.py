@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm_ray.verdict.simulate_graded import POPULATIONS, graded
-from slm_ray.verdict.simulate_partial import CASES, Population, partials
+from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
+from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, Population, partials
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from slm_ray.verdict.places import goes_to, place
-from slm_ray.verdict.prices import Price, PriceList, price_of
-from slm_ray.verdict.report import track_in
+from slm_ray.costs.data_residency import goes_to, place
+from slm_ray.costs.prices import Price, PriceList, price_of
 
 UNIT = "USD"
 _DAY_S = 86_400.0
@@ -81,7 +80,7 @@ def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_a
     """What one model costs. Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong."""
     summary = asked.report["models"][spec]
     answers = [row["models"][spec] for row in asked.rows if spec in row["models"]]
-    correct, scored = _correct(answers, track_in(asked.report).primary)
+    correct, scored = _correct(answers, asked.report["track_definition"]["primary"])
     where = place(spec, asked.urls)
     found: dict[str, Any] = {
         "kind": "none", "basis": "", "reason": None, "hypothetical": False, "per_request_usd": None,

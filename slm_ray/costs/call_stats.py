@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from slm_ray.types import Completion, Usage
-from slm_ray.verdict.scored import tokens
 
 STAND_IN = "stand-in:"
 _KINDS = 1000  # reasons that are told apart: one that names its row must not be kept a hundred thousand times
 _SHOWN = 3
 
 
-class Service:
+class CallStats:
     """Latencies are seconds over answered rows; usage includes failed calls that were billed."""
 
     def __init__(self) -> None:
@@ -63,6 +62,15 @@ class Service:
             "served_by": served_by,
             "stand_in": any(name.startswith(STAND_IN) for name in served_by),
         }
+
+
+def tokens(usage: Usage) -> dict[str, int]:
+    """Tokens as a report names them."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cached_tokens": usage.cached_tokens,
+    }
 
 
 def _commonest(counted: tuple[str, int]) -> tuple[int, str]:

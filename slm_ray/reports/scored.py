@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.types import Completion, Example, RowScore, Usage
+from slm_ray.costs.call_stats import tokens
+from slm_ray.types import Completion, Example, RowScore
 
 Row = dict[str, Any]
 _NO_FACTS: Mapping[str, str | float] = {}
@@ -66,15 +67,6 @@ class ScoredRows(Sequence[Row]):
             "tags": dict(sorted(example.tags.items())),
             "models": {spec: _answer(self._answers[spec][example.id], rows[at]) for spec, rows in self._scored.items()},
         }
-
-
-def tokens(usage: Usage) -> dict[str, int]:
-    """Tokens as a report names them."""
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "cached_tokens": usage.cached_tokens,
-    }
 
 
 def _answer(answer: Completion, score: RowScore) -> Row:

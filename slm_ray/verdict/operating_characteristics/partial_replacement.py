@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm_ray.verdict.partial import partial
+from slm_ray.verdict.partial_replacement import partial
 from slm_ray.verdict.routing import Routed, mixture
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from slm_ray.corpus.render import digest, prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS
+from slm_ray.reports.build import build
 from slm_ray.storage import read_jsonl, write_jsonl
 from slm_ray.types import Completion, Example, Failure, Usage
-from slm_ray.verdict.report import build
 
 TRACK = TRACKS["structured"]
 EXAMPLES = [
