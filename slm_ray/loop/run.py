@@ -35,8 +35,9 @@ from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
+from slm_ray.page.data import Stage
 from slm_ray.prepare import Count, prepare
-from slm_ray.reports.compare import compare_reports, write_comparison
+from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
 from slm_ray.trackfile import open_track
@@ -114,7 +115,7 @@ class Loop:
         self.console.print(f"{self.config.serving.name} answers at {endpoint.url}/v1")
         return endpoint
 
-    def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, Set[str]]) -> None:
+    def evaluate(self, run: TrackRun, stage: Stage, models: list[str], trained: Mapping[str, Set[str]]) -> None:
         """Ask all models the stage's rows and keep the report; ModelError when one was out of reach for many of them.
 
         Nothing is trained or decided on answers that are missing; the same command asks the failed rows again.
@@ -130,7 +131,7 @@ class Loop:
         if failed := outages(run.reports[stage], config.max_failed_share):
             raise ModelError(f"{run.name}, {stage} rows: {'; '.join(failed)}")
 
-    def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
+    def decide(self, run: TrackRun, stage: Stage, slm: str) -> Decision:
         """Compare `slm` with the LLM on the stage's rows, print the verdict and keep it.
 
         On test rows also the share of traffic that the SLM may take, chosen on the validation rows.
@@ -146,10 +147,10 @@ class Loop:
         write_comparison(found, config)
         run.compared[stage] = found
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
-        self.say(found.text())
+        self.say(comparison_text(found))
         return found.decision
 
-    def rule(self, stage: str) -> Literal["paired", "point"]:
+    def rule(self, stage: Stage) -> Literal["paired", "point"]:
         """Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show."""
         return self.config.gate if stage == "validation" else self.config.rule
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,34 +16,26 @@ import yaml
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, CostConfig
-from slm_ray.costs.cost import Asked, Machine, cost
+from slm_ray.costs.cost import Asked, cost
 from slm_ray.costs.prices import PriceList, price_list
 from slm_ray.errors import ConfigError, choices
-from slm_ray.page.formatting import cost_text, partial_text
+from slm_ray.page.formatting import cost_text, partial_replacement_text
+from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
+from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
-from slm_ray.types import Comparison, Decision
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
-from slm_ray.verdict.partial_replacement import Prices, partial_of
+from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compared:
-    """All that is known of two models on the same rows; `partial` is None without validation rows."""
-
-    comparison: Comparison
-    decision: Decision
-    declared: Mapping[str, Any] | None
-    cost: Mapping[str, Any]
-    partial: Mapping[str, Any] | None
-
-    def text(self) -> str:
-        """What a person reads; the last line is `FINE_TUNE=0|1`."""
-        parts = [cost_text(self.cost), *([partial_text(self.partial)] if self.partial else [])]
-        return verdict_text(self.comparison, self.decision, further=parts)
+def comparison_text(found: ComparisonReport) -> str:
+    """What a person reads; the last line is `FINE_TUNE=0|1`."""
+    partial = found.partial_replacement
+    parts = [cost_text(found.cost), *([partial_replacement_text(partial)] if partial else [])]
+    return verdict_text(found.comparison, found.decision, further=parts)
 
 
-def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = None) -> Compared:
+def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = None) -> ComparisonReport:
     """Compare `config.slm` with `config.llm` by `config.rule`.
 
     `urls` say where models answer, by kind (`azure`), where a run's own config does not. Raises ComparisonError where the
@@ -52,10 +43,10 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
-    trained = training_prompts(config.train, report["track"]) if config.train else None
+    trained = training_prompts(config.train, report.track) if config.train else None
     comparison = compare(
         report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired,
-        resamples=config.resamples, seed=config.seed, train_prompts=trained, gates=config.gates,
+        resamples=config.resamples, seed=config.seed, train_prompts=trained, guardrails=config.gates,
         slice_rows=config.slice_rows,
     )  # fmt: skip
     decision = decide(comparison, rule=config.rule, delta=config.delta)
@@ -66,21 +57,21 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
         asked.append(_asked(config.other_report, other_report, other_rows, urls or {}))
     costs = cost(asked, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as)  # fmt: skip
-    return Compared(
+    return ComparisonReport(
         comparison=comparison,
         decision=dataclasses.replace(decision, because=(*decision.because, kept)),
         declared=declared,
         cost=costs,
-        partial=_partial(config, report, _joined(config, rows, other_rows), costs)
+        partial_replacement=_partial_replacement(config, report, _joined(config, rows, other_rows), costs)
         if config.validation_report
         else None,
     )
 
 
-def write_comparison(found: Compared, config: CompareConfig) -> Path:
+def write_comparison(found: ComparisonReport, config: CompareConfig) -> Path:
     """Write it all as JSON to `config.out`, else beside the report; the path. The same reports give the same bytes."""
     path = Path(config.out) if config.out else folder_of(config.report) / COMPARISON
-    storage.write_json(path, dataclasses.asdict(found))
+    storage.write_json(path, encode(found))
     return path
 
 
@@ -105,35 +96,32 @@ def load_prices(config: CostConfig) -> PriceList:
     return prices
 
 
-def _partial(
-    config: CompareConfig, report: Mapping[str, Any], rows: list[dict[str, Any]], costs: Mapping[str, Any]
-) -> dict[str, Any]:
-    arms = costs["arms"]
-    prices = Prices(llm_usd=arms[config.llm]["per_request_usd"], slm_usd=arms[config.slm]["per_request_usd"])
-    found = partial_of(
+def _partial_replacement(
+    config: CompareConfig, report: Report, rows: list[RowResult], costs: CostReport
+) -> PartialReplacement:
+    llm, slm = costs.arms[config.llm], costs.arms[config.slm]
+    prices = Prices(llm_usd=llm.per_request_usd, slm_usd=slm.per_request_usd)
+    return partial_replacement_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
-        delta=config.delta, resamples=config.resamples, seed=config.seed, gates=config.gates, prices=prices,
+        delta=config.delta, resamples=config.resamples, seed=config.seed, guardrails=config.gates, prices=prices, cost_hypothetical=llm.hypothetical,
     )  # fmt: skip
-    return {**found, "cost_hypothetical": arms[config.llm]["hypothetical"]}
 
 
-def _joined(
-    config: CompareConfig, rows: list[dict[str, Any]], other_rows: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowResult]) -> list[RowResult]:
     """Rows with both models, as `compare` finds them: the LLM in the first report, the SLM in the other."""
-    others = {row["id"]: row["models"] for row in other_rows}
+    others = {row.id: row.models for row in other_rows}
     joined = []
     for row in rows:
-        here, there = row["models"], others.get(row["id"], {})
+        here, there = row.models, others.get(row.id, {})
         found = {
             config.llm: here.get(config.llm) or there.get(config.llm),
             config.slm: there.get(config.slm) or here.get(config.slm),
         }
-        joined.append({**row, "models": {spec: answer for spec, answer in found.items() if answer}})
+        joined.append(dataclasses.replace(row, models={spec: answer for spec, answer in found.items() if answer}))
     return joined
 
 
-def _asked(path: str, report: Mapping[str, Any], rows: list[dict[str, Any]], urls: Mapping[str, str]) -> Asked:
+def _asked(path: str, report: Report, rows: list[RowResult], urls: Mapping[str, str]) -> Asked:
     """The evaluation with what the run's own config, where there is one, says of how it was asked."""
     file = folder_of(path) / CONFIG
     plain: Any = yaml.safe_load(storage.read_text(file)) if file.is_file() else {}

@@ -6,14 +6,15 @@ their own before its first call; what was declared first stays.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from slm_ray import storage
 from slm_ray.config import DeclareConfig
 from slm_ray.corpus import read
 from slm_ray.corpus.retrieve import question_hash
-from slm_ray.errors import DataError
+from slm_ray.records import DeclaredRule, Report, RowResult
+from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.trackfile import open_track
 
 REPORT = "report.json"
@@ -21,35 +22,44 @@ SCORES = "scores.jsonl"
 DECLARED = "declared.json"
 COMPARISON = "comparison.json"
 CONFIG = "config.yaml"
+_AGAIN = "run the evaluation's command again: it scores anew and asks nothing twice"
+_ANOTHER = f"give a report.json that jobs/evaluate.py wrote, or {_AGAIN}"
 
 
-def load_report(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A report and its score rows; `path` is the run directory or its report.json."""
+def load_report(path: str | Path) -> tuple[Report, list[RowResult]]:
+    """A report and its rows; `path` is the run directory or its report.json. DataError names the file, line and key."""
     file = Path(path)
     file = file / REPORT if file.is_dir() else file
-    report = storage.read_json(file)
-    missing = {"track", "examples", "models"} - set(report if isinstance(report, dict) else ())
-    if missing:
-        raise DataError(
-            f"{file}: not an evaluation report (no {', '.join(sorted(missing))}); give a report.json that jobs/evaluate.py wrote"
-        )
-    return report, storage.read_jsonl(file.with_name(SCORES))
+    plain = storage.read_json(file)
+    check_version(plain, where=str(file), fix=_ANOTHER)
+    report = decode(plain, Report, where=str(file), fix=_ANOTHER)
+    scores = file.with_name(SCORES)
+    rows = [
+        decode(row, RowResult, where=f"{scores}:{line}", fix=_AGAIN) for line, row in storage.numbered_jsonl(scores)
+    ]
+    return report, rows
+
+
+def write_report(run_dir: str | Path, report: Report, rows: Iterable[RowResult]) -> None:
+    """Write both files, rows one by one; the report last, so that a report on disk has its rows beside it."""
+    storage.write_jsonl(Path(run_dir) / SCORES, map(encode, rows))
+    storage.write_json(Path(run_dir) / REPORT, encode(report))
 
 
 def declare(run_dir: str | Path, declared: DeclareConfig | None, *, primary: str, answers_before: int) -> None:
     """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
     path = Path(run_dir) / DECLARED
     if declared is not None and not path.exists():
-        storage.write_json(
-            path, {"rule": declared.rule, "delta": declared.delta, "primary": primary, "answers_before": answers_before}
-        )
+        rule = DeclaredRule(rule=declared.rule, delta=declared.delta, primary=primary, answers_before=answers_before)
+        storage.write_json(path, encode(rule))
 
 
-def declared_in(path: str) -> dict[str, Any] | None:
+def declared_in(path: str) -> DeclaredRule | None:
     """What was declared before the first call of the run; None when nothing was."""
     file = folder_of(path) / DECLARED
-    found: dict[str, Any] | None = storage.read_json(file) if file.is_file() else None
-    return found
+    if not file.is_file():
+        return None
+    return decode(storage.read_json(file), DeclaredRule, where=str(file), fix="evaluate into a folder of its own")
 
 
 def folder_of(path: str) -> Path:

@@ -14,7 +14,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command", "ray_environment"},
+    {"types", "records", "errors", "tables", "config", "command", "ray_environment"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
@@ -23,7 +23,7 @@ FLOORS = [
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("command", "config"), ("command", "errors"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
@@ -56,7 +56,7 @@ OWNERS = {
     "jinja2": {"page"},
     "datasketch": {"corpus"},
     "jsonschema": {"scoring"},
-    "msgspec": {"corpus", "prepare"},
+    "msgspec": {"corpus", "prepare", "reports"},
     "rapidfuzz": {"scoring"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},
