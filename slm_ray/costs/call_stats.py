@@ -31,7 +31,7 @@ class CallStats:
         """Count one answer."""
         self._rows += 1
         self._calls += answer.attempts
-        self._possibly_billed += answer.unheard
+        self._possibly_billed += answer.possibly_billed
         if answer.text is not None and answer.latency_s is not None:
             self._latencies.append(answer.latency_s)
         if answer.text is not None and answer.first_token_s is not None:

@@ -33,7 +33,7 @@ def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance
     attempts = possibly_billed = 0
     for entry in ledger.history(plan.id):
         attempts += entry.completion.attempts
-        possibly_billed += entry.completion.unheard
+        possibly_billed += entry.completion.possibly_billed
     last = _last(plan, ledger)
     return Provenance(
         rows_in=len(plan.examples),

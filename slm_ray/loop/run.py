@@ -34,9 +34,9 @@ from slm_ray.fanout import in_order
 from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
-from slm_ray.models import check_spec
 from slm_ray.page.data import Stage
 from slm_ray.prepare import Count, prepare
+from slm_ray.providers import check_spec
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all

@@ -25,7 +25,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.standing import Gap, Standing
 from slm_ray.evaluation.table import summary
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.records import (
     Commands,
     Digests,
