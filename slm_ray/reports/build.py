@@ -76,7 +76,7 @@ class ScoredRows(Sequence[RowResult]):
             id=example.id,
             prompt_hash=prompt_hash(example.prompt),
             prompt=example.prompt.messages,
-            target=example.reference,
+            target=example.target,
             tags=dict(sorted(example.tags.items())),
             models={spec: _result(self._answers[spec][example.id], rows[at]) for spec, rows in self._scored.items()},
         )
@@ -130,7 +130,7 @@ def build(
         metrics = summarise(track, scored)
         if similar is not None:
             texts = [given[example.id].text for example in examples]
-            scored = similar(scored, texts, [example.reference for example in examples])
+            scored = similar(scored, texts, [example.target for example in examples])
             metrics |= means(*SIMILARITIES)(scored, track)
         rows[spec] = scored
         repeats = (again or {}).get(spec)
@@ -157,7 +157,7 @@ def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[s
     shared = SharedParts()
     for row in examples:
         texts = [given[row.id].text for given in repeats]
-        judged = [shared.lean(score(track, row.id, text, row.reference)) for text in texts]
+        judged = [shared.lean(score(track, row.id, text, row.target)) for text in texts]
         same += len({one.value(track.primary) for one in judged}) == 1
         same_text += len(set(texts)) == 1
         for found, one in zip(scored, judged, strict=True):
@@ -181,7 +181,7 @@ def _answered(
             missing.append(row.id)
             continue
         stats.add(answer)
-        yield row.id, answer.text, row.reference
+        yield row.id, answer.text, row.target
     if missing:
         raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
 

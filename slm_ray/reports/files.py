@@ -12,7 +12,7 @@ from pathlib import Path
 from slm_ray import storage
 from slm_ray.config import DeclareConfig
 from slm_ray.corpus import read
-from slm_ray.corpus.retrieve import question_hash
+from slm_ray.corpus.leakage import question_hashes
 from slm_ray.records import DeclaredRule, Report, RowResult
 from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.trackfile import open_track
@@ -67,7 +67,7 @@ def folder_of(path: str) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def training_prompts(path: str | Path, track_name: str) -> set[str]:
+def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
     """The prompt hashes of a training file, to find evaluation rows that were trained on."""
     examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return {question_hash(example) for example in examples}
+    return question_hashes(examples)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
+from slm_ray.corpus.leakage import leakage_text, leaked
 from slm_ray.corpus.tracks import Track, defined
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.records import ModelReport, Report, RowResult
@@ -127,11 +128,9 @@ def _trained_in_part(left: ComparedArm, right: ComparedArm, train_prompts: Set[s
 
 def refuse_training_rows(left: ComparedArm, right: ComparedArm, ids: Sequence[str], train_prompts: Set[str]) -> None:
     """Rows of the training file, and rows that a model's own record says it was trained on."""
-    seen = [key for key in ids if left.rows[key].prompt_hash in train_prompts]
+    seen = leaked({key: left.rows[key].prompt_hash for key in ids}, train_prompts)
     if seen:
-        raise ComparisonError(
-            f"{len(seen)} of {len(ids)} evaluation rows are training rows ({_some(seen)}); evaluate on held-out rows"
-        )
+        raise ComparisonError(leakage_text(seen, len(ids), rows="evaluation rows", fix="evaluate on held-out rows"))
     for arm in (left, right):
         count = arm.summary.trained_on
         if count:
