@@ -20,7 +20,7 @@ from slm_ray.ledger import Ledger, outcome
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 
 PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
-_WHERE_AND_HOW_FAST = ("run_dir", "actors", "actor_resources", "plain")  # they change no answer
+_WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
 def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slm_ray.adapters import Manifest
-from slm_ray.config import TrackConfig
+from slm_ray.config import TrackSource
 from slm_ray.page.data import Stage
 from slm_ray.prepare import Prepared
 from slm_ray.records import ComparisonReport, Report
@@ -16,7 +16,7 @@ from slm_ray.records import ComparisonReport, Report
 class TrackRun:
     """One track; `compared` and `reports` are by stage (validation, test), `adapter` is None until one is trained."""
 
-    config: TrackConfig
+    config: TrackSource
     prepared: Prepared
     folder: Path
     compared: dict[Stage, ComparisonReport] = field(default_factory=dict)

@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray import storage
-from slm_ray.config import CompareConfig, CostConfig
+from slm_ray.config import CompareConfig, Cost
 from slm_ray.costs.cost import Asked, cost
 from slm_ray.costs.prices import PriceList, price_list
 from slm_ray.errors import ConfigError, choices
@@ -26,6 +24,9 @@ from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, lo
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
+from slm_ray.yaml_file import read_yaml
+
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
 
 def comparison_text(found: ComparisonReport) -> str:
@@ -45,8 +46,8 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
     trained = training_prompts(config.train, report.track) if config.train else None
     comparison = compare(
-        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired,
-        resamples=config.resamples, seed=config.seed, train_prompts=trained, guardrails=config.gates,
+        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
+        resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
         slice_rows=config.slice_rows,
     )  # fmt: skip
     decision = decide(comparison, rule=config.rule, delta=config.delta)
@@ -75,19 +76,15 @@ def write_comparison(found: ComparisonReport, config: CompareConfig) -> Path:
     return path
 
 
-def load_prices(config: CostConfig) -> PriceList:
+def load_prices(config: Cost) -> PriceList:
     """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not.
 
     The shipped list may be out of reach (a job that runs in another folder): then nothing has a price, and that is said.
     """
-    if config.prices == CostConfig().prices and not Path(config.prices).exists():
+    if config.prices == Cost().prices and not Path(config.prices).exists():
         prices = PriceList(as_of=f"never: no {config.prices} here", models={})
     else:
-        try:
-            tree: Any = yaml.safe_load(storage.read_text(config.prices))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{config.prices}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-        prices = price_list(tree, where=config.prices)
+        prices = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
     if config.llm_price_as is not None and config.llm_price_as not in prices.models:
         raise ConfigError(
             f"cost.llm_price_as: no price for {config.llm_price_as!r} in {config.prices}:"
@@ -103,7 +100,7 @@ def _partial_replacement(
     prices = Prices(llm_usd=llm.per_request_usd, slm_usd=slm.per_request_usd)
     return partial_replacement_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
-        delta=config.delta, resamples=config.resamples, seed=config.seed, guardrails=config.gates, prices=prices, cost_hypothetical=llm.hypothetical,
+        delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
     )  # fmt: skip
 
 
@@ -124,11 +121,11 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
 def _asked(path: str, report: Report, rows: list[RowResult], urls: Mapping[str, str]) -> Asked:
     """The evaluation with what the run's own config, where there is one, says of how it was asked."""
     file = folder_of(path) / CONFIG
-    plain: Any = yaml.safe_load(storage.read_text(file)) if file.is_file() else {}
+    plain: Any = read_yaml(file, what="config") if file.is_file() else {}
     concurrency = (plain.get("generation") or {}).get("concurrency")
     served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
     return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})
 
 
-def _machine(config: CostConfig) -> Machine:
+def _machine(config: Cost) -> Machine:
     return Machine(name=config.machine, hourly_usd=config.hourly_usd, utilisation=config.utilisation)

@@ -10,9 +10,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slm_ray import storage
-from slm_ray.config import DeclareConfig
+from slm_ray.config import Declaration
 from slm_ray.corpus import read
 from slm_ray.corpus.leakage import question_hashes
+from slm_ray.corpus.tracks import defined
+from slm_ray.errors import DataError
 from slm_ray.records import DeclaredRule, Report, RowResult
 from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.trackfile import open_track
@@ -33,6 +35,10 @@ def load_report(path: str | Path) -> tuple[Report, list[RowResult]]:
     plain = storage.read_json(file)
     check_version(plain, where=str(file), fix=_ANOTHER)
     report = decode(plain, Report, where=str(file), fix=_ANOTHER)
+    try:
+        defined(report.track_definition)
+    except TypeError as error:
+        raise DataError(f"{file}: track_definition is no track ({error}); {_ANOTHER}") from None
     scores = file.with_name(SCORES)
     rows = [
         decode(row, RowResult, where=f"{scores}:{line}", fix=_AGAIN) for line, row in storage.numbered_jsonl(scores)
@@ -46,7 +52,7 @@ def write_report(run_dir: str | Path, report: Report, rows: Iterable[RowResult])
     storage.write_json(Path(run_dir) / REPORT, encode(report))
 
 
-def declare(run_dir: str | Path, declared: DeclareConfig | None, *, primary: str, answers_before: int) -> None:
+def declare(run_dir: str | Path, declared: Declaration | None, *, primary: str, answers_before: int) -> None:
     """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
     path = Path(run_dir) / DECLARED
     if declared is not None and not path.exists():
