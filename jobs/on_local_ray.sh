@@ -10,7 +10,9 @@ submission="slm-ray-$$-$(date +%s)"
 mkdir -p "$run"
 
 finish() {
-  trap - INT TERM EXIT
+  trap - EXIT
+  trap '' INT TERM  # what follows is clean-up, which another Ctrl-C would leave half done
+  [ -z "${status:-}" ] && echo "stopping..." >&2
   if [ -n "${submitted:-}" ] && [ -z "${ended:-}" ]; then
     ray job stop "$submission" >>"$run/ray.log" 2>&1
   fi

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from slm_ray.errors import ResourceError
 from slm_ray.ray_environment import LOCAL_SETTINGS
+from slm_ray.signals import handlers_kept
 
 SLOT = "slot"
 LOCAL_SLOTS = 4
@@ -37,10 +36,8 @@ def connect(log_to_driver: bool = False) -> None:
     """
     if ray.is_initialized():
         return
-    handler = signal.getsignal(signal.SIGTERM)
-    _join(log_to_driver)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in place, which skips the job's clean-up
+    with handlers_kept():  # ray.init puts one of its own in place, which skips the job's clean-up
+        _join(log_to_driver)
 
 
 def _join(log_to_driver: bool) -> None:

@@ -93,6 +93,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
 
 def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
     """Read and check everything that needs no worker; `limit` takes the first rows only."""
+    adapters.check_base(config.base, setting="base")
     # transformers takes seconds to import, which a job that only prints its help should not pay.
     quiet()
     from slm_ray.training.pretrained import base_folder, open_tokenizer

@@ -14,7 +14,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command", "ray_environment"},
+    {"types", "errors", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
@@ -23,7 +23,7 @@ FLOORS = [
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
