@@ -106,6 +106,47 @@ def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> 
     copies.close()
 
 
+@pytest.mark.parametrize("name", ["", ".", "../../etc", "/etc", "a/b", "..", ".copy-x", "a@../b", "a@0123", "a\0b"])
+def test_only_plain_names_are_fetched(tmp_path: Path, name: str) -> None:
+    copies = LocalCopies()
+    (copies.folder / ".copy-x").mkdir()
+    (copies.folder / "a@0123").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no adapter"):
+        copies.fetch(tmp_path, name, BASE)
+    copies.close()
+
+
+@pytest.mark.parametrize("linked", [".", "adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_out_of_the_folder_is_no_adapter_and_one_within_it_is(tmp_path: Path, linked: str) -> None:
+    folder, copies = tmp_path / "adapters", LocalCopies()
+    adapter_folder(folder / "own")
+    (folder / "latest").symlink_to("own")
+    outside = adapter_folder(tmp_path / "elsewhere")
+    if linked == ".":
+        (folder / "out").symlink_to(outside)
+    else:
+        (adapter_folder(folder / "out") / linked).unlink()
+        (folder / "out" / linked).symlink_to(outside / linked)
+    names = served_names(folder)
+    assert set(names) == {"own", "latest"}
+    assert (copies.fetch(folder, names["latest"], BASE) / "adapter_model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, "out", BASE)
+    copies.close()
+
+
+def test_a_manifest_that_links_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+    folder, copies = tmp_path / "adapters", LocalCopies()
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"base_fingerprint": "secret"}', encoding="utf-8")
+    (adapter_folder(folder / "own") / "manifest.json").symlink_to(secret)
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, "own", BASE)  # not the name it has
+    copy = copies.fetch(folder, served_name(folder, "own") or "", BASE)
+    assert not (copy / "manifest.json").exists()
+    copies.close()
+
+
 def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
     folder, copies = tmp_path / "adapters", LocalCopies()
 
