@@ -19,11 +19,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from slm_ray.errors import ResourceError
-from slm_ray.ray_environment import LOCAL_SETTINGS
+from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
 from slm_ray.signals import handlers_kept
 
-SLOT = "slot"
-LOCAL_SLOTS = 4
 _LISTENS_WITHIN_S = 2.0
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
@@ -31,7 +29,6 @@ _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answe
 def connect(log_to_driver: bool = False) -> None:
     """Join the running cluster (`RAY_ADDRESS`, a submitted job, `ray start`), else start one for this process.
 
-    A local one has `LOCAL_SLOTS` logical slots, the places that training workers take on a machine without GPUs.
     ResourceError where the cluster answers those who show no token.
     """
     if ray.is_initialized():
@@ -107,11 +104,10 @@ def noted_address() -> str | None:
 
 
 def start_local(**settings: Any) -> None:
-    """A Ray for this process alone, with `LOCAL_SLOTS` slots; `settings` go to `ray.init`."""
+    """A Ray for this process alone, as `ray_environment` has it; `settings` go to `ray.init`."""
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
-    cpus = max(LOCAL_SLOTS, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, resources={SLOT: LOCAL_SLOTS}, include_dashboard=False, **settings)
+    ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
 
 
 def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:

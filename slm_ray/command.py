@@ -24,6 +24,8 @@ Config = TypeVar("Config", bound=BaseModel)
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+# A line that says how far a job is begins so; on a terminal the next one takes its place. The variable: seconds between them.
+PROGRESS_MARK, PROGRESS_EVERY = "… ", "SLM_RAY_PROGRESS_EVERY_S"
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

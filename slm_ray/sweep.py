@@ -104,6 +104,9 @@ def _run(
         run_config=tune.RunConfig(name="tune", storage_path=str(folder / "sweep"), verbose=0),
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints its own table in spite of verbose=0
+    for made in plans:
+        if not (made.folder / "trial.json").is_file():  # what an interrupted sweep has left is not how far this one is
+            made.progress_path.unlink(missing_ok=True)
     with progress.shown([made.progress_path for made in plans]):
         grid = tuner.fit()
     errors = {outcome.config["number"]: str(outcome.error).splitlines()[-1] for outcome in grid if outcome.error}

@@ -1,4 +1,4 @@
-"""The loop's training step: the parity gate, room on the cluster, a sweep if asked for, one adapter per track.
+"""The loop's training step: the parity check, room on the cluster, a sweep if asked for, one adapter per track.
 
 On scarce GPUs the endpoint may hold what training needs. `make_room` prefers, in this order: all tracks at once beside
 the endpoint, one track after the other beside it, and training in the endpoint's place. It never waits for resources
@@ -63,7 +63,7 @@ def make_room(config: LoopConfig, tracks: int) -> Room:
 
 
 def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
-    """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
+    """The parity check: the token ids that the trainer will see for a prompt are those that the server sees."""
     quiet()  # before the trainer's libraries, which also take seconds to import
     from slm_ray.training.parity import check_parity, prompt_token_ids
     from slm_ray.training.pretrained import open_tokenizer

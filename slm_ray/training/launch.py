@@ -126,7 +126,7 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
         config=config, rows=tuple(rows.conversation(example) for example in made.examples), lengths=made.lengths,
         use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
     )  # fmt: skip
-    made.progress_path.unlink(missing_ok=True)
+    progress.start(made.progress_path)
     # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(

@@ -20,7 +20,7 @@ FLOORS = [
         "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
+    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
@@ -40,7 +40,7 @@ SIDEWAYS = {
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "openai": {"models", "providers"},
     "torch": {"training", "serving", "encoders"},

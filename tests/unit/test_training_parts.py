@@ -138,7 +138,12 @@ def test_a_log_repeats_no_line() -> None:
 def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     assert progress.read(path) is None
-    assert progress.line("run", None) == "run: starting workers"
+    assert progress.line("run", None, 400.0) == "run: waiting for a slot"
+    progress.start(path)
+    starting = progress.read(path)
+    assert progress.line("run", starting, 3.0) == "run: starting workers"
+    assert progress.line("run", starting, 64.0).startswith("run: starting workers for 60 s; if others hold")
+    assert progress.line("run", starting, 64.0) == progress.line("run", starting, 88.0), "no line for each second"
     now = progress.Progress(step=3, steps=10, loss=1.25, tokens_per_s=2000.0, eta_s=12.4)
     progress.write(path, now)
     assert progress.read(path) == now
