@@ -1,6 +1,6 @@
 """Ray Tune over LoRA rank and learning rate: each trial is a Ray Train run, judged on validation rows it never saw.
 
-The objective is the track's primary metric, from answers that the trial's own model writes. The result is a table and
+The validation score is the track's primary metric, from answers that the trial's own model writes. The result is a table and
 the best recipe in `run_dir/sweep.json`; a finished sweep is returned from there, and of an interrupted one the finished
 trials are not trained again. It publishes no adapter: the best recipe is then trained on all rows.
 """
@@ -27,7 +27,8 @@ from slm_ray.errors import DataError, ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
-from slm_ray.training.launch import Plan, fit, plan
+from slm_ray.training.launch import fit
+from slm_ray.training.plan import Plan, plan
 from slm_ray.types import Example
 
 _RESULT = "sweep.json"
@@ -133,7 +134,7 @@ def _row(made: Plan, error: str | None) -> dict[str, Any]:
     if error is not None or not (made.folder / "trial.json").is_file():
         return {**row, "score": None, "error": error or "the trial did not finish"}
     metrics = read_json(made.folder / "trial.json")
-    return {**row, "score": metrics.pop("objective"), "metrics": metrics}
+    return {**row, "score": metrics.pop("validation_score"), "metrics": metrics}
 
 
 def _concurrent(workers: Any) -> int:

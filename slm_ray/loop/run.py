@@ -85,7 +85,7 @@ class Loop:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None
-        from slm_ray.training.count import token_counter  # transformers takes seconds to import
+        from slm_ray.training.base_model import token_counter  # transformers takes seconds to import
 
         return token_counter(self.config.serving.base)
 

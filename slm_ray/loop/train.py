@@ -18,7 +18,7 @@ from slm_ray.prepare import examples_in
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import sweep
 from slm_ray.training import train_many
-from slm_ray.training.quiet import quiet
+from slm_ray.training.base_model import open_tokenizer, silence_libraries
 
 Say = Callable[[str], None]
 
@@ -64,9 +64,8 @@ def make_room(config: LoopConfig, tracks: int) -> Room:
 
 def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
     """The parity check: the token ids that the trainer will see for a prompt are those that the server sees."""
-    quiet()  # before the trainer's libraries, which also take seconds to import
+    silence_libraries()  # before the trainer's, which also take seconds to import
     from slm_ray.training.parity import check_parity, prompt_token_ids
-    from slm_ray.training.pretrained import open_tokenizer
 
     tokenizer = open_tokenizer(Path(config.serving.base))
     for run in runs:

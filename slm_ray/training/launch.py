@@ -6,12 +6,9 @@ over the same rows and base is one run: finished, it is returned at once; interr
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,39 +20,18 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainingConfig
-from slm_ray.corpus.render import digest
 from slm_ray.corpus.retrieve import question_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
+from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
-from slm_ray.training.quiet import quiet
-from slm_ray.training.traces import FINISHED, trace
-from slm_ray.training.work import Work
+from slm_ray.training.base_model import silence_libraries
+from slm_ray.training.plan import Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
-# Not part of what is learned: where files lie, how often a run may fail, how often it saves.
-_INCIDENTAL: Any = {
-    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "workers": {"max_failures"},
-}  # fmt: skip
+FINISHED = "finished.json"
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A checked run: what will be trained on what, under a name that follows from the content."""
-
-    config: TrainingConfig
-    folder: Path
-    examples: tuple[Example, ...]
-    lengths: tuple[int, ...]
-    base_fingerprint: str
-    config_digest: str
-    data_digest: str
-
-    @property
-    def progress_path(self) -> Path:
-        return self.folder / f"{self.config.name}.json"
 
 
 def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
@@ -66,7 +42,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     """
     made = plan(config)
     manifest = _train(made, show=show)
-    trace(made.folder, manifest, os.environ)
+    _trace(made.folder, manifest, os.environ)
     return manifest
 
 
@@ -87,32 +63,8 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for made, manifest in zip(plans, manifests, strict=True):
-        trace(made.folder, manifest, os.environ)
+        _trace(made.folder, manifest, os.environ)
     return manifests
-
-
-def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
-    """Read and check everything that needs no worker; `limit` takes the first rows only."""
-    adapters.check_base(config.base, setting="base")
-    # transformers takes seconds to import, which a job that only prints its help should not pay.
-    quiet()
-    from slm_ray.training.pretrained import base_folder, open_tokenizer
-
-    folder = base_folder(config.base)
-    read = rows.read(config.train, config.track).first(limit)
-    rows.refuse_leaks(read, config.track)
-    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
-    fingerprint = adapters.base_fingerprint(folder)
-    data_digest = digest(read.examples)
-    settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
-    config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}".encode()).hexdigest()[:12]
-    base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
-    return Plan(
-        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
-        examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-        data_digest=data_digest,
-    )  # fmt: skip
 
 
 def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
@@ -122,7 +74,7 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     config = made.config
     cluster.require(_bundles(config), setting="training.workers")
     use_gpu = config.workers.per_worker.get("GPU", 0) > 0
-    work = Work(
+    payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in made.examples), lengths=made.lengths,
         use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
     )  # fmt: skip
@@ -131,7 +83,7 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=work,
+        train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers.count, use_gpu=use_gpu, resources_per_worker=dict(config.workers.per_worker)
@@ -157,12 +109,6 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def trained_prompts(config: TrainingConfig) -> list[tuple[str, list[int]]]:
-    """(example id, prompt token ids) of the first rows as TRL tokenised them in the finished run; empty before that."""
-    path = plan(config).folder / "prompts.json"
-    return [(row["id"], row["token_ids"]) for row in read_json(path)] if path.is_file() else []
-
-
 def _train(made: Plan, *, show: bool) -> Manifest:
     if (finished := _finished(made)) is not None:
         return finished
@@ -175,12 +121,12 @@ def _in_task(made: Plan) -> Manifest:
     return _train(made, show=False)
 
 
-def _worker(work: Work) -> dict[str, Any]:
-    quiet()
+def _worker(payload: WorkerPayload) -> dict[str, Any]:
+    silence_libraries()
     # Only a worker pays for importing torch, PEFT and TRL.
-    from slm_ray.training.loop import worker
+    from slm_ray.training.worker import worker
 
-    return worker(work)
+    return worker(payload)
 
 
 def _result(reference: Any) -> Manifest:
@@ -211,11 +157,23 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
         base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
         metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in made.examples],
     )  # fmt: skip
-    seen = zip(made.examples, outcome["prompts"], strict=False)
-    write_json(made.folder / "prompts.json", [{"id": example.id, "token_ids": ids} for example, ids in seen])
-    told = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
-    write_json(made.folder / FINISHED, {"adapter": manifest.id, **told})
+    figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
+    write_json(made.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest
+
+
+def _trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> None:
+    """Write the trace beside the run's files and offer it to Langfuse; nothing for a run that kept no curve."""
+    if not (folder / FINISHED).is_file():
+        return
+    finished = read_json(folder / FINISHED)
+    if "curve" not in finished:
+        return
+    began_ns, ended_ns = finished["bounds_ns"]
+    Tracer(folder, environment).training(
+        manifest.name, origin=adapter_facts(manifest), metrics=finished["metrics"], curve=finished["curve"],
+        bounds_ns=(began_ns, ended_ns),
+    )  # fmt: skip
 
 
 def _bundles(config: TrainingConfig) -> list[dict[str, float]]:

@@ -15,11 +15,11 @@ from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.training import progress, rows
+from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.objective import validate
 from slm_ray.training.parity import check_parity, prompt_token_ids
-from slm_ray.training.pretrained import open_tokenizer
-from slm_ray.training.trainer import LikeLengths, build, prompt_ids
+from slm_ray.training.trainer import LengthGroupedSampler, build, prompt_ids
+from slm_ray.training.validation_score import validate
 from slm_ray.types import Example
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -51,7 +51,7 @@ def trainer(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> None:
     lengths = [10 + (7 * n) % 50 for n in range(103)]
-    one, other = LikeLengths(lengths, 8, 42), LikeLengths(lengths, 8, 42)
+    one, other = LengthGroupedSampler(lengths, 8, 42), LengthGroupedSampler(lengths, 8, 42)
     torch.manual_seed(1)
     first = list(one)
     torch.rand(5)
@@ -65,7 +65,7 @@ def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> Non
 
 def test_rows_of_like_length_share_a_batch_and_the_short_batch_is_last() -> None:
     lengths = [10 + (7 * n) % 50 for n in range(67)]
-    order = list(LikeLengths(lengths, 8, 42))
+    order = list(LengthGroupedSampler(lengths, 8, 42))
     spreads = [
         max(batch) - min(batch) for i in range(0, 64, 8) if (batch := [lengths[row] for row in order[i : i + 8]])
     ]
@@ -124,7 +124,7 @@ def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
     found = validate(trainer.model, tokenizer, examples(3), track("structured"))
-    assert 0.0 <= found["objective"] == found["exact_match"] <= 1.0
+    assert 0.0 <= found["validation_score"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
 
 
