@@ -31,7 +31,7 @@ from slm_ray.fanout import in_order
 from slm_ray.loop.page import write_result
 from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
-from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
+from slm_ray.loop.train import bundles, check_template, placement, train_tracks
 from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
 from slm_ray.reports import compare_reports, write_comparison
@@ -140,18 +140,18 @@ class Loop:
         """Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show."""
         return self.config.gate if stage == "validation" else self.config.rule
 
-    def train(self, losers: list[TrackRun], runs: list[TrackRun]) -> None:
+    def train(self, tracks_to_train: list[TrackRun], runs: list[TrackRun]) -> None:
         """One adapter per track; the endpoint stays up unless training cannot fit beside it."""
         with self.log.step("train"):
-            check_template(self.config, losers, self.endpoint)
+            check_template(self.config, tracks_to_train, self.endpoint)
             self.log.say("parity check: trainer and server see the same tokens for the same prompt")
-            room = make_room(self.config, len(losers))
-            if room.note:
-                self.log.note(room.note)
-            if not room.beside_endpoint:
+            place = placement(self.config, len(tracks_to_train))
+            if place.note:
+                self.log.note(place.note)
+            if not place.beside_endpoint:
                 shutdown()
-            train_tracks(self.config, losers, parallel=room.parallel, say=self.log.outcome)
-        if not room.beside_endpoint:
+            train_tracks(self.config, tracks_to_train, parallel=place.parallel, say=self.log.outcome)
+        if not place.beside_endpoint:
             with self.log.step("deploy again"):
                 self.endpoint = self.deploy(runs)
 
@@ -165,9 +165,9 @@ class Loop:
             with self.log.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
-        losers = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
-        if losers:
-            self.train(losers, runs)
+        tracks_to_train = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
+        if tracks_to_train:
+            self.train(tracks_to_train, runs)
         for run in runs:
             with self.log.step(f"evaluate {run.name} (test rows)"):
                 self.finish(run)

@@ -19,7 +19,7 @@ import yaml
 from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.config import ServingConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError
-from slm_ray.serving.access import key_digest
+from slm_ray.serving.auth import key_digest
 
 KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")

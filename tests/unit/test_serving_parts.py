@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from slm_ray.adapters import base_fingerprint, publish
 from slm_ray.config import ServingConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
-from slm_ray.serving.access import RequireKey, key_digest
-from slm_ray.serving.adapter_files import LocalCopies, served_name, served_names
+from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
+from slm_ray.serving.auth import RequireKey, key_digest
 from slm_ray.serving.settings import app_settings, bundles
 from slm_ray.serving.stand_in import StandIn
 
@@ -70,26 +70,26 @@ def test_published_ids_are_their_own_name_and_hand_placed_ones_carry_a_version(t
 
 def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
     adapter = published(tmp_path)
-    copies = LocalCopies()
+    copies = NodeLocalCache()
     copy = copies.fetch(tmp_path / "adapters", adapter, BASE)
     shutil.rmtree(tmp_path / "adapters")
     assert copies.fetch(tmp_path / "adapters", adapter, BASE) == copy
     assert (copy / "adapter_model.safetensors").is_file()
     with pytest.raises(FileNotFoundError):
         copies.fetch(tmp_path / "adapters", "run-000000000000", BASE)
-    LocalCopies().close()  # a second process leaves the folder of a living one alone
+    NodeLocalCache().close()  # a second process leaves the folder of a living one alone
     assert copy.is_dir()
     copies.close()
     assert not copy.exists()
 
 
 def test_folders_of_dead_processes_are_removed() -> None:
-    code = "import os; from slm_ray.serving.adapter_files import LocalCopies; print(LocalCopies().folder, flush=True); os._exit(9)"
+    code = "import os; from slm_ray.serving.adapter_cache import NodeLocalCache; print(NodeLocalCache().folder, flush=True); os._exit(9)"
     left = Path(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
     )
     assert left.is_dir()
-    LocalCopies().close()
+    NodeLocalCache().close()
     assert not left.exists()
 
 
@@ -99,7 +99,7 @@ def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> 
     name = served_name(folder, "by-hand")
     assert name is not None
     adapter_folder(folder / "by-hand", value=2.0)
-    copies = LocalCopies()
+    copies = NodeLocalCache()
     with pytest.raises(FileNotFoundError, match="replaced"):
         copies.fetch(folder, name, BASE)
     assert not list(copies.folder.glob(".copy-*"))
@@ -108,7 +108,7 @@ def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["", ".", "../../etc", "/etc", "a/b", "..", ".copy-x", "a@../b", "a@0123", "a\0b"])
 def test_only_plain_names_are_fetched(tmp_path: Path, name: str) -> None:
-    copies = LocalCopies()
+    copies = NodeLocalCache()
     (copies.folder / ".copy-x").mkdir()
     (copies.folder / "a@0123").mkdir()
     with pytest.raises(FileNotFoundError, match="there is no adapter"):
@@ -118,7 +118,7 @@ def test_only_plain_names_are_fetched(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("linked", [".", "adapter_config.json", "adapter_model.safetensors"])
 def test_a_link_out_of_the_folder_is_no_adapter_and_one_within_it_is(tmp_path: Path, linked: str) -> None:
-    folder, copies = tmp_path / "adapters", LocalCopies()
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
     adapter_folder(folder / "own")
     (folder / "latest").symlink_to("own")
     outside = adapter_folder(tmp_path / "elsewhere")
@@ -136,7 +136,7 @@ def test_a_link_out_of_the_folder_is_no_adapter_and_one_within_it_is(tmp_path: P
 
 
 def test_a_manifest_that_links_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
-    folder, copies = tmp_path / "adapters", LocalCopies()
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
     secret = tmp_path / "secret.json"
     secret.write_text('{"base_fingerprint": "secret"}', encoding="utf-8")
     (adapter_folder(folder / "own") / "manifest.json").symlink_to(secret)
@@ -148,7 +148,7 @@ def test_a_manifest_that_links_out_of_the_folder_is_not_copied(tmp_path: Path) -
 
 
 def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
-    folder, copies = tmp_path / "adapters", LocalCopies()
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
 
     def refused(adapter: str, reason: str) -> None:
         with pytest.raises((AdapterError, DataError), match=reason):

@@ -53,7 +53,7 @@ def served_names(adapters_dir: str | Path) -> dict[str, str]:
     return {folder: name for folder in folders if (name := served_name(adapters_dir, folder)) is not None}
 
 
-class LocalCopies:
+class NodeLocalCache:
     """Copies of adapters in a temporary folder of this process, kept until `close`.
 
     Folders that killed processes left behind are removed by the next one.
