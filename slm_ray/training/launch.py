@@ -42,7 +42,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     """
     made = plan(config)
     manifest = _train(made, show=show)
-    _trace(made.folder, manifest, os.environ)
+    trace(made.folder, manifest, os.environ)
     return manifest
 
 
@@ -63,7 +63,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for made, manifest in zip(plans, manifests, strict=True):
-        _trace(made.folder, manifest, os.environ)
+        trace(made.folder, manifest, os.environ)
     return manifests
 
 
@@ -162,7 +162,7 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> None:
+def trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> None:
     """Write the trace beside the run's files and offer it to Langfuse; nothing for a run that kept no curve."""
     if not (folder / FINISHED).is_file():
         return

@@ -1,4 +1,4 @@
-"""How far a training run is: one small JSON file that rank 0 replaces, and a live line for the person who waits.
+"""How far a training run is: one small JSON file that rank 0 replaces, a live line for the person who waits, and the loss curve.
 
 The file is a copy for people; checkpoints are what a run continues from.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from slm_ray.storage import write_json
 
+_CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
 _PLAIN_EVERY = 20  # polls between lines where there is no terminal
 _LONG_START_S, _SAID_EVERY_S = 60, 30
@@ -59,6 +62,15 @@ def read(path: Path) -> Progress | Starting | None:
         return Progress(**found) if found else Starting()
     except (OSError, ValueError, TypeError):
         return None
+
+
+def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The loss by step as logged, from the first step on in a resumed run too; what is not finite is left out."""
+    return [
+        {name: entry[name] for name in _CURVE if math.isfinite(entry.get(name, math.nan))}
+        for entry in log_history
+        if "loss" in entry
+    ]
 
 
 @contextlib.contextmanager

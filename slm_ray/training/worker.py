@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import build, deterministic, optimizer_name
-
-_CURVE = ("step", "loss", "learning_rate", "grad_norm")
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
         trainer.add_callback(report)
         with _checkpoint() as resumed:
             trainer.train(resume_from_checkpoint=resumed)
-        figures, learned = report.figures(trainer), curve(trainer.state.log_history)
+        figures, learned = report.figures(trainer), progress.curve(trainer.state.log_history)
     scores = _validate(trainer, tokenizer, payload) if payload.validation else {}
     return {"metrics": {**figures, **scores}, "curve": learned}
 
@@ -151,15 +148,6 @@ def _agree(check: Callable[[], None]) -> str | None:
     everyone: list[str | None] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, mine)
     return next((text for text in everyone if text is not None), None)
-
-
-def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The loss by step as logged, from the first step on in a resumed run too; what is not finite is left out."""
-    return [
-        {name: entry[name] for name in _CURVE if math.isfinite(entry.get(name, math.nan))}
-        for entry in log_history
-        if "loss" in entry
-    ]
 
 
 @contextlib.contextmanager
