@@ -18,9 +18,9 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.evaluation.arms import split_shots
 from slm_ray.evaluation.book import Book, pending_in
 from slm_ray.evaluation.budget import PAID, Budget, prices_of
+from slm_ray.evaluation.few_shot import split_shots
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
@@ -28,7 +28,7 @@ from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger, bring_in
-from slm_ray.models import identity, split_spec
+from slm_ray.providers import identity, split_spec
 from slm_ray.reports import declare
 from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text

@@ -32,8 +32,8 @@ from slm_ray.loop.page import write_result
 from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement, train_tracks
-from slm_ray.models import check_spec
 from slm_ray.prepare import Count, prepare
+from slm_ray.providers import check_spec
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all

@@ -17,7 +17,7 @@ FLOORS = [
     {"types", "errors", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
-        "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
+        "storage", "ledger", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
@@ -27,7 +27,7 @@ SIDEWAYS = {
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"),
+    ("ledger", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
@@ -42,7 +42,7 @@ SIDEWAYS = {
 OWNERS = {
     "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
-    "openai": {"models", "providers"},
+    "openai": {"providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
     "trl": {"training"},
