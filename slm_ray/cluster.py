@@ -47,7 +47,7 @@ def _join(log_to_driver: bool) -> None:
             return
         address = noted
     if "://" not in address and os.environ.get("RAY_USE_TLS", "0") != "1":  # elsewhere a certificate is asked for
-        _knock(address)
+        _check_asks_for_token(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ray.exceptions.AuthenticationError):
@@ -57,35 +57,35 @@ def _join(log_to_driver: bool) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
+def _check_asks_for_token(address: str) -> None:
     """ResourceError where no head is at `address`, or one that lets everybody in, unless the environment means that."""
-    heard = stranger_hears(address)
-    if heard == "nothing":
+    answer = answer_without_token(address)
+    if answer == "none":
         raise ResourceError(
             f"no Ray answers at {address} (RAY_ADDRESS); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
             "run on this machine alone"
         )
-    if heard == "refusal":
+    if answer == "refusal":
         return
-    said = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
+    problem = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         raise ResourceError(
-            f"{said}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
+            f"{problem}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
             "~/.ray/auth_token on every host, RAY_AUTH_MODE=token in the environment of each `ray start`; or say "
             "RAY_AUTH_MODE=disabled, there and here, where nobody else reaches it"
         )
-    print(f"warning: {said} (RAY_AUTH_MODE=disabled)", file=sys.stderr, flush=True)
+    print(f"warning: {problem} (RAY_AUTH_MODE=disabled)", file=sys.stderr, flush=True)
 
 
-def stranger_hears(address: str, within_s: float = 5.0) -> Literal["answer", "refusal", "nothing"]:
+def answer_without_token(address: str, within_s: float = 5.0) -> Literal["service", "refusal", "none"]:
     """What the head at `address` (`host:port`) says to a call that carries no token."""
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(_ALIVE, request_serializer=bytes, response_deserializer=bytes)
         try:
             call(b"", timeout=within_s)
         except grpc.RpcError as error:
-            return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "nothing"
-    return "answer"
+            return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "none"
+    return "service"
 
 
 def noted_address() -> str | None:
@@ -159,7 +159,7 @@ def package_versions() -> dict[str, str]:
     """Versions of the parts that a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in (
         "slm-ray",
         "ray",
@@ -173,7 +173,7 @@ def package_versions() -> dict[str, str]:
         "vllm",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -40,9 +40,9 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads. `show` writes progress to stderr.
     """
-    made = plan(config)
-    manifest = _train(made, show=show)
-    trace(made.folder, manifest, os.environ)
+    planned = plan(config)
+    manifest = _train(planned, show=show)
+    trace(planned.folder, manifest, os.environ)
     return manifest
 
 
@@ -54,31 +54,31 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
     if not parallel or len(configs) == 1:
         return [train(config) for config in configs]
     plans = [plan(config) for config in configs]
-    open_plans = [made for made in plans if _finished(made) is None]
+    open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.require(
-        [bundle for made in open_plans for bundle in _bundles(made.config)], setting="training.workers × tracks"
+        [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
     )
-    with progress.shown([made.progress_path for made in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(made) for made in plans]
+    with progress.shown([planned.progress_path for planned in open_plans]):
+        running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
-    for made, manifest in zip(plans, manifests, strict=True):
-        trace(made.folder, manifest, os.environ)
+    for planned, manifest in zip(plans, manifests, strict=True):
+        trace(planned.folder, manifest, os.environ)
     return manifests
 
 
-def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = made.config
+    config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
     use_gpu = config.workers.per_worker.get("GPU", 0) > 0
     payload = WorkerPayload(
-        config=config, rows=tuple(rows.conversation(example) for example in made.examples), lengths=made.lengths,
-        use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
+        config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
+        use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
     )  # fmt: skip
-    progress.start(made.progress_path)
+    progress.start(planned.progress_path)
     # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(
@@ -89,8 +89,8 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
             num_workers=config.workers.count, use_gpu=use_gpu, resources_per_worker=dict(config.workers.per_worker)
         ),
         run_config=RunConfig(
-            name=made.folder.name,
-            storage_path=str(made.folder.parent),
+            name=planned.folder.name,
+            storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=config.workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
@@ -109,16 +109,16 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def _train(made: Plan, *, show: bool) -> Manifest:
-    if (finished := _finished(made)) is not None:
+def _train(planned: Plan, *, show: bool) -> Manifest:
+    if (finished := _finished(planned)) is not None:
         return finished
-    with lock(made.folder), progress.shown([made.progress_path] if show else []):
-        return _publish(made, fit(made))
+    with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
+        return _publish(planned, fit(planned))
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(made: Plan) -> Manifest:
-    return _train(made, show=False)
+def _in_task(planned: Plan) -> Manifest:
+    return _train(planned, show=False)
 
 
 def _worker(payload: WorkerPayload) -> dict[str, Any]:
@@ -139,26 +139,26 @@ def _result(reference: Any) -> Manifest:
     return manifest
 
 
-def _finished(made: Plan) -> Manifest | None:
-    path = made.folder / FINISHED
+def _finished(planned: Plan) -> Manifest | None:
+    path = planned.folder / FINISHED
     if not path.is_file():
         return None
     try:
-        return adapters.load_manifest(made.config.adapters_dir, read_json(path)["adapter"])
+        return adapters.load_manifest(planned.config.adapters_dir, read_json(path)["adapter"])
     except AdapterError:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
-    config = made.config
+def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
+    config = planned.config
     manifest = adapters.publish(
         outcome["adapter"], config.adapters_dir, name=config.name,
         track=open_track(config.track, beside=config.train).name, base=config.base,
-        base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
-        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in made.examples],
+        base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
+        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
     )  # fmt: skip
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
-    write_json(made.folder / FINISHED, {"adapter": manifest.id, **figures})
+    write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest
 
 
