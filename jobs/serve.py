@@ -2,11 +2,11 @@
 
 from slm_ray.adapters import check_base
 from slm_ray.command import output_folder, run
-from slm_ray.config import ServingConfig
+from slm_ray.config import ServeConfig
 from slm_ray.signals import wait_for_signal
 
 
-def main(config: ServingConfig) -> None:
+def main(config: ServeConfig) -> None:
     check_base(config.base, setting="base")
     folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
     # Ray takes seconds to import: what is wrong with the settings is said before.
@@ -19,9 +19,9 @@ def main(config: ServingConfig) -> None:
     try:
         wait_for_signal()
     finally:
-        if not config.keep:
+        if not config.keep_alive:
             shutdown()
 
 
 if __name__ == "__main__":
-    run(main, ServingConfig, __doc__)
+    run(main, ServeConfig, __doc__)

@@ -2,10 +2,10 @@
 
 from slm_ray.adapters import check_base
 from slm_ray.command import output_folder, run
-from slm_ray.config import SweepJobConfig
+from slm_ray.config import SweepConfig
 
 
-def main(config: SweepJobConfig) -> None:
+def main(config: SweepConfig) -> None:
     training = config.training
     check_base(training.base, setting="training.base")
     folders = {
@@ -17,11 +17,11 @@ def main(config: SweepJobConfig) -> None:
     from slm_ray.sweep import sweep
 
     connect()
-    result = sweep(training.model_copy(update=folders), config.sweep, validation=config.validation)
+    result = sweep(training.model_copy(update=folders), config.search, validation=config.validation)
     for trial in result["trials"]:
         print(f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4} {result['metric']} {trial['score']}")
     print(f"best: lr {result['best']['learning_rate']:g}, rank {result['best']['rank']}")
 
 
 if __name__ == "__main__":
-    run(main, SweepJobConfig, __doc__)
+    run(main, SweepConfig, __doc__)

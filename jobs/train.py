@@ -2,10 +2,10 @@
 
 from slm_ray.adapters import check_base
 from slm_ray.command import output_folder, run
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 
 
-def main(config: TrainingConfig) -> None:
+def main(config: TrainConfig) -> None:
     check_base(config.base, setting="base")
     folders = {name: str(output_folder(getattr(config, name), setting=name)) for name in ("run_dir", "adapters_dir")}
     # Ray takes seconds to import: what is wrong with the settings is said before.
@@ -20,4 +20,4 @@ def main(config: TrainingConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, TrainingConfig, __doc__)
+    run(main, TrainConfig, __doc__)

@@ -61,7 +61,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Once:
     shots = open_shots(config.demonstrations, [config.model], config.track, [row])
     return Once(
         track=track, example_id=row.id, prompt=shots.prompt(row.prompt, k) if shots and k else row.prompt,
-        reference=row.reference if config.examples and config.reference is None else config.reference,
+        reference=row.target if config.examples and config.target is None else config.target,
         opens=shots.opens(bare) if shots and split_spec(bare)[0] == "trivial" else bare,
     )  # fmt: skip
 
@@ -80,7 +80,7 @@ def _row(config: InferConfig, track: Track) -> Example:
     if config.examples is None:
         if config.text is None:
             raise ConfigError("text is not set; give the user's turn, or examples and the id of an example in it")
-        return Example(id="infer", prompt=prompt_of(track, config.text), reference=_NO_REFERENCE)
+        return Example(id="infer", prompt=prompt_of(track, config.text), target=_NO_REFERENCE)
     rows = {row.id: row for row in examples(read_lines(config.examples), name=config.examples, track=track)}
     wanted = config.example if config.example is not None else next(iter(rows))
     if wanted not in rows:

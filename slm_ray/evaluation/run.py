@@ -81,7 +81,7 @@ def _ask(
     cluster.connect()
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
-    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
+    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.no_progress_bar)
     with board, SignalGuard() as guard:
         book = Book(planned, ledger, board, budget, whole=guard.deferred)
         book.open()

@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
@@ -26,6 +24,7 @@ from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
 from slm_ray.tracing.record import Lineage, Run, evaluation
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy
+from slm_ray.yaml_file import read_yaml
 
 LEDGER, REPORT, CONFIG = "ledger.sqlite", "report.json", "config.yaml"
 
@@ -47,7 +46,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=config.settle_s)
+        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=config.visible_within_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
@@ -123,7 +122,7 @@ def _matching(entries: list[Entry], answer: Mapping[str, Any], folder: Path, spe
 def _adapters_dir(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return None
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = read_yaml(folder / CONFIG, what="config")
     return settings.get("adapters_dir") if isinstance(settings, dict) else None
 
 

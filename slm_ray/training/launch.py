@@ -19,8 +19,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
-from slm_ray.config import TrainingConfig
-from slm_ray.corpus.retrieve import question_hash
+from slm_ray.config import TrainConfig
+from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tracing import Tracer, adapter_facts
@@ -34,7 +34,7 @@ FINISHED = "finished.json"
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
-def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
+def train(config: TrainConfig, *, show: bool = True) -> Manifest:
     """Train and publish one adapter; blocks. Call it in a driver or inside a Ray task; needs `cluster.connect()`.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
@@ -46,7 +46,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     return manifest
 
 
-def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Manifest]:
+def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manifest]:
     """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
 
     When one fails, the others still run to their end, then its error is raised.
@@ -176,18 +176,18 @@ def trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> N
     )  # fmt: skip
 
 
-def _bundles(config: TrainingConfig) -> list[dict[str, float]]:
+def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
 
 
-def _environment(config: TrainingConfig) -> dict[str, str]:
+def _environment(config: TrainConfig) -> dict[str, str]:
     return {
         "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(config.workers.threads),
     }  # fmt: skip
 
 
-def _explained(error: Exception, config: TrainingConfig) -> Exception:
+def _explained(error: Exception, config: TrainConfig) -> Exception:
     causes: list[Exception] = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for cause in causes:
         if isinstance(cause, SlmRayError):

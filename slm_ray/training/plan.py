@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import adapters
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.training import rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
@@ -28,7 +28,7 @@ _INCIDENTAL: Any = {
 class Plan:
     """A checked run: what will be trained on what, under a name that follows from the content."""
 
-    config: TrainingConfig
+    config: TrainConfig
     folder: Path
     examples: tuple[Example, ...]
     lengths: tuple[int, ...]
@@ -45,7 +45,7 @@ class Plan:
 class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row; `validation` rows are answered and scored at the end."""
 
-    config: TrainingConfig
+    config: TrainConfig
     rows: tuple[dict[str, Any], ...]
     lengths: tuple[int, ...]
     use_gpu: bool
@@ -60,7 +60,7 @@ class WorkerPayload:
         return max(1, round(config.epochs * -(-len(self.rows) // batch)))
 
 
-def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
+def plan(config: TrainConfig, *, limit: int | None = None) -> Plan:
     """Read and check everything that needs no worker; `limit` takes the first rows only."""
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)

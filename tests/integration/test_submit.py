@@ -20,7 +20,7 @@ import sys, time
 import ray
 from slm_ray.cluster import connect
 from slm_ray.command import run
-from slm_ray.config import ServingConfig
+from slm_ray.config import ServeConfig
 
 @ray.remote(num_cpus=0)
 def there():
@@ -36,7 +36,7 @@ def main(config):
         print("cleaned up", flush=True)
     return 7
 
-run(main, ServingConfig, "test", sys.argv[1:])
+run(main, ServeConfig, "test", sys.argv[1:])
 """
 
 

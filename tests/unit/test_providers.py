@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
 from slm_ray.providers import address, check_spec, identity, needed_environment, open_model
 from slm_ray.providers.recorded import RecordedModel
@@ -28,7 +28,7 @@ def say(model: Model, example_id: str, text: str) -> Completion:
 
 
 def opened(spec: str) -> Model:
-    return open_model(spec, endpoint="http://127.0.0.1:1", generation=GenerationConfig(), environment={})
+    return open_model(spec, endpoint="http://127.0.0.1:1", generation=Generation(), environment={})
 
 
 @pytest.mark.parametrize(
@@ -148,11 +148,9 @@ def test_a_bad_recording_is_named_by_line(tmp_path: Path, row: dict[str, Any], s
 
 def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path) -> None:
     model = recorded(tmp_path, {"prompt": "a", "prediction": "x"}, {"prompt": "a", "prediction": "x"})
-    model.check_covers(
-        [Example(id="1", prompt=prompt("a"), reference=""), Example(id="2", prompt=prompt("b"), reference="")]
-    )
+    model.check_covers([Example(id="1", prompt=prompt("a"), target=""), Example(id="2", prompt=prompt("b"), target="")])
     with pytest.raises(DataError, match="no answer to any of the 1 examples"):
-        model.check_covers([Example(id="2", prompt=prompt("b"), reference="")])
+        model.check_covers([Example(id="2", prompt=prompt("b"), target="")])
 
 
 @pytest.mark.parametrize(

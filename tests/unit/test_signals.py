@@ -16,7 +16,7 @@ from slm_ray.signals import SignalGuard, handlers_kept
 JOB = """
 import atexit, sys, time
 from slm_ray.command import run
-from slm_ray.config import ServingConfig
+from slm_ray.config import ServeConfig
 
 def main(config):
     try:
@@ -31,7 +31,7 @@ def slow_end():
     print("ended", flush=True)
 
 atexit.register(slow_end)
-run(main, ServingConfig, "test", sys.argv[1:])
+run(main, ServeConfig, "test", sys.argv[1:])
 """
 
 
