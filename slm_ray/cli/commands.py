@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm_ray import config as configs
+from slm_ray.adapters import check_base
 from slm_ray.command import Usage, output_folder, run
+from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
 NOT_MEASURED = 3
@@ -60,7 +61,7 @@ def prepare(config: configs.PrepareConfig) -> None:
 
     count = None
     if config.curation.max_tokens is not None and config.base:
-        from slm_ray.training.count import token_counter
+        from slm_ray.training.base_model import token_counter
 
         count = token_counter(config.base)
     out_dir = str(output_folder(config.out_dir))
@@ -90,20 +91,21 @@ def evaluate(config: configs.EvaluateConfig) -> int:
 
 def compare(config: configs.CompareConfig) -> int:
     """Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
-    from slm_ray.reports import compare_reports, write_comparison
+    from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
     from slm_ray.tracing import Tracer
     from slm_ray.verdict.decide import EXIT
 
     found = compare_reports(config)
     write_comparison(found, config)
-    print(found.text())
+    print(comparison_text(found))
     Tracer(config.report, os.environ).comparison(found.comparison, found.decision)
     return EXIT[found.decision.action]
 
 
 def train(config: configs.TrainConfig) -> None:
     """One QLoRA adapter: Ray Train over the worker group, then published under an immutable, content-addressed id."""
-    folders = {name: str(output_folder(getattr(config, name))) for name in ("run_dir", "adapters_dir")}
+    check_base(config.base, setting="base")
+    folders = {name: str(output_folder(getattr(config, name), setting=name)) for name in ("run_dir", "adapters_dir")}
     from slm_ray.cluster import connect
     from slm_ray.training import train as train_adapter
 
@@ -116,12 +118,17 @@ def train(config: configs.TrainConfig) -> None:
 
 def sweep(config: configs.SweepConfig) -> None:
     """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run, scored on validation rows."""
-    folders = {name: str(output_folder(getattr(config.training, name))) for name in ("run_dir", "adapters_dir")}
+    training = config.training
+    check_base(training.base, setting="training.base")
+    folders = {
+        name: str(output_folder(getattr(training, name), setting=f"training.{name}"))
+        for name in ("run_dir", "adapters_dir")
+    }
     from slm_ray.cluster import connect
     from slm_ray.sweep import sweep as search
 
     connect()
-    result = search(config.training.model_copy(update=folders), config.search, validation=config.validation)
+    result = search(training.model_copy(update=folders), config.search, validation=config.validation)
     for trial in result["trials"]:
         print(f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4} {result['metric']} {trial['score']}")
     print(f"best: lr {result['best']['learning_rate']:g}, rank {result['best']['rank']}")
@@ -129,8 +136,9 @@ def sweep(config: configs.SweepConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
-    adapters = str(output_folder(config.serving.adapters_dir))
+    adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
     from slm_ray.loop import loop as run_loop
     from slm_ray.verdict.decide import EXIT
 
@@ -162,10 +170,7 @@ def infer(config: configs.InferConfig) -> int:
 
 
 def _token_ids(folder: str, prompt: Prompt) -> list[int]:
-    from slm_ray.training.quiet import quiet
-
-    quiet()
-    from slm_ray.training.pretrained import base_folder, open_tokenizer
+    from slm_ray.training.base_model import base_folder, open_tokenizer
 
     tokenizer = open_tokenizer(base_folder(folder))
     text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
@@ -201,14 +206,16 @@ def trace(config: configs.TraceConfig) -> None:
 
 def serve(config: configs.ServeConfig) -> None:
     """The base and all published adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
+    check_base(config.base, setting="base")
+    folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
     from slm_ray.cluster import connect
     from slm_ray.serving import deploy, shutdown
 
     connect()
-    endpoint = deploy(config.model_copy(update={"adapters_dir": str(output_folder(config.adapters_dir))}))
+    endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
     try:
-        signal.pause()
+        wait_for_signal()
     finally:
         if not config.keep_alive:
             shutdown()
