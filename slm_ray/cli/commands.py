@@ -145,8 +145,8 @@ def loop(config: configs.LoopConfig) -> int:
     serving = config.serving.model_copy(update={"adapters_dir": adapters})
     result = run_loop(config.model_copy(update={"run_dir": folder, "serving": serving}))
     print(f"page: {folder}/report.html")
-    statuses: Mapping[str, int] = EXIT
-    return max(statuses[action] for action in result.values()) if config.exit_with_decision else 0
+    decided = set(result.values())
+    return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
 
 
 def infer(config: configs.InferConfig) -> int:
