@@ -157,7 +157,7 @@ def _ask(
     evaluate(
         EvaluateConfig(
             track=str(folder / "track.yaml"), examples=str(folder / "questions.jsonl"), models=(config.judge,), run_dir=str(folder),
-            endpoint=config.endpoint, generation=config.generation, actor_resources=config.actor_resources,
+            endpoint=config.endpoint, generation=config.generation, shard_resources=config.actor_resources,
         ),
         environment=environment,
     )  # fmt: skip

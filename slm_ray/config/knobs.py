@@ -40,8 +40,8 @@ class EvaluateConfig(Knobs):
     run_dir: str
     endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
     generation: GenerationConfig = GenerationConfig()
-    actors: int = Field(1, ge=1, description="Ray evaluation actors per model")
-    actor_resources: dict[str, float] = Field({"CPU": 0.1})
+    shards: int = Field(1, ge=1, description="Ray evaluation actors")
+    shard_resources: dict[str, float] = Field({"CPU": 0.1})
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
     encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the references weigh more")
@@ -66,7 +66,7 @@ class EvaluateConfig(Knobs):
     max_failed_share: float = Field(
         0.02, ge=0, le=1, description="of a model's rows, how many may have failed calls; above it the job ends with 3"
     )
-    plain: bool = Field(False, description="progress as plain lines on a terminal too")
+    no_progress_bar: bool = Field(False, description="progress as plain lines on a terminal too")
     declare: DeclareConfig | None = Field(
         None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"
     )

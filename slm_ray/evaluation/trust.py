@@ -1,6 +1,6 @@
 """What a reader needs to believe a report: rows in and out, calls that went wrong, digests, versions, commands.
 
-All of it comes from the plan, the ledger and the config; the clock and the machine stay out, except for the folder names
+All of it comes from the plan, the log and the config; the clock and the machine stay out, except for the folder names
 that the config itself holds.
 """
 
@@ -16,13 +16,13 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
-from slm_ray.ledger import Ledger, outcome
+from slm_ray.runlog import RunLog, outcome
 
 PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
-_WHERE_AND_HOW_FAST = ("run_dir", "actors", "actor_resources", "plain")  # they change no answer
+_WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
-def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
+def trust(plan: Plan, log: RunLog, config: EvaluateConfig) -> dict[str, Any]:
     """The `trust` part of a report.
 
     `retries` and `refused` count over all repeats and all attempts at a row; `ambiguous` counts calls that were started
@@ -30,17 +30,18 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
     every model, which is every row, or there is no report.
     """
     attempts = unheard = 0
-    for entry in ledger.history(plan.id):
+    keys = {request.key for request in plan.requests()}
+    for entry in log.responses(keys):
         attempts += entry.completion.attempts
         unheard += entry.completion.unheard
-    last = _last(plan, ledger)
+    last = _last(plan, log)
     return {
         "rows_in": len(plan.examples),
         "rows_scored": len(plan.examples) - len(last.lacking),
         "questions": sum(len(keys) for arm in plan.arms for keys in arm.repeats),
         "retries": attempts - last.answered,
         "unheard": unheard,
-        "ambiguous": sum(ledger.unanswered(plan.id).values()),
+        "ambiguous": sum(log.in_doubt(keys).values()),
         "refused": last.refused,
         "training_rows": {
             "checked": [path for path in (config.train, config.adapters_dir) if path],
@@ -97,13 +98,14 @@ class _Last:
     lacking: frozenset[str]
 
 
-def _last(plan: Plan, ledger: Ledger) -> _Last:
+def _last(plan: Plan, log: RunLog) -> _Last:
     """Lines of a digest are sorted; going through the questions in that order, none of them has to be held."""
     questions = list(_in_order(plan))
     answered = refused = 0
     lacking = set()
     lines = hashlib.sha256()
-    for (example_id, _), entry in zip(questions, ledger.entries(key for _, key in questions), strict=True):
+    for example_id, key in questions:
+        entry = log.response(key)
         if entry is None:
             lacking.add(example_id)
             continue

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
-from slm_ray.models.pace import Gate
+from slm_ray.models.limits import RateLimiter
 from slm_ray.models.served import ChatModel
 from slm_ray.models.transport import AzureClient, http_client
 
@@ -53,14 +53,18 @@ class AzureModel(ChatModel):
         return "correct AZURE_ENDPOINT or the network"
 
 
-def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate) -> AzureModel:
+def azure(
+    spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], limiter: RateLimiter
+) -> AzureModel:
     """The deployment `name` of AZURE_ENDPOINT; `check_spec` has seen to it that the variables are there."""
     url, secret = environment["AZURE_ENDPOINT"].strip().rstrip("/"), environment["AZURE_API_KEY"].strip()
     client = AzureClient(
         azure_endpoint=url, api_key=secret, api_version=api_version(environment), max_retries=0,
         http_client=http_client(url, generation.timeout_s),
     )  # fmt: skip
-    return AzureModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
+    return AzureModel(
+        spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, limiter=limiter
+    )
 
 
 def api_version(environment: Mapping[str, str]) -> str:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError, DataError, ModelError, choices
-from slm_ray.models.pace import Gate
+from slm_ray.models.limits import RateLimiter, Unlimited
 from slm_ray.storage import file_digest
 from slm_ray.types import Model
 
@@ -64,26 +64,31 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
 
 
 def open_model(
-    spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate | None = None
+    spec: str,
+    *,
+    endpoint: str,
+    generation: GenerationConfig,
+    environment: Mapping[str, str],
+    limiter: RateLimiter | None = None,
 ) -> Model:
-    """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer; `gate` sets their pace."""
+    """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer; `limiter` sets their pace."""
     check_spec(spec, environment)
-    gate = gate or Gate()
+    limiter = limiter or Unlimited()
     kind, rest = split_spec(spec)
     match kind:
         case "served":
             from slm_ray.models.served import served  # the client library takes a second to import: only when asked for
 
-            return served(spec, rest, endpoint, generation, environment, gate)
+            return served(spec, rest, endpoint, generation, environment, limiter)
         case "openai":
             from slm_ray.models.served import elsewhere
 
             name, url = _openai_parts(rest)
-            return elsewhere(spec, name, url, generation, environment, gate)
+            return elsewhere(spec, name, url, generation, environment, limiter)
         case "azure":
             from slm_ray.models.azure import azure
 
-            return azure(spec, _deployment(rest, environment), generation, environment, gate)
+            return azure(spec, _deployment(rest, environment), generation, environment, limiter)
         case "recorded":
             from slm_ray.models.recorded import RecordedModel
 

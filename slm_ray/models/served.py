@@ -21,7 +21,7 @@ from openai._models import FinalRequestOptions
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError, choices
 from slm_ray.models.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
-from slm_ray.models.pace import Gate
+from slm_ray.models.limits import RateLimiter, Unlimited
 from slm_ray.models.request import request_body
 from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
 from slm_ray.models.streamed import StreamError, read_stream
@@ -40,7 +40,7 @@ class ChatModel:
 
     def __init__(
         self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str,
-        gate: Gate | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec
         self.name = name
@@ -48,7 +48,7 @@ class ChatModel:
         self._client = client
         self._generation = generation
         self._secret = secret
-        self._gate = gate or Gate()
+        self._limiter = limiter or Unlimited()
         self._heard = False
         self._limit_field = "max_tokens"
         self._post = FinalRequestOptions.construct(method="post", url="/chat/completions")
@@ -62,17 +62,17 @@ class ChatModel:
 
         async def attempt() -> Outcome:
             nonlocal latency_s
-            turn = await self._gate.turn()
+            turn = await self._limiter.acquire()
             started_s = time.perf_counter()
             try:
                 outcome = await self._attempt(prompt, started_s)
             except TryAgain as failure:
                 if failure.status == LIMITED:
-                    self._gate.limited(turn)
+                    self._limiter.rejected(turn)
                 raise
             finally:
                 latency_s = time.perf_counter() - started_s
-            self._gate.passed(turn)
+            self._limiter.accepted(turn)
             return outcome
 
         settings = self._generation
@@ -164,7 +164,7 @@ class ChatModel:
         self._heard = True
         used_up = status == 402 or code in _USED_UP
         if used_up or status in (401, 403, 404):
-            self._gate.shut()  # at once: finding the words for the error may take a while
+            self._limiter.close()  # at once: finding the words for the error may take a while
         if used_up:
             raise self.used_up(status, message) from None
         if passes(status) and code not in FILTERED:
@@ -207,23 +207,32 @@ class ElsewhereModel(ChatModel):
 
 
 def served(
-    spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
+    spec: str,
+    name: str,
+    endpoint: str,
+    generation: GenerationConfig,
+    environment: Mapping[str, str],
+    limiter: RateLimiter,
 ) -> ChatModel:
     """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
     url = endpoint.rstrip("/")
     url = url if url.endswith("/v1") else f"{url}/v1"
     secret = environment.get("SLM_RAY_API_KEY", "")
     client = _client(url, secret or _NO_KEY, generation)
-    return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
+    return ChatModel(
+        spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, limiter=limiter
+    )
 
 
 def elsewhere(
-    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
+    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str], limiter: RateLimiter
 ) -> ChatModel:
     """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
     secret = environment["OPENAI_API_KEY"]
     client = _client(url, secret, generation)
-    return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
+    return ElsewhereModel(
+        spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, limiter=limiter
+    )
 
 
 def _client(url: str, key: str, generation: GenerationConfig) -> openai.AsyncOpenAI:

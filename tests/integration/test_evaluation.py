@@ -21,7 +21,7 @@ from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger
+from slm_ray.runlog import RunLog
 from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -50,7 +50,7 @@ def slowly(after_s: float) -> Any:
 def config(tmp_path: Path, count: int, **changes: Any) -> EvaluateConfig:
     settings = {
         "track": "structured", "examples": str(rows_file(tmp_path, count)), "run_dir": str(tmp_path / "run"),
-        "generation": {"max_attempts": 2, "timeout_s": 10, "concurrency": 8}, "actor_resources": {"CPU": 0.1}, **changes,
+        "generation": {"max_attempts": 2, "timeout_s": 10, "concurrency": 8}, "shard_resources": {"CPU": 0.1}, **changes,
     }  # fmt: skip
     return EvaluateConfig.model_validate(settings)
 
@@ -69,7 +69,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
         return Reply(body=right(request).body, after_s=0.1)
 
     with ChatServer(flaky) as llm, ChatServer(slowly(0.1)) as slm:
-        settings = config(tmp_path, 24, models=["azure:", "served:tiny"], endpoint=slm.url, actors=2)
+        settings = config(tmp_path, 24, models=["azure:", "served:tiny"], endpoint=slm.url, shards=2)
         seen = {prompt_hash(prompt_of(track("structured"), f"question {n}")) for n in (98, 99)}
         report = evaluate(settings, environment=azure(llm.url), train_prompts={"served:tiny": seen})
         assert 2 <= llm.most_in_flight <= 8
@@ -92,7 +92,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
     assert (trust["rows_in"], trust["rows_scored"], trust["questions"]) == (24, 24, 48)
     assert (trust["retries"], trust["ambiguous"], trust["refused"]) == (2, 0, 1)
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
+    assert {"config.yaml", "log", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
     lines = read_jsonl(run / "traces.jsonl")
     spans = [span for line in lines for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]]
     assert len(spans) == 1 + 2 + 48
@@ -141,8 +141,8 @@ def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(ray_cluster: Non
         with pytest.raises(ModelError, match="names no deployment of AZURE_ENDPOINT") as caught:
             evaluate(settings, environment=azure(server.url))
     assert CANARY not in str(caught.value)
-    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-        assert ledger.count() == 4
+    with RunLog(tmp_path / "run") as log:
+        assert log.count() == 4
     assert not (tmp_path / "run" / "report.json").exists()
 
 
@@ -153,7 +153,7 @@ def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(ray_cluster: None, 
         def kill_one() -> None:
             while len(server.requests) < 12:
                 time.sleep(0.02)
-            worker = next(iter(workers_of("Asker")))
+            worker = next(iter(workers_of("Shard")))
             os.kill(worker, signal.SIGKILL)
             killed.set()
 
@@ -174,8 +174,8 @@ def workers_of(name: str) -> list[int]:
 
 
 def test_too_large_a_request_and_a_busy_folder_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="actor_resources"):
-        evaluate(config(tmp_path, 2, models=["fake:x"], actor_resources={"CPU": 64}), environment={})
+    with pytest.raises(ResourceError, match="shard_resources"):
+        evaluate(config(tmp_path, 2, models=["fake:x"], shard_resources={"CPU": 64}), environment={})
     with lock(tmp_path / "run"), pytest.raises(ResourceError, match="in use by process"):
         evaluate(config(tmp_path, 2, models=["fake:x"]), environment={})
 
@@ -199,8 +199,8 @@ def test_stopped_in_the_middle_and_resumed_nothing_finished_is_asked_again(tmp_p
         assert "Traceback" not in told
         assert time.monotonic() - stopped_at < 30
         quiet_after(server)
-        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-            finished = ledger.count()
+        with RunLog(tmp_path / "run") as log:
+            finished = log.count()
         assert finished >= 4
         asked = len(server.requests)
         assert asked < 40

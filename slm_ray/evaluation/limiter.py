@@ -1,6 +1,6 @@
 """How fast one endpoint is asked: as fast as it lets us, learnt from its answers and shared by everybody who asks it.
 
-A `Pace` decides, in one place for all askers; a `Gate` stands in front of every attempt of one asker, keeps to the `Limit`
+A `AimdLimiter` decides, in one place for all askers; a `RateLimiter` stands in front of every attempt of one asker, keeps to the `Limit`
 it was last given and counts what the endpoint said (`News`). Calls in flight start few and grow with every answer, to 32
 times as many in a round of them. HTTP 429 brings in a rate: cut to 0.8 of what was getting through, with a cool-down, then
 raised step by step (AIMD). Only calls that started under a limit are evidence about it. A cut after which as many calls are turned away as
@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from slm_ray.models.floor import JUDGED, Floor, Trial
+from slm_ray.evaluation.background import JUDGED, Floor, Trial
 
 FIRST_IN_FLIGHT = 3  # a wrong key or name is found out at the cost of so many calls
 CUT = 0.8
@@ -48,7 +48,7 @@ _HUSH_S = 20.0  # without cuts, after some that were taken back; doubles every t
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """Attempts per second that one asker may start; `number` tells the limits of one `Pace` apart."""
+    """Attempts per second that one asker may start; `number` tells the limits of one `AimdLimiter` apart."""
 
     rate_per_s: float = math.inf
     number: int = 0
@@ -59,78 +59,23 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """How many attempts the endpoint took and turned away (429), by the number of the limit that they started under."""
+class Feedback:
+    """How many attempts the endpoint accepted and rejected (429), by the number of the limit that they started under."""
 
-    passed: Mapping[int, int] = field(default_factory=dict)
-    limited: Mapping[int, int] = field(default_factory=dict)
+    accepted: Mapping[int, int] = field(default_factory=dict)
+    rejected: Mapping[int, int] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.accepted or self.rejected)
 
-class Gate:
-    """In front of every attempt of one asker: `number = await turn()`, then `passed(number)` or `limited(number)`."""
-
-    def __init__(self) -> None:
-        self._limit = Limit()
-        self._next_s = -math.inf
-        self._passed: Counter[int] = Counter()
-        self._limited: Counter[int] = Counter()
-        self._changed = asyncio.Event()
-        self._first_in_line = asyncio.Lock()
-        self._shut = False
-        self.on_limited: Callable[[], None] | None = None
-
-    def keep_to(self, limit: Limit) -> None:
-        """From now on; whoever waits for a turn waits anew."""
-        if limit != self._limit:
-            self._limit = limit
-            self._changed.set()
-            self._changed = asyncio.Event()
-
-    def shut(self) -> None:
-        """No attempt starts any more: the endpoint has refused one in a way that it would refuse them all.
-
-        Whoever waits for a turn waits until it is cancelled, which the error of that one attempt brings about.
-        """
-        self._shut = True
-
-    async def turn(self) -> int:
-        """Wait until an attempt may start; the number of the limit it starts under."""
-        async with self._first_in_line:
-            while (wait_s := self._wait_s()) > 0:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._changed.wait(), wait_s)
-            if self._shut:
-                await asyncio.Event().wait()
-            return self._limit.number
-
-    def _wait_s(self) -> float:
-        """0 when a turn is taken."""
-        now_s, spacing_s = time.monotonic(), 1 / self._limit.rate_per_s
-        self._next_s = min(self._next_s, now_s + spacing_s)  # what a slower limit had put off
-        if self._next_s > now_s:
-            return self._next_s - now_s
-        self._next_s = max(self._next_s + spacing_s, now_s)
-        return 0.0
-
-    def passed(self, number: int) -> None:
-        """The endpoint took an attempt, whatever it answered."""
-        self._passed[number] += 1
-
-    def limited(self, number: int) -> None:
-        """The endpoint turned an attempt away."""
-        self._limited[number] += 1
-        if self.on_limited:
-            self.on_limited()
-
-    def news(self) -> News:
-        """What was counted since the last time."""
-        news = News(passed=dict(self._passed), limited=dict(self._limited))
-        self._passed.clear()
-        self._limited.clear()
-        return news
+    def __add__(self, other: Feedback) -> Feedback:
+        return Feedback(
+            accepted=Counter(self.accepted) + Counter(other.accepted),
+            rejected=Counter(self.rejected) + Counter(other.rejected),
+        )
 
 
-class Pace:
+class AimdLimiter:
     """The pace of one endpoint: `in_flight` calls at most, none beyond `limit`."""
 
     def __init__(self, *, in_flight: int = FIRST_IN_FLIGHT, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -149,20 +94,20 @@ class Pace:
         self._kept, self._kept_from_s = 0.0, -math.inf  # the best goodput of late that was kept up
         self._freed_s, self._free_after_s = -math.inf, _FREE_AGAIN_S / 2
 
-    def hear(self, news: News) -> None:
+    def receive(self, feedback: Feedback) -> None:
         """Learn from what one asker was told."""
         now_s = self._clock_s()
-        passed = sum(news.passed.values())
-        self._grow_in_flight(passed, limited=bool(news.limited))
+        passed = sum(feedback.accepted.values())
+        self._grow_in_flight(passed, limited=bool(feedback.rejected))
         if passed:
             self._passes.append((now_s, passed))
         while self._passes and self._passes[0][0] < now_s - _KEPT_S:
             self._passes.popleft()
-        counts = news.passed.get(self.limit.number, 0), news.limited.get(self.limit.number, 0)
+        counts = feedback.accepted.get(self.limit.number, 0), feedback.rejected.get(self.limit.number, 0)
         self._counts = [self._counts[0] + counts[0], self._counts[1] + counts[1]]
-        self._floor.hear(*counts, below=self._is_below())
+        self._floor.receive(*counts, below=self._is_below())
         if self._trial is not None:
-            self._trial.hear(*counts, rate_per_s=self.limit.rate_per_s)
+            self._trial.receive(*counts, rate_per_s=self.limit.rate_per_s)
             if sum(self._counts) >= JUDGED and self._share() < _HELPED * self._trial.share_before:
                 self._trial = None
         if counts[1] and sum(self._counts) >= self._enough():
@@ -240,3 +185,124 @@ class Pace:
         if heard_enough and not math.isinf(rate):
             rate = rate * _PROBE**passed_s if self._guess else rate + self._best / _STEPS * passed_s
             self.limit = Limit(rate_per_s=rate, number=self.limit.number)
+
+
+class RateLimiter:
+    """In front of every attempt at one endpoint: `ticket = await acquire()`, then `accepted(ticket)` or `rejected(ticket)`.
+
+    By itself it keeps to what `aimd` learns from each answer; without one, to what it is told by `keep_to`, and `feedback`
+    is what it has counted for those who decide. Models that are no endpoint need none.
+    """
+
+    def __init__(self, aimd: AimdLimiter | None = None) -> None:
+        self.in_flight = 0
+        self.on_change: Callable[[], None] = lambda: None
+        self._aimd = aimd
+        self._limit = Limit()
+        self._next_s = -math.inf
+        self._feedback = Feedback()
+        self._changed = asyncio.Event()
+        self._first_in_line = asyncio.Lock()
+        self._closed = False
+        if aimd is not None:
+            self.keep_to(aimd.limit, aimd.in_flight)
+
+    @property
+    def limit(self) -> Limit:
+        """The rate that is kept to at present."""
+        return self._limit
+
+    def keep_to(self, limit: Limit, in_flight: int) -> None:
+        """From now on; whoever waits for a turn waits anew."""
+        if limit != self._limit:
+            self._limit = limit
+            self._changed.set()
+            self._changed = asyncio.Event()
+        if in_flight > self.in_flight:
+            self.in_flight = in_flight
+            self.on_change()
+        self.in_flight = in_flight
+
+    def close(self) -> None:
+        """No attempt starts any more: the endpoint has refused one in a way that it would refuse them all.
+
+        Whoever waits for a turn waits until it is cancelled, which the error of that one attempt brings about.
+        """
+        self._closed = True
+
+    async def acquire(self) -> int:
+        """Wait until an attempt may start; the number of the limit it starts under."""
+        async with self._first_in_line:
+            while (wait_s := self._wait_s()) > 0:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._changed.wait(), wait_s)
+            if self._closed:
+                await asyncio.Event().wait()
+            return self._limit.number
+
+    def _wait_s(self) -> float:
+        """0 when a turn is taken."""
+        now_s, spacing_s = time.monotonic(), 1 / self._limit.rate_per_s
+        self._next_s = min(self._next_s, now_s + spacing_s)  # what a slower limit had put off
+        if self._next_s > now_s:
+            return self._next_s - now_s
+        self._next_s = max(self._next_s + spacing_s, now_s)
+        return 0.0
+
+    def accepted(self, ticket: int) -> None:
+        """The endpoint took an attempt, whatever it answered."""
+        self._receive(Feedback(accepted={ticket: 1}))
+
+    def rejected(self, ticket: int, retry_after_s: float | None = None) -> None:
+        """The endpoint turned an attempt away (HTTP 429)."""
+        self._receive(Feedback(rejected={ticket: 1}))
+
+    def feedback(self) -> Feedback:
+        """What was counted since the last time."""
+        taken, self._feedback = self._feedback, Feedback()
+        return taken
+
+    def _receive(self, feedback: Feedback) -> None:
+        if self._aimd is None:
+            self._feedback += feedback
+            return
+        self._aimd.receive(feedback)
+        self.keep_to(self._aimd.limit, self._aimd.in_flight)
+
+
+class ArmLimiter:
+    """One arm's part of an endpoint's limiter, which counts the arm's own rejections."""
+
+    def __init__(self, shared: RateLimiter) -> None:
+        self.shared = shared
+        self.rejections = 0
+
+    async def acquire(self) -> int:
+        """As the endpoint's."""
+        return await self.shared.acquire()
+
+    def accepted(self, ticket: int) -> None:
+        """As the endpoint's."""
+        self.shared.accepted(ticket)
+
+    def rejected(self, ticket: int, retry_after_s: float | None = None) -> None:
+        """As the endpoint's."""
+        self.rejections += 1
+        self.shared.rejected(ticket, retry_after_s)
+
+    def close(self) -> None:
+        """As the endpoint's."""
+        self.shared.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThrottleStatus:
+    """How fast an arm may be asked now, by what its endpoint has said; `rejections` counts the arm's calls with 429.
+
+    `rate_limit_per_s` is None where there is none; `usd` is what the arm has cost so far, None where it has no price.
+    """
+
+    in_flight_limit: int
+    rate_limit_per_s: float | None
+    rejections: int
+    usd: float | None = None

@@ -31,7 +31,7 @@ class Floor:
         self._recent = [(0.0, 0.0) for _ in _WINDOWS]
         self._below = (0.0, 0.0)
 
-    def hear(self, passed: int, limited: int, *, below: bool) -> None:
+    def receive(self, passed: int, limited: int, *, below: bool) -> None:
         """Count calls of the present limit."""
         self._recent = [
             _added(seen, passed, limited, most) for seen, (most, _) in zip(self._recent, _WINDOWS, strict=True)
@@ -75,7 +75,7 @@ class Trial:
     passed: int = 0
     limited: int = 0
 
-    def hear(self, passed: int, limited: int, *, rate_per_s: float) -> None:
+    def receive(self, passed: int, limited: int, *, rate_per_s: float) -> None:
         """Count what was asked at this rate."""
         if rate_per_s < _BELOW * self.goodput:
             self.passed += passed
