@@ -357,10 +357,7 @@ def _own(file: int, path: Path, lock: int, *, wait_s: float = _WRITERS_END_S) ->
 
 def _whole_lines(path: Path) -> int:
     """The byte behind the last whole line."""
-    end = 0
-    for (_, end), _ in _records(path, 0):
-        pass
-    return end
+    return max((end for (_, end), _ in _records(path, 0)), default=0)
 
 
 def _records(path: Path, start: int, *, upto: int | None = None) -> Iterator[tuple[tuple[int, int], Record]]:
@@ -391,7 +388,7 @@ def _record(line: bytes, where: str) -> Record:
             return note
         if line.startswith(b'"'):
             return msgspec.json.decode(line, type=str)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, ValueError) as error:
         raise _damaged(where, str(error)) from None
     return _response(line, where)
 

@@ -48,7 +48,7 @@ class Engine:
         self, arms: Sequence[ArmQueue], log: Log, budget: Budget, *, owned: Callable[[], bool] = lambda: True
     ) -> None:
         """`owned` says whether somebody still wants the answers; it is asked before every start."""
-        self._arms = tuple(arms)
+        self._arms = list(arms)
         self._log = log
         self._budget = budget
         self._owned = owned
@@ -111,6 +111,8 @@ class Engine:
                 continue
             arm.in_flight += 1
             starting.append((arm, arm.waiting.popleft()))
+            self._arms.remove(arm)
+            self._arms.append(arm)  # the next free place is another arm's
             if arm.waiting:
                 ready.append(arm)
         return starting

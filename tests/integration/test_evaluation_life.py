@@ -66,7 +66,9 @@ def test_money_is_limited_by_the_price_file_and_calls_nobody_heard_count(tmp_pat
         assert 0.5 - (300 * 1000 + 10 * 2000) / 1e6 < len(server.requests) * usd_per_call <= 0.5
 
 
-def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     def wordy(request: Request) -> Reply:
         if request.nth == 8:  # no file of the shard's grows beyond this: as when a disk is full
             (shard,) = workers_of("Shard")
@@ -145,7 +147,9 @@ def test_a_busy_folder_is_refused_within_a_second_and_a_damaged_log_in_one_line(
         assert time.monotonic() - began_s < 1
     (tmp_path / "run" / "log").mkdir()
     (tmp_path / "run" / "log" / "run.jsonl").write_bytes(b"\0garbage" * 1000)
-    with pytest.raises(DataError, match=r"run.jsonl \(byte 0\): cannot be used as a log .*choose another run_dir") as told:
+    with pytest.raises(
+        DataError, match=r"run.jsonl \(byte 0\): cannot be used as a log .*choose another run_dir"
+    ) as told:
         evaluate(settings, environment={})
     assert "\n" not in str(told.value)
 
