@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -110,9 +110,8 @@ def encoded(records: Iterable[Record]) -> bytes:
 
 def records(lines: bytes, where: str) -> Iterator[Record]:
     """The records in the lines of a log file; DataError where one is damaged."""
-    for line in lines.splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            yield _record(line, where)
+    for line in lines.split(b"\n")[:-1]:
+        yield _record(line, where)
 
 
 def write_plan(folder: Path, plan: str, requests: Iterable[PlannedRequest]) -> None:
@@ -132,7 +131,7 @@ class LogWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             _own(self._file, path, fcntl.LOCK_EX)
-            self._end = _whole_lines(path)
+            self._end = max((end for (_, end), _ in _records(path, 0)), default=0)  # behind the last whole line
             os.ftruncate(self._file, self._end)
         except OSError as error:
             raise self._unwritten(error) from None
@@ -190,7 +189,7 @@ class RunLog:
         self.run: RunRecord | None = None
         self._bytes_read: dict[Path, int] = {}
         self._lives: dict[str, _Life] = {}
-        self._open: dict[Path, int] = {}
+        self._open: dict[Path, BinaryIO] = {}
 
     def __enter__(self) -> RunLog:
         self.read()
@@ -202,7 +201,7 @@ class RunLog:
     def close(self) -> None:
         """Close the files that answers were read from."""
         for file in self._open.values():
-            os.close(file)
+            file.close()
         self._open.clear()
 
     def begun(self) -> RunRecord:
@@ -238,9 +237,10 @@ class RunLog:
         if life is None or life.path is None:
             return None
         if life.path not in self._open:
-            self._open[life.path] = os.open(life.path, os.O_RDONLY | os.O_CLOEXEC)
-        line = _line_at(self._open[life.path], life.offset)
-        return _response(line, f"{life.path} (byte {life.offset})")
+            self._open[life.path] = life.path.open("rb")
+        self._open[life.path].seek(life.offset)
+        record = _record(self._open[life.path].readline(), f"{life.path} (byte {life.offset})")
+        return record if isinstance(record, Response) else None
 
     def is_finished(self, key: str) -> bool:
         """Whether there is an answer that asking again cannot help."""
@@ -355,11 +355,6 @@ def _own(file: int, path: Path, lock: int, *, wait_s: float = _WRITERS_END_S) ->
         time.sleep(_POLL_S)
 
 
-def _whole_lines(path: Path) -> int:
-    """The byte behind the last whole line."""
-    return max((end for (_, end), _ in _records(path, 0)), default=0)
-
-
 def _records(path: Path, start: int, *, upto: int | None = None) -> Iterator[tuple[tuple[int, int], Record]]:
     """The whole lines from byte `start` on (to `upto`), each with the bytes where it begins and ends."""
     try:
@@ -382,33 +377,12 @@ def _records(path: Path, start: int, *, upto: int | None = None) -> Iterator[tup
 
 
 def _record(line: bytes, where: str) -> Record:
+    kind: Any = str if line.startswith(b'"') else dict[str, Any] if line.startswith(b'{"event"') else Response
     try:
-        if line.startswith(b'{"event"'):
-            note: dict[str, Any] = msgspec.json.decode(line)
-            return note
-        if line.startswith(b'"'):
-            return msgspec.json.decode(line, type=str)
+        record: Record = msgspec.json.decode(line, type=kind)
     except (msgspec.MsgspecError, ValueError) as error:
         raise _damaged(where, str(error)) from None
-    return _response(line, where)
-
-
-def _response(line: bytes, where: str) -> Response:
-    try:
-        return msgspec.json.decode(line, type=Response)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise _damaged(where, str(error)) from None
-
-
-def _line_at(file: int, offset: int) -> bytes:
-    line, size = b"", 4096
-    while not line.endswith(b"\n"):
-        chunk = os.pread(file, size, offset + len(line))
-        if not chunk:
-            break
-        head, newline, _ = chunk.partition(b"\n")
-        line, size = line + head + newline, 2 * size
-    return line
+    return record
 
 
 def _damaged(where: str, why: str) -> DataError:

@@ -1,6 +1,6 @@
 """One question to one model, outside any run: what it is shown, what it says, what a scorer reads and what that scores.
 
-Any track and any arm, demonstrations and baselines included. Nothing is kept: no ledger, no report.
+Any track and any arm, demonstrations and baselines included. Nothing is kept: no log, no report.
 """
 
 from __future__ import annotations

@@ -223,7 +223,8 @@ class LogFeed:
             if isinstance(record, str) and of_this_run and record in self._planned:
                 self._in_flight[record] = self._planned[record].spec
             elif isinstance(record, Response) and record.key in self._planned:
-                self._in_flight.pop(record.key, None)
+                if of_this_run:
+                    self._in_flight.pop(record.key, None)
                 if of_this_run or finished(record.completion):  # a failed call of an earlier run is asked again
                     self._add(record, fresh=fresh and of_this_run)
         calls = Counter(self._in_flight.values())

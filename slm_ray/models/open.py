@@ -104,7 +104,7 @@ def open_model(
 
 
 def identity(spec: str, *, endpoint: str, environment: Mapping[str, str]) -> str:
-    """Which model a spec means here and now, without secrets: the part of a ledger key that two runs may share."""
+    """Which model a spec means here and now, without secrets: the part of a log key that two runs may share."""
     kind, rest = split_spec(spec)
     parts = {"kind": kind, "name": rest}
     match kind:

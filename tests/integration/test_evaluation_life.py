@@ -31,7 +31,7 @@ def test_a_budget_ends_the_run_before_it_is_passed_and_a_higher_one_continues(
     with ChatServer(right) as server:
         settings = config(tmp_path, 40, models=["served:m"], endpoint=server.url, generation=generation, max_calls=20)
         with pytest.raises(
-            ResourceError, match=r"max_calls 20 does not allow another call: \d+ questions are not asked"
+            ResourceError, match=r"max_calls 20 does not allow another call: \d+ requests are not asked"
         ) as told:
             evaluate(settings, environment={})
         assert "no report is written" in str(told.value)
