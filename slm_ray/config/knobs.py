@@ -50,7 +50,7 @@ class EvaluateConfig(Knobs):
         None, description="published adapters: rows that a served one was trained on are refused"
     )
     demonstrations: str | None = Field(
-        None, description="JSONL that `+Kshot` and `trivial:` arms take rows of; `train` when not set"
+        None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
     repeats: int = Field(
         1, ge=1, description="how often every row is asked; figures are of the first time, noise of all"
@@ -194,7 +194,7 @@ class InferConfig(Knobs):
     example: str | None = Field(None, description="the id of the row to ask; the first row when not set")
     endpoint: str = "http://127.0.0.1:8000"
     generation: GenerationConfig = GenerationConfig()
-    demonstrations: str | None = Field(None, description="JSONL that `+Kshot` and `trivial:` models take rows of")
+    demonstrations: str | None = Field(None, description="JSONL that `+Kshot` and `baseline:` models take rows of")
     tokens: bool = Field(False, description="show the token ids that the prompt becomes")
     tokenizer: str = Field("data/tiny_base", description="folder of the tokenizer whose ids are shown")
 

@@ -35,7 +35,7 @@ from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.prepare import Count, prepare
-from slm_ray.providers import check_spec
+from slm_ray.providers import parse
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
@@ -203,7 +203,7 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
     """Run the loop; the final action per track. Raises before anything starts when a key or a resource is missing."""
     environment = os.environ if environment is None else environment
     this = Loop(config, environment)
-    check_spec(this.llm, this.environment)
+    parse(this.llm).provider.check(this.environment)
     with storage.lock(config.run_dir):
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()

@@ -24,7 +24,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.standing import Gap, Standing
 from slm_ray.evaluation.table import summary
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.scoring import score
 from slm_ray.types import Completion, Failure, Message, Prompt
 from slm_ray.verdict.binary import bounds
@@ -38,7 +38,7 @@ ROWS = [
 
 async def collected(url: str, rows: list[Question], concurrency: int, **settings: Any) -> list[str]:
     generation = GenerationConfig(max_attempts=2, timeout_s=10, **settings)
-    asking = Asking(open_model("served:m", endpoint=url, generation=generation, environment={}))
+    asking = Asking(parse("served:m").provider.open(endpoint=url, generation=generation, environment={}))
     found: list[str] = []
     asking.ask(rows[:concurrency])
     waiting = iter(rows[concurrency:])
@@ -107,7 +107,9 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
         return fatal
 
     async def run() -> str:
-        asking = Asking(open_model("served:m", endpoint=server.url, generation=GenerationConfig(), environment={}))
+        asking = Asking(
+            parse("served:m").provider.open(endpoint=server.url, generation=GenerationConfig(), environment={})
+        )
         asking.ask(ROWS[:16])
         try:
             while True:
@@ -126,7 +128,7 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
 
 def test_whoever_hands_over_nothing_more_ends_the_asking() -> None:
     async def listen_once(url: str) -> None:
-        asking = Asking(open_model("served:m", endpoint=url, generation=GenerationConfig(), environment={}))
+        asking = Asking(parse("served:m").provider.open(endpoint=url, generation=GenerationConfig(), environment={}))
         asking.ask(ROWS[:4])
         await asking.heard()
         await asyncio.sleep(0.5)

@@ -30,6 +30,7 @@ SIDEWAYS = {
     ("ledger", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
+    ("tracing", "providers"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"), ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),

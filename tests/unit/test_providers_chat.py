@@ -15,7 +15,7 @@ from chat_server import ChatServer, Reply, Request, answer, error
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.providers.azure import DEFAULT_API_VERSION
 from slm_ray.types import Completion, Message, Prompt, Usage
 
@@ -35,7 +35,7 @@ def environment(url: str) -> dict[str, str]:
 
 def ask(spec: str, url: str, **changes: Any) -> Completion:
     async def call() -> Completion:
-        model = open_model(spec, endpoint=url, generation=generation(**changes), environment=environment(url))
+        model = parse(spec).provider.open(endpoint=url, generation=generation(**changes), environment=environment(url))
         assert KEY not in repr(model) + repr(vars(model).get("_generation"))
         try:
             return await model.complete("row", PROMPT)
@@ -101,7 +101,9 @@ def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
     with ChatServer(each(answer("ok"))) as server:
 
         async def after_the_end() -> Completion:
-            model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
+            model = parse("served:m").provider.open(
+                endpoint=server.url, generation=generation(max_attempts=2), environment={}
+            )
             await model.complete("1", PROMPT)
             model._post.url = f"{url}/v1/chat/completions"  # type: ignore[attr-defined]
             completion = await model.complete("2", PROMPT)
@@ -190,7 +192,7 @@ def test_a_wait_beyond_reason_is_not_waited_for() -> None:
 
 def test_a_long_wait_asked_for_is_kept_to_and_no_call_is_made_in_between() -> None:
     async def asked_for(url: str, seconds: float) -> None:
-        model = open_model("served:m", endpoint=url, generation=generation(), environment=environment(url))
+        model = parse("served:m").provider.open(endpoint=url, generation=generation(), environment=environment(url))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(model.complete("row", PROMPT), seconds)
         await model.close()
@@ -312,7 +314,9 @@ def test_nobody_listening_ends_the_run_but_a_restart_does_not() -> None:
 
     async def twice() -> Completion:
         with ChatServer(each(Reply(body=answer("ok").body, headers={"Connection": "close"}))) as server:
-            model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
+            model = parse("served:m").provider.open(
+                endpoint=server.url, generation=generation(max_attempts=2), environment={}
+            )
             assert (await model.complete("1", PROMPT)).text == "ok"
         completion = await model.complete("2", PROMPT)
         await model.close()
