@@ -18,7 +18,7 @@ from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
 from slm_ray.ledger import Ledger, outcome
 
-PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
+PACKAGES = ("slm-ray", "ray", "aiohttp", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "actors", "actor_resources", "plain")  # they change no answer
 
 

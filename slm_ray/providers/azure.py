@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
+from urllib.parse import quote, urlencode
 
-from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError
-from slm_ray.providers.limiter import RateLimiter
-from slm_ray.providers.provider import ChatProvider, check_url, require
-from slm_ray.types import Model, ModelFacts
+from slm_ray.providers.provider import JSON_HEADERS, ChatAddress, ChatProvider, check_url, require
+from slm_ray.types import ModelFacts
 from slm_ray.verdict.places import host_of
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
@@ -28,7 +27,6 @@ class Azure(ChatProvider):
     example = "DEPLOYMENT"
     environment_names = ("AZURE_ENDPOINT", "AZURE_DEPLOYMENT", "AZURE_API_KEY", "AZURE_API_VERSION")
     key_variable = "AZURE_API_KEY"
-    lists_models = False
 
     deployment: str | None = None
 
@@ -55,19 +53,14 @@ class Azure(ChatProvider):
         """Each deployment has a quota of its own."""
         return f"{self.url(endpoint=endpoint, environment=environment)}/{self.model(environment)}"
 
-    def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
-        limiter: RateLimiter | None = None,
-    ) -> Model:  # fmt: skip
-        """A chat model; importing its client takes a second, so that only opening does."""
-        from slm_ray.providers.chat import ChatModel, azure_client
-
-        self.check(environment)
-        url, secret = self.url(endpoint=endpoint, environment=environment), environment["AZURE_API_KEY"].strip()
+    def address(self, *, endpoint: str, environment: Mapping[str, str]) -> ChatAddress:
+        """Azure's routes and its name for the key's header."""
+        url, secret = self.url(endpoint=endpoint, environment=environment), environment[self.key_variable].strip()
         version = environment.get("AZURE_API_VERSION", "").strip() or DEFAULT_API_VERSION
-        return ChatModel(
-            provider=self, model=self.model(environment), url=url, secret=secret, generation=generation, limiter=limiter,
-            client=azure_client(url, secret, version, generation.timeout_s),
+        deployment = f"{url}/openai/deployments/{quote(self.model(environment), safe='')}"
+        return ChatAddress(
+            url=url, chat_url=f"{deployment}/chat/completions?{urlencode({'api-version': version})}", models_url=None,
+            secret=secret, headers={**JSON_HEADERS, "api-key": secret},
         )  # fmt: skip
 
     def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:

@@ -1,6 +1,6 @@
 """A model behind a chat-completions endpoint, of whichever provider: one chat call per prompt with the shared retry loop.
 
-The client's own retries are off, so every attempt is counted. A failed call comes back as a `Failure`; a key, name or
+Nothing below it tries again, so every attempt is counted. A failed call comes back as a `Failure`; a key, name or
 address that fails every call raises a ModelError in the provider's words. Keys stay inside the client: not in a repr, a
 reason or an error. Every attempt passes the model's rate limiter.
 """
@@ -11,19 +11,15 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import httpx2
-import openai
-from openai._models import FinalRequestOptions
 
 from slm_ray.config import GenerationConfig
 from slm_ray.errors import ModelError, choices
 from slm_ray.providers.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
-from slm_ray.providers.http_client import CONNECTION_ERRORS, AzureClient, Client, broken, http_client
+from slm_ray.providers.http_client import CONNECTION_ERRORS, HttpClient, HttpError, broken
 from slm_ray.providers.limiter import RateLimiter, Unlimited
-from slm_ray.providers.provider import ChatProvider
+from slm_ray.providers.provider import ChatAddress, ChatProvider
 from slm_ray.providers.request import request_body
 from slm_ray.providers.retry import RATE_LIMITED, RetryableError, passes, retry, retry_after_s
 from slm_ray.providers.streamed import StreamError, read_stream
@@ -37,23 +33,21 @@ class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
     def __init__(
-        self, *, provider: ChatProvider, model: str, url: str, client: openai.AsyncOpenAI, secret: str,
-        generation: GenerationConfig, limiter: RateLimiter | None = None,
+        self, *, provider: ChatProvider, model: str, address: ChatAddress, generation: GenerationConfig,
+        limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
         self.spec = provider.spec
-        self.url = url
+        self.address = address
         self._provider = provider
         self._model = model
-        self._client = client
-        self._secret = secret
+        self._client = HttpClient(headers=address.headers, timeout_s=generation.timeout_s)
         self._generation = generation
         self._limiter = limiter or Unlimited()
         self._answered_before = False  # the endpoint, whatever it said: it is there
         self._limit_field = "max_tokens"
-        self._post = FinalRequestOptions.construct(method="post", url="/chat/completions")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.spec!r} at {self.url})"
+        return f"{type(self).__name__}({self.spec!r} at {self.address.url})"
 
     async def complete(self, example_id: str, prompt: Prompt) -> Completion:
         """Answer one prompt; ModelError when the endpoint would refuse or miss every call."""
@@ -94,7 +88,7 @@ class ChatModel:
     def _given_up(self, last: RetryableError) -> Outcome:
         """Rows fail one by one, but an endpoint that was never there would fail them all, slowly."""
         if last.unconnected and not self._answered_before:
-            raise self._provider.unreachable(self.url, last.reason)
+            raise self._provider.unreachable(self.address.url, last.reason)
         return Outcome(failure=Failure(kind="error", reason=last.reason, status=last.status))
 
     async def _attempt(self, prompt: Prompt, started_s: float) -> Outcome:
@@ -108,27 +102,24 @@ class ChatModel:
             raise self._broken(error) from None
         except StreamError as error:
             return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
-        except openai.APIStatusError as error:
-            if error.code in ("unsupported_parameter", "unsupported_value"):
+        except HttpError as error:
+            told = _ErrorBody.read(error.text)
+            message = one_line(self._hide(told.message))
+            if told.code in ("unsupported_parameter", "unsupported_value"):
                 self._answered_before = True
-                return self._unsupported(error.param, one_line(self._hide(_message(error))), limit_field)
-            code = "insufficient_quota" if error.type == "insufficient_quota" else error.code
-            wait_s = retry_after_s(error.response.headers)
-            return await self._refused_call(error.status_code, code, one_line(self._hide(_message(error))), wait_s)
+                return self._unsupported(told.param, message, limit_field)
+            return await self._refused_call(error.status, told.code, message, retry_after_s(error.headers))
 
     async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
-        # The client's typed method checks every field of the body anew, which costs more than all of its other work.
-        call = self._post.model_copy(update={"json_data": {"model": self._model, **body}})
-        reply = await self._client.request(httpx2.Response, call)
+        headers, text = await self._client.post(self.address.chat_url, {"model": self._model, **body})
         self._answered_before = True
-        return _ended(reply.headers, read_answer(self._hide(reply.text)))
+        return _ended(headers, read_answer(self._hide(text)))
 
     async def _streamed(self, body: dict[str, Any], started_s: float) -> Outcome:
-        async with self._client.chat.completions.with_streaming_response.create(model=self._model, **body) as reply:
+        async with self._client.stream(self.address.chat_url, {"model": self._model, **body}) as (headers, lines):
             self._answered_before = True
-            lines = (self._hide(line) async for line in reply.iter_lines())
-            outcome, first_token_s = await read_stream(lines, started_s=started_s)
-            _ended(reply.headers, outcome)
+            outcome, first_token_s = await read_stream((self._hide(line) async for line in lines), started_s=started_s)
+            _ended(headers, outcome)
         return replace(outcome, first_token_s=first_token_s)
 
     def _broken(self, error: Exception) -> RetryableError:
@@ -145,11 +136,11 @@ class ChatModel:
         if used_up or status in (401, 403, 404):
             self._limiter.close()  # at once: finding the words for the error may take a while
         if used_up:
-            raise self._provider.quota_used_up(self.url, status, message) from None
+            raise self._provider.quota_used_up(self.address.url, status, message) from None
         if passes(status) and code not in FILTERED:
             raise RetryableError(f"HTTP {status}: {message}", status=status, retry_after_s=wait_s) from None
         if status in (401, 403):
-            raise self._provider.key_refused(self.url, status, message) from None
+            raise self._provider.key_refused(self.address.url, status, message) from None
         if status == 404:
             raise await self._not_found(code, message) from None
         return error_outcome(status, code, message)
@@ -165,32 +156,21 @@ class ChatModel:
         ) from None
 
     async def _not_found(self, code: str | None, message: str) -> ModelError:
-        served = await self._served_names() if self._provider.lists_models else []
+        served = await self._served_names(self.address.models_url) if self.address.models_url else []
         known = choices(self._model, served) if served else "list them with GET /v1/models"
-        return self._provider.not_found(self.url, self._model, code, message, known)
+        return self._provider.not_found(self.address.url, self._model, code, message, known)
 
-    async def _served_names(self) -> list[str]:
+    async def _served_names(self, url: str) -> list[str]:
         try:
             async with asyncio.timeout(10.0):
-                return [model.id async for model in self._client.models.list()]
-        except (openai.OpenAIError, TimeoutError, TypeError, AttributeError, ValueError):
+                listed = json.loads(await self._client.get(url))
+                return [str(model["id"]) for model in listed["data"]]
+        except (*CONNECTION_ERRORS, HttpError, ValueError, TypeError, KeyError):
             return []  # only the wording of another error depends on it
 
     def _hide(self, text: str) -> str:
         """Some endpoints quote the key that they refuse."""
-        return text.replace(self._secret, "***") if self._secret else text
-
-
-def openai_client(url: str, key: str, timeout_s: float) -> openai.AsyncOpenAI:
-    """The client of an OpenAI-compatible endpoint."""
-    return Client(base_url=url, api_key=key, max_retries=0, http_client=http_client(url, timeout_s))
-
-
-def azure_client(url: str, key: str, api_version: str, timeout_s: float) -> openai.AsyncOpenAI:
-    """The client of an Azure OpenAI resource."""
-    return AzureClient(
-        azure_endpoint=url, api_key=key, api_version=api_version, max_retries=0, http_client=http_client(url, timeout_s)
-    )
+        return text.replace(secret, "***") if (secret := self.address.secret) else text
 
 
 def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:
@@ -203,8 +183,27 @@ def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:
     return outcome
 
 
-def _message(error: openai.APIStatusError) -> str:
-    body: Any = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body.get("detail") or json.dumps(body))
-    return str(body or error.response.reason_phrase)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ErrorBody:
+    """What the body of an error says, in the form that OpenAI and Azure write it or in another one."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> _ErrorBody:
+        try:
+            body: Any = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            return cls(message=text)
+        fields = body.get("error", body) if isinstance(body, dict) else body
+        if not isinstance(fields, dict):
+            return cls(message=str(fields or text))
+        code = "insufficient_quota" if fields.get("type") == "insufficient_quota" else fields.get("code")
+        message = fields.get("message") or fields.get("detail") or json.dumps(fields)
+        return cls(message=str(message), code=_text_or_none(code), param=_text_or_none(fields.get("param")))
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError
-from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import ChatProvider, check_url, require
-from slm_ray.types import Billing, Model, ModelFacts
+from slm_ray.types import Billing, ModelFacts
 from slm_ray.verdict.places import host_of, on_premise
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -57,20 +55,6 @@ class OpenAI(ChatProvider):
     def model(self, environment: Mapping[str, str]) -> str:
         """The name of the spec."""
         return self.name
-
-    def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
-        limiter: RateLimiter | None = None,
-    ) -> Model:  # fmt: skip
-        """A chat model; importing its client takes a second, so that only opening does."""
-        from slm_ray.providers.chat import ChatModel, openai_client
-
-        self.check(environment)
-        secret = environment["OPENAI_API_KEY"].strip()
-        return ChatModel(
-            provider=self, model=self.name, url=self.base_url, secret=secret, generation=generation, limiter=limiter,
-            client=openai_client(self.base_url, secret, generation.timeout_s),
-        )  # fmt: skip
 
     def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
         """Tokens are billed, or a machine of one's own is."""

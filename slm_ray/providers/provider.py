@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
@@ -18,6 +18,8 @@ from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.types import Example, Model, ModelFacts
+
+JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "slm-ray"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,19 +87,53 @@ class Provider(ABC):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAddress:
+    """Where a chat model is asked. `url` is for errors; `models_url` lists what is served, None where nothing does."""
+
+    url: str
+    chat_url: str
+    models_url: str | None
+    headers: Mapping[str, str] = field(repr=False)
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChatProvider(Provider):
     """A kind of model behind a chat-completions endpoint: where it is, and what to say of the ways in which it fails."""
 
     key_variable: ClassVar[str]
-    lists_models: ClassVar[bool] = True
 
     @abstractmethod
     def url(self, *, endpoint: str, environment: Mapping[str, str]) -> str:
-        """The address that calls go to and that errors name, without a slash at its end."""
+        """The endpoint, as errors name it, without a slash at its end."""
 
     @abstractmethod
     def model(self, environment: Mapping[str, str]) -> str:
         """The model's name as the endpoint knows it."""
+
+    def address(self, *, endpoint: str, environment: Mapping[str, str]) -> ChatAddress:
+        """Where calls go and with which key: as OpenAI's API has it."""
+        url, secret = (
+            self.url(endpoint=endpoint, environment=environment),
+            environment.get(self.key_variable, "").strip(),
+        )
+        return ChatAddress(
+            url=url, chat_url=f"{url}/chat/completions", models_url=f"{url}/models", secret=secret,
+            headers={**JSON_HEADERS, **({"Authorization": f"Bearer {secret}"} if secret else {})},
+        )  # fmt: skip
+
+    def open(
+        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        limiter: RateLimiter | None = None,
+    ) -> Model:  # fmt: skip
+        """A chat model; importing its client takes a while, so that only opening does."""
+        from slm_ray.providers.chat import ChatModel
+
+        self.check(environment)
+        address = self.address(endpoint=endpoint, environment=environment)
+        return ChatModel(
+            provider=self, model=self.model(environment), address=address, generation=generation, limiter=limiter
+        )
 
     def rate_limit_key(self, *, endpoint: str, environment: Mapping[str, str]) -> str | None:
         """All models of one endpoint share its limit."""

@@ -9,14 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from slm_ray.config import GenerationConfig
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import ChatProvider
-from slm_ray.types import Model, ModelFacts
+from slm_ray.types import ModelFacts
 from slm_ray.verdict.places import host_of
-
-_NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,19 +41,6 @@ class Served(ChatProvider):
     def model(self, environment: Mapping[str, str]) -> str:
         """BASE or BASE:ADAPTER."""
         return self.name
-
-    def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
-        limiter: RateLimiter | None = None,
-    ) -> Model:  # fmt: skip
-        """A chat model; importing its client takes a second, so that only opening does."""
-        from slm_ray.providers.chat import ChatModel, openai_client
-
-        url, secret = self.url(endpoint=endpoint, environment=environment), environment.get(self.key_variable, "")
-        return ChatModel(
-            provider=self, model=self.name, url=url, secret=secret, generation=generation, limiter=limiter,
-            client=openai_client(url, secret or _NO_KEY, generation.timeout_s),
-        )  # fmt: skip
 
     def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
         """A machine of one's own, wherever it stands; no price list knows it."""

@@ -243,19 +243,26 @@ def test_an_adapter_is_told_from_its_base_and_its_demonstrations() -> None:
     assert (provider.adapter, provider.spec) == ("adapter-0123", "served:base:adapter-0123")
 
 
-def test_calls_go_where_the_facts_say() -> None:
-    """The name is asked for at the address that is reported, whatever stands behind an @ in it."""
-    for spec in ("openai:claude-3-5-sonnet@20240620", "openai:m@https://host.example/v1", "served:base:a", "azure:"):
-        environment = {**AZURE, "OPENAI_API_KEY": "k"}
-        model = parse(spec).provider.open(
-            endpoint="http://127.0.0.1:8000", generation=GenerationConfig(), environment=environment
-        )
-        asked = str(model._client.base_url)  # type: ignore[attr-defined]
-        assert (
-            urlsplit(asked).hostname
-            == parse(spec).facts(endpoint="http://127.0.0.1:8000", environment=environment).host
-        )
-        asyncio.run(model.close())
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ("openai:claude-3-5-sonnet@20240620", "https://api.openai.com/v1/chat/completions"),
+        ("openai:m@https://host.example/v1/+3shot", "https://host.example/v1/chat/completions"),
+        ("served:base:a+2shot", "http://127.0.0.1:8000/v1/chat/completions"),
+        (
+            "azure:",
+            "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-05-01-preview",
+        ),
+    ],
+)
+def test_calls_go_to_the_host_that_is_reported(spec: str, where: str) -> None:
+    environment = {**AZURE, "OPENAI_API_KEY": "k"}
+    model = parse(spec)
+    opened = model.provider.open(
+        endpoint="http://127.0.0.1:8000", generation=GenerationConfig(), environment=environment
+    )
+    assert opened.address.chat_url == where  # type: ignore[attr-defined]
+    assert urlsplit(where).hostname == model.facts(endpoint="http://127.0.0.1:8000", environment=environment).host
 
 
 def test_every_kind_is_in_the_table_under_its_own_name_and_can_travel() -> None:
