@@ -103,12 +103,12 @@ class ChatModel:
         except StreamError as error:
             return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
         except HttpError as error:
-            told = _ErrorBody.read(error.text)
-            message = one_line(self._hide(told.message))
-            if told.code in ("unsupported_parameter", "unsupported_value"):
+            error_body = _ErrorBody.read(error.text)
+            message = one_line(self._hide(error_body.message))
+            if error_body.code in ("unsupported_parameter", "unsupported_value"):
                 self._answered_before = True
-                return self._unsupported(told.param, message, limit_field)
-            return await self._refused_call(error.status, told.code, message, retry_after_s(error.headers))
+                return self._unsupported(error_body.param, message, limit_field)
+            return await self._refused_call(error.status, error_body.code, message, retry_after_s(error.headers))
 
     async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
         headers, text = await self._client.post(self.address.chat_url, {"model": self._model, **body})

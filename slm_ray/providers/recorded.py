@@ -165,5 +165,5 @@ def _text_key(text: str) -> str:
 
 def _conversation_key(turns: Iterable[Mapping[str, str]]) -> str:
     """Of the turns other than the system's: the same question under another system prompt is the same row."""
-    said = [[turn["role"], " ".join(turn["content"].split())] for turn in turns if turn["role"] != "system"]
-    return f"prompt:{json.dumps(said)}"
+    dialogue = [[turn["role"], " ".join(turn["content"].split())] for turn in turns if turn["role"] != "system"]
+    return f"prompt:{json.dumps(dialogue)}"

@@ -1,9 +1,9 @@
 """The one retry loop: what is tried again, how long to wait, and when to give up.
 
 A server that says how long to wait is asked again after that and a little more, never earlier, up to `MAX_WAIT_S`; without
-its word waits grow exponentially with jitter. Being turned away (429) is no attempt lost: only patience ends that. It
-knows nothing of HTTP clients: a call says that it may pass later by raising `RetryableError`; every other exception goes through
-untouched.
+its word waits grow exponentially with jitter. A rate-limited attempt (429) does not count against `max_attempts`:
+only the deadline ends that. It knows nothing of HTTP: a call says that it may pass later by raising `RetryableError`; every
+other exception goes through untouched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RATE_LIMITED = 429
 FIRST_WAIT_S = 0.5
 LONGEST_BACKOFF_S = 20.0
 MAX_WAIT_S = 900.0
-_LATE = 0.1  # of the wait asked for, at most: so that rows turned away together do not come back together
+_LATE = 0.1  # of the wait asked for, at most: so that rows limited together do not come back together
 _PASSING_STATUSES = frozenset({408, 409, 425, 429})
 
 
@@ -86,7 +86,7 @@ def next_wait_s(failure: RetryableError, attempt: int) -> float:
 async def retry(
     call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], patience_s: float
 ) -> RetryResult[Answer]:
-    """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until patience is at its end."""
+    """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until the deadline."""
     started_s = time.monotonic()
     attempts = failed = possibly_billed = 0
     while True:

@@ -91,7 +91,7 @@ def test_resets_and_timeouts_are_tried_again(reply: Reply) -> None:
     assert completion.latency_s < 1.4  # of the last attempt alone
 
 
-def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
+def test_only_what_was_sent_and_never_answered_is_possibly_billed() -> None:
     with ChatServer(each(error(503), Reply(reset=True), error(429), Reply(reset=True), answer("ok"))) as server:
         completion = ask("served:m", server.url, max_attempts=9)
     assert (completion.text, completion.attempts, completion.possibly_billed) == ("ok", 5, 2)
@@ -114,12 +114,12 @@ def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
     assert (completion.failure is not None, completion.attempts, completion.possibly_billed) == (True, 2, 0)
 
 
-def test_being_turned_away_is_no_attempt_lost_but_patience_ends() -> None:
-    turned_away = error(429, **{"retry-after-ms": "100"})
-    with ChatServer(each(*[turned_away] * 6, answer("ok"))) as server:
+def test_a_rate_limited_attempt_does_not_count_but_the_deadline_does() -> None:
+    rate_limited = error(429, **{"retry-after-ms": "100"})
+    with ChatServer(each(*[rate_limited] * 6, answer("ok"))) as server:
         completion = ask("served:m", server.url, max_attempts=1)
     assert (completion.text, completion.attempts) == ("ok", 7)
-    with ChatServer(each(turned_away)) as server:
+    with ChatServer(each(rate_limited)) as server:
         completion = ask("served:m", server.url, max_attempts=1, patience_s=1.0)
         assert 3 <= len(server.requests) <= 10
     assert completion.failure is not None
