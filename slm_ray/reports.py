@@ -18,7 +18,7 @@ import yaml
 from slm_ray import storage
 from slm_ray.config import CompareConfig, CostConfig, DeclareConfig
 from slm_ray.corpus import read
-from slm_ray.corpus.retrieve import question_hash
+from slm_ray.corpus.leakage import question_hashes
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.trackfile import open_track
 from slm_ray.types import Comparison, Decision
@@ -135,10 +135,10 @@ def load_prices(config: CostConfig) -> PriceList:
     return prices
 
 
-def training_prompts(path: str | Path, track_name: str) -> set[str]:
+def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
     """The prompt hashes of a training file, to find evaluation rows that were trained on."""
     examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return {question_hash(example) for example in examples}
+    return question_hashes(examples)
 
 
 def _partial(

@@ -21,9 +21,9 @@ from ray import tune
 
 from slm_ray import cluster
 from slm_ray.config import SweepConfig, TrainingConfig
+from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.render import digest
-from slm_ray.corpus.split import leaks
-from slm_ray.errors import DataError, ResourceError
+from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
@@ -44,7 +44,8 @@ def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -
     recipes = trials(training, settings)
     plans = [plan(recipe, limit=settings.rows) for recipe in recipes]
     checked = rows.read(validation, training.track).examples[: settings.validation_rows]
-    _refuse_leaks(rows.read(training.train, training.track).examples, checked, validation)
+    trained = question_hashes(rows.read(training.train, training.track).examples)
+    refuse_leakage(checked, trained, rows=f"rows of {validation}", trained_name=training.train, fix=rows.SPLIT_AGAIN)
     folder = Path(training.run_dir).absolute()
     key = _digest(plans, checked)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
@@ -60,15 +61,6 @@ def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -
         result = {"digest": key, "metric": metric, "best": best, "trials": table}
         write_json(folder / _RESULT, result)
         return result
-
-
-def _refuse_leaks(trained: Sequence[Example], checked: Sequence[Example], validation: str) -> None:
-    found = leaks(trained, checked)
-    if found:
-        raise DataError(
-            f"{validation}: {len(found)} of {len(checked)} validation rows ask what training rows ask, first"
-            f" {found[0].row!r}; split the rows again with jobs/prepare.py"
-        )
 
 
 def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConfig]:

@@ -34,7 +34,7 @@ class TrackFile(BaseModel):
     primary: str = Field(min_length=1)
     core: list[str] = Field(default=[])
     template: str | None = None
-    completion: str | None = None
+    target: str | None = None
     prefix: str = ""
     labels: list[str] = Field(default=[])
     answer_schema: dict[str, Any] | None = None
@@ -115,9 +115,9 @@ def _check(path: Path, found: Track) -> None:
     _check_metrics(path, found, {"core": found.core}, known, "metric")
     # These decide by differences of rows, so a metric that only a run has (a macro average) cannot be one.
     _check_metrics(path, found, {"primary": (found.primary,), "gates": found.gates}, row_metrics(found), "row metric")
-    if (found.template is None) != (found.completion is None):
-        missing = "completion" if found.completion is None else "template"
-        raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'completion'")
+    if (found.template is None) != (found.target is None):
+        missing = "target" if found.target is None else "template"
+        raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'target'")
 
 
 def _check_metrics(

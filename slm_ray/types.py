@@ -44,7 +44,7 @@ class Example:
 
     id: str
     prompt: Prompt
-    reference: str
+    target: str
     tags: Mapping[str, str] = field(default_factory=dict)
 
 

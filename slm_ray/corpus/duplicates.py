@@ -54,7 +54,7 @@ def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
 
     def repeated(example: Example) -> str | None:
         turns = [(turn.role, _spaced(turn.content)) for turn in example.prompt.messages]
-        text = json.dumps([*turns, ("answer", _spaced(example.reference))])
+        text = json.dumps([*turns, ("answer", _spaced(example.target))])
         key = hashlib.sha256(text.encode()).digest()[:_KEY_BYTES]  # the texts would stand in memory once more
         if key in seen:
             return "said before"
@@ -216,7 +216,7 @@ def _similarity(left: Numbers, right: Numbers, weight: NDArray[np.float64]) -> f
 
 
 def _whole(example: Example) -> str:
-    return f"{question(example)}\n{example.reference}"
+    return f"{question(example)}\n{example.target}"
 
 
 def _spaced(text: str) -> str:

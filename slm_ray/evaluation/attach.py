@@ -65,7 +65,7 @@ class Watch:
         self._run = run
         where = run.facts["examples"]
         self.track = open_track(run.facts["track"], beside=where)
-        self._references = {row.id: row.reference for row in examples(read_lines(where), name=where, track=self.track)}
+        self._references = {row.id: row.target for row in examples(read_lines(where), name=where, track=self.track)}
         self._planned = {row.key: row for row in ledger.planned(run.plan)}
         self._done: set[str] = set()
         self._in_flight: dict[str, str] = {}

@@ -170,7 +170,7 @@ class Book:
         scored = None
         if entry.repeat == 0:
             row = self._rows[entry.example_id]
-            scored = score(self._plan.track, row.id, entry.completion.text, row.reference)
+            scored = score(self._plan.track, row.id, entry.completion.text, row.target)
         self._board.add(entry.spec, scored, entry.completion, fresh=fresh)
         self._board.in_flight(entry.spec, self._in_flight[entry.spec])
         if (usd := self._budget.usd(entry.spec)) is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from slm_ray.corpus.leakage import question_hash, question_hashes
 from slm_ray.corpus.read import examples as read_examples
-from slm_ray.corpus.render import prompt_hash
-from slm_ray.corpus.retrieve import Retriever, question_hash, with_demonstrations
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import ConfigError
 from slm_ray.providers import ModelSpec, TrainingRows
 from slm_ray.storage import read_lines
@@ -30,7 +30,7 @@ class Demonstrations:
         track_anywhere = str(Path(track).absolute()) if local else track
         self.files = TrainingRows(path=str(Path(path).absolute()), track=track_anywhere)
         rows = read_examples(read_lines(path), name=path, track=open_track(track, beside=path))
-        taken = {prompt_hash(row.prompt) for row in asked}
+        taken = question_hashes(asked)
         self.rows = [row for row in rows if question_hash(row) not in taken]
         self.left_out = len(rows) - len(self.rows)
         if not self.rows:

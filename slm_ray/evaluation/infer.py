@@ -60,7 +60,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
     return Inference(
         track=track, example_id=row.id,
         prompt=shown.prompt(row.prompt, model.demonstrations) if shown and model.demonstrations else row.prompt,
-        reference=row.reference if config.examples and config.reference is None else config.reference,
+        reference=row.target if config.examples and config.reference is None else config.reference,
         provider=model.provider.bind([row], shown.files if shown else None),
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def _row(config: InferConfig, track: Track) -> Example:
     if config.examples is None:
         if config.text is None:
             raise ConfigError("text is not set; give the user's turn, or examples and the id of an example in it")
-        return Example(id="infer", prompt=prompt_of(track, config.text), reference=_NO_REFERENCE)
+        return Example(id="infer", prompt=prompt_of(track, config.text), target=_NO_REFERENCE)
     rows = {row.id: row for row in examples(read_lines(config.examples), name=config.examples, track=track)}
     wanted = config.example if config.example is not None else next(iter(rows))
     if wanted not in rows:

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from slm_ray import adapters
 from slm_ray.config import EvaluateConfig
+from slm_ray.corpus.leakage import refuse_leakage
 from slm_ray.corpus.read import examples as read_examples
-from slm_ray.corpus.render import digest, prompt_hash
+from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError, DataError
+from slm_ray.errors import ConfigError
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.evaluation.generate import Question
 from slm_ray.ledger import Ledger, Planned, finished
@@ -142,14 +143,8 @@ def _refuse_training_rows(
         from slm_ray.reports import training_prompts  # brings SciPy along, which no actor needs
 
         seen[config.train] = training_prompts(config.train, config.track)
-    hashes = {row.id: prompt_hash(row.prompt) for row in rows} if seen else {}
     for where, trained in seen.items():
-        found = [row for row, value in hashes.items() if value in trained]
-        if found:
-            raise DataError(
-                f"{len(found)} of the {len(rows)} rows of {config.examples} are training rows of {where} "
-                f"({', '.join(found[:3])}{', …' if len(found) > 3 else ''}); evaluate on held-out rows"
-            )
+        refuse_leakage(rows, trained, rows=f"rows of {config.examples}", trained_name=where)
 
 
 def _prompts_digest(rows: tuple[Example, ...], arms: tuple[Arm, ...]) -> str:

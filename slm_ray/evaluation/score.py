@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.config import EvaluateConfig
-from slm_ray.corpus.render import prompt_hash
+from slm_ray.corpus.leakage import leaked_examples
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.trust import trust
@@ -48,9 +48,8 @@ def completions(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, ReadAh
 
 
 def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[str]]) -> dict[str, int]:
-    """How many of the examples each model was trained on; `train_prompts` holds prompt hashes by spec."""
-    hashes = [prompt_hash(row.prompt) for row in examples]
-    return {spec: sum(value in seen for value in hashes) for spec, seen in train_prompts.items()}
+    """How many of the examples each model was trained on; `train_prompts` holds question hashes by spec."""
+    return {spec: len(leaked_examples(examples, seen)) for spec, seen in train_prompts.items()}
 
 
 def write_report(

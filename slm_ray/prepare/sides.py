@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_ray.config import PrepareConfig
-from slm_ray.corpus import balance, duplicates, split
+from slm_ray.corpus import balance, duplicates, leakage, split
 from slm_ray.corpus.read import Row
 from slm_ray.corpus.step import Step
 from slm_ray.errors import ConfigError, DataError
@@ -71,7 +71,7 @@ def _first(rows: Sequence[Row], wanted: int | None, seed: int) -> list[Row]:
 def _apart(held: Sequence[Row], rows: Sequence[Row], config: PrepareConfig, side: str) -> tuple[list[Row], Step]:
     """`rows` without those that ask what a held-out row of `side` asks."""
     threshold = config.curation.near_threshold if config.separate_near else None
-    found = split.leaks(
+    found = leakage.leaks(
         [row.example for row in held], [row.example for row in rows], threshold=threshold, seed=config.seed
     )  # fmt: skip
     leaking = {leak.row for leak in found}

@@ -78,14 +78,14 @@ class BaselineModel:
 
     def __init__(self, *, which: str, pool: Sequence[Example]) -> None:
         self.spec = f"baseline:{which}"
-        counts = Counter(row.reference for row in pool)
+        counts = Counter(row.target for row in pool)
         self._commonest = min(counts, key=lambda answer: (-counts[answer], answer))
         self._retriever = Retriever(pool) if which == "nearest" else None
 
     async def complete(self, example_id: str, prompt: Prompt) -> Completion:
         """The baseline's answer; the commonest one where no other row is left to be near."""
         near = self._retriever.nearest(prompt.messages[-1].content, 1) if self._retriever else []
-        text = near[0].reference if near else self._commonest
+        text = near[0].target if near else self._commonest
         return Completion(text=text, latency_s=0.0, usage=Usage(), served_by=self.spec)
 
     async def close(self) -> None:

@@ -23,8 +23,8 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainingConfig
+from slm_ray.corpus.leakage import question_hash
 from slm_ray.corpus.render import digest
-from slm_ray.corpus.retrieve import question_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
@@ -156,12 +156,6 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def trained_prompts(config: TrainingConfig) -> list[tuple[str, list[int]]]:
-    """(example id, prompt token ids) of the first rows as TRL tokenised them in the finished run; empty before that."""
-    path = plan(config).folder / "prompts.json"
-    return [(row["id"], row["token_ids"]) for row in read_json(path)] if path.is_file() else []
-
-
 def _train(made: Plan, *, show: bool) -> Manifest:
     if (finished := _finished(made)) is not None:
         return finished
@@ -210,8 +204,6 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
         base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
         metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in made.examples],
     )  # fmt: skip
-    seen = zip(made.examples, outcome["prompts"], strict=False)
-    write_json(made.folder / "prompts.json", [{"id": example.id, "token_ids": ids} for example, ids in seen])
     told = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(made.folder / FINISHED, {"adapter": manifest.id, **told})
     return manifest

@@ -29,7 +29,7 @@ def prompt_token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
             vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1
         )
     )
-    row = conversation(Example(id="parity", prompt=prompt, reference="answer"))
+    row = conversation(Example(id="parity", prompt=prompt, target="answer"))
     with tempfile.TemporaryDirectory() as folder:
         trainer = build(
             model, tokenizer, [row], RecipeConfig(optimizer="adamw_torch"), folder=folder, use_gpu=False, steps=1

@@ -45,7 +45,7 @@ def recorded_llm(folder: Path) -> Path:
         )  # fmt: skip
         for split in ("train", "validation", "test"):
             for example in examples_in(out / f"{split}.jsonl", track):
-                answers[example.prompt.messages[-1].content] = example.reference
+                answers[example.prompt.messages[-1].content] = example.target
     path = folder / "llm.jsonl"
     lines = [json.dumps({"prompt": prompt, "prediction": answer}) for prompt, answer in answers.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -15,20 +15,18 @@ from slm_ray.types import Example, Message, Prompt
 
 def example(answer, question="Ask something", name="x"):
     turns = (Message(role="system", content="Системный текст"), Message(role="user", content=question))
-    return Example(id=name, prompt=Prompt(messages=turns), reference=answer)
+    return Example(id=name, prompt=Prompt(messages=turns), target=answer)
 
 
 def kept(step, answers):
-    return [
-        row.reference for row in step([example(answer, name=str(place)) for place, answer in enumerate(answers)])[0]
-    ]
+    return [row.target for row in step([example(answer, name=str(place)) for place, answer in enumerate(answers)])[0]]
 
 
 @given(st.lists(st.integers(0, 9)))
 def test_sift_loses_nothing_and_counts_every_reason(numbers):
     rows = [example(str(number)) for number in numbers]
-    found, step = sift("odd", rows, lambda row: f"is {row.reference}" if int(row.reference) % 2 else None)
-    assert [row.reference for row in found] == [str(number) for number in numbers if number % 2 == 0]
+    found, step = sift("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
+    assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
     assert (step.kept, step.dropped) == (len(found), len(numbers) - len(found))
     counts = [int(part.rsplit(": ", 1)[1]) for part in step.note.split(", ") if part]
     assert sum(counts) == step.dropped
@@ -51,7 +49,7 @@ def test_length_counts_the_words_of_question_and_answer():
 
 def test_tokens_are_counted_by_the_caller_and_nothing_is_trimmed():
     rows = [example("x" * size) for size in (3, 4, 5)]
-    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.reference))
+    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.target))
     assert found == rows[:2]
     assert step.note == "over 4 tokens: 1"
 

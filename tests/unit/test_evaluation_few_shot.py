@@ -144,12 +144,10 @@ def test_repeats_are_questions_of_their_own_and_leave_the_first_as_it_was(tmp_pa
 
 
 def test_training_rows_are_refused_with_counts(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"1 of the 2 rows of .*test.jsonl are training rows of .*train.jsonl \(play some"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 rows of .*test.jsonl are training rows of .*train.jsonl \(play some"):
         plan(config(tmp_path, train=str(tmp_path / "train.jsonl")), {})
     seen = {prompt_hash(prompt_of(track("structured"), "book a table for six"))}
-    with pytest.raises(DataError, match=r"1 of the 2 rows .* are training rows of served:m:a"):
+    with pytest.raises(DataError, match=r"1 of 2 rows .* are training rows of served:m:a"):
         plan(config(tmp_path), {}, {"served:m:a": seen})
     write(tmp_path / "apart.jsonl", [("quite another question", "{}")])
     assert plan(config(tmp_path, train=str(tmp_path / "apart.jsonl")), {}).examples

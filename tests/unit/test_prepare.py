@@ -164,7 +164,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
     )  # fmt: skip
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer; set `base`"):
         prepare(config)
-    found = prepare(config, count=lambda example: len(example.reference.split()))
+    found = prepare(config, count=lambda example: len(example.target.split()))
     assert (found.bad, found.rows["train"]) == ({"too_long": 1}, 4)
     (bad,) = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert (bad["line"], bad["kind"], bad["reason"]) == (10, "too_long", "it has 50 tokens, more than max_tokens 30")
@@ -176,7 +176,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
         ({"validation": None}, "validation has no number of rows"),
         ({"keep_split": True, "test_source": "x"}, "keep_split takes test rows from `source`"),
         ({"source": {}}, "source is empty"),
-        ({"track": "chat", "format": "template"}, "has no template and completion"),
+        ({"track": "chat", "format": "template"}, "has no template and target"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, settings: dict, says: str) -> None:

@@ -98,14 +98,14 @@ def test_a_preparation_that_stands_still_says_what_it_left_out(tmp_path: Path) -
 
 def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None:
     def count(example: Example) -> int:
-        return len(example.prompt.messages[-1].content) + len(example.reference)
+        return len(example.prompt.messages[-1].content) + len(example.target)
 
     long = json.dumps({"prompt": "q", "completion": "x" * 100})
     given = config(tmp_path, [*rows(120), long], skip_bad=True, curation={"max_tokens": 100})
     prepared = prepare(given, count=count)
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(121, "too_long")]
     assert "101 tokens" in str(bad_rows(tmp_path)[0]["reason"])
-    kept = [example.reference for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
+    kept = [example.target for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
     assert sorted(kept) == sorted(f"c{number}" for number in range(120))
     exact = config(tmp_path, curation={"max_tokens": 101}, out_dir=str(tmp_path / "exact"))
     assert sum(prepare(exact, count=count).rows.values()) == 121

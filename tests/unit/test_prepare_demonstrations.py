@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from slm_ray.config import PrepareConfig
+from slm_ray.corpus.leakage import leaks, question_hash
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.corpus.retrieve import Retriever, question_hash, with_demonstrations
-from slm_ray.corpus.split import leaks
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import DataError
 from slm_ray.prepare import Prepared, examples_in, prepare
 from slm_ray.types import Example
@@ -38,7 +38,7 @@ def test_they_are_what_retrieval_over_the_training_rows_gives(tmp_path: Path) ->
     for row, with_shots in zip(before, after, strict=True):
         shots = pool.nearest(row.prompt.messages[-1].content, 2)
         assert with_shots.prompt == with_demonstrations(row.prompt, shots)
-        assert (with_shots.reference, with_shots.tags["demonstrations"]) == (row.reference, "2")
+        assert (with_shots.target, with_shots.tags["demonstrations"]) == (row.target, "2")
     held = {
         row.prompt.messages[-1].content
         for name in ("validation", "test")

@@ -109,7 +109,7 @@ def test_tokens_and_demonstrations_are_the_same_whoever_works(tmp_path: Path) ->
     source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def count(example: Example) -> int:
-        return len(example.prompt.messages[-1].content.split()) + len(example.reference.split())
+        return len(example.prompt.messages[-1].content.split()) + len(example.target.split())
 
     found = {}
     for name, least in (("apart", 0), ("alone", None), ("small", 10**12)):

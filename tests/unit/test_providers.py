@@ -158,11 +158,9 @@ def test_a_bad_recording_is_named_by_line(tmp_path: Path, row: dict[str, Any], s
 
 def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path) -> None:
     model = recorded(tmp_path, {"prompt": "a", "prediction": "x"}, {"prompt": "a", "prediction": "x"})
-    model.check_covers(
-        [Example(id="1", prompt=prompt("a"), reference=""), Example(id="2", prompt=prompt("b"), reference="")]
-    )
+    model.check_covers([Example(id="1", prompt=prompt("a"), target=""), Example(id="2", prompt=prompt("b"), target="")])
     with pytest.raises(DataError, match="no answer to any of the 1 examples"):
-        model.check_covers([Example(id="2", prompt=prompt("b"), reference="")])
+        model.check_covers([Example(id="2", prompt=prompt("b"), target="")])
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_the_track_of_the_readme_prepares_a_table_of_its_columns(tmp_path: Path)
     assert re.fullmatch(
         r"Write the team in lower case, without a full stop\.\n\nProduct: phone\nTicket: bill \d is wrong", user.content
     )
-    assert example.reference in ("billing", "network", "other")
+    assert example.target in ("billing", "network", "other")
 
 
 def test_the_table_of_bad_rows_is_the_one_that_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,16 +32,16 @@ def written(
 ) -> Path:  # fmt: skip
     """A finished evaluation: the LLM always right, the SLM right where it is sure, on three rows of four."""
     rows = [
-        Example(id=f"e{i:04}", prompt=prompt_of(TRACK, f"question {i}"), reference=f'{{"a": {i}}}')
+        Example(id=f"e{i:04}", prompt=prompt_of(TRACK, f"question {i}"), target=f'{{"a": {i}}}')
         for i in range(start, start + n)
     ]
     usage = Usage(prompt_tokens=1000, completion_tokens=50, cached_tokens=400)
     large, small = {}, {}
     for i, row in enumerate(rows):
         sure = i % 4 != 3
-        large[row.id] = Completion(text=row.reference, usage=usage, latency_s=1.0, served_by=served_by)
+        large[row.id] = Completion(text=row.target, usage=usage, latency_s=1.0, served_by=served_by)
         small[row.id] = Completion(
-            text=row.reference if sure else '{"a": -1}', usage=usage, latency_s=2.0, served_by="small",
+            text=row.target if sure else '{"a": -1}', usage=usage, latency_s=2.0, served_by="small",
             logprob=(-0.1 if sure else -2.0) - i / 10_000 if logprobs else None,
         )  # fmt: skip
     report, scores = build(TRACK, rows, {LLM: large, SLM: small}, trained_on={SLM: trained_on})

@@ -122,18 +122,6 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o644
 
 
-def test_folder_digest_sees_names_and_content_not_order(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("1")
-    (tmp_path / "b").write_text("2")
-    digest = storage.folder_digest(tmp_path, ["a", "b"])
-    assert digest == storage.folder_digest(tmp_path, ["b", "a"])
-    (tmp_path / "a").write_text("2")
-    (tmp_path / "b").write_text("1")
-    assert digest != storage.folder_digest(tmp_path, ["a", "b"])
-    with pytest.raises(DataError, match="No such file"):
-        storage.folder_digest(tmp_path, ["c"])
-
-
 def test_a_second_owner_is_told_at_once_who_holds_the_folder(tmp_path: Path) -> None:
     program = f"""
 import time

@@ -30,9 +30,7 @@ RECIPE = RecipeConfig(
 
 def examples(count: int) -> list[Example]:
     return [
-        Example(
-            id=str(n), prompt=prompt_of(track("structured"), f"Number {n} " * (1 + n % 5)), reference=f'{{"n": {n}}}'
-        )
+        Example(id=str(n), prompt=prompt_of(track("structured"), f"Number {n} " * (1 + n % 5)), target=f'{{"n": {n}}}')
         for n in range(count)
     ]
 

@@ -21,7 +21,7 @@ EXAMPLES = [
     Example(
         id=f"e{i}",
         prompt=prompt_of(TRACK, f"question {i}"),
-        reference=f'{{"answer": {i}}}',
+        target=f'{{"answer": {i}}}',
         tags={"b": "2", "a": "1"},
     )
     for i in range(4)
