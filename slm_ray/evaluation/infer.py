@@ -60,7 +60,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
     return Inference(
         track=track, example_id=row.id,
         prompt=shown.prompt(row.prompt, model.demonstrations) if shown and model.demonstrations else row.prompt,
-        reference=row.target if config.examples and config.reference is None else config.reference,
+        reference=row.target if config.examples and config.target is None else config.target,
         provider=model.provider.bind([row], shown.files if shown else None),
     )  # fmt: skip
 

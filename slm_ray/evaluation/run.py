@@ -78,7 +78,7 @@ def _ask(
     cluster.connect()
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
-    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
+    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.no_progress_bar)
     with board, Interrupt() as interrupt:
         book = Book(planned, ledger, board, budget, whole=interrupt.whole)
         book.open()

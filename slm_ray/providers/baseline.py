@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import Retriever
 from slm_ray.errors import ConfigError, choices
@@ -51,7 +51,7 @@ class Baseline(Provider):
         return bound
 
     def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
         limiter: RateLimiter | None = None,
     ) -> Model:  # fmt: skip
         """The model, its rows read; nothing limits it."""

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ModelError, choices
 from slm_ray.providers.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
 from slm_ray.providers.http_client import CONNECTION_ERRORS, HttpClient, HttpError, broken
@@ -33,7 +33,7 @@ class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
     def __init__(
-        self, *, provider: ChatProvider, model: str, address: ChatAddress, generation: GenerationConfig,
+        self, *, provider: ChatProvider, model: str, address: ChatAddress, generation: Generation,
         limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
         self.spec = provider.spec
@@ -69,7 +69,7 @@ class ChatModel:
             return outcome
 
         settings = self._generation
-        tried = await retry(attempt, max_attempts=self._allowed, patience_s=settings.patience_s)
+        tried = await retry(attempt, max_attempts=self._allowed, retry_deadline_s=settings.retry_deadline_s)
         result = self._given_up(tried.result) if isinstance(tried.result, RetryableError) else tried.result
         return result.completion(latency_s=latency_s, attempts=tried.attempts, possibly_billed=tried.possibly_billed)
 

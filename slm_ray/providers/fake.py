@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import Provider, identity_of
@@ -34,7 +34,7 @@ class Fake(Provider):
         return cls(spec=f"fake:{rest}", text=rest)
 
     def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
         limiter: RateLimiter | None = None,
     ) -> Model:  # fmt: skip
         """The model; nothing limits it."""

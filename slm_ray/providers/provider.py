@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Self
 from urllib.parse import urlsplit
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.types import Example, Model, ModelFacts
@@ -64,7 +64,7 @@ class Provider(ABC):
 
     @abstractmethod
     def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
         limiter: RateLimiter | None = None,
     ) -> Model:  # fmt: skip
         """The model, ready to be asked. `endpoint` is where served models answer; `limiter` stands before every attempt."""
@@ -123,7 +123,7 @@ class ChatProvider(Provider):
         )  # fmt: skip
 
     def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
         limiter: RateLimiter | None = None,
     ) -> Model:  # fmt: skip
         """A chat model; importing its client takes a while, so that only opening does."""

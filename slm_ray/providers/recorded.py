@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import Provider, TrainingRows, identity_of
@@ -51,7 +51,7 @@ class Recorded(Provider):
         return replace(self, path=str(Path(self.path).absolute()))
 
     def open(
-        self, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str],
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
         limiter: RateLimiter | None = None,
     ) -> Model:  # fmt: skip
         """The model; nothing limits it."""

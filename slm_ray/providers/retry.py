@@ -84,7 +84,7 @@ def next_wait_s(failure: RetryableError, attempt: int) -> float:
 
 
 async def retry(
-    call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], patience_s: float
+    call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], retry_deadline_s: float
 ) -> RetryResult[Answer]:
     """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until the deadline."""
     started_s = time.monotonic()
@@ -97,18 +97,20 @@ async def retry(
             failed += failure.status != RATE_LIMITED
             possibly_billed += failure.possibly_billed
             wait_s = next_wait_s(failure, attempts)
-            late = time.monotonic() + wait_s > started_s + patience_s
+            late = time.monotonic() + wait_s > started_s + retry_deadline_s
             if failed >= max_attempts() or late or (failure.retry_after_s or 0.0) > MAX_WAIT_S:
-                given_up = _named(failure, patience_s, late=late)
+                given_up = _named(failure, retry_deadline_s, late=late)
                 return RetryResult(result=given_up, attempts=attempts, possibly_billed=possibly_billed)
         await asyncio.sleep(wait_s)
 
 
-def _named(failure: RetryableError, patience_s: float, *, late: bool) -> RetryableError:
+def _named(failure: RetryableError, retry_deadline_s: float, *, late: bool) -> RetryableError:
     """The failure with what has ended the waiting, where that is a wait and not the number of attempts."""
     asked = f"Retry-After asks for {failure.retry_after_s:g} s" if failure.retry_after_s is not None else "another wait"
     if (failure.retry_after_s or 0.0) > MAX_WAIT_S:
         failure.reason += f" ({asked}, and none above {MAX_WAIT_S:g} s is waited for; run the same command again then)"
     elif late:
-        failure.reason += f" ({asked}, which ends after generation.patience_s {patience_s:g}; raise it to wait)"
+        failure.reason += (
+            f" ({asked}, which ends after generation.retry_deadline_s {retry_deadline_s:g}; raise it to wait)"
+        )
     return failure

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.config.data import Format
+from slm_ray.config.shared import Format
 from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, pair
 from slm_ray.corpus.problems import BadRow
 from slm_ray.corpus.read import examples

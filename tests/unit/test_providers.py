@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
 from slm_ray.providers import PROVIDERS, parse
 from slm_ray.providers.recorded import RecordedModel
@@ -30,7 +30,7 @@ def say(model: Model, example_id: str, text: str) -> Completion:
 
 
 def opened(spec: str) -> Model:
-    return parse(spec).provider.open(endpoint="http://127.0.0.1:1", generation=GenerationConfig(), environment={})
+    return parse(spec).provider.open(endpoint="http://127.0.0.1:1", generation=Generation(), environment={})
 
 
 def identity(spec: str, *, endpoint: str = "", environment: dict[str, str] | None = None) -> str:
@@ -256,9 +256,7 @@ def test_an_adapter_is_told_from_its_base_and_its_demonstrations() -> None:
 def test_calls_go_to_the_host_that_is_reported(spec: str, where: str) -> None:
     environment = {**AZURE, "OPENAI_API_KEY": "k"}
     model = parse(spec)
-    opened = model.provider.open(
-        endpoint="http://127.0.0.1:8000", generation=GenerationConfig(), environment=environment
-    )
+    opened = model.provider.open(endpoint="http://127.0.0.1:8000", generation=Generation(), environment=environment)
     assert opened.address.chat_url == where  # type: ignore[attr-defined]
     assert urlsplit(where).hostname == model.facts(endpoint="http://127.0.0.1:8000", environment=environment).host
 

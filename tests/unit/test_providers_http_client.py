@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from endpoint import Endpoint
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.providers import parse
 from slm_ray.types import Completion, Message, Prompt
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {"AZURE_API_KEY": KEY, "AZURE_DEPLOYMENT": "gpt", "OPENAI_API_KEY"
 
 
 async def completed(spec: str, url: str, prompts: list[Prompt]) -> list[Completion]:
-    settings = GenerationConfig(timeout_s=5.0, max_attempts=2)
+    settings = Generation(timeout_s=5.0, max_attempts=2)
     model = parse(spec).provider.open(
         endpoint=url, generation=settings, environment={**ENVIRONMENT, "AZURE_ENDPOINT": url}
     )
@@ -137,7 +137,7 @@ def test_one_client_keeps_a_thousand_calls_in_flight() -> None:
     waiting = iter(range(rows))
 
     async def asked(url: str) -> dict[int, Completion]:
-        settings = GenerationConfig(timeout_s=60.0)
+        settings = Generation(timeout_s=60.0)
         model = parse("served:m").provider.open(endpoint=url, generation=settings, environment={})
         completions: dict[int, Completion] = {}
 
