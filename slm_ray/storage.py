@@ -144,12 +144,6 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def folder_digest(path: str | Path, names: Iterable[str]) -> str:
-    """SHA-256 in hex over the named files of a folder, names included; the order of `names` does not matter."""
-    parts = [f"{name}\0{file_digest(Path(path) / name)}\n" for name in sorted(names)]
-    return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
 @contextlib.contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Own `folder` (made when absent) until the block ends or the process dies.

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slm_ray import storage
 from slm_ray.corpus.tracks import TRACKS, Track, defined, definition, track
-from slm_ray.errors import ConfigError, DataError, choices
+from slm_ray.errors import ConfigError, choices
 from slm_ray.scoring.run import check, metrics, row_metrics
+from slm_ray.yaml_file import read_yaml_mapping
 
 TRACK_FILE = "track.yaml"
 _SUFFIXES = (".yaml", ".yml")
@@ -34,7 +35,7 @@ class TrackFile(BaseModel):
     primary: str = Field(min_length=1)
     core: list[str] = Field(default=[])
     template: str | None = None
-    completion: str | None = None
+    target: str | None = None
     prefix: str = ""
     labels: list[str] = Field(default=[])
     answer_schema: dict[str, Any] | None = None
@@ -72,7 +73,7 @@ def write_track(folder: str | Path, found: Track) -> None:
 
 
 def _read(path: Path) -> Track:
-    tree = _tree(path)
+    tree = read_yaml_mapping(path, what="track")
     extends = tree.get("extends")
     if extends is not None:
         if extends not in TRACKS:
@@ -89,20 +90,6 @@ def _read(path: Path) -> Track:
     return found
 
 
-def _tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(storage.read_text(path))
-    except DataError as error:
-        raise ConfigError(str(error)) from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where is not None else ""
-        raise ConfigError(f"{path}{line}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a track is a mapping of keys to values, not {type(tree).__name__}")
-    return tree
-
-
 def _check(path: Path, found: Track) -> None:
     """What pydantic cannot know: scorers and their metrics, and keys that belong together."""
     try:
@@ -115,9 +102,9 @@ def _check(path: Path, found: Track) -> None:
     _check_metrics(path, found, {"core": found.core}, known, "metric")
     # These decide by differences of rows, so a metric that only a run has (a macro average) cannot be one.
     _check_metrics(path, found, {"primary": (found.primary,), "gates": found.gates}, row_metrics(found), "row metric")
-    if (found.template is None) != (found.completion is None):
-        missing = "completion" if found.completion is None else "template"
-        raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'completion'")
+    if (found.template is None) != (found.target is None):
+        missing = "target" if found.target is None else "template"
+        raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'target'")
 
 
 def _check_metrics(

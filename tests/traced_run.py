@@ -24,14 +24,14 @@ def example(n: int, question: str = "question") -> Example:
     return Example(
         id=f"r{n}",
         prompt=prompt_of(track("structured"), f"{question} {n} \u2028"),
-        reference=reference,
+        target=reference,
         tags={"tool": f"t{n % 3}"},
     )
 
 
 def entry(spec: str, row: Example, n: int, *, text: str | None = None, failed: bool = False) -> Response:
     completion = Completion(
-        text=None if failed else text or row.reference,
+        text=None if failed else text or row.target,
         failure=Failure(kind="error", reason="HTTP 500", status=500) if failed else None,
         latency_s=0.25 + n / 1e4, usage=Usage(prompt_tokens=20, completion_tokens=7, cached_tokens=4), served_by="m-1",
     )  # fmt: skip

@@ -82,7 +82,7 @@ def mix(
 
 def shortest_first(examples: Sequence[Example]) -> tuple[list[Example], Step]:
     """A curriculum by length: fewest words of question and answer first, ties by id."""
-    ordered = sorted(examples, key=lambda row: (len(words(question(row))) + len(words(row.reference)), row.id))
+    ordered = sorted(examples, key=lambda row: (len(words(question(row))) + len(words(row.target)), row.id))
     return ordered, Step(name="order", kept=len(ordered), dropped=0, note="shortest first")
 
 
@@ -124,7 +124,7 @@ def _classes(examples: Sequence[Example], tag: str | None) -> dict[str, list[Exa
         raise tag_error(tag, Counter(name for example in examples for name in example.tags))
     classes: dict[str, list[Example]] = {}
     for example in examples:
-        name = example.reference.strip() if tag is None else example.tags.get(tag, "")
+        name = example.target.strip() if tag is None else example.tags.get(tag, "")
         classes.setdefault(name, []).append(example)
     return classes
 

@@ -30,6 +30,7 @@ from slm_ray.types import Example
 
 Numbers = NDArray[np.integer]
 
+NEAR = 0.8  # share of word triples from which two rows are near-duplicates
 _SHINGLE_WORDS = 3
 _KEY_BYTES = 16
 _SIGNS = {
@@ -54,7 +55,7 @@ def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
 
     def repeated(example: Example) -> str | None:
         turns = [(turn.role, _spaced(turn.content)) for turn in example.prompt.messages]
-        text = json.dumps([*turns, ("answer", _spaced(example.reference))])
+        text = json.dumps([*turns, ("answer", _spaced(example.target))])
         key = hashlib.sha256(text.encode()).digest()[:_KEY_BYTES]  # the texts would stand in memory once more
         if key in seen:
             return "said before"
@@ -64,7 +65,7 @@ def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
     return sift("exact duplicates", examples, repeated)
 
 
-def near(examples: Sequence[Example], *, threshold: float = 0.8, seed: int = 42) -> tuple[list[Example], Step]:
+def near(examples: Sequence[Example], *, threshold: float = NEAR, seed: int = 42) -> tuple[list[Example], Step]:
     """Only the first row of every group of near-duplicates; question and answer are compared together."""
     roots = groups(examples, threshold=threshold, seed=seed, text=_whole)
     kept = [example for row, example in enumerate(examples) if roots[row] == row]
@@ -74,7 +75,7 @@ def near(examples: Sequence[Example], *, threshold: float = 0.8, seed: int = 42)
 
 
 def groups(
-    examples: Sequence[Example], *, threshold: float = 0.8, seed: int = 42, text: Callable[[Example], str] = question
+    examples: Sequence[Example], *, threshold: float = NEAR, seed: int = 42, text: Callable[[Example], str] = question
 ) -> list[int]:
     """For each example the first row of its group of near-duplicates (itself where it has none).
 
@@ -216,7 +217,7 @@ def _similarity(left: Numbers, right: Numbers, weight: NDArray[np.float64]) -> f
 
 
 def _whole(example: Example) -> str:
-    return f"{question(example)}\n{example.reference}"
+    return f"{question(example)}\n{example.target}"
 
 
 def _spaced(text: str) -> str:

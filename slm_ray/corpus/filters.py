@@ -36,16 +36,16 @@ _REFUSAL = re.compile(
 
 
 def length(
-    examples: Sequence[Example], *, question_words: tuple[int, int | None], answer_words: tuple[int, int | None]
+    examples: Sequence[Example], *, prompt_words: tuple[int, int | None], target_words: tuple[int, int | None]
 ) -> tuple[list[Example], Step]:
     """Examples whose question and answer have at least the first and at most the second number of words (None: any)."""
-    for name, (fewest, most) in (("question_words", question_words), ("answer_words", answer_words)):
+    for name, (fewest, most) in (("prompt_words", prompt_words), ("target_words", target_words)):
         if most is not None and most < fewest:
             raise ConfigError(f"{name} asks for at least {fewest} and at most {most} words; turn them round")
 
     def outside(example: Example) -> str | None:
-        return _outside(question(example), "question", *question_words) or _outside(
-            example.reference, "answer", *answer_words
+        return _outside(question(example), "question", *prompt_words) or _outside(
+            example.target, "answer", *target_words
         )
 
     return sift("length", examples, outside)
@@ -62,7 +62,7 @@ def cut(examples: Sequence[Example]) -> tuple[list[Example], Step]:
     One without: JSON, a code fence or a tool call left open; or prose, of twenty words and a full sentence or more,
     whose last line is long and stops at a letter, a comma or an opening bracket.
     """
-    return sift("cut answers", examples, lambda example: _open(example.reference))
+    return sift("cut answers", examples, lambda example: _open(example.target))
 
 
 def script(examples: Sequence[Example], *, allowed: Collection[str], share: float = 0.5) -> tuple[list[Example], Step]:
@@ -75,7 +75,7 @@ def script(examples: Sequence[Example], *, allowed: Collection[str], share: floa
             raise ConfigError(f"unknown script {name!r}: {choices(name, SCRIPTS)}")
 
     def foreign(example: Example) -> str | None:
-        for name, text in (("question", question(example)), ("answer", example.reference)):
+        for name, text in (("question", question(example)), ("answer", example.target)):
             found = scripts(text)
             if sum(found[known] for known in set(allowed)) < share * found.total():
                 return f"{name} in {min(found, key=lambda known: (-found[known], known))}"
@@ -86,7 +86,7 @@ def script(examples: Sequence[Example], *, allowed: Collection[str], share: floa
 
 def refusals(examples: Sequence[Example]) -> tuple[list[Example], Step]:
     """Examples whose answer does not open by declining in English (`I'm sorry, but I can't …`, `As an AI …`)."""
-    return sift("refusals", examples, lambda example: "declines" if _declines(example.reference) else None)
+    return sift("refusals", examples, lambda example: "declines" if _declines(example.target) else None)
 
 
 def _outside(text: str, name: str, fewest: int, most: int | None) -> str | None:

@@ -27,15 +27,15 @@ _FINAL = re.compile(r"####\s*[-+]?\$?[-+]?\.?\d")
 
 
 def from_prompt(row: Mapping[str, Any], track: Track) -> Pair:
-    """`prompt` and `completion`, each a text or a list of messages."""
+    """`prompt` and `completion` (or `target`), each a text or a list of messages."""
     given = row.get("prompt")
     turns = checked(turns_of(given, "prompt")) if isinstance(given, list) else asked(text_of(row, "prompt"))
-    return Pair(turns=turns, answer=_completion(row), **identity(row))
+    return Pair(turns=turns, answer=_target(row), **identity(row))
 
 
 def from_template(row: Mapping[str, Any], track: Track) -> Pair:
-    """The row's own columns in the track's `template` and `completion`."""
-    turns, answer = asked(_fill(track.template or "", row)), _fill(track.completion or "", row)
+    """The row's own columns in the track's `template` and `target`."""
+    turns, answer = asked(_fill(track.template or "", row)), _fill(track.target or "", row)
     return Pair(turns=turns, answer=answer, **identity(row))
 
 
@@ -98,8 +98,8 @@ def check(format_name: str, track: Track) -> None:
     """ConfigError for a format that is not known, or that the track cannot take."""
     if format_name not in (AUTO, *FORMATS):
         raise ConfigError(f"unknown format {format_name!r}: {choices(format_name, (AUTO, *FORMATS))}")
-    if format_name == "template" and not (track.template and track.completion):
-        raise ConfigError(f"track {track.name} has no template and completion; add both to its file")
+    if format_name == "template" and not (track.template and track.target):
+        raise ConfigError(f"track {track.name} has no template and target; add both to its file")
 
 
 def detect(row: Mapping[str, Any], track: Track) -> str:
@@ -111,7 +111,7 @@ def detect(row: Mapping[str, Any], track: Track) -> str:
         return {"prompt": "prompt", "messages": "messages"}.get(shapes[0]) or (
             "hermes" if is_hermes(row) else "sharegpt"
         )
-    if track.template and track.completion:
+    if track.template and track.target:
         return "template"
     keys = row.keys()
     if {"query", "tools", "answers"} <= keys:
@@ -125,14 +125,15 @@ def detect(row: Mapping[str, Any], track: Track) -> str:
     return "prompt"
 
 
-def _completion(row: Mapping[str, Any]) -> str:
-    if not isinstance(row.get("completion"), list):
-        return text_of(row, "completion")
-    turns = turns_of(row["completion"], "completion", MESSAGES)
+def _target(row: Mapping[str, Any]) -> str:
+    if "completion" in row and "target" in row:
+        raise BadRow("ambiguous", "it has both 'completion' and 'target'", "keep the one that is the expected answer")
+    key = "target" if "target" in row else "completion"
+    if not isinstance(row.get(key), list):
+        return text_of(row, key)
+    turns = turns_of(row[key], key, MESSAGES)
     if len(turns) != 1 or turns[0].role != "assistant":
-        raise BadRow(
-            "turn_order", "'completion' is not a single assistant turn", "move the other turns into 'prompt'"
-        )  # fmt: skip
+        raise BadRow("turn_order", f"{key!r} is not a single assistant turn", "move the other turns into 'prompt'")
     return turns[0].content
 
 

@@ -37,7 +37,7 @@ class Pair:
         prompt = chat(track, self.turns)
         if name is None:
             name = str(self.id) if self.id is not None else content_id(prompt, self.answer)
-        return Example(id=name, prompt=prompt, reference=self.answer, tags=self.tags)
+        return Example(id=name, prompt=prompt, target=self.answer, tags=self.tags)
 
     def as_row(self) -> dict[str, Any]:
         """The pair as a prepared row: `prompt` is a text when the user's turn is all there is."""

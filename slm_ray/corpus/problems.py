@@ -18,7 +18,7 @@ KINDS = {
     "surrogate": "half of a surrogate pair",
     "not_object": "a scalar or a list where a row should be",
     "columns": "more or fewer fields than the header",
-    "ambiguous": "two formats in one row",
+    "ambiguous": "two formats or two expected answers in one row",
     "missing_key": "a key that the format needs is not there",
     "null": "null where a text should be",
     "wrong_type": "another type than the format has there",

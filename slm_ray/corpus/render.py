@@ -70,15 +70,15 @@ def prompt_hash(prompt: Prompt) -> str:
     return _sha256(turns)[:_SHORT]
 
 
-def content_id(prompt: Prompt, reference: str) -> str:
+def content_id(prompt: Prompt, target: str) -> str:
     """16 hex digits that name an example by its exact content; the id of a row that has none."""
     turns = [{"role": turn.role, "content": _passing(turn.content)} for turn in prompt.messages]
-    return _sha256([turns, _passing(reference)])[:_SHORT]
+    return _sha256([turns, _passing(target)])[:_SHORT]
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """64 hex digits that name a data set by ids, prompts and references, in any order. Tags do not count."""
-    return _sha256(sorted(_sha256([row.id, row.prompt.as_dicts(), row.reference]) for row in examples))
+    """64 hex digits that name a data set by ids, prompts and targets, in any order. Tags do not count."""
+    return _sha256(sorted(_sha256([row.id, row.prompt.as_dicts(), row.target]) for row in examples))
 
 
 def as_row(example: Example) -> dict[str, object]:
@@ -86,7 +86,7 @@ def as_row(example: Example) -> dict[str, object]:
     row: dict[str, object] = {
         "id": example.id,
         "prompt": example.prompt.as_dicts(),
-        "completion": example.reference,
+        "completion": example.target,
     }
     return {**row, "tags": dict(example.tags)} if example.tags else row
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from slm_ray.corpus.render import normalised, prompt_hash
+from slm_ray.corpus.render import normalised
 from slm_ray.types import Example, Message, Prompt
 
 DEMONSTRATIONS = "demonstrations"  # the tag of a row that has some in its prompt: how many
@@ -65,18 +65,8 @@ class Retriever:
 def with_demonstrations(prompt: Prompt, shots: Sequence[Example]) -> Prompt:
     """`prompt` with each shot as a user and an assistant turn, in the given order, before its last user turn."""
     *before, last = prompt.messages
-    turns = [turn for shot in shots for turn in (_user(shot), Message(role="assistant", content=shot.reference))]
+    turns = [turn for shot in shots for turn in (_user(shot), Message(role="assistant", content=shot.target))]
     return Prompt(messages=(*before, *turns, last))
-
-
-def question_hash(example: Example) -> str:
-    """The prompt hash of what the example itself asks, without the demonstrations that its tag says are in front."""
-    said = example.tags.get(DEMONSTRATIONS, "")
-    turns = 2 * int(said) if said.isascii() and said.isdigit() else 0
-    *before, last = example.prompt.messages
-    if not turns or len(before) < turns:
-        return prompt_hash(example.prompt)
-    return prompt_hash(Prompt(messages=(*before[: len(before) - turns], last)))
 
 
 def _user(shot: Example) -> Message:

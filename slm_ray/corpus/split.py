@@ -3,7 +3,7 @@
 The order is a hash of the seed and the row's content: it does not depend on the order of the file, and adding rows
 moves few others. Rows that share a prompt or a `group` (xLAM pairs: the query) stay together, so both tracks of one
 xLAM source split alike; so do near-duplicates when their groups are given. Rows are drawn alike from every value of a
-tag only when asked (`stratify`). `leaks` says whether two sets of examples that were not split here share a question.
+tag only when asked (`stratify`). Whether sets that were not split here share a question is `leakage`'s business.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from slm_ray.corpus import duplicates
 from slm_ray.corpus.balance import apportion, tag_error
 from slm_ray.corpus.render import normalised
-from slm_ray.corpus.retrieve import question_hash
 from slm_ray.corpus.step import Step
 from slm_ray.corpus.ties import Ties
 from slm_ray.errors import DataError, choices
@@ -27,15 +24,6 @@ Row = TypeVar("Row", Example, dict[str, Any])
 
 _KEY_BYTES = 16
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leak:
-    """An example, by id, that asks what a training example asks, and how alike the two are."""
-
-    row: str
-    train: str
-    why: Literal["same prompt", "near-duplicate"]
 
 
 def split(
@@ -74,32 +62,6 @@ def counted(
     kept = sum(map(len, sides.values()))
     note = f"{moved or 'no'} row{'s' * (moved != 1)} moved to keep equal questions on one side"
     return sides, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
-
-
-def leaks(
-    train: Sequence[Example], other: Sequence[Example], *, threshold: float | None = None, seed: int = 42
-) -> list[Leak]:
-    """The examples of `other` that ask what an example of `train` asks, in order, each once.
-
-    Prompts are compared without system turns, spacing and case; with a `threshold`, near-duplicates (see
-    `duplicates.groups`) count too. That depends on all rows given, so a split of a larger set may show a few.
-    """
-    asked: dict[str, str] = {}
-    for example in train:
-        asked.setdefault(question_hash(example), example.id)
-    near: dict[int, str] = {}
-    roots = [] if threshold is None else duplicates.groups([*train, *other], threshold=threshold, seed=seed)
-    for example, root in zip(train, roots, strict=False):
-        near.setdefault(root, example.id)
-    found = []
-    for place, example in enumerate(other):
-        same = asked.get(question_hash(example))
-        alike = near.get(roots[len(train) + place]) if roots else None
-        if same is not None:
-            found.append(Leak(row=example.id, train=same, why="same prompt"))
-        elif alike is not None:
-            found.append(Leak(row=example.id, train=alike, why="near-duplicate"))
-    return found
 
 
 def keep(rows: Sequence[dict[str, Any]], *, name: str) -> dict[str, list[dict[str, Any]]]:

@@ -270,7 +270,7 @@ def watch(run_dir: str | Path, *, no_progress_bar: bool = False, console: Consol
             track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
             no_progress_bar=no_progress_bar, console=console,
         ) as display:  # fmt: skip
-            feed = LogFeed(log, display, log.planned(), {row.id: row.reference for row in rows})
+            feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in rows})
             caught_up = False
             while True:
                 alive = _alive(facts)  # before reading: what is written last is read after it

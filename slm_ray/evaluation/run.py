@@ -8,7 +8,6 @@ it touches neither Ray nor a model and writes the same report again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import uuid
@@ -18,15 +17,13 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.evaluation.arms import split_shots
-from slm_ray.evaluation.budget import PAID, Budget, prices_of
+from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
-from slm_ray.models import identity, split_spec
 from slm_ray.reports import declare
 from slm_ray.runlog import (
     RUN_FILE,
@@ -60,7 +57,7 @@ def evaluate(
     environment = os.environ if environment is None else environment
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
-    prices = prices_of(config, _paid(config, environment))
+    prices = prices_of(config, [arm.facts for arm in planned.arms])
     similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), contextlib.closing(RunLog(run_dir)) as log:
@@ -88,7 +85,7 @@ def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log
         planned.track, specs, total, concurrency=config.generation.concurrency, no_progress_bar=config.no_progress_bar
     )
     with display, Interrupt():
-        feed = LogFeed(log, display, planned.requests(), {row.id: row.reference for row in planned.examples})
+        feed = LogFeed(log, display, planned.requests(), {row.id: row.target for row in planned.examples})
         with _noted(planned, config, log) as run:
             try:
                 result = ask_all(requests, planned.arms, config, budget, run=run, tick=feed.read)
@@ -143,13 +140,3 @@ def _noted(planned: Plan, config: EvaluateConfig, log: RunLog) -> Iterator[str]:
             writer.append(encoded([end_note(ended)]))
             writer.sync()
         writer.close()
-
-
-def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """The model names, by spec, of the arms that are paid for by the token."""
-    bare = {spec: split_shots(spec)[0] for spec in config.models}
-    return {
-        spec: json.loads(identity(name, endpoint=config.endpoint, environment=environment))["name"]
-        for spec, name in bare.items()
-        if split_spec(name)[0] in PAID
-    }

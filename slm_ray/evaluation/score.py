@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.config import EvaluateConfig
-from slm_ray.corpus.render import prompt_hash
+from slm_ray.corpus.leakage import leaked_examples
 from slm_ray.evaluation.answers import Answers
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.trust import trust
@@ -31,7 +31,7 @@ COLUMNS = {
     "spec": "string", "repeat": "int32", "example_id": "string", "key": "string", "outcome": "string", "text": "string",
     "reason": "string", "status": "int32", "latency_s": "double", "first_token_s": "double", "logprob": "double",
     "prompt_tokens": "int64", "completion_tokens": "int64", "cached_tokens": "int64", "attempts": "int32",
-    "unheard": "int32", "served_by": "string", "answered_ns": "int64",
+    "possibly_billed": "int32", "served_by": "string", "answered_ns": "int64",
 }  # fmt: skip
 
 
@@ -46,9 +46,8 @@ def completions(plan: Plan, log: RunLog, repeat: int = 0) -> dict[str, Answers[C
 
 
 def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[str]]) -> dict[str, int]:
-    """How many of the examples each model was trained on; `train_prompts` holds prompt hashes by spec."""
-    hashes = [prompt_hash(row.prompt) for row in examples]
-    return {spec: sum(value in seen for value in hashes) for spec, seen in train_prompts.items()}
+    """How many of the examples each model was trained on; `train_prompts` holds question hashes by spec."""
+    return {spec: len(leaked_examples(examples, seen)) for spec, seen in train_prompts.items()}
 
 
 def write_report(
@@ -97,5 +96,5 @@ def _columns(entry: Response, repeat: int) -> tuple[Any, ...]:
     return (
         entry.spec, repeat, entry.example_id, entry.key, outcome(answer), answer.text, failure and failure.reason,
         failure and failure.status, answer.latency_s, answer.first_token_s, answer.logprob,
-        *(tokens or (None, None, None)), answer.attempts, answer.unheard, answer.served_by, entry.answered_ns,
+        *(tokens or (None, None, None)), answer.attempts, answer.possibly_billed, answer.served_by, entry.answered_ns,
     )  # fmt: skip

@@ -34,7 +34,6 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine, Log
 from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
 from slm_ray.evaluation.plan import Arm
-from slm_ray.models import address, open_model
 from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
 from slm_ray.runlog import records as log_records
 from slm_ray.storage import LOCK_NAME
@@ -204,19 +203,15 @@ class Shard:
 def _queue(work: Work, arm: Arm, limiters: dict[str, RateLimiter], finished: set[str], *, shared: bool) -> ArmQueue:
     """An arm's queue; arms of one endpoint share its limiter, and what is no endpoint has none."""
     environment = work.environments[arm.spec]
-    key = address(arm.opens, endpoint=work.config.endpoint, environment=environment)
+    key = arm.provider.rate_limit_key(endpoint=work.config.endpoint, environment=environment)
     if key is None:
         limiter = RateLimiter()
         limiter.keep_to(Limit(), work.slots[arm.spec])
     else:
         limiter = limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
     mine = ArmLimiter(limiter)
-    model = open_model(
-        arm.opens,
-        endpoint=work.config.endpoint,
-        generation=work.config.generation,
-        environment=environment,
-        limiter=mine,
+    model = arm.provider.open(
+        endpoint=work.config.endpoint, generation=work.config.generation, environment=environment, limiter=mine
     )
     waiting = deque(one for one in work.requests if one.spec == arm.spec and one.key not in finished)
     return ArmQueue(spec=arm.spec, model=model, limiter=mine, waiting=waiting, slots=work.slots[arm.spec])
@@ -371,7 +366,7 @@ def _here(kind: type) -> Any:
 def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:
     slots: dict[str, list[int]] = {}
     for arm in works[0].arms:
-        key = address(arm.opens, endpoint=config.endpoint, environment=works[0].environments[arm.spec])
+        key = arm.provider.rate_limit_key(endpoint=config.endpoint, environment=works[0].environments[arm.spec])
         if key is not None:
             before = slots.get(key, [0] * len(works))
             slots[key] = [have + work.slots[arm.spec] for have, work in zip(before, works, strict=True)]

@@ -18,7 +18,7 @@ from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
 from slm_ray.runlog import RunLog, outcome
 
-PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
+PACKAGES = ("slm-ray", "ray", "aiohttp", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
@@ -33,7 +33,7 @@ def trust(plan: Plan, log: RunLog, config: EvaluateConfig) -> dict[str, Any]:
     keys = {request.key for request in plan.requests()}
     for entry in log.responses(keys):
         attempts += entry.completion.attempts
-        unheard += entry.completion.unheard
+        unheard += entry.completion.possibly_billed
     last = _last(plan, log)
     return {
         "rows_in": len(plan.examples),

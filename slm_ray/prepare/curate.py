@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from slm_ray.config import CurationConfig, PrepareConfig
+from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus import balance, duplicates, filters
 from slm_ray.corpus.read import Row
 from slm_ray.corpus.step import Step
@@ -41,16 +41,14 @@ def curated(found: Gathered, config: PrepareConfig, *, equal: int) -> tuple[dict
     return {side: rows if side == DRAWN else next(iter(by.values())) for side, by in sides.items()}, [*steps, *mixed]
 
 
-def chosen_filters(settings: CurationConfig, seed: int) -> Iterator[Filter]:
+def chosen_filters(settings: Curation, seed: int) -> Iterator[Filter]:
     """The filters that the settings ask for, in their order."""
     if settings.duplicates != "refuse":
         yield duplicates.exact
     if settings.duplicates == "near":
-        yield lambda rows: duplicates.near(rows, threshold=settings.near_threshold, seed=seed)
-    if (settings.question_words, settings.answer_words) != ((0, None), (0, None)):
-        yield lambda rows: filters.length(
-            rows, question_words=settings.question_words, answer_words=settings.answer_words
-        )
+        yield lambda rows: duplicates.near(rows, seed=seed)
+    if (settings.prompt_words, settings.target_words) != ((0, None), (0, None)):
+        yield lambda rows: filters.length(rows, prompt_words=settings.prompt_words, target_words=settings.target_words)
     if settings.drop_cut:
         yield filters.cut
     if settings.drop_refusals:

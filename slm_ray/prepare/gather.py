@@ -105,7 +105,7 @@ def counted(examples: Sequence[Example], count: Count, spread: Spread) -> Iterat
     A character takes longer than a byte to read, but workers load a tokenizer first: 100,000 rows of 760 characters took 53 s
     here, and 33 s, or 68 s with the start of Ray, as tasks on two cores that had other work.
     """
-    characters = sum(len(e.reference) + sum(len(turn.content) for turn in e.prompt.messages) for e in examples)
+    characters = sum(len(e.target) + sum(len(turn.content) for turn in e.prompt.messages) for e in examples)
     work = partial(_lengths, count)
     return spread.over(work, examples, like_bytes=characters, title="counting tokens")
 

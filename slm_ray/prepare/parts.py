@@ -45,7 +45,7 @@ def converted_rows(
 ) -> Iterator[Iterator[Converted]]:
     """The rows of each source in turn, to be taken to their end one source after the other."""
     parts = _parts(names, config, track)
-    if fan_out is None or config.fan_out_bytes is None or not _worth(parts, config.fan_out_bytes):
+    if fan_out is None or config.parallel_threshold_bytes is None or not _worth(parts, config.parallel_threshold_bytes):
         yield from (_scorable(converted(raw_rows(name), track, config.format), track) for name in names)
         return
     apart = {part.number for part in parts}

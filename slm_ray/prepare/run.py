@@ -27,7 +27,7 @@ from slm_ray.trackfile import TRACK_FILE, open_track, write_track
 from slm_ray.types import Example
 
 SUMMARY = "prepare.json"
-_INCIDENTAL = {"out_dir", "fan_out_bytes"}  # where to and how, not what
+_INCIDENTAL = {"out_dir", "parallel_threshold_bytes"}  # where to and how, not what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ def prepare(
     done = _finished(folder, digest)
     if done is not None:
         return done
-    spread = Spread(fan_out=fan_out, least_bytes=config.fan_out_bytes)
+    spread = Spread(fan_out=fan_out, least_bytes=config.parallel_threshold_bytes)
     found = gather(config, track, fan_out=fan_out)
     labelled = _labelled(track, [row.pair.answer for row in found.all()])
     if labelled != track or config.curation.max_tokens is not None:
@@ -84,9 +84,9 @@ def prepare(
     bad, equal = judged(found, config, folder=folder, say=say)
     rows, steps = curated(found, config, equal=equal)
     parts, split_steps = sides(rows, config)
-    if config.demonstrations:
+    if config.few_shot:
         parts["train"], step = shown(
-            parts["train"], track, k=config.demonstrations, most=config.curation.max_tokens, count=count, spread=spread
+            parts["train"], track, k=config.few_shot, most=config.curation.max_tokens, count=count, spread=spread
         )
         split_steps.append(step)
     for name in SPLITS:

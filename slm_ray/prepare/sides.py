@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_ray.config import PrepareConfig
-from slm_ray.corpus import balance, duplicates, split
+from slm_ray.corpus import balance, duplicates, leakage, split
 from slm_ray.corpus.read import Row
 from slm_ray.corpus.step import Step
 from slm_ray.errors import ConfigError, DataError
@@ -25,7 +25,9 @@ def sides(rows: Mapping[str, Sequence[Row]], config: PrepareConfig) -> tuple[Par
     """The prepared rows of each split, and what was moved or left out to keep them apart."""
     _check(config)
     own = {
-        side: _first(rows[side], getattr(config, side), config.seed) for side in ("test", "validation") if side in rows
+        side: _first(rows[side], getattr(config, f"{side}_rows"), config.seed)
+        for side in ("test", "validation")
+        if side in rows
     }
     drawn, steps = list(rows[DRAWN]), []
     if "test" in own and "validation" in own:
@@ -55,8 +57,8 @@ def _check(config: PrepareConfig) -> None:
             raise ConfigError(
                 f"keep_split takes {side} rows from `source`, {side}_source from another; drop one of them"
             )
-        if not own and getattr(config, side) is None:
-            raise ConfigError(f"{side} has no number of rows; set one, or give a {side}_source")
+        if not own and getattr(config, f"{side}_rows") is None:
+            raise ConfigError(f"{side}_rows is null; set a number, or give a {side}_source")
 
 
 def _first(rows: Sequence[Row], wanted: int | None, seed: int) -> list[Row]:
@@ -70,8 +72,8 @@ def _first(rows: Sequence[Row], wanted: int | None, seed: int) -> list[Row]:
 
 def _apart(held: Sequence[Row], rows: Sequence[Row], config: PrepareConfig, side: str) -> tuple[list[Row], Step]:
     """`rows` without those that ask what a held-out row of `side` asks."""
-    threshold = config.curation.near_threshold if config.separate_near else None
-    found = split.leaks(
+    threshold = duplicates.NEAR if config.separate_near else None
+    found = leakage.leaks(
         [row.example for row in held], [row.example for row in rows], threshold=threshold, seed=config.seed
     )  # fmt: skip
     leaking = {leak.row for leak in found}
@@ -82,16 +84,12 @@ def _apart(held: Sequence[Row], rows: Sequence[Row], config: PrepareConfig, side
 
 def _drawn(rows: Sequence[Row], config: PrepareConfig, own: Mapping[str, int]) -> tuple[Parts, Step]:
     examples = [row.example for row in rows]
-    near = (
-        duplicates.groups(examples, threshold=config.curation.near_threshold, seed=config.seed)
-        if config.separate_near
-        else None
-    )
+    near = duplicates.groups(examples, seed=config.seed) if config.separate_near else None
     return split.counted(
         [row.pair.as_row() for row in rows],
-        validation=own.get("validation", config.validation or 0),
-        test=own.get("test", config.test or 0),
-        train=config.train,
+        validation=own.get("validation", config.validation_rows or 0),
+        test=own.get("test", config.test_rows or 0),
+        train=config.train_rows,
         seed=config.seed,
         stratify=config.stratify,
         groups=near,
@@ -101,11 +99,11 @@ def _drawn(rows: Sequence[Row], config: PrepareConfig, own: Mapping[str, int]) -
 def _kept(rows: list[dict[str, Any]], config: PrepareConfig) -> Parts:
     name = str(config.source)
     parts = split.keep(rows, name=name)
-    asked = {"train": config.train, "validation": config.validation, "test": config.test}
+    asked = {"train": config.train_rows, "validation": config.validation_rows, "test": config.test_rows}
     for side, wanted in asked.items():
         if wanted is not None and len(parts[side]) < wanted:
             raise DataError(
-                f"{name}: asked for {wanted} {side} rows, the file has {len(parts[side])}; set `{side}` lower"
+                f"{name}: asked for {wanted} {side} rows, the file has {len(parts[side])}; set `{side}_rows` lower"
             )
     return {side: parts[side][: asked[side]] for side in SPLITS}
 

@@ -1,4 +1,4 @@
-"""Where a model goes wrong: its issues counted, its metrics by tag, and the rows that show a kind of error best.
+"""Where a model goes wrong: the largest groups of wrong rows, and the rows that show a kind of error best.
 
 Takes scored rows and their tags, and scores nothing again. Same rows, same answer, whatever their order.
 """
@@ -6,29 +6,16 @@ Takes scored rows and their tags, and scores nothing again. Same rows, same answ
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slm_ray.corpus.tracks import Track
-from slm_ray.scoring.run import summarise
-from slm_ray.scoring.scorer import Metrics, mean
+from slm_ray.scoring.scorer import mean
 from slm_ray.scoring.strip import NOTES
 from slm_ray.types import RowScore
 
 NO_ISSUE = "other"
 
 Tags = Mapping[str, Mapping[str, str]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TagMetrics:
-    """The run metrics of the `n` rows that have one value of one tag."""
-
-    tag: str
-    value: str
-    n: int
-    metrics: Metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,25 +27,6 @@ class ErrorGroup:
     value: str
     n: int
     typical: tuple[str, ...]
-
-
-def issue_counts(rows: Sequence[RowScore]) -> dict[str, int]:
-    """How many rows have each issue, the most frequent first, ties by name."""
-    counts = Counter(issue for row in rows for issue in row.issues)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def by_tag(track: Track, rows: Sequence[RowScore], tags: Tags, *, fewest: int = 1) -> tuple[TagMetrics, ...]:
-    """Run metrics per tag and value with at least `fewest` rows, sorted; `tags` are by example id."""
-    found: dict[tuple[str, str], list[RowScore]] = {}
-    for row in rows:
-        for place in tags.get(row.example_id, {}).items():
-            found.setdefault(place, []).append(row)
-    return tuple(
-        TagMetrics(tag=tag, value=value, n=len(group), metrics=summarise(track, group))
-        for (tag, value), group in sorted(found.items())
-        if len(group) >= fewest
-    )
 
 
 def typical_errors(

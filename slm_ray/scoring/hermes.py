@@ -28,9 +28,9 @@ def read_call(text: str | None) -> Call | None:
     return Call(name=name, arguments=Document(value=arguments, items=items))
 
 
-def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
+def score(example_id: str, prediction: str | None, target: str) -> RowScore:
     """Score one answer as the toolcall track does; `prediction` None is a failed call and scores like a malformed one.
 
     Of a key given twice, `name` and `arguments` included, the last value counts.
     """
-    return judge(example_id, read_call(prediction), read_call(reference))
+    return judge(example_id, read_call(prediction), read_call(target))

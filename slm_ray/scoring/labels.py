@@ -62,14 +62,14 @@ def check(track: Track) -> None:
     _known(track.name, track.labels)
 
 
-def score(example_id: str, prediction: str | None, reference: str, track: Track) -> RowScore:
+def score(example_id: str, prediction: str | None, target: str, track: Track) -> RowScore:
     """Score one answer; `prediction` None is a failed call and no label.
 
-    Both metrics are None where the reference is no label of the track. Without a set, `in_labels` is None and only a
+    Both metrics are None where the target is no label of the track. Without a set, `in_labels` is None and only a
     run can tell it. The labels found are facts, spelled as in the track, or normalised where it has none.
     """
     known = _known(track.name, track.labels)
-    given, wanted = _label(prediction, known), _label(reference, known)
+    given, wanted = _label(prediction, known), _label(target, known)
     correct = None if wanted is None else float(given == wanted)
     within = None if wanted is None or not known else float(given is not None)
     issues = ("reference_outside_labels",) * (wanted is None)
@@ -87,7 +87,7 @@ def score(example_id: str, prediction: str | None, reference: str, track: Track)
 
 
 def summarise(rows: Sequence[RowScore], track: Track) -> Metrics:
-    """Run metrics over the rows whose reference is a label.
+    """Run metrics over the rows whose target is a label.
 
     Averages are over all labels of the set, with 0 for those that neither side has. An answer outside the set is no
     prediction of any label: it lowers recall (the micro one is the accuracy) and leaves precision alone.

@@ -1,4 +1,4 @@
-"""The gsm8k track: the final number of an answer against the reference's, compared exactly.
+"""The gsm8k track: the final number of an answer against the target's, compared exactly.
 
 A text's final number is, in this order, the one that a `####` mark introduces, the last one in the last `\\boxed{…}`,
 or the last one of the text. Numbers are read as people write them: `$1,234.50`, `-3`, `18.0`, `3/4`, `2 1/2`, `½`,
@@ -67,13 +67,13 @@ def written(number: Fraction) -> str:
     return f"{'-' if number < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
-def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
+def score(example_id: str, prediction: str | None, target: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and holds no number.
 
-    `number_match`: the final numbers are equal. Both metrics are None when the reference has no number. The numbers
+    `number_match`: the final numbers are equal. Both metrics are None when the target has no number. The numbers
     found are facts.
     """
-    given, wanted = final_number(prediction), final_number(reference)
+    given, wanted = final_number(prediction), final_number(target)
     match, found = (None, None) if wanted is None else (float(given == wanted), float(given is not None))
     numbers = {"predicted_number": given, "expected_number": wanted}
     return RowScore(

@@ -23,7 +23,7 @@ def _plain(score: Callable[[str, str | None, str], RowScore], *metrics: str) -> 
     """A scorer that needs nothing of the track, its run metrics means over rows."""
     return Scorer(
         metrics=metrics,
-        score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
+        score=lambda example_id, prediction, target, _: score(example_id, prediction, target),
         summarise=means(*metrics),
     )
 
@@ -40,7 +40,7 @@ def _scorer(
     mean, summed = means(*metrics), micro(*micro_metrics)
     return Scorer(
         metrics=metrics,
-        score=lambda example_id, prediction, reference, _: score(example_id, prediction, reference),
+        score=lambda example_id, prediction, target, _: score(example_id, prediction, target),
         summarise=lambda rows, track: mean(rows, track) | summed(rows, track),
         reads=reads,
         form=form,
@@ -55,32 +55,32 @@ SCORERS: dict[str, Scorer] = {
             "tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match",
         ),
         ("field_precision", "field_recall", "field_f1"),
-        reads=lambda reference: parse(reference) is not None, form="strict JSON",
+        reads=lambda target: parse(target) is not None, form="strict JSON",
     ),
     "toolcall": _scorer(
         toolcall.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
-        reads=lambda reference: toolcall.read_call(reference) is not None,
+        reads=lambda target: toolcall.read_call(target) is not None,
         form='one <tool_call name="…">{…}</tool_call>',
     ),
     "hermes": _scorer(
         hermes.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
-        reads=lambda reference: hermes.read_call(reference) is not None,
+        reads=lambda target: hermes.read_call(target) is not None,
         form='one <tool_call>{"name": …, "arguments": {…}}</tool_call>',
     ),
     "gsm8k": dataclasses.replace(
         _plain(numeric.score, *numeric.METRICS),
-        reads=lambda reference: numeric.final_number(reference) is not None, form="an answer with a number",
+        reads=lambda target: numeric.final_number(target) is not None, form="an answer with a number",
     ),
     "classify": Scorer(
         metrics=labels.METRICS, score=labels.score, summarise=labels.summarise, check=labels.check,
     ),
     "text": Scorer(
         metrics=text.METRICS,
-        score=lambda example_id, prediction, reference, _: text.score(example_id, prediction, reference),
+        score=lambda example_id, prediction, target, _: text.score(example_id, prediction, target),
         summarise=text.summarise,
         slow=True,
     ),
@@ -116,10 +116,10 @@ def check(track: Track) -> None:
         scorer.check(track)
 
 
-def unreadable(track: Track, reference: str) -> str | None:
-    """What form a scorer of the track needs of the reference, and it is not in; None when all can read it."""
+def unreadable(track: Track, target: str) -> str | None:
+    """What form a scorer of the track needs of the target, and it is not in; None when all can read it."""
     for scorer in scorers(track):
-        if not scorer.reads(reference):
+        if not scorer.reads(target):
             return scorer.form
     return None
 
@@ -134,15 +134,15 @@ def row_metrics(track: Track) -> tuple[str, ...]:
     return tuple(found.name for found in score(track, "", None, "").scores)
 
 
-def score(track: Track, example_id: str, prediction: str | None, reference: str) -> RowScore:
+def score(track: Track, example_id: str, prediction: str | None, target: str) -> RowScore:
     """Judge one answer with every scorer of the track; `prediction` is None for a failed call.
 
-    What the track names is stripped from the answer first, never from the reference. The scorers' scores, issues and
+    What the track names is stripped from the answer first, never from the target. The scorers' scores, issues and
     facts are joined. Item counts are those of the one scorer that counts.
     """
     stripped, notes = strip(prediction, track.strip)
     parts = [
-        scorer.score(example_id, prediction if scorer.raw else stripped, reference, track) for scorer in scorers(track)
+        scorer.score(example_id, prediction if scorer.raw else stripped, target, track) for scorer in scorers(track)
     ]
     return RowScore(
         example_id=example_id,
@@ -154,7 +154,7 @@ def score(track: Track, example_id: str, prediction: str | None, reference: str)
 
 
 def score_rows(track: Track, rows: Iterable[Answered]) -> list[RowScore]:
-    """`score` of many answers, each (example id, prediction, reference), in order."""
+    """`score` of many answers, each (example id, prediction, target), in order."""
     return [score(track, *row) for row in rows]
 
 

@@ -2,7 +2,7 @@
 
 The dialect is the one that `$schema` names, 2020-12 where it names none. `format` is an annotation and asserts nothing,
 as that standard has it. A `$ref` is followed inside the schema and to the standard's own schemas only: nothing is ever
-fetched. The reference answer plays no part; a track without a schema leaves `schema_valid` undefined. Numbers are
+fetched. The target plays no part; a track without a schema leaves `schema_valid` undefined. Numbers are
 divided as floats (19.99 is no `multipleOf` 0.01), and a `pattern` or `unevaluated…` takes the time that it
 takes; an object of 600,000 fields is looked at for four seconds.
 """

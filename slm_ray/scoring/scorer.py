@@ -21,10 +21,10 @@ Summary = Callable[[Sequence[RowScore], Track], Metrics]
 class Scorer:
     """One way to judge answers.
 
-    `score(example_id, prediction, reference, track)` judges a row; a `prediction` of None is a failed call. `summarise`
+    `score(example_id, prediction, target, track)` judges a row; a `prediction` of None is a failed call. `summarise`
     gives the run's metrics, exactly those in `metrics`, in the order of a report. `check` raises ConfigError when the
     track lacks what the scorer needs of it. `raw`: the scorer wants answers as given and strips them itself. `slow`: it
-    takes a second or more for a thousand answers of a paragraph. `reads` says whether a reference is in the `form` without
+    takes a second or more for a thousand answers of a paragraph. `reads` says whether a target is in the `form` without
     which nothing could ever match it.
     """
 
@@ -41,7 +41,7 @@ class Scorer:
 def means(*names: str) -> Summary:
     """Run metrics that are means over rows, a row left out where its value is None.
 
-    A value is None only where the *reference* lacks what the metric is about (for `args_partial_match`: a call without
+    A value is None only where the *target* lacks what the metric is about (for `args_partial_match`: a call without
     arguments): the same rows for every model. Invalid and failed answers hold 0s and stay in.
     """
     return lambda rows, _: {name: mean([row.value(name) for row in rows]) for name in names}

@@ -12,16 +12,16 @@ from slm_ray.scoring.items import Document, fields, leaf_text, overlap, parse, r
 from slm_ray.types import RowScore, Score
 
 
-def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
+def score(example_id: str, prediction: str | None, target: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and scores like invalid JSON.
 
     `exact_match` is equality of the parsed values as the earlier system had it, Python's `==`: key order is nothing,
     and `1`, `1.0` and `true` are equal (no recorded row turns on it). Items compare by JSON text, where those three
     differ. Of a key that an object holds twice the last value counts, as Python's parser and the earlier system have it:
     the first one is neither an item nor an error. Any JSON value is valid, a list or a scalar too; it then shares no
-    item with an object. A reference that is not JSON matches nothing.
+    item with an object. A target that is not JSON matches nothing.
     """
-    predicted, expected = parse(prediction), parse(reference)
+    predicted, expected = parse(prediction), parse(target)
     counts = overlap(predicted, expected)
     precision, recall, f1 = ratios(counts)
     exact = predicted is not None and expected is not None and bool(predicted.value == expected.value)
@@ -44,9 +44,9 @@ def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
 def _call_scores(predicted: Mapping[str, Any] | None, expected: Mapping[str, Any] | None) -> dict[str, float | None]:
     """The further metrics, about a described API call.
 
-    Each is None where the *reference* lacks what it is about (no `tool_name`, no `query`, no `arguments` object, no
+    Each is None where the *target* lacks what it is about (no `tool_name`, no `query`, no `arguments` object, no
     argument in it), whatever was predicted: so a run's mean has the same denominator for every model. Where the
-    reference has it and the prediction does not, or is no object, the value is 0.
+    target has it and the prediction does not, or is no object, the value is 0.
     """
     found, wanted = predicted or {}, expected or {}
     return {

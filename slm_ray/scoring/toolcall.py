@@ -35,13 +35,13 @@ def read_call(text: str | None) -> Call | None:
     return Call(name=name, arguments=arguments) if arguments is not None and fields(arguments) is not None else None
 
 
-def score(example_id: str, prediction: str | None, reference: str) -> RowScore:
+def score(example_id: str, prediction: str | None, target: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and scores like a malformed one.
 
     `args_exact` is Python's `==` on the argument objects, whatever the name; items compare by JSON text. A malformed
-    call misses all expected arguments. Of an argument given twice the last value counts. A reference that is no call matches nothing.
+    call misses all expected arguments. Of an argument given twice the last value counts. A target that is no call matches nothing.
     """
-    return judge(example_id, read_call(prediction), read_call(reference))
+    return judge(example_id, read_call(prediction), read_call(target))
 
 
 def judge(example_id: str, predicted: Call | None, expected: Call | None) -> RowScore:

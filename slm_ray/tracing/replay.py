@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.reports import load_report
@@ -25,6 +23,7 @@ from slm_ray.tracing.langfuse import Langfuse, disabled
 from slm_ray.tracing.lineage import lineage
 from slm_ray.tracing.patience import Patience, Problem
 from slm_ray.tracing.record import Run, evaluation
+from slm_ray.yaml_file import read_yaml
 
 LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"
 
@@ -46,7 +45,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.settle_s)
+        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.visible_within_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
@@ -119,5 +118,5 @@ def _matching(
 def _adapters_dir(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return None
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = read_yaml(folder / CONFIG, what="config")
     return settings.get("adapters_dir") if isinstance(settings, dict) else None

@@ -26,10 +26,8 @@ from slm_ray.training import estimate, progress
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.pretrained import base_folder, open_tokenizer
 from slm_ray.training.traces import curve
-from slm_ray.training.trainer import build, deterministic, optimizer_name, prompt_ids
+from slm_ray.training.trainer import build, deterministic, optimizer_name
 from slm_ray.training.work import Work
-
-_KEPT_PROMPTS = 5
 
 
 def worker(work: Work) -> dict[str, Any]:
@@ -56,9 +54,8 @@ def worker(work: Work) -> dict[str, Any]:
         with _checkpoint() as resumed:
             trainer.train(resume_from_checkpoint=resumed)
         figures, learned = report.figures(trainer), curve(trainer.state.log_history)
-    seen = [prompt_ids(trainer.train_dataset[row]) for row in range(min(_KEPT_PROMPTS, len(work.rows)))]
     objective = _validate(trainer, tokenizer, work) if work.validation else {}
-    return {"metrics": {**figures, **objective}, "prompts": seen, "curve": learned}
+    return {"metrics": {**figures, **objective}, "curve": learned}
 
 
 class Report(TrainerCallback):  # type: ignore[misc]

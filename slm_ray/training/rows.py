@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.read import examples
-from slm_ray.corpus.split import leaks
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.storage import read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Example
 
+SPLIT_AGAIN = "split the rows again with jobs/prepare.py"
 _SHOWN = 5
 
 
@@ -47,26 +48,23 @@ def read(path: str, track_name: str) -> Rows:
 
 def refuse_leaks(trained: Rows, track_name: str) -> None:
     """DataError when a `validation.jsonl` or `test.jsonl` beside the training file asks what a training row asks."""
+    hashes = question_hashes(trained.examples)
     for name in ("validation.jsonl", "test.jsonl"):
         held = Path(trained.path).with_name(name)
         if not held.is_file() or held == Path(trained.path):
             continue
         try:
-            found = leaks(trained.examples, read(str(held), track_name).examples)
+            held_out = read(str(held), track_name).examples
         except DataError:  # a neighbour that is no file of examples of this track holds nothing out
             continue
-        if found:
-            raise DataError(
-                f"{held}: {len(found)} of its rows ask what rows of {trained.path} ask, first {found[0].row!r}; split the rows"
-                " again with jobs/prepare.py"
-            )
+        refuse_leakage(held_out, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
 
 
 def conversation(example: Example) -> dict[str, Any]:
     """The row as TRL's conversational prompt/completion: the loss is on the completion only."""
     return {
         "prompt": example.prompt.as_dicts(),
-        "completion": [{"role": "assistant", "content": example.reference}],
+        "completion": [{"role": "assistant", "content": example.target}],
     }
 
 

@@ -24,7 +24,7 @@ _BY_TOKEN = ("azure", "openai")
 _FREE_OF_CALLS = {
     "recorded": "recorded answers: nothing was asked, so nothing was billed",
     "fake": "a fake model has no price",
-    "trivial": "a baseline made of training rows: no model is asked",
+    "baseline": "a baseline made of training rows: no model is asked",
 }
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")
-_NO_CALL = ("recorded", "fake", "trivial")
+_NO_CALL = ("recorded", "fake", "baseline")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,11 +30,12 @@ def place(spec: str, urls: Mapping[str, str]) -> Place:
         return Place(host=None, on_premise=True)
     url = urls.get(kind)
     if kind == "openai":
-        url = rest.partition("@")[2] or "https://api.openai.com/v1"
+        _, at, tail = rest.partition("@http")  # other names hold an @ too
+        url = f"http{tail}" if at else "https://api.openai.com/v1"
     if url is None:
         return Place(host=None, on_premise=False if kind == "azure" else None)
     host = host_of(url)
-    return Place(host=host, on_premise=_on_premise(host))
+    return Place(host=host, on_premise=on_premise(host))
 
 
 def goes_to(spec: str, where: Place, *, stand_in: bool) -> dict[str, Any]:
@@ -62,7 +63,8 @@ def host_of(url: str) -> str:
     return rest.partition(":")[0].lower()
 
 
-def _on_premise(host: str) -> bool | None:
+def on_premise(host: str) -> bool | None:
+    """Whether the host is this machine or of this network; None where its name does not tell."""
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

@@ -59,7 +59,7 @@ def build(
         metrics = summarise(track, scored)
         if similar is not None:
             texts = [given[example.id].text for example in examples]
-            scored = similar(scored, texts, [example.reference for example in examples])
+            scored = similar(scored, texts, [example.target for example in examples])
             metrics |= means(*SIMILARITIES)(scored, track)
         rows[spec] = scored
         models[spec] = {
@@ -91,7 +91,7 @@ def noise(track: Track, examples: Sequence[Example], repeats: Sequence[Mapping[s
     parts = Parts()
     for row in examples:
         texts = [given[row.id].text for given in repeats]
-        judged = [parts.lean(score(track, row.id, text, row.reference)) for text in texts]
+        judged = [parts.lean(score(track, row.id, text, row.target)) for text in texts]
         same += len({one.value(track.primary) for one in judged}) == 1
         same_text += len(set(texts)) == 1
         for found, one in zip(scored, judged, strict=True):
@@ -121,7 +121,7 @@ def _answered(
             missing.append(row.id)
             continue
         service.add(answer)
-        yield row.id, answer.text, row.reference
+        yield row.id, answer.text, row.target
     if missing:
         raise ValueError(f"{spec}: {len(missing)} of {len(examples)} examples have no answer, first {missing[0]!r}")
 

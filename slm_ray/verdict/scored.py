@@ -62,7 +62,7 @@ class ScoredRows(Sequence[Row]):
             "id": example.id,
             "prompt_hash": prompt_hash(example.prompt),
             "prompt": example.prompt.as_dicts(),
-            "reference": example.reference,
+            "reference": example.target,
             "tags": dict(sorted(example.tags.items())),
             "models": {spec: _answer(self._answers[spec][example.id], rows[at]) for spec, rows in self._scored.items()},
         }

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
+from slm_ray.corpus.leakage import leakage_text, leaked
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.types import RowScore, Score
 from slm_ray.verdict.report import track_in
@@ -130,11 +131,9 @@ def _trained_in_part(left: Side, right: Side, train_prompts: Set[str]) -> str:
 
 def refuse_training_rows(left: Side, right: Side, ids: Sequence[str], train_prompts: Set[str]) -> None:
     """Rows of the training file, and rows that a model's own record says it was trained on."""
-    seen = [key for key in ids if left.rows[key]["prompt_hash"] in train_prompts]
+    seen = leaked({key: left.rows[key]["prompt_hash"] for key in ids}, train_prompts)
     if seen:
-        raise ComparisonError(
-            f"{len(seen)} of {len(ids)} evaluation rows are training rows ({_some(seen)}); evaluate on held-out rows"
-        )
+        raise ComparisonError(leakage_text(seen, len(ids), rows="evaluation rows", fix="evaluate on held-out rows"))
     for side in (left, right):
         count = side.summary["trained_on"]
         if count:

@@ -11,13 +11,13 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from slm_ray.config import SweepConfig, TrainingConfig
+from slm_ray.config import Search, TrainConfig
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.sweep import sweep, trials
 
 pytestmark = pytest.mark.heavy
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
-SETTINGS = SweepConfig(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, rows=24, validation_rows=4)
+SETTINGS = Search(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, train_rows=24, validation_rows=4)
 
 
 def rows(path: Path, count: int, word: str = "Number") -> str:
@@ -26,8 +26,8 @@ def rows(path: Path, count: int, word: str = "Number") -> str:
     return str(path)
 
 
-def config(folder: Path, **changed: Any) -> TrainingConfig:
-    return TrainingConfig(
+def config(folder: Path, **changed: Any) -> TrainConfig:
+    return TrainConfig(
         **{
             "track": "structured", "train": rows(folder / "train.jsonl", 30), "base": str(BASE),
             "run_dir": str(folder / "run"), "adapters_dir": str(folder / "adapters"), "per_device_batch": 4,
@@ -85,5 +85,5 @@ def test_a_trial_that_no_cluster_could_hold_is_refused_at_once(tmp_path: Path) -
 
 
 def test_validation_rows_that_are_training_rows_are_refused_before_any_trial(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"validation\.jsonl: 4 of its rows ask what rows of .*train\.jsonl ask"):
+    with pytest.raises(DataError, match=r"4 of \d+ rows of .*validation\.jsonl are training rows of .*train\.jsonl"):
         sweep(config(tmp_path), SETTINGS, validation=rows(tmp_path / "validation.jsonl", 4))

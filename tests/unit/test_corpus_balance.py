@@ -13,7 +13,7 @@ from slm_ray.types import Example, Message, Prompt
 
 def example(name, answer="a", question="ask", **tags):
     return Example(
-        id=str(name), prompt=Prompt(messages=(Message(role="user", content=question),)), reference=answer, tags=tags
+        id=str(name), prompt=Prompt(messages=(Message(role="user", content=question),)), target=answer, tags=tags
     )
 
 
@@ -29,9 +29,7 @@ def ids(rows):
 def test_a_cap_keeps_that_many_of_each_class_in_their_order(labels, most):
     rows = labelled(labels)
     kept, step = cap(rows, most=most)
-    assert Counter(row.reference for row in kept) == {
-        label: min(count, most) for label, count in Counter(labels).items()
-    }
+    assert Counter(row.target for row in kept) == {label: min(count, most) for label, count in Counter(labels).items()}
     assert kept == [row for row in rows if row in kept]
     assert (step.kept, step.dropped) == (len(kept), len(rows) - len(kept))
 
@@ -64,7 +62,7 @@ def test_a_class_can_be_a_tag_and_rows_without_it_are_one_class():
 @given(st.lists(st.sampled_from("abc"), min_size=1, max_size=40), st.floats(1, 4))
 def test_balance_holds_the_ratio_to_the_smallest_class(labels, ratio):
     kept, step = balance(labelled(labels), ratio=ratio)
-    counts, smallest = Counter(row.reference for row in kept), min(Counter(labels).values())
+    counts, smallest = Counter(row.target for row in kept), min(Counter(labels).values())
     assert min(counts.values()) == smallest
     assert max(counts.values()) <= ratio * smallest
     assert set(counts) == set(labels)

@@ -23,7 +23,7 @@ WORDS = [f"w{number}" for number in range(400)]
 
 def example(name, question, answer="yes", system="s"):
     turns = (Message(role="system", content=system), Message(role="user", content=question))
-    return Example(id=str(name), prompt=Prompt(messages=turns), reference=answer)
+    return Example(id=str(name), prompt=Prompt(messages=turns), target=answer)
 
 
 def asked(*questions):

@@ -15,20 +15,18 @@ from slm_ray.types import Example, Message, Prompt
 
 def example(answer, question="Ask something", name="x"):
     turns = (Message(role="system", content="Системный текст"), Message(role="user", content=question))
-    return Example(id=name, prompt=Prompt(messages=turns), reference=answer)
+    return Example(id=name, prompt=Prompt(messages=turns), target=answer)
 
 
 def kept(step, answers):
-    return [
-        row.reference for row in step([example(answer, name=str(place)) for place, answer in enumerate(answers)])[0]
-    ]
+    return [row.target for row in step([example(answer, name=str(place)) for place, answer in enumerate(answers)])[0]]
 
 
 @given(st.lists(st.integers(0, 9)))
 def test_sift_loses_nothing_and_counts_every_reason(numbers):
     rows = [example(str(number)) for number in numbers]
-    found, step = sift("odd", rows, lambda row: f"is {row.reference}" if int(row.reference) % 2 else None)
-    assert [row.reference for row in found] == [str(number) for number in numbers if number % 2 == 0]
+    found, step = sift("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
+    assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
     assert (step.kept, step.dropped) == (len(found), len(numbers) - len(found))
     counts = [int(part.rsplit(": ", 1)[1]) for part in step.note.split(", ") if part]
     assert sum(counts) == step.dropped
@@ -42,16 +40,16 @@ def test_a_step_reads_as_a_line():
 def test_length_counts_the_words_of_question_and_answer():
     rows = [example("one two three"), example("one, two"), example("one two three", question="short")]
     rows.append(example("one two three four five"))
-    found, step = filters.length(rows, question_words=(2, None), answer_words=(3, 4))
+    found, step = filters.length(rows, prompt_words=(2, None), target_words=(3, 4))
     assert found == rows[:1]
     assert step.note == "answer over 4 words: 1, answer under 3 words: 1, question under 2 words: 1"
-    with pytest.raises(ConfigError, match="answer_words asks for at least 5 and at most 4"):
-        filters.length(rows, question_words=(0, None), answer_words=(5, 4))
+    with pytest.raises(ConfigError, match="target_words asks for at least 5 and at most 4"):
+        filters.length(rows, prompt_words=(0, None), target_words=(5, 4))
 
 
 def test_tokens_are_counted_by_the_caller_and_nothing_is_trimmed():
     rows = [example("x" * size) for size in (3, 4, 5)]
-    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.reference))
+    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.target))
     assert found == rows[:2]
     assert step.note == "over 4 tokens: 1"
 

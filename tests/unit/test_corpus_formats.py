@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.config.data import Format
+from slm_ray.config.shared import Format
 from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, pair
 from slm_ray.corpus.problems import BadRow
 from slm_ray.corpus.read import examples
@@ -54,13 +54,21 @@ def kind(row, track=CHAT, name=AUTO):
     return caught.value.kind
 
 
+def test_the_expected_answer_may_be_called_target():
+    assert said({"prompt": "p", "target": "t"}, CHAT) == said({"prompt": "p", "completion": "t"}, CHAT)
+    turns = [{"role": "assistant", "content": "t"}]
+    assert said({"prompt": "p", "target": turns}, CHAT)[1] == "t"
+    with pytest.raises(BadRow, match="'target' is null"):
+        pair({"prompt": "p", "target": None}, CHAT)
+
+
 def test_the_knob_knows_every_format():
     assert set(get_args(Format)) == {AUTO, *FORMATS}
     for name in FORMATS.keys() - {"template"}:
         check(name, CHAT)
     with pytest.raises(ConfigError, match="did you mean 'alpaca'"):
         check("alpacca", CHAT)
-    with pytest.raises(ConfigError, match="track chat has no template and completion"):
+    with pytest.raises(ConfigError, match="track chat has no template and target"):
         check("template", CHAT)
 
 
@@ -104,12 +112,12 @@ def test_a_label_is_answer_and_tag_and_belongs_to_the_labels():
 
 
 def test_a_template_takes_the_rows_columns_and_leaves_other_braces():
-    own = dataclasses.replace(CHAT, template='Rate {text} as {"score": n}, {n} times', completion="{score}")
+    own = dataclasses.replace(CHAT, template='Rate {text} as {"score": n}, {n} times', target="{score}")
     assert said({"text": "é", "n": 3, "score": 0.5}, own) == ([("user", 'Rate é as {"score": n}, 3 times')], "0.5")
     assert said({"prompt": "p", "completion": "c"}, own) == ([("user", "p")], "c")
     assert kind({"text": "a", "score": 1}, own) == "missing_key"
     assert kind({"text": "a", "n": None, "score": 1}, own) == "null"
-    beers = dataclasses.replace(CLASSIFY, template="{review}", completion="{style}", labels=("ale", "stout"))
+    beers = dataclasses.replace(CLASSIFY, template="{review}", target="{style}", labels=("ale", "stout"))
     assert dict(pair({"review": "dark", "style": "stout"}, beers).tags) == {"label": "stout"}
     assert kind({"review": "dark", "style": "wine"}, beers) == "unknown_label"
 
@@ -238,7 +246,7 @@ def test_unicode_comes_through_unchanged_in_every_shape(question, answer, escape
     ]
     for row in rows:
         (found,) = examples([json.dumps(row, ensure_ascii=escape)], name="x", track=CHAT)
-        assert (found.prompt.messages[-1].content, found.reference) == (question, answer)
+        assert (found.prompt.messages[-1].content, found.target) == (question, answer)
         (again,) = examples([json.dumps(pair(row, CHAT).as_row(), ensure_ascii=escape)], name="x", track=CHAT)
         assert again == found
 

@@ -20,7 +20,7 @@ TOOLCALL = track("toolcall")
 
 def example(text, reference="r", name=None):
     prompt = prompt_of(TOOLCALL, text)
-    return Example(id=name or content_id(prompt, reference), prompt=prompt, reference=reference)
+    return Example(id=name or content_id(prompt, reference), prompt=prompt, target=reference)
 
 
 def test_the_tracks_of_the_house():
@@ -64,8 +64,8 @@ POOL = [
 
 
 def test_nearest_goes_by_rare_shared_words():
-    assert [shot.reference for shot in Retriever(POOL).nearest("Request: weather in Oslo", 1)] == ["weather"]
-    assert [shot.reference for shot in Retriever(POOL).nearest("Request: a flight to Paris", 2)] == [
+    assert [shot.target for shot in Retriever(POOL).nearest("Request: weather in Oslo", 1)] == ["weather"]
+    assert [shot.target for shot in Retriever(POOL).nearest("Request: a flight to Paris", 2)] == [
         "flight",
         "weather",
     ]
@@ -75,9 +75,7 @@ def test_nearest_goes_by_rare_shared_words():
 
 
 def test_nearest_never_shows_the_question_itself_and_survives_the_edges():
-    assert "weather" not in [
-        shot.reference for shot in Retriever(POOL).nearest("request: WEATHER in paris  tomorrow", 3)
-    ]
+    assert "weather" not in [shot.target for shot in Retriever(POOL).nearest("request: WEATHER in paris  tomorrow", 3)]
     assert Retriever([]).nearest("x", 3) == []
     assert Retriever(POOL).nearest("x", 0) == []
     assert len(Retriever(POOL).nearest("???", 9)) == 3

@@ -33,6 +33,7 @@ CASES = [
     ("not_object", "structured", "7"),
     ("not_object", "structured", '["p", "c"]'),
     ("ambiguous", "structured", {**ROW, "messages": [USER, ASSISTANT]}),
+    ("ambiguous", "structured", {**ROW, "target": "c"}),
     ("missing_key", "structured", {"prompt": "p"}),
     ("null", "structured", {"prompt": "p", "completion": None}),
     ("wrong_type", "structured", {"prompt": 3, "completion": "c"}),
@@ -149,8 +150,8 @@ XLAM = st.fixed_dictionaries({"query": WORDS, "tools": VALUES | st.just([TOOL]),
 def check(found):
     if isinstance(found, Row):
         turns = found.example.prompt.messages
-        assert turns[-1].role == "user" and found.example.reference.strip()
-        "".join([found.example.id, found.example.reference, *(turn.content for turn in turns)]).encode("utf-8")
+        assert turns[-1].role == "user" and found.example.target.strip()
+        "".join([found.example.id, found.example.target, *(turn.content for turn in turns)]).encode("utf-8")
     else:
         assert found.kind in KINDS and found.reason and found.fix and "\n" not in str(found)
 

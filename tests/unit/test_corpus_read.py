@@ -48,7 +48,7 @@ def test_every_shape_gives_the_same_example(row):
         ("system", STRUCTURED.system),
         ("user", "hi"),
     ]
-    assert example.reference == "ho"
+    assert example.target == "ho"
     assert example == only({"prompt": "hi", "completion": "ho"})
 
 

@@ -8,9 +8,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slm_ray.corpus import duplicates
+from slm_ray.corpus.leakage import leaks
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import normalised
-from slm_ray.corpus.split import Leak, counted, keep, leaks, split
+from slm_ray.corpus.split import counted, keep, split
 from slm_ray.corpus.tracks import track
 from slm_ray.corpus.xlam import rows_to_pairs
 from slm_ray.errors import DataError
@@ -227,28 +228,16 @@ def asked(*questions, system="s", start=0):
         Example(
             id=f"r{place}",
             prompt=Prompt(messages=(Message(role="system", content=system), Message(role="user", content=question))),
-            reference="x",
+            target="x",
         )
         for place, question in enumerate(questions, start=start)
     ]
 
 
-LONG = "please tell me how much the day ticket to the old town costs for two adults and a dog"
-
-
-def test_leaks_are_named_with_the_training_row():
-    train = asked("one", LONG, "ONE ")
-    other = asked("three", "One", LONG + " today", system="another", start=10)
-    same = Leak(row="r11", train="r0", why="same prompt")
-    assert leaks(train, other) == [same]
-    assert leaks(train, other, threshold=0.8) == [same, Leak(row="r12", train="r1", why="near-duplicate")]
-    assert leaks(train, []) == leaks([], other) == []
-
-
 def test_what_was_split_with_groups_does_not_leak():
     texts = [" ".join(f"w{(place * 7 + word * word) % 90}" for word in range(25)) for place in range(60)]
     pool = asked(*(text + tail for text in texts for tail in ("", " please", "  ")))
-    pool = [Example(id=str(n), prompt=row.prompt, reference=str(n)) for n, row in enumerate(pool)]
+    pool = [Example(id=str(n), prompt=row.prompt, target=str(n)) for n, row in enumerate(pool)]
     numbers = duplicates.groups(pool)
     sides, step = counted(pool, validation=30, test=40, train=None, seed=1, groups=numbers)
     ungrouped = split(pool, validation=30, test=40, train=None, seed=1)

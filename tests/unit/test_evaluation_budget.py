@@ -13,7 +13,7 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget, Spent, prices_of
 from slm_ray.runlog import Request
-from slm_ray.types import Completion, Failure, FailureKind, Message, Prompt, Usage
+from slm_ray.types import Billing, Completion, Failure, FailureKind, Message, ModelFacts, Prompt, Usage
 from slm_ray.verdict.prices import Price
 
 PRICE = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
@@ -64,9 +64,9 @@ def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
     [
         (Completion(text="x", usage=Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)), 1, 15, 66e-6),
         (Completion(text="x"), 1, 150, 700e-6),  # no usage stated: the worst
-        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 2, 10 + 150, 720e-6),
+        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, possibly_billed=1), 2, 10 + 150, 720e-6),
         (Completion(failure=Failure(kind="error", reason="429"), attempts=9), 0, 0, 0.0),
-        (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, unheard=3), 3, 450, 2100e-6),
+        (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, possibly_billed=3), 3, 450, 2100e-6),
         (Completion(failure=Failure(kind="refused", reason="filter")), 1, 150, 700e-6),
     ],
 )
@@ -116,24 +116,36 @@ def test_no_order_of_answers_passes_a_limit(
         if not flying:
             break
         at = flying.pop(0)
-        kind, attempts, unheard, prompt_tokens, completion_tokens = calls[at]
-        unheard = min(unheard, attempts - (kind != "error"))
-        heard = unheard < attempts  # usage is what an answer states
+        kind, attempts, possibly_billed, prompt_tokens, completion_tokens = calls[at]
+        possibly_billed = min(possibly_billed, attempts - (kind != "error"))
+        heard = possibly_billed < attempts  # usage is what an answer states
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) if heard else None
         failure = Failure(kind=kind, reason="x") if kind else None
         budget.charge(
             "azure:gpt", f"k{at}", PROMPT,
-            Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, unheard=unheard),
+            Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, possibly_billed=possibly_billed),
         )  # fmt: skip
         assert budget.spent.calls <= limit
         assert budget.spent.tokens <= limit * 100
         assert budget.spent.usd <= limit * 5e-4 + 1e-12
 
 
+def priced(spec: str, model: str, billing: Billing = "tokens") -> ModelFacts:
+    return ModelFacts(spec=spec, kind="k", model=model, host="h", billing=billing)
+
+
+def test_a_machine_of_one_s_own_needs_no_price_and_counts_where_its_model_is_listed(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(PRICES)
+    mine = [priced("openai:gpt@http://127.0.0.1", "gpt", "machine"), priced("openai:x@http://gpu", "x", "machine")]
+    assert set(prices_of(config(prices=str(file), max_cost_usd=1.0), mine)) == {"openai:gpt@http://127.0.0.1"}
+    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), mine) == {}
+
+
 def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(PRICES)
-    names = {"azure:gpt": "gpt-2024-08-06", "openai:new": "new"}
+    names = [priced("azure:gpt", "gpt-2024-08-06"), priced("openai:new", "new")]
     known = prices_of(config(prices=str(file)), names)
     assert known == {
         "azure:gpt": Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
@@ -141,7 +153,7 @@ def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has none for openai:new \(new\).*known: gpt.*max_calls"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)
     assert prices_of(config(prices="nowhere.yaml"), names) == {}
-    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), {}) == {}
+    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), []) == {}
     with pytest.raises(ConfigError, match=r"cannot read the prices nowhere.yaml"):
         prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), names)
     file.write_text("models: [1, 2]")

@@ -18,7 +18,7 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Limit, RateLimiter
 from slm_ray.evaluation.shards import LocalLog
-from slm_ray.models import open_model
+from slm_ray.providers import parse
 from slm_ray.runlog import Record, Response, records
 from slm_ray.runlog import Request as Ask
 from slm_ray.types import Message, Prompt
@@ -69,7 +69,9 @@ def run(
         arms = []
         for spec in specs:
             mine = ArmLimiter(limiter)
-            model = open_model(spec, endpoint=url, generation=settings.generation, environment={}, limiter=mine)
+            model = parse(spec).provider.open(
+                endpoint=url, generation=settings.generation, environment={}, limiter=mine
+            )
             arms.append(ArmQueue(spec=spec, model=model, limiter=mine, waiting=asks(spec, rows), slots=slots))
         file = log or LocalLog(path)
         budget = Budget(settings, {})

@@ -24,7 +24,13 @@ def config(folder: Path, lines: list[str] | None = None, **settings: object) -> 
     source = folder / "rows.jsonl"
     if lines is not None:
         source.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    given = {"source": str(source), "track": "chat", "out_dir": str(folder / "out"), "validation": 2, "test": 2}
+    given = {
+        "source": str(source),
+        "track": "chat",
+        "out_dir": str(folder / "out"),
+        "validation_rows": 2,
+        "test_rows": 2,
+    }
     return PrepareConfig.model_validate({**given, **settings})
 
 
@@ -98,14 +104,14 @@ def test_a_preparation_that_stands_still_says_what_it_left_out(tmp_path: Path) -
 
 def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None:
     def count(example: Example) -> int:
-        return len(example.prompt.messages[-1].content) + len(example.reference)
+        return len(example.prompt.messages[-1].content) + len(example.target)
 
     long = json.dumps({"prompt": "q", "completion": "x" * 100})
     given = config(tmp_path, [*rows(120), long], skip_bad=True, curation={"max_tokens": 100})
     prepared = prepare(given, count=count)
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(121, "too_long")]
     assert "101 tokens" in str(bad_rows(tmp_path)[0]["reason"])
-    kept = [example.reference for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
+    kept = [example.target for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
     assert sorted(kept) == sorted(f"c{number}" for number in range(120))
     exact = config(tmp_path, curation={"max_tokens": 101}, out_dir=str(tmp_path / "exact"))
     assert sum(prepare(exact, count=count).rows.values()) == 121
@@ -134,7 +140,9 @@ def test_a_csv_line_with_a_field_too_many_is_one_bad_row(tmp_path: Path) -> None
 
 def test_the_job_prints_the_table_and_ends_with_status_2(tmp_path: Path) -> None:
     given = config(tmp_path, [*rows(9), '{"prompt": "p"}', "nope"])
-    settings = [f"{name}={getattr(given, name)}" for name in ("source", "track", "out_dir", "validation", "test")]
+    settings = [
+        f"{name}={getattr(given, name)}" for name in ("source", "track", "out_dir", "validation_rows", "test_rows")
+    ]
     found = subprocess.run(
         [sys.executable, "jobs/prepare.py", "jobs/prepare.yaml", *(p for s in settings for p in ("--set", s))],
         capture_output=True, text=True, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Errors counted, cut by tag and shown by their most typical rows, on rows made by hand."""
+"""Errors grouped by issue and tag and shown by their most typical rows, on rows made by hand."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.corpus.tracks import TRACKS
-from slm_ray.scoring import score, summarise
-from slm_ray.scoring.analysis import NO_ISSUE, ErrorGroup, by_tag, issue_counts, typical_errors
+from slm_ray.scoring import score
+from slm_ray.scoring.analysis import NO_ISSUE, ErrorGroup, typical_errors
 from slm_ray.scoring.strip import STRIPPED_FENCES
 from slm_ray.types import RowScore, Score
 
@@ -31,26 +31,6 @@ TAGS = {
 
 def row(example_id: str, value: float | None, *issues: str) -> RowScore:
     return RowScore(example_id=example_id, scores=(Score(name="rouge_l", value=value),), issues=issues)
-
-
-def test_issues_are_counted_the_commonest_first() -> None:
-    assert list(issue_counts(ROWS).items()) == [
-        ("arguments_mismatch", 2), ("invalid_tool_call_format", 2), ("tool_name_mismatch", 2),
-    ]  # fmt: skip
-    assert next(iter(issue_counts([*ROWS, row("7", 0.0, "tool_name_mismatch")]))) == "tool_name_mismatch"
-
-
-def test_metrics_by_tag_are_those_of_a_run_of_these_rows() -> None:
-    found = by_tag(TRACK, ROWS, TAGS)
-    assert [(part.tag, part.value, part.n) for part in found] == [
-        ("domain", "x", 1),
-        ("tool", "f", 4),
-        ("tool", "h", 1),
-    ]
-    assert found[1].metrics == summarise(TRACK, [ROWS[0], ROWS[1], ROWS[3], ROWS[4]])
-    assert found[1].metrics["valid_call"] == 0.5
-    assert [part.value for part in by_tag(TRACK, ROWS, TAGS, fewest=2)] == ["f"]
-    assert by_tag(TRACK, ROWS, {}) == ()
 
 
 def test_typical_errors_are_grouped_by_issue_and_tag() -> None:
@@ -93,5 +73,4 @@ def test_order_changes_nothing_and_every_error_is_counted(found: list[tuple[floa
     shuffled = random.Random(seed).sample(rows, len(rows))
     groups = typical_errors(rows, tags, primary="rouge_l", tag="part", groups=99)
     assert typical_errors(shuffled, tags, primary="rouge_l", tag="part", groups=99) == groups
-    assert list(issue_counts(shuffled).items()) == list(issue_counts(rows).items())
     assert sum(group.n for group in groups) == sum(max(1, len(issues)) for value, issues, _ in found if value < 1)

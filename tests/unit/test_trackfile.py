@@ -21,7 +21,7 @@ scorers: [classify]
 primary: accuracy
 core: [accuracy, macro_f1]
 template: "Review {review} on {\\"a\\": 1}"
-completion: "{style}"
+target: "{style}"
 labels: [ale, stout]
 prefix: Answer with the style only.
 """
@@ -41,7 +41,7 @@ def test_every_track_of_the_house_has_scorers_that_know_its_metrics(name: str) -
 
 def test_a_track_of_ones_own_is_read_and_comes_back_from_beside_the_examples(tmp_path: Path) -> None:
     own = open_track(file(tmp_path, OWN))
-    assert (own.name, own.labels, own.completion) == ("beer", ("ale", "stout"), "{style}")
+    assert (own.name, own.labels, own.target) == ("beer", ("ale", "stout"), "{style}")
     write_track(tmp_path / "out", own)
     assert open_track("beer", beside=tmp_path / "out" / "train.jsonl") == own
     assert open_track(str(tmp_path / "out" / "track.yaml")) == own
@@ -75,7 +75,7 @@ def test_without_core_the_primary_metric_is_the_core(tmp_path: Path) -> None:
         (OWN.replace("name: beer", "name: ../beer"), "'name' = '../beer'"),
         (OWN.replace("[ale, stout]", "[ale, 3]"), "'labels.1' = 3"),
         (OWN.replace("[ale, stout]", "[ale, ale]"), "labels 'ale' and 'ale' are the same"),
-        (OWN.replace("completion: ", "# "), "'completion' is not set; a template needs both"),
+        (OWN.replace("target: ", "# "), "'target' is not set; a template needs both"),
         (OWN + "strip: [markdown]\n", "'strip.0' = 'markdown'"),
         (OWN + "answer_schema: {type: object}\n", "'answer_schema' is set, but no scorer reads it; add 'schema'"),
         (OWN.replace("[classify]", "[classify, schema]") + "answer_schema: {type: 3}\n", "answer_schema"),
@@ -96,7 +96,7 @@ def test_unknown_names_and_absent_files_say_what_there_is(tmp_path: Path) -> Non
         ConfigError, match=r"unknown track 'structred': did you mean 'structured'.* or the path of a track"
     ):
         open_track("structred")
-    with pytest.raises(ConfigError, match=re.escape(f"cannot read {tmp_path / 'no.yaml'}")):
+    with pytest.raises(ConfigError, match=re.escape(f"cannot read the track {tmp_path / 'no.yaml'}")):
         open_track(str(tmp_path / "no.yaml"))
 
 

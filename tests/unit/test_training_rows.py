@@ -80,7 +80,9 @@ def test_a_held_out_file_beside_the_training_file_that_asks_the_same_is_refused(
     write("test.jsonl", "three")
     rows.refuse_leaks(train, "chat")
     write("validation.jsonl", "four", " TWO ")
-    with pytest.raises(DataError, match=r"validation\.jsonl: 1 of its rows ask what rows of .*train\.jsonl ask"):
+    with pytest.raises(
+        DataError, match=r"1 of 2 rows of .*validation\.jsonl are training rows of .*train\.jsonl .*split"
+    ):
         rows.refuse_leaks(train, "chat")
     (tmp_path / "validation.jsonl").write_text("something else\n", encoding="utf-8")
     rows.refuse_leaks(train, "chat")

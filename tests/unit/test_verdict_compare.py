@@ -35,7 +35,7 @@ def examples(start: int, stop: int, *, track: str = "structured", wording: str =
         Example(
             id=f"e{i:03}",
             prompt=prompt_of(TRACKS[track], f"{wording} {i}"),
-            reference=f'<tool_call name="f">{{"a":{i}}}</tool_call>' if call else f'{{"a": {i}}}',
+            target=f'<tool_call name="f">{{"a":{i}}}</tool_call>' if call else f'{{"a": {i}}}',
         )
         for i in range(start, stop)
     ]
@@ -49,7 +49,7 @@ def answered(
         if failed and i in failed:
             found[row.id] = Completion(failure=Failure(kind="error", reason="timeout"))
         else:
-            found[row.id] = Completion(text=row.reference if i in right else '{"a": -1}', served_by=served_by)
+            found[row.id] = Completion(text=row.target if i in right else '{"a": -1}', served_by=served_by)
     return found
 
 
@@ -128,7 +128,7 @@ def test_refuses_other_rows_with_counts() -> None:
 def test_refuses_other_prompts_or_references_under_the_same_id() -> None:
     with pytest.raises(ComparisonError, match=r"prompts differ under the same id in 40 of 40 .*e000, e001, e002\)"):
         run(built(ROWS, llm=set()), built(examples(0, 40, wording="another"), slm=set()))
-    changed = [Example(id=row.id, prompt=row.prompt, reference='{"a": 0}') for row in ROWS]
+    changed = [Example(id=row.id, prompt=row.prompt, target='{"a": 0}') for row in ROWS]
     with pytest.raises(ComparisonError, match="references differ under the same id in 39 of 40"):
         run(built(ROWS, llm=set()), built(changed, slm=set()))
 
@@ -146,7 +146,7 @@ def test_other_rows_that_are_training_rows_are_said_to_be() -> None:
 
 def test_another_template_is_named_with_the_counts() -> None:
     track = replace(TRACKS["structured"], prefix="Rules.", system="Other.")
-    told = [Example(id=f"t{i}", prompt=prompt_of(track, f"question {i}"), reference=f'{{"a": {i}}}') for i in range(40)]
+    told = [Example(id=f"t{i}", prompt=prompt_of(track, f"question {i}"), target=f'{{"a": {i}}}') for i in range(40)]
     other = build(track, told, {SLM: answered(told, right=set())}, trained_on={})
     with pytest.raises(ComparisonError, match=r"0 shared, 40 only .*, 40 only .*told by another system and prefix"):
         run(built(ROWS, llm=set()), other)
@@ -193,7 +193,7 @@ def test_refuses_one_model_on_both_sides() -> None:
 
 def test_refuses_training_rows() -> None:
     seen = {prompt_hash(row.prompt) for row in ROWS[:8]} | {"0" * 16}
-    with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002\)"):
+    with pytest.raises(ComparisonError, match=r"8 of 40 evaluation rows are training rows \(e000, e001, e002, …\)"):
         run(BOTH, train_prompts=seen)
     assert run(BOTH, train_prompts={"0" * 16}) == run(BOTH)
 

@@ -128,7 +128,7 @@ def test_what_has_no_price_has_none_and_says_why() -> None:
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
         "nothing was asked": one("recorded:a.jsonl", [answer()]),
         "a fake model has no price": one("fake:echo", [answer()]),
-        "no model is asked": one("trivial:majority", [answer()]),
+        "no model is asked": one("baseline:majority", [answer()]),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=["gpt-y"]),
         "the answers name no model": one(LLM, [answer()], served_by=[]),
         "no answer states its usage": one(LLM, [answer(usage=None)]),
@@ -259,6 +259,9 @@ def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: floa
         ("azure:big", {"azure": "https://NAME.openai.azure.com"}, "name.openai.azure.com", False),
         ("openai:gpt-x", {}, "api.openai.com", False),
         ("openai:m@http://gpubox:8000/v1", {}, "gpubox", True),
+        ("openai:claude-3-5-sonnet@20240620", {}, "api.openai.com", False),
+        ("openai:claude-3-5-sonnet@20240620+3shot", {}, "api.openai.com", False),
+        ("openai:m@https://host.example/v1+3shot", {}, "host.example", None),
         ("recorded:a.jsonl", {}, None, True),
     ],
 )

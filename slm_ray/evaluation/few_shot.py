@@ -1,0 +1,61 @@
+"""Few-shot demonstrations: training rows shown in front of a question.
+
+The `K` training rows most like a question stand in front of it as chat turns, the most similar one next to it. A training
+row that asks what a row of the evaluation asks is never shown, whoever's row it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from slm_ray.corpus.leakage import question_hash, question_hashes
+from slm_ray.corpus.read import examples as read_examples
+from slm_ray.corpus.retrieve import Retriever, with_demonstrations
+from slm_ray.errors import ConfigError
+from slm_ray.providers import ModelSpec, TrainingRows
+from slm_ray.storage import read_lines
+from slm_ray.trackfile import open_track
+from slm_ray.types import Example, Prompt
+
+
+class Demonstrations:
+    """The training rows of an evaluation, without those that it asks itself; `left_out` counts these.
+
+    `files` says where they are, for whoever reads them in another process.
+    """
+
+    def __init__(self, path: str, track: str, asked: Sequence[Example]) -> None:
+        local = Path(track).suffix in (".yaml", ".yml")
+        track_anywhere = str(Path(track).absolute()) if local else track
+        self.files = TrainingRows(path=str(Path(path).absolute()), track=track_anywhere)
+        rows = read_examples(read_lines(path), name=path, track=open_track(track, beside=path))
+        taken = question_hashes(asked)
+        self.rows = [row for row in rows if question_hash(row) not in taken]
+        self.left_out = len(rows) - len(self.rows)
+        if not self.rows:
+            raise ConfigError(f"{path}: all {len(rows)} rows are rows of the evaluation; give the training rows")
+        self._retriever: Retriever | None = None
+        self._near: dict[tuple[str, int], list[Example]] = {}
+
+    def prompt(self, prompt: Prompt, k: int) -> Prompt:
+        """`prompt` behind its `k` demonstrations."""
+        if self._retriever is None:
+            self._retriever = Retriever(self.rows)
+        question = prompt.messages[-1].content
+        near = self._near.get((question, k))
+        if near is None:
+            near = self._near[question, k] = self._retriever.nearest(question, k)
+        return with_demonstrations(prompt, near[::-1])
+
+
+def open_demonstrations(
+    path: str | None, models: Sequence[ModelSpec], track: str, asked: Sequence[Example]
+) -> Demonstrations | None:
+    """The training rows where one of the models needs them; ConfigError when it does and no file is named."""
+    needing = [model.spec for model in models if model.needs_training_rows]
+    if not needing:
+        return None
+    if path is None:
+        raise ConfigError(f"{needing[0]} takes training rows; set demonstrations to their JSONL")
+    return Demonstrations(path, track, asked)
