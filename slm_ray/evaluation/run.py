@@ -18,7 +18,6 @@ from typing import Any
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget, prices_of
-from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.score import write_report
@@ -36,6 +35,7 @@ from slm_ray.runlog import (
     end_note,
     write_plan,
 )
+from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 
@@ -84,7 +84,7 @@ def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log
     display = ProgressDisplay(
         planned.track, specs, total, concurrency=config.generation.concurrency, no_progress_bar=config.no_progress_bar
     )
-    with display, Interrupt():
+    with display, SignalGuard():
         feed = LogFeed(log, display, planned.requests(), {row.id: row.target for row in planned.examples})
         with _noted(planned, config, log) as run:
             try:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slm_ray.runlog import Response
-from slm_ray.tracing.spans import SESSION, Span, Value, digest, digest_of, span
+from slm_ray.tracing.otlp import SESSION, Span, Value, digest, digest_of, span
 from slm_ray.types import Comparison, Completion, Decision
 
 SCORE, LABEL = "slm_ray.score.", "slm_ray.label."

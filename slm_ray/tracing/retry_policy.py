@@ -16,21 +16,21 @@ Result = TypeVar("Result")
 class Problem(Exception):
     """A request that did not do its work; `str()` is the reason.
 
-    `passing`: asking again may help. `unheard`: the server may have done it all the same.
+    `transient`: asking again may help. `in_doubt`: the server may have done it all the same.
     """
 
     def __init__(
-        self, reason: str, *, status: int | None = None, retry_after_s: float | None = None, passing: bool = False,
-        unheard: bool = False,
+        self, reason: str, *, status: int | None = None, retry_after_s: float | None = None, transient: bool = False,
+        in_doubt: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(reason)
         self.status = status
         self.retry_after_s = retry_after_s
-        self.passing = passing
-        self.unheard = unheard
+        self.transient = transient
+        self.in_doubt = in_doubt
 
 
-class Patience:
+class RetryPolicy:
     """A deadline for all requests of a delivery together. `stop()` from another thread ends it after the one in flight."""
 
     def __init__(self, budget_s: float, *, request_s: float = 30.0) -> None:
@@ -59,14 +59,14 @@ class Patience:
         if time.monotonic() + seconds > self._deadline_s or self._stopped.wait(seconds):
             raise why
 
-    def tries(self, ask: Callable[[float], Result], *, again_when_unheard: bool = True) -> Result:
+    def call(self, ask: Callable[[float], Result], *, retry_in_doubt: bool = True) -> Result:
         """`ask(timeout_s)` until it does not fail in passing; a 429 may come as often as time allows."""
         failures = 0
         while True:
             try:
                 return ask(self.timeout_s())
             except Problem as problem:
-                if not problem.passing or (problem.unheard and not again_when_unheard):
+                if not problem.transient or (problem.in_doubt and not retry_in_doubt):
                     raise
                 failures += problem.status != 429
                 if failures == _TRIES:

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Literal
 
 FILE_NAME = "langfuse.jsonl"
-Event = Literal["sent", "kept", "refused"]
+Event = Literal["sent", "acknowledged", "refused"]
 
 
-class Journal:
+class DeliveryLog:
     """The requests of one folder to one Langfuse. Ids are span ids, or hashes of what else was sent."""
 
     def __init__(self, folder: str | Path, destination: str) -> None:
         self._path = Path(folder) / FILE_NAME
         self._destination = destination
-        self.kept: set[str] = set()
-        self.doubtful: dict[str, float] = {}
+        self.acknowledged: set[str] = set()
+        self.in_doubt: dict[str, float] = {}
         for line in self._path.read_bytes().splitlines() if self._path.exists() else []:
             self._take(line)
 
@@ -37,9 +37,9 @@ class Journal:
             file.write(text if file.tell() == 0 or self._ends_whole() else b"\n" + text)
         self._apply(event, line["ids"], float(str(line["at_s"])))  # type: ignore[arg-type]
 
-    def doubtful_until_s(self, ids: Iterable[str], settle_s: float) -> float:
+    def in_doubt_until_s(self, ids: Iterable[str], settle_s: float) -> float:
         """Until when (Unix seconds) a request that lost its answer may still come to light; 0 when none did."""
-        return max((self.doubtful[one] + settle_s for one in ids if one in self.doubtful), default=0.0)
+        return max((self.in_doubt[one] + settle_s for one in ids if one in self.in_doubt), default=0.0)
 
     def _ends_whole(self) -> bool:
         with self._path.open("rb") as file:
@@ -58,9 +58,9 @@ class Journal:
         for one in ids:
             match event:
                 case "sent":
-                    self.doubtful[one] = at_s
-                case "kept":
-                    self.kept.add(one)
-                    self.doubtful.pop(one, None)
+                    self.in_doubt[one] = at_s
+                case "acknowledged":
+                    self.acknowledged.add(one)
+                    self.in_doubt.pop(one, None)
                 case "refused":
-                    self.doubtful.pop(one, None)
+                    self.in_doubt.pop(one, None)

@@ -3,7 +3,7 @@
 `publish` copies a trained adapter to `adapters_dir/NAME-<12 hex>` in one step: before the rename nothing is visible,
 after it nothing changes. The hex digits come from the weights, the LoRA settings, the base, the training configuration
 and rows, never from the clock, so the same adapter published twice is one adapter. `verify` refuses an adapter over
-another base, or a damaged one, before any weight is loaded. No torch here: safetensors headers are plain JSON.
+another base, or a damaged one, before any weight is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import os
 import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from slm_ray.adapters.base_model import base_config, base_fingerprint, tensors
 from slm_ray.errors import AdapterError, SlmRayError, choices
 from slm_ray.storage import file_digest, read_json, write_json
 
@@ -30,10 +30,6 @@ WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
-_VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
-_WHOLE_BYTES = 64 << 20
-_SAMPLES, _SAMPLE_BYTES = 256, 64 << 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,46 +50,6 @@ class Manifest:
     hidden_size: int | None
     train_prompts: int
     files: Mapping[str, str]
-
-
-def base_fingerprint(folder: str | Path) -> str:
-    """32 hex digits naming a base model by content: architecture, tensor names and shapes, weights, tokenizer.
-
-    Weight files up to 64 MiB are read whole; of larger ones the header and 256 evenly spaced blocks of 64 KiB, so that
-    an 8B model takes a second. AdapterError when the folder is no safetensors model.
-    """
-    home = Path(folder)
-    config = {key: value for key, value in _base_config(home).items() if key not in _VOLATILE_KEYS}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    if not (shards := sorted(home.glob("*.safetensors"))):
-        raise AdapterError(f"{home} holds no *.safetensors weights; give the folder of a base saved in that format")
-    for shard in shards:
-        tensors(shard)
-        digest.update(f"\0{shard.name}\0".encode())
-        _sample(shard, digest)
-    for name in _TOKENIZER_FILES:
-        if (home / name).is_file():
-            digest.update(f"\0{name}\0{file_digest(home / name)}".encode())
-    return digest.hexdigest()[:32]
-
-
-def tensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a safetensors file; AdapterError when it is cut short or not that format."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as source:
-            (length,) = struct.unpack("<Q", source.read(8))
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(source.read(length))
-        header.pop("__metadata__", None)
-        if 8 + length + max(entry["data_offsets"][1] for entry in header.values()) != size:
-            raise ValueError("its tensors do not end where the file ends")
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}
-    except OSError as error:
-        raise AdapterError(f"cannot read {path}: {error.strerror}; publish or download it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise AdapterError(f"{path} is not a whole safetensors file ({error}); publish or download it again") from None
 
 
 def publish(
@@ -181,7 +137,7 @@ def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -
         raise AdapterError(
             f"adapter {adapter_id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
             f" size {manifest.hidden_size}), but {base_folder} is fingerprint {found[:12]}, hidden size"
-            f" {_base_config(Path(base_folder)).get('hidden_size')}; give its own base, or train on this one"
+            f" {base_config(Path(base_folder)).get('hidden_size')}; give its own base, or train on this one"
         )
     return manifest
 
@@ -228,23 +184,3 @@ def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> st
 
 def _hidden_size(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     return next((shape[1] for name, shape in sorted(shapes.items()) if ".q_proj.lora_A" in name), None)
-
-
-def _base_config(home: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = read_json(home / "config.json")
-    except SlmRayError as error:
-        raise AdapterError(f"{home} is not a base model folder: {error}") from None
-    return config
-
-
-def _sample(path: Path, digest: Any) -> None:
-    if (size := path.stat().st_size) <= _WHOLE_BYTES:
-        digest.update(file_digest(path).encode())
-        return
-    with path.open("rb") as source:
-        (length,) = struct.unpack("<Q", source.read(8))
-        digest.update(f"{size}\0".encode() + source.read(length))
-        for index in range(_SAMPLES):
-            source.seek(8 + length + index * (size - 8 - length - _SAMPLE_BYTES) // (_SAMPLES - 1))
-            digest.update(source.read(_SAMPLE_BYTES))

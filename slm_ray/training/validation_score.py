@@ -21,11 +21,11 @@ _MAX_NEW_TOKENS = 256
 
 
 def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> dict[str, float]:
-    """Run metrics of `model` on `examples` (undefined ones are left out), and `objective`, the track's primary one."""
+    """Run metrics of `model` on `examples` (undefined ones are left out), and `validation_score`, the track's primary one."""
     answers = generate(model, tokenizer, examples)
     rows = [score(judged, example.id, text, example.target) for example, text in zip(examples, answers, strict=True)]
     metrics = {name: value for name, value in summarise(judged, rows).items() if value is not None}
-    return {**metrics, "objective": metrics.get(judged.primary, 0.0)}
+    return {**metrics, "validation_score": metrics.get(judged.primary, 0.0)}
 
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:

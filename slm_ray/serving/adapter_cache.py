@@ -5,7 +5,8 @@
 A published adapter (ID ends in 12 hex digits and has a manifest) never changes, so its name is its ID. A folder placed by
 hand may change, so its name is ID@VERSION, where the version comes from its files' identity: replaced files are another
 adapter. vLLM reads files again in the middle of a step and dies when they are gone, so it is only ever given a copy that
-nobody else touches. Nothing here knows Ray or vLLM.
+nobody else touches. Nothing outside the folder is ever read: names are checked here, and what a symbolic link leads to
+elsewhere is no adapter. Nothing here knows Ray or vLLM.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from slm_ray import adapters, storage
 from slm_ray.errors import AdapterError, ResourceError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
+_NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}})?")
 _PUBLISHED = re.compile(r".*-[0-9a-f]{12}")
 _FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS)
 _PREFIX = "slm-ray-adapters-"
@@ -33,8 +35,8 @@ def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
         return None
     home = Path(adapters_dir) / adapter
     try:
-        found = [os.stat(home / name) for name in (adapters.SETTINGS, adapters.WEIGHTS)]
-    except (OSError, ValueError):
+        found = [os.stat(_inside(home / name, adapters_dir)) for name in (adapters.SETTINGS, adapters.WEIGHTS)]
+    except OSError:
         return None
     if _published(home):
         return adapter
@@ -51,7 +53,7 @@ def served_names(adapters_dir: str | Path) -> dict[str, str]:
     return {folder: name for folder in folders if (name := served_name(adapters_dir, folder)) is not None}
 
 
-class LocalCopies:
+class NodeLocalCache:
     """Copies of adapters in a temporary folder of this process, kept until `close`.
 
     Folders that killed processes left behind are removed by the next one.
@@ -66,9 +68,11 @@ class LocalCopies:
     def fetch(self, adapters_dir: str | Path, name: str, base: str | Path) -> Path:
         """The copy of the adapter served as `name`, made and checked against the `base` folder on first use.
 
-        FileNotFoundError when the shared folder does not hold it any more; AdapterError when it is damaged or another
+        FileNotFoundError when the shared folder does not hold it (any more); AdapterError when it is damaged or another
         base's.
         """
+        if not _NAME.fullmatch(name):
+            raise FileNotFoundError(f"there is no adapter {name!r}")
         copy = self.folder / name
         if copy.is_dir():
             return copy
@@ -77,7 +81,7 @@ class LocalCopies:
             raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".copy-"))
         try:
-            _copy(Path(adapters_dir) / adapter, scratch / adapter)
+            _copy(Path(adapters_dir), adapter, scratch / adapter)
             if served_name(adapters_dir, adapter) != name:
                 raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
             check(scratch / adapter, base)
@@ -126,11 +130,19 @@ def _published(home: Path) -> bool:
     return bool(_PUBLISHED.fullmatch(home.name)) and (home / adapters.MANIFEST).is_file()
 
 
-def _copy(source: Path, target: Path) -> None:
+def _copy(adapters_dir: Path, adapter: str, target: Path) -> None:
     target.mkdir()
     for name in _FILES:
         with contextlib.suppress(FileNotFoundError):  # a missing file shows in the check that follows
-            shutil.copyfile(source / name, target / name)
+            shutil.copyfile(_inside(adapters_dir / adapter / name, adapters_dir), target / name)
+
+
+def _inside(path: Path, adapters_dir: str | Path) -> Path:
+    """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(Path(adapters_dir).resolve()):
+        raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
+    return real
 
 
 def _sweep(folder: Path) -> None:

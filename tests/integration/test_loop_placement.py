@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from slm_ray.config import LoopConfig, load
-from slm_ray.loop.train import Room, make_room
+from slm_ray.loop.train import Placement, placement
 
 
 @ray.remote(num_cpus=0)
@@ -42,15 +42,15 @@ def loop_config(**changes: str) -> LoopConfig:
         (2, "false", (False, True)),
     ],
 )
-def test_room_beside_what_runs(used: int, parallel: str, expected: tuple[bool, bool]) -> None:
+def test_placement_beside_what_runs(used: int, parallel: str, expected: tuple[bool, bool]) -> None:
     config = loop_config(parallel=parallel)
     with held(used):
-        room = make_room(config, 2)
-    assert (room.parallel, room.beside_endpoint) == expected
-    assert bool(room.note) == (room != Room(parallel=config.parallel, beside_endpoint=True, note=""))
+        place = placement(config, 2)
+    assert (place.parallel, place.beside_endpoint) == expected
+    assert bool(place.note) == (place != Placement(parallel=config.parallel, beside_endpoint=True, note=""))
 
 
 def test_a_cluster_for_one_group_trains_tracks_in_turn() -> None:
     config = loop_config(**{"training.workers.count": "4"})
-    room = make_room(config, 2)
-    assert (room.parallel, room.beside_endpoint) == (False, True)
+    place = placement(config, 2)
+    assert (place.parallel, place.beside_endpoint) == (False, True)

@@ -16,10 +16,10 @@ from slm_ray.types import Prompt
 
 
 def token_ids(url: str, model: str, prompt: Prompt) -> list[int]:
-    """The prompt's token ids as the server's engine got them, from a real 1-token completion (the parity gate)."""
+    """The prompt's token ids as the server's engine got them, from a real 1-token completion (for the parity check)."""
     answer = chat(url, model, {"messages": prompt.as_dicts(), "return_token_ids": True})
     if not answer.get("prompt_token_ids"):
-        raise ModelError(f"{url} does not say which tokens it sees; the parity gate needs our own endpoint (vLLM)")
+        raise ModelError(f"{url} does not say which tokens it sees; the parity check needs our own endpoint (vLLM)")
     return list(answer["prompt_token_ids"])
 
 

@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from slm_ray.tracing.otlp import Span
 from slm_ray.tracing.record import INPUT
-from slm_ray.tracing.spans import Span
 
 # Langfuse takes 5 MB of spans a request, and 1 MB (the limit of its web framework) of anything else.
 SPANS_BYTES, SCORES_BYTES, VALUE_BYTES = 3_000_000, 900_000, 300_000
@@ -19,7 +19,7 @@ _SMALLEST_BYTES = 1_000
 Thing = TypeVar("Thing")
 
 
-def cut(text: str, limit_bytes: int = VALUE_BYTES) -> str:
+def truncate(text: str, limit_bytes: int = VALUE_BYTES) -> str:
     """`text`, or as much of its start as is `limit_bytes` of JSON, with a mark that says how much is missing."""
     if len(text) * 6 <= limit_bytes or _bytes(text) <= limit_bytes:  # a character is at most six bytes of JSON
         return text
@@ -30,24 +30,24 @@ def cut(text: str, limit_bytes: int = VALUE_BYTES) -> str:
     return f"{text[:keep]}… [cut here: {length - keep} of {length} characters are in traces.jsonl only]"
 
 
-def cut_prompt(text: str, limit_bytes: int = VALUE_BYTES) -> str:
+def truncate_prompt(text: str, limit_bytes: int = VALUE_BYTES) -> str:
     """A prompt as JSON messages with each message's content cut, so that it stays JSON; any other text is just cut."""
     if len(text) * 6 <= limit_bytes or _bytes(text) <= limit_bytes:
         return text
     messages = _messages(text)
     if not messages:
-        return cut(text, limit_bytes)
+        return truncate(text, limit_bytes)
     share = max(_SMALLEST_BYTES, limit_bytes // (2 * len(messages)))  # as JSON in JSON, quotes are escaped once more
-    short = [{**message, "content": cut(message["content"], share)} for message in messages]
-    return cut(json.dumps(short, ensure_ascii=False), limit_bytes)
+    short = [{**message, "content": truncate(message["content"], share)} for message in messages]
+    return truncate(json.dumps(short, ensure_ascii=False), limit_bytes)
 
 
-def fitted(span: Span, limit_bytes: int = VALUE_BYTES) -> Span:
+def truncated(span: Span, limit_bytes: int = VALUE_BYTES) -> Span:
     """The span with every long text cut."""
-    attributes = [_fitted(item, limit_bytes) for item in span["attributes"]]
+    attributes = [_truncated(item, limit_bytes) for item in span["attributes"]]
     status = span["status"]
     if "message" in status:
-        status = {**status, "message": cut(status["message"], limit_bytes)}
+        status = {**status, "message": truncate(status["message"], limit_bytes)}
     return {**span, "attributes": attributes, "status": status}
 
 
@@ -56,7 +56,7 @@ def size_bytes(value: Any) -> int:
     return len(json.dumps(value, ensure_ascii=False).encode())
 
 
-def packed(
+def batches(
     things: Iterable[Thing], *, size: Callable[[Thing], int], limit_bytes: int, most: int
 ) -> Iterator[list[Thing]]:
     """The things in order, in groups of at most `most` and, unless one alone is larger, `limit_bytes`."""
@@ -73,11 +73,11 @@ def packed(
         yield group
 
 
-def _fitted(item: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
+def _truncated(item: dict[str, Any], limit_bytes: int) -> dict[str, Any]:
     text = item["value"].get("stringValue")
     if text is None:
         return item
-    short = cut_prompt(text, limit_bytes) if item["key"] == INPUT else cut(text, limit_bytes)
+    short = truncate_prompt(text, limit_bytes) if item["key"] == INPUT else truncate(text, limit_bytes)
     return item if short is text else {"key": item["key"], "value": {"stringValue": short}}
 
 

@@ -23,48 +23,49 @@ from transformers import TrainerCallback
 from slm_ray.errors import ResourceError
 from slm_ray.trackfile import open_track
 from slm_ray.training import estimate, progress
+from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.pretrained import base_folder, open_tokenizer
-from slm_ray.training.traces import curve
+from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import build, deterministic, optimizer_name
-from slm_ray.training.work import Work
 
 
-def worker(work: Work) -> dict[str, Any]:
+def worker(payload: WorkerPayload) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = work.config
-    deterministic(config.seed, config.workers.threads, work.use_gpu)
-    longest = max(work.lengths)
+    config = payload.config
+    deterministic(config.seed, config.workers.threads, payload.use_gpu)
+    longest = max(payload.lengths)
     folder = base_folder(config.base)
-    refused = _agree(lambda: _check_memory(work, folder, longest))
+    refused = _agree(lambda: _check_memory(payload, folder, longest))
     if refused is not None:
         return {"refused": refused}
-    model = add_lora(open_base(folder, config, use_gpu=work.use_gpu, longest=longest), config.lora)
+    model = add_lora(open_base(folder, config, use_gpu=payload.use_gpu, longest=longest), config.lora)
     tokenizer = open_tokenizer(folder)
     with tempfile.TemporaryDirectory() as local:
-        trainer = build(model, tokenizer, work.rows, config, folder=local, use_gpu=work.use_gpu, steps=work.steps)
+        trainer = build(
+            model, tokenizer, payload.rows, config, folder=local, use_gpu=payload.use_gpu, steps=payload.steps
+        )
         if trainer.args.world_size != config.workers.count:
             raise RuntimeError(
                 f"each rank would train alone: world size {trainer.args.world_size} of {config.workers.count}"
             )
-        report = Report(work)
+        report = Report(payload)
         trainer.add_callback(report)
         with _checkpoint() as resumed:
             trainer.train(resume_from_checkpoint=resumed)
-        figures, learned = report.figures(trainer), curve(trainer.state.log_history)
-    objective = _validate(trainer, tokenizer, work) if work.validation else {}
-    return {"metrics": {**figures, **objective}, "curve": learned}
+        figures, learned = report.figures(trainer), progress.curve(trainer.state.log_history)
+    scores = _validate(trainer, tokenizer, payload) if payload.validation else {}
+    return {"metrics": {**figures, **scores}, "curve": learned}
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
     """Progress at every log, a checkpoint at every save: in both, all ranks report and rank 0 carries the payload."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, payload: WorkerPayload) -> None:
+        self._payload = payload
         self._rank = ray.train.get_context().get_world_rank()
-        self._path = Path(work.progress_path)
+        self._path = Path(payload.progress_path)
         self._started = 0.0
         self._first_step = 0
         self._train_s = 0.0
@@ -72,7 +73,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         # Every rank drops other units; which rows it sees does not depend on this generator.
-        torch.manual_seed(self._work.config.seed + self._rank)
+        torch.manual_seed(self._payload.config.seed + self._rank)
         self._started, self._first_step = time.monotonic(), state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any) -> None:
@@ -81,11 +82,13 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self._last = logs
         elapsed = max(time.monotonic() - self._started, 1e-6)
         done = state.global_step - self._first_step
-        per_step = len(self._work.lengths) * self._work.config.epochs * _mean(self._work.lengths) / state.max_steps
+        per_step = (
+            len(self._payload.lengths) * self._payload.config.epochs * _mean(self._payload.lengths) / state.max_steps
+        )
         now = progress.Progress(
             step=state.global_step, steps=state.max_steps, loss=logs["loss"], tokens_per_s=done * per_step / elapsed,
             eta_s=elapsed / max(done, 1) * (state.max_steps - state.global_step),
-            gpu_bytes=torch.cuda.max_memory_reserved() if self._work.use_gpu else None,
+            gpu_bytes=torch.cuda.max_memory_reserved() if self._payload.use_gpu else None,
         )  # fmt: skip
         if self._rank == 0:
             progress.write(self._path, now)
@@ -103,7 +106,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
     def figures(self, trainer: Any) -> dict[str, Any]:
         """What the manifest says about the run; times are of the last attempt."""
-        state, lengths, config = trainer.state, self._work.lengths, self._work.config
+        state, lengths, config = trainer.state, self._payload.lengths, self._payload.config
         logged = [entry for entry in state.log_history if "loss" in entry]
         steps_run = state.global_step - self._first_step
         tokens = sum(lengths) * config.epochs
@@ -115,16 +118,16 @@ class Report(TrainerCallback):  # type: ignore[misc]
             "train_s": round(self._train_s, 2),
             "tokens_per_s": round(tokens * steps_run / state.global_step / max(self._train_s, 1e-6)),
             "workers": trainer.args.world_size, "optimizer": optimizer_name(trainer),
-            "peak_bytes": _peak_bytes(self._work.use_gpu),
+            "peak_bytes": _peak_bytes(self._payload.use_gpu),
         }  # fmt: skip
 
 
-def _check_memory(work: Work, folder: Path, longest: int) -> None:
+def _check_memory(payload: WorkerPayload, folder: Path, longest: int) -> None:
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     needed = estimate.estimate(
-        architecture, work.config, row_tokens=longest, use_gpu=work.use_gpu, checkpointing=work.use_gpu
+        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
     )
-    estimate.check(needed, _available_bytes(work.use_gpu), work.config, row_tokens=longest)
+    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
 
 
 def _available_bytes(use_gpu: bool) -> float:
@@ -168,14 +171,14 @@ def _gather_generators(folder: Path, rank: int) -> None:
                 (folder / state[0]).write_bytes(state[1])
 
 
-def _validate(trainer: Any, tokenizer: Any, work: Work) -> dict[str, float]:
+def _validate(trainer: Any, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
     # Only trials of a sweep generate here, and generation needs nothing of the other ranks.
-    from slm_ray.training.objective import validate
+    from slm_ray.training.validation_score import validate
 
     result: dict[str, float] = {}
     if ray.train.get_context().get_world_rank() == 0:
-        track = open_track(work.config.track, beside=work.config.train)
-        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, work.validation, track)
+        track = open_track(payload.config.track, beside=payload.config.train)
+        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, payload.validation, track)
     ray.train.report(dict(result))
     return result
 
