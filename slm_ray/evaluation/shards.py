@@ -15,8 +15,6 @@ import contextlib
 import fcntl
 import gc
 import os
-import time
-import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,11 +56,17 @@ class Work:
     slots: Mapping[str, int]
     budget: Budget
     environments: Mapping[str, Mapping[str, str]] = field(repr=False)
+    driver_node: str
 
     @property
     def log_path(self) -> Path:
         """The file that only this shard writes."""
         return self.folder / FOLDER / f"shard-{self.run}-{self.number}.jsonl"
+
+    @property
+    def mark(self) -> Path:
+        """A file that is there while the run is: who sees it sees the driver's run directory."""
+        return self.folder / FOLDER / f".{self.run}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,9 +176,9 @@ class LimiterHub:
 class Shard:
     """One evaluation actor: a shell around `Engine`."""
 
-    def sees(self, folder: Path, token: str) -> bool:
-        """Whether the run directory is on a disk of this node's: the driver has put a file of that name there."""
-        return (folder / token).is_file()
+    def sees(self, mark: Path) -> bool:
+        """Whether the run directory is on a disk of this node's."""
+        return mark.is_file()
 
     async def run(self, work: Work, hub: Any = None, keeper: Any = None) -> ShardResult:
         """Ask all of it. Raises what a model raises, ResourceError when the log cannot be written."""
@@ -182,6 +186,11 @@ class Shard:
         gc.freeze()  # what libraries hold is looked through no more: that took a tenth of a second in the middle of calls
         gc.set_threshold(50_000, 20, 100)
         path = work.log_path
+        if keeper is None and not self.sees(work.mark):
+            raise ResourceError(
+                f"evaluation shard {work.number} was started again on a node that does not see {work.folder}; run the same "
+                "command again"
+            )
         log: LocalLog | RemoteLog = RemoteLog(keeper, path.name) if keeper else LocalLog(path)
         limiters: dict[str, RateLimiter] = {}
         finished = _charge_earlier(work, await keeper.answered.remote(path.name) if keeper else path.read_bytes())
@@ -189,7 +198,7 @@ class Shard:
         noting = asyncio.ensure_future(_note_throttle(work, arms, log))
         exchanging = asyncio.ensure_future(_exchange(work.number, limiters, hub)) if hub else None
         try:
-            left = await Engine(arms, log, work.budget, owned=_owned(work.folder, keeper)).run()
+            left = await Engine(arms, log, work.budget, owned=_owned(work)).run()
             return ShardResult(left=left, budget=work.budget)
         finally:
             for task in (noting, exchanging):
@@ -235,11 +244,11 @@ def _charge_earlier(work: Work, lines: bytes) -> set[str]:
     return done
 
 
-def _owned(folder: Path, keeper: Any) -> Callable[[], bool]:
-    """Whether a driver still holds the run directory; a distant shard learns it from its log."""
-    if keeper:
+def _owned(work: Work) -> Callable[[], bool]:
+    """Whether a driver still holds the run directory. On other nodes, whose locks may be their own, Ray ends the shard."""
+    if ray.get_runtime_context().get_node_id() != work.driver_node:
         return lambda: True
-    file = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    file = os.open(work.folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
 
     def owned() -> bool:
         try:
@@ -293,18 +302,20 @@ def ask_all(
     cluster.require([config.shard_resources] * len(works), setting="shards x shard_resources")
     actors = [_actor(Shard, config.shard_resources, here=number == 0) for number in range(len(works))]
     try:
-        seen = _all_see(actors, Path(config.run_dir))
+        works[0].mark.touch()
+        seen = _all_see(actors, works[0].mark)
         keeper = None if all(seen) else _here(LogKeeper).remote(works[0].log_path.parent)
         hub = _hub(works, config) if len(works) > 1 else None
         running = {
-            actor.run.remote(work, hub, None if sees else keeper): number
-            for number, (actor, work, sees) in enumerate(zip(actors, works, seen, strict=True))
+            actor.run.remote(work, hub, None if sees else keeper): work.number
+            for actor, work, sees in zip(actors, works, seen, strict=True)
         }
         results = [_result(ref, running[ref]) for ref in _ending(running, tick)]
         return ShardResult(left=sum(result.left for result in results), budget=results[0].budget)
     finally:
         for actor in actors:
             ray.kill(actor)
+        works[0].mark.unlink(missing_ok=True)
 
 
 def _ending(running: Mapping[Any, int], tick: Callable[[], None]) -> Any:
@@ -334,6 +345,7 @@ def _split(
 ) -> list[Work]:
     """At most `shards` parts, whose calls in flight add up to at most `concurrency` for each arm."""
     concurrency = config.generation.concurrency
+    driver_node = ray.get_runtime_context().get_node_id()
     count = 1 if budget.is_limited else min(config.shards, concurrency, len(requests))
     asked = {request.spec for request in requests}
     return [
@@ -341,7 +353,7 @@ def _split(
             run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget,
             arms=tuple(replace(arm, environment={}, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
             requests=tuple(requests[number::count]), environments={arm.spec: dict(arm.environment) for arm in arms},
-            slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
+            driver_node=driver_node, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
         )
         for number in range(count)
     ]  # fmt: skip
@@ -373,19 +385,13 @@ def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:
     return _here(LimiterHub).remote(slots)
 
 
-def _all_see(actors: Sequence[Any], folder: Path) -> list[bool]:
+def _all_see(actors: Sequence[Any], mark: Path) -> list[bool]:
     """Which shards see the run directory, once all have a place; Ray waits without a word for resources that others hold."""
-    token = f".{uuid.uuid4().hex}"
-    (folder / token).touch()
-    try:
-        starting = [actor.sees.remote(folder.absolute(), token) for actor in actors]
-        until_s = time.monotonic() + _START_TIMEOUT_S
-        _, late = ray.wait(starting, num_returns=len(starting), timeout=until_s - time.monotonic())
-        if late:
-            raise ResourceError(
-                f"{len(late)} of {len(actors)} evaluation shards found no free place within {_START_TIMEOUT_S:g} s; free now: "
-                f"{ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
-            )
-        return [bool(sees) for sees in ray.get(starting)]
-    finally:
-        (folder / token).unlink(missing_ok=True)
+    starting = [actor.sees.remote(mark) for actor in actors]
+    _, late = ray.wait(starting, num_returns=len(starting), timeout=_START_TIMEOUT_S)
+    if late:
+        raise ResourceError(
+            f"{len(late)} of {len(actors)} evaluation shards found no free place within {_START_TIMEOUT_S:g} s; free now: "
+            f"{ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
+        )
+    return [bool(sees) for sees in ray.get(starting)]
