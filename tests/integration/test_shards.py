@@ -14,6 +14,7 @@ from endpoint import Endpoint
 from test_faults import quiet_after, settings
 
 from slm_ray.config import EvaluateConfig
+from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.shards import LogKeeper, Shard, ShardResult, Work
@@ -72,3 +73,14 @@ def test_after_the_driver_is_killed_no_more_calls_begin_than_may_be_in_flight(
         quiet_after(endpoint)
         assert 100 <= at_its_death < 3000
         assert sum(endpoint.counts()["asked"].values()) - at_its_death <= 8
+
+
+def test_ten_thousand_rows_with_a_thousand_calls_in_flight_from_one_shard(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("fine", latency_s=1.0) as endpoint:
+        config = settings(tmp_path, 10_000, endpoint, generation={"concurrency": 1000, "timeout_s": 60})
+        report = evaluate(config, environment={})
+        counts = endpoint.counts()
+    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+    assert set(counts["billed"].values()) == {1}
+    assert len(counts["billed"]) == 10_000
+    assert 800 < counts["most_in_flight"] <= 1000
