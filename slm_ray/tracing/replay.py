@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.providers import parse
-from slm_ray.reports import load_report
+from slm_ray.records import AnswerResult
+from slm_ray.reports.files import load_report
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
@@ -100,19 +100,18 @@ def _evaluated(folder: Path) -> Run:
                 break
             for entry in (one for one in page if one.repeat == 0):
                 by_row.setdefault((entry.spec, entry.example_id), []).append(entry)
-    answers: dict[str, dict[str, Entry]] = {spec: {} for spec in report["models"]}
+    answers: dict[str, dict[str, Entry]] = {spec: {} for spec in report.models}
     for row in rows:
-        for spec, answer in row["models"].items():
-            answers[spec][row["id"]] = _matching(by_row.get((spec, row["id"]), []), answer, folder, spec, row["id"])
-    return evaluation(report, rows, answers, lineage(list(report["models"]), _adapters_dir(folder)))
+        for spec, answer in row.models.items():
+            answers[spec][row.id] = _matching(by_row.get((spec, row.id), []), answer, folder, spec, row.id)
+    return evaluation(report, rows, answers, lineage(list(report.models), _adapters_dir(folder)))
 
 
-def _matching(entries: list[Entry], answer: Mapping[str, Any], folder: Path, spec: str, example_id: str) -> Entry:
+def _matching(entries: list[Entry], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Entry:
     """The ledger may hold a row several times: other settings, failures that were asked again."""
     for entry in entries:
-        completion, failure = entry.completion, answer["failure"]
-        same_failure = (completion.failure.reason if completion.failure else None) == (failure and failure["reason"])
-        if same_failure and completion.text == answer["text"] and completion.latency_s == answer["latency_s"]:
+        said = entry.completion
+        if (said.text, said.failure, said.latency_s) == (answer.text, answer.failure, answer.latency_s):
             return entry
     raise DataError(
         f"{folder / LEDGER} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from slm_ray.records import DataResidency
 
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")
 _NO_CALL = ("recorded", "fake", "baseline")
@@ -38,7 +39,7 @@ def place(spec: str, urls: Mapping[str, str]) -> Place:
     return Place(host=host, on_premise=on_premise(host))
 
 
-def goes_to(spec: str, where: Place, *, stand_in: bool) -> dict[str, Any]:
+def goes_to(spec: str, where: Place, *, stand_in: bool) -> DataResidency:
     """The privacy row of one arm: host, on-premise or not, and both in words."""
     kind = spec.partition(":")[0]
     if kind in _NO_CALL:
@@ -49,7 +50,7 @@ def goes_to(spec: str, where: Place, *, stand_in: bool) -> dict[str, Any]:
         own = {True: "your own machine or network", False: "a vendor", None: "unknown whose"}[where.on_premise]
         named = where.host or {"azure": "Azure OpenAI"}.get(kind, "an endpoint that the report does not name")
         words = f"{named} ({own})"
-    return {"host": where.host, "on_premise": where.on_premise, "words": words}
+    return DataResidency(host=where.host, on_premise=where.on_premise, words=words)
 
 
 def host_of(url: str) -> str:
