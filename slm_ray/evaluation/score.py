@@ -73,7 +73,11 @@ def write_report(
         plan.track, plan.examples, completions(plan, ledger), trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
-    models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}
+    facts = {arm.spec: arm.facts for arm in plan.arms}
+    models = {
+        spec: replace(model, busy_s=_busy_s(answers[spec]), facts=replace(facts[spec], stand_in=model.stand_in))
+        for spec, model in report.models.items()
+    }
     report = replace(report, models=models, provenance=origin)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
     reports.write_report(run_dir, report, rows)

@@ -128,8 +128,7 @@ class Loop:
             validation_report=str(run.folder / "validation") if stage == "test" else None,
             **dict(self.comparison(stage)),
         )  # fmt: skip
-        azure = self.environment.get("AZURE_ENDPOINT")
-        found = compare_reports(config, urls={"azure": azure} if azure else {})
+        found = compare_reports(config)
         write_comparison(found, config)
         run.compared[stage] = found
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
