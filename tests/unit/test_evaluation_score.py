@@ -18,9 +18,10 @@ from slm_ray.evaluation.provenance import provenance
 from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.score import write_report
 from slm_ray.ledger import Entry, Ledger
+from slm_ray.reports.files import load_report
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing import Tracer
-from slm_ray.types import Completion, Failure, Usage
+from slm_ray.types import Completion, Failure, ModelFacts, Usage
 
 MODELS = ("fake:a", "fake:b")
 
@@ -106,6 +107,10 @@ def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_
     assert report.models["fake:b"].failures == {"refused": 6}
     noise = report.models["fake:b"].noise
     assert noise is not None and noise.agreement == pytest.approx(6 / 40)  # the refused ones alone
+    assert report.models["fake:b"].facts == ModelFacts(
+        spec="fake:b", kind="fake", model=None, host=None, billing="none"
+    )  # fmt: skip
+    assert load_report(str(run))[0] == report
     assert report.provenance is not None
     assert report.provenance.refused == 2 * 6
     assert report.provenance.retries == 2 * 6
