@@ -12,13 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from slm_ray.config import EvaluateConfig
+from slm_ray.costs.prices import Price, price_list, price_of
 from slm_ray.errors import ConfigError
 from slm_ray.runlog import Request
 from slm_ray.types import Completion, ModelFacts, Prompt
-from slm_ray.verdict.prices import Price, PriceList, price_list, price_of
 from slm_ray.yaml_file import read_yaml
 
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
@@ -142,13 +140,3 @@ def prices_of(config: EvaluateConfig, models: Sequence[ModelFacts]) -> dict[str,
             f"{', '.join(listed.models)}; add it there, or limit max_calls or max_tokens_total instead"
         )
     return {spec: price for spec, price in prices.items() if price is not None}
-
-
-def _read(path: str) -> PriceList:
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the prices {path}: {error.strerror}; give the path of a price file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    return price_list(tree, where=path)

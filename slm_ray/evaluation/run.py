@@ -13,17 +13,17 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
+from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import write_report
-from slm_ray.evaluation.trust import commands
 from slm_ray.fanout import score_all, similar_by
-from slm_ray.reports import declare
+from slm_ray.records import Report
+from slm_ray.reports.files import declare
 from slm_ray.runlog import (
     RUN_FILE,
     LogWriter,
@@ -47,7 +47,7 @@ def evaluate(
     *,
     environment: Mapping[str, str] | None = None,
     train_prompts: Mapping[str, Set[str]] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Ask every model every example, score, and return the report (also in `run_dir`).
 
     `environment` is where keys are read (the process's own when not given); `train_prompts` holds, by model spec, the
@@ -114,7 +114,7 @@ def _over_budget(left: int, config: EvaluateConfig, budget: Budget) -> str:
     return (
         f"{budget.blocked_by} does not allow another call: {left} requests are not asked, and no report is written; spent "
         f"at most {spent.calls} calls, {spent.tokens} tokens, {spent.usd:.4f} USD; what was answered is kept, and the same "
-        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir)['resume']})"
+        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir).resume})"
     )
 
 

@@ -32,9 +32,10 @@ from slm_ray.loop.page import write_result
 from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement, train_tracks
+from slm_ray.page.data import Stage
 from slm_ray.prepare import Count, prepare
 from slm_ray.providers import parse
-from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
 from slm_ray.trackfile import open_track
@@ -100,7 +101,7 @@ class Loop:
         self.log.outcome(f"{self.config.serving.name} answers at {endpoint.url}/v1")
         return endpoint
 
-    def evaluate(self, run: TrackRun, stage: str, models: list[str], trained: Mapping[str, Set[str]]) -> None:
+    def evaluate(self, run: TrackRun, stage: Stage, models: list[str], trained: Mapping[str, Set[str]]) -> None:
         """Ask all models the stage's rows and keep the report; ModelError when one was out of reach for many of them.
 
         Nothing is trained or decided on answers that are missing; the same command asks the failed rows again.
@@ -117,7 +118,7 @@ class Loop:
         if failed := outages(run.reports[stage], config.max_failed_share):
             raise ModelError(f"{run.name}, {stage} rows: {'; '.join(failed)}")
 
-    def decide(self, run: TrackRun, stage: str, slm: str) -> Decision:
+    def decide(self, run: TrackRun, stage: Stage, slm: str) -> Decision:
         """Compare `slm` with the LLM on the stage's rows, print the verdict and keep it.
 
         On test rows also the share of traffic that the SLM may take, chosen on the validation rows.
@@ -127,16 +128,15 @@ class Loop:
             validation_report=str(run.folder / "validation") if stage == "test" else None,
             **dict(self.comparison(stage)),
         )  # fmt: skip
-        azure = self.environment.get("AZURE_ENDPOINT")
-        found = compare_reports(config, urls={"azure": azure} if azure else {})
+        found = compare_reports(config)
         write_comparison(found, config)
         run.compared[stage] = found
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
-        self.log.say(found.text())
+        self.log.say(comparison_text(found))
         self.log.outcome(f"verdict: {found.decision.action}")
         return found.decision
 
-    def comparison(self, stage: str) -> Comparison:
+    def comparison(self, stage: Stage) -> Comparison:
         """Training is cheap and can be thrown away, so validation rows may have a lenient rule; test rows decide."""
         comparison = self.config.comparison
         return comparison if stage == "test" else comparison.model_copy(update={"rule": self.config.validation_rule})

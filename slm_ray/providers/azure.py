@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Self
 from urllib.parse import quote, urlencode
 
+from slm_ray.costs.data_residency import host_of
 from slm_ray.errors import ModelError
 from slm_ray.providers.provider import JSON_HEADERS, ChatAddress, ChatProvider, check_url, require
 from slm_ray.types import ModelFacts
-from slm_ray.verdict.places import host_of
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from slm_ray.costs.data_residency import host_of, on_premise
 from slm_ray.errors import ConfigError
 from slm_ray.providers.provider import ChatProvider, check_url, require
 from slm_ray.types import Billing, ModelFacts
-from slm_ray.verdict.places import host_of, on_premise
 
 OPENAI_URL = "https://api.openai.com/v1"
 

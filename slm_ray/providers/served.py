@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from slm_ray.costs.data_residency import host_of
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.providers.provider import ChatProvider
 from slm_ray.types import ModelFacts
-from slm_ray.verdict.places import host_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
 from slm_ray.providers import parse
-from slm_ray.reports import load_report
+from slm_ray.records import AnswerResult
+from slm_ray.reports.files import load_report
 from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
@@ -92,24 +92,21 @@ def _evaluated(folder: Path) -> Run:
     report, rows = load_report(folder)
     by_row: dict[tuple[str, str], list[Response]] = {}
     with RunLog(folder) as log:
-        for record in log.responses():
-            if record.repeat == 0:
-                by_row.setdefault((record.spec, record.example_id), []).append(record)
-    answers: dict[str, dict[str, Response]] = {spec: {} for spec in report["models"]}
+        for response in log.responses():
+            if response.repeat == 0:
+                by_row.setdefault((response.spec, response.example_id), []).append(response)
+    answers: dict[str, dict[str, Response]] = {spec: {} for spec in report.models}
     for row in rows:
-        for spec, answer in row["models"].items():
-            answers[spec][row["id"]] = _matching(by_row.get((spec, row["id"]), []), answer, folder, spec, row["id"])
-    return evaluation(report, rows, answers, lineage(list(report["models"]), _adapters_dir(folder)))
+        for spec, answer in row.models.items():
+            answers[spec][row.id] = _matching(by_row.get((spec, row.id), []), answer, folder, spec, row.id)
+    return evaluation(report, rows, answers, lineage(list(report.models), _adapters_dir(folder)))
 
 
-def _matching(
-    responses: list[Response], answer: Mapping[str, Any], folder: Path, spec: str, example_id: str
-) -> Response:
+def _matching(responses: list[Response], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Response:
     """The log may hold a row several times: other settings, failures that were asked again."""
     for response in responses:
-        completion, failure = response.completion, answer["failure"]
-        same_failure = (completion.failure.reason if completion.failure else None) == (failure and failure["reason"])
-        if same_failure and completion.text == answer["text"] and completion.latency_s == answer["latency_s"]:
+        said = response.completion
+        if (said.text, said.failure, said.latency_s) == (answer.text, answer.failure, answer.latency_s):
             return response
     raise DataError(
         f"{folder / LOG} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.errors import SlmRayError
+from slm_ray.records import Report
 from slm_ray.tracing.delivery import Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import write_run
@@ -43,9 +44,9 @@ class Tracer:
         self._adapters_dir = adapters_dir
         self._began_s = time.monotonic()
 
-    def evaluation(self, report: Mapping[str, Any], rows: Rows, answers: Entries) -> None:
+    def evaluation(self, report: Report, rows: Rows, answers: Entries) -> None:
         """Write and offer an evaluation that has its report."""
-        origins = lineage(report["models"], self._adapters_dir)
+        origins = lineage(report.models, self._adapters_dir)
         self._offer(evaluation(report, rows, answers, origins), self._share_s)
 
     def comparison(self, found: Comparison, decision: Decision) -> None:

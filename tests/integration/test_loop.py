@@ -159,11 +159,17 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
         arms = track["cost"]["arms"]
         assert (
             arms[f"recorded:{llm}"]["per_request_usd"] is None
-            and "nothing was asked" in track["cost"]["break_even_because"]
+            and "nothing was asked" in track["cost"]["break_even"]["because"]
         )
         assert arms[adapter]["per_request_usd"] > 0 and arms[adapter]["goes_to"]["on_premise"]
-        assert track["partial"]["line"].startswith("SLM can take ") and track["partial"]["validation_rows"] == 8
-        assert any("declared before the first call: rule paired" in said for said in track["decisions"][1]["because"])
+        assert (
+            track["partial_replacement"]["line"].startswith("SLM can take ")
+            and track["partial_replacement"]["validation_rows"] == 8
+        )
+        assert any(
+            "declared before the first call: rule paired" in said
+            for said in track["decisions"][1]["decision"]["because"]
+        )
 
     published = list_adapters(run / "adapters")
     assert sorted(manifest.track for manifest in published) == sorted(TRACKS)

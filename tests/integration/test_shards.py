@@ -80,7 +80,7 @@ def test_ten_thousand_rows_with_a_thousand_calls_in_flight_from_one_shard(ray_cl
         config = settings(tmp_path, 10_000, endpoint, generation={"concurrency": 1000, "timeout_s": 60})
         report = evaluate(config, environment={})
         counts = endpoint.counts()
-    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+    assert report.models["served:m"].metrics["exact_match"] == 1.0
     assert set(counts["billed"].values()) == {1}
     assert len(counts["billed"]) == 10_000
     assert 800 < counts["most_in_flight"] <= 1000

@@ -17,7 +17,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "yaml_file", "config", "command", "ray_environment", "signals"},
+    {"types", "records", "errors", "tables", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
@@ -26,7 +26,7 @@ FLOORS = [
     {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
+    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
@@ -57,10 +57,10 @@ OWNERS = {
     "vllm": {"serving"},
     "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
-    "jinja2": {"verdict", "page"},
+    "jinja2": {"page"},
     "datasketch": {"corpus"},
     "jsonschema": {"scoring"},
-    "msgspec": {"corpus", "prepare", "runlog"},
+    "msgspec": {"corpus", "prepare", "reports", "runlog"},
     "rapidfuzz": {"scoring"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},

@@ -11,7 +11,11 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from slm_ray.page.data import Arm
+from slm_ray.records import AnswerResult, RowResult
 
 _CALL = re.compile(r'\s*(<tool_call name="[^"]*">)(.*)(</tool_call>)\s*', re.DOTALL)
 _TITLE = 150
@@ -28,66 +32,79 @@ FILTERS = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnRow:
+    """One row: the filters that show it, its tags, and what the page's script draws (`data`, with short keys)."""
+
+    kinds: tuple[str, ...]
+    tags: Mapping[str, str]
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowsView:
+    """What the script draws of all rows, how many each filter shows, and where the SLM loses by tag."""
+
+    data: dict[str, Any]
+    n: int
+    counts: Mapping[str, int]
+    lost_by: dict[str, Any] | None
+
+
 def rows_view(
-    rows: Sequence[Mapping[str, Any]],
-    arms: Sequence[Mapping[str, Any]],
+    rows: Sequence[RowResult],
+    arms: Sequence[Arm],
     *,
     llm: str,
     slm: str,
     primary: str,
     validity: str,
     run: str = "",
-) -> dict[str, Any]:
-    """The rows for the page, how many each filter shows, where the SLM loses by tag and which row is open at first.
-
-    `data` is what the page's script draws: short keys, and turns that rows share only once. `run` says whose rows they are.
-    """
+) -> RowsView:
+    """The rows for the page, turns that rows share only once. `run` says whose rows they are."""
     earlier: dict[str, int] = {}
     shown = [_row(row, arms, llm, slm, primary, validity, earlier) for row in rows]
-    counts = {name: sum(name == "all" or name in row["k"] for row in shown) for name in FILTERS}
-    specs = [arm["spec"] for arm in arms]
+    specs = [arm.spec for arm in arms]
     data = {
-        "arms": [{"label": arm["label"], "spec": arm["spec"], "standIn": arm["stand_in"]} for arm in arms],
+        "arms": [{"label": arm.label, "spec": arm.spec, "standIn": arm.stand_in} for arm in arms],
         "slm": specs.index(slm) if slm in specs else None,
         "earlier": [json.loads(turns) for turns in earlier],
         "primary": primary,
         "open": _first(shown[:_DRAWN]),
         "run": run,
-        "rows": shown,
+        "rows": [row.data for row in shown],
     }
-    return {"data": data, "n": len(shown), "counts": counts, "lost_by": _lost_by(shown)}
+    counts = {name: sum(name == "all" or name in row.kinds for row in shown) for name in FILTERS}
+    return RowsView(data=data, n=len(shown), counts=counts, lost_by=_lost_by(shown))
 
 
 def _row(
-    row: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], llm: str, slm: str, primary: str, validity: str,
-    earlier: dict[str, int],
-) -> dict[str, Any]:  # fmt: skip
+    row: RowResult, arms: Sequence[Arm], llm: str, slm: str, primary: str, validity: str, earlier: dict[str, int]
+) -> DrawnRow:
     """i: id, t: title, q: question, e: earlier turns (an index), g: tags, x: expected (xr as it stands in the file, where
     that differs), a: answers, k: filters."""
-    expected = _lines(row["reference"])
-    answers = [
-        _answer(row["models"][arm["spec"]], place, expected, primary, validity)
-        for place, arm in enumerate(arms)
-        if arm["spec"] in row["models"]
-    ]
-    outcome = {arms[answer["m"]]["spec"]: answer["o"] for answer in answers}
-    *before, question = row["prompt"]
-    turns = json.dumps([[turn["role"], turn["content"]] for turn in before])
-    return {
-        "i": row["id"],
-        "t": _title(question["content"]),
-        "q": question["content"],
+    expected = _lines(row.target)
+    asked = [(place, arm.spec) for place, arm in enumerate(arms) if arm.spec in row.models]
+    outcome = {spec: _outcome(row.models[spec], primary, validity) for _, spec in asked}
+    kinds = _kinds(outcome, outcome.get(llm), outcome.get(slm))
+    *before, question = row.prompt
+    turns = json.dumps([[turn.role, turn.content] for turn in before])
+    data = {
+        "i": row.id,
+        "t": _title(question.content),
+        "q": question.content,
         "e": earlier.setdefault(turns, len(earlier)),
-        "g": dict(row.get("tags") or {}),
-        **_both("x", row["reference"], expected),
-        "a": answers,
-        "k": _kinds(outcome, outcome.get(llm), outcome.get(slm)),
+        "g": dict(row.tags),
+        **_both("x", row.target, expected),
+        "a": [_answer(row.models[spec], place, outcome[spec], expected, primary) for place, spec in asked],
+        "k": kinds,
     }
+    return DrawnRow(kinds=tuple(kinds), tags=row.tags, data=data)
 
 
-def _first(rows: Sequence[Mapping[str, Any]]) -> int:
+def _first(rows: Sequence[DrawnRow]) -> int:
     """Of the rows that are drawn at once, one that shows most: lost by the SLM, else won, else any."""
-    found = (place for kind in ("lost", "won") for place, row in enumerate(rows) if kind in row["k"])
+    found = (place for kind in ("lost", "won") for place, row in enumerate(rows) if kind in row.kinds)
     return next(found, 0)
 
 
@@ -106,30 +123,29 @@ def _both(key: str, raw: str, lines: Sequence[str]) -> dict[str, str]:
     return {key: pretty} if pretty == raw else {key: pretty, f"{key}r": raw}
 
 
-def _answer(
-    answer: Mapping[str, Any], place: int, expected: Sequence[str], primary: str, validity: str
-) -> dict[str, Any]:
+def _outcome(answer: AnswerResult, primary: str, validity: str) -> str:
+    if answer.failure:
+        return "refused" if answer.failure.kind == "refused" else "failed"
+    if (answer.scores.get(primary) or 0) >= 1:
+        return "right"
+    return "invalid" if answer.scores.get(validity) == 0 else "wrong"
+
+
+def _answer(answer: AnswerResult, place: int, outcome: str, expected: Sequence[str], primary: str) -> dict[str, Any]:
     """m: arm (an index), o: outcome, t: text (and tr), d: its lines that the expected answer has not, f: failure,
     s: issues, v: score, l: latency in seconds, u: prompt and completion tokens."""
-    failure, scores, text = answer.get("failure"), answer.get("scores") or {}, answer.get("text")
-    if failure:
-        outcome = "refused" if failure["kind"] == "refused" else "failed"
-    elif (scores.get(primary) or 0) >= 1:
-        outcome = "right"
-    else:
-        outcome = "invalid" if scores.get(validity) == 0 else "wrong"
+    failure, text, usage = answer.failure, answer.text, answer.usage
     lines = [] if text is None else _lines(text)
-    used = answer.get("usage")
     return {
         "m": place,
         "o": outcome,
         **({} if text is None else _both("t", text, lines)),
         **({"d": odd} if outcome == "wrong" and (odd := _odd(expected, lines)) else {}),
-        **({"f": f"{failure['kind']}: {failure['reason']}"} if failure else {}),
-        **({"s": list(answer["issues"])} if answer.get("issues") else {}),
-        "v": scores.get(primary),
-        "l": answer.get("latency_s"),
-        **({"u": [used["prompt_tokens"], used["completion_tokens"]]} if used else {}),
+        **({"f": f"{failure.kind}: {failure.reason}"} if failure else {}),
+        **({"s": list(answer.issues)} if answer.issues else {}),
+        "v": answer.scores.get(primary),
+        "l": answer.latency_s,
+        **({"u": [usage.prompt_tokens, usage.completion_tokens]} if usage else {}),
     }
 
 
@@ -162,12 +178,14 @@ def _title(text: str) -> str:
     return title if len(title) <= _TITLE else title[: _TITLE - 1] + "…"
 
 
-def _lost_by(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def _lost_by(rows: Sequence[DrawnRow]) -> dict[str, Any] | None:
     """Rows lost by the SLM, counted by domain or else by tool: the five worst; None when nothing is lost or tagged."""
-    tag = next((tag for tag in ("domain", "tool") if any(tag in row["g"] for row in rows)), None)
-    lost = Counter(row["g"][tag] for row in rows if tag in row["g"] and "lost" in row["k"])
-    if tag is None or not lost:
+    tag = next((tag for tag in ("domain", "tool") if any(tag in row.tags for row in rows)), None)
+    if tag is None:
         return None
-    total = Counter(row["g"][tag] for row in rows if tag in row["g"])
+    lost = Counter(row.tags[tag] for row in rows if tag in row.tags and "lost" in row.kinds)
+    if not lost:
+        return None
+    total = Counter(row.tags[tag] for row in rows if tag in row.tags)
     worst = sorted(lost, key=lambda name: (-lost[name], name))[:5]
     return {"tag": tag, "worst": [{"name": name, "lost": lost[name], "of": total[name]} for name in worst]}

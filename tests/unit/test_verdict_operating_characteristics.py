@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm_ray.verdict.simulate_graded import POPULATIONS, graded
-from slm_ray.verdict.simulate_partial import CASES, Population, partials
+from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
+from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, Population, partials
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,7 +29,9 @@ def test_the_true_difference_of_a_mixture_is_that_of_many_rows(name: str) -> Non
     case = CASES[name]
     rows = case.draw(np.random.default_rng(5), 100_000)
     for threshold in (0.0, 0.4, 0.8):
-        found = sum(row.slm - row.llm for row in rows if row.sure is not None and row.sure >= threshold) / len(rows)
+        found = sum(
+            row.slm - row.llm for row in rows if row.confidence is not None and row.confidence >= threshold
+        ) / len(rows)
         assert case.difference(threshold) == pytest.approx(found, abs=0.008)
     edge = case.possible(0.05)
     assert case.difference(1 - edge) > -0.05 >= case.difference(1 - edge - 0.001)

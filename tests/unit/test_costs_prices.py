@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from slm_ray.config import Cost
+from slm_ray.costs.prices import PriceList, price_list, price_of
 from slm_ray.errors import ConfigError
-from slm_ray.verdict.prices import PriceList, price_list, price_of
 
 SHIPPED = Path(__file__).parents[2] / "data/prices.yaml"
 TREE: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))

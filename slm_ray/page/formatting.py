@@ -1,4 +1,7 @@
-"""How the page writes figures and embeds text: an undefined number is a dash, a data block cannot end its element."""
+"""Figures and texts for people: how the page writes and embeds them, and cost and partial replacement as aligned text.
+
+On the page an undefined number is a dash, and a data block cannot end its element. Shows what is there, computes nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,11 @@ from typing import Any
 
 import markupsafe
 
+from slm_ray.records import ArmCost, CostReport, PartialReplacement
+from slm_ray.tables import format_table
+
 DASH = "–"
+_SHOWN = 5
 _PACKED_FROM = 1_000_000  # characters
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
 
@@ -102,3 +109,61 @@ def moment(text: str) -> str:
     """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
     found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
     return f"{found[1]} {found[2]} UTC" if found else text
+
+
+def cost_text(cost: CostReport) -> str:
+    """A line per arm (money, correct answers, latency, where its rows go), the break-even, and what each figure is of."""
+    machine = cost.machine
+    lines = [
+        ["cost", "USD/1,000 requests", "USD/1,000 correct", "p50 s", "p95 s", "p99 s", "rows go to"],
+        *(_arm(spec, arm) for spec, arm in cost.arms.items()),
+    ]
+    notes = [f"- {spec}: {arm.reason or _based(arm)}" for spec, arm in cost.arms.items()]
+    return "\n".join(
+        [
+            *format_table(lines, left=(0, 6)),
+            f"prices as of {cost.prices_as_of}; machine: {machine.name}, {machine.hourly_usd:g} USD/h,"
+            f" utilisation {machine.utilisation:g}",
+            f"- {cost.break_even.because}",
+            *notes,
+        ]
+    )
+
+
+def partial_replacement_text(partial: PartialReplacement) -> str:
+    """The one line of the verdict, what it rests on, and a few points of the validation curve."""
+    lines = [f"partial: {partial.line}", *(f"- {sentence}" for sentence in partial.because)]
+    curve = partial.curve
+    if curve:
+        step = max(1, (len(curve) - 1) // (_SHOWN - 1))
+        points = [*curve[:-1:step][: _SHOWN - 1], curve[-1]]
+        table = [["share", *(f"{point.share:.0%}" for point in points)]]
+        table.append(["quality", *(_number(point.quality) for point in points)])
+        if any(point.per_request_usd is not None for point in points):
+            table.append(["USD/1,000 req", *(_thousand(point.per_request_usd) for point in points)])
+        lines += format_table(table, left=(0, len(points)))
+    return "\n".join(lines)
+
+
+def _arm(spec: str, arm: ArmCost) -> list[str]:
+    latencies = [_number(value) for value in (arm.latency_s.p50, arm.latency_s.p95, arm.latency_s.p99)]
+    money = [_thousand(arm.per_request_usd), _thousand(arm.per_correct_usd)]
+    mark = " [hypothetical]" if arm.hypothetical else ""
+    return [spec + mark, *money, *latencies, arm.goes_to.words]
+
+
+def _based(arm: ArmCost) -> str:
+    said = arm.basis
+    if arm.hypothetical:
+        said = f"hypothetical, as if {arm.priced_as} had used these tokens: {said}"
+    return said if arm.per_correct_usd is not None else f"{said}; no cost per correct answer: {arm.per_correct_reason}"
+
+
+def _thousand(usd: float | None) -> str:
+    if usd is None:
+        return "-"
+    return f"{1000 * usd:,.4f}" if usd == 0 or usd >= 1e-6 else f"{1000 * usd:.1e}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -16,46 +16,47 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
+from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 from slm_ray.runlog import RunLog, outcome
 
 PACKAGES = ("slm-ray", "ray", "aiohttp", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
-def trust(plan: Plan, log: RunLog, config: EvaluateConfig) -> dict[str, Any]:
-    """The `trust` part of a report.
+def provenance(plan: Plan, log: RunLog, config: EvaluateConfig) -> Provenance:
+    """The provenance of a report.
 
-    `retries` and `refused` count over all repeats and all attempts at a row; `ambiguous` counts calls that were started
+    `retries` and `refused` count over all repeats and all attempts at a row; `in_doubt` counts calls that were started
     and never answered, by a crash or a lost actor: they may have been billed. `rows_scored` counts rows with a score for
     every model, which is every row, or there is no report.
     """
-    attempts = unheard = 0
+    attempts = possibly_billed = 0
     keys = {request.key for request in plan.requests()}
     for entry in log.responses(keys):
         attempts += entry.completion.attempts
-        unheard += entry.completion.possibly_billed
+        possibly_billed += entry.completion.possibly_billed
     last = _last(plan, log)
-    return {
-        "rows_in": len(plan.examples),
-        "rows_scored": len(plan.examples) - len(last.lacking),
-        "questions": sum(len(keys) for arm in plan.arms for keys in arm.repeats),
-        "retries": attempts - last.answered,
-        "unheard": unheard,
-        "ambiguous": sum(log.in_doubt(keys).values()),
-        "refused": last.refused,
-        "training_rows": {
-            "checked": [path for path in (config.train, config.adapters_dir) if path],
-            "left_out_of_demonstrations": plan.left_out,
-        },
-        "digests": {
-            "data": plan.digest,
-            "prompts": plan.prompts_digest,
-            "config": _sha256(dump(config.model_copy(update=_defaults()))),
-            "answers": last.digest,
-        },
-        "versions": versions(),
-        "commands": commands(config.run_dir),
-    }
+    return Provenance(
+        rows_in=len(plan.examples),
+        rows_scored=len(plan.examples) - len(last.lacking),
+        requests=sum(len(keys) for arm in plan.arms for keys in arm.repeats),
+        retries=attempts - last.answered,
+        possibly_billed=possibly_billed,
+        in_doubt=sum(log.in_doubt(keys).values()),
+        refused=last.refused,
+        training_rows=TrainingRowCheck(
+            checked=tuple(path for path in (config.train, config.adapters_dir) if path),
+            left_out_of_demonstrations=plan.left_out,
+        ),
+        digests=Digests(
+            data=plan.digest,
+            prompts=plan.prompts_digest,
+            config=_sha256(dump(config.model_copy(update=_defaults()))),
+            answers=last.digest,
+        ),
+        versions=versions(),
+        commands=commands(config.run_dir),
+    )
 
 
 def versions() -> dict[str, str]:
@@ -69,13 +70,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commands(run_dir: str) -> dict[str, str]:
+def commands(run_dir: str) -> Commands:
     """How to make the same run again elsewhere, and how to go on with this one."""
     config = shlex.quote(f"{run_dir}/config.yaml")
-    return {
-        "reproduce": f"python jobs/evaluate.py {config} --set run_dir={shlex.quote(run_dir + '-again')}",
-        "resume": f"python jobs/evaluate.py {config}",
-    }
+    return Commands(
+        reproduce=f"python jobs/evaluate.py {config} --set run_dir={shlex.quote(run_dir + '-again')}",
+        resume=f"python jobs/evaluate.py {config}",
+    )
 
 
 def _defaults() -> dict[str, Any]:

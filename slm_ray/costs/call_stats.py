@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from slm_ray.records import Attempts, Breakdown, Metrics, ModelReport, Noise, Percentiles
 from slm_ray.types import Completion, Usage
-from slm_ray.verdict.scored import tokens
 
 STAND_IN = "stand-in:"
 _KINDS = 1000  # reasons that are told apart: one that names its row must not be kept a hundred thousand times
 _SHOWN = 3
 
 
-class Service:
+class CallStats:
     """Latencies are seconds over answered rows; usage includes failed calls that were billed."""
 
     def __init__(self) -> None:
@@ -48,26 +47,34 @@ class Service:
             ):
                 self._reasons[answer.failure.reason] += 1
 
-    def figures(self) -> dict[str, Any]:
-        """The part of a model's report; a percentile of nothing is None, and there are none of first tokens nobody saw."""
-        served_by = sorted(self._served_by)
-        return {
-            "latency_s": _percentiles(self._latencies, 50, 95, 99),
-            **({"first_token_s": _percentiles(self._firsts, 50, 95)} if self._firsts else {}),
-            "usage": tokens(self._usage),
-            "attempts": {"calls": self._calls, "retried": self._calls - self._rows, "unheard": self._possibly_billed},
-            "failures": dict(sorted(self._failures.items())),
-            **(
-                {"error_reasons": dict(sorted(self._reasons.items(), key=_commonest)[:_SHOWN])} if self._reasons else {}
+    def report(
+        self, *, metrics: Metrics, issues: Mapping[str, int], analysis: Breakdown, trained_on: int, noise: Noise | None
+    ) -> ModelReport:
+        """The model's report, with what its scores say; no percentile of nothing, none of first tokens nobody saw."""
+        served_by = tuple(sorted(self._served_by))
+        return ModelReport(
+            n=self._rows,
+            metrics=metrics,
+            latency_s=_percentiles(self._latencies, 50, 95, 99),
+            first_token_s=_percentiles(self._firsts, 50, 95) if self._firsts else None,
+            usage=self._usage,
+            attempts=Attempts(
+                calls=self._calls, retried=self._calls - self._rows, possibly_billed=self._possibly_billed
             ),
-            "served_by": served_by,
-            "stand_in": any(name.startswith(STAND_IN) for name in served_by),
-        }
+            failures=dict(sorted(self._failures.items())),
+            error_reasons=dict(sorted(self._reasons.items(), key=_commonest)[:_SHOWN]),
+            served_by=served_by,
+            stand_in=any(name.startswith(STAND_IN) for name in served_by),
+            issues=issues,
+            analysis=analysis,
+            trained_on=trained_on,
+            noise=noise,
+        )
 
 
 def _commonest(counted: tuple[str, int]) -> tuple[int, str]:
     return -counted[1], counted[0]
 
 
-def _percentiles(values: Sequence[float], *shares: int) -> dict[str, float | None]:
-    return {f"p{share}": float(np.percentile(values, share)) if values else None for share in shares}
+def _percentiles(values: Sequence[float], *shares: int) -> Percentiles:
+    return Percentiles(**{f"p{share}": float(np.percentile(values, share)) for share in shares if values})

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slm_ray.verdict.partial import partial
+from slm_ray.verdict.partial_replacement import partial_replacement
 from slm_ray.verdict.routing import Routed, mixture
 
 
@@ -25,10 +25,13 @@ class Population:
 
     def draw(self, chance: np.random.Generator, n: int) -> list[Routed]:
         """`n` rows; confidence is uniform in [0, 1]."""
-        sure = chance.random(n)
-        small = chance.random(n) < self.worst + (self.best - self.worst) * sure
+        confidence = chance.random(n)
+        small = chance.random(n) < self.worst + (self.best - self.worst) * confidence
         large = chance.random(n) < self.llm
-        return [Routed(sure=float(s), llm=float(a), slm=float(b)) for s, a, b in zip(sure, large, small, strict=True)]
+        return [
+            Routed(confidence=float(s), llm=float(a), slm=float(b))
+            for s, a, b in zip(confidence, large, small, strict=True)
+        ]
 
     def difference(self, threshold: float) -> float:
         """The true mean difference to the LLM of the mixture in which the SLM takes all rows from `threshold` on."""
@@ -70,14 +73,14 @@ def partials(population: Population, rows: tuple[int, int], delta: float, *, run
     wrong: list[bool] = []
     edge, passed = 1 - population.possible(delta), 0
     for at in range(runs):
-        found = partial(
+        found = partial_replacement(
             (population.draw(chance, rows[0]), "confidence"), (population.draw(chance, rows[1]), "confidence"),
             primary="right", delta=delta, resamples=99, seed=at,
         )  # fmt: skip
-        shares.append(found["share"])
+        shares.append(found.share)
         on_edge = mixture(population.draw(chance, rows[1]), edge, resamples=99, seed=at)
         passed += on_edge.passes(delta)
-        wrong.append(found["threshold"] is not None and population.difference(found["threshold"]) <= -delta)
+        wrong.append(found.threshold is not None and population.difference(found.threshold) <= -delta)
     false = sum(bad and share > 0 for bad, share in zip(wrong, shares, strict=True))
     return Partial(
         accepted=sum(share > 0 for share in shares) / runs,
