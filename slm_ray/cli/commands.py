@@ -1,7 +1,7 @@
 """The steps as commands: one table of name, config and function, for `slm-ray NAME` and for the scripts under `jobs/`.
 
 A function takes its config and returns an exit status (None: 0); its docstring is what `--help` says. What is heavy (Ray,
-torch, client libraries) is imported when a function runs, so that `--help` and a wrong setting answer at once.
+torch, client libraries) is imported when a function runs, so that `--help` and a wrong setting answer at inference.
 """
 
 from __future__ import annotations
@@ -151,19 +151,19 @@ def loop(config: configs.LoopConfig) -> int:
 
 def infer(config: configs.InferConfig) -> int:
     """One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
-    from slm_ray.evaluation.infer import parsed
     from slm_ray.evaluation.infer import prepare as prepare_request
+    from slm_ray.scoring.parsed import parsed
 
-    once = prepare_request(config, os.environ)
-    for message in once.prompt.messages:
+    inference = prepare_request(config, os.environ)
+    for message in inference.prompt.messages:
         print(f"[{message.role}] {message.content}")
     if config.show_tokens:
-        ids = _token_ids(TOKENIZER, once.prompt)
+        ids = _token_ids(TOKENIZER, inference.prompt)
         print(f"tokens  {len(ids)} by {Path(TOKENIZER).name}: {' '.join(map(str, ids))}")
-    answer = once.ask(config, os.environ)
+    answer = inference.ask(config, os.environ)
     print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
-    print(f"parsed  {parsed(once.track, answer.text)}")
-    if (scored := once.score(answer)) is not None:
+    print(f"parsed  {parsed(inference.track, answer.text)}")
+    if (scored := inference.score(answer)) is not None:
         print("score   " + ", ".join(f"{score.name} {score.value}" for score in scored.scores))
         print("issues  " + (", ".join(scored.issues) or "none"))
     return 1 if answer.failure else 0
@@ -189,9 +189,9 @@ def judge(config: configs.JudgeConfig) -> None:
 
 def live(config: configs.LiveConfig) -> int:
     """Watch an evaluation that runs in another shell: give its RUN_DIR, or a YAML file that names it."""
-    from slm_ray.evaluation.attach import follow
+    from slm_ray.evaluation.progress import watch
 
-    ended = follow(config.run_dir, plain=config.no_progress_bar)
+    ended = watch(config.run_dir, no_progress_bar=config.no_progress_bar)
     if ended != "done":
         print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
     return 0 if ended == "done" else 1
