@@ -1,0 +1,66 @@
+"""Settings of what maintainers run: the tiny base, the shipped task data, the benchmarks."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Config
+
+
+class TasksConfig(Config):
+    """The project's own task data, made from the catalogue."""
+
+    catalogue: str = "data/tools/catalogue.yaml"
+    out: str = "data/tools/rows.json"
+    rows: int = Field(3360, ge=1)
+    seed: int = 42
+
+
+class PretrainConfig(Config):
+    """The tiny base model that the repository ships."""
+
+    out_dir: str = "data/tiny_base"
+    lexicon: str = "data/pretrain/lexicon.yaml"
+    vocabulary: int = 3072
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    intermediate: int = 512
+    tokens: int = Field(16_000_000, description="tokens seen, prompts included")
+    batch_tokens: int = 8_192
+    learning_rate: float = 3e-3
+    seed: int = 42
+
+
+class ReadingBenchConfig(Config):
+    """How many generated rows a second are validated, and in how much memory."""
+
+    megabytes: int = Field(200, ge=1, description="size of the file that is made in a temporary folder")
+    hold: bool = Field(False, description="all examples in one list instead of row by row")
+    profile: int = Field(0, ge=0, description="how many functions to list by their own time, which slows the run down")
+    seed: int = 42
+
+
+class ScoringBenchConfig(Config):
+    """How many generated answers a second each scorer judges; every scorer runs once before the next round starts."""
+
+    scorers: tuple[str, ...] = Field((), description="which scorers; all when empty")
+    rows: int = Field(300, ge=1, description="per scorer and round")
+    rounds: int = Field(7, ge=1)
+    words: int = Field(150, ge=1, description="words of a text answer, on average")
+    seed: int = 42
+
+
+class RaceConfig(Config):
+    """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
+
+    rows: int = Field(2000, ge=1)
+    latency_s: float = Field(0.05, ge=0)
+    concurrency: int = Field(64, ge=1)
+    shards: int = Field(2, ge=1, description="Ray actors of this evaluation")
+    rounds: int = Field(3, ge=1, description="every program runs once before the next round starts")
+    lm_eval: str | None = Field(
+        None, description="lm-evaluation-harness's executable (lm_eval), in its own environment"
+    )
+    inspect: str | None = Field(None, description="inspect-ai's executable (inspect), in its own environment")
+    out_dir: str = "runs/bench_evaluate"
