@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slm_ray.corpus.mixture import Mixture, Turn
 from slm_ray.corpus.xlam import rows_to_pairs
+from tools.mixture import Mixture, Turn
 
 ROOT = Path(__file__).parents[2]
 CHATS = 3000

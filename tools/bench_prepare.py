@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from slm_ray.command import run
-from slm_ray.config import ReadingBenchConfig
 from slm_ray.corpus import read, tracks
+from tools.config import ReadingBenchConfig
 
 
 def make(path: Path, config: ReadingBenchConfig) -> None:
