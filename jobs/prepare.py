@@ -7,20 +7,20 @@ rows and says why for each, curates, splits by a hash (the same rows and seed gi
 
 from slm_ray.command import output_folder, run
 from slm_ray.config import PrepareConfig
-from slm_ray.fanout import in_order
+from slm_ray.executor import RayExecutor
 from slm_ray.prepare import prepare
 
 
 def main(config: PrepareConfig) -> None:
-    count = None
+    counter = None
     if config.curation.max_tokens is not None and config.base:
         from slm_ray.training.count import token_counter  # loads transformers
 
-        count = token_counter(config.base)
+        counter = token_counter(config.base)
     out_dir = str(output_folder(config.out_dir))
     done = prepare(
-        config.model_copy(update={"out_dir": out_dir}), count=count, say=print,
-        fan_out=in_order,
+        config.model_copy(update={"out_dir": out_dir}), token_counter=counter, log=print,
+        executor=RayExecutor(config.fan_out_bytes),
     )  # fmt: skip
     print(done.summary())
 

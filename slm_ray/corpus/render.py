@@ -88,7 +88,8 @@ def as_row(example: Example) -> dict[str, object]:
         "prompt": example.prompt.as_dicts(),
         "completion": example.target,
     }
-    return {**row, "tags": dict(example.tags)} if example.tags else row
+    named = {"tags": dict(example.tags), "group": example.group}
+    return row | {key: value for key, value in named.items() if value}
 
 
 def _passing(text: str) -> str:

@@ -13,10 +13,12 @@ import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Set
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
+from slm_ray.encoders import similar_by
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.arms import split_shots
 from slm_ray.evaluation.book import Book, pending_in
@@ -27,10 +29,11 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
-from slm_ray.fanout import score_all, similar_by
+from slm_ray.executor import RayExecutor
 from slm_ray.ledger import Ledger, bring_in
 from slm_ray.models import identity, split_spec
 from slm_ray.reports import declare
+from slm_ray.scoring import score_all
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 
@@ -55,7 +58,8 @@ def evaluate(
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
-    similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
+    executor = RayExecutor()
+    similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
@@ -68,7 +72,8 @@ def evaluate(
             with _noted(planned, config, ledger):
                 _ask(planned, work, config, ledger, Budget(config, prices))
         del work  # a question for every row, and the report needs none
-        return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
+        scored = partial(score_all, executor=executor)
+        return write_report(planned, ledger, config, train_prompts or {}, tracer, similar=similar, score_all=scored)
 
 
 def _ask(

@@ -30,12 +30,12 @@ from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.outage import outages
 from slm_ray.evaluation.table import summary
-from slm_ray.fanout import in_order
+from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.models import check_spec
-from slm_ray.prepare import Count, prepare
+from slm_ray.prepare import TokenCounter, prepare
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
@@ -89,13 +89,13 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                count=self.token_counter(track), say=self.say, fan_out=in_order,
+                token_counter=self.token_counter(track), log=self.say, executor=RayExecutor(track.fan_out_bytes),
             )  # fmt: skip
             self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))
         return runs
 
-    def token_counter(self, track: TrackConfig) -> Count | None:
+    def token_counter(self, track: TrackConfig) -> TokenCounter | None:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None

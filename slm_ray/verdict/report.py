@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from slm_ray.corpus.letters import question, words
 from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track, defined, definition
 from slm_ray.corpus.tracks import track as track_named
+from slm_ray.corpus.unicode_text import question, words
 from slm_ray.scoring import Answered, score, score_rows, summarise
 from slm_ray.scoring.breakdown import breakdown
 from slm_ray.scoring.scorer import means

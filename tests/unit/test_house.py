@@ -14,13 +14,13 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command", "ray_environment"},
+    {"types", "errors", "config", "command", "ray_environment", "parallel"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
+    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
@@ -34,13 +34,12 @@ SIDEWAYS = {
     ("reports", "storage"),
     ("reports", "trackfile"), ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
-    ("fanout", "cluster"), ("evaluation", "fanout"), ("loop", "fanout"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop"},
     "grpc": {"cluster"},
     "openai": {"models", "providers"},
     "torch": {"training", "serving", "encoders"},

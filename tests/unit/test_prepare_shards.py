@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from slm_ray.prepare.parts import Part
 
 from slm_ray.config import CurationConfig, PrepareConfig
 from slm_ray.errors import DataError
 from slm_ray.prepare import prepare
-from slm_ray.prepare.parts import Part
 from slm_ray.types import Example
 
 FILES = {

@@ -6,9 +6,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slm_ray.corpus.problems import KINDS, BadRow, Problem, refuse, table
 
 from slm_ray.corpus.formats import AUTO, FORMATS
-from slm_ray.corpus.problems import KINDS, BadRow, Problem, refuse, table
 from slm_ray.corpus.read import Reader, Row
 from slm_ray.corpus.tracks import TRACKS, track
 from slm_ray.errors import DataError

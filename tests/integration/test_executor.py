@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from slm_ray.fanout import in_order, score_all, similar_by
 
 from slm_ray import fanout
 from slm_ray.config import CurationConfig, PrepareConfig
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import DataError
-from slm_ray.fanout import in_order, score_all, similar_by
 from slm_ray.prepare import prepare
 from slm_ray.scoring import score_rows
 from slm_ray.training.count import token_counter
