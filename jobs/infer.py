@@ -1,4 +1,4 @@
-"""One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a reference."""
+"""One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
 
 import os
 from pathlib import Path
@@ -7,6 +7,8 @@ from slm_ray.command import run
 from slm_ray.config import InferConfig
 from slm_ray.evaluation.once import parsed, prepare
 from slm_ray.types import Prompt
+
+TOKENIZER = "data/tiny_base"
 
 
 def token_ids(folder: str, prompt: Prompt) -> list[int]:
@@ -24,9 +26,9 @@ def main(config: InferConfig) -> int:
     once = prepare(config, os.environ)
     for message in once.prompt.messages:
         print(f"[{message.role}] {message.content}")
-    if config.tokens:
-        ids = token_ids(config.tokenizer, once.prompt)
-        print(f"tokens  {len(ids)} by {Path(config.tokenizer).name}: {' '.join(map(str, ids))}")
+    if config.show_tokens:
+        ids = token_ids(TOKENIZER, once.prompt)
+        print(f"tokens  {len(ids)} by {Path(TOKENIZER).name}: {' '.join(map(str, ids))}")
     answer = once.ask(config, os.environ)
     print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
     print(f"parsed  {parsed(once.track, answer.text)}")

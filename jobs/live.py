@@ -11,7 +11,7 @@ SETTINGS = str(Path(__file__).with_suffix(".yaml"))
 
 
 def main(config: LiveConfig) -> int:
-    ended = follow(config.run_dir, plain=config.plain)
+    ended = follow(config.run_dir, plain=config.no_progress_bar)
     if ended != "done":
         print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
     return 0 if ended == "done" else 1

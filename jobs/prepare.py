@@ -20,7 +20,7 @@ def main(config: PrepareConfig) -> None:
     out_dir = str(output_folder(config.out_dir))
     done = prepare(
         config.model_copy(update={"out_dir": out_dir}), token_counter=counter, log=print,
-        executor=RayExecutor(config.fan_out_bytes),
+        executor=RayExecutor(config.parallel_threshold_bytes),
     )  # fmt: skip
     print(done.summary())
 

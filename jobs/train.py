@@ -2,11 +2,11 @@
 
 from slm_ray.cluster import connect
 from slm_ray.command import output_folder, run
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 from slm_ray.training import train
 
 
-def main(config: TrainingConfig) -> None:
+def main(config: TrainConfig) -> None:
     folders = {name: str(output_folder(getattr(config, name))) for name in ("run_dir", "adapters_dir")}
     connect()
     manifest = train(config.model_copy(update=folders))
@@ -16,4 +16,4 @@ def main(config: TrainingConfig) -> None:
 
 
 if __name__ == "__main__":
-    run(main, TrainingConfig, __doc__)
+    run(main, TrainConfig, __doc__)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
-from slm_ray.config import EvaluateConfig, JudgeConfig
+from slm_ray.config import EvaluateConfig, JudgeConfig, Requests
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
@@ -41,6 +41,7 @@ RESULT = "judge.json"
 ENOUGH = 30
 GENERAL = "Is the answer correct, complete and in the form that the task asks for?"
 AGREES = 0.6
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 _NO_REFERENCE = "-"
 _TRACKS = {
     name: Track(name=name, system=SYSTEM, scorers=(name,), primary=metric, core=(metric,))
@@ -96,7 +97,7 @@ def _grades(
         both = [(values[models[0]][key], value) for key, value in given.items()]
         gaps = [slm - llm for llm, slm in both if llm is not None and slm is not None]
         if model != models[0] and gaps:
-            gap = paired_interval(gaps, resamples=config.resamples, seed=config.seed)
+            gap = paired_interval(gaps, resamples=RESAMPLES, seed=SEED)
             found[model]["minus_" + models[0]] = dataclasses.asdict(gap)
     return found
 
@@ -136,7 +137,7 @@ def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> d
             raise DataError(
                 f"{where}: 'human' is {row.get('human')!r}; write a whole number from {LOWEST} to {HIGHEST}"
             )
-        reference = row.get("reference") if config.use_reference else None
+        reference = row.get("reference") if config.show_target else None
         key = f"line {line}"
         people[key] = str(row["human"])
         questions.append(_question(key, grade_prompt(row["prompt"], row["prediction"], reference, config.rubric)))
@@ -157,7 +158,7 @@ def _ask(
     evaluate(
         EvaluateConfig(
             track=str(folder / "track.yaml"), examples=str(folder / "questions.jsonl"), models=(config.judge,), run_dir=str(folder),
-            endpoint=config.endpoint, generation=config.generation, actor_resources=config.actor_resources,
+            endpoint=config.endpoint, **{name: getattr(config, name) for name in Requests.model_fields},
         ),
         environment=environment,
     )  # fmt: skip
@@ -186,7 +187,7 @@ def _asked(row: Row) -> str:
 
 
 def _reference(config: JudgeConfig, row: Row) -> str | None:
-    return str(row["reference"]) if config.use_reference else None
+    return str(row["reference"]) if config.show_target else None
 
 
 def _models(config: JudgeConfig, report: Mapping[str, Any]) -> list[str]:
@@ -217,7 +218,7 @@ def _good(found: Agreement) -> bool:
 
 
 def _key(config: JudgeConfig) -> str:
-    parts = [config.judge, config.rubric, config.use_reference, config.generation.model_dump_json()]
+    parts = [config.judge, config.rubric, config.show_target, config.generation.model_dump_json()]
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from slm_ray import storage
-from slm_ray.config import CompareConfig, CostConfig, DeclareConfig
+from slm_ray.config import CompareConfig, Cost, Declaration
 from slm_ray.corpus import read
 from slm_ray.corpus.leakage import question_hashes
 from slm_ray.errors import ConfigError, DataError, choices
@@ -34,6 +34,7 @@ SCORES = "scores.jsonl"
 DECLARED = "declared.json"
 COMPARISON = "comparison.json"
 CONFIG = "config.yaml"
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +63,8 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
     trained = training_prompts(config.train, report["track"]) if config.train else None
     comparison = compare(
-        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired,
-        resamples=config.resamples, seed=config.seed, train_prompts=trained, gates=config.gates,
+        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
+        resamples=RESAMPLES, seed=SEED, train_prompts=trained, gates=config.guardrails,
         slice_rows=config.slice_rows,
     )  # fmt: skip
     decision = decide(comparison, rule=config.rule, delta=config.delta)
@@ -92,7 +93,7 @@ def write_comparison(found: Compared, config: CompareConfig) -> Path:
     return path
 
 
-def declare(run_dir: str | Path, declared: DeclareConfig | None, *, primary: str, answers_before: int) -> None:
+def declare(run_dir: str | Path, declared: Declaration | None, *, primary: str, answers_before: int) -> None:
     """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
     path = Path(run_dir) / DECLARED
     if declared is not None and not path.exists():
@@ -114,12 +115,12 @@ def load_report(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]
     return report, storage.read_jsonl(file.with_name(SCORES))
 
 
-def load_prices(config: CostConfig) -> PriceList:
+def load_prices(config: Cost) -> PriceList:
     """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not.
 
     The shipped list may be out of reach (a job that runs in another folder): then nothing has a price, and that is said.
     """
-    if config.prices == CostConfig().prices and not Path(config.prices).exists():
+    if config.prices == Cost().prices and not Path(config.prices).exists():
         prices = PriceList(as_of=f"never: no {config.prices} here", models={})
     else:
         try:
@@ -148,7 +149,7 @@ def _partial(
     prices = Prices(llm_usd=arms[config.llm]["per_request_usd"], slm_usd=arms[config.slm]["per_request_usd"])
     found = partial_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
-        delta=config.delta, resamples=config.resamples, seed=config.seed, gates=config.gates, prices=prices,
+        delta=config.delta, resamples=RESAMPLES, seed=SEED, gates=config.guardrails, prices=prices,
     )  # fmt: skip
     return {**found, "cost_hypothetical": arms[config.llm]["hypothetical"]}
 
@@ -188,5 +189,5 @@ def _folder(path: str) -> Path:
     return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
-def _machine(config: CostConfig) -> Machine:
+def _machine(config: Cost) -> Machine:
     return Machine(name=config.machine, hourly_usd=config.hourly_usd, utilisation=config.utilisation)

@@ -20,7 +20,7 @@ import ray
 from ray import tune
 
 from slm_ray import cluster
-from slm_ray.config import SweepConfig, TrainingConfig
+from slm_ray.config import Search, TrainConfig
 from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
@@ -34,7 +34,7 @@ _RESULT = "sweep.json"
 _DRIVER = {"CPU": 0.01}
 
 
-def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -> dict[str, Any]:
+def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[str, Any]:
     """Try recipes around `training` and return `{"digest", "metric", "best": {…}, "trials": [{…}]}`.
 
     `validation` is a JSONL file of examples, none of which may ask what a training row asks. Trials are ranked by score,
@@ -42,7 +42,7 @@ def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -
     ResourceError is raised when every trial failed.
     """
     recipes = trials(training, settings)
-    plans = [plan(recipe, limit=settings.rows) for recipe in recipes]
+    plans = [plan(recipe, limit=settings.train_rows) for recipe in recipes]
     checked = rows.read(validation, training.track).examples[: settings.validation_rows]
     trained = question_hashes(rows.read(training.train, training.track).examples)
     refuse_leakage(checked, trained, rows=f"rows of {validation}", trained_name=training.train, fix=rows.SPLIT_AGAIN)
@@ -63,7 +63,7 @@ def sweep(training: TrainingConfig, settings: SweepConfig, *, validation: str) -
         return result
 
 
-def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConfig]:
+def trials(training: TrainConfig, settings: Search) -> list[TrainConfig]:
     """The recipes to try: the whole grid, or `trials` of it drawn by seed. Alpha keeps its ratio to the rank."""
     grid = list(itertools.product(settings.learning_rates, settings.ranks))
     if len(grid) > settings.trials:
@@ -83,16 +83,14 @@ def trials(training: TrainingConfig, settings: SweepConfig) -> list[TrainingConf
     return found
 
 
-def _run(
-    plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: SweepConfig
-) -> list[dict[str, Any]]:
+def _run(plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: Search) -> list[dict[str, Any]]:
     workers = plans[0].config.workers
     cluster.require([dict(workers.per_worker)] * workers.count, setting="training.workers")
     trial = tune.with_resources(tune.with_parameters(_trial, plans=list(plans), checked=tuple(checked)), _DRIVER)
     tuner = tune.Tuner(
         trial,
         param_space={"number": tune.grid_search(list(range(len(plans))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=settings.max_concurrent or _concurrent(workers)),
+        tune_config=tune.TuneConfig(max_concurrent_trials=_concurrent(workers)),
         run_config=tune.RunConfig(name="tune", storage_path=str(folder / "sweep"), verbose=0),
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints its own table in spite of verbose=0

@@ -106,7 +106,7 @@ def _ours(config: RaceConfig, url: str, rows: Path) -> Entrant:
     jobs = Path(__file__).parents[2] / "jobs"
     settings = {
         "track": "chat", "examples": str(rows), "models": '["served:bench"]', "run_dir": "{folder}/run", "endpoint": url,
-        "generation.concurrency": str(config.concurrency), "actors": str(config.actors), "train": "null",
+        "generation.concurrency": str(config.concurrency), "shards": str(config.shards), "train": "null",
     }  # fmt: skip
     pairs = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     return Entrant(

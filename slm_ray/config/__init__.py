@@ -1,61 +1,75 @@
-"""What a job can be told: one frozen pydantic model per job (`knobs`), and how YAML and `--set` fill it (`load`)."""
+"""What a job can be told: one module per job, what they share (`shared`), and how YAML and `--set` fill it (`load`)."""
 
-from slm_ray.config.data import CurationConfig, PrepareConfig, SourceConfig, TrackConfig
-from slm_ray.config.knobs import (
-    EvaluateConfig,
-    GenerationConfig,
-    InferConfig,
-    LoopConfig,
-    LoraConfig,
-    PretrainConfig,
-    RecipeConfig,
-    ServingConfig,
-    SweepConfig,
-    SweepJobConfig,
-    TasksConfig,
-    TrainingConfig,
-    WorkersConfig,
-)
+from slm_ray.config.compare import CompareConfig
+from slm_ray.config.evaluate import EvaluateConfig
+from slm_ray.config.infer import InferConfig
+from slm_ray.config.judge import JudgeConfig
+from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.studies import (
-    JudgeConfig,
-    LiveConfig,
+from slm_ray.config.loop import LoopConfig, TrackSource
+from slm_ray.config.maintain import (
+    PretrainConfig,
     RaceConfig,
     ReadingBenchConfig,
     ScoringBenchConfig,
     SimulateConfig,
+    TasksConfig,
 )
-from slm_ray.config.traces import TraceConfig
-from slm_ray.config.verdict import CompareConfig, CostConfig, DeclareConfig
+from slm_ray.config.prepare import PrepareConfig
+from slm_ray.config.serve import ServeConfig
+from slm_ray.config.shared import (
+    Comparison,
+    Config,
+    Cost,
+    Curation,
+    Declaration,
+    Evaluation,
+    Generation,
+    Lora,
+    Recipe,
+    Requests,
+    Search,
+    Serving,
+    Source,
+    Workers,
+)
+from slm_ray.config.sweep import SweepConfig
+from slm_ray.config.trace import TraceConfig
+from slm_ray.config.train import TrainConfig
 
 __all__ = [
     "CompareConfig",
-    "CostConfig",
-    "CurationConfig",
-    "DeclareConfig",
+    "Comparison",
+    "Config",
+    "Cost",
+    "Curation",
+    "Declaration",
     "EvaluateConfig",
-    "GenerationConfig",
+    "Evaluation",
+    "Generation",
     "InferConfig",
     "JudgeConfig",
     "LiveConfig",
     "LoopConfig",
-    "LoraConfig",
+    "Lora",
     "PrepareConfig",
     "PretrainConfig",
     "RaceConfig",
     "ReadingBenchConfig",
-    "RecipeConfig",
+    "Recipe",
+    "Requests",
     "ScoringBenchConfig",
-    "ServingConfig",
+    "Search",
+    "ServeConfig",
+    "Serving",
     "SimulateConfig",
-    "SourceConfig",
+    "Source",
     "SweepConfig",
-    "SweepJobConfig",
     "TasksConfig",
     "TraceConfig",
-    "TrackConfig",
-    "TrainingConfig",
-    "WorkersConfig",
+    "TrackSource",
+    "TrainConfig",
+    "Workers",
     "dump",
     "load",
 ]

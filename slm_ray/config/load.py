@@ -96,6 +96,10 @@ def _explain(kind: type[BaseModel], path: str, error: ValidationError) -> str:
             problems.append(f"unknown key {key!r}: {choices(str(problem['loc'][-1]), known)}")
         elif problem["type"] == "missing":
             problems.append(f"{key!r} is not set; add it to the file or pass --set {key}=…")
+        elif problem["type"] == "value_error" and isinstance(problem["input"], dict | BaseModel):
+            problems.append(f"{key!r}: {problem['ctx']['error']}" if key else str(problem["ctx"]["error"]))
+        elif problem["type"] == "value_error":
+            problems.append(f"{key!r} = {problem['input']!r}: {problem['ctx']['error']}")
         else:
             problems.append(f"{key!r} = {problem['input']!r}: {problem['msg'].lower()}")
     return f"{path}: " + "; ".join(problems)

@@ -29,6 +29,7 @@ from slm_ray.types import Example
 
 Numbers = NDArray[np.integer]
 
+NEAR = 0.8  # share of word triples from which two rows are near-duplicates
 _SHINGLE_WORDS = 3
 _KEY_BYTES = 16
 _SIGNS = {
@@ -86,7 +87,7 @@ def exact(examples: Sequence[Row]) -> tuple[list[Row], Step]:
     return filter_rows("exact duplicates", examples, repeated)
 
 
-def near(examples: Sequence[Row], *, threshold: float = 0.8, seed: int = 42) -> tuple[list[Row], Step]:
+def near(examples: Sequence[Row], *, threshold: float = NEAR, seed: int = 42) -> tuple[list[Row], Step]:
     """Only the first row of every group of near-duplicates; question and answer are compared together."""
     roots = groups(examples, threshold=threshold, seed=seed, text=_whole)
     kept = [example for row, example in enumerate(examples) if roots[row] == row]
@@ -96,7 +97,7 @@ def near(examples: Sequence[Row], *, threshold: float = 0.8, seed: int = 42) -> 
 
 
 def groups(
-    examples: Sequence[Example], *, threshold: float = 0.8, seed: int = 42, text: Callable[[Example], str] = question
+    examples: Sequence[Example], *, threshold: float = NEAR, seed: int = 42, text: Callable[[Example], str] = question
 ) -> list[int]:
     """For each example the first row of its group of near-duplicates (itself where it has none).
 

@@ -71,16 +71,16 @@ def filter_rows(name: str, rows: Sequence[Row], reason: Callable[[Row], str | No
 
 
 def length(
-    rows: Sequence[Row], *, question_words: tuple[int, int | None], answer_words: tuple[int, int | None]
+    rows: Sequence[Row], *, prompt_words: tuple[int, int | None], target_words: tuple[int, int | None]
 ) -> tuple[list[Row], Step]:
     """Examples whose question and answer have at least the first and at most the second number of words (None: any)."""
-    for name, (fewest, most) in (("question_words", question_words), ("answer_words", answer_words)):
+    for name, (fewest, most) in (("prompt_words", prompt_words), ("target_words", target_words)):
         if most is not None and most < fewest:
             raise ConfigError(f"{name} asks for at least {fewest} and at most {most} words; turn them round")
 
     def outside(example: Example) -> str | None:
-        return _outside(question(example), "question", *question_words) or _outside(
-            example.target, "answer", *answer_words
+        return _outside(question(example), "question", *prompt_words) or _outside(
+            example.target, "answer", *target_words
         )
 
     return filter_rows("length", rows, outside)

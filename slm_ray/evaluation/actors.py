@@ -65,7 +65,7 @@ def ask_all(
     ResourceError when actors cannot be placed. Whatever ends it, no actor is left behind.
     """
     everyone = _everyone(work, arms, config, _marked(journals) if journals else None)
-    cluster.require([config.actor_resources] * len(everyone), setting="actors x actor_resources")
+    cluster.require([config.shard_resources] * len(everyone), setting="shards x shard_resources")
     waiting = {arm.spec: deque(work[arm.spec]) for arm in arms}
     try:
         _await_start([worker.start(config) for worker in everyone])
@@ -103,7 +103,7 @@ def _everyone(
         worker for arm in arms for place in [places[arm.spec]]
         for worker in crew(
             arm, len(work[arm.spec]), Pace(in_flight=concurrency) if place is None else shared[place],
-            actors=config.actors, concurrency=concurrency, journals=None if place is None else journals,
+            actors=config.shards, concurrency=concurrency, journals=None if place is None else journals,
         )
     ]  # fmt: skip
 
@@ -221,5 +221,5 @@ def _await_start(starting: Sequence[Any]) -> None:
 def _no_place(late: int, actors: int) -> ResourceError:
     return ResourceError(
         f"{late} of {actors} evaluation actors found no free place within {_START_TIMEOUT_S:g} s; "
-        f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in actor_resources"
+        f"free now: {ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
     )

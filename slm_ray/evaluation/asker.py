@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.evaluation.ahead import AskingAhead
 from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.ledger import Journal, Part
@@ -39,7 +39,7 @@ class Opened:
 
     spec: str
     endpoint: str
-    generation: GenerationConfig
+    generation: Generation
     environment: Mapping[str, str]
     journal: Path | None = None
     token: str = ""

@@ -61,7 +61,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Once:
     shots = open_shots(config.demonstrations, [config.model], config.track, [row])
     return Once(
         track=track, example_id=row.id, prompt=shots.prompt(row.prompt, k) if shots and k else row.prompt,
-        reference=row.target if config.examples and config.reference is None else config.reference,
+        reference=row.target if config.examples and config.target is None else config.target,
         opens=shots.opens(bare) if shots and split_spec(bare)[0] == "trivial" else bare,
     )  # fmt: skip
 

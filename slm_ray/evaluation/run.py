@@ -59,7 +59,7 @@ def evaluate(
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
     executor = RayExecutor()
-    similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
+    similar = similar_by(config.encoder, idf=False, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))
@@ -86,7 +86,7 @@ def _ask(
     cluster.connect()
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
-    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.plain)
+    board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.no_progress_bar)
     with board, Interrupt() as interrupt:
         book = Book(planned, ledger, board, budget, whole=interrupt.whole)
         book.open()

@@ -19,7 +19,7 @@ from slm_ray.evaluation.plan import Plan
 from slm_ray.ledger import Ledger, outcome
 
 PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
-_WHERE_AND_HOW_FAST = ("run_dir", "actors", "actor_resources", "plain")  # they change no answer
+_WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
 def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:

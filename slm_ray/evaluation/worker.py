@@ -55,7 +55,7 @@ class Worker:
 
     def start(self, config: EvaluateConfig) -> Any:
         """A (new) actor; returns what can be waited for until it has a place and its model, as `opening` can."""
-        resources = dict(config.actor_resources)
+        resources = dict(config.shard_resources)
         self.actor = ray.remote(Asker).options(
             num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), memory=resources.pop("memory", None),
             resources=resources, scheduling_strategy="SPREAD",

@@ -95,7 +95,7 @@ def _serve_command(config: LoopConfig) -> str:
 def _stand_in_note(config: LoopConfig) -> str:
     return (
         f"No Azure key was set, so the LLM of this page is a stand-in: the local base {config.serving.name!r} shown "
-        f"{config.stand_in_demonstrations} similar training rows before each question. It shows how the loop works and "
+        f"{config.stand_in_few_shot} similar training rows before each question. It shows how the loop works and "
         "says nothing about a real large model. Set AZURE_ENDPOINT, AZURE_DEPLOYMENT and AZURE_API_KEY for a real answer."
     )
 

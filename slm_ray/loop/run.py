@@ -2,7 +2,7 @@
 
 Each step keeps its own result in the run directory and returns at once when it is there, so an interrupted loop
 continues where it stopped: no row is asked twice, no finished training is redone. The endpoint is taken down at the end
-unless `serving.keep` is set. Nothing here knows how a step works.
+unless `serving.keep_alive` is set. Nothing here knows how a step works.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import time
 from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 from rich.console import Console
 
 from slm_ray import adapters, cluster, storage
 from slm_ray.config import (
     CompareConfig,
-    DeclareConfig,
+    Comparison,
+    Declaration,
     EvaluateConfig,
     LoopConfig,
     PrepareConfig,
-    TrackConfig,
+    TrackSource,
     dump,
 )
 from slm_ray.errors import ModelError
@@ -89,13 +89,13 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                token_counter=self.token_counter(track), log=self.say, executor=RayExecutor(track.fan_out_bytes),
+                token_counter=self.token_counter(track), log=self.say, executor=RayExecutor(track.parallel_threshold_bytes),
             )  # fmt: skip
             self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))
         return runs
 
-    def token_counter(self, track: TrackConfig) -> TokenCounter | None:
+    def token_counter(self, track: TrackSource) -> TokenCounter | None:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None
@@ -108,7 +108,7 @@ class Loop:
         stand_in = None
         if self.uses_stand_in:
             pools = {run.name: run.prepared.path("train") for run in runs}
-            stand_in = {"deployment": STAND_IN, "demonstrations": self.config.stand_in_demonstrations, "pools": pools}
+            stand_in = {"deployment": STAND_IN, "demonstrations": self.config.stand_in_few_shot, "pools": pools}
             self.console.print("[yellow]no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
         endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.console.print(f"{self.config.serving.name} answers at {endpoint.url}/v1")
@@ -119,11 +119,12 @@ class Loop:
 
         Nothing is trained or decided on answers that are missing; the same command asks the failed rows again.
         """
+        comparison = self.comparison(stage)
         config = EvaluateConfig(
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
-            run_dir=str(run.folder / stage), endpoint=self.endpoint.url, generation=self.config.generation,
-            actor_resources=self.config.actor_resources, adapters_dir=self.config.serving.adapters_dir,
-            declare=DeclareConfig(rule=self.rule(stage), delta=self.config.delta, force_delta=self.config.force_delta),
+            run_dir=str(run.folder / stage), endpoint=self.endpoint.url, adapters_dir=self.config.serving.adapters_dir,
+            declare=Declaration(**{name: getattr(comparison, name) for name in Declaration.model_fields}),
+            **dict(self.config.evaluation),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.say(summary(run.reports[stage]))
@@ -136,10 +137,9 @@ class Loop:
         On test rows also the share of traffic that the SLM may take, chosen on the validation rows.
         """
         config = CompareConfig(
-            report=str(run.folder / stage), llm=self.llm, slm=slm, rule=self.rule(stage), delta=self.config.delta, force_delta=self.config.force_delta,
-            train=run.prepared.path("train"), resamples=self.config.resamples, seed=self.config.seed,
-            cost=self.config.cost,
+            report=str(run.folder / stage), llm=self.llm, slm=slm, train=run.prepared.path("train"),
             validation_report=str(run.folder / "validation") if stage == "test" else None,
+            **dict(self.comparison(stage)),
         )  # fmt: skip
         azure = self.environment.get("AZURE_ENDPOINT")
         found = compare_reports(config, urls={"azure": azure} if azure else {})
@@ -149,9 +149,10 @@ class Loop:
         self.say(found.text())
         return found.decision
 
-    def rule(self, stage: str) -> Literal["paired", "point"]:
-        """Training is cheap and can be thrown away, so the gate may be lenient; taking over is what the rule must show."""
-        return self.config.gate if stage == "validation" else self.config.rule
+    def comparison(self, stage: str) -> Comparison:
+        """Training is cheap and can be thrown away, so validation rows may have a lenient rule; test rows decide."""
+        comparison = self.config.comparison
+        return comparison if stage == "test" else comparison.model_copy(update={"rule": self.config.validation_rule})
 
     def train(self, losers: list[TrackRun], runs: list[TrackRun]) -> None:
         """One adapter per track; the endpoint stays up unless training cannot fit beside it."""
@@ -212,7 +213,7 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
         try:
             actions = this.run()
         finally:
-            if not config.serving.keep:
+            if not config.serving.keep_alive:
                 shutdown()
         offer_all(config.run_dir, environment, took_s=time.monotonic() - began_s)
         return actions

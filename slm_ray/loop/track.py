@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.adapters import Manifest
-from slm_ray.config import TrackConfig
+from slm_ray.config import TrackSource
 from slm_ray.prepare import Prepared
 from slm_ray.reports import Compared
 
@@ -16,7 +16,7 @@ from slm_ray.reports import Compared
 class TrackRun:
     """One track; `compared` and `reports` are by stage (validation, test), `adapter` is None until one is trained."""
 
-    config: TrackConfig
+    config: TrackSource
     prepared: Prepared
     folder: Path
     compared: dict[str, Compared] = field(default_factory=dict)

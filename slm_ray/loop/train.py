@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, TrainingConfig
+from slm_ray.config import LoopConfig, TrainConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.prepare import examples_in
 from slm_ray.serving import Endpoint, token_ids
@@ -32,9 +32,9 @@ class Room:
     note: str
 
 
-def training_config(config: LoopConfig, run: TrackRun) -> TrainingConfig:
+def training_config(config: LoopConfig, run: TrackRun) -> TrainConfig:
     """The training run of one track."""
-    return TrainingConfig(
+    return TrainConfig(
         **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
         run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
     )  # fmt: skip
@@ -75,13 +75,13 @@ def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpo
         check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=endpoint.url)
 
 
-def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainingConfig:
+def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
     """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
     planned = training_config(config, run)
-    if not config.sweep.enabled:
+    if not config.sweep:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
-    best = sweep(trials, config.sweep, validation=run.prepared.path("validation"))["best"]
+    best = sweep(trials, config.search, validation=run.prepared.path("validation"))["best"]
     say(f"{run.name}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']} ({best['score']:.3f})")
     lora = planned.lora.model_copy(update={"rank": best["rank"], "alpha": best["alpha"]})
     return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})

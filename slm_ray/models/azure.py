@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ModelError
 from slm_ray.models.pace import Gate
 from slm_ray.models.served import ChatModel
@@ -53,7 +53,7 @@ class AzureModel(ChatModel):
         return "correct AZURE_ENDPOINT or the network"
 
 
-def azure(spec: str, name: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate) -> AzureModel:
+def azure(spec: str, name: str, generation: Generation, environment: Mapping[str, str], gate: Gate) -> AzureModel:
     """The deployment `name` of AZURE_ENDPOINT; `check_spec` has seen to it that the variables are there."""
     url, secret = environment["AZURE_ENDPOINT"].strip().rstrip("/"), environment["AZURE_API_KEY"].strip()
     client = AzureClient(

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, choices
 from slm_ray.models.pace import Gate
 from slm_ray.storage import file_digest
@@ -64,7 +64,7 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
 
 
 def open_model(
-    spec: str, *, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate | None = None
+    spec: str, *, endpoint: str, generation: Generation, environment: Mapping[str, str], gate: Gate | None = None
 ) -> Model:
     """The model behind a spec, ready to be asked. `endpoint` is where `served:` models answer; `gate` sets their pace."""
     check_spec(spec, environment)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.types import Prompt
 
 
-def request_body(prompt: Prompt, generation: GenerationConfig) -> dict[str, Any]:
+def request_body(prompt: Prompt, generation: Generation) -> dict[str, Any]:
     """Messages, token limit, temperature and seed, as the OpenAI API spells them; what is not asked for is not sent."""
     body: dict[str, Any] = {
         "messages": prompt.as_dicts(),

@@ -84,7 +84,7 @@ def next_wait_s(failure: TryAgain, attempt: int) -> float:
 
 
 async def persist(
-    call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], patience_s: float
+    call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], retry_deadline_s: float
 ) -> Tried[Answer]:
     """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until patience is at its end."""
     started_s = time.monotonic()
@@ -97,18 +97,20 @@ async def persist(
             failed += failure.status != LIMITED
             unheard += failure.unheard
             wait_s = next_wait_s(failure, attempts)
-            late = time.monotonic() + wait_s > started_s + patience_s
+            late = time.monotonic() + wait_s > started_s + retry_deadline_s
             if failed >= max_attempts() or late or (failure.wait_s or 0.0) > MAX_WAIT_S:
-                told = _named(failure, patience_s, late=late)
+                told = _named(failure, retry_deadline_s, late=late)
                 return Tried(result=told, attempts=attempts, unheard=unheard)
         await asyncio.sleep(wait_s)
 
 
-def _named(failure: TryAgain, patience_s: float, *, late: bool) -> TryAgain:
+def _named(failure: TryAgain, retry_deadline_s: float, *, late: bool) -> TryAgain:
     """The failure with what has ended the waiting, where that is a wait and not the number of attempts."""
     asked = f"Retry-After asks for {failure.wait_s:g} s" if failure.wait_s is not None else "another wait"
     if (failure.wait_s or 0.0) > MAX_WAIT_S:
         failure.reason += f" ({asked}, and none above {MAX_WAIT_S:g} s is waited for; run the same command again then)"
     elif late:
-        failure.reason += f" ({asked}, which ends after generation.patience_s {patience_s:g}; raise it to wait)"
+        failure.reason += (
+            f" ({asked}, which ends after generation.retry_deadline_s {retry_deadline_s:g}; raise it to wait)"
+        )
     return failure

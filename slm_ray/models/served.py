@@ -18,7 +18,7 @@ import httpx2
 import openai
 from openai._models import FinalRequestOptions
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ModelError, choices
 from slm_ray.models.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
 from slm_ray.models.pace import Gate
@@ -39,7 +39,7 @@ class ChatModel:
     key_variable = "SLM_RAY_API_KEY"
 
     def __init__(
-        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: GenerationConfig, secret: str, url: str,
+        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: Generation, secret: str, url: str,
         gate: Gate | None = None,
     ) -> None:  # fmt: skip
         self.spec = spec
@@ -76,7 +76,7 @@ class ChatModel:
             return outcome
 
         settings = self._generation
-        tried = await persist(attempt, max_attempts=self._allowed, patience_s=settings.patience_s)
+        tried = await persist(attempt, max_attempts=self._allowed, retry_deadline_s=settings.retry_deadline_s)
         result = self._given_up(tried.result) if isinstance(tried.result, TryAgain) else tried.result
         return result.completion(latency_s=latency_s, attempts=tried.attempts, unheard=tried.unheard)
 
@@ -207,7 +207,7 @@ class ElsewhereModel(ChatModel):
 
 
 def served(
-    spec: str, name: str, endpoint: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
+    spec: str, name: str, endpoint: str, generation: Generation, environment: Mapping[str, str], gate: Gate
 ) -> ChatModel:
     """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
     url = endpoint.rstrip("/")
@@ -218,7 +218,7 @@ def served(
 
 
 def elsewhere(
-    spec: str, name: str, url: str, generation: GenerationConfig, environment: Mapping[str, str], gate: Gate
+    spec: str, name: str, url: str, generation: Generation, environment: Mapping[str, str], gate: Gate
 ) -> ChatModel:
     """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
     secret = environment["OPENAI_API_KEY"]
@@ -226,7 +226,7 @@ def elsewhere(
     return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
 
 
-def _client(url: str, key: str, generation: GenerationConfig) -> openai.AsyncOpenAI:
+def _client(url: str, key: str, generation: Generation) -> openai.AsyncOpenAI:
     return Client(base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s))
 
 

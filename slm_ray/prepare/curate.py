@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from slm_ray.config import CurationConfig, PrepareConfig
+from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus import balance, duplicates, filters
 from slm_ray.corpus.filters import Step
 from slm_ray.corpus.parsed_row import ParsedRow
@@ -39,16 +39,14 @@ def curated(ingested: Ingested, config: PrepareConfig, *, equal: int) -> tuple[d
     return {DRAWN: mixed, **own}, [*steps, *mix_steps]
 
 
-def chosen_filters(settings: CurationConfig, seed: int) -> Iterator[Filter]:
+def chosen_filters(settings: Curation, seed: int) -> Iterator[Filter]:
     """The filters that the settings ask for, in their order."""
     if settings.duplicates != "refuse":
         yield duplicates.exact
     if settings.duplicates == "near":
-        yield lambda rows: duplicates.near(rows, threshold=settings.near_threshold, seed=seed)
-    if (settings.question_words, settings.answer_words) != ((0, None), (0, None)):
-        yield lambda rows: filters.length(
-            rows, question_words=settings.question_words, answer_words=settings.answer_words
-        )
+        yield lambda rows: duplicates.near(rows, seed=seed)
+    if (settings.prompt_words, settings.target_words) != ((0, None), (0, None)):
+        yield lambda rows: filters.length(rows, prompt_words=settings.prompt_words, target_words=settings.target_words)
     if settings.drop_cut:
         yield filters.cut
     if settings.drop_refusals:

@@ -64,5 +64,5 @@ def _refuse_long(lengths: Sequence[int], k: int, most: int) -> None:
     if over:
         raise DataError(
             f"{over} of {len(lengths)} training rows have more than max_tokens {most} with their {k} demonstrations, the"
-            f" longest {max(lengths)}; lower demonstrations, or raise max_tokens"
+            f" longest {max(lengths)}; lower few_shot, or raise max_tokens"
         )

@@ -27,7 +27,7 @@ from slm_ray.trackfile import TRACK_FILE, open_track, write_track
 from slm_ray.types import Example
 
 SUMMARY = "prepare.json"
-_INCIDENTAL = {"out_dir", "fan_out_bytes"}  # where to and how, not what
+_INCIDENTAL = {"out_dir", "parallel_threshold_bytes"}  # where to and how, not what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,9 +86,9 @@ def prepare(
     bad, equal = left_out(ingested, config, folder=folder, log=log)
     rows, steps = curated(ingested, config, equal=equal)
     found, split_steps = splits(rows, config)
-    if config.demonstrations:
+    if config.few_shot:
         found["train"], step = with_demonstrations(
-            found["train"], track, k=config.demonstrations, most=most, token_counter=token_counter, executor=executor
+            found["train"], track, k=config.few_shot, most=most, token_counter=token_counter, executor=executor
         )
         split_steps.append(step)
     _write(folder, found, track, _named(config))

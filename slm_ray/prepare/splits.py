@@ -24,7 +24,9 @@ def splits(rows: Mapping[str, Sequence[ParsedRow]], config: PrepareConfig) -> tu
     """The rows of each split, and what was moved or left out to keep them apart."""
     _check(config)
     own = {
-        name: _first(rows[name], getattr(config, name), config.seed) for name in ("test", "validation") if name in rows
+        name: _first(rows[name], getattr(config, f"{name}_rows"), config.seed)
+        for name in ("test", "validation")
+        if name in rows
     }
     drawn, steps = list(rows[DRAWN]), []
     if "test" in own and "validation" in own:
@@ -52,8 +54,8 @@ def _check(config: PrepareConfig) -> None:
             raise ConfigError(
                 f"keep_split takes {name} rows from `source`, {name}_source from another; drop one of them"
             )
-        if not own and getattr(config, name) is None:
-            raise ConfigError(f"{name} has no number of rows; set one, or give a {name}_source")
+        if not own and getattr(config, f"{name}_rows") is None:
+            raise ConfigError(f"{name}_rows is null; set a number, or give a {name}_source")
 
 
 def _first(rows: Sequence[ParsedRow], wanted: int | None, seed: int) -> list[ParsedRow]:
@@ -69,7 +71,7 @@ def _apart(
     held_out: Sequence[ParsedRow], rows: Sequence[ParsedRow], config: PrepareConfig, name: str
 ) -> tuple[list[ParsedRow], Step]:
     """`rows` without those that ask what a held-out row of the split `name` asks."""
-    threshold = config.curation.near_threshold if config.separate_near else None
+    threshold = duplicates.NEAR if config.separate_near else None
     leaking = {leak.row for leak in leakage.leaks(held_out, rows, threshold=threshold, seed=config.seed)}
     kept = [row for row in rows if row.id not in leaking]
     note = f"they ask what rows of {name} ask" if leaking else ""
@@ -77,16 +79,12 @@ def _apart(
 
 
 def _drawn(rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, int]) -> tuple[Splits, Step]:
-    near = (
-        duplicates.groups(rows, threshold=config.curation.near_threshold, seed=config.seed)
-        if config.separate_near
-        else None
-    )
+    near = duplicates.groups(rows, seed=config.seed) if config.separate_near else None
     return split.counted(
         rows,
-        validation=own.get("validation", config.validation or 0),
-        test=own.get("test", config.test or 0),
-        train=config.train,
+        validation=own.get("validation", config.validation_rows or 0),
+        test=own.get("test", config.test_rows or 0),
+        train=config.train_rows,
         seed=config.seed,
         stratify=config.stratify,
         groups=near,
@@ -96,11 +94,11 @@ def _drawn(rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, i
 def _kept(rows: Sequence[ParsedRow], config: PrepareConfig) -> Splits:
     name = str(config.source)
     kept = split.keep(rows, name=name)
-    asked = {"train": config.train, "validation": config.validation, "test": config.test}
+    asked = {"train": config.train_rows, "validation": config.validation_rows, "test": config.test_rows}
     for side, wanted in asked.items():
         if wanted is not None and len(kept[side]) < wanted:
             raise DataError(
-                f"{name}: asked for {wanted} {side} rows, the file has {len(kept[side])}; set `{side}` lower"
+                f"{name}: asked for {wanted} {side} rows, the file has {len(kept[side])}; set `{side}_rows` lower"
             )
     return {side: kept[side][: asked[side]] for side in SPLITS}
 

@@ -21,12 +21,13 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
-from slm_ray.config import ServingConfig
+from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.probe import chat
 from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
+READY_TIMEOUT_S = 300.0
 _APP = "slm-ray"
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
@@ -42,7 +43,7 @@ class Endpoint:
 
 
 def deploy(
-    config: ServingConfig,
+    config: Serving,
     *,
     stand_in: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
@@ -115,7 +116,7 @@ def _port(app: str) -> int:
     return int(app.split("-")[2])
 
 
-def _make_room(config: ServingConfig) -> None:
+def _make_room(config: Serving) -> None:
     """Say who holds the address, or take an older endpoint of ours down."""
     status = serve.status()
     ours = _ours(status)
@@ -132,7 +133,7 @@ def _make_room(config: ServingConfig) -> None:
         shutdown()
 
 
-def _start(config: ServingConfig, endpoint: Endpoint, settings: AppSettings) -> None:
+def _start(config: Serving, endpoint: Endpoint, settings: AppSettings) -> None:
     logs = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
     with _root_logger_kept():
@@ -146,9 +147,9 @@ def _start(config: ServingConfig, endpoint: Endpoint, settings: AppSettings) -> 
     serve.run_many([target], wait_for_applications_running=False)
 
 
-def _wait(config: ServingConfig, endpoint: Endpoint, key: str) -> None:
+def _wait(config: Serving, endpoint: Endpoint, key: str) -> None:
     """/v1/models answers before the engine is up, so only a completion counts."""
-    deadline = time.monotonic() + config.ready_timeout_s
+    deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         app = serve.status().applications.get(endpoint.app)
         if app is not None and app.status == ApplicationStatus.RUNNING:
@@ -158,8 +159,8 @@ def _wait(config: ServingConfig, endpoint: Endpoint, key: str) -> None:
             raise ModelError(f"the engine did not start: {problem}; correct {config.config} or serving.base")
         if time.monotonic() > deadline:
             raise ModelError(
-                f"the endpoint was not ready within serving.ready_timeout_s = {config.ready_timeout_s:g} s"
-                f" ({app.status if app else 'no application'}); raise it, or see the Serve logs in Ray's session folder"
+                f"the endpoint was not ready within {READY_TIMEOUT_S:g} s"
+                f" ({app.status if app else 'no application'}); see the Serve logs in Ray's session folder"
             )
         time.sleep(_POLL_S)
 
@@ -178,7 +179,7 @@ def _failure(app: Any) -> str:
     return " ".join(lines[named[-1] if named else 0 :])[:500]
 
 
-def _url(config: ServingConfig) -> str:
+def _url(config: Serving) -> str:
     host = ray.util.get_node_ip_address() if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 

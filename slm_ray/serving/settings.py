@@ -1,7 +1,7 @@
-"""From a `ServingConfig` to everything the endpoint is built from, checked before anything starts.
+"""From a `Serving` to everything the endpoint is built from, checked before anything starts.
 
 The YAML file is an ordinary Ray Serve LLM one (`LLMServingArgs`) with one model; which base, under which name and with
-which adapters comes from the `ServingConfig`. Reads files, starts nothing, imports no Ray.
+which adapters comes from the `Serving`. Reads files, starts nothing, imports no Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from slm_ray.adapters import base_fingerprint
-from slm_ray.config import ServingConfig
+from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.serving.access import key_digest
 
@@ -45,9 +45,7 @@ class AppSettings:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def app_settings(
-    config: ServingConfig, *, stand_in: Mapping[str, Any] | None, environment: Mapping[str, str]
-) -> AppSettings:
+def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environment: Mapping[str, str]) -> AppSettings:
     """Everything resolved: absolute paths, names checked. ModelError when the base is no model, ConfigError otherwise."""
     if not _NAME.fullmatch(config.name):
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
@@ -115,7 +113,7 @@ def _cpus(deployment: Mapping[str, Any]) -> float:
     return float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
 
 
-def _filled(config: ServingConfig, base: str, adapters_dir: str) -> dict[str, Any]:
+def _filled(config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
     path = Path(config.config)
     try:
         serving = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -46,7 +46,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.settle_s)
+        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.visible_within_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from slm_ray.config import RecipeConfig
+from slm_ray.config import Recipe
 from slm_ray.errors import ResourceError
 
 GB = 1e9
@@ -44,7 +44,7 @@ class Estimate:
 
 def estimate(
     architecture: Mapping[str, Any],
-    recipe: RecipeConfig,
+    recipe: Recipe,
     *,
     row_tokens: int,
     use_gpu: bool,
@@ -78,7 +78,7 @@ def estimate(
     )
 
 
-def check(needed: Estimate, available_bytes: float, recipe: RecipeConfig, *, row_tokens: int) -> None:
+def check(needed: Estimate, available_bytes: float, recipe: Recipe, *, row_tokens: int) -> None:
     """ResourceError, with the setting to change, when a worker would not fit into `available_bytes`."""
     if needed.total <= available_bytes:
         return

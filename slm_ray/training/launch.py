@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.corpus.render import digest
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
@@ -45,7 +45,7 @@ _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 class Plan:
     """A checked run: what will be trained on what, under a name that follows from the content."""
 
-    config: TrainingConfig
+    config: TrainConfig
     folder: Path
     examples: tuple[Example, ...]
     lengths: tuple[int, ...]
@@ -58,7 +58,7 @@ class Plan:
         return self.folder / f"{self.config.name}.json"
 
 
-def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
+def train(config: TrainConfig, *, show: bool = True) -> Manifest:
     """Train and publish one adapter; blocks. Call it in a driver or inside a Ray task; needs `cluster.connect()`.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
@@ -70,7 +70,7 @@ def train(config: TrainingConfig, *, show: bool = True) -> Manifest:
     return manifest
 
 
-def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Manifest]:
+def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manifest]:
     """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
 
     When one fails, the others still run to their end, then its error is raised.
@@ -91,7 +91,7 @@ def train_many(configs: Sequence[TrainingConfig], *, parallel: bool) -> list[Man
     return manifests
 
 
-def plan(config: TrainingConfig, *, limit: int | None = None) -> Plan:
+def plan(config: TrainConfig, *, limit: int | None = None) -> Plan:
     """Read and check everything that needs no worker; `limit` takes the first rows only."""
     # transformers takes seconds to import, which a job that only prints its help should not pay.
     quiet()
@@ -209,18 +209,18 @@ def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _bundles(config: TrainingConfig) -> list[dict[str, float]]:
+def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
 
 
-def _environment(config: TrainingConfig) -> dict[str, str]:
+def _environment(config: TrainConfig) -> dict[str, str]:
     return {
         "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(config.workers.threads),
     }  # fmt: skip
 
 
-def _explained(error: Exception, config: TrainingConfig) -> Exception:
+def _explained(error: Exception, config: TrainConfig) -> Exception:
     causes: list[Exception] = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
     for cause in causes:
         if isinstance(cause, SlmRayError):

@@ -15,14 +15,14 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from slm_ray.config import LoraConfig, RecipeConfig
+from slm_ray.config import Lora, Recipe
 from slm_ray.errors import ConfigError
 from slm_ray.training.pretrained import open_tokenizer as open_tokenizer
 
 _EAGER_TOKENS = 1024
 
 
-def open_base(folder: Path, recipe: RecipeConfig, *, use_gpu: bool, longest: int) -> Any:
+def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:
     """The frozen base, in NF4 unless the recipe says otherwise. `longest` is the longest row, in tokens."""
     quantization = None
     if recipe.quantization == "nf4":
@@ -46,7 +46,7 @@ def open_base(folder: Path, recipe: RecipeConfig, *, use_gpu: bool, longest: int
     return model
 
 
-def add_lora(model: Any, lora: LoraConfig) -> Any:
+def add_lora(model: Any, lora: Lora) -> Any:
     """The base with trainable LoRA layers; ConfigError when a target module is not in this architecture."""
     present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
     if absent := sorted(set(lora.target_modules) - present):

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from slm_ray.config import RecipeConfig
+from slm_ray.config import Recipe
 from slm_ray.errors import ModelError
 from slm_ray.training.rows import conversation
 from slm_ray.training.trainer import build, prompt_ids
@@ -31,9 +31,7 @@ def prompt_token_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
     )
     row = conversation(Example(id="parity", prompt=prompt, target="answer"))
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build(
-            model, tokenizer, [row], RecipeConfig(optimizer="adamw_torch"), folder=folder, use_gpu=False, steps=1
-        )
+        trainer = build(model, tokenizer, [row], Recipe(optimizer="adamw_torch"), folder=folder, use_gpu=False, steps=1)
         return prompt_ids(trainer.train_dataset[0])
 
 

@@ -17,9 +17,10 @@ from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from slm_ray.config import RecipeConfig
+from slm_ray.config import Recipe
 from slm_ray.training.model import keep_masters_in_fp32
 
+_MAX_GRAD_NORM = 1.0
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
 _LOGS = 25  # reports of a run, at most about this many
@@ -63,7 +64,7 @@ class _TellEpoch(TrainerCallback):  # type: ignore[misc]
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with fp32 LoRA weights, our sampler and no model card beside every checkpoint."""
 
-    def __init__(self, *, recipe: RecipeConfig, **rest: Any) -> None:
+    def __init__(self, *, recipe: Recipe, **rest: Any) -> None:
         self._recipe = recipe
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
@@ -109,7 +110,7 @@ def build(
     model: Any,
     tokenizer: Any,
     rows: Sequence[dict[str, Any]],
-    recipe: RecipeConfig,
+    recipe: Recipe,
     *,
     folder: str,
     use_gpu: bool,
@@ -125,7 +126,7 @@ def build(
         lr_scheduler_type=_SCHEDULES[recipe.schedule],
         warmup_steps=recipe.warmup_steps,
         weight_decay=recipe.weight_decay,
-        max_grad_norm=recipe.max_grad_norm,
+        max_grad_norm=_MAX_GRAD_NORM,
         optim=recipe.optimizer,
         max_length=None,
         completion_only_loss=True,

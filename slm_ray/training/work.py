@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 from slm_ray.types import Example
 
 
@@ -13,7 +13,7 @@ from slm_ray.types import Example
 class Work:
     """One run: rows as TRL takes them, `lengths` in tokens per row; `validation` rows are answered and scored at the end."""
 
-    config: TrainingConfig
+    config: TrainConfig
     rows: tuple[dict[str, Any], ...]
     lengths: tuple[int, ...]
     use_gpu: bool

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, publish
-from slm_ray.config import ServingConfig
+from slm_ray.config import Serving
 from slm_ray.serving import deploy, shutdown
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,7 @@ class Served:
     """The running endpoint and how to ask it."""
 
     url: str
-    config: ServingConfig
+    config: Serving
     stand_in: dict[str, Any]
     name: str = "tiny-base"
 
@@ -130,9 +130,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     shutil.copytree(ROOT / "data/tiny_base", home / "base")
     (home / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in POOL))
     stand_in = {"deployment": "stand-in", "demonstrations": 2, "pools": {"structured": str(home / "pool.jsonl")}}
-    config = ServingConfig(
+    config = Serving(
         config=str(ROOT / "serve_configs/cpu_tiny.yaml"), base=str(home / "base"), name="tiny-base",
-        adapters_dir=str(home / "adapters"), port=free_port(), ready_timeout_s=240,
+        adapters_dir=str(home / "adapters"), port=free_port(),
     )  # fmt: skip
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -50,7 +50,7 @@ def slowly(after_s: float) -> Any:
 def config(tmp_path: Path, count: int, **changes: Any) -> EvaluateConfig:
     settings = {
         "track": "structured", "examples": str(rows_file(tmp_path, count)), "run_dir": str(tmp_path / "run"),
-        "generation": {"max_attempts": 2, "timeout_s": 10, "concurrency": 8}, "actor_resources": {"CPU": 0.1}, **changes,
+        "generation": {"max_attempts": 2, "timeout_s": 10, "concurrency": 8}, "shard_resources": {"CPU": 0.1}, **changes,
     }  # fmt: skip
     return EvaluateConfig.model_validate(settings)
 
@@ -69,7 +69,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
         return Reply(body=right(request).body, after_s=0.1)
 
     with ChatServer(flaky) as llm, ChatServer(slowly(0.1)) as slm:
-        settings = config(tmp_path, 24, models=["azure:", "served:tiny"], endpoint=slm.url, actors=2)
+        settings = config(tmp_path, 24, models=["azure:", "served:tiny"], endpoint=slm.url, shards=2)
         seen = {prompt_hash(prompt_of(track("structured"), f"question {n}")) for n in (98, 99)}
         report = evaluate(settings, environment=azure(llm.url), train_prompts={"served:tiny": seen})
         assert 2 <= llm.most_in_flight <= 8
@@ -174,8 +174,8 @@ def workers_of(name: str) -> list[int]:
 
 
 def test_too_large_a_request_and_a_busy_folder_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match="actor_resources"):
-        evaluate(config(tmp_path, 2, models=["fake:x"], actor_resources={"CPU": 64}), environment={})
+    with pytest.raises(ResourceError, match="shard_resources"):
+        evaluate(config(tmp_path, 2, models=["fake:x"], shard_resources={"CPU": 64}), environment={})
     with lock(tmp_path / "run"), pytest.raises(ResourceError, match="in use by process"):
         evaluate(config(tmp_path, 2, models=["fake:x"]), environment={})
 

@@ -12,7 +12,7 @@ import pytest
 from slm_ray.fanout import in_order, score_all, similar_by
 
 from slm_ray import fanout
-from slm_ray.config import CurationConfig, PrepareConfig
+from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import DataError
 from slm_ray.prepare import prepare
@@ -57,13 +57,15 @@ def test_files_are_prepared_to_the_same_bytes_and_errors(tmp_path: Path) -> None
         (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = {}
     for name, least in (("apart", 0), ("whole", None)):
-        config = PrepareConfig(source=str(folder), track="chat", out_dir=str(tmp_path / name), fan_out_bytes=least)
+        config = PrepareConfig(
+            source=str(folder), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least
+        )
         prepare(config, fan_out=in_order)
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert files["apart"] == files["whole"]
     (folder / "3.jsonl").write_text("nope\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"3\.jsonl:1: this is not JSON"):
-        prepare(config.model_copy(update={"fan_out_bytes": 0}), fan_out=in_order)
+        prepare(config.model_copy(update={"parallel_threshold_bytes": 0}), fan_out=in_order)
 
 
 def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None
     files = {}
     for name, least in (("apart", 0), ("whole", None)):
         config = PrepareConfig(
-            source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name), fan_out_bytes=least,
-            demonstrations=2, curation=CurationConfig(max_tokens=400),
+            source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least,
+            few_shot=2, curation=Curation(max_tokens=400),
         )  # fmt: skip
         prepare(config, count=token_counter(str(base)), fan_out=in_order)
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.jsonl")}

@@ -32,7 +32,7 @@ def settings(folder: Path, rows: int, endpoint: Endpoint, **changes: Any) -> Eva
     return EvaluateConfig.model_validate(
         {
             "track": "structured", "examples": str(path), "run_dir": str(folder / "run"), "models": ["served:m"],
-            "endpoint": endpoint.url, "generation": generation, "actor_resources": {"CPU": 0.1}, **changes,
+            "endpoint": endpoint.url, "generation": generation, "shard_resources": {"CPU": 0.1}, **changes,
         }
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_what_would_fail_every_call_costs_three_calls(
 ) -> None:
     with Endpoint("refusing", status, latency_s=0.05) as endpoint:
         with pytest.raises(ModelError, match=says):
-            evaluate(settings(tmp_path, 200, endpoint, actors=2), environment={})
+            evaluate(settings(tmp_path, 200, endpoint, shards=2), environment={})
         asked = sum(endpoint.counts()["asked"].values())
     assert 1 <= asked <= 3
 
@@ -142,7 +142,7 @@ def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     ray_cluster: None, tmp_path: Path, status: int, actors: int
 ) -> None:
     with Endpoint("dying", status, 200, 0.15, latency_s=0.1) as endpoint:
-        config = settings(tmp_path, 2000, endpoint, actors=actors)
+        config = settings(tmp_path, 2000, endpoint, shards=actors)
         with pytest.raises(ModelError, match=r"SLM_RAY_API_KEY|serves no model"):
             evaluate(config, environment={})
         time.sleep(1.5)  # who waits for a limit to pass would be back by then
@@ -167,7 +167,7 @@ def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None
 
 def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("capped", 40, 10, latency_s=0.05) as endpoint:
-        report = evaluate(settings(tmp_path, 800, endpoint, actors=2), environment={})
+        report = evaluate(settings(tmp_path, 800, endpoint, shards=2), environment={})
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
@@ -242,7 +242,7 @@ def test_an_actor_is_killed_and_no_row_is_lost_or_doubled(ray_cluster: None, tmp
 
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()
-        report = evaluate(settings(tmp_path, 600, endpoint, actors=2), environment={})
+        report = evaluate(settings(tmp_path, 600, endpoint, shards=2), environment={})
         killer.join(timeout=1)
         assert not killer.is_alive()
         counts = endpoint.counts()

@@ -64,9 +64,9 @@ def scarce(folder: Path) -> Path:
 def started(run: Path, llm: Path, port: int, **more: object) -> subprocess.Popen[str]:
     settings = {
         "run_dir": run, "serving.adapters_dir": run / "adapters", "serving.port": port, "llm": f"recorded:{llm}",
-        "tracks.0.validation": 8, "tracks.0.test": 8, "tracks.0.train": ROWS,
-        "tracks.1.validation": 8, "tracks.1.test": 8, "tracks.1.train": ROWS,
-        "training.epochs": 1, "training.checkpoint_steps": 2, "generation.max_tokens": 120, **more,
+        "tracks.0.validation_rows": 8, "tracks.0.test_rows": 8, "tracks.0.train_rows": ROWS,
+        "tracks.1.validation_rows": 8, "tracks.1.test_rows": 8, "tracks.1.train_rows": ROWS,
+        "training.epochs": 1, "training.checkpoint_steps": 2, "evaluation.generation.max_tokens": 120, **more,
     }  # fmt: skip
     overrides = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"

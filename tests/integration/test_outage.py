@@ -47,7 +47,7 @@ def test_a_dead_llm_is_no_swap_and_the_same_commands_go_on_when_it_is_back(ray_c
             f"examples={tmp_path}/rows.jsonl", "train=null", f"run_dir={tmp_path}/run", f"endpoint={server.url}",
             "models=[served:m, azure:gpt]", "generation.max_attempts=2",
         ]  # fmt: skip
-        compare = [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "resamples=199", "train=null"]
+        compare = [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "train=null"]
         first = job("evaluate", server.url, *evaluate)
         assert first.returncode == 3, first.stderr
         (line,) = [line for line in first.stderr.splitlines() if line.startswith("outage: ")]

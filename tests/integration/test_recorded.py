@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slm_ray import cluster
-from slm_ray.config import CompareConfig, DeclareConfig, EvaluateConfig
+from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
 from slm_ray.reports import compare_reports
@@ -89,11 +89,11 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     llm, slm = (f"recorded:{RECORDED / name}.jsonl" for name in ("structured_llm", "structured_slm_base"))
     run_dir = str(tmp_path / "shared")
     config = EvaluateConfig(
-        track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir, declare=DeclareConfig()
+        track="structured", examples=str(examples), models=(llm, slm), run_dir=run_dir, declare=Declaration()
     )
     evaluate(config, environment={})
     evaluate(
-        config.model_copy(update={"declare": DeclareConfig(delta=0.5, force_delta=True)}), environment={}
+        config.model_copy(update={"declare": Declaration(delta=0.5, force_delta=True)}), environment={}
     )  # too late to move it
     found = compare_reports(CompareConfig(report=run_dir, llm=llm, slm=slm))
     comparison, decision = found.comparison, found.decision

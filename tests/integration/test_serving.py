@@ -13,7 +13,7 @@ import httpx
 import pytest
 from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish_adapter, text_of
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ResourceError
 from slm_ray.models import open_model
 from slm_ray.serving import deploy, token_ids
@@ -254,7 +254,7 @@ def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served
 
     async def ask(**changes: bool) -> Completion:
         environment = {"SLM_RAY_API_KEY": KEY, "AZURE_ENDPOINT": served.url, "AZURE_API_KEY": KEY}
-        generation = GenerationConfig(max_tokens=64, logprobs=True, **changes)
+        generation = Generation(max_tokens=64, logprobs=True, **changes)
         model = open_model(spec, endpoint=served.url, generation=generation, environment=environment)
         try:
             return await model.complete("row", prompt)

@@ -36,7 +36,7 @@ def parquet(rows: list[dict[str, str]]) -> bytes:
 def prepared(source: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     job = [sys.executable, "jobs/prepare.py", "jobs/prepare.yaml", "--source", source, "--track", "chat"]
     return subprocess.run(
-        [*job, "--out_dir", str(folder / "out"), "--validation", "2", "--test", "3"],
+        [*job, "--out_dir", str(folder / "out"), "--validation_rows", "2", "--test_rows", "3"],
         cwd=ROOT, env={**os.environ, "HF_HOME": str(folder / "hf"), **environment}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
 

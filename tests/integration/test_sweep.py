@@ -11,13 +11,13 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from slm_ray.config import SweepConfig, TrainingConfig
+from slm_ray.config import Search, TrainConfig
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.sweep import sweep, trials
 
 pytestmark = pytest.mark.heavy
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
-SETTINGS = SweepConfig(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, rows=24, validation_rows=4)
+SETTINGS = Search(learning_rates=(1e-5, 5e-3), ranks=(4, 8), trials=2, epochs=3, train_rows=24, validation_rows=4)
 
 
 def rows(path: Path, count: int, word: str = "Number") -> str:
@@ -26,8 +26,8 @@ def rows(path: Path, count: int, word: str = "Number") -> str:
     return str(path)
 
 
-def config(folder: Path, **changed: Any) -> TrainingConfig:
-    return TrainingConfig(
+def config(folder: Path, **changed: Any) -> TrainConfig:
+    return TrainConfig(
         **{
             "track": "structured", "train": rows(folder / "train.jsonl", 30), "base": str(BASE),
             "run_dir": str(folder / "run"), "adapters_dir": str(folder / "adapters"), "per_device_batch": 4,

@@ -18,7 +18,7 @@ import pytest
 import ray
 
 from slm_ray import adapters
-from slm_ray.config import TrainingConfig
+from slm_ray.config import TrainConfig
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing.spans import spans_of, values
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.heavy
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 
 
-def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainingConfig:
+def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainConfig:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "train.jsonl"
     lines = [{"prompt": f"Number {n} " * (1 + n % 4), "completion": json.dumps({"n": n % 3})} for n in range(rows)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return TrainingConfig(
+    return TrainConfig(
         **{
             "track": "structured", "train": str(path), "base": str(BASE), "run_dir": str(folder / "run"),
             "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 4, "per_device_batch": 4,
@@ -45,7 +45,7 @@ def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainingConfig:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingConfig, adapters.Manifest]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainConfig, adapters.Manifest]:
     asked = config(tmp_path_factory.mktemp("undisturbed"))
     return asked, train(asked, show=False)
 
@@ -94,7 +94,7 @@ def checkpoints(run_dir: str, *, step: int = 4) -> list[Path]:
 
 
 def test_two_workers_train_one_adapter_over_the_whole_data(
-    undisturbed: tuple[TrainingConfig, adapters.Manifest],
+    undisturbed: tuple[TrainConfig, adapters.Manifest],
 ) -> None:
     asked, manifest = undisturbed
     figures = manifest.metrics
@@ -113,7 +113,7 @@ def test_two_workers_train_one_adapter_over_the_whole_data(
     assert len(weights) == 4 * 7 * 2
 
 
-def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainingConfig, adapters.Manifest]) -> None:
+def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainConfig, adapters.Manifest]) -> None:
     asked, manifest = undisturbed
     started = time.monotonic()
     assert train(asked, show=False) == manifest
@@ -121,7 +121,7 @@ def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainingConfig, a
 
 
 def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
-    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
+    undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
     asked, step = config(tmp_path), 8
     killer = KillWorker(asked.run_dir, step)
@@ -135,13 +135,13 @@ def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(
-    undisturbed: tuple[TrainingConfig, adapters.Manifest], tmp_path: Path
+    undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
     asked = config(tmp_path)
     script = (
-        "import ray, sys\nfrom slm_ray.config import TrainingConfig\nfrom slm_ray.training import train\n"
+        "import ray, sys\nfrom slm_ray.config import TrainConfig\nfrom slm_ray.training import train\n"
         f"ray.init(address={ray.get_runtime_context().gcs_address!r}, log_to_driver=False)\n"
-        "train(TrainingConfig.model_validate_json(sys.argv[1]), show=False)\n"
+        "train(TrainConfig.model_validate_json(sys.argv[1]), show=False)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", script, asked.model_dump_json()], start_new_session=True)
     limit = time.monotonic() + 120
@@ -156,7 +156,7 @@ def test_a_killed_driver_is_continued_by_the_same_command(
     assert manifest.id == undisturbed[1].id
 
 
-def continued(asked: TrainingConfig) -> adapters.Manifest:
+def continued(asked: TrainConfig) -> adapters.Manifest:
     """The same training again, once the killed driver's cluster has let go of the run folder."""
     for _ in range(60):
         try:

@@ -26,18 +26,18 @@ def test_the_config_beside_the_job_is_read_when_none_is_named(job: Path) -> None
 
 
 def test_a_setting_without_a_dot_has_an_option_of_its_name(job: Path) -> None:
-    given = ["--calibrate", "a=b.jsonl", "--use_reference", "false", "--models", "[x, y]", "--set", "generation.seed=7"]
+    given = ["--calibrate", "a=b.jsonl", "--show_target", "false", "--models", "[x, y]", "--set", "generation.seed=7"]
     found = read(JudgeConfig, "", given)
-    assert (found.calibrate, found.use_reference, found.models) == ("a=b.jsonl", False, ("x", "y"))
+    assert (found.calibrate, found.show_target, found.models) == ("a=b.jsonl", False, ("x", "y"))
     assert found.generation.seed == 7
-    assert read(JudgeConfig, "", ["--set", "seed=1", "--seed", "2", "--set", "resamples=99"]).seed == 2
+    assert read(JudgeConfig, "", ["--set", "max_calls=1", "--max_calls", "2", "--set", "shards=9"]).max_calls == 2
 
 
 def test_an_unknown_option_is_refused_with_the_nearest_one(job: Path) -> None:
     with pytest.raises(ConfigError, match="unknown option --calibrat: did you mean '--calibrate'"):
         read(JudgeConfig, "", ["--calibrat", "x"])
-    with pytest.raises(ConfigError, match="'seed' = 'x'"):
-        read(JudgeConfig, "", ["--seed", "x"])
+    with pytest.raises(ConfigError, match="'max_calls' = 'x'"):
+        read(JudgeConfig, "", ["--max_calls", "x"])
 
 
 def test_help_shows_the_defaults_that_this_job_has(capsys: pytest.CaptureFixture[str]) -> None:

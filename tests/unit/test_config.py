@@ -5,7 +5,21 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slm_ray.config import CompareConfig, EvaluateConfig, LoopConfig, PrepareConfig, TrainingConfig, dump, load
+from slm_ray.config import (
+    CompareConfig,
+    EvaluateConfig,
+    InferConfig,
+    JudgeConfig,
+    LiveConfig,
+    LoopConfig,
+    PrepareConfig,
+    ServeConfig,
+    SweepConfig,
+    TraceConfig,
+    TrainConfig,
+    dump,
+    load,
+)
 from slm_ray.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -18,9 +32,10 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_overrides_reach_nested_keys_and_list_positions() -> None:
-    config = load(LoopConfig, ROOT / "jobs/loop.yaml", ["generation.seed=7", "tracks.1.test=5", "training.lora.rank=8"])
-    assert (config.generation.seed, config.tracks[1].test, config.training.lora.rank) == (7, 5, 8)
-    assert config.tracks[0].test == 100
+    overrides = ["evaluation.generation.seed=7", "tracks.1.test_rows=5", "training.lora.rank=8"]
+    config = load(LoopConfig, ROOT / "jobs/loop.yaml", overrides)
+    assert (config.evaluation.generation.seed, config.tracks[1].test_rows, config.training.lora.rank) == (7, 5, 8)
+    assert config.tracks[0].test_rows == 100
 
 
 def test_a_dumped_config_loads_to_the_same_config(tmp_path: Path) -> None:
@@ -38,28 +53,33 @@ def test_every_shipped_yaml_is_a_mapping(name: str) -> None:
     [
         (
             PrepareConfig,
-            "source: a\nout_dir: b\nvalidaton: 3",
+            "source: a\nout_dir: b\nvalidaton_rows: 3",
             [],
-            "unknown key 'validaton': did you mean 'validation'?",
+            "unknown key 'validaton_rows': did you mean 'validation_rows'?",
         ),
         (PrepareConfig, "source: a", [], "'out_dir' is not set"),
-        (PrepareConfig, "source: a\nout_dir: b", ["test=many"], "'test' = 'many'"),
-        (PrepareConfig, "source: a\nout_dir: b", ["test"], "write it as key=value"),
+        (PrepareConfig, "source: a\nout_dir: b", ["test_rows=many"], "'test_rows' = 'many'"),
+        (PrepareConfig, "source: a\nout_dir: b", ["test_rows"], "write it as key=value"),
         (PrepareConfig, "source: a\nout_dir: b", ["source.x=1"], "it has no keys below it"),
-        (PrepareConfig, "source: a\nout_dir: b", ["test=[1"], "the value is not YAML"),
+        (PrepareConfig, "source: a\nout_dir: b", ["test_rows=[1"], "the value is not YAML"),
         (PrepareConfig, "- a", [], "a config is a mapping"),
         (PrepareConfig, "a: [", [], "not YAML"),
         (CompareConfig, "report: r\nllm: a\nslm: b\nrule: pointy", [], "'rule' = 'pointy'"),
         (CompareConfig, "report: r\nllm: a\nslm: b\ndelta: 2", [], "'delta' = 2"),
         (EvaluateConfig, "track: t\nexamples: e\nrun_dir: r\nmodels: []", [], "'models'"),
         (
-            TrainingConfig,
+            TrainConfig,
             "track: t\ntrain: e\nrun_dir: r\nbase: b\nadapters_dir: a\nlora: {rnk: 3}",
             [],
             "did you mean 'rank'?",
         ),
-        (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b, tset: 3}]", [], "did you mean 'test'?"),
-        (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b}]", ["tracks.3.test=1"], "no position in a list of 1"),
+        (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b, tset_rows: 3}]", [], "did you mean 'test_rows'?"),
+        (
+            LoopConfig,
+            "run_dir: r\ntracks: [{track: a, source: b}]",
+            ["tracks.3.test_rows=1"],
+            "no position in a list of 1",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, kind, text: str, overrides: list[str], said: str) -> None:
@@ -72,3 +92,68 @@ def test_mistakes_are_named(tmp_path: Path, kind, text: str, overrides: list[str
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cannot read the config .*nothing\.yaml"):
         load(PrepareConfig, tmp_path / "nothing.yaml")
+
+
+EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "override", "said"),
+    [
+        (EvaluateConfig, EVALUATE, "shard_resources={CPU: -1}", "CPU: -1 is no amount to reserve"),
+        (EvaluateConfig, EVALUATE, "shard_resources={GPU: 0}", "GPU: 0 is no amount to reserve"),
+        (EvaluateConfig, EVALUATE, "shard_resources={CPU: 1.5}", "CPU: 1.5 is above 1 and no whole number"),
+        (EvaluateConfig, EVALUATE, "shard_resources={CPU: .inf}", "finite number"),
+        (EvaluateConfig, EVALUATE, "shard_resources={'': 1}", "(no name): 1 is no amount"),
+        (EvaluateConfig, EVALUATE, "generation.timeout_s=.nan", "finite number"),
+        (EvaluateConfig, EVALUATE, r'run_dir="a\0b"', "NUL byte"),
+        (EvaluateConfig, EVALUATE, r'models=["a\0b"]', "NUL byte"),
+        (EvaluateConfig, EVALUATE, r'declare={rule: "pa\0ired"}', "'declare.rule'"),
+        (
+            CompareConfig,
+            "report: r\nllm: a\nslm: b",
+            "cost.hourly_usd=.inf",
+            "'cost.hourly_usd' = inf: input should be a",
+        ),
+        (CompareConfig, "report: r\nllm: a\nslm: b", r'cost.prices="\0"', "NUL byte"),
+        (PrepareConfig, "source: a\nout_dir: b", r'source={"a\0": 1}', "NUL byte"),
+        (
+            LoopConfig,
+            "run_dir: r\ntracks: [{track: a, source: b}]",
+            "training.workers.per_worker={CPU: -1}",
+            "-1 is no",
+        ),
+        (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b}]", "comparison.delta=0.3", "force_delta: true"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, kind, text: str, override: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(kind, write(tmp_path, text), [override])
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+
+
+def test_resources_are_above_zero_and_parts_of_one_or_whole(tmp_path: Path) -> None:
+    meant = ["shard_resources={CPU: 0.5, GPU: 2, slot: 1, memory: 1000000000}"]
+    assert load(EvaluateConfig, write(tmp_path, EVALUATE), meant).shard_resources["CPU"] == 0.5
+    assert load(EvaluateConfig, write(tmp_path, EVALUATE), ["shard_resources={}"]).shard_resources == {}
+
+
+def test_the_loop_takes_all_that_an_evaluation_and_a_comparison_take() -> None:
+    overrides = [
+        "evaluation.max_cost_usd=2", "evaluation.repeats=3", "evaluation.max_calls=9", "comparison.guardrails=[json_valid]",
+    ]  # fmt: skip
+    config = load(LoopConfig, ROOT / "jobs/loop.yaml", overrides)
+    evaluation, comparison = dict(config.evaluation), dict(config.comparison)
+    asked = EvaluateConfig(track="t", examples="e", models=("m",), run_dir="r", **evaluation)
+    assert (asked.max_cost_usd, asked.repeats, asked.max_calls, asked.generation.logprobs) == (2, 3, 9, True)
+    compared = CompareConfig(report="r", llm="a", slm="b", **comparison)
+    assert (compared.guardrails, compared.cost.hourly_usd) == (("json_valid",), 0.39)
+
+
+def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
+    for kind, name in ((EvaluateConfig, "evaluate"), (CompareConfig, "compare"), (PrepareConfig, "prepare"),
+                       (TrainConfig, "train"), (SweepConfig, "sweep"), (ServeConfig, "serve"), (LoopConfig, "loop"),
+                       (InferConfig, "infer"), (JudgeConfig, "judge"), (LiveConfig, "live"), (TraceConfig, "trace"),
+                       (TrainConfig, "train_llama31_8b")):  # fmt: skip
+        assert load(kind, ROOT / "jobs" / f"{name}.yaml")

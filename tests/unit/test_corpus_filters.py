@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from slm_ray.corpus import filters
 from slm_ray.corpus.letters import SCRIPTS, scripts, words
 from slm_ray.corpus.step import Step, sift
+
+from slm_ray.corpus import filters
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Message, Prompt
 
@@ -40,11 +40,11 @@ def test_a_step_reads_as_a_line():
 def test_length_counts_the_words_of_question_and_answer():
     rows = [example("one two three"), example("one, two"), example("one two three", question="short")]
     rows.append(example("one two three four five"))
-    found, step = filters.length(rows, question_words=(2, None), answer_words=(3, 4))
+    found, step = filters.length(rows, prompt_words=(2, None), target_words=(3, 4))
     assert found == rows[:1]
     assert step.note == "answer over 4 words: 1, answer under 3 words: 1, question under 2 words: 1"
-    with pytest.raises(ConfigError, match="answer_words asks for at least 5 and at most 4"):
-        filters.length(rows, question_words=(0, None), answer_words=(5, 4))
+    with pytest.raises(ConfigError, match="target_words asks for at least 5 and at most 4"):
+        filters.length(rows, prompt_words=(0, None), target_words=(5, 4))
 
 
 def test_tokens_are_counted_by_the_caller_and_nothing_is_trimmed():

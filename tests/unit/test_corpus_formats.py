@@ -8,10 +8,10 @@ from typing import get_args
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from slm_ray.config.data import Format
-from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, pair
 from slm_ray.corpus.problems import BadRow
+
+from slm_ray.config.shared import Format
+from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, pair
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS

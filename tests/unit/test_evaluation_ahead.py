@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, Request, answer, error
 
-from slm_ray.config import EvaluateConfig, GenerationConfig
+from slm_ray.config import EvaluateConfig, Generation
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation.ahead import AskingAhead
 from slm_ray.evaluation.asker import Asker, Opened, Terms
@@ -39,7 +39,7 @@ ROWS = [
 
 def run(path: Path, url: str, what: Callable[[AskingAhead], Awaitable[Any]], **settings: Any) -> Any:
     async def inside() -> Any:
-        generation = GenerationConfig(**{"max_attempts": 2, "timeout_s": 10, **settings})
+        generation = Generation(**{"max_attempts": 2, "timeout_s": 10, **settings})
         model = open_model("served:m", endpoint=url, generation=generation, environment={}, gate=Gate())
         asking = AskingAhead(model, Journal(path))
         try:
@@ -301,7 +301,7 @@ def test_of_two_terms_the_later_one_holds(tmp_path: Path) -> None:
         asker = Asker()
         (tmp_path / "mine").touch()
         opened = Opened(
-            spec="served:m", endpoint=server.url, generation=GenerationConfig(), environment={},
+            spec="served:m", endpoint=server.url, generation=Generation(), environment={},
             journal=tmp_path / "a.jsonl", token="mine",
         )  # fmt: skip
         assert await asker.open(opened)
@@ -322,7 +322,7 @@ def test_of_two_terms_the_later_one_holds(tmp_path: Path) -> None:
 def test_a_folder_that_is_another_runs_is_no_place_for_a_journal(tmp_path: Path) -> None:
     async def open_there() -> bool:
         opened = Opened(
-            spec="served:m", endpoint="http://127.0.0.1:1", generation=GenerationConfig(), environment={},
+            spec="served:m", endpoint="http://127.0.0.1:1", generation=Generation(), environment={},
             journal=tmp_path / "a.jsonl", token="mine",
         )  # fmt: skip
         return await Asker().open(opened)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from slm_ray.config import EvaluateConfig, GenerationConfig
+from slm_ray.config import EvaluateConfig, Generation
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.evaluation.generate import Asking, Question
@@ -37,7 +37,7 @@ ROWS = [
 
 
 async def collected(url: str, rows: list[Question], concurrency: int, **settings: Any) -> list[str]:
-    generation = GenerationConfig(max_attempts=2, timeout_s=10, **settings)
+    generation = Generation(max_attempts=2, timeout_s=10, **settings)
     asking = Asking(open_model("served:m", endpoint=url, generation=generation, environment={}))
     found: list[str] = []
     asking.ask(rows[:concurrency])
@@ -107,7 +107,7 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
         return fatal
 
     async def run() -> str:
-        asking = Asking(open_model("served:m", endpoint=server.url, generation=GenerationConfig(), environment={}))
+        asking = Asking(open_model("served:m", endpoint=server.url, generation=Generation(), environment={}))
         asking.ask(ROWS[:16])
         try:
             while True:
@@ -126,7 +126,7 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
 
 def test_whoever_hands_over_nothing_more_ends_the_asking() -> None:
     async def listen_once(url: str) -> None:
-        asking = Asking(open_model("served:m", endpoint=url, generation=GenerationConfig(), environment={}))
+        asking = Asking(open_model("served:m", endpoint=url, generation=Generation(), environment={}))
         asking.ask(ROWS[:4])
         await asking.heard()
         await asyncio.sleep(0.5)
@@ -172,7 +172,7 @@ def keys(tmp_path: Path, **changes: Any) -> dict[str, str]:
 def test_a_key_changes_with_what_is_asked_and_with_nothing_else(tmp_path: Path) -> None:
     base = keys(tmp_path)
     assert len(set(base.values())) == 5
-    assert base == keys(tmp_path, run_dir="elsewhere", actors=3, generation={"concurrency": 2, "timeout_s": 1})
+    assert base == keys(tmp_path, run_dir="elsewhere", shards=3, generation={"concurrency": 2, "timeout_s": 1})
     assert {row: base[row] for row in ("r0", "r1")} == keys(tmp_path, limit=2)
     for changes in ({"generation": {"max_tokens": 9}}, {"generation": {"seed": 1}}, {"models": ["fake:[]"]}):
         assert not set(base.values()) & set(keys(tmp_path, **changes).values())

@@ -1,13 +1,16 @@
 """The house's rules, held by tests: imports point down, rooms stay small, nothing heavy loads early, knobs are reviewed."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 import slm_ray.config as config
 
@@ -170,20 +173,60 @@ def test_light_rooms_import_nothing_heavy() -> None:
     assert found.stdout.strip() == "[]"
 
 
-def knobs(kind: type[BaseModel], prefix: str) -> list[str]:
-    lines = []
-    for name, field in kind.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            lines += knobs(annotation, f"{prefix}.{name}")
-        else:
-            default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-            lines.append(f"{prefix}.{name} = {default}")
-    return lines
+def models_in(annotation: object) -> list[type[BaseModel]]:
+    """The configs that a field's annotation names."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def configs() -> list[type[config.Config]]:
+    """Every config with its parents and what it is made of, each once, by name."""
+    kinds = [kind for name in config.__all__ if isinstance(kind := getattr(config, name), type)]
+    known: dict[str, type[config.Config]] = {}
+    while kinds:
+        kind = kinds.pop()
+        if issubclass(kind, config.Config) and kind is not config.Config and known.setdefault(kind.__name__, kind):
+            inside = [model for field in kind.model_fields.values() for model in models_in(field.annotation)]
+            kinds += [model for model in (*inside, *kind.__bases__) if model.__name__ not in known]
+    return [known[name] for name in sorted(known)]
+
+
+def own_fields(kind: type[config.Config]) -> dict[str, FieldInfo]:
+    """The fields that the class itself declares or gives another default."""
+    return {name: field for name, field in kind.model_fields.items() if name in inspect.get_annotations(kind)}
+
+
+def knobs(kind: type[config.Config]) -> list[str]:
+    """The settings that the class adds: no field of a parent, and no nested config, which has lines of its own."""
+    inherited = {name for parent in kind.__bases__ for name in getattr(parent, "model_fields", {})}
+    return [n for n, field in own_fields(kind).items() if n not in inherited and not models_in(field.annotation)]
+
+
+def written(name: str, field: FieldInfo) -> str:
+    nested = "".join(f": {model.__name__}" for model in models_in(field.annotation))
+    default = field.get_default(call_default_factory=True)
+    if field.is_required():
+        return f"  {name}{nested} = required"
+    if isinstance(default, BaseModel):
+        changed = default.model_dump(exclude_unset=True)
+        return f"  {name}{nested}" + (f" = {changed}" if changed else "")
+    return f"  {name}{nested} = {default!r}"
 
 
 def test_the_set_of_knobs_is_reviewed() -> None:
     """Adding a knob is a diff of tests/unit/knobs.txt: write the printed surface there after review."""
-    kinds = [getattr(config, name) for name in config.__all__ if name.endswith("Config")]
-    surface = "\n".join(line for kind in kinds for line in knobs(kind, kind.__name__)) + "\n"
+    lines = []
+    for kind in configs():
+        parents = ", ".join(parent.__name__ for parent in kind.__bases__ if parent is not config.Config)
+        lines.append(kind.__name__ + (f" ({parents})" if parents else ""))
+        lines += [written(name, field) for name, field in own_fields(kind).items()]
+    surface = "\n".join(lines) + "\n"
     assert surface == (ROOT / "tests/unit/knobs.txt").read_text(encoding="utf-8"), surface
+
+
+def test_there_are_few_knobs() -> None:
+    """What people have to know: every setting of the product's jobs once, wherever it is used."""
+    counted = {kind.__name__: len(knobs(kind)) for kind in configs() if not kind.__module__.endswith(".maintain")}
+    assert counted["Generation"] == 9 and counted["ServeConfig"] == 0
+    assert sum(counted.values()) <= 150, counted

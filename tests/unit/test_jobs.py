@@ -116,7 +116,7 @@ def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: P
     assert "json_valid 1.0, exact_match 0.0" in found.stdout
     assert "value_mismatch" in found.stdout
 
-    settings = ["model=fake:{}+2shot", "text=set lamp 9", f"demonstrations={rows}", "tokens=true", "reference='{}'"]
+    settings = ["model=fake:{}+2shot", "text=set lamp 9", f"demonstrations={rows}", "show_tokens=true", "target='{}'"]
     found = job("infer", "jobs/infer.yaml", *(part for setting in settings for part in ("--set", setting)))
     assert found.returncode == 0, found.stderr
     lines = found.stdout.splitlines()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from chat_server import ChatServer, Reply, Request, answer, error
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ModelError
 from slm_ray.models import open_model
 from slm_ray.models.azure import DEFAULT_API_VERSION
@@ -23,8 +23,8 @@ KEY = "canary-3f9a-secret"
 PROMPT = Prompt(messages=(Message(role="system", content="be brief"), Message(role="user", content="hi")))
 
 
-def generation(**changes: Any) -> GenerationConfig:
-    return GenerationConfig(**{"timeout_s": 5.0, "max_attempts": 3, **changes})
+def generation(**changes: Any) -> Generation:
+    return Generation(**{"timeout_s": 5.0, "max_attempts": 3, **changes})
 
 
 def environment(url: str) -> dict[str, str]:
@@ -118,7 +118,7 @@ def test_being_turned_away_is_no_attempt_lost_but_patience_ends() -> None:
         completion = ask("served:m", server.url, max_attempts=1)
     assert (completion.text, completion.attempts) == ("ok", 7)
     with ChatServer(each(turned_away)) as server:
-        completion = ask("served:m", server.url, max_attempts=1, patience_s=1.0)
+        completion = ask("served:m", server.url, max_attempts=1, retry_deadline_s=1.0)
         assert 3 <= len(server.requests) <= 10
     assert completion.failure is not None
     assert (completion.failure.kind, completion.failure.status) == ("error", 429)
@@ -203,13 +203,13 @@ def test_a_long_wait_asked_for_is_kept_to_and_no_call_is_made_in_between() -> No
 def test_a_wait_beyond_patience_ends_the_row_at_once_and_names_the_setting() -> None:
     with ChatServer(each(error(429, "rate", "slow down", **{"retry-after": "300"}))) as server:
         started_s = time.monotonic()
-        completion = ask("served:m", server.url, patience_s=2.0)
+        completion = ask("served:m", server.url, retry_deadline_s=2.0)
         assert time.monotonic() - started_s < 1.5
         assert len(server.requests) == 1
     assert completion.failure is not None
     assert (completion.failure.kind, completion.failure.status, completion.attempts) == ("error", 429, 1)
     assert completion.failure.reason == (
-        "HTTP 429: slow down (Retry-After asks for 300 s, which ends after generation.patience_s 2; raise it to wait)"
+        "HTTP 429: slow down (Retry-After asks for 300 s, which ends after generation.retry_deadline_s 2; raise it to wait)"
     )
 
 

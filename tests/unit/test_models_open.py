@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
 from slm_ray.models import address, check_spec, identity, needed_environment, open_model
 from slm_ray.models.recorded import RecordedModel
@@ -28,7 +28,7 @@ def say(model: Model, example_id: str, text: str) -> Completion:
 
 
 def opened(spec: str) -> Model:
-    return open_model(spec, endpoint="http://127.0.0.1:1", generation=GenerationConfig(), environment={})
+    return open_model(spec, endpoint="http://127.0.0.1:1", generation=Generation(), environment={})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.models import open_model
 from slm_ray.types import Completion, Message, Prompt, Usage
 
@@ -21,7 +21,7 @@ FILTER_RESULTS = event({"choices": [], "prompt_filter_results": [{"prompt_index"
 
 def ask(spec: str, url: str, **changes: Any) -> Completion:
     async def call() -> Completion:
-        generation = GenerationConfig(**{"timeout_s": 3.0, "max_attempts": 2, "stream": True, **changes})
+        generation = Generation(**{"timeout_s": 3.0, "max_attempts": 2, "stream": True, **changes})
         environment = {"AZURE_ENDPOINT": url, "AZURE_API_KEY": "canary", "AZURE_DEPLOYMENT": "gpt"}
         model = open_model(spec, endpoint=url, generation=generation, environment=environment)
         try:

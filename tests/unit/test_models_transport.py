@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from slm_ray.config import GenerationConfig
+from slm_ray.config import Generation
 from slm_ray.models import open_model
 from slm_ray.models.transport import http_client
 from slm_ray.types import Completion, Message, Prompt
@@ -32,7 +32,7 @@ ENVIRONMENT = {"AZURE_API_KEY": KEY, "AZURE_DEPLOYMENT": "gpt", "OPENAI_API_KEY"
 
 
 async def completed(spec: str, url: str, prompts: list[Prompt]) -> list[Completion]:
-    settings = GenerationConfig(timeout_s=5.0, max_attempts=2)
+    settings = Generation(timeout_s=5.0, max_attempts=2)
     model = open_model(spec, endpoint=url, generation=settings, environment={**ENVIRONMENT, "AZURE_ENDPOINT": url})
     try:
         return [await model.complete(str(number), prompt) for number, prompt in enumerate(prompts)]

@@ -21,7 +21,9 @@ def test_unicode_line_separators_inside_a_row_do_not_end_it(tmp_path: Path, end:
     source = tmp_path / "rows.jsonl"
     source.write_bytes((mark + "".join(json.dumps(row, ensure_ascii=False) + end for row in rows)).encode())
     prepared = prepare(
-        PrepareConfig(source=str(source), track="structured", out_dir=str(tmp_path / "out"), validation=1, test=1)
+        PrepareConfig(
+            source=str(source), track="structured", out_dir=str(tmp_path / "out"), validation_rows=1, test_rows=1
+        )
     )
     assert dict(prepared.rows) == {"train": 4, "validation": 1, "test": 1}
     found = [
@@ -47,7 +49,7 @@ def pairs(count: int, word: str = "question", start: int = 0) -> list[dict]:
 
 
 def run(tmp_path: Path, source: str | dict[str, float], **settings: Any) -> Prepared:
-    given = {"track": "chat", "validation": 2, "test": 3} | settings
+    given = {"track": "chat", "validation_rows": 2, "test_rows": 3} | settings
     return prepare(PrepareConfig(source=source, out_dir=str(tmp_path / "out"), **given))
 
 
@@ -74,12 +76,12 @@ def test_sources_of_their_own_keep_their_rows_and_what_leaks_leaves_training(tmp
         tmp_path / "train.jsonl", [*pairs(10), {"prompt": " QUESTION number 100 about 700", "completion": "x"}]
     )
     test = write(tmp_path / "test.jsonl", pairs(5, start=100))
-    found = run(tmp_path, train, test_source=test, test=None)
+    found = run(tmp_path, train, test_source=test, test_rows=None)
     assert dict(found.rows) == {"train": 8, "validation": 2, "test": 5}
     assert [row["prompt"] for row in rows_of(found, "test")] == [row["prompt"] for row in pairs(5, start=100)]
     assert steps(found)["leaks"] == 1
-    assert dict(run(tmp_path, train, test_source=test, test=2).rows)["test"] == 2
-    both = run(tmp_path, train, test_source=test, validation_source=test, test=2, validation=None)
+    assert dict(run(tmp_path, train, test_source=test, test_rows=2).rows)["test"] == 2
+    both = run(tmp_path, train, test_source=test, validation_source=test, test_rows=2, validation_rows=None)
     assert dict(both.rows) == {"train": 10, "validation": 3, "test": 2}
 
 
@@ -96,7 +98,7 @@ def test_a_classification_finds_its_labels_and_its_folder_says_them(tmp_path: Pa
     (tmp_path / "rows.csv").write_text(
         "text,label\n" + "".join(f"beer {n},{'ale' if n % 2 else 'stout'}\n" for n in range(12))
     )
-    found = run(tmp_path, str(tmp_path / "rows.csv"), track="classify", stratify="label", test=4)
+    found = run(tmp_path, str(tmp_path / "rows.csv"), track="classify", stratify="label", test_rows=4)
     (first, *_) = examples_in(found.path("test"), "classify")
     assert first.prompt.messages[0].content.endswith("\nLabels: ale, stout")
     assert open_track("classify", beside=found.path("test")).labels == ("ale", "stout")
@@ -117,7 +119,7 @@ def test_each_step_of_curation_is_counted(tmp_path: Path) -> None:
     found = run(
         tmp_path, write(tmp_path / "rows.jsonl", rows),
         curation={
-            "duplicates": "exact", "drop_refusals": True, "drop_cut": True, "answer_words": (1, 30),
+            "duplicates": "exact", "drop_refusals": True, "drop_cut": True, "target_words": (1, 30),
             "scripts": ["latin"], "order": "shortest_first",
         },
     )  # fmt: skip
@@ -150,7 +152,7 @@ def test_near_duplicates_stand_on_one_side_when_asked(tmp_path: Path) -> None:
         for n in range(20)
         for end in ("", " now")
     ]
-    found = run(tmp_path, write(tmp_path / "rows.jsonl", rows), separate_near=True, test=6, validation=6)
+    found = run(tmp_path, write(tmp_path / "rows.jsonl", rows), separate_near=True, test_rows=6, validation_rows=6)
     side_of = {row["prompt"]: name for name in found.rows for row in rows_of(found, name)}
     assert len(side_of) == 40
     assert all(side_of[prompt] == side_of[f"{prompt} now"] for prompt in side_of if not prompt.endswith(" now"))
@@ -159,7 +161,7 @@ def test_near_duplicates_stand_on_one_side_when_asked(tmp_path: Path) -> None:
 def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> None:
     source = write(tmp_path / "rows.jsonl", [*pairs(9), {"prompt": "p", "completion": "word " * 50}])
     config = PrepareConfig(
-        source=source, track="chat", out_dir=str(tmp_path / "out"), validation=2, test=3,
+        source=source, track="chat", out_dir=str(tmp_path / "out"), validation_rows=2, test_rows=3,
         curation={"max_tokens": 30}, skip_bad=True, max_bad_share=0.2,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer; set `base`"):
@@ -173,7 +175,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"validation": None}, "validation has no number of rows"),
+        ({"validation_rows": None}, "validation_rows is null; set a number"),
         ({"keep_split": True, "test_source": "x"}, "keep_split takes test rows from `source`"),
         ({"source": {}}, "source is empty"),
         ({"track": "chat", "format": "template"}, "has no template and target"),
@@ -190,7 +192,7 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path, setting
 @pytest.mark.parametrize("track", ["structured", "toolcall"])
 def test_the_earlier_systems_folders_are_reproduced_by_prepare(tmp_path: Path, track: str) -> None:
     source = str(DATA / "slm_swap" / "xlam_rows.json")
-    found = run(tmp_path, source, track=track, keep_split=True, validation=60, test=50)
+    found = run(tmp_path, source, track=track, keep_split=True, validation_rows=60, test_rows=50)
     assert dict(found.rows) == {"train": 300, "validation": 60, "test": 50}
     for name, was in {"train": "train", "validation": "val", "test": "test"}.items():
         lines = [json.dumps({"prompt": row["prompt"], "completion": row["completion"]}) for row in rows_of(found, name)]
@@ -200,13 +202,13 @@ def test_the_earlier_systems_folders_are_reproduced_by_prepare(tmp_path: Path, t
 @pytest.mark.skipif(not DATA.is_dir(), reason="shared/data is not here")
 def test_banking77_and_gsm8k_keep_their_own_test_rows(tmp_path: Path) -> None:
     bank = run(
-        tmp_path, str(DATA / "banking77" / "train.csv"), track="classify", validation=60, test=None,
+        tmp_path, str(DATA / "banking77" / "train.csv"), track="classify", validation_rows=60, test_rows=None,
         test_source=str(DATA / "banking77" / "test.csv"),
     )  # fmt: skip
     assert sum(bank.rows.values()) + steps(bank)["leaks"] == 10_003 + 3_080
     assert bank.rows["test"] == 3_080 and len(open_track("classify", beside=bank.path("test")).labels) == 77
     maths = run(
-        tmp_path, str(DATA / "gsm8k" / "train.jsonl"), track="gsm8k", validation=60, test=None,
+        tmp_path, str(DATA / "gsm8k" / "train.jsonl"), track="gsm8k", validation_rows=60, test_rows=None,
         test_source=str(DATA / "gsm8k" / "test.jsonl"),
     )  # fmt: skip
     assert dict(maths.rows) == {"train": 7_413, "validation": 60, "test": 1_319}

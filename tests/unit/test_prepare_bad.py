@@ -24,7 +24,13 @@ def config(folder: Path, lines: list[str] | None = None, **settings: object) -> 
     source = folder / "rows.jsonl"
     if lines is not None:
         source.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    given = {"source": str(source), "track": "chat", "out_dir": str(folder / "out"), "validation": 2, "test": 2}
+    given = {
+        "source": str(source),
+        "track": "chat",
+        "out_dir": str(folder / "out"),
+        "validation_rows": 2,
+        "test_rows": 2,
+    }
     return PrepareConfig.model_validate({**given, **settings})
 
 
@@ -134,7 +140,9 @@ def test_a_csv_line_with_a_field_too_many_is_one_bad_row(tmp_path: Path) -> None
 
 def test_the_job_prints_the_table_and_ends_with_status_2(tmp_path: Path) -> None:
     given = config(tmp_path, [*rows(9), '{"prompt": "p"}', "nope"])
-    settings = [f"{name}={getattr(given, name)}" for name in ("source", "track", "out_dir", "validation", "test")]
+    settings = [
+        f"{name}={getattr(given, name)}" for name in ("source", "track", "out_dir", "validation_rows", "test_rows")
+    ]
     found = subprocess.run(
         [sys.executable, "jobs/prepare.py", "jobs/prepare.yaml", *(p for s in settings for p in ("--set", s))],
         capture_output=True, text=True, cwd=ROOT,

@@ -23,7 +23,7 @@ def run(tmp_path: Path, name: str, **settings: Any) -> Prepared:
                               {"role": "assistant", "content": "hi"}, {"role": "user", "content": "price of tea on Monday"},
                               {"role": "assistant", "content": "two"}]})  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    given = {"track": "chat", "validation": 5, "test": 5, "source": str(tmp_path / "rows.jsonl")} | settings
+    given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "source": str(tmp_path / "rows.jsonl")} | settings
     return prepare(PrepareConfig(out_dir=str(tmp_path / name), **given), count=len_in_words)
 
 
@@ -32,7 +32,7 @@ def len_in_words(example: Example) -> int:
 
 
 def test_they_are_what_retrieval_over_the_training_rows_gives(tmp_path: Path) -> None:
-    plain, shown = run(tmp_path, "plain"), run(tmp_path, "shown", demonstrations=2)
+    plain, shown = run(tmp_path, "plain"), run(tmp_path, "shown", few_shot=2)
     before, after = (examples_in(found.path("train"), "chat") for found in (plain, shown))
     pool = Retriever(before)
     for row, with_shots in zip(before, after, strict=True):
@@ -55,7 +55,7 @@ def test_they_are_what_retrieval_over_the_training_rows_gives(tmp_path: Path) ->
 
 def test_leak_checks_see_the_row_behind_its_demonstrations(tmp_path: Path) -> None:
     before = examples_in(run(tmp_path, "plain").path("train"), "chat")
-    after = examples_in(run(tmp_path, "shown", demonstrations=3).path("train"), "chat")
+    after = examples_in(run(tmp_path, "shown", few_shot=3).path("train"), "chat")
     assert [question_hash(row) for row in after] == [prompt_hash(row.prompt) for row in before]
     assert [leak.row for leak in leaks(after, before)] == [row.id for row in before]
     assert question_hash(before[0]) == prompt_hash(before[0].prompt)
@@ -63,5 +63,5 @@ def test_leak_checks_see_the_row_behind_its_demonstrations(tmp_path: Path) -> No
 
 def test_a_row_too_long_with_them_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"training rows have more than max_tokens 20 with their 3 demonstrations"):
-        run(tmp_path, "out", demonstrations=3, curation={"max_tokens": 20})
+        run(tmp_path, "out", few_shot=3, curation={"max_tokens": 20})
     assert not (tmp_path / "out" / "train.jsonl").exists()

@@ -26,7 +26,7 @@ def test_the_track_of_the_readme_prepares_a_table_of_its_columns(tmp_path: Path)
     (tmp_path / "tickets.csv").write_text("\n".join(["ticket,product,team", *lines]), encoding="utf-8")
     config = PrepareConfig(
         track=str(tmp_path / "tickets.yaml"), source=str(tmp_path / "tickets.csv"), out_dir=str(tmp_path / "out"),
-        validation=2, test=2,
+        validation_rows=2, test_rows=2,
     )  # fmt: skip
     prepared = prepare(config)
     (tmp_path / "tickets.yaml").unlink()

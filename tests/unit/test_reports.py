@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from slm_ray import storage
-from slm_ray.config import CompareConfig, CostConfig, DeclareConfig, LoopConfig
+from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError
@@ -65,9 +65,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def config(report: Path, **changes: Any) -> CompareConfig:
     cost = changes.pop("cost", {})
-    return CompareConfig(
-        report=str(report), llm=LLM, slm=SLM, resamples=199, cost=CostConfig(prices=PRICES, **cost), **changes
-    )
+    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(prices=PRICES, **cost), **changes)
 
 
 def run(report: Path, **changes: Any) -> Compared:
@@ -161,33 +159,33 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
         "as_of: 2026-02-03\nmodels:\n  gpt-4o: {input_usd_per_mtok: 1, cached_input_usd_per_mtok: null,"
         " output_usd_per_mtok: 2, source: our contract of 2026}\n"
     )
-    found = compare_reports(config(held_out).model_copy(update={"cost": CostConfig(prices=str(mine))}))
+    found = compare_reports(config(held_out).model_copy(update={"cost": Cost(prices=str(mine))}))
     assert found.cost["arms"][LLM]["per_request_usd"] == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
     assert "prices as of 2026-02-03" in found.text() and "our contract of 2026" in found.text()
     mine.write_text("models: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml: not YAML"):
-        load_prices(CostConfig(prices=str(mine)))
+        load_prices(Cost(prices=str(mine)))
     monkeypatch.chdir(tmp_path)
-    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": CostConfig()}))
+    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))
     assert "no data/prices.yaml here" in elsewhere.cost["arms"][LLM]["reason"]
 
 
 def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
     assert "no rule was declared before the first call" in run(held_out).decision.because[-1]
-    declare(held_out, DeclareConfig(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
+    declare(held_out, Declaration(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
     kept = run(held_out, delta=0.05)
     assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
     assert kept.declared == {"rule": "paired", "delta": 0.05, "primary": "exact_match", "answers_before": 0}
     for changes in ({"delta": 0.3, "force_delta": True}, {"delta": 0.05, "rule": "point"}):
         assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
-    declare(held_out, DeclareConfig(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
+    declare(held_out, Declaration(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
     assert run(held_out, delta=0.05).declared == kept.declared  # what was declared first stays
 
 
 def test_a_margin_declared_after_answers_were_in_is_told_apart(held_out: Path) -> None:
     declare(held_out, None, primary="exact_match", answers_before=0)
     assert not (held_out / "declared.json").exists()
-    declare(held_out, DeclareConfig(), primary="exact_match", answers_before=12)
+    declare(held_out, Declaration(), primary="exact_match", answers_before=12)
     assert "were declared when 12 answers were already there" in run(held_out).decision.because[-1]
 
 
@@ -201,8 +199,8 @@ def job(*settings: str) -> subprocess.CompletedProcess[bytes]:
 
 def test_the_job_writes_the_same_bytes_again(validation: Path, held_out: Path, tmp_path: Path) -> None:
     settings = [
-        f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}", "resamples=199",
-        "gates=[field_f1]",
+        f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}",
+        "guardrails=[field_f1]",
     ]  # fmt: skip
     first = job(*settings)
     assert first.returncode == 10, first.stderr
@@ -229,7 +227,7 @@ def broken(folder: Path, spec: str, kind: str, count: int) -> Path:
 
 def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, held_out: Path, tmp_path: Path) -> None:
     broken(held_out, LLM, "error", 70)
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}", "resamples=199")
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", f"validation_report={validation}")
     said = found.stdout.decode()
     assert found.returncode == 20, found.stderr
     assert "verdict: inconclusive" in said and "LLM (azure:big) failed on 70 of 200 rows (35.0%" in said
@@ -246,16 +244,16 @@ def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
 
 
 def test_a_margin_wider_than_a_fifth_has_to_be_meant(held_out: Path) -> None:
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "resamples=199", "delta=0.3")
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.3")
     assert found.returncode == 2 and b"force_delta: true" in found.stderr and found.stderr.count(b"\n") == 1
-    meant = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "resamples=199", "delta=0.3", "force_delta=true")
+    meant = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.3", "force_delta=true")
     assert meant.returncode in (0, 20) and b"rule paired, delta 0.3" in meant.stdout, meant.stderr
     assert run(held_out, delta=0.2).decision.delta == 0.2
     with pytest.raises(ValueError, match=r"the widest is 0\.2"):
-        DeclareConfig(delta=0.21)
+        Declaration(delta=0.21)
     with pytest.raises(ValueError, match=r"the widest is 0\.2"):
         LoopConfig.model_validate(
-            {"run_dir": "r", "tracks": [{"track": "structured", "source": "rows.json"}], "delta": 0.21}
+            {"run_dir": "r", "tracks": [{"track": "structured", "source": "rows.json"}], "comparison": {"delta": 0.21}}
         )
 
 

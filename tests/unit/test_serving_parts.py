@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, publish
-from slm_ray.config import ServingConfig
+from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
 from slm_ray.serving.access import RequireKey, key_digest
 from slm_ray.serving.adapter_files import LocalCopies, served_name, served_names
@@ -133,7 +133,7 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
 
 
 def test_settings_fill_the_file_in_and_hold_no_secret(tmp_path: Path) -> None:
-    config = ServingConfig(config=CPU, base=str(BASE), name="tiny", adapters_dir="some/adapters")
+    config = Serving(config=CPU, base=str(BASE), name="tiny", adapters_dir="some/adapters")
     stand_in = {"deployment": "stand-in", "demonstrations": 3, "pools": {"structured": "rows.jsonl"}}
     settings = app_settings(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": "s3cret"})
     (model,) = settings.serving["llm_configs"]
@@ -148,7 +148,7 @@ def test_settings_fill_the_file_in_and_hold_no_secret(tmp_path: Path) -> None:
 
 def test_what_the_endpoint_holds_of_the_cluster() -> None:
     def held(path: str) -> list[dict[str, float]]:
-        config = ServingConfig(config=path, base=str(BASE))
+        config = Serving(config=path, base=str(BASE))
         return bundles(app_settings(config, stand_in=None, environment={}).serving)
 
     assert held(CPU) == [{"CPU": pytest.approx(0.3)}, {"CPU": 0.1}]
@@ -168,7 +168,7 @@ def test_a_base_with_damaged_weights_is_refused(tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "base")
     (tmp_path / "base/model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ModelError, match="is no base model to serve"):
-        app_settings(ServingConfig(config=CPU, base=str(tmp_path / "base")), stand_in=None, environment={})
+        app_settings(Serving(config=CPU, base=str(tmp_path / "base")), stand_in=None, environment={})
 
 
 def test_base_names() -> None:
@@ -183,11 +183,11 @@ def test_files_and_names_that_cannot_be_served_are_config_errors(tmp_path: Path)
     (tmp_path / "list.yaml").write_text("- 1")
     for changes in ({"config": "none.yaml"}, {"config": str(tmp_path / "two.yaml")}, {"config": str(tmp_path / "list.yaml")},
                     {"name": "a:b"}, {"name": "a@b"}):  # fmt: skip
-        config = ServingConfig(**{"config": CPU, "base": str(BASE), **changes})
+        config = Serving(**{"config": CPU, "base": str(BASE), **changes})
         with pytest.raises(ConfigError):
             app_settings(config, stand_in=None, environment={})
     with pytest.raises(ConfigError, match="a stand-in has"):
-        app_settings(ServingConfig(config=CPU, base=str(BASE)), stand_in={"pools": {}}, environment={})
+        app_settings(Serving(config=CPU, base=str(BASE)), stand_in={"pools": {}}, environment={})
 
 
 def call(path: str, headers: dict[str, str]) -> int:

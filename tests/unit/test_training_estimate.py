@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from slm_ray.config import RecipeConfig
+from slm_ray.config import Recipe
 from slm_ray.errors import ResourceError
 from slm_ray.training.estimate import GB, check, estimate
 
@@ -20,34 +20,34 @@ MEASURED_BYTES = 21.8 * GB
 RTX_3090_BYTES = 23.7 * GB
 
 
-def llama(recipe: RecipeConfig, **changed: Any) -> Any:
+def llama(recipe: Recipe, **changed: Any) -> Any:
     return estimate(LLAMA_8B, recipe, **{"row_tokens": 2048, "use_gpu": True, "checkpointing": True, **changed})
 
 
 def test_llama_8b_on_the_earlier_stack_is_within_six_percent_of_what_was_measured() -> None:
-    assert llama(RecipeConfig(), plain_stack=True).total == pytest.approx(MEASURED_BYTES, rel=0.06)
+    assert llama(Recipe(), plain_stack=True).total == pytest.approx(MEASURED_BYTES, rel=0.06)
 
 
 def test_our_stack_fits_the_same_recipe_into_a_3090() -> None:
-    needed = llama(RecipeConfig())
-    assert needed.total < llama(RecipeConfig(), plain_stack=True).total
-    check(needed, RTX_3090_BYTES, RecipeConfig(), row_tokens=2048)
+    needed = llama(Recipe())
+    assert needed.total < llama(Recipe(), plain_stack=True).total
+    check(needed, RTX_3090_BYTES, Recipe(), row_tokens=2048)
 
 
 @pytest.mark.parametrize(
     ("recipe", "advice"),
     [
-        (RecipeConfig(per_device_batch=32), "lower per_device_batch from 32 to 16"),
-        (RecipeConfig(quantization="none"), "set quantization to nf4"),
+        (Recipe(per_device_batch=32), "lower per_device_batch from 32 to 16"),
+        (Recipe(quantization="none"), "set quantization to nf4"),
     ],
 )
-def test_what_does_not_fit_names_the_setting_to_change(recipe: RecipeConfig, advice: str) -> None:
+def test_what_does_not_fit_names_the_setting_to_change(recipe: Recipe, advice: str) -> None:
     with pytest.raises(ResourceError, match=advice):
         check(llama(recipe), 16 * GB, recipe, row_tokens=2048)
 
 
 def test_one_long_row_and_one_large_base_get_other_advice() -> None:
-    one = RecipeConfig(per_device_batch=1)
+    one = Recipe(per_device_batch=1)
     with pytest.raises(ResourceError, match="shorten the rows"):
         check(llama(one, row_tokens=60_000), 16 * GB, one, row_tokens=60_000)
     with pytest.raises(ResourceError, match="smaller base"):
@@ -64,12 +64,12 @@ def test_one_long_row_and_one_large_base_get_other_advice() -> None:
     ],
 )
 def test_it_grows_with_what_costs_memory(small: dict[str, Any], large: dict[str, Any]) -> None:
-    assert llama(RecipeConfig(**small)).total < llama(RecipeConfig(**large)).total
-    assert llama(RecipeConfig()).total < llama(RecipeConfig(), checkpointing=False).total
+    assert llama(Recipe(**small)).total < llama(Recipe(**large)).total
+    assert llama(Recipe()).total < llama(Recipe(), checkpointing=False).total
 
 
 def test_the_tiny_base_fits_any_laptop() -> None:
     config = json.loads((Path(__file__).parents[2] / "data/tiny_base/config.json").read_text())
-    needed = estimate(config, RecipeConfig(per_device_batch=8), row_tokens=400, use_gpu=False, checkpointing=False)
-    check(needed, 2 * GB, RecipeConfig(per_device_batch=8), row_tokens=400)
+    needed = estimate(config, Recipe(per_device_batch=8), row_tokens=400, use_gpu=False, checkpointing=False)
+    check(needed, 2 * GB, Recipe(per_device_batch=8), row_tokens=400)
     assert needed.total > 0.9 * GB

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from slm_ray.config import LoraConfig, RecipeConfig
+from slm_ray.config import Lora, Recipe
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, ModelError
@@ -23,8 +23,8 @@ from slm_ray.training.trainer import LikeLengths, build, prompt_ids
 from slm_ray.types import Example
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
-RECIPE = RecipeConfig(
-    per_device_batch=4, gradient_accumulation=1, optimizer="adamw_torch", lora=LoraConfig(rank=4, alpha=8, dropout=0.0)
+RECIPE = Recipe(
+    per_device_batch=4, gradient_accumulation=1, optimizer="adamw_torch", lora=Lora(rank=4, alpha=8, dropout=0.0)
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
 def test_an_unknown_target_module_lists_the_known_ones() -> None:
     model = open_base(BASE, RECIPE, use_gpu=False, longest=100)
     with pytest.raises(ConfigError, match=r"no query_key_value; it has down_proj.*q_proj"):
-        add_lora(model, LoraConfig(target_modules=("query_key_value",)))
+        add_lora(model, Lora(target_modules=("query_key_value",)))
 
 
 def test_the_parity_gate_passes_on_the_same_template(tokenizer: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slm_ray.config import CostConfig
+from slm_ray.config import Cost
 from slm_ray.errors import ConfigError
 from slm_ray.verdict.prices import PriceList, price_list, price_of
 
@@ -32,7 +32,7 @@ def test_the_shipped_file_is_dated_and_every_entry_has_a_source_with_a_date(pric
 
 def test_the_default_machine_is_the_first_of_the_file() -> None:
     name, machine = next(iter(TREE["machines"].items()))
-    assert (CostConfig().machine, CostConfig().hourly_usd) == (name, machine["usd_per_hour"])
+    assert (Cost().machine, Cost().hourly_usd) == (name, machine["usd_per_hour"])
 
 
 @pytest.mark.parametrize(

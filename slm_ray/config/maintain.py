@@ -1,4 +1,4 @@
-"""Settings of the jobs that study answers, verdicts and speed: the judge, the simulation of the paired rule, the benchmarks."""
+"""Settings of what maintainers run: the tiny base, the shipped task data, the benchmarks and simulations."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config.frozen import Knobs
-from slm_ray.config.knobs import GenerationConfig
+from slm_ray.config.shared import Config
 
 
-class JudgeConfig(Knobs):
-    """A model as judge of a finished evaluation, or of answers that people have graded."""
+class TasksConfig(Config):
+    """The project's own task data, made from the catalogue."""
 
-    report: str = Field("", description="a finished evaluation: its run directory or report.json")
-    judge: str = Field(description="a model spec")
-    rubric: str = Field("", description="what makes an answer good; that of the track when empty")
-    track: str = Field("", description="name or YAML file of the track whose rubric is used; the report's when empty")
-    use_reference: bool = Field(True, description="show the expected answer to the judge")
-    models: tuple[str, ...] = Field((), description="whose answers to grade; all of the report's when empty")
-    pair: tuple[str, ...] = Field((), description="two models, LLM first, to be judged against each other")
-    calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe reference")
-    calibration: str | None = Field(None, description="run directory of a calibration; without one a judge is advisory")
-    run_dir: str
-    endpoint: str = "http://127.0.0.1:8000"
-    generation: GenerationConfig = GenerationConfig(max_tokens=200)
-    actor_resources: dict[str, float] = Field({"CPU": 0.1})
-    resamples: int = Field(9999, ge=99)
+    catalogue: str = "data/tools/catalogue.yaml"
+    out: str = "data/tools/rows.json"
+    rows: int = Field(3360, ge=1)
     seed: int = 42
 
 
-class ReadingBenchConfig(Knobs):
+class PretrainConfig(Config):
+    """The tiny base model that the repository ships."""
+
+    out_dir: str = "data/tiny_base"
+    lexicon: str = "data/pretrain/lexicon.yaml"
+    vocabulary: int = 3072
+    hidden: int = 192
+    layers: int = 4
+    heads: int = 3
+    intermediate: int = 512
+    tokens: int = Field(16_000_000, description="tokens seen, prompts included")
+    batch_tokens: int = 8_192
+    learning_rate: float = 3e-3
+    seed: int = 42
+
+
+class ReadingBenchConfig(Config):
     """How many generated rows a second are validated, and in how much memory."""
 
     megabytes: int = Field(200, ge=1, description="size of the file that is made in a temporary folder")
@@ -39,7 +43,7 @@ class ReadingBenchConfig(Knobs):
     seed: int = 42
 
 
-class ScoringBenchConfig(Knobs):
+class ScoringBenchConfig(Config):
     """How many generated answers a second each scorer judges; every scorer runs once before the next round starts."""
 
     scorers: tuple[str, ...] = Field((), description="which scorers; all when empty")
@@ -49,7 +53,7 @@ class ScoringBenchConfig(Knobs):
     seed: int = 42
 
 
-class SimulateConfig(Knobs):
+class SimulateConfig(Config):
     """Simulated evaluations that the paired rule judges."""
 
     delta: float = Field(0.05, gt=0, le=1)
@@ -68,20 +72,13 @@ class SimulateConfig(Knobs):
     seed: int = 42
 
 
-class LiveConfig(Knobs):
-    """Watch an evaluation that runs in another shell."""
-
-    run_dir: str = "runs/evaluate"
-    plain: bool = Field(False, description="plain lines on a terminal too")
-
-
-class RaceConfig(Knobs):
+class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 
     rows: int = Field(2000, ge=1)
     latency_s: float = Field(0.05, ge=0)
     concurrency: int = Field(64, ge=1)
-    actors: int = Field(2, ge=1, description="evaluation actors of this evaluation")
+    shards: int = Field(2, ge=1, description="Ray actors of this evaluation")
     rounds: int = Field(3, ge=1, description="every program runs once before the next round starts")
     lm_eval: str | None = Field(
         None, description="lm-evaluation-harness's executable (lm_eval), in its own environment"

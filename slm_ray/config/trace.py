@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.frozen import Knobs
+from slm_ray.config.shared import Config
 
 
-class TraceConfig(Knobs):
+class TraceConfig(Config):
     """A run directory and how patient to be. Keys are read from the environment."""
 
     run_dir: str
     wait_s: float = Field(1800.0, gt=0, description="how long to go on, waits that Langfuse asks for included")
-    settle_s: float = Field(30.0, ge=0, description="how long a request whose answer was lost may take to show there")
+    visible_within_s: float = Field(
+        30.0, ge=0, description="how long a request whose answer was lost may take to show there"
+    )

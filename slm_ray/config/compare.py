@@ -1,0 +1,21 @@
+"""Settings of the job that compares two evaluated models and decides."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Comparison
+
+
+class CompareConfig(Comparison):
+    """One report with both models, or two reports over the same rows."""
+
+    report: str
+    other_report: str | None = None
+    validation_report: str | None = Field(
+        None, description="both models on other rows: chooses the share that the SLM may take, checked on `report`"
+    )
+    llm: str
+    slm: str
+    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
+    out: str | None = Field(None, description="where the comparison goes as JSON; beside `report` when not set")

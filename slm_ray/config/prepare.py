@@ -1,0 +1,17 @@
+"""Settings of the job that makes train, validation and test rows of a source."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Source
+
+
+class PrepareConfig(Source):
+    """Task rows in, examples with stable ids and three splits out."""
+
+    out_dir: str = Field(
+        description="folder for train.jsonl, validation.jsonl, test.jsonl, track.yaml and prepare.json"
+    )
+    base: str | None = Field(None, description="folder or hub name of the base whose tokens max_tokens counts")
+    seed: int = 42

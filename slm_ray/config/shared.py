@@ -1,0 +1,252 @@
+"""The settings that several jobs share: one frozen model each, used wherever the same thing is configured.
+
+Strangers write these files, so unknown keys are refused, and so is what cannot be meant: an infinite number, a NUL byte
+in a text, a resource that is nothing. Secrets are never settings: keys are read from the environment at the edge.
+`tests/unit/knobs.txt` holds the whole surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+WIDEST_DELTA = 0.2
+Rule = Literal["paired", "point"]
+Format = Literal[
+    "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled"
+]  # fmt: skip
+
+
+class Config(BaseModel):
+    """The parent of every config: frozen, closed to unknown keys, without infinities and NUL bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _without_nul(cls, value: Any) -> Any:
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError("a text holds a NUL byte, which no file name and no model may; remove it")
+        return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in a value; nested configs have looked after their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+def _reservable(resources: dict[str, float]) -> dict[str, float]:
+    for name, amount in resources.items():
+        if not name or amount <= 0:
+            raise ValueError(
+                f"{name or '(no name)'}: {amount:g} is no amount to reserve; leave it out or set it above 0"
+            )
+        if amount > 1 and amount != int(amount):
+            raise ValueError(f"{name}: {amount:g} is above 1 and no whole number; Ray shares out parts of one only")
+    return resources
+
+
+Resources = Annotated[dict[str, float], AfterValidator(_reservable)]
+
+
+class Generation(Config):
+    """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
+
+    max_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    seed: int = 42
+    timeout_s: float = Field(120.0, gt=0)
+    max_attempts: int = Field(8, ge=1, description="calls per row that may fail; a rate limit (429) is not counted")
+    retry_deadline_s: float = Field(3600.0, gt=0, description="how long one row is tried again, waits included")
+    concurrency: int = Field(16, ge=1, description="calls in flight per model, answers not yet on disk included")
+    stream: bool = Field(False, description="stream the answers: measures the time to the first token")
+    logprobs: bool = Field(False, description="ask for token log-probabilities: the SLM's confidence per row")
+
+
+class Requests(Config):
+    """How a run asks its models, and the most that this may cost."""
+
+    generation: Generation = Generation()
+    shards: int = Field(1, ge=1, description="Ray actors per model that share its calls in flight")
+    shard_resources: Resources = Field({"CPU": 0.1}, description="what each of them reserves")
+    max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
+    max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
+    max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
+    prices: str = Field("data/prices.yaml", description="USD per million tokens by model name, for max_cost_usd")
+    no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
+
+
+class Evaluation(Requests):
+    """How models are evaluated, whatever the rows."""
+
+    repeats: int = Field(
+        1, ge=1, description="how often every row is asked; figures are of the first time, noise of all"
+    )
+    max_failed_share: float = Field(
+        0.02, ge=0, le=1, description="of a model's rows, how many may have failed calls; above it nothing was measured"
+    )
+    encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+
+
+class Declaration(Config):
+    """The rule and the margin of a verdict, as they can be declared before a run's first call."""
+
+    rule: Rule = Field("paired", description="bound on the paired difference, or no interval (point)")
+    delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
+    force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Declaration:
+        if self.delta > WIDEST_DELTA and not self.force_delta:
+            raise ValueError(
+                f"delta {self.delta:g} lets an SLM pass that is that much worse; the widest is {WIDEST_DELTA:g}, or set"
+                " force_delta: true"
+            )
+        return self
+
+
+class Cost(Config):
+    """What models cost per token and what the machine costs that serves the SLM."""
+
+    prices: str = Field("data/prices.yaml", description="dated prices, USD per million tokens by model name")
+    llm_price_as: str | None = Field(
+        None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
+    )
+    machine: str = Field(
+        "RTX 3090 (24 GB), on demand", description="what `hourly_usd` rents; only named, not looked up"
+    )
+    hourly_usd: float = Field(
+        0.39,
+        gt=0,
+        description="USD per hour of the machine that serves the SLM; source of the default: data/prices.yaml",
+    )
+    utilisation: float = Field(
+        0.5, gt=0, le=1, description="share of the rented time in which it has requests to serve"
+    )
+
+
+class Comparison(Declaration):
+    """How two models are compared: the declared rule and margin, and what else has to hold."""
+
+    guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
+    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
+    min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
+    cost: Cost = Cost()
+
+
+class Curation(Config):
+    """Which rows are left out, in this order, each step counted. Nothing but equal rows is, unless asked."""
+
+    duplicates: Literal["refuse", "exact", "near"] = Field(
+        "refuse", description="equal rows are a fault, or are dropped; `near` drops rows that say almost the same too"
+    )
+    prompt_words: tuple[int, int | None] = Field((0, None), description="fewest and most words")
+    target_words: tuple[int, int | None] = Field((0, None), description="fewest and most words")
+    drop_cut: bool = Field(False, description="leave out answers that stop in the middle")
+    drop_refusals: bool = Field(False, description="leave out answers that decline, in English")
+    scripts: tuple[str, ...] = Field((), description="the writing systems to keep, such as latin; all when empty")
+    cap: int | None = Field(None, ge=1, description="most rows of a class")
+    balance: float | None = Field(None, ge=1, description="most rows of a class, in times of the smallest class")
+    class_tag: str | None = Field(None, description="the tag whose values are the classes; the answer when not set")
+    max_tokens: int | None = Field(None, ge=16, description="tokens of prompt and answer; a longer row is a bad row")
+    order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
+
+
+class Source(Config):
+    """One track's rows: where they are, what is done with bad ones, and how they are split."""
+
+    track: str = Field("structured", description="a track's name, or the path of its YAML file")
+    source: str | dict[str, float] = Field(
+        description="file, folder, URI or hf:NAME; or several of them, each with its weight"
+    )
+    validation_source: str | None = Field(None, description="where validation rows are, when not drawn from `source`")
+    test_source: str | None = Field(None, description="where test rows are, when not drawn from `source`")
+    format: Format = Field("auto", description="told from each row's keys, or named")
+    validation_rows: int | None = Field(60, ge=1, description="how many; all of `validation_source` when null")
+    test_rows: int | None = Field(100, ge=1, description="how many; all of `test_source` when null")
+    train_rows: int | None = Field(None, ge=1, description="how many; all that are left when not set")
+    keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
+    stratify: str | None = Field(None, description="a tag, such as tool or label, whose values every split gets alike")
+    separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
+    few_shot: int = Field(
+        0,
+        ge=0,
+        description="similar training rows in front of each training prompt, for an adapter that is asked so too",
+    )
+    skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
+    max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
+    parallel_threshold_bytes: int | None = Field(
+        64 * 2**20,
+        ge=0,
+        description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
+    )
+    curation: Curation = Curation()
+
+
+class Lora(Config):
+    """LoRA as in PEFT; all linear layers of Llama-like models by default."""
+
+    rank: int = Field(32, ge=1)
+    alpha: int = Field(64, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Workers(Config):
+    """One training group: its size and what each worker holds. On GPUs: `per_worker: {GPU: 1}`."""
+
+    count: int = Field(2, ge=1)
+    per_worker: Resources = Field({"CPU": 1})
+    threads: int = Field(1, ge=1, description="torch threads per worker on CPU")
+    max_failures: int = Field(2, ge=0)
+
+
+class Recipe(Config):
+    """How a QLoRA adapter is trained: base in NF4 (double quantisation), loss on the answer only."""
+
+    lora: Lora = Lora()
+    workers: Workers = Workers()
+    quantization: Literal["nf4", "none"] = "nf4"
+    epochs: float = Field(3.0, gt=0)
+    per_device_batch: int = Field(2, ge=1)
+    gradient_accumulation: int = Field(4, ge=1)
+    learning_rate: float = Field(2e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_steps: int = Field(10, ge=0)
+    weight_decay: float = Field(0.01, ge=0)
+    optimizer: str = Field("adamw_8bit", description="a transformers optimizer name")
+    max_length: int = Field(2048, ge=16, description="tokens; a longer row is refused")
+    checkpoint_steps: int = Field(50, ge=1)
+    seed: int = 42
+
+
+class Search(Config):
+    """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run scored on validation rows."""
+
+    learning_rates: tuple[float, ...] = (1e-4, 5e-4)
+    ranks: tuple[int, ...] = (16, 32)
+    trials: int = Field(4, ge=1)
+    train_rows: int | None = Field(None, ge=1, description="training rows per trial; all when not set")
+    validation_rows: int = Field(30, ge=1)
+    epochs: float = Field(1.0, gt=0)
+
+
+class Serving(Config):
+    """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
+
+    config: str = "serve_configs/cpu_tiny.yaml"
+    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
+    name: str = Field("tiny-base", description="the model name that clients send")
+    adapters_dir: str = "runs/adapters"
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=1, le=65535)
+    keep_alive: bool = Field(False, description="leave the endpoint up when the job ends")
