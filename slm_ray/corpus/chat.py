@@ -108,10 +108,10 @@ def _exchange(row: Mapping[str, Any], key: str, shape: Shape, track: Track) -> E
     question, answer = _final_answer(turns, key)
     if len(calls) > 1:
         raise many_calls(len(calls), f"{key}[{len(raw) - 1}]")
-    turns = _with_tools(checked(question), tools_of(row), track)
+    shown = _with_tools(checked(question), tools_of(row), track)
     if not calls:
-        return Exchange(turns=turns, target=answer)
-    return Exchange(turns=turns, target=answer, tags={"tool": calls[0].name})
+        return Exchange(turns=shown, target=answer)
+    return Exchange(turns=shown, target=answer, tags={"tool": calls[0].name})
 
 
 def _turn(

@@ -5,10 +5,10 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from slm_ray.corpus.letters import SCRIPTS, scripts, words
-from slm_ray.corpus.step import Step, sift
 
 from slm_ray.corpus import filters
+from slm_ray.corpus.filters import Step, filter_rows
+from slm_ray.corpus.unicode_text import SCRIPTS, scripts, words
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Message, Prompt
 
@@ -25,7 +25,7 @@ def kept(step, answers):
 @given(st.lists(st.integers(0, 9)))
 def test_sift_loses_nothing_and_counts_every_reason(numbers):
     rows = [example(str(number)) for number in numbers]
-    found, step = sift("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
+    found, step = filter_rows("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
     assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
     assert (step.kept, step.dropped) == (len(found), len(numbers) - len(found))
     counts = [int(part.rsplit(": ", 1)[1]) for part in step.note.split(", ") if part]

@@ -150,3 +150,10 @@ def test_all_bad_rows_are_collected_and_the_first_five_listed():
 def test_an_empty_file_is_refused(lines):
     with pytest.raises(DataError, match=r"rows\.jsonl: there are no rows"):
         read(*lines)
+
+
+def test_a_group_comes_back_as_a_text_and_an_example_is_written_with_it():
+    example = only({"prompt": "hi", "completion": "ho", "group": 7})
+    assert (example.group, only({"prompt": "hi", "completion": "ho"}).group) == ("7", None)
+    assert as_row(example)["group"] == "7"
+    assert only(as_row(example)) == example

@@ -24,7 +24,7 @@ def run(tmp_path: Path, name: str, **settings: Any) -> Prepared:
                               {"role": "assistant", "content": "two"}]})  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "source": str(tmp_path / "rows.jsonl")} | settings
-    return prepare(PrepareConfig(out_dir=str(tmp_path / name), **given), count=len_in_words)
+    return prepare(PrepareConfig(out_dir=str(tmp_path / name), **given), token_counter=len_in_words)
 
 
 def len_in_words(example: Example) -> int:
