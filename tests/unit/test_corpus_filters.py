@@ -194,3 +194,10 @@ def test_scripts_are_told_by_block(text, script):
 )
 def test_words_of_every_script(text, count):
     assert len(words(text)) == count
+
+
+def test_scripts_are_those_of_unicode_also_outside_the_first_blocks():
+    assert scripts("Ꭓ𝼀 ﬁ Å ǆ") == {"latin": 5}
+    assert scripts("ㇰ 𛀁 ﾊ") == {"katakana": 2, "hiragana": 1}
+    assert scripts("コーヒー") == {"katakana": 2}  # ー is of hiragana and katakana alike
+    assert scripts("𞤀") == {"other": 1}

@@ -60,6 +60,7 @@ OWNERS = {
     "jsonschema": {"scoring"},
     "msgspec": {"corpus", "prepare"},
     "rapidfuzz": {"scoring"},
+    "regex": {"corpus"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},
 }
