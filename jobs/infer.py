@@ -5,7 +5,7 @@ from pathlib import Path
 
 from slm_ray.command import run
 from slm_ray.config import InferConfig
-from slm_ray.evaluation.once import parsed, prepare
+from slm_ray.evaluation.infer import parsed, prepare
 from slm_ray.types import Prompt
 
 TOKENIZER = "data/tiny_base"

@@ -1,18 +1,17 @@
 """Make the project's own task data (xLAM's format) from the catalogue of tools, the same bytes for the same seed."""
 
-import yaml
-
 from slm_ray import storage
 from slm_ray.command import run
 from slm_ray.config import TasksConfig
 from slm_ray.corpus.synthesize import rows_text, synthesize
 from slm_ray.errors import DataError
+from slm_ray.yaml_file import read_yaml
 
 
 def main(config: TasksConfig) -> None:
     try:
-        rows = synthesize(yaml.safe_load(storage.read_text(config.catalogue)), config.rows, config.seed)
-    except (ValueError, yaml.YAMLError) as error:
+        rows = synthesize(read_yaml(config.catalogue, what="catalogue"), config.rows, config.seed)
+    except ValueError as error:
         raise DataError(f"{config.catalogue}: {error}") from None
     storage.write_text(config.out, rows_text(rows))
     print(f"{len(rows)} rows  {config.out}")

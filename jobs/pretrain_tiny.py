@@ -1,16 +1,15 @@
 """Rebuild the tiny base model that the repository ships (about half an hour on two cores)."""
 
-import yaml
 from rich.progress import Progress
 
-from slm_ray import storage
 from slm_ray.command import run
 from slm_ray.config import PretrainConfig
 from slm_ray.training.pretrain import pretrain
+from slm_ray.yaml_file import read_yaml
 
 
 def main(config: PretrainConfig) -> None:
-    lexicon = yaml.safe_load(storage.read_text(config.lexicon))
+    lexicon = read_yaml(config.lexicon, what="lexicon")
     with Progress() as progress:
         bar = progress.add_task("pretraining", total=config.tokens)
 

@@ -108,6 +108,7 @@ def _knobs(kind: type[BaseModel], prefix: str = "", given: BaseModel | None = No
             else field.get_default(call_default_factory=True)
         )
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            lines += [f"  {prefix}{name}: {field.description}"] if field.description else []
             lines.append(_knobs(annotation, f"{prefix}{name}.", value))
             continue
         default = "required" if field.is_required() and given is None else repr(value)

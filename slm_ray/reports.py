@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost, Declaration
 from slm_ray.corpus import read
@@ -28,6 +26,7 @@ from slm_ray.verdict.decide import decide, declared_words, verdict_text
 from slm_ray.verdict.partial import Prices, partial_of
 from slm_ray.verdict.prices import PriceList, price_list
 from slm_ray.verdict.words import cost_text, partial_text
+from slm_ray.yaml_file import read_yaml
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -123,11 +122,7 @@ def load_prices(config: Cost) -> PriceList:
     if config.prices == Cost().prices and not Path(config.prices).exists():
         prices = PriceList(as_of=f"never: no {config.prices} here", models={})
     else:
-        try:
-            tree: Any = yaml.safe_load(storage.read_text(config.prices))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{config.prices}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-        prices = price_list(tree, where=config.prices)
+        prices = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
     if config.llm_price_as is not None and config.llm_price_as not in prices.models:
         raise ConfigError(
             f"cost.llm_price_as: no price for {config.llm_price_as!r} in {config.prices}:"
@@ -173,7 +168,7 @@ def _joined(
 def _asked(path: str, report: Mapping[str, Any], rows: list[dict[str, Any]], urls: Mapping[str, str]) -> Asked:
     """The evaluation with what the run's own config, where there is one, says of how it was asked."""
     file = _folder(path) / CONFIG
-    plain: Any = yaml.safe_load(storage.read_text(file)) if file.is_file() else {}
+    plain: Any = read_yaml(file, what="config") if file.is_file() else {}
     concurrency = (plain.get("generation") or {}).get("concurrency")
     served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
     return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})

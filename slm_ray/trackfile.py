@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slm_ray import storage
 from slm_ray.corpus.tracks import TRACKS, Track, defined, definition, track
-from slm_ray.errors import ConfigError, DataError, choices
+from slm_ray.errors import ConfigError, choices
 from slm_ray.scoring.run import check, metrics, row_metrics
+from slm_ray.yaml_file import read_yaml_mapping
 
 TRACK_FILE = "track.yaml"
 _SUFFIXES = (".yaml", ".yml")
@@ -72,7 +73,7 @@ def write_track(folder: str | Path, found: Track) -> None:
 
 
 def _read(path: Path) -> Track:
-    tree = _tree(path)
+    tree = read_yaml_mapping(path, what="track")
     extends = tree.get("extends")
     if extends is not None:
         if extends not in TRACKS:
@@ -87,20 +88,6 @@ def _read(path: Path) -> Track:
         found = defined({**definition(found), "core": [found.primary]})
     _check(path, found)
     return found
-
-
-def _tree(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(storage.read_text(path))
-    except DataError as error:
-        raise ConfigError(str(error)) from None
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where is not None else ""
-        raise ConfigError(f"{path}{line}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a track is a mapping of keys to values, not {type(tree).__name__}")
-    return tree
 
 
 def _check(path: Path, found: Track) -> None:

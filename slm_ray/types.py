@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 Role = Literal["system", "user", "assistant"]
 FailureKind = Literal["refused", "truncated", "invalid", "error"]
 Action = Literal["swap", "fine_tune", "inconclusive"]
+Billing = Literal["tokens", "machine", "none"]
 
 _TINY = 1e-9
 
@@ -81,9 +82,9 @@ class Completion:
     """A model's answer to one prompt: `text` or `failure`, never both and never neither.
 
     `latency_s` is the client's wall time of the last attempt; `served_by` is the model name that the answer itself
-    states (a stand-in says so there); `attempts` counts calls made, retries included, and `unheard` those among them that
-    were sent and never answered, so that they may have been billed. `first_token_s` is known for streamed answers only;
-    `logprob` is the mean token log-probability where it was asked for.
+    states (a stand-in says so there); `attempts` counts calls made, retries included, and `possibly_billed` those among
+    them that were sent and never answered. `first_token_s` is known for streamed answers only; `logprob` is the mean
+    token log-probability where it was asked for.
     """
 
     text: str | None = None
@@ -94,11 +95,31 @@ class Completion:
     attempts: int = 1
     first_token_s: float | None = None
     logprob: float | None = None
-    unheard: int = 0
+    possibly_billed: int = 0
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.failure is None):
             raise ValueError("a Completion has a text or a failure, exactly one of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What a model's provider knows of it, decided once, so that nobody else reads a spec.
+
+    `model` is the name that a price list knows it by and `adapter` the id of a served adapter, None where there is none.
+    `host` is the machine that reads the prompts; None: they leave no process. `billing` is how calls are paid for: by the
+    `tokens`, by the time of a `machine` of one's own, or not at all (`none`). `demonstrations` counts the examples put in
+    front of each question. `stand_in` is told from answers alone, so a provider leaves it False.
+    """
+
+    spec: str
+    kind: str
+    model: str | None
+    host: str | None
+    billing: Billing
+    adapter: str | None = None
+    demonstrations: int = 0
+    stand_in: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from slm_ray.errors import ConfigError, choices
+from slm_ray.yaml_file import parse_yaml, read_yaml_mapping
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -22,7 +23,7 @@ def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
 
     Raises ConfigError for a missing or malformed file, an unknown key, or a value of the wrong type.
     """
-    tree = _read(Path(path))
+    tree = read_yaml_mapping(path, what="config")
     for override in overrides:
         _apply(tree, override)
     try:
@@ -36,26 +37,12 @@ def dump(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}; give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f":{where.line + 1}" if where is not None else ""
-        raise ConfigError(f"{path}{line}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a config is a mapping of keys to values, not {type(tree).__name__}")
-    return tree
-
-
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
         raise ConfigError(f"--set {override!r}: write it as key=value, for example --set generation.seed=7")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override!r}: the value is not YAML; quote it") from None
     *parents, last = key.strip().split(".")

@@ -95,6 +95,7 @@ class Evaluation(Requests):
         0.02, ge=0, le=1, description="of a model's rows, how many may have failed calls; above it nothing was measured"
     )
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
+    encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the targets weigh more")
 
 
 class Declaration(Config):

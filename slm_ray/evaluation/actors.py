@@ -29,8 +29,8 @@ from slm_ray.evaluation.plan import Arm
 from slm_ray.evaluation.speed import Speed
 from slm_ray.evaluation.worker import LIVES, Journals, Worker, crew, terms_of
 from slm_ray.ledger import Part
-from slm_ray.models import address
-from slm_ray.models.pace import Pace
+from slm_ray.providers import address
+from slm_ray.providers.pace import Pace
 
 _TICK_S = 0.5
 _START_TIMEOUT_S = 180.0

@@ -16,8 +16,8 @@ from slm_ray.config import Generation
 from slm_ray.evaluation.ahead import AskingAhead
 from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.ledger import Journal, Part
-from slm_ray.models import open_model
-from slm_ray.models.pace import Gate, Limit, News
+from slm_ray.providers import open_model
+from slm_ray.providers.pace import Gate, Limit, News
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Prompt
-from slm_ray.verdict.prices import Price, PriceList, price_list, price_of
+from slm_ray.verdict.prices import Price, price_list, price_of
+from slm_ray.yaml_file import read_yaml
 
 PAID = ("azure", "openai")
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
@@ -89,19 +88,19 @@ class Budget:
         return Spent(calls=1, tokens=asked + answered, usd=self._price(spec).usd(asked, answered))
 
     def billed(self, spec: str, prompt: Prompt, completion: Completion) -> Spent:
-        """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
-        unheard = self.worst(spec, prompt).times(completion.unheard)
+        """What a row has cost: the usage it states (the worst where an answer states none), and its possibly billed attempts."""
+        possibly_billed = self.worst(spec, prompt).times(completion.possibly_billed)
         usage, failure = completion.usage, completion.failure
         heard = failure is None or failure.kind != "error"
         calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens
             usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            return unheard + calls + Spent(tokens=tokens, usd=usd)
+            return possibly_billed + calls + Spent(tokens=tokens, usd=usd)
         if not heard:
-            return unheard  # an endpoint that says no bills nothing
+            return possibly_billed  # an endpoint that says no bills nothing
         worst = self.worst(spec, prompt)
-        return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
+        return possibly_billed + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 
     def release(self, key: str) -> None:
         """Hold nothing any more for a row that was handed out: it was not asked, or its cost is known."""
@@ -132,7 +131,7 @@ def prices_of(config: EvaluateConfig, names: Mapping[str, str]) -> dict[str, Pri
     """
     if not names or (config.max_cost_usd is None and not Path(config.prices).is_file()):
         return {}
-    listed = _read(config.prices)
+    listed = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
     found = {spec: price_of(listed, name) for spec, name in names.items()}
     missing = [f"{spec} ({names[spec]})" for spec, price in found.items() if price is None]
     if missing and config.max_cost_usd is not None:
@@ -141,13 +140,3 @@ def prices_of(config: EvaluateConfig, names: Mapping[str, str]) -> dict[str, Pri
             f"{', '.join(listed.models)}; add it there, or limit max_calls or max_tokens_total instead"
         )
     return {spec: price for spec, price in found.items() if price is not None}
-
-
-def _read(path: str) -> PriceList:
-    try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the prices {path}: {error.strerror}; give the path of a price file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML ({str(error).splitlines()[0]}); fix the syntax") from None
-    return price_list(tree, where=path)

@@ -18,13 +18,13 @@ from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError
-from slm_ray.evaluation.arms import Shots, open_shots, split_shots
+from slm_ray.evaluation.few_shot import Shots, open_shots, split_shots
 from slm_ray.evaluation.generate import Question
 from slm_ray.ledger import Ledger, Planned, finished
 from slm_ray.ledger import key as ledger_key
-from slm_ray.models import check_spec, identity, needed_environment, split_spec
-from slm_ray.models.recorded import RecordedModel
-from slm_ray.models.request import request_body
+from slm_ray.providers import check_spec, identity, needed_environment, split_spec
+from slm_ray.providers.recorded import RecordedModel
+from slm_ray.providers.request import request_body
 from slm_ray.storage import file_digest, read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Example, Prompt

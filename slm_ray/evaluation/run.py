@@ -20,9 +20,9 @@ from typing import Any
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.encoders import similar_by
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.evaluation.arms import split_shots
 from slm_ray.evaluation.book import Book, pending_in
 from slm_ray.evaluation.budget import PAID, Budget, prices_of
+from slm_ray.evaluation.few_shot import split_shots
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
@@ -31,7 +31,7 @@ from slm_ray.evaluation.score import write_report
 from slm_ray.evaluation.trust import commands
 from slm_ray.executor import RayExecutor
 from slm_ray.ledger import Ledger, bring_in
-from slm_ray.models import identity, split_spec
+from slm_ray.providers import identity, split_spec
 from slm_ray.reports import declare
 from slm_ray.scoring import score_all
 from slm_ray.storage import lock, write_text
@@ -59,7 +59,7 @@ def evaluate(
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, _paid(config, environment))
     executor = RayExecutor()
-    similar = similar_by(config.encoder, idf=False, executor=executor) if config.encoder else None
+    similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
         write_text(run_dir / CONFIG, dump(config))

@@ -31,7 +31,7 @@ COLUMNS = {
     "spec": "string", "repeat": "int32", "example_id": "string", "key": "string", "outcome": "string", "text": "string",
     "reason": "string", "status": "int32", "latency_s": "double", "first_token_s": "double", "logprob": "double",
     "prompt_tokens": "int64", "completion_tokens": "int64", "cached_tokens": "int64", "attempts": "int32",
-    "unheard": "int32", "served_by": "string", "answered_ns": "int64",
+    "possibly_billed": "int32", "served_by": "string", "answered_ns": "int64",
 }  # fmt: skip
 
 
@@ -98,5 +98,5 @@ def _columns(entry: Entry, repeat: int) -> tuple[Any, ...]:
     return (
         entry.spec, repeat, entry.example_id, entry.key, outcome(answer), answer.text, failure and failure.reason,
         failure and failure.status, answer.latency_s, answer.first_token_s, answer.logprob,
-        *(tokens or (None, None, None)), answer.attempts, answer.unheard, answer.served_by, entry.answered_ns,
+        *(tokens or (None, None, None)), answer.attempts, answer.possibly_billed, answer.served_by, entry.answered_ns,
     )  # fmt: skip

@@ -32,7 +32,7 @@ def trust(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> dict[str, Any]:
     attempts = unheard = 0
     for entry in ledger.history(plan.id):
         attempts += entry.completion.attempts
-        unheard += entry.completion.unheard
+        unheard += entry.completion.possibly_billed
     last = _last(plan, ledger)
     return {
         "rows_in": len(plan.examples),

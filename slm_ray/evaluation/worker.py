@@ -17,7 +17,7 @@ from slm_ray.evaluation.asker import Asker, Opened, Terms
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.plan import Arm
 from slm_ray.ledger import Part, given_up, parts
-from slm_ray.models.pace import Limit, Pace
+from slm_ray.providers.pace import Limit, Pace
 
 LIVES = 3
 _END_S = 10.0  # within which a dead actor's process must be gone

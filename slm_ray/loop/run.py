@@ -34,8 +34,8 @@ from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import write_result
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
-from slm_ray.models import check_spec
 from slm_ray.prepare import TokenCounter, prepare
+from slm_ray.providers import check_spec
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all

@@ -14,12 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray.adapters import base_fingerprint
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.serving.access import key_digest
+from slm_ray.yaml_file import read_yaml
 
 KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
@@ -114,14 +113,11 @@ def _cpus(deployment: Mapping[str, Any]) -> float:
 
 
 def _filled(config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
-    path = Path(config.config)
-    try:
-        serving = yaml.safe_load(path.read_text(encoding="utf-8"))
-        (model,) = serving["llm_configs"]
-    except OSError as error:
-        raise ConfigError(f"cannot read serving.config {path}: {error.strerror}; give a Ray Serve LLM file") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, UnicodeDecodeError):
-        raise ConfigError(f"{path} is no Ray Serve LLM file with exactly one entry under llm_configs") from None
+    serving = read_yaml(config.config, what="Ray Serve LLM file")
+    models = serving.get("llm_configs") if isinstance(serving, dict) else None
+    if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
+        raise ConfigError(f"{config.config} is no Ray Serve LLM file with exactly one entry under llm_configs")
+    model = models[0]
     loading = {**(model.get("model_loading_config") or {}), "model_id": config.name, "model_source": base}
     extras = {**(model.get("experimental_configs") or {}), "adapters_dir": adapters_dir}
     return {**serving, "llm_configs": [{**model, "model_loading_config": loading, "experimental_configs": extras}]}

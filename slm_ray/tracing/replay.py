@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.ledger import Entry, Ledger
@@ -25,6 +23,7 @@ from slm_ray.tracing.langfuse import Langfuse, disabled
 from slm_ray.tracing.lineage import lineage
 from slm_ray.tracing.patience import Patience, Problem
 from slm_ray.tracing.record import Run, evaluation
+from slm_ray.yaml_file import read_yaml
 
 LEDGER, REPORT, CONFIG = "ledger.sqlite", "report.json", "config.yaml"
 
@@ -122,5 +121,5 @@ def _matching(entries: list[Entry], answer: Mapping[str, Any], folder: Path, spe
 def _adapters_dir(folder: Path) -> str | None:
     if not (folder / CONFIG).is_file():
         return None
-    settings = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    settings = read_yaml(folder / CONFIG, what="config")
     return settings.get("adapters_dir") if isinstance(settings, dict) else None

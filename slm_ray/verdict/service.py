@@ -21,7 +21,7 @@ class Service:
     """Latencies are seconds over answered rows; usage includes failed calls that were billed."""
 
     def __init__(self) -> None:
-        self._rows = self._calls = self._unheard = 0
+        self._rows = self._calls = self._possibly_billed = 0
         self._latencies, self._firsts = array("d"), array("d")
         self._usage = Usage()
         self._served_by: set[str] = set()
@@ -32,7 +32,7 @@ class Service:
         """Count one answer."""
         self._rows += 1
         self._calls += answer.attempts
-        self._unheard += answer.unheard
+        self._possibly_billed += answer.possibly_billed
         if answer.text is not None and answer.latency_s is not None:
             self._latencies.append(answer.latency_s)
         if answer.text is not None and answer.first_token_s is not None:
@@ -55,7 +55,7 @@ class Service:
             "latency_s": _percentiles(self._latencies, 50, 95, 99),
             **({"first_token_s": _percentiles(self._firsts, 50, 95)} if self._firsts else {}),
             "usage": tokens(self._usage),
-            "attempts": {"calls": self._calls, "retried": self._calls - self._rows, "unheard": self._unheard},
+            "attempts": {"calls": self._calls, "retried": self._calls - self._rows, "unheard": self._possibly_billed},
             "failures": dict(sorted(self._failures.items())),
             **(
                 {"error_reasons": dict(sorted(self._reasons.items(), key=_commonest)[:_SHOWN])} if self._reasons else {}

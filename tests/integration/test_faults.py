@@ -93,7 +93,7 @@ def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster
         assert ledger.count() == 1000
 
 
-def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_answer_that_comes_too_late_counts_as_possibly_billed(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("fine", slow_first_s=5.0) as endpoint:
         config = settings(tmp_path, 100, endpoint, generation={"timeout_s": 3.0})
         report = evaluate(config, environment={})
@@ -101,8 +101,8 @@ def test_an_answer_that_comes_too_late_counts_as_unheard(ray_cluster: None, tmp_
         counts = endpoint.counts()
     assert model(report)["metrics"]["exact_match"] == 1.0
     assert {number for number, times in counts["billed"].items() if times == 2} == {"0", "50"}
-    unheard = told(tmp_path, config, "unheard")
-    assert {row: times for row, times in unheard.items() if times} == {"r0": 1, "r50": 1}
+    possibly_billed = told(tmp_path, config, "possibly_billed")
+    assert {row: times for row, times in possibly_billed.items() if times} == {"r0": 1, "r50": 1}
     assert sum(told(tmp_path, config, "attempts").values()) == sum(counts["billed"].values()) == 102
 
 

@@ -15,7 +15,7 @@ from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish
 
 from slm_ray.config import Generation
 from slm_ray.errors import ResourceError
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.serving import deploy, token_ids
 from slm_ray.types import Completion, Message, Prompt
 

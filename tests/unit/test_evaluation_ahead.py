@@ -27,8 +27,8 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.worker import Worker, terms_of
 from slm_ray.ledger import Answer, Journal, Ledger, Part, parts
-from slm_ray.models import open_model
-from slm_ray.models.pace import Gate, Limit, Pace
+from slm_ray.providers import open_model
+from slm_ray.providers.pace import Gate, Limit, Pace
 from slm_ray.types import Completion, Message, Prompt
 
 ROWS = [

@@ -57,9 +57,9 @@ def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
     [
         (Completion(text="x", usage=Usage(prompt_tokens=10, completion_tokens=5, cached_tokens=4)), 1, 15, 66e-6),
         (Completion(text="x"), 1, 150, 700e-6),  # no usage stated: the worst
-        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, unheard=1), 2, 10 + 150, 720e-6),
+        (Completion(text="x", usage=Usage(prompt_tokens=10), attempts=3, possibly_billed=1), 2, 10 + 150, 720e-6),
         (Completion(failure=Failure(kind="error", reason="429"), attempts=9), 0, 0, 0.0),
-        (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, unheard=3), 3, 450, 2100e-6),
+        (Completion(failure=Failure(kind="error", reason="time-out"), attempts=3, possibly_billed=3), 3, 450, 2100e-6),
         (Completion(failure=Failure(kind="refused", reason="filter")), 1, 150, 700e-6),
     ],
 )
@@ -108,14 +108,14 @@ def test_no_order_of_answers_passes_a_limit(
         if not flying:
             break
         at = flying.pop(0)
-        kind, attempts, unheard, prompt_tokens, completion_tokens = calls[at]
-        unheard = min(unheard, attempts - (kind != "error"))
-        heard = unheard < attempts  # usage is what an answer states
+        kind, attempts, possibly_billed, prompt_tokens, completion_tokens = calls[at]
+        possibly_billed = min(possibly_billed, attempts - (kind != "error"))
+        heard = possibly_billed < attempts  # usage is what an answer states
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) if heard else None
         failure = Failure(kind=kind, reason="x") if kind else None
         budget.settle(
             "azure:gpt", f"k{at}", PROMPT,
-            Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, unheard=unheard),
+            Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, possibly_billed=possibly_billed),
         )  # fmt: skip
         assert budget.spent.calls <= limit
         assert budget.spent.tokens <= limit * 100

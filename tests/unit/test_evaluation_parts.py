@@ -24,7 +24,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.standing import Gap, Standing
 from slm_ray.evaluation.table import summary
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.scoring import score
 from slm_ray.types import Completion, Failure, Message, Prompt
 from slm_ray.verdict.binary import bounds

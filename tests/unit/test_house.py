@@ -17,20 +17,20 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "config", "command", "ray_environment", "parallel"},
+    {"types", "errors", "parallel", "yaml_file", "config", "command", "ray_environment"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
-        "storage", "ledger", "adapters", "models", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
+        "storage", "ledger", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
     {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
-    ("ledger", "storage"), ("adapters", "storage"), ("models", "storage"), ("models", "trackfile"),
+    ("ledger", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
@@ -44,7 +44,7 @@ SIDEWAYS = {
 OWNERS = {
     "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop"},
     "grpc": {"cluster"},
-    "openai": {"models", "providers"},
+    "openai": {"providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
     "trl": {"training"},

@@ -18,7 +18,7 @@ from slm_ray.types import Completion, Failure, Usage
 def answer(number: int, text: str | None = "ja\u2028wohl") -> Answer:
     failure = None if text is not None else Failure(kind="error", reason="HTTP 500", status=500)
     usage = Usage(prompt_tokens=3, completion_tokens=1, cached_tokens=2)
-    completion = Completion(text=text, failure=failure, usage=usage, latency_s=0.25, attempts=2, unheard=1)
+    completion = Completion(text=text, failure=failure, usage=usage, latency_s=0.25, attempts=2, possibly_billed=1)
     return Answer(key=f"k{number}", example_id=f"r{number}", completion=completion, answered_ns=1000 + number)
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from slm_ray.models.floor import Floor
-from slm_ray.models.pace import FIRST_IN_FLIGHT, Gate, Limit, News, Pace
+from slm_ray.providers.floor import Floor
+from slm_ray.providers.pace import FIRST_IN_FLIGHT, Gate, Limit, News, Pace
 
 Server = Callable[[float], bool]
 

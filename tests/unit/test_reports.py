@@ -163,7 +163,7 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
     assert found.cost["arms"][LLM]["per_request_usd"] == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
     assert "prices as of 2026-02-03" in found.text() and "our contract of 2026" in found.text()
     mine.write_text("models: [")
-    with pytest.raises(ConfigError, match=r"mine\.yaml: not YAML"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml:1: not YAML"):
         load_prices(Cost(prices=str(mine)))
     monkeypatch.chdir(tmp_path)
     elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))

@@ -96,7 +96,7 @@ def test_unknown_names_and_absent_files_say_what_there_is(tmp_path: Path) -> Non
         ConfigError, match=r"unknown track 'structred': did you mean 'structured'.* or the path of a track"
     ):
         open_track("structred")
-    with pytest.raises(ConfigError, match=re.escape(f"cannot read {tmp_path / 'no.yaml'}")):
+    with pytest.raises(ConfigError, match=re.escape(f"cannot read the track {tmp_path / 'no.yaml'}")):
         open_track(str(tmp_path / "no.yaml"))
 
 

@@ -104,7 +104,7 @@ def test_a_missing_answer_is_no_report() -> None:
 def test_attempts_first_tokens_and_cached_tokens_are_summed_and_absent_where_unknown() -> None:
     streamed = {
         e.id: Completion(
-            text="{}", latency_s=1.0, first_token_s=0.1 * n, logprob=-0.5, attempts=n + 1, unheard=min(n, 2),
+            text="{}", latency_s=1.0, first_token_s=0.1 * n, logprob=-0.5, attempts=n + 1, possibly_billed=min(n, 2),
             usage=Usage(prompt_tokens=10, completion_tokens=2, cached_tokens=8),
         )
         for n, e in enumerate(EXAMPLES)

@@ -11,9 +11,9 @@ import pytest
 
 from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
-from slm_ray.models import address, check_spec, identity, needed_environment, open_model
-from slm_ray.models.recorded import RecordedModel
-from slm_ray.models.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
+from slm_ray.providers import address, check_spec, identity, needed_environment, open_model
+from slm_ray.providers.recorded import RecordedModel
+from slm_ray.providers.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
 from slm_ray.types import Completion, Example, Failure, Message, Model, Prompt
 
 AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "k", "AZURE_DEPLOYMENT": "d"}

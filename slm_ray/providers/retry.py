@@ -31,13 +31,13 @@ class TryAgain(Exception):
 
     def __init__(
         self, reason: str, *, status: int | None = None, wait_s: float | None = None,
-        unheard: bool = False, unconnected: bool = False,
+        possibly_billed: bool = False, unconnected: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(reason)
         self.reason = reason
         self.status = status
         self.wait_s = wait_s
-        self.unheard = unheard  # sent and never answered: maybe billed
+        self.possibly_billed = possibly_billed  # sent and never answered: maybe billed
         self.unconnected = unconnected  # no connection was made: nobody may be listening at all
 
 
@@ -47,7 +47,7 @@ class Tried(Generic[Answer]):
 
     result: Answer | TryAgain
     attempts: int
-    unheard: int
+    possibly_billed: int
 
 
 def passes(status: int) -> bool:
@@ -88,19 +88,19 @@ async def persist(
 ) -> Tried[Answer]:
     """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until patience is at its end."""
     started_s = time.monotonic()
-    attempts = failed = unheard = 0
+    attempts = failed = possibly_billed = 0
     while True:
         attempts += 1
         try:
-            return Tried(result=await call(), attempts=attempts, unheard=unheard)
+            return Tried(result=await call(), attempts=attempts, possibly_billed=possibly_billed)
         except TryAgain as failure:
             failed += failure.status != LIMITED
-            unheard += failure.unheard
+            possibly_billed += failure.possibly_billed
             wait_s = next_wait_s(failure, attempts)
             late = time.monotonic() + wait_s > started_s + retry_deadline_s
             if failed >= max_attempts() or late or (failure.wait_s or 0.0) > MAX_WAIT_S:
                 told = _named(failure, retry_deadline_s, late=late)
-                return Tried(result=told, attempts=attempts, unheard=unheard)
+                return Tried(result=told, attempts=attempts, possibly_billed=possibly_billed)
         await asyncio.sleep(wait_s)
 
 

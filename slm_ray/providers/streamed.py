@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from slm_ray.models.answer import Outcome, failed, read_answer, read_object
+from slm_ray.providers.answer import Outcome, failed, read_answer, read_object
 
 
 class StreamError(Exception):

@@ -25,7 +25,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from slm_ray.models.floor import JUDGED, Floor, Trial
+from slm_ray.providers.floor import JUDGED, Floor, Trial
 
 FIRST_IN_FLIGHT = 3  # a wrong key or name is found out at the cost of so many calls
 CUT = 0.8

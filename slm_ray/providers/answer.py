@@ -27,11 +27,11 @@ class Outcome:
     logprob: float | None = None
     first_token_s: float | None = None
 
-    def completion(self, *, latency_s: float, attempts: int, unheard: int) -> Completion:
+    def completion(self, *, latency_s: float, attempts: int, possibly_billed: int) -> Completion:
         """The finished record."""
         return Completion(
             text=self.text, failure=self.failure, usage=self.usage, served_by=self.served_by,
-            latency_s=round(latency_s, 6), attempts=attempts, unheard=unheard, logprob=self.logprob,
+            latency_s=round(latency_s, 6), attempts=attempts, possibly_billed=possibly_billed, logprob=self.logprob,
             first_token_s=None if self.first_token_s is None else round(self.first_token_s, 6),
         )  # fmt: skip
 

@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from slm_ray.config import Generation
-from slm_ray.models import open_model
-from slm_ray.models.transport import http_client
+from slm_ray.providers import open_model
+from slm_ray.providers.http_client import http_client
 from slm_ray.types import Completion, Message, Prompt
 
 PROMPTS = [Prompt(messages=(Message(role="user", content=text),)) for text in ("one", "two", "drei und dreißig")]

@@ -15,8 +15,8 @@ from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.evaluation.arms import open_shots, split_shots
-from slm_ray.models import check_spec, open_model, split_spec
+from slm_ray.evaluation.few_shot import open_shots, split_shots
+from slm_ray.providers import check_spec, open_model, split_spec
 from slm_ray.scoring import hermes, numeric, score, toolcall
 from slm_ray.scoring.strip import strip
 from slm_ray.storage import read_lines

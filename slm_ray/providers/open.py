@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, choices
-from slm_ray.models.pace import Gate
+from slm_ray.providers.pace import Gate
 from slm_ray.storage import file_digest
 from slm_ray.types import Model
 
@@ -58,7 +58,7 @@ def check_spec(spec: str, environment: Mapping[str, str]) -> None:
         case "recorded" if not Path(rest).is_file():
             raise DataError(f"{spec}: no such file; give the path of a JSONL file with a `prediction` per row")
         case "trivial":
-            from slm_ray.models.trivial import check
+            from slm_ray.providers.baseline import check
 
             check(rest)
 
@@ -72,28 +72,30 @@ def open_model(
     kind, rest = split_spec(spec)
     match kind:
         case "served":
-            from slm_ray.models.served import served  # the client library takes a second to import: only when asked for
+            from slm_ray.providers.chat import (
+                served,  # the client library takes a second to import: only when asked for
+            )
 
             return served(spec, rest, endpoint, generation, environment, gate)
         case "openai":
-            from slm_ray.models.served import elsewhere
+            from slm_ray.providers.chat import elsewhere
 
             name, url = _openai_parts(rest)
             return elsewhere(spec, name, url, generation, environment, gate)
         case "azure":
-            from slm_ray.models.azure import azure
+            from slm_ray.providers.azure import azure
 
             return azure(spec, _deployment(rest, environment), generation, environment, gate)
         case "recorded":
-            from slm_ray.models.recorded import RecordedModel
+            from slm_ray.providers.recorded import RecordedModel
 
             return RecordedModel(spec=spec, path=rest)
         case "trivial":
-            from slm_ray.models.trivial import opened
+            from slm_ray.providers.baseline import opened
 
             return opened(rest)
         case _:
-            from slm_ray.models.fake import FakeModel
+            from slm_ray.providers.fake import FakeModel
 
             return FakeModel(spec=spec, says=rest)
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from slm_ray.config import Generation
 from slm_ray.errors import ModelError
-from slm_ray.models.pace import Gate
-from slm_ray.models.served import ChatModel
-from slm_ray.models.transport import AzureClient, http_client
+from slm_ray.providers.chat import ChatModel
+from slm_ray.providers.http_client import AzureClient, http_client
+from slm_ray.providers.pace import Gate
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
 REQUIRED = ("AZURE_ENDPOINT", "AZURE_API_KEY")
@@ -48,7 +48,7 @@ class AzureModel(ChatModel):
             f"address without a path, AZURE_API_VERSION one that it knows (default {DEFAULT_API_VERSION})"
         )
 
-    def unheard_fix(self) -> str:
+    def no_connection_fix(self) -> str:
         """No connection at all."""
         return "correct AZURE_ENDPOINT or the network"
 

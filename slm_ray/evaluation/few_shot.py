@@ -14,8 +14,8 @@ from slm_ray.corpus.leakage import question_hash, question_hashes
 from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import ConfigError
-from slm_ray.models import split_spec
-from slm_ray.models.trivial import with_pool
+from slm_ray.providers import split_spec
+from slm_ray.providers.baseline import with_pool
 from slm_ray.storage import read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Example, Prompt

@@ -15,11 +15,11 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.evaluation.arms import split_shots
+from slm_ray.evaluation.few_shot import split_shots
 from slm_ray.evaluation.plan import Arm, Plan, plan
 from slm_ray.ledger import Ledger
 from slm_ray.ledger import key as ledger_key
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.types import Completion
 
 TASKS = ["book a table for two", "book a table for nine", "play some jazz music", "play some rock music"]

@@ -10,7 +10,7 @@ import pytest
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
 from slm_ray.config import Generation
-from slm_ray.models import open_model
+from slm_ray.providers import open_model
 from slm_ray.types import Completion, Message, Prompt, Usage
 
 PROMPT = Prompt(messages=(Message(role="user", content="hi"),))
@@ -95,7 +95,7 @@ def test_a_broken_stream_is_data(parts: Sequence[bytes], kind: str | None, says:
 
 
 @pytest.mark.parametrize(
-    ("first", "unheard"),
+    ("first", "possibly_billed"),
     [
         (streamed(chunk("half"), reset=True), 1),
         (streamed(chunk("half"), chunked=False), 1),
@@ -106,10 +106,10 @@ def test_a_broken_stream_is_data(parts: Sequence[bytes], kind: str | None, says:
         (error(503), 0),
     ],
 )
-def test_a_stream_that_fails_is_asked_again(first: Reply, unheard: int) -> None:
+def test_a_stream_that_fails_is_asked_again(first: Reply, possibly_billed: int) -> None:
     def script(request: Request) -> Reply:
         return streamed(chunk("ok"), chunk(None, finish="stop"), DONE) if request.nth else first
 
     with ChatServer(script) as server:
         completion = ask("served:m", server.url, timeout_s=2.5)
-    assert (completion.text, completion.attempts, completion.unheard) == ("ok", 2, unheard)
+    assert (completion.text, completion.attempts, completion.possibly_billed) == ("ok", 2, possibly_billed)

@@ -20,12 +20,12 @@ from openai._models import FinalRequestOptions
 
 from slm_ray.config import Generation
 from slm_ray.errors import ModelError, choices
-from slm_ray.models.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
-from slm_ray.models.pace import Gate
-from slm_ray.models.request import request_body
-from slm_ray.models.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
-from slm_ray.models.streamed import StreamError, read_stream
-from slm_ray.models.transport import CONNECTION_ERRORS, Client, broken, http_client
+from slm_ray.providers.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
+from slm_ray.providers.http_client import CONNECTION_ERRORS, Client, broken, http_client
+from slm_ray.providers.pace import Gate
+from slm_ray.providers.request import request_body
+from slm_ray.providers.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
+from slm_ray.providers.streamed import StreamError, read_stream
 from slm_ray.types import Completion, Failure, Prompt
 
 _FIRST_ATTEMPTS = 4
@@ -78,7 +78,7 @@ class ChatModel:
         settings = self._generation
         tried = await persist(attempt, max_attempts=self._allowed, retry_deadline_s=settings.retry_deadline_s)
         result = self._given_up(tried.result) if isinstance(tried.result, TryAgain) else tried.result
-        return result.completion(latency_s=latency_s, attempts=tried.attempts, unheard=tried.unheard)
+        return result.completion(latency_s=latency_s, attempts=tried.attempts, possibly_billed=tried.possibly_billed)
 
     def _allowed(self) -> int:
         """An endpoint that never answered anything is given up sooner."""
@@ -108,14 +108,16 @@ class ChatModel:
         known = choices(self.name, served) if served else "list them with GET /v1/models"
         return ModelError(f"{self.url} serves no model {self.name!r} (HTTP 404: {message}); {known}")
 
-    def unheard_fix(self) -> str:
+    def no_connection_fix(self) -> str:
         """What to do when no connection can be made."""
         return "start the endpoint or correct its address"
 
     def _given_up(self, last: TryAgain) -> Outcome:
         """Rows fail one by one, but an endpoint that was never there would fail them all, slowly."""
         if last.unconnected and not self._heard:
-            raise ModelError(f"nothing answers at {self.url} for {self.spec} ({last.reason}); {self.unheard_fix()}")
+            raise ModelError(
+                f"nothing answers at {self.url} for {self.spec} ({last.reason}); {self.no_connection_fix()}"
+            )
         return Outcome(failure=Failure(kind="error", reason=last.reason, status=last.status))
 
     async def _attempt(self, prompt: Prompt, started_s: float) -> Outcome:
@@ -155,10 +157,10 @@ class ChatModel:
     def _broken(self, error: Exception) -> TryAgain:
         kind, words = broken(error)
         if kind == "late":
-            return TryAgain(f"no answer within {self._generation.timeout_s:g} s", unheard=True)
+            return TryAgain(f"no answer within {self._generation.timeout_s:g} s", possibly_billed=True)
         unconnected = kind == "unconnected"
         reason = f"connection failed: {one_line(self._hide(words))}"
-        return TryAgain(reason, unheard=not unconnected, unconnected=unconnected)
+        return TryAgain(reason, possibly_billed=not unconnected, unconnected=unconnected)
 
     async def _refused_call(self, status: int, code: str | None, message: str, wait_s: float | None = None) -> Outcome:
         self._heard = True
@@ -234,7 +236,9 @@ def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:
     """A body without a length that broke off looks like one that ended: it is asked for again."""
     invalid = outcome.failure is not None and outcome.failure.kind == "invalid"
     if invalid and "content-length" not in headers and "transfer-encoding" not in headers:
-        raise TryAgain("connection failed: it ended in the middle of an answer of no stated length", unheard=True)
+        raise TryAgain(
+            "connection failed: it ended in the middle of an answer of no stated length", possibly_billed=True
+        )
     return outcome
 
 

@@ -1,0 +1,16 @@
+"""What the loop hands on to its steps, without running any."""
+
+from pathlib import Path
+
+from slm_ray.config import LoopConfig, load
+from slm_ray.loop.run import Loop
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> None:
+    config = load(LoopConfig, ROOT / "jobs/loop.yaml", ["comparison.guardrails=[json_valid]", "comparison.delta=0.1"])
+    loop = Loop(config, {})
+    validation, test = loop.comparison("validation"), loop.comparison("test")
+    assert (validation.rule, test.rule) == ("point", "paired")
+    assert validation.model_copy(update={"rule": "paired"}) == test == config.comparison
