@@ -45,7 +45,7 @@ def test_the_table_of_bad_rows_is_the_one_that_is_printed(tmp_path: Path, monkey
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
     said: list[str] = []
     with pytest.raises(DataError):
-        prepare(PrepareConfig(track="chat", source="my.jsonl", out_dir="runs/prepared/mine"), say=said.append)
+        prepare(PrepareConfig(track="chat", source="my.jsonl", out_dir="runs/prepared/mine"), log=said.append)
     assert "\n".join(said) + "\n" == block("3 of 4 rows are bad")
     assert len(Path("runs/prepared/mine/bad_rows.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
