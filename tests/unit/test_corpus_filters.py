@@ -23,7 +23,7 @@ def kept(step, answers):
 
 
 @given(st.lists(st.integers(0, 9)))
-def test_sift_loses_nothing_and_counts_every_reason(numbers):
+def test_a_filter_loses_nothing_and_counts_every_reason(numbers):
     rows = [example(str(number)) for number in numbers]
     found, step = filter_rows("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
     assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
