@@ -15,10 +15,8 @@ from typing import Any
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost, Declaration
-from slm_ray.corpus import read
-from slm_ray.corpus.leakage import question_hashes
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Comparison, Decision
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.cost import Asked, Machine, cost
@@ -133,8 +131,7 @@ def load_prices(config: Cost) -> PriceList:
 
 def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
     """The prompt hashes of a training file, to find evaluation rows that were trained on."""
-    examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return question_hashes(examples)
+    return open_dataset(path, track_name).question_hashes
 
 
 def _partial(

@@ -26,7 +26,7 @@ from slm_ray.evaluation.speed import speed_of
 from slm_ray.ledger import Entry, Ledger, Run, finished
 from slm_ray.scoring import score
 from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 
 _LOOK_EVERY_S = 0.5
 

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slm_ray.corpus.leakage import question_hash, question_hashes
-from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import ConfigError
 from slm_ray.providers import split_spec
 from slm_ray.providers.baseline import with_pool
-from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Example, Prompt
 
 _SHOTS = re.compile(r"(?P<bare>.+)\+(?P<k>[1-9]\d?)shot", re.DOTALL)
@@ -45,7 +43,7 @@ class Shots:
     def __init__(self, path: str, track: str, asked: Sequence[Example]) -> None:
         self.path = path
         self._track = track
-        rows = read_examples(read_lines(path), name=path, track=open_track(track, beside=path))
+        rows = open_dataset(path, track).examples
         taken = question_hashes(asked)
         self.rows = [row for row in rows if question_hash(row) not in taken]
         self.left_out = len(rows) - len(self.rows)

@@ -26,7 +26,7 @@ from slm_ray.providers import check_spec, identity, needed_environment, split_sp
 from slm_ray.providers.recorded import RecordedModel
 from slm_ray.providers.request import request_body
 from slm_ray.storage import file_digest, read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.types import Example, Prompt
 
 

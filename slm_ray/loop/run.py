@@ -38,8 +38,8 @@ from slm_ray.prepare import TokenCounter, prepare
 from slm_ray.providers import check_spec
 from slm_ray.reports import compare_reports, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, offer_all
-from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 
 STAND_IN = "stand-in"

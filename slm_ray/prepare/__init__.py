@@ -6,7 +6,7 @@ written before every row is known to be good.
 """
 
 from slm_ray.prepare.ingest import TokenCounter
-from slm_ray.prepare.run import Prepared, examples_in, prepare
+from slm_ray.prepare.run import Prepared, prepare
 from slm_ray.prepare.splits import SPLITS
 
-__all__ = ["SPLITS", "Prepared", "TokenCounter", "examples_in", "prepare"]
+__all__ = ["SPLITS", "Prepared", "TokenCounter", "prepare"]

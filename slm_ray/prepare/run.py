@@ -23,8 +23,7 @@ from slm_ray.prepare.ingest import Log, TokenCounter, ingest, left_out, shown_by
 from slm_ray.prepare.splits import SPLITS, Splits, splits
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
-from slm_ray.trackfile import TRACK_FILE, open_track, write_track
-from slm_ray.types import Example
+from slm_ray.tasks import TRACK_FILE, Dataset, open_dataset, open_track, write_track
 
 SUMMARY = "prepare.json"
 _INCIDENTAL = {"out_dir", "parallel_threshold_bytes"}  # where to and how, not what
@@ -44,6 +43,10 @@ class Prepared:
     def path(self, split_name: str) -> str:
         """The file of one split."""
         return str(self.folder / f"{split_name}.jsonl")
+
+    def dataset(self, split_name: str) -> Dataset:
+        """The examples of one split, read again."""
+        return open_dataset(self.path(split_name), self.track)
 
     def summary(self) -> str:
         """What was done, one line per step, then per split."""
@@ -108,12 +111,6 @@ def _write(folder: Path, found: Splits, track: Track, source: str) -> None:
     for name in SPLITS:
         storage.write_jsonl(folder / f"{name}.jsonl", (row.as_row() for row in found[name]))
     write_track(folder, track)
-
-
-def examples_in(path: str | Path, track_name: str) -> list[Example]:
-    """The examples of one prepared (or hand-made) JSONL file."""
-    lines = storage.read_lines(path)
-    return read.examples(lines, name=str(path), track=open_track(track_name, beside=path))
 
 
 def _digest(config: PrepareConfig, track: Track) -> str:

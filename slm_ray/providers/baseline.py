@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import Retriever
 from slm_ray.errors import ConfigError, choices
-from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Completion, Example, Prompt, Usage
 
 BASELINES = ("majority", "nearest")
@@ -59,4 +57,4 @@ def opened(rest: str) -> TrivialModel:
     if len(where) != 2:
         raise ConfigError(f"trivial:{which} needs training rows; set demonstrations to their JSONL")
     track, path = map(unquote, where)
-    return TrivialModel(which=which, pool=examples(read_lines(path), name=path, track=open_track(track, beside=path)))
+    return TrivialModel(which=which, pool=open_dataset(path, track).examples)

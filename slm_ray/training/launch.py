@@ -27,7 +27,7 @@ from slm_ray.corpus.leakage import question_hash
 from slm_ray.corpus.render import digest
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.quiet import quiet
 from slm_ray.training.traces import FINISHED, trace

@@ -9,8 +9,8 @@ import pytest
 
 from slm_ray.config import PrepareConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
-from slm_ray.prepare import SPLITS, Prepared, examples_in, prepare
-from slm_ray.trackfile import open_track
+from slm_ray.prepare import SPLITS, Prepared, prepare
+from slm_ray.tasks import open_track
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -27,9 +27,7 @@ def test_unicode_line_separators_inside_a_row_do_not_end_it(tmp_path: Path, end:
     )
     assert dict(prepared.rows) == {"train": 4, "validation": 1, "test": 1}
     found = [
-        example.prompt.messages[-1].content
-        for split in prepared.rows
-        for example in examples_in(prepared.path(split), "structured")
+        example.prompt.messages[-1].content for split in prepared.rows for example in prepared.dataset(split).examples
     ]
     assert sorted(found) == sorted(row["prompt"] for row in rows)
 
@@ -99,7 +97,7 @@ def test_a_classification_finds_its_labels_and_its_folder_says_them(tmp_path: Pa
         "text,label\n" + "".join(f"beer {n},{'ale' if n % 2 else 'stout'}\n" for n in range(12))
     )
     found = run(tmp_path, str(tmp_path / "rows.csv"), track="classify", stratify="label", test_rows=4)
-    (first, *_) = examples_in(found.path("test"), "classify")
+    (first, *_) = found.dataset("test").examples
     assert first.prompt.messages[0].content.endswith("\nLabels: ale, stout")
     assert open_track("classify", beside=found.path("test")).labels == ("ale", "stout")
     assert sorted(row["completion"] for row in rows_of(found, "test")) == ["ale", "ale", "stout", "stout"]
@@ -175,7 +173,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
 def test_a_group_is_split_together_written_and_read_back(tmp_path: Path) -> None:
     rows = [{**row, "group": n // 4} for n, row in enumerate(pairs(24))]
     found = run(tmp_path, write(tmp_path / "rows.jsonl", rows), test_rows=4, validation_rows=4)
-    groups = [{example.group for example in examples_in(found.path(name), "chat")} for name in SPLITS]
+    groups = [{example.group for example in found.dataset(name).examples} for name in SPLITS]
     assert [len(names) for names in groups] == [4, 1, 1]
     assert set.union(*groups) == {str(n) for n in range(6)}
     assert {row["group"] for row in rows_of(found, "train")} == groups[0]

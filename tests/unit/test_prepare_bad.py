@@ -9,7 +9,7 @@ import pytest
 
 from slm_ray.config import PrepareConfig
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.prepare import examples_in, prepare
+from slm_ray.prepare import prepare
 from slm_ray.types import Example
 
 ROOT = Path(__file__).parents[2]
@@ -111,7 +111,7 @@ def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None
     prepared = prepare(given, token_counter=count)
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(121, "too_long")]
     assert "101 tokens" in str(bad_rows(tmp_path)[0]["reason"])
-    kept = [example.target for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
+    kept = [example.target for name in SPLITS for example in prepared.dataset(name).examples]
     assert sorted(kept) == sorted(f"c{number}" for number in range(120))
     exact = config(tmp_path, curation={"max_tokens": 101}, out_dir=str(tmp_path / "exact"))
     assert sum(prepare(exact, token_counter=count).rows.values()) == 121

@@ -9,7 +9,7 @@ from slm_ray.config import PrepareConfig
 from slm_ray.corpus.formats import FORMATS
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import DataError
-from slm_ray.prepare import examples_in, prepare
+from slm_ray.prepare import prepare
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -30,7 +30,7 @@ def test_the_track_of_the_readme_prepares_a_table_of_its_columns(tmp_path: Path)
     )  # fmt: skip
     prepared = prepare(config)
     (tmp_path / "tickets.yaml").unlink()
-    example = examples_in(prepared.path("train"), "tickets")[0]
+    example = prepared.dataset("train").examples[0]
     system, user = example.prompt.messages
     assert system.content.endswith("\nLabels: billing, network, other")
     assert re.fullmatch(
