@@ -4,7 +4,7 @@ import os
 
 from slm_ray.command import run
 from slm_ray.config import CompareConfig
-from slm_ray.reports import compare_reports, write_comparison
+from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.tracing import Tracer
 from slm_ray.verdict.decide import EXIT
 
@@ -12,7 +12,7 @@ from slm_ray.verdict.decide import EXIT
 def main(config: CompareConfig) -> int:
     found = compare_reports(config)
     write_comparison(found, config)
-    print(found.text())
+    print(comparison_text(found))
     Tracer(config.report, os.environ).comparison(found.comparison, found.decision)
     return EXIT[found.decision.action]
 

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from slm_ray.command import run
 from slm_ray.config import SimulateConfig
-from slm_ray.verdict import simulate
-from slm_ray.verdict.simulate_graded import POPULATIONS, graded
-from slm_ray.verdict.simulate_partial import CASES, partials
+from slm_ray.verdict.operating_characteristics import right_or_wrong
+from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
+from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
 
 ERR = Console(stderr=True)
 
@@ -21,12 +21,12 @@ def binary(config: SimulateConfig) -> list[Table]:
     wrong = Table("n", "discordance", "false swap", "false fine_tune", "95 % coverage", title=f"delta {config.delta:g}")
     cells = [(n, share) for n in config.rows for share in config.discordance if share >= config.delta]
     for n, share in track(cells, "binary", console=ERR):
-        found = simulate.errors(n, share, config.delta, runs=config.runs, seed=config.seed)
-        inside = simulate.coverage(n, share, -config.delta, runs=config.runs, seed=config.seed)
+        found = right_or_wrong.errors(n, share, config.delta, runs=config.runs, seed=config.seed)
+        inside = right_or_wrong.coverage(n, share, -config.delta, runs=config.runs, seed=config.seed)
         row(wrong, n, f"{share:g}", found.false_swap, found.false_fine_tune, inside)
     helped = Table("discordance", "rows advised", "power promised", "power found", title="advice")
     for share in config.discordance:
-        if power := simulate.power(share, config.delta, runs=config.runs, seed=config.seed):
+        if power := right_or_wrong.power(share, config.delta, runs=config.runs, seed=config.seed):
             row(helped, f"{share:g}", f"{power.rows:,}", power.promised, power.found)
     return [wrong, helped]
 

@@ -20,7 +20,8 @@ from slm_ray.config import EvaluateConfig, JudgeConfig, Requests
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
-from slm_ray.reports import load_report
+from slm_ray.records import Report, RowResult
+from slm_ray.reports.files import load_report
 from slm_ray.scoring.judge import (
     HIGHEST,
     LOWEST,
@@ -35,6 +36,7 @@ from slm_ray.scoring.judge import (
 )
 from slm_ray.tasks import open_track, write_track
 from slm_ray.types import Prompt
+from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.stats import paired_interval
 
 RESULT = "judge.json"
@@ -55,7 +57,7 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
     """Ask the judge and write `run_dir/judge.json`; the result. Raises as `evaluate` does."""
     if config.calibrate:
         # Of the report that the judge is to grade, where it is there: another rubric is another judge.
-        told = load_report(config.report)[0] if config.report and not config.track and not config.rubric else {}
+        told = load_report(config.report)[0] if config.report and not config.track and not config.rubric else None
         config = config.model_copy(update={"rubric": _rubric(config, told)})
         result = _calibrated(config, environment)
     else:
@@ -70,27 +72,28 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
     return result
 
 
-def _rubric(config: JudgeConfig, report: Mapping[str, Any]) -> str:
+def _rubric(config: JudgeConfig, report: Report | None) -> str:
     """The config's, else the named track's, else the report's track's, else one that fits any task."""
     if config.rubric:
         return config.rubric
-    told = open_track(config.track).rubric if config.track else (report.get("track_definition") or {}).get("rubric")
-    return told or GENERAL
+    if config.track:
+        return open_track(config.track).rubric or GENERAL
+    return (track_of(report).rubric if report else "") or GENERAL
 
 
 def _grades(
-    config: JudgeConfig, rows: list[Row], models: list[str], environment: Mapping[str, str] | None
+    config: JudgeConfig, rows: list[RowResult], models: list[str], environment: Mapping[str, str] | None
 ) -> dict[str, Any]:
     """Per model the mean grade in [0, 1] over scored rows, and for the first model against each other the paired gap."""
     questions = [
-        _question(f"{model}|{row['id']}", grade_prompt(_asked(row), text, _reference(config, row), config.rubric))
+        _question(f"{model}|{row.id}", grade_prompt(_asked(row), text, _reference(config, row), config.rubric))
         for model in models
         for row in rows
-        if (text := row["models"][model]["text"]) is not None
+        if (text := row.models[model].text) is not None
     ]
     said = _ask(config, "grade", questions, environment)
     found: dict[str, Any] = {}
-    values = {model: {row["id"]: _grade_of(model, row, said) for row in rows} for model in models}
+    values = {model: {row.id: _grade_of(model, row, said) for row in rows} for model in models}
     for model, given in values.items():
         read = [value for value in given.values() if value is not None]
         found[model] = {"n": len(given), "unread": len(given) - len(read), "mean": _mean(read)}
@@ -102,13 +105,13 @@ def _grades(
     return found
 
 
-def _pair(config: JudgeConfig, rows: list[Row], environment: Mapping[str, str] | None) -> dict[str, Any]:
+def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, str] | None) -> dict[str, Any]:
     """The second model's win share against the first, each pair asked in both orders; a tie is one half."""
     one, two = config.pair
     pairs = [
-        (row["id"], row, *texts)
+        (row.id, row, second, first)
         for row in rows
-        if None not in (texts := [row["models"][model]["text"] for model in (two, one)])
+        if (second := row.models[two].text) is not None and (first := row.models[one].text) is not None
     ]
     questions = [
         _question(f"{order}|{key}", pair_prompt(_asked(row), a, b, _reference(config, row), config.rubric))
@@ -163,7 +166,7 @@ def _ask(
         environment=environment,
     )  # fmt: skip
     _, rows = load_report(folder)
-    return {row["id"]: next(iter(row["models"][config.judge]["scores"].values())) for row in rows}
+    return {row.id: next(iter(row.models[config.judge].scores.values())) for row in rows}
 
 
 def _texts(
@@ -171,30 +174,30 @@ def _texts(
 ) -> dict[str, str | None]:
     _ask(config, track, questions, environment)
     _, rows = load_report(Path(config.run_dir) / track)
-    return {row["id"]: row["models"][config.judge]["text"] for row in rows}
+    return {row.id: row.models[config.judge].text for row in rows}
 
 
 def _question(key: str, prompt: Prompt) -> Row:
     return {"id": key, "prompt": prompt.as_dicts(), "completion": _NO_REFERENCE}
 
 
-def _grade_of(model: str, row: Row, said: Mapping[str, float | None]) -> float | None:
-    return 0.0 if row["models"][model]["text"] is None else said[f"{model}|{row['id']}"]
+def _grade_of(model: str, row: RowResult, said: Mapping[str, float | None]) -> float | None:
+    return 0.0 if row.models[model].text is None else said[f"{model}|{row.id}"]
 
 
-def _asked(row: Row) -> str:
-    return "\n".join(turn["content"] for turn in row["prompt"] if turn["role"] != "system")
+def _asked(row: RowResult) -> str:
+    return "\n".join(turn.content for turn in row.prompt if turn.role != "system")
 
 
-def _reference(config: JudgeConfig, row: Row) -> str | None:
-    return str(row["reference"]) if config.show_target else None
+def _reference(config: JudgeConfig, row: RowResult) -> str | None:
+    return row.target if config.show_target else None
 
 
-def _models(config: JudgeConfig, report: Mapping[str, Any]) -> list[str]:
-    wanted = list(config.models) or list(report["models"])
+def _models(config: JudgeConfig, report: Report) -> list[str]:
+    wanted = list(config.models) or list(report.models)
     for model in (*wanted, *config.pair):
-        if model not in report["models"]:
-            raise ConfigError(f"{model!r} is not in the report {config.report}: {choices(model, report['models'])}")
+        if model not in report.models:
+            raise ConfigError(f"{model!r} is not in the report {config.report}: {choices(model, report.models)}")
     if len(config.pair) not in (0, 2):
         raise ConfigError(f"pair names {len(config.pair)} models; give two, LLM first, or none")
     return wanted

@@ -130,8 +130,12 @@ class Score:
     value: float | None
 
     def __post_init__(self) -> None:
-        if self.value is not None and not -_TINY <= self.value <= 1 + _TINY:
+        if self.value is None:
+            return
+        if not -_TINY <= self.value <= 1 + _TINY:
             raise ValueError(f"score {self.name} is {self.value!r}, outside [0, 1]")
+        if not 0 <= self.value <= 1:  # rounding put it a hair outside
+            object.__setattr__(self, "value", min(max(self.value, 0.0), 1.0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +183,7 @@ class Slice:
 class Comparison:
     """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric.
 
-    `gates` are further metrics that must not be worse either. `deviation` is the standard deviation of the row
+    `stand_ins` are the specs of those whose answers came from a stand-in.     `guardrails` are further metrics that must not be worse either. `deviation` is the standard deviation of the row
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
     answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
     row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
@@ -198,8 +202,8 @@ class Comparison:
     interval: Interval
     slm_only_right: int
     llm_only_right: int
-    labels: Mapping[str, str] = field(default_factory=dict)
-    gates: Mapping[str, Interval] = field(default_factory=dict)
+    stand_ins: tuple[str, ...] = ()
+    guardrails: Mapping[str, Interval] = field(default_factory=dict)
     slices: tuple[Slice, ...] = ()
     deviation: float = 0.0
     answered: Interval | None = None

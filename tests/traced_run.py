@@ -9,9 +9,9 @@ from typing import Any
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.ledger import Entry, Ledger
-from slm_ray.storage import write_json, write_jsonl
+from slm_ray.reports.build import build
+from slm_ray.reports.files import write_report
 from slm_ray.types import Completion, Example, Failure, Usage
-from slm_ray.verdict.report import build
 
 LLM, SLM = "azure:gpt", "served:tiny:structured-0123456789ab"
 BEGAN_NS = 1_760_000_000_000_000_000
@@ -51,6 +51,5 @@ def finished(folder: Path, rows: int = 20, *, long_text: str | None = None, fail
             ledger.put_all(given.values())
     completions = {spec: {key: one.completion for key, one in given.items()} for spec, given in answers.items()}
     report, scored = build(track("structured"), examples, completions, trained_on={})
-    write_jsonl(folder / "scores.jsonl", scored)
-    write_json(folder / "report.json", report)
+    write_report(folder, report, scored)
     return {"report": report, "rows": scored, "answers": answers}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_ray.config import EvaluateConfig
+from slm_ray.costs.prices import Price, price_list, price_of
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Prompt
-from slm_ray.verdict.prices import Price, price_list, price_of
 from slm_ray.yaml_file import read_yaml
 
 PAID = ("azure", "openai")

@@ -144,7 +144,7 @@ def _refuse_training_rows(
         if adapter and config.adapters_dir:
             seen[spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
-        from slm_ray.reports import training_prompts  # brings SciPy along, which no actor needs
+        from slm_ray.reports.files import training_prompts  # brings SciPy along, which no actor needs
 
         seen[config.train] = training_prompts(config.train, config.track)
     for where, trained in seen.items():

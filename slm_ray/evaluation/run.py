@@ -15,7 +15,6 @@ import socket
 from collections.abc import Iterator, Mapping, Set
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.encoders import similar_by
@@ -24,16 +23,17 @@ from slm_ray.evaluation.book import Book, pending_in
 from slm_ray.evaluation.budget import PAID, Budget, prices_of
 from slm_ray.evaluation.few_shot import split_shots
 from slm_ray.evaluation.generate import Question
-from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
+from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import write_report
-from slm_ray.evaluation.trust import commands
 from slm_ray.executor import RayExecutor
 from slm_ray.ledger import Ledger, bring_in
 from slm_ray.providers import identity, split_spec
-from slm_ray.reports import declare
+from slm_ray.records import Report
+from slm_ray.reports.files import declare
 from slm_ray.scoring import score_all
+from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 
@@ -47,7 +47,7 @@ def evaluate(
     *,
     environment: Mapping[str, str] | None = None,
     train_prompts: Mapping[str, Set[str]] | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Ask every model every example, score, and return the report (also in `run_dir`).
 
     `environment` is where keys are read (the process's own when not given); `train_prompts` holds, by model spec, the
@@ -87,8 +87,8 @@ def _ask(
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.no_progress_bar)
-    with board, Interrupt() as interrupt:
-        book = Book(planned, ledger, board, budget, whole=interrupt.whole)
+    with board, SignalGuard() as guard:
+        book = Book(planned, ledger, board, budget, whole=guard.deferred)
         book.open()
         book.show_finished(work)
         try:
@@ -106,7 +106,7 @@ def _over_budget(left: int, config: EvaluateConfig, budget: Budget) -> str:
     return (
         f"{budget.blocked_by} does not allow another call: {left} questions are not asked, and no report is written; spent "
         f"at most {spent.calls} calls, {spent.tokens} tokens, {spent.usd:.4f} USD; what was answered is kept, and the same "
-        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir)['resume']})"
+        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir).resume})"
     )
 
 

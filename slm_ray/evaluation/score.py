@@ -8,24 +8,25 @@ its scores: texts are read again for each file that wants them.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.leakage import leaked_examples
+from slm_ray.costs.cost import busy_s
 from slm_ray.evaluation.plan import Plan
+from slm_ray.evaluation.provenance import provenance
 from slm_ray.evaluation.reading import ReadAhead
-from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger, outcome
+from slm_ray.records import Report
+from slm_ray.reports import files as reports
+from slm_ray.reports.build import ScoreAll, Similar, build
 from slm_ray.scoring import score_rows
-from slm_ray.storage import write_json, write_jsonl, write_parquet
+from slm_ray.storage import write_parquet
 from slm_ray.tracing import Tracer
 from slm_ray.types import Completion, Example
-from slm_ray.verdict.cost import busy_s
-from slm_ray.verdict.report import ScoreAll, Similar, build
 
-REPORT = "report.json"
-SCORES = "scores.jsonl"
 ANSWERS = "answers.parquet"
 COLUMNS = {
     "spec": "string", "repeat": "int32", "example_id": "string", "key": "string", "outcome": "string", "text": "string",
@@ -61,10 +62,10 @@ def write_report(
     *,
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
-) -> dict[str, Any]:
+) -> Report:
     """Score everything, write the three files, and trace it. Answers are read from the ledger as they are needed."""
     run_dir = Path(config.run_dir)
-    trusted = trust(plan, ledger, config)
+    origin = provenance(plan, ledger, config)
     answers = entries(plan, ledger)
     repeats = [completions(plan, ledger, repeat) for repeat in range(1, config.repeats)]
     seen = trained_on(plan.examples, train_prompts)
@@ -72,16 +73,16 @@ def write_report(
         plan.track, plan.examples, completions(plan, ledger), trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
-    for spec, given in answers.items():
-        calls = ((entry.answered_ns, entry.completion.latency_s) for entry in given.values())
-        if seconds := busy_s(calls):
-            report["models"][spec]["busy_s"] = seconds
-    report["trust"] = trusted
+    models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}
+    report = replace(report, models=models, provenance=origin)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
-    write_jsonl(run_dir / SCORES, rows)
-    write_json(run_dir / REPORT, report)  # last: a report on disk has its rows beside it
+    reports.write_report(run_dir, report, rows)
     tracer.evaluation(report, rows, answers)
     return report
+
+
+def _busy_s(answers: Mapping[str, Entry]) -> float | None:
+    return busy_s((entry.answered_ns, entry.completion.latency_s) for entry in answers.values())
 
 
 def _table(plan: Plan, ledger: Ledger) -> Iterator[tuple[Any, ...]]:

@@ -3,58 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from slm_ray.records import ModelReport, Percentiles, Provenance, Report
+from slm_ray.tables import format_table
+from slm_ray.types import Usage
 
 
-def summary(report: Mapping[str, Any]) -> str:
-    """The report's metrics, latencies (seconds), tokens, failures and trust figures as plain aligned text; stand-ins are marked."""
-    models: Mapping[str, Any] = report["models"]
-    metrics = list(dict.fromkeys(name for model in models.values() for name in model["metrics"]))
-    lines = [[f"{report['track']}, {report['examples']['n']} rows", *map(_title, models, models.values())]]
-    lines += [[name, *(_number(model["metrics"].get(name)) for model in models.values())] for name in metrics]
-    for name in ("p50", "p95", "p99"):
-        lines.append([f"latency {name}, s", *(_number(model["latency_s"].get(name)) for model in models.values())])
-    if any("first_token_s" in model for model in models.values()):
-        firsts = (model.get("first_token_s", {}).get("p50") for model in models.values())
-        lines.append(["first token p50, s", *map(_number, firsts)])
-    lines.append(["tokens in/out", *(_tokens(model["usage"]) for model in models.values())])
-    lines.append(["failures", *(_counts(model["failures"]) for model in models.values())])
-    if any("noise" in model for model in models.values()):
+def summary(report: Report) -> str:
+    """The report's metrics, latencies (seconds), tokens, failures and provenance as plain aligned text; stand-ins are marked."""
+    models = list(report.models.values())
+    metrics = dict.fromkeys(name for model in models for name in model.metrics)
+    lines = [[f"{report.track}, {report.examples.n} rows", *map(_title, report.models, models)]]
+    lines += [[name, *(_number(model.metrics.get(name)) for model in models)] for name in metrics]
+    lines += [
+        ["latency p50, s", *(_number(model.latency_s.p50) for model in models)],
+        ["latency p95, s", *(_number(model.latency_s.p95) for model in models)],
+        ["latency p99, s", *(_number(model.latency_s.p99) for model in models)],
+    ]
+    if any(model.first_token_s for model in models):
+        lines.append(["first token p50, s", *(_number((model.first_token_s or Percentiles()).p50) for model in models)])
+    lines.append(["tokens in/out", *(_tokens(model.usage) for model in models)])
+    lines.append(["failures", *(_counts(model.failures) for model in models)])
+    if any(model.noise for model in models):
         lines.append(
-            ["agrees with itself", *(_number(model.get("noise", {}).get("agreement")) for model in models.values())]
+            ["agrees with itself", *(_number(model.noise.agreement if model.noise else None) for model in models)]
         )
-    if any(model["trained_on"] for model in models.values()):
-        lines.append(["rows trained on", *(str(model["trained_on"]) for model in models.values())])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join([*(_aligned(line, widths) for line in lines), *_trusted(report.get("trust"))])
+    if any(model.trained_on for model in models):
+        lines.append(["rows trained on", *(str(model.trained_on) for model in models)])
+    return "\n".join([*format_table(lines), *_origin(report.provenance)])
 
 
-def _trusted(trust: Mapping[str, Any] | None) -> list[str]:
-    if trust is None:
+def _origin(provenance: Provenance | None) -> list[str]:
+    """Rows, retries, and both kinds of calls that may have been paid for without an answer."""
+    if provenance is None:
         return []
+    silent, doubtful = provenance.possibly_billed, provenance.in_doubt
     return [
-        f"{trust['rows_scored']} of {trust['rows_in']} rows scored, {trust['retries']} retries, {trust['refused']} refused; "
-        f"calls that may have been paid for and were not heard of: {trust['ambiguous']}"
+        f"{provenance.rows_scored} of {provenance.rows_in} rows scored, {provenance.retries} retries,"
+        f" {provenance.refused} refused; calls that may have been paid for without an answer: {silent + doubtful}"
+        f" ({silent} sent and never answered, {doubtful} under way when a run was cut off)"
     ]
 
 
-def _title(spec: str, model: Mapping[str, Any]) -> str:
-    return f"{spec} [STAND-IN]" if model["stand_in"] else spec
+def _title(spec: str, model: ModelReport) -> str:
+    return f"{spec} [STAND-IN]" if model.stand_in else spec
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _tokens(usage: Mapping[str, int]) -> str:
-    return f"{usage['prompt_tokens']}/{usage['completion_tokens']}"
+def _tokens(usage: Usage) -> str:
+    return f"{usage.prompt_tokens}/{usage.completion_tokens}"
 
 
 def _counts(failures: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in failures.items()) or "0"
-
-
-def _aligned(line: list[str], widths: list[int]) -> str:
-    first, *rest = line
-    cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))]
-    return "  ".join(cells).rstrip()

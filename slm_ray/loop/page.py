@@ -5,12 +5,10 @@ Collects what the steps returned; measures and decides nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -18,8 +16,10 @@ from slm_ray import storage
 from slm_ray.cluster import package_versions
 from slm_ray.config import LoopConfig
 from slm_ray.loop.track import TrackRun
-from slm_ray.reports import Compared, load_report
-from slm_ray.verdict.page import page
+from slm_ray.page.data import LoopReport, StageDecision, TrackResult
+from slm_ray.page.page import page
+from slm_ray.reports.encoding import encode
+from slm_ray.reports.files import load_report
 
 PAGE_ROWS = 10_000
 CANARY = """import zlib
@@ -36,52 +36,43 @@ def write_result(
 ) -> None:
     """Write both files into the run directory."""
     folder = Path(config.run_dir)
-    data: dict[str, Any] = {
-        "title": "Can the small model replace the large one?",
-        "generated": max((result.adapter.created for result in results if result.adapter), default=""),
-        "run_dir": folder.name,
-        "stand_in_note": _stand_in_note(config) if uses_stand_in else None,
-        "tracks": [_track(result, timings_s) for result in results],
-        "environment": _environment(),
-        "reproduce": [
+    result = LoopReport(
+        title="Can the small model replace the large one?",
+        generated=max((run.adapter.created for run in results if run.adapter), default=""),
+        run_dir=folder.name,
+        stand_in_note=_stand_in_note(config) if uses_stand_in else None,
+        tracks=tuple(_track(run, timings_s) for run in results),
+        environment=_environment(),
+        reproduce=(
             f"python jobs/loop.py {folder.name}/config.yaml",
             *(
-                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{result.name}/test"
-                for result in results
+                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{run.name}/test"
+                for run in results
             ),
-        ],
-        "serve_command": _serve_command(config),
-        "canary": CANARY,
-        "client_snippet": _client_snippet(config, results),
-    }
-    storage.write_json(folder / "report.json", data)
-    for track, result in zip(data["tracks"], results, strict=True):
-        track["rows"] = load_report(result.folder / "test")[1][:PAGE_ROWS]
-    storage.write_text(folder / "report.html", page(data))
+        ),
+        serve_command=_serve_command(config),
+        canary=CANARY,
+        client_snippet=_client_snippet(config, results),
+    )
+    storage.write_json(folder / "report.json", encode(result))
+    rows = {run.name: load_report(run.folder / "test")[1][:PAGE_ROWS] for run in results}
+    storage.write_text(folder / "report.html", page(result, rows))
 
 
-def _track(result: TrackRun, timings_s: Mapping[str, float]) -> dict[str, Any]:
-    final = result.compared.get("test")
-    return {
-        "track": result.name,
-        "decisions": [_decision(stage, found) for stage, found in result.compared.items()],
-        "reports": dict(result.reports),
-        "adapter": dataclasses.asdict(result.adapter) if result.adapter else None,
-        "timings_s": dict(timings_s),
-        "cost": final and final.cost,
-        "partial": final and final.partial,
-    }
-
-
-def _decision(stage: str, found: Compared) -> dict[str, Any]:
-    comparison, decision = found.comparison, found.decision
-    return {
-        "stage": stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
-        "because": list(decision.because), "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
-        "primary": comparison.primary, "interval": dataclasses.asdict(comparison.interval),
-        "gates": {name: dataclasses.asdict(interval) for name, interval in comparison.gates.items()},
-        "slices": [dataclasses.asdict(part) for part in comparison.slices],
-    }  # fmt: skip
+def _track(run: TrackRun, timings_s: Mapping[str, float]) -> TrackResult:
+    final = run.compared.get("test")
+    return TrackResult(
+        track=run.name,
+        decisions=tuple(
+            StageDecision(stage=stage, comparison=found.comparison, decision=found.decision)
+            for stage, found in run.compared.items()
+        ),
+        reports=dict(run.reports),
+        adapter=encode(run.adapter) if run.adapter else None,
+        timings_s=dict(timings_s),
+        cost=final.cost if final else None,
+        partial_replacement=final.partial_replacement if final else None,
+    )
 
 
 def _serve_command(config: LoopConfig) -> str:

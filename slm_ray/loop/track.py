@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrackSource
+from slm_ray.page.data import Stage
 from slm_ray.prepare import Prepared
-from slm_ray.reports import Compared
+from slm_ray.records import ComparisonReport, Report
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,8 +19,8 @@ class TrackRun:
     config: TrackSource
     prepared: Prepared
     folder: Path
-    compared: dict[str, Compared] = field(default_factory=dict)
-    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
+    compared: dict[Stage, ComparisonReport] = field(default_factory=dict)
+    reports: dict[Stage, Report] = field(default_factory=dict)
     adapter: Manifest | None = None
 
     @property

@@ -17,7 +17,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slm_ray.ledger import Entry
-from slm_ray.tracing.spans import SESSION, Span, Value, digest, digest_of, span
+from slm_ray.records import Report, RowResult
+from slm_ray.reports.encoding import encode
+from slm_ray.tracing.otlp import SESSION, Span, Value, digest, digest_of, span
 from slm_ray.types import Comparison, Completion, Decision
 
 SCORE, LABEL = "slm_ray.score.", "slm_ray.label."
@@ -28,7 +30,7 @@ EXPECTED = "langfuse.experiment.item.expected_output"
 _META = "langfuse.observation.metadata."
 _CURVE_POINTS = 200
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[RowResult]
 Entries = Mapping[str, Mapping[str, Entry]]
 Lineage = Mapping[str, str | int]
 
@@ -56,46 +58,46 @@ class Made:
         return self.make()
 
 
-def evaluation(
-    report: Mapping[str, Any], rows: Rows, answers: Entries, lineage: Mapping[str, Lineage] | None = None
-) -> Run:
+def evaluation(report: Report, rows: Rows, answers: Entries, lineage: Mapping[str, Lineage] | None = None) -> Run:
     """An evaluation. `answers[spec][example_id]` are the ledger's; `lineage` says where a model comes from, by spec."""
-    track, data = report["track"], report["examples"]["digest"]
-    ids = [row["id"] for row in rows]
+    track, data = report.track, report.examples.digest
+    ids = [row.id for row in rows]
     session = digest_of(itertools.chain(("evaluation", track, data), _identities(ids, answers)))
-    entries = (answers[spec][one] for spec in report["models"] for one in ids)
+    entries = (answers[spec][one] for spec in report.models for one in ids)
     bounds = _bounds(entries)
     made = functools.partial(_spans, report, rows, answers, lineage or {}, session, bounds)
     return Run(kind="evaluate", session=session, spans=Made(made))
 
 
 def _spans(
-    report: Mapping[str, Any], rows: Rows, answers: Entries, lineage: Mapping[str, Lineage], session: str,
+    report: Report, rows: Rows, answers: Entries, lineage: Mapping[str, Lineage], session: str,
     bounds: tuple[int, int],
 ) -> Iterator[Span]:  # fmt: skip
-    track, data = report["track"], report["examples"]["digest"]
+    track, data = report.track, report.examples.digest
     trace_id = digest("trace", session)
     root = _run_span(f"evaluate {track}", session, *bounds, {"track": track, "rows": len(rows), "data_digest": data})
     yield root
-    for spec, model in report["models"].items():
+    for spec, model in report.models.items():
         known = dict(lineage.get(spec, {}))
         experiment = {
             "langfuse.experiment.id": digest("experiment", session, spec, length=16),
             "langfuse.experiment.name": f"{track} {spec} {session[:8]}",
             "langfuse.experiment.metadata": _json({"model": spec, "track": track, "data_digest": data, **known}),
         }
-        facts = {name: model[name] for name in model if name not in ("metrics", "n")}
+        facts = {
+            name: value for name, value in encode(model).items() if name not in ("metrics", "n") and value is not None
+        }
         yield span(
             spec, trace_id=trace_id, span_id=digest("model", session, spec, length=16), parent_id=root["spanId"],
             start_ns=bounds[0], end_ns=bounds[1],
             attributes={
                 SESSION: session, EXPERIMENT: experiment["langfuse.experiment.id"], **_metadata({**facts, **known}),
-                **_scores(model["metrics"]),
+                **_scores(model.metrics),
             },
         )  # fmt: skip
         shared = {SESSION: session, DATASET: f"{track}-{data[:12]}", **experiment, **_metadata(known)}
         for row in rows:
-            yield _answer(track, spec, row, answers[spec][row["id"]], shared)
+            yield _answer(track, spec, row, answers[spec][row.id], shared)
 
 
 def comparison(found: Comparison, decision: Decision, *, at_ns: int) -> Run:
@@ -149,9 +151,9 @@ def item_id(dataset: str, example_id: str) -> str:
     return digest("item", dataset, example_id)
 
 
-def _answer(track: str, spec: str, row: Mapping[str, Any], entry: Entry, shared: Mapping[str, Value | None]) -> Span:
-    session, example_id = str(shared[SESSION]), row["id"]
-    completion, judged = entry.completion, row["models"][spec]
+def _answer(track: str, spec: str, row: RowResult, entry: Entry, shared: Mapping[str, Value | None]) -> Span:
+    session, example_id = str(shared[SESSION]), row.id
+    completion, judged = entry.completion, row.models[spec]
     failure, span_id = completion.failure, digest("answer", session, spec, example_id, length=16)
     return span(
         f"{track} {spec}", trace_id=digest("trace", session, spec, example_id), span_id=span_id,
@@ -160,17 +162,17 @@ def _answer(track: str, spec: str, row: Mapping[str, Any], entry: Entry, shared:
             "langfuse.trace.name": f"{track} {spec}", "langfuse.observation.type": "generation",
             "langfuse.observation.model.name": completion.served_by or spec,
             "langfuse.observation.level": "ERROR" if failure else None,
-            INPUT: _json(row["prompt"]), OUTPUT: completion.text,
+            INPUT: _json(encode(row.prompt)), OUTPUT: completion.text,
             **shared,
-            ITEM_ID: item_id(str(shared[DATASET]), example_id), EXPECTED: row["reference"],
-            ITEM_METADATA: _json({"example_id": example_id, **row["tags"]}),
+            ITEM_ID: item_id(str(shared[DATASET]), example_id), EXPECTED: row.target,
+            ITEM_METADATA: _json({"example_id": example_id, **row.tags}),
             "langfuse.experiment.item.root_observation_id": span_id,
             "gen_ai.request.model": spec, "gen_ai.response.model": completion.served_by, **_usage(entry),
             "slm_ray.example_id": example_id, "slm_ray.attempts": completion.attempts,
             "slm_ray.failure": failure.kind if failure else None, "slm_ray.latency_s": completion.latency_s,
             "slm_ray.logprob": completion.logprob,
-            "slm_ray.issues": ", ".join(judged["issues"]) or None,
-            **_scores(judged["scores"]),
+            "slm_ray.issues": ", ".join(judged.issues) or None,
+            **_scores(judged.scores),
         },
     )  # fmt: skip
 

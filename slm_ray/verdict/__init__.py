@@ -1,1 +1,1 @@
-"""From scores to a decision: reports, paired comparison, bounds, the rule. Pure; no disk, clock, network or models."""
+"""From two reports to a decision: pairing, bounds, the rule, partial replacement. Pure; no disk, clock, network or models."""

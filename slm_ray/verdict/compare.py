@@ -10,22 +10,29 @@ import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
-from typing import Any
 
 from slm_ray.errors import ComparisonError, choices
+from slm_ray.records import Report, RowResult
 from slm_ray.scoring import summarise
 from slm_ray.types import Comparison, Interval, RowScore, Slice
+from slm_ray.verdict.arms import (
+    ComparedArm,
+    arm_of,
+    by_id,
+    refuse_other_rows,
+    refuse_too_few,
+    refuse_training_rows,
+    track_of,
+)
 from slm_ray.verdict.binary import ONE_SIDED
-from slm_ray.verdict.report import track_in
-from slm_ray.verdict.sides import Side, by_id, refuse_other_rows, refuse_too_few, refuse_training_rows, side_of
 from slm_ray.verdict.stats import paired_interval
 
 
 def compare(
-    report_a: Mapping[str, Any],
-    rows_a: Sequence[Mapping[str, Any]],
-    report_b: Mapping[str, Any] | None = None,
-    rows_b: Sequence[Mapping[str, Any]] | None = None,
+    report_a: Report,
+    rows_a: Sequence[RowResult],
+    report_b: Report | None = None,
+    rows_b: Sequence[RowResult] | None = None,
     *,
     llm: str,
     slm: str,
@@ -33,7 +40,7 @@ def compare(
     resamples: int,
     seed: int,
     train_prompts: Set[str] | None = None,
-    gates: Sequence[str] = (),
+    guardrails: Sequence[str] = (),
     slice_rows: int = 20,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
@@ -42,20 +49,22 @@ def compare(
     examples with a row of both models; `train_prompts` are prompt hashes of training rows. The track names the core
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
     that is undefined for a side has no gap. A failed call counts against the side that failed, and where there are any
-    the same comparison is made without them (`readings`), so that whoever decides can ask both. `gates` are row metrics with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
+    the same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
     Raises ComparisonError, with counts: one model on both sides, model not found, other track, other rows or prompts, training rows, too few
-    pairs; and for a gate that is no row metric of the track.
+    pairs; and for a guardrail that is no row metric of the track.
     """
     if llm == slm:
         raise ComparisonError(f"{llm!r} is both the LLM and the SLM, which agrees with itself; name two models")
     first = (report_a, by_id(rows_a, "report A"))
     second = first if report_b is None else (report_b, by_id(rows_b or (), "report B"))
-    left, right = side_of(llm, "LLM", first, second), side_of(slm, "SLM", second, first)
+    left, right = arm_of(llm, "LLM", first, second), arm_of(slm, "SLM", second, first)
     refuse_other_rows(left, right, train_prompts or frozenset())
     ids = sorted(left.scored() & right.scored())
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     refuse_too_few(left, right, len(ids), min_paired)
-    pair = functools.partial(_pair, left, right, gates=gates, slice_rows=slice_rows, resamples=resamples, seed=seed)
+    pair = functools.partial(
+        _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed
+    )
     return replace(
         pair(ids),
         llm_failed=sum(not left.reached(key) for key in ids),
@@ -65,10 +74,10 @@ def compare(
 
 
 def _readings(
-    left: Side, right: Side, ids: Sequence[str], pair: Callable[[Sequence[str]], Comparison]
+    left: ComparedArm, right: ComparedArm, ids: Sequence[str], pair: Callable[[Sequence[str]], Comparison]
 ) -> dict[str, Comparison | None]:
     """The comparison over the rows that are left when failures are left out; absent where there are none to leave out."""
-    primary = track_in(left.report).primary
+    primary = track_of(left.report).primary
     kept = {
         "reached": [key for key in ids if left.reached(key) and right.reached(key)],
         "answered": [key for key in ids if left.answered(key) and right.answered(key)],
@@ -83,9 +92,16 @@ def _readings(
 
 
 def _pair(
-    left: Side, right: Side, ids: Sequence[str], *, gates: Sequence[str], slice_rows: int, resamples: int, seed: int
+    left: ComparedArm,
+    right: ComparedArm,
+    ids: Sequence[str],
+    *,
+    guardrails: Sequence[str],
+    slice_rows: int,
+    resamples: int,
+    seed: int,
 ) -> Comparison:
-    track = track_in(left.report)
+    track = track_of(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]
     llm_metrics = summarise(track, [a for a, _ in pairs])
     slm_metrics = summarise(track, [b for _, b in pairs])
@@ -100,7 +116,7 @@ def _pair(
         llm=left.spec,
         slm=right.spec,
         n=len(ids),
-        digest=left.report["examples"]["digest"],
+        digest=left.report.examples.digest,
         primary=track.primary,
         llm_metrics=llm_metrics,
         slm_metrics=slm_metrics,
@@ -110,17 +126,17 @@ def _pair(
             if (a := llm_metrics[name]) is not None and (b := slm_metrics[name]) is not None
         },
         interval=interval(list(primary.values())),
-        gates={
+        guardrails={
             name: interval(list(_differences(name, ids, pairs).values()))
-            for name in dict.fromkeys((*track.gates, *gates))
+            for name in dict.fromkeys((*track.gates, *guardrails))
         },
-        slices=sliced(primary, {key: left.rows[key].get("tags") or {} for key in ids}, slice_rows, interval),
+        slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval),
         deviation=statistics.pstdev(primary.values()),
         answered=interval(list(answered.values())) if answered and len(answered) < len(primary) else None,
         answered_n=len(answered),
         slm_only_right=sum(a < 1 <= b for a, b in defined),
         llm_only_right=sum(b < 1 <= a for a, b in defined),
-        labels={side.spec: "stand-in" for side in (left, right) if side.summary["stand_in"]},
+        stand_ins=tuple(arm.spec for arm in (left, right) if arm.summary.stand_in),
     )
 
 

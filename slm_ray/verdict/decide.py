@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from slm_ray.errors import ConfigError, choices
+from slm_ray.records import DeclaredRule
+from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.binary import rows_for_power
 
@@ -31,7 +32,7 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     """Apply `rule` ("paired" or "point") with margin `delta` in [0, 1]; ConfigError names the known rules.
 
     paired: swap when the lower bound is above -delta, fine_tune when the upper bound is below -delta, else
-    inconclusive (a bound exactly at -delta shows neither). A gate that does not hold or a slice that is clearly worse
+    inconclusive (a bound exactly at -delta shows neither). A guardrail that does not hold or a slice that is clearly worse
     blocks a swap and is named.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
@@ -58,17 +59,14 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
 
 
-def declared_words(declared: Mapping[str, Any] | None, decision: Decision, primary: str) -> str:
-    """Whether the rule, margin and metric of this decision are those that were fixed before the run's first call.
-
-    `declared` holds `rule`, `delta`, `primary` and how many answers were there before (`answers_before`).
-    """
+def declared_words(declared: DeclaredRule | None, decision: Decision, primary: str) -> str:
+    """Whether the rule, margin and metric of this decision are those that were fixed before the run's first call."""
     now = f"rule {decision.rule}, delta {decision.delta:g} on {primary}"
     if declared is None:
         return f"no rule was declared before the first call: {now} may have been chosen after the answers were seen."
-    then = f"rule {declared['rule']}, delta {declared['delta']:g} on {declared['primary']}"
-    if declared["answers_before"]:
-        return f"{then} were declared when {declared['answers_before']} answers were already there; this is {now}."
+    then = f"rule {declared.rule}, delta {declared.delta:g} on {declared.primary}"
+    if declared.answers_before:
+        return f"{then} were declared when {declared.answers_before} answers were already there; this is {now}."
     if then != now:
         return f"declared before the first call: {then}. This is {now}, so it is not the test that was declared."
     return f"declared before the first call: {then}."
@@ -79,14 +77,16 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
 
     The last line is `FINE_TUNE=0|1`.
     """
-    llm, slm = (f"{spec}{_label(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
+    llm, slm = (f"{spec}{_mark(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
     lines = [
         f"track {comparison.track}, {comparison.n} paired rows, examples {comparison.digest}",
         f"LLM: {llm}",
         f"SLM: {slm}",
         "",
-        f"{'metric':<18} {'LLM':>8} {'SLM':>8} {'SLM-LLM':>8}",
-        *(_line(comparison, name) for name in comparison.llm_metrics),
+        *format_table(
+            [["metric", "LLM", "SLM", "SLM-LLM", ""], *(_line(comparison, name) for name in comparison.llm_metrics)],
+            left=(0, 4),
+        ),
         "",
         f"verdict: {decision.action} ({_MEANING[decision.action]}); rule {decision.rule}, delta {decision.delta:g}",
         *(f"- {sentence}" for sentence in decision.because),
@@ -153,20 +153,20 @@ def _reading(comparison: Comparison, delta: float, action: Action) -> str:
 
 
 def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
-    """A swap, unless a gate metric is not shown to hold or a slice is shown to be worse.
+    """A swap, unless a guardrail metric is not shown to hold or a slice is shown to be worse.
 
-    All gates have to hold, each at the full level: an intersection-union test, which needs no correction. Slices have
+    All guardrails have to hold, each at the full level: an intersection-union test, which needs no correction. Slices have
     to be shown worse, at a level shared among them.
     """
     action: Action = "swap"
     reasons = []
-    for name, interval in comparison.gates.items():
+    for name, interval in comparison.guardrails.items():
         found = _by_bounds(interval, delta)
         bounds = f"{name}: {interval.estimate:+.4f}, bounds {interval.lower:+.4f} and {interval.upper:+.4f}"
         if found == "swap":
-            reasons.append(f"the gate {bounds}: holds.")
+            reasons.append(f"the guardrail {bounds}: holds.")
         else:
-            reasons.append(f"the gate {bounds}: not shown to be within {delta:g}, which blocks the swap.")
+            reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
             action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
         if clearly_worse(worst.interval, delta):
@@ -291,21 +291,19 @@ def _caveats(comparison: Comparison) -> list[str]:
     found += [
         f"the {role} here is a stand-in ({spec}): this says nothing about the model it stands for."
         for role, spec in (("LLM", comparison.llm), ("SLM", comparison.slm))
-        if comparison.labels.get(spec) == "stand-in"
+        if spec in comparison.stand_ins
     ]
     return found
 
 
-def _label(comparison: Comparison, spec: str) -> str:
-    label = comparison.labels.get(spec)
-    return f"  [{label}]" if label else ""
+def _mark(comparison: Comparison, spec: str) -> str:
+    return "  [stand-in]" if spec in comparison.stand_ins else ""
 
 
-def _line(comparison: Comparison, name: str) -> str:
+def _line(comparison: Comparison, name: str) -> list[str]:
     llm, slm = comparison.llm_metrics[name], comparison.slm_metrics.get(name)
     gap = f"{slm - llm:+.4f}" if llm is not None and slm is not None else "-"
-    mark = " *" if name == comparison.primary else ""
-    return f"{name:<18} {_number(llm):>8} {_number(slm):>8} {gap:>8}{mark}"
+    return [name, _number(llm), _number(slm), gap, "*" if name == comparison.primary else ""]
 
 
 def _number(value: float | None) -> str:

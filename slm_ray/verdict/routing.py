@@ -1,6 +1,6 @@
-"""Rows routed by how sure the SLM is of its answer: to itself above a threshold, to the LLM below it.
+"""Rows routed by the confidence of the SLM in its answer: to itself above a threshold, to the LLM below it.
 
-How sure it is, is told without the expected answer: an answer has to be in the right form (valid JSON, a valid call, the
+Its confidence is told without the expected answer: an answer has to be in the right form (valid JSON, a valid call, the
 track's schema) and is then ranked by its mean token log-probability, where rows carry one. Knows mixtures and which
 threshold to try; whether a share is accepted is decided in `partial`.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from slm_ray.records import AnswerResult, Metrics, RowResult
 from slm_ray.types import Interval
 from slm_ray.verdict.binary import ONE_SIDED, shows
 from slm_ray.verdict.decide import not_worse
@@ -29,53 +29,52 @@ _DRAWS = 500
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
-    """One row that both models have a score for; `sure` is None where the SLM's answer is not in the right form.
+    """One row that both models have a score for; `confidence` is None where the SLM's answer is not in the right form.
 
-    `gates` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
+    `guardrails` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
     """
 
-    sure: float | None
+    confidence: float | None
     llm: float
     slm: float
-    gates: Mapping[str, float] = field(default_factory=dict)
+    guardrails: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """The rows at or above `threshold` answered by the SLM, the others by the LLM.
 
-    `interval` is of the primary metric, `gates` of the others; `differences` are the rows behind each of them.
+    `interval` is of the primary metric, `guardrails` of the others; `differences` are the rows behind each of them.
     """
 
     threshold: float
     share: float
     quality: float
     interval: Interval
-    gates: Mapping[str, Interval]
+    guardrails: Mapping[str, Interval]
     differences: tuple[NDArray[np.float64], ...]
 
     def passes(self, delta: float) -> bool:
         """The rule of a whole swap: every metric is shown to be less than `delta` worse."""
-        return all(not_worse(interval, delta) for interval in (self.interval, *self.gates.values()))
+        return all(not_worse(interval, delta) for interval in (self.interval, *self.guardrails.values()))
 
 
 def ranked(
-    rows: Sequence[Mapping[str, Any]], *, llm: str, slm: str, primary: str, gates: Sequence[str] = ()
+    rows: Sequence[RowResult], *, llm: str, slm: str, primary: str, guardrails: Sequence[str] = ()
 ) -> tuple[list[Routed], str]:
     """The rows as `Routed`, and in words what ranks them."""
-    both = [row["models"] for row in rows if {llm, slm} <= row["models"].keys()]
-    logprobs = any(models[slm].get("logprob") is not None for models in both)
-    forms = [name for name in FORMS if any(models[slm]["scores"].get(name) is not None for models in both)]
+    both = [row.models for row in rows if {llm, slm} <= row.models.keys()]
+    logprobs = any(models[slm].logprob is not None for models in both)
+    forms = [name for name in FORMS if any(models[slm].scores.get(name) is not None for models in both)]
     found = [
         Routed(
-            sure=_sure(models[slm], forms, logprobs),
+            confidence=_confidence(models[slm], forms, logprobs),
             llm=float(a),
             slm=float(b),
-            gates=_gaps(models[llm]["scores"], models[slm]["scores"], gates),
+            guardrails=_gaps(models[llm].scores, models[slm].scores, guardrails),
         )
         for models in both
-        if (a := models[llm]["scores"].get(primary)) is not None
-        and (b := models[slm]["scores"].get(primary)) is not None
+        if (a := models[llm].scores.get(primary)) is not None and (b := models[slm].scores.get(primary)) is not None
     ]
     form = " and ".join(forms) or "an answer at all"
     return (
@@ -86,12 +85,12 @@ def ranked(
 
 def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: int) -> Mixture:
     """The mixture at one threshold, with the interval of its difference to the LLM alone."""
-    taken = [row.sure is not None and row.sure >= threshold for row in rows]
+    taken = [row.confidence is not None and row.confidence >= threshold for row in rows]
     answered = [row.slm if own else row.llm for row, own in zip(rows, taken, strict=True)]
     differences = {"": [value - row.llm for value, row in zip(answered, rows, strict=True)]}
-    for name in dict.fromkeys(name for row in rows for name in row.gates):
+    for name in dict.fromkeys(name for row in rows for name in row.guardrails):
         differences[name] = [
-            row.gates[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.gates
+            row.guardrails[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.guardrails
         ]
     intervals = {name: paired_interval(values, resamples=resamples, seed=seed) for name, values in differences.items()}
     return Mixture(
@@ -99,14 +98,14 @@ def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: i
         share=sum(taken) / len(rows),
         quality=math.fsum(answered) / len(rows),
         interval=intervals.pop(""),
-        gates=intervals,
+        guardrails=intervals,
         differences=tuple(map(np.asarray, differences.values())),
     )
 
 
 def thresholds(rows: Sequence[Routed], most: int = MOST_THRESHOLDS) -> list[float]:
-    """How sure the SLM has to be, from the strictest on: every value met, or `most` of them evenly spread."""
-    values = sorted({row.sure for row in rows if row.sure is not None}, reverse=True)
+    """How confident the SLM has to be, from the strictest on: every value met, or `most` of them evenly spread."""
+    values = sorted({row.confidence for row in rows if row.confidence is not None}, reverse=True)
     if len(values) <= most:
         return values
     return [values[round(at * (len(values) - 1) / (most - 1))] for at in range(most)]
@@ -140,14 +139,11 @@ def _confirmed(differences: NDArray[np.float64], n: int, *, delta: float, seed: 
     return float(np.mean(drawn_rows.mean(axis=1) - z * drawn_rows.std(axis=1, ddof=1) / math.sqrt(n) > -delta))
 
 
-def _gaps(llm: Mapping[str, Any], slm: Mapping[str, Any], names: Sequence[str]) -> dict[str, float]:
-    return {name: slm[name] - llm[name] for name in names if slm.get(name) is not None and llm.get(name) is not None}
+def _gaps(llm: Metrics, slm: Metrics, names: Sequence[str]) -> dict[str, float]:
+    return {name: b - a for name in names if (a := llm.get(name)) is not None and (b := slm.get(name)) is not None}
 
 
-def _sure(answer: Mapping[str, Any], forms: Sequence[str], logprobs: bool) -> float | None:
-    if answer.get("failure") or any(answer["scores"].get(name) == 0 for name in forms):
+def _confidence(answer: AnswerResult, forms: Sequence[str], logprobs: bool) -> float | None:
+    if answer.failure or any(answer.scores.get(name) == 0 for name in forms):
         return None
-    if not logprobs:
-        return 0.0
-    found = answer.get("logprob")
-    return None if found is None else float(found)
+    return answer.logprob if logprobs else 0.0

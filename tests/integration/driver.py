@@ -20,7 +20,7 @@ from slm_ray.evaluation import evaluate
 
 def main(config):
     ray.init(address=ADDRESS, log_to_driver=False, logging_level="ERROR")
-    print("exact_match", evaluate(config, environment={})["models"]["served:m"]["metrics"]["exact_match"])
+    print("exact_match", evaluate(config, environment={}).models["served:m"].metrics["exact_match"])
 
 run(main, EvaluateConfig, "test", sys.argv[1:])
 """

@@ -22,6 +22,8 @@ from slm_ray.corpus.tracks import track
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation import evaluate
 from slm_ray.ledger import Ledger
+from slm_ray.records import Attempts
+from slm_ray.reports.files import load_report
 from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -81,16 +83,17 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
         first = {name: (run / name).read_bytes() for name in ("report.json", "scores.jsonl", "answers.parquet")}
         again = evaluate(settings, environment=azure(llm.url), train_prompts={"served:tiny": seen})
         assert (len(llm.requests), len(slm.requests)) == (26, 24)
-    assert again == report == json.loads(first["report.json"])
+    assert again == report == load_report(run)[0]
     assert first == {name: (run / name).read_bytes() for name in first}
-    assert report["models"]["served:tiny"]["metrics"]["exact_match"] == 1.0
-    assert report["models"]["azure:"]["metrics"]["exact_match"] == pytest.approx(23 / 24)
-    assert report["models"]["azure:"]["failures"] == {"refused": 1}
-    assert report["models"]["served:tiny"]["trained_on"] == 0
-    assert report["models"]["azure:"]["attempts"] == {"calls": 26, "retried": 2, "unheard": 0}
-    trust = report["trust"]
-    assert (trust["rows_in"], trust["rows_scored"], trust["questions"]) == (24, 24, 48)
-    assert (trust["retries"], trust["ambiguous"], trust["refused"]) == (2, 0, 1)
+    assert report.models["served:tiny"].metrics["exact_match"] == 1.0
+    assert report.models["azure:"].metrics["exact_match"] == pytest.approx(23 / 24)
+    assert report.models["azure:"].failures == {"refused": 1}
+    assert report.models["served:tiny"].trained_on == 0
+    assert report.models["azure:"].attempts == Attempts(calls=26, retried=2, possibly_billed=0)
+    origin = report.provenance
+    assert origin is not None
+    assert (origin.rows_in, origin.rows_scored, origin.requests) == (24, 24, 48)
+    assert (origin.retries, origin.in_doubt, origin.refused) == (2, 0, 1)
     names = {path.name for path in run.iterdir()}
     assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
     lines = read_jsonl(run / "traces.jsonl")
@@ -106,9 +109,9 @@ def test_shipped_models_take_the_same_path_and_leave_no_actor(ray_cluster: None,
     )
     spec = f"recorded:{tmp_path / 'recorded.jsonl'}"
     report = evaluate(config(tmp_path, 5, models=[spec, "fake:{}", "fake:echo"]), environment={})
-    metrics = {name: model["metrics"]["exact_match"] for name, model in report["models"].items()}
+    metrics = {name: model.metrics["exact_match"] for name, model in report.models.items()}
     assert metrics == {spec: 0.8, "fake:{}": 0.0, "fake:echo": 0.0}
-    assert report["models"][spec]["failures"] == {"error": 1}
+    assert report.models[spec].failures == {"error": 1}
     deadline = time.monotonic() + 20
     while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -124,12 +127,12 @@ def test_failed_rows_alone_are_asked_again(ray_cluster: None, tmp_path: Path) ->
     with ChatServer(script) as server:
         settings = config(tmp_path, 6, models=["served:m"], endpoint=server.url)
         report = evaluate(settings, environment={})
-        assert report["models"]["served:m"]["failures"] == {"error": 2}
+        assert report.models["served:m"].failures == {"error": 2}
         asked = len(server.requests)
         broken = False
         report = evaluate(settings, environment={})
         assert sorted(request.text for request in server.requests[asked:]) == ["question 1", "question 2"]
-    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+    assert report.models["served:m"].metrics["exact_match"] == 1.0
 
 
 def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(ray_cluster: None, tmp_path: Path) -> None:
@@ -163,7 +166,7 @@ def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(ray_cluster: None, 
         )
         report = evaluate(settings, environment={})
         assert killed.is_set()
-        assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+        assert report.models["served:m"].metrics["exact_match"] == 1.0
         assert len(server.requests) <= 30 + 4 + 4  # in flight, and answered but not yet heard of
 
 

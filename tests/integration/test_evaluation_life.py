@@ -19,6 +19,7 @@ from test_evaluation import CANARY, azure, config, quiet_after, reference, right
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.evaluation import evaluate
 from slm_ray.ledger import Ledger, bring_in
+from slm_ray.records import Noise
 from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -41,8 +42,8 @@ def test_a_budget_ends_the_run_before_it_is_passed_and_a_higher_one_continues(
         report = evaluate(settings.model_copy(update={"max_calls": 60}), environment={})
         assert len(server.requests) == 40
         assert len(set(server.texts)) == 40
-    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
-    assert report["trust"]["ambiguous"] == 0
+    assert report.models["served:m"].metrics["exact_match"] == 1.0
+    assert report.provenance.in_doubt == 0
 
 
 def test_money_is_limited_by_the_price_file_and_calls_nobody_heard_count(tmp_path: Path) -> None:
@@ -119,16 +120,16 @@ def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: 
         report = evaluate(settings, environment={})
         turns = sorted(len(request.body["messages"]) for request in server.requests)
     assert turns == [2] * 10 + [6] * 10
-    assert list(report["models"]) == models
-    noise = report["models"]["served:m"]["noise"]
-    assert noise["repeats"] == 2
-    assert sum(noise["primary"]) < 2
-    steady = report["models"]["trivial:majority"]
-    assert steady["noise"] == {"repeats": 2, "agreement": 1.0, "same_text": 1.0, "primary": [0.2, 0.2]}
-    assert steady["metrics"]["exact_match"] == 0.2  # the commonest training answer is that of one row
-    assert steady["served_by"] == ["trivial:majority"]
+    assert list(report.models) == models
+    noise = report.models["served:m"].noise
+    assert noise.repeats == 2
+    assert sum(noise.primary) < 2
+    steady = report.models["trivial:majority"]
+    assert steady.noise == Noise(repeats=2, agreement=1.0, same_text=1.0, primary=(0.2, 0.2))
+    assert steady.metrics["exact_match"] == 0.2  # the commonest training answer is that of one row
+    assert steady.served_by == ("trivial:majority",)
     table = parquet.read_table(tmp_path / "run" / "answers.parquet").to_pylist()
-    assert len(table) == report["trust"]["questions"] == 4 * 5 * 2
+    assert len(table) == report.provenance.requests == 4 * 5 * 2
     assert {(row["spec"], row["repeat"], row["example_id"]) for row in table} == {
         (spec, repeat, f"r{n}") for spec in models for repeat in (0, 1) for n in range(5)
     }

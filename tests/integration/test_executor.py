@@ -19,7 +19,7 @@ from slm_ray.executor import RayExecutor
 from slm_ray.parallel import LocalExecutor
 from slm_ray.prepare import prepare
 from slm_ray.scoring import score_all, score_rows
-from slm_ray.training.count import token_counter
+from slm_ray.training.base_model import token_counter
 
 pytestmark = pytest.mark.heavy
 

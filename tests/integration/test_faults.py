@@ -20,7 +20,8 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
 from slm_ray.ledger import Ledger, bring_in, finished
-from slm_ray.storage import read_json
+from slm_ray.records import ModelReport, Report
+from slm_ray.reports.files import load_report
 
 pytestmark = pytest.mark.heavy
 
@@ -44,9 +45,8 @@ def example(n: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def model(report: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = report["models"]["served:m"]
-    return found
+def model(report: Report) -> ModelReport:
+    return report.models["served:m"]
 
 
 def rows_digest(folder: Path) -> str:
@@ -62,7 +62,7 @@ def test_30_percent_turned_away_and_every_row_is_answered_and_billed_once(ray_cl
     with Endpoint("busy", 0.3, 1.0) as endpoint:
         report = evaluate(settings(tmp_path, 1000, endpoint), environment={})
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert set(counts["billed"].values()) == {1}
     assert len(counts["billed"]) == 1000
     assert counts["statuses"]["429"] > 300
@@ -75,7 +75,7 @@ def test_a_long_wait_is_waited_for(ray_cluster: None, tmp_path: Path) -> None:
         report = evaluate(settings(tmp_path, 8, endpoint), environment={})
         took_s = time.monotonic() - started_s
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert counts["early"] == 0
     assert counts["statuses"]["429"] >= 2
     assert took_s > 3
@@ -85,7 +85,7 @@ def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster
     with Endpoint("shaky", latency_s=0.25) as endpoint:
         report = evaluate(settings(tmp_path, 1000, endpoint), environment={})
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert (counts["statuses"]["503"], counts["statuses"]["0"]) == (200, 50)
     assert set(counts["billed"].values()) == {1}
     assert counts["most_in_flight"] > 48
@@ -99,7 +99,7 @@ def test_an_answer_that_comes_too_late_counts_as_possibly_billed(ray_cluster: No
         report = evaluate(config, environment={})
         time.sleep(2.5)
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert {number for number, times in counts["billed"].items() if times == 2} == {"0", "50"}
     possibly_billed = told(tmp_path, config, "possibly_billed")
     assert {row: times for row, times in possibly_billed.items() if times} == {"r0": 1, "r50": 1}
@@ -119,8 +119,8 @@ def test_the_content_filter_is_an_answer(ray_cluster: None, tmp_path: Path) -> N
     with Endpoint("filtered") as endpoint:
         report = evaluate(settings(tmp_path, 100, endpoint), environment={})
         assert set(endpoint.counts()["asked"].values()) == {1}
-    assert model(report)["failures"] == {"refused": 20}
-    assert model(report)["metrics"]["exact_match"] == 0.8
+    assert model(report).failures == {"refused": 20}
+    assert model(report).metrics["exact_match"] == 0.8
 
 
 @pytest.mark.parametrize(
@@ -161,15 +161,15 @@ def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None
         report = evaluate(settings(tmp_path, 40, endpoint), environment={})
         assert set(endpoint.counts()["asked"].values()) == {1}
     assert len(BROKEN) == 10
-    assert model(report)["failures"] == {"invalid": 20}
-    assert model(report)["metrics"]["exact_match"] == 0.5
+    assert model(report).failures == {"invalid": 20}
+    assert model(report).metrics["exact_match"] == 0.5
 
 
 def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("capped", 40, 10, latency_s=0.05) as endpoint:
         report = evaluate(settings(tmp_path, 800, endpoint, shards=2), environment={})
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
     assert counts["late"].get("limited", 0) <= 0.02 * (800 - SETTLED)
     assert counts["statuses"]["429"] <= 64 + 0.02 * 800, "every place in flight finds out once"
@@ -212,16 +212,17 @@ def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path
     assert len(counts["billed"]) == 1000
     assert sum(counts["billed"].values()) <= 1000 + 2 * 64
     assert {row: counts["asked"][row.removeprefix("r")] for row in asked_again} == asked_again
-    killed, trust = rows_digest(tmp_path), read_json(tmp_path / "run" / "report.json")["trust"]
-    assert (trust["ambiguous"], trust["rows_in"], trust["rows_scored"]) == (lost, 1000, 1000)
+    killed, origin = rows_digest(tmp_path), load_report(tmp_path / "run")[0].provenance
+    assert origin is not None
+    assert (origin.in_doubt, origin.rows_in, origin.rows_scored) == (lost, 1000, 1000)
     calm = tmp_path / "calm"
     calm.mkdir()
     with Endpoint("fine") as endpoint:
-        undisturbed = evaluate(settings(calm, 1000, endpoint), environment={})["trust"]
+        undisturbed = evaluate(settings(calm, 1000, endpoint), environment={}).provenance
     assert killed == rows_digest(calm)
-    assert undisturbed["ambiguous"] == 0
-    assert undisturbed["digests"]["answers"] == trust["digests"]["answers"]
-    assert undisturbed["digests"]["data"] == trust["digests"]["data"]
+    assert undisturbed is not None and undisturbed.in_doubt == 0
+    assert undisturbed.digests.answers == origin.digests.answers
+    assert undisturbed.digests.data == origin.digests.data
 
 
 def quiet_after(endpoint: Endpoint) -> None:
@@ -246,6 +247,6 @@ def test_an_actor_is_killed_and_no_row_is_lost_or_doubled(ray_cluster: None, tmp
         killer.join(timeout=1)
         assert not killer.is_alive()
         counts = endpoint.counts()
-    assert model(report)["metrics"]["exact_match"] == 1.0
+    assert model(report).metrics["exact_match"] == 1.0
     assert len(finished_rows(tmp_path)) == len(counts["billed"]) == 600
     assert 600 < sum(counts["billed"].values()) <= 600 + 32

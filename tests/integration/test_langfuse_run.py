@@ -28,7 +28,7 @@ def run(folder: Path, environment: dict[str, str]) -> dict[str, bytes]:
         track="structured", examples=str(rows), models=("fake:{}", 'fake:{"n": 1}'), run_dir=str(folder)
     )
     report = evaluate(config, environment=environment)
-    figures = {spec: (model["metrics"], model["failures"]) for spec, model in report["models"].items()}
+    figures = {spec: (model.metrics, model.failures) for spec, model in report.models.items()}
     return {"figures": json.dumps(figures).encode(), "config": (folder / "config.yaml").read_bytes()}
 
 

@@ -16,10 +16,9 @@ import pytest
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import track
 from slm_ray.storage import read_lines
-from slm_ray.verdict.page import page as render
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, render, sample
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytestmark = [
@@ -121,7 +120,7 @@ def test_hostile_data_is_text(browser: Any, tmp_path: Path) -> None:
     attack = HOSTILE + '<svg onload=alert(3)><a href="javascript:alert(4)">x</a>\u202e <!-- <script>'
     for row in data["tracks"][0]["rows"]:
         row["tags"] = {attack: attack + "\u2028"}
-        row["reference"] = attack
+        row["target"] = attack
         row["prompt"][-1]["content"] = attack
         for answer in row["models"].values():
             answer |= {"text": attack, "failure": None}

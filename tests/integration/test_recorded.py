@@ -12,7 +12,7 @@ from slm_ray import cluster
 from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
-from slm_ray.reports import compare_reports
+from slm_ray.reports.compare import compare_reports, comparison_text
 
 pytestmark = pytest.mark.heavy
 RECORDED = Path(__file__).parents[3] / "shared/data/slm_swap/recorded"
@@ -40,9 +40,9 @@ def evaluated(name: str, folder: Path) -> tuple[dict[str, Any], str]:
 def test_recorded_answers_score_as_recorded(name: str, tmp_path: Path) -> None:
     report, spec = evaluated(name, tmp_path)
     expected = json.loads((RECORDED / f"{name}_metrics.json").read_text(encoding="utf-8"))
-    found = report["models"][spec]["metrics"]
+    found = report.models[spec].metrics
     assert {key: found[NAMES.get(key, key)] for key in expected} == expected
-    assert report["models"][spec]["failures"] == {}
+    assert report.models[spec].failures == {}
 
 
 def test_the_earlier_systems_two_runs_are_refused_as_a_pair(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     comparison, decision = found.comparison, found.decision
     assert comparison.n == 39
     assert decision.because[-1] == "declared before the first call: rule paired, delta 0.02 on exact_match."
-    assert found.cost["arms"][llm]["per_request_usd"] is None and "nothing was asked" in found.text()
+    assert found.cost.arms[llm].per_request_usd is None and "nothing was asked" in comparison_text(found)
     assert comparison.llm_metrics["exact_match"] == 8 / 39
     assert decision.action == "fine_tune"
     assert comparison.interval.upper < -0.02

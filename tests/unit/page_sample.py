@@ -1,6 +1,14 @@
 """A realistic loop result for the page: a stand-in LLM, an SLM that trails before training and leads after it."""
 
+import copy
 import json
+
+from plain_records import plain, record
+
+from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.page.data import LoopReport
+from slm_ray.page.page import page
+from slm_ray.records import CostReport, RowResult
 
 LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:structured-0a1b2c3d4e5f"
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'
@@ -48,18 +56,25 @@ def report(track, n, with_adapter):
     }
     if with_adapter:
         models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
-    return {"track": track, "examples": {"n": n, "digest": "9f2c" * 16}, "models": models}
+    return {
+        "track": track, "track_definition": plain(definition(TRACKS[track])),
+        "examples": {"n": n, "digest": "9f2c" * 16}, "models": models, "schema_version": 1,
+    }  # fmt: skip
 
 
 def decision(stage, action, estimate, lower, upper, slm, n, primary="exact_match"):
+    because = [
+        f"{primary}: SLM minus LLM is {estimate:+.4f} over {n} paired rows, with one-sided 95 % bounds {lower:+.4f} and {upper:+.4f}.",
+        f"the LLM here is a stand-in ({LLM}): this says nothing about the model it stands for.",
+    ]
     return {
-        "stage": stage, "action": action, "rule": "paired", "delta": 0.02, "llm": LLM, "slm": slm, "n": n,
-        "primary": primary,
-        "because": [
-            f"{primary}: SLM minus LLM is {estimate:+.4f} over {n} paired rows, with one-sided 95 % bounds {lower:+.4f} and {upper:+.4f}.",
-            f"the LLM here is a stand-in ({LLM}): this says nothing about the model it stands for.",
-        ],
-        "interval": {"estimate": estimate, "lower": lower, "upper": upper},
+        "stage": stage,
+        "decision": {"action": action, "rule": "paired", "delta": 0.02, "because": because},
+        "comparison": {
+            "track": "structured", "llm": LLM, "slm": slm, "n": n, "digest": "9f2c" * 16, "primary": primary,
+            "llm_metrics": {}, "slm_metrics": {}, "gaps": {}, "slm_only_right": 0, "llm_only_right": 0,
+            "interval": {"estimate": estimate, "lower": lower, "upper": upper},
+        },
     }  # fmt: skip
 
 
@@ -102,7 +117,7 @@ def rows():
                 {"role": "system", "content": "You return valid JSON objects only. Do not add prose or code fences."},
                 {"role": "user", "content": f"Return a JSON object with keys query, tool_name, arguments describing the API call.\nQuery: {query}\nChosen tool: get_forecast\nArguments should mirror the assistant's recommendation."},
             ],
-            "reference": good, "tags": {"tool": "get_forecast", "domain": "weather"}, "models": models,
+            "target": good, "tags": {"tool": "get_forecast", "domain": "weather"}, "models": models,
         })  # fmt: skip
     return found
 
@@ -110,7 +125,7 @@ def rows():
 def cost():
     none = {
         "kind": "none", "basis": "", "reason": "a stand-in has no price", "hypothetical": False, "per_request_usd": None,
-        "per_correct_usd": None, "goes_to": {"host": "127.0.0.1", "on_premise": True, "words": "127.0.0.1 (your own machine or network)"},
+        "per_correct_usd": None, "requests": 100, "correct": 52, "scored": 100, "latency_s": {}, "goes_to": {"host": "127.0.0.1", "on_premise": True, "words": "127.0.0.1 (your own machine or network)"},
     }  # fmt: skip
     machine = none | {
         "kind": "machine", "basis": "0.02 s of the machine", "reason": None, "per_request_usd": 0.00000125,
@@ -119,7 +134,7 @@ def cost():
     return {
         "unit": "USD", "prices_as_of": "2026-01-01", "machine": {"name": "RTX 3090", "hourly_usd": 0.22, "utilisation": 0.5},
         "llm": LLM, "slm": ADAPTER, "arms": {LLM: none, BASE: machine, ADAPTER: machine},
-        "break_even_requests_per_day": None, "break_even_because": "no break-even: the LLM has no cost.",
+        "break_even": {"because": "no break-even: the LLM has no cost."},
     }  # fmt: skip
 
 
@@ -132,7 +147,7 @@ def priced(break_even):
         ADAPTER: found["arms"][ADAPTER] | {"capacity_requests_per_day": 5000.0},
     }
     said = f"from {break_even:,.0f} requests/day a machine costs less." if break_even else "no break-even."
-    return found | {"break_even_requests_per_day": break_even, "break_even_because": said}
+    return record(CostReport, found | {"break_even": {"requests_per_day": break_even, "because": said}})
 
 
 def part(value, n, lower, upper):
@@ -144,10 +159,11 @@ def part(value, n, lower, upper):
     }
 
 
-def trust(rows_scored):
+def provenance(rows_scored):
     return {
-        "rows_in": 100, "rows_scored": rows_scored, "retries": 4, "ambiguous": 1, "refused": 2,
-        "digests": {"data": "9f2c" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
+        "rows_in": 100, "rows_scored": rows_scored, "requests": 300, "retries": 4, "possibly_billed": 0, "in_doubt": 1,
+        "refused": 2, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
+        "digests": {"data": "9f2c" * 16, "prompts": "1234" * 16, "config": "5678" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
         "commands": {
             "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
             "resume": "python jobs/evaluate.py runs/demo/test/config.yaml",
@@ -157,10 +173,14 @@ def trust(rows_scored):
 
 def partial():
     points = [
-        {"share": share, "difference": -0.02 * share, "lower": -0.05 * share, "passes": share < 0.4}
+        {
+            "share": share, "difference": -0.02 * share, "lower": -0.05 * share, "passes": share < 0.4, "threshold": -0.1,
+            "quality": 0.5, "guardrails_lower": {}, "per_request_usd": None,
+        }
         for share in (0.25, 0.5, 1.0)
-    ]
+    ]  # fmt: skip
     return {
+        "primary": "exact_match", "ranked_by": "", "validation_rows": 60, "test_rows": 100, "share": 0.25,
         "line": "SLM can take 25 % at delta 0.02", "because": ["checked once on 100 test rows."], "delta": 0.02,
         "validation_share": 0.25, "test_share": 0.25, "curve": points,
     }  # fmt: skip
@@ -182,11 +202,13 @@ def sample():
             "files": {"adapter_model.safetensors": "cc03" * 16},
         },
         "cost": cost(),
-        "partial": partial(),
+        "partial_replacement": partial(),
         "timings_s": {"prepare": 0.31, "evaluate_validation": 14.2, "train": 131.5, "evaluate_test": 22.75},
     }  # fmt: skip
     toolcall_report = {
         "track": "toolcall",
+        "track_definition": plain(definition(TRACKS["toolcall"])),
+        "schema_version": 1,
         "examples": {"n": 100, "digest": "1e7d" * 16},
         "models": {
             LLM: model(100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
@@ -215,3 +237,10 @@ def sample():
         "reproduce": ["make setup", "python jobs/loop.py runs/demo/config.yaml"],
         "client_snippet": 'from openai import OpenAI\n\nclient = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\nclient.chat.completions.create(model="tiny-base:structured-0a1b2c3d4e5f", messages=[{"role": "user", "content": "…"}])',
     }
+
+
+def render(data):
+    """The page of a sample, which holds the rows of each track beside it."""
+    data = copy.deepcopy(data)
+    rows = {track["track"]: [record(RowResult, row) for row in track.pop("rows", [])] for track in data["tracks"]}
+    return page(record(LoopReport, data), rows)

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.tracks import track
+from slm_ray.costs.prices import Price
 from slm_ray.errors import DataError
 from slm_ray.evaluation.attach import Watch, follow, show_speeds
 from slm_ray.evaluation.book import Book
@@ -31,7 +32,6 @@ from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.speed import Speed
 from slm_ray.ledger import Answer, Entry, Ledger, Part, Planned
 from slm_ray.types import Completion, Failure, Usage
-from slm_ray.verdict.prices import Price
 
 SPECS = ["azure:", "served:m"]
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.config import EvaluateConfig
+from slm_ray.costs.prices import Price
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget, Spent, prices_of
 from slm_ray.evaluation.generate import Question
 from slm_ray.types import Completion, Failure, FailureKind, Message, Prompt, Usage
-from slm_ray.verdict.prices import Price
 
 PRICE = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
 PROMPT = Prompt(messages=(Message(role="user", content="x" * 28),))  # 28 + 8 + 64: at most 100 tokens

@@ -14,9 +14,9 @@ import pytest
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import DataError
 from slm_ray.evaluation.plan import Plan, plan
+from slm_ray.evaluation.provenance import provenance
 from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.score import write_report
-from slm_ray.evaluation.trust import trust
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing import Tracer
@@ -102,11 +102,13 @@ def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_
         for spec in MODELS:
             assert row["models"][spec]["text"] == said(spec, n, 0).text
     right = [row["models"]["fake:b"]["scores"]["exact_match"] for row in rows]
-    assert report["models"]["fake:b"]["metrics"]["exact_match"] == sum(right) / 40
-    assert report["models"]["fake:b"]["failures"] == {"refused": 6}
-    assert report["models"]["fake:b"]["noise"]["agreement"] == pytest.approx(6 / 40)  # the refused ones alone
-    assert report["trust"]["refused"] == 2 * 6
-    assert report["trust"]["retries"] == 2 * 6
+    assert report.models["fake:b"].metrics["exact_match"] == sum(right) / 40
+    assert report.models["fake:b"].failures == {"refused": 6}
+    noise = report.models["fake:b"].noise
+    assert noise is not None and noise.agreement == pytest.approx(6 / 40)  # the refused ones alone
+    assert report.provenance is not None
+    assert report.provenance.refused == 2 * 6
+    assert report.provenance.retries == 2 * 6
     spans = [
         span for line in read_jsonl(run / "traces.jsonl") for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]
     ]
@@ -135,9 +137,9 @@ def test_the_digest_is_that_of_the_sorted_lines_of_all_answers(tmp_path: Path) -
                               answered_ns=at, completion=completion)  # fmt: skip
                 ledger.put_all([entry])
             lines.append(repr((row.spec, row.example_id, row.repeat, "ok", text)))
-        found = trust(made, ledger, config)
-    assert found["digests"]["answers"] == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
-    assert (found["rows_scored"], found["questions"], found["retries"]) == (12, 4 * 12 * 11, 4 * 12 * 11 // 3)
+        found = provenance(made, ledger, config)
+    assert found.digests.answers == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+    assert (found.rows_scored, found.requests, found.retries) == (12, 4 * 12 * 11, 4 * 12 * 11 // 3)
 
 
 def test_a_report_of_many_rows_holds_little_of_them(tmp_path: Path) -> None:

@@ -17,16 +17,16 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "errors", "parallel", "yaml_file", "config", "command", "ray_environment"},
+    {"types", "records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
+    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
@@ -42,7 +42,7 @@ SIDEWAYS = {
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "openai": {"providers"},
     "torch": {"training", "serving", "encoders"},
@@ -55,10 +55,10 @@ OWNERS = {
     "vllm": {"serving"},
     "pyarrow": {"sources", "storage"},
     "datasets": {"sources", "training"},
-    "jinja2": {"verdict", "page"},
+    "jinja2": {"page"},
     "datasketch": {"corpus"},
     "jsonschema": {"scoring"},
-    "msgspec": {"corpus", "prepare"},
+    "msgspec": {"corpus", "prepare", "reports"},
     "rapidfuzz": {"scoring"},
     "regex": {"corpus"},
     "sacrebleu": {"scoring"},

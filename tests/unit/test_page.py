@@ -13,11 +13,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, sample, trust
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
+from plain_records import plain, record
 
-from slm_ray.verdict.chart import ticks
-from slm_ray.verdict.daily import daily
-from slm_ray.verdict.page import page
+from slm_ray.page.charts import daily, ticks
+from slm_ray.records import CostReport
 
 VOID = {"meta", "input", "br", "link", "img"}
 
@@ -60,7 +60,7 @@ class Document(HTMLParser):
         ]
 
 
-HTML = page(sample())
+HTML = render(sample())
 DOCUMENT = Document(HTML)
 
 
@@ -74,7 +74,7 @@ def blocks(document):
 
 
 def test_the_same_data_gives_the_same_bytes():
-    assert page(sample()) == HTML
+    assert render(sample()) == HTML
     assert HTML.startswith("<!doctype html>")
 
 
@@ -86,18 +86,18 @@ def test_a_hostile_answer_is_only_text():
 
 @pytest.mark.parametrize("place", ["title", "run_dir", "stand_in_note", "client_snippet"])
 def test_every_text_is_escaped(place):
-    assert HOSTILE in Document(page(sample() | {place: HOSTILE})).all("html")[0][2]
+    assert HOSTILE in Document(render(sample() | {place: HOSTILE})).all("html")[0][2]
 
 
 def test_specs_tags_reasons_and_issue_names_are_escaped():
     data = sample()
     track = data["tracks"][0]
     track["rows"][0]["tags"] = {HOSTILE: HOSTILE}
-    track["decisions"][0]["because"] = [HOSTILE]
+    track["decisions"][0]["decision"]["because"] = [HOSTILE]
     track["reports"]["test"]["models"][ADAPTER]["issues"] = {HOSTILE: 1}
     track["reports"]["test"]["models"][f"served:{HOSTILE}"] = copy.deepcopy(track["reports"]["test"]["models"][BASE])
     track["adapter"]["metrics"] = {HOSTILE: HOSTILE}
-    found = Document(page(data))
+    found = Document(render(data))
     assert len(found.all("script")) == 2 and not found.all("img")
     assert found.all("script")[-1] == DOCUMENT.all("script")[-1], "the one script that runs is the page's own"
 
@@ -129,7 +129,7 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons():
     assert "Rule fixed beforehand: paired, delta 0.02" in " ".join(first.split())
     for track in sample()["tracks"]:
         for decision in track["decisions"]:
-            assert all(sentence in BODY for sentence in decision["because"])
+            assert all(sentence in BODY for sentence in decision["decision"]["because"])
 
 
 def test_every_number_is_there():
@@ -144,7 +144,7 @@ def test_every_number_is_there():
                 for issue, count in model["issues"].items():
                     assert re.search(rf"{issue.replace('_', ' ')} [\d ]*\b{count}\b", BODY)
         for decision in track["decisions"]:
-            for value in decision["interval"].values():
+            for value in decision["comparison"]["interval"].values():
                 assert f"{value:+.4f}".replace("-", "−") in BODY
     for text in ("+11.0", "−34.0", "42 ms", "97 ms", "62.1", "41.3", "10,340", "2 truncated", "2 min 12 s", "2.60.0"):
         assert text in BODY
@@ -159,7 +159,7 @@ def test_undefined_is_a_dash_and_never_zero_or_nan():
     assert ["args_partial_match", "71.0", "%", "–", "80.3", "%", "–", "+9.3"] in cells
     data = sample()
     data["tracks"][1]["reports"]["test"]["models"][BASE]["metrics"]["args_f1"] = float("nan")
-    for html in (HTML, page(data)):
+    for html in (HTML, render(data)):
         text = Document(html).all("body")[0][2]
         assert not re.search(r"\b(nan|None|inf|undefined %)\b", text)
 
@@ -177,15 +177,15 @@ def test_a_real_llm_is_not_called_a_stand_in():
     data = sample() | {"stand_in_note": None}
     for track in data["tracks"]:
         for decision in track["decisions"]:
-            decision["llm"] = "azure:large"
-            decision["because"] = ["because."]
+            decision["comparison"]["llm"] = "azure:large"
+            decision["decision"]["because"] = ["because."]
         for report in track["reports"].values():
             report["models"] = {"azure:large": report["models"].pop(LLM), **report["models"]}
             report["models"]["azure:large"] |= {"stand_in": False, "served_by": ["large-2024"]}
         for row in track["rows"]:
             row["models"]["azure:large"] = row["models"].pop(LLM)
-    assert "stand-in" not in Document(page(data)).all("body")[0][2]
-    assert "stand-in" in Document(page(data | {"stand_in_note": "It was."})).all("article")[0][2]
+    assert "stand-in" not in Document(render(data)).all("body")[0][2]
+    assert "stand-in" in Document(render(data | {"stand_in_note": "It was."})).all("article")[0][2]
 
 
 def test_filters_count_and_rows_know_theirs():
@@ -200,7 +200,7 @@ def test_filters_count_and_rows_know_theirs():
     data = sample()
     track = data["tracks"][0]
     track["rows"] = [{**track["rows"][0], "id": f"{n}"} for n in range(100)] + [track["rows"][2]]
-    (found,) = blocks(Document(page(data)))
+    (found,) = blocks(Document(render(data)))
     assert found["open"] == 0, "not one that is drawn only when the list is scrolled"
 
 
@@ -208,7 +208,7 @@ def test_a_refusal_is_its_own_outcome():
     data = sample()
     refused = {"kind": "refused", "reason": "content filter", "status": None}
     data["tracks"][0]["rows"][0]["models"][LLM] |= {"text": None, "failure": refused}
-    (found,) = blocks(Document(page(data)))
+    (found,) = blocks(Document(render(data)))
     row = found["rows"][0]
     assert row["k"] == ["different", "won", "invalid", "refused"]
     assert (row["a"][0]["o"], row["a"][0]["f"]) == ("refused", "refused: content filter")
@@ -228,7 +228,7 @@ def test_wrong_lines_are_marked_and_failures_say_why():
 
 def test_rows_carry_what_an_export_needs_byte_for_byte():
     for row, source in zip(ROWS["rows"], sample()["tracks"][0]["rows"], strict=True):
-        assert row.get("xr", row["x"]) == source["reference"]
+        assert row.get("xr", row["x"]) == source["target"]
         turns = [*ROWS["earlier"][row["e"]], ["user", row["q"]]]
         assert turns == [[turn["role"], turn["content"]] for turn in source["prompt"]]
         for answer in row["a"]:
@@ -247,8 +247,8 @@ def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons():
     ):
         assert text in BODY
     without = sample()
-    without["tracks"][0] |= {"cost": None, "partial": None}
-    plain = Document(page(without)).all("body")[0][2]
+    without["tracks"][0] |= {"cost": None, "partial_replacement": None}
+    plain = Document(render(without)).all("body")[0][2]
     assert "If not all, how much?" not in plain and "rows go to" not in plain and "no price" in plain
 
 
@@ -257,12 +257,12 @@ def test_a_thousand_rows_stay_below_five_megabytes():
     track = data["tracks"][0]
     track["rows"] = [{**row, "id": f"{row['id']}-{turn}"} for turn in range(170) for row in track["rows"]]
     assert len(track["rows"]) > 1000
-    html = page(data)
+    html = render(data)
     assert len(html.encode()) < 1_000_000, "much data is packed"
-    assert page(data) == html
+    assert render(data) == html
     (found,) = blocks(Document(html))
     assert [row["i"] for row in found["rows"]] == [row["id"] for row in track["rows"]]
-    assert [row.get("xr", row["x"]) for row in found["rows"]] == [row["reference"] for row in track["rows"]]
+    assert [row.get("xr", row["x"]) for row in found["rows"]] == [row["target"] for row in track["rows"]]
 
 
 def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes():
@@ -279,43 +279,47 @@ def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes()
     for number in range(1000):
         models = {spec: {**answer, "text": text(150)} for spec, answer in row["models"].items()}
         prompt = [*row["prompt"][:-1], {"role": "user", "content": text(500)}]
-        track["rows"].append({**row, "id": f"{number}", "prompt": prompt, "reference": text(150), "models": models})
-    assert len(page(data).encode()) < 5_000_000
+        track["rows"].append({**row, "id": f"{number}", "prompt": prompt, "target": text(150), "models": models})
+    assert len(render(data).encode()) < 5_000_000
 
 
 def test_what_a_page_is_made_of_is_installed_with_the_package():
     root = Path(__file__).parents[2]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["slm_ray"]
-    files = [path.relative_to(root / "slm_ray") for path in (root / "slm_ray" / "verdict").iterdir() if path.is_file()]
+    files = [path.relative_to(root / "slm_ray") for path in (root / "slm_ray" / "page").iterdir() if path.is_file()]
     left = [
         str(path) for path in files if path.suffix != ".py" and not any(fnmatch.fnmatch(path, one) for one in patterns)
     ]
     assert left == []
 
 
-def test_gates_and_slices_stand_with_their_bounds_and_how_they_are_read():
+def test_guardrails_and_slices_stand_with_their_bounds_and_how_they_are_read():
     data = sample()
     final = data["tracks"][0]["decisions"][-1]
-    final["gates"] = {
+    final["comparison"]["guardrails"] = {
         "json_valid": {"estimate": 0.01, "lower": -0.004, "upper": 0.031},
         "field_f1": {"estimate": 0.0, "lower": -0.021, "upper": 0.021},
     }
-    final["slices"] = [part("fine", 30, -0.01, 0.06), part("bad", 24, -0.41, -0.11), part("so", 21, -0.2, 0.1)]
-    text = " ".join(Document(page(data)).all("body")[0][2].split())
+    final["comparison"]["slices"] = [
+        part("fine", 30, -0.01, 0.06),
+        part("bad", 24, -0.41, -0.11),
+        part("so", 21, -0.2, 0.1),
+    ]
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
     for words in (
-        "json_valid gate, not worse",
+        "json_valid guardrail, not worse",
         "domain: bad 24 rows, worse",
         "domain: so 21 rows, not shown worse",
-        "field_f1 gate, not shown to hold",
+        "field_f1 guardrail, not shown to hold",
     ):
         assert words in text
     assert text.index("domain: bad") < text.index("domain: fine"), "the worst slice comes first"
     (cell,) = (
-        " ".join(t.split()) for _, _, t in Document(page(data)).all("tr", "core") if "json_valid" in t and "−0.4" in t
+        " ".join(t.split()) for _, _, t in Document(render(data)).all("tr", "core") if "json_valid" in t and "−0.4" in t
     )
-    assert "−0.4 to +3.1" in cell, "the bounds of a gate stand below its difference"
-    final["rule"] = "point"
-    assert "What else has to hold" not in Document(page(data)).all("body")[0][2], "the point rule has no guards"
+    assert "−0.4 to +3.1" in cell, "the bounds of a guardrail stand below its difference"
+    final["decision"]["rule"] = "point"
+    assert "What else has to hold" not in Document(render(data)).all("body")[0][2], "the point rule has no guards"
 
 
 def test_the_break_even_is_drawn_where_both_lines_cross():
@@ -325,10 +329,10 @@ def test_the_break_even_is_drawn_where_both_lines_cross():
     assert chart["machines"] == 2 and chart["slm"].count("V") == 1, "one machine is full before twice that volume"
     never = daily(priced(break_even=None))
     assert never["even"] is None and never["machines"] == 4 and never["slm"].count("V") == 3
-    assert daily(sample()["tracks"][0]["cost"]) is None, "a stand-in has no price"
+    assert daily(record(CostReport, sample()["tracks"][0]["cost"])) is None, "a stand-in has no price"
     data = sample()
-    data["tracks"][0]["cost"] = priced(break_even=2640.0)
-    assert "break-even: 2,640 a day" in Document(page(data)).all("body")[0][2]
+    data["tracks"][0]["cost"] = plain(priced(break_even=2640.0))
+    assert "break-even: 2,640 a day" in Document(render(data)).all("body")[0][2]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.06, 0.11), (0, 12345), (0, 0.0037), (-1, -0.9), (0, 7e-9)])
@@ -339,17 +343,19 @@ def test_ticks_are_few_round_and_inside(low, high):
     assert ticks(1, 1) == []
 
 
-def test_the_trust_box_shows_calls_noise_digests_versions_and_commands():
+def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands():
     data = sample()
     report = data["tracks"][0]["reports"]["test"]
-    report["trust"] = trust(rows_scored=99)
-    report["models"][LLM]["noise"] = {"repeats": 3, "agreement": 0.98, "primary": [0.52, 0.51, 0.53]}
-    report["models"][LLM]["attempts"] = {"calls": 104, "retried": 4, "unheard": 1}
-    document = Document(page(data))
+    report["provenance"] = provenance(rows_scored=99)
+    report["models"][LLM]["noise"] = {
+        "repeats": 3, "agreement": 0.98, "same_text": 0.97, "primary": [0.52, 0.51, 0.53],
+    }  # fmt: skip
+    report["models"][LLM]["attempts"] = {"calls": 104, "retried": 4, "possibly_billed": 1}
+    document = Document(render(data))
     text = " ".join(document.all("section")[-2][2].split())
     for words in (
         "104 calls, 4 of them retries, 1 never answered (maybe billed)", "against itself, 3 times: the same score on 98.0 %",
-        "4 retries, 1 ambiguous paid calls, 2 refused", "openai 3.52.0", "digest of answers abab",
+        "4 retries, 1 calls in doubt (maybe billed), 2 refused", "openai 3.52.0", "digest of answers abab",
         "python jobs/evaluate.py runs/demo/test/config.yaml",
     ):  # fmt: skip
         assert words in text, words
@@ -360,7 +366,7 @@ def test_the_trust_box_shows_calls_noise_digests_versions_and_commands():
 def test_missing_rows_and_leaks_are_not_ticked():
     data = sample()
     data["tracks"][0]["reports"]["test"]["models"][ADAPTER] |= {"n": 98, "trained_on": 3}
-    doubts = [text for _, _, text in Document(page(data)).all("li", "no")]
+    doubts = [text for _, _, text in Document(render(data)).all("li", "no")]
     assert doubts == [
         "tuned SLM: 100 rows in, 98 scored, no call failed",
         "tuned SLM: 3 of these rows known to be in its training",
@@ -377,31 +383,30 @@ def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_pa
         "adapter": None,
     }
     data["tracks"][1] = {"track": "toolcall", "decisions": [], "reports": {}}
-    data["tracks"][0]["decisions"][0]["interval"] = None
-    first, second = (text for _, _, text in Document(page(data)).all("article"))
+    first, second = (text for _, _, text in Document(render(data)).all("article"))
     assert "Fine-tune" in first and "No decision" in second
     minimal = {"title": "t", "generated": "g", "run_dir": "r", "tracks": []}
-    assert Document(page(minimal)).all("article") == []
+    assert Document(render(minimal)).all("article") == []
 
 
-@pytest.mark.parametrize("left_out", [(), ("digests",), ("versions",), ("commands",)])
-def test_reports_from_before_a_field_was_known_have_a_page_too(left_out):
+def test_a_hypothetical_cost_of_a_mixture_is_said_to_be() -> None:
     data = sample()
     track = data["tracks"][0]
-    track["reports"]["test"]["trust"] = {name: found for name, found in trust(100).items() if name not in left_out}
-    track["partial"]["curve"] = [{**point, "per_request_usd": 0.002} for point in track["partial"]["curve"]]
-    text = Document(page(data)).all("body")[0][2]
-    assert "100 rows in = 100 scored" in text and "USD per 1,000 requests, hypothetical" not in text
-    assert ("resume it" in text) == ("commands" not in left_out)
-    track["partial"]["cost_hypothetical"] = True
-    assert "USD per 1,000 requests, hypothetical" in Document(page(data)).all("body")[0][2]
+    track["reports"]["test"]["provenance"] = provenance(100)
+    part = track["partial_replacement"]
+    part["curve"] = [{**point, "per_request_usd": 0.002} for point in part["curve"]]
+    text = Document(render(data)).all("body")[0][2]
+    assert "100 rows in = 100 scored" in text and "resume it" in text
+    assert "USD per 1,000 requests, hypothetical" not in text
+    part["cost_hypothetical"] = True
+    assert "USD per 1,000 requests, hypothetical" in Document(render(data)).all("body")[0][2]
 
 
 def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
     data = sample()
     data["tracks"][0]["rows"][0]["models"][BASE]["text"] = "a\ud83d\x00\r\u2028 z"
-    data["tracks"][0]["decisions"][0]["because"] = ["\ud83d"]
-    html = page(data)
+    data["tracks"][0]["decisions"][0]["decision"]["because"] = ["\ud83d"]
+    html = render(data)
     html.encode("utf-8")
     (found,) = blocks(Document(html))
     answer = next(answer for answer in found["rows"][0]["a"] if answer["m"] == 1)
@@ -410,5 +415,5 @@ def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
 
 def test_a_time_is_shown_as_people_write_it() -> None:
     base = {"title": "t", "run_dir": "r", "tracks": []}
-    assert "2026-11-21 13:59 UTC ·" in page({**base, "generated": "2026-11-21T13:59:15+00:00"})
-    assert "yesterday ·" in page({**base, "generated": "yesterday"})
+    assert "2026-11-21 13:59 UTC ·" in render({**base, "generated": "2026-11-21T13:59:15+00:00"})
+    assert "yesterday ·" in render({**base, "generated": "yesterday"})

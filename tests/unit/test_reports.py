@@ -15,10 +15,12 @@ from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
-from slm_ray.errors import ComparisonError, ConfigError
-from slm_ray.reports import Compared, compare_reports, declare, load_prices, write_comparison
+from slm_ray.errors import ComparisonError, ConfigError, DataError
+from slm_ray.records import ComparisonReport, DeclaredRule
+from slm_ray.reports.build import build
+from slm_ray.reports.compare import compare_reports, comparison_text, load_prices, write_comparison
+from slm_ray.reports.files import declare, load_report, write_report
 from slm_ray.types import Completion, Example, Usage
-from slm_ray.verdict.report import build
 
 ROOT = Path(__file__).parents[2]
 PRICES = str(ROOT / "data/prices.yaml")
@@ -45,8 +47,7 @@ def written(
             logprob=(-0.1 if sure else -2.0) - i / 10_000 if logprobs else None,
         )  # fmt: skip
     report, scores = build(TRACK, rows, {LLM: large, SLM: small}, trained_on={SLM: trained_on})
-    storage.write_jsonl(folder / "scores.jsonl", scores)
-    storage.write_json(folder / "report.json", report)
+    write_report(folder, report, scores)
     storage.write_text(
         folder / "config.yaml", "endpoint: http://127.0.0.1:8000\ngeneration: {concurrency: 8, max_tokens: 100}\n"
     )
@@ -68,42 +69,40 @@ def config(report: Path, **changes: Any) -> CompareConfig:
     return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(prices=PRICES, **cost), **changes)
 
 
-def run(report: Path, **changes: Any) -> Compared:
+def run(report: Path, **changes: Any) -> ComparisonReport:
     return compare_reports(config(report, **changes))
 
 
 def test_cost_comes_from_the_usage_and_from_the_run_s_own_config(held_out: Path) -> None:
     found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
-    llm, slm = found.cost["arms"][LLM], found.cost["arms"][SLM]
+    llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
-    assert llm["per_request_usd"] == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
-    assert (llm["priced_as"], llm["goes_to"]["host"], llm["goes_to"]["on_premise"]) == ("gpt-4o", None, False)
-    assert slm["per_request_usd"] == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
-    assert slm["per_correct_usd"] == pytest.approx(slm["per_request_usd"] / 0.75)
-    assert slm["goes_to"]["host"] == "127.0.0.1" and slm["goes_to"]["on_premise"]
-    assert found.cost["break_even_requests_per_day"] == pytest.approx(0.36 * 24 / llm["per_request_usd"])
-    assert found.partial is None
+    assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
+    assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", None, False)
+    assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
+    assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
+    assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
+    assert found.cost.break_even.requests_per_day == pytest.approx(0.36 * 24 / llm.per_request_usd)
+    assert found.partial_replacement is None
     azure = compare_reports(config(held_out), urls={"azure": "https://mine.openai.azure.com"})
-    assert azure.cost["arms"][LLM]["goes_to"]["host"] == "mine.openai.azure.com"
+    assert azure.cost.arms[LLM].goes_to.host == "mine.openai.azure.com"
 
 
 def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validation: Path, held_out: Path) -> None:
     found = run(held_out, validation_report=str(validation))
     assert found.decision.action == "fine_tune"
-    partial = found.partial
-    assert partial is not None
-    assert partial["share"] == pytest.approx(0.75, abs=0.02) and partial["validation_share"] == pytest.approx(
-        0.75, abs=0.02
+    partial = found.partial_replacement
+    assert partial is not None and partial.test is not None
+    assert partial.share == pytest.approx(0.75, abs=0.02) and partial.validation_share == pytest.approx(0.75, abs=0.02)
+    assert partial.ranked_by == "json_valid, then mean token log-probability"
+    arms = found.cost.arms
+    assert partial.test.per_request_usd == pytest.approx(
+        arms[SLM].per_request_usd + (1 - partial.share) * arms[LLM].per_request_usd
     )
-    assert partial["confidence"] == "json_valid, then mean token log-probability"
-    arms = found.cost["arms"]
-    assert partial["test"]["per_request_usd"] == pytest.approx(
-        arms[SLM]["per_request_usd"] + (1 - partial["share"]) * arms[LLM]["per_request_usd"]
-    )
-    lines = found.text().splitlines()
+    lines = comparison_text(found).splitlines()
     assert lines[-1] == "FINE_TUNE=1"
-    assert any(line.startswith(f"partial: SLM can take {100 * partial['share']:.0f} % at delta 0.02") for line in lines)
-    assert any(line.startswith("cost ") for line in lines) and "checked once on 200 test rows" in found.text()
+    assert any(line.startswith(f"partial: SLM can take {100 * partial.share:.0f} % at delta 0.02") for line in lines)
+    assert any(line.startswith("cost ") for line in lines) and "checked once on 200 test rows" in comparison_text(found)
 
 
 def test_validation_rows_that_check_themselves_are_refused(validation: Path, held_out: Path, tmp_path: Path) -> None:
@@ -132,23 +131,23 @@ def test_the_two_models_may_come_from_two_reports(validation: Path, held_out: Pa
         )
         shutil.copy(held_out / "config.yaml", tmp_path / name)
     apart = run(tmp_path / "llm", other_report=str(tmp_path / "slm"), validation_report=str(validation))
-    assert (apart.comparison, apart.cost, apart.partial) == (whole.comparison, whole.cost, whole.partial)
+    assert apart == whole
 
 
 def test_stages_ranked_by_other_things_give_no_share(held_out: Path, tmp_path: Path) -> None:
     plain = written(tmp_path / "plain", 5000, logprobs=False)
     found = run(held_out, validation_report=str(plain))
-    assert found.partial is not None and "evaluate both alike" in found.partial["line"]
+    assert found.partial_replacement is not None and "evaluate both alike" in found.partial_replacement.line
 
 
 def test_a_stand_in_has_no_price_unless_one_is_named_and_then_it_is_hypothetical(tmp_path: Path) -> None:
     folder = written(tmp_path / "run", 0, served_by="stand-in:tiny")
     plain = run(folder)
-    assert plain.cost["arms"][LLM]["per_request_usd"] is None and "a stand-in has no price" in plain.text()
+    assert plain.cost.arms[LLM].per_request_usd is None and "a stand-in has no price" in comparison_text(plain)
     named = run(folder, cost={"llm_price_as": "gpt-4o"})
-    assert named.cost["arms"][LLM]["hypothetical"] and "hypothetical, as if gpt-4o" in named.text()
-    assert "azure:big [hypothetical]" in named.text() and "- hypothetically, from " in named.text()
-    assert named.cost["break_even_hypothetical"] and not plain.cost["break_even_hypothetical"]
+    assert named.cost.arms[LLM].hypothetical and "hypothetical, as if gpt-4o" in comparison_text(named)
+    assert "azure:big [hypothetical]" in comparison_text(named) and "- hypothetically, from " in comparison_text(named)
+    assert named.cost.break_even.hypothetical and not plain.cost.break_even.hypothetical
     with pytest.raises(ConfigError, match=r"no price for 'gpt-4' in .*did you mean 'gpt-4o'"):
         run(folder, cost={"llm_price_as": "gpt-4"})
 
@@ -160,14 +159,14 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
         " output_usd_per_mtok: 2, source: our contract of 2026}\n"
     )
     found = compare_reports(config(held_out).model_copy(update={"cost": Cost(prices=str(mine))}))
-    assert found.cost["arms"][LLM]["per_request_usd"] == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
-    assert "prices as of 2026-02-03" in found.text() and "our contract of 2026" in found.text()
+    assert found.cost.arms[LLM].per_request_usd == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
+    assert "prices as of 2026-02-03" in comparison_text(found) and "our contract of 2026" in comparison_text(found)
     mine.write_text("models: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml:1: not YAML"):
         load_prices(Cost(prices=str(mine)))
     monkeypatch.chdir(tmp_path)
     elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))
-    assert "no data/prices.yaml here" in elsewhere.cost["arms"][LLM]["reason"]
+    assert "no data/prices.yaml here" in str(elsewhere.cost.arms[LLM].reason)
 
 
 def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
@@ -175,7 +174,7 @@ def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) 
     declare(held_out, Declaration(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
     kept = run(held_out, delta=0.05)
     assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
-    assert kept.declared == {"rule": "paired", "delta": 0.05, "primary": "exact_match", "answers_before": 0}
+    assert kept.declared == DeclaredRule(rule="paired", delta=0.05, primary="exact_match", answers_before=0)
     for changes in ({"delta": 0.3, "force_delta": True}, {"delta": 0.05, "rule": "point"}):
         assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
     declare(held_out, Declaration(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
@@ -209,9 +208,11 @@ def test_the_job_writes_the_same_bytes_again(validation: Path, held_out: Path, t
     again = job(*settings, f"out={tmp_path}/elsewhere.json")
     assert (again.stdout, (tmp_path / "elsewhere.json").read_bytes()) == (first.stdout, beside)
     data = json.loads(beside)
-    assert data.keys() == {"comparison", "decision", "declared", "cost", "partial"}
+    assert data.keys() == {
+        "comparison", "decision", "declared", "cost", "partial_replacement", "schema_version",
+    }  # fmt: skip
     assert data["decision"]["action"] == "fine_tune" and data["cost"]["unit"] == "USD"
-    assert data["partial"]["line"].startswith("SLM can take 7")
+    assert data["partial_replacement"]["line"].startswith("SLM can take 7")
 
 
 def broken(folder: Path, spec: str, kind: str, count: int) -> Path:
@@ -235,8 +236,8 @@ def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, hel
     data = json.loads((held_out / "comparison.json").read_text())["comparison"]
     assert (data["llm_failed"], data["slm_failed"], data["readings"]["reached"]["n"]) == (70, 0, 130)
     out = broken(written(tmp_path / "out", 3000), SLM, "error", 5)
-    partial = run(written(tmp_path / "fine", 6000), validation_report=str(out)).partial
-    assert partial is not None and "failed on 5 of 200 validation rows" in partial["line"]
+    partial = run(written(tmp_path / "fine", 6000), validation_report=str(out)).partial_replacement
+    assert partial is not None and "failed on 5 of 200 validation rows" in partial.line
 
 
 def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
@@ -262,3 +263,71 @@ def test_a_moved_run_gives_the_same_comparison(held_out: Path, tmp_path: Path) -
     shutil.move(held_out, tmp_path / "moved")
     after = write_comparison(run(tmp_path / "moved"), config(tmp_path / "moved"))
     assert after == tmp_path / "moved/comparison.json" and after.read_bytes() == before
+
+
+def test_a_report_is_read_as_it_was_written(held_out: Path, tmp_path: Path) -> None:
+    report, rows = load_report(held_out)
+    write_report(tmp_path / "again", report, rows)
+    for name in ("report.json", "scores.jsonl"):
+        assert (tmp_path / "again" / name).read_bytes() == (held_out / name).read_bytes()
+    assert load_report(held_out / "report.json") == (report, rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema_version": 0}, "schema_version is 0 and not 1"),
+        ({"schema_version": None}, "schema_version is None and not 1"),
+        ({"track_definition": {"name": "x", "wording": "y"}}, r"track_definition is no track \(.*'wording'.*\)"),
+        ({"examples": {"n": "200", "digest": "x"}}, r"examples\.n: Expected `int`, got `str`"),
+        ({"models": {LLM: {"n": 1}}}, r"models\[\.\.\.\]: Object missing required field `metrics`"),
+    ],
+)
+def test_a_report_that_is_none_names_file_key_and_fix(held_out: Path, change: dict[str, Any], said: str) -> None:
+    report = storage.read_json(held_out / "report.json")
+    storage.write_json(held_out / "report.json", {**report, **change})
+    with pytest.raises(
+        DataError, match=rf"report\.json: {said}; give a report\.json .* or run the evaluation's command"
+    ):
+        load_report(held_out)
+
+
+def test_a_comparison_without_its_report_is_refused(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "report.json", ["no report"])
+    with pytest.raises(
+        DataError, match=r"report\.json: schema_version is None and not 1; give a report\.json that jobs/"
+    ):
+        load_report(tmp_path)
+
+
+@pytest.mark.parametrize("bad", ["1.0", float("nan"), float("inf"), 1.5, -1.0, True, [1]])
+def test_a_score_that_is_no_score_is_refused_with_its_line_and_never_0(held_out: Path, bad: Any) -> None:
+    lines = (held_out / "scores.jsonl").read_text().splitlines()
+    row = json.loads(lines[3])
+    row["models"][SLM]["scores"]["exact_match"] = bad
+    lines[3] = json.dumps(row)
+    (held_out / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=r"scores\.jsonl:4: .*score.*; run the evaluation's command again"):
+        run(held_out)
+
+
+def test_a_row_without_a_key_is_refused_with_its_line(held_out: Path) -> None:
+    rows = storage.read_jsonl(held_out / "scores.jsonl")
+    del rows[1]["target"]
+    storage.write_jsonl(held_out / "scores.jsonl", rows)
+    with pytest.raises(DataError, match=r"scores\.jsonl:2: Object missing required field `target`; run"):
+        run(held_out)
+
+
+def test_a_score_that_rounding_put_outside_is_put_back(held_out: Path) -> None:
+    """The mean of equal scores may come out as 1 + 5e-10; the difference to a score of 0 would be no difference."""
+    before = run(held_out)
+    rows = storage.read_jsonl(held_out / "scores.jsonl")
+    for row in rows:
+        for answer in row["models"].values():
+            answer["scores"] = {
+                name: None if value is None else value + (5e-10 if value else -5e-10)
+                for name, value in answer["scores"].items()
+            }
+    storage.write_jsonl(held_out / "scores.jsonl", rows)
+    assert run(held_out) == before

@@ -20,7 +20,7 @@ def comparison(
     upper: float = 0.01,
     llm: dict[str, float | None] | None = None,
     slm: dict[str, float | None] | None = None,
-    labels: dict[str, str] | None = None,
+    stand_ins: tuple[str, ...] = (),
 ) -> Comparison:
     left: dict[str, float | None] = llm or {"json_valid": 1.0, "exact_match": 0.5}
     right: dict[str, float | None] = slm or {"json_valid": 1.0, "exact_match": 0.5 + gap}
@@ -28,7 +28,7 @@ def comparison(
         track="structured", llm="azure:big", slm="served:small", n=100, digest="abc", primary="exact_match",
         llm_metrics=left, slm_metrics=right, interval=Interval(estimate=gap, lower=lower, upper=upper),
         gaps={k: b - a for k in left if (a := left[k]) is not None and (b := right[k]) is not None},
-        slm_only_right=4, llm_only_right=6, labels=labels or {},
+        slm_only_right=4, llm_only_right=6, stand_ins=stand_ins,
     )  # fmt: skip
 
 
@@ -84,11 +84,11 @@ def test_an_undefined_metric_has_no_say_and_is_said() -> None:
     neither = decide(nothing, rule="point", delta=0.02)
     assert neither.action == "inconclusive"
     assert neither.because[-1] == "undefined for both models and left out: json_valid."
-    assert "field_precision      0.9000        -        -" in verdict_text(found, decision)
+    assert "field_precision  0.9000       -        -" in verdict_text(found, decision)
 
 
 def test_a_stand_in_is_named_in_words() -> None:
-    found = comparison(labels={"azure:big": "stand-in"})
+    found = comparison(stand_ins=("azure:big",))
     for rule in ("paired", "point"):
         decision = decide(found, rule=rule, delta=0.02)
         assert any("the LLM here is a stand-in (azure:big)" in sentence for sentence in decision.because)
@@ -128,15 +128,15 @@ BAD = Interval(estimate=-0.4, lower=-0.5, upper=-0.3, method="score")
 
 
 @pytest.mark.parametrize(
-    ("gates", "action", "said"),
+    ("guardrails", "action", "said"),
     [
-        ({"name_match": GOOD}, "swap", "the gate name_match: +0.0500"),
+        ({"name_match": GOOD}, "swap", "the guardrail name_match: +0.0500"),
         ({"name_match": UNSURE}, "inconclusive", "not shown to be within 0.02, which blocks the swap"),
-        ({"name_match": UNSURE, "valid": BAD}, "fine_tune", "the gate valid: -0.4000"),
+        ({"name_match": UNSURE, "valid": BAD}, "fine_tune", "the guardrail valid: -0.4000"),
     ],
 )
-def test_every_gate_has_to_hold(gates: dict[str, Interval], action: str, said: str) -> None:
-    found = replace(comparison(), interval=GOOD, gates=gates)
+def test_every_guardrail_has_to_hold(guardrails: dict[str, Interval], action: str, said: str) -> None:
+    found = replace(comparison(), interval=GOOD, guardrails=guardrails)
     decision = decide(found, rule="paired", delta=0.02)
     assert decision.action == action
     assert any(said in sentence for sentence in decision.because)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,32 +11,49 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm_ray.verdict.partial import Prices, partial
+from slm_ray.page.formatting import partial_replacement_text
+from slm_ray.records import AnswerResult, PartialReplacement, RowResult
+from slm_ray.reports.encoding import encode
+from slm_ray.types import Failure, FailureKind
+from slm_ray.verdict.partial_replacement import Prices, partial_replacement
 from slm_ray.verdict.routing import Routed, mixture, ranked, thresholds
-from slm_ray.verdict.words import partial_text
 
 LLM, SLM = "azure:big", "served:small"
 
 
+def answer(scores: dict[str, float], logprob: float | None = None, failure: FailureKind | None = None) -> AnswerResult:
+    return AnswerResult(
+        text=None if failure else "{}",
+        failure=Failure(kind=failure, reason="") if failure else None,
+        scores=scores,
+        logprob=logprob,
+    )
+
+
 def row(
-    slm: float, llm: float, logprob: float | None = -0.1, valid: float = 1.0, failure: str | None = None
-) -> dict[str, Any]:
-    small: dict[str, Any] = {
-        "scores": {"json_valid": valid, "exact_match": slm},
-        "failure": {"kind": failure} if failure else None,
-    }
-    if logprob is not None:
-        small["logprob"] = logprob
-    return {"models": {LLM: {"scores": {"json_valid": 1.0, "exact_match": llm}, "failure": None}, SLM: small}}
+    slm: float, llm: float, logprob: float | None = -0.1, valid: float = 1.0, failure: FailureKind | None = None,
+    **further: tuple[float, float],
+) -> RowResult:  # fmt: skip
+    """`further` metrics are (LLM, SLM)."""
+    return RowResult(
+        id="", prompt_hash="", prompt=(), target="", tags={},
+        models={
+            LLM: answer({"json_valid": 1.0, "exact_match": llm, **{name: pair[0] for name, pair in further.items()}}),
+            SLM: answer(
+                {"json_valid": valid, "exact_match": slm, **{name: pair[1] for name, pair in further.items()}},
+                logprob, failure,
+            ),
+        },
+    )  # fmt: skip
 
 
-def rank(rows: list[dict[str, Any]]) -> tuple[list[Routed], str]:
+def rank(rows: list[RowResult]) -> tuple[list[Routed], str]:
     return ranked(rows, llm=LLM, slm=SLM, primary="exact_match")
 
 
-def run(validation: list[dict[str, Any]], test: list[dict[str, Any]], **options: Any) -> dict[str, Any]:
+def run(validation: list[RowResult], test: list[RowResult], **options: Any) -> PartialReplacement:
     settings = {"primary": "exact_match", "delta": 0.02, "resamples": 199, "seed": 0, **options}
-    return partial(rank(validation), rank(test), **settings)
+    return partial_replacement(rank(validation), rank(test), **settings)
 
 
 def test_form_comes_first_and_then_the_log_probability() -> None:
@@ -47,22 +65,27 @@ def test_form_comes_first_and_then_the_log_probability() -> None:
         row(0, 1, -0.1, failure="error"),
     ]
     found, by = rank(rows)
-    assert [one.sure for one in found] == [-0.5, None, -0.2, None, None]
+    assert [one.confidence for one in found] == [-0.5, None, -0.2, None, None]
     assert [(one.llm, one.slm) for one in found] == [(1, 1), (1, 0), (0, 1), (1, 0), (1, 0)]
     assert by == "json_valid, then mean token log-probability"
     plain, by = rank([row(1, 1, None), row(0, 1, None, valid=0.0)])
-    assert [one.sure for one in plain] == [0.0, None]
+    assert [one.confidence for one in plain] == [0.0, None]
     assert by == "json_valid only (rows carry no log-probability)"
 
 
 def test_a_row_without_a_score_of_either_model_is_left_out() -> None:
-    undefined, alone = row(1, 1), {"models": {LLM: row(1, 1)["models"][LLM]}}
-    undefined["models"][SLM]["scores"]["exact_match"] = None
+    whole = row(1, 1)
+    alone = replace(whole, models={LLM: whole.models[LLM]})
+    undefined = replace(whole, models={**whole.models, SLM: replace(whole.models[SLM], scores={"exact_match": None})})
     assert len(rank([row(1, 1), undefined, alone])[0]) == 1
 
 
 def test_a_mixture_by_hand() -> None:
-    rows = [Routed(sure=-0.1, llm=0, slm=1), Routed(sure=-0.3, llm=1, slm=0), Routed(sure=None, llm=1, slm=0)] * 20
+    rows = [
+        Routed(confidence=-0.1, llm=0, slm=1),
+        Routed(confidence=-0.3, llm=1, slm=0),
+        Routed(confidence=None, llm=1, slm=0),
+    ] * 20
     half = mixture(rows, -0.2, resamples=99, seed=0)
     assert (half.share, half.quality, half.interval.estimate) == (
         pytest.approx(1 / 3), pytest.approx(1.0), pytest.approx(1 / 3)
@@ -77,7 +100,7 @@ def test_the_slm_is_asked_every_time_and_the_llm_for_the_rest() -> None:
     assert Prices(llm_usd=0.01).of(0.5) is None and Prices(slm_usd=0.01).of(0.5) is None
 
 
-def drawn(n: int, seed: int, *, informative: bool) -> list[dict[str, Any]]:
+def drawn(n: int, seed: int, *, informative: bool) -> list[RowResult]:
     """The LLM is right 9 times in 10; the SLM always where it is sure (60 % of rows) and rarely elsewhere."""
     chance = np.random.default_rng(seed)
     rows = []
@@ -92,22 +115,21 @@ def test_the_slm_takes_what_it_is_sure_of() -> None:
     found = run(
         drawn(400, 3, informative=True), drawn(400, 103, informative=True), prices=Prices(llm_usd=0.01, slm_usd=0.001)
     )
-    assert 0.55 <= found["share"] <= 0.8
-    assert found["share"] == found["test_share"] and found["test"]["passes"] and found["test"]["lower"] > -0.02
-    assert found["line"].startswith(f"SLM can take {100 * found['share']:.0f} % at delta 0.02 (")
-    assert "lower bound" in found["line"] and "of validation rows" in found["line"]
-    assert found["validation_share"] <= max(point["share"] for point in found["curve"] if point["passes"])
-    assert [point["share"] for point in found["curve"]] == sorted(point["share"] for point in found["curve"])
-    assert found["test"]["per_request_usd"] == pytest.approx(0.001 + (1 - found["share"]) * 0.01)
-    text = partial_text(found)
+    assert 0.55 <= found.share <= 0.8
+    assert found.share == found.test_share and found.test.passes and found.test.lower > -0.02
+    assert found.line.startswith(f"SLM can take {100 * found.share:.0f} % at delta 0.02 (")
+    assert "lower bound" in found.line and "of validation rows" in found.line
+    assert found.validation_share <= max(point.share for point in found.curve if point.passes)
+    assert [point.share for point in found.curve] == sorted(point.share for point in found.curve)
+    assert found.test.per_request_usd == pytest.approx(0.001 + (1 - found.share) * 0.01)
+    text = partial_replacement_text(found)
     assert text.startswith("partial: SLM can take") and "share" in text and "USD/1,000 req" in text
 
 
 def test_a_random_confidence_gives_about_nothing() -> None:
     """The SLM is a third worse, so at random it may take delta over that third at most: 6 % of the rows."""
     shares = [
-        run(drawn(400, seed, informative=False), drawn(400, seed + 50, informative=False))["share"]
-        for seed in range(12)
+        run(drawn(400, seed, informative=False), drawn(400, seed + 50, informative=False)).share for seed in range(12)
     ]
     assert max(shares) <= 0.10
     assert sum(shares) / len(shares) <= 0.03
@@ -116,61 +138,62 @@ def test_a_random_confidence_gives_about_nothing() -> None:
 def test_the_choice_is_one_that_test_rows_will_confirm() -> None:
     """The largest share that just passes would be confirmed about every second time; this one far more often."""
     found = [run(drawn(400, seed, informative=True), drawn(400, 100 + seed, informative=True)) for seed in range(12)]
-    assert sum(one["share"] > 0 for one in found) >= 10
-    assert all(0.5 <= one["share"] <= 0.7 for one in found if one["share"])
+    assert sum(one.share > 0 for one in found) >= 10
+    assert all(0.5 <= one.share <= 0.7 for one in found if one.share)
 
 
 def test_test_rows_have_the_last_word() -> None:
     lucky, unlucky = [row(1, 1, -0.1)] * 200, [row(1, 1, -0.1)] * 180 + [row(0, 1, -0.1)] * 20
     found = run(lucky, unlucky)
-    assert (found["share"], found["validation_share"], found["test_share"]) == (0.0, 1.0, 1.0)
-    assert found["line"].startswith("SLM can take 0 % at delta 0.02: what passed on validation rows was not confirmed")
-    assert not found["test"]["passes"]
-    assert run(lucky, lucky)["share"] == 1.0
+    assert (found.share, found.validation_share, found.test_share) == (0.0, 1.0, 1.0)
+    assert found.line.startswith("SLM can take 0 % at delta 0.02: what passed on validation rows was not confirmed")
+    assert not found.test.passes
+    assert run(lucky, lucky).share == 1.0
 
 
-def test_gates_have_to_hold_for_a_mixture_too() -> None:
-    """Every answer is right by the primary metric; on the less sure half the gate is lost."""
+def test_guardrails_have_to_hold_for_a_mixture_too() -> None:
+    """Every answer is right by the primary metric; on the less sure half the guardrail is lost."""
 
-    def gated(start: int) -> list[dict[str, Any]]:
-        rows = []
-        for i in range(start, start + 300):
-            one = row(1, 1, -0.1 - 0.001 * (i % 300))
-            for spec, value in ((LLM, 1.0), (SLM, float(i % 300 < 150))):
-                one["models"][spec]["scores"]["name_match"] = value
-            rows.append(one)
-        return rows
+    def gated(start: int) -> list[RowResult]:
+        return [
+            row(1, 1, -0.1 - 0.001 * (i % 300), name_match=(1.0, float(i % 300 < 150)))
+            for i in range(start, start + 300)
+        ]
 
-    stages = [ranked(gated(start), llm=LLM, slm=SLM, primary="exact_match", gates=["name_match"]) for start in (0, 300)]
-    found = partial(*stages, primary="exact_match", delta=0.02, resamples=199, seed=0)
-    assert 0.4 <= found["share"] <= 0.5
-    assert found["test"]["gates_lower"]["name_match"] > -0.02
-    free = partial(rank(gated(0)), rank(gated(300)), primary="exact_match", delta=0.02, resamples=199, seed=0)
-    assert free["share"] == 1.0
+    stages = [
+        ranked(gated(start), llm=LLM, slm=SLM, primary="exact_match", guardrails=["name_match"]) for start in (0, 300)
+    ]
+    found = partial_replacement(*stages, primary="exact_match", delta=0.02, resamples=199, seed=0)
+    assert 0.4 <= found.share <= 0.5
+    assert found.test.guardrails_lower["name_match"] > -0.02
+    free = partial_replacement(
+        rank(gated(0)), rank(gated(300)), primary="exact_match", delta=0.02, resamples=199, seed=0
+    )
+    assert free.share == 1.0
     whole = mixture(stages[0][0], -1.0, resamples=199, seed=0)
-    assert not whole.passes(0.02) and whole.interval.estimate == 0.0 and whole.gates["name_match"].estimate == -0.5
+    assert not whole.passes(0.02) and whole.interval.estimate == 0.0 and whole.guardrails["name_match"].estimate == -0.5
 
 
 def test_no_share_says_why() -> None:
     few = run([row(1, 1)] * 60, [row(1, 1)] * 60)
-    assert few["share"] == 0.0 and "60 validation rows are too few" in few["line"] and "-0.0487" in few["line"]
+    assert few.share == 0.0 and "60 validation rows are too few" in few.line and "-0.0487" in few.line
     worse = run([row(0, 1)] * 200, [row(0, 1)] * 200)
-    assert "no share passes on 200 validation rows" in worse["line"] and worse["curve"]
+    assert "no share passes on 200 validation rows" in worse.line and worse.curve
     wrong = run([row(0, 1, valid=0.0)] * 200, [row(0, 1)] * 200)
-    assert "on none of 200 validation rows is its answer in the right form" in wrong["line"] and wrong["curve"] == []
-    assert partial_text(wrong).startswith("partial: SLM can take 0 %")
+    assert "on none of 200 validation rows is its answer in the right form" in wrong.line and wrong.curve == ()
+    assert partial_replacement_text(wrong).startswith("partial: SLM can take 0 %")
     unlike = run([row(1, 1)] * 200, [row(1, 1, None)] * 200)
-    assert unlike["share"] == 0.0 and "evaluate both alike" in unlike["line"]
+    assert unlike.share == 0.0 and "evaluate both alike" in unlike.line
     rows, by = rank([row(1, 1)] * 200)
-    untested = partial((rows, by), ([], by), primary="exact_match", delta=0.02, resamples=199, seed=0)
-    assert untested["share"] == 0.0 and "there are no test rows" in untested["line"]
+    untested = partial_replacement((rows, by), ([], by), primary="exact_match", delta=0.02, resamples=199, seed=0)
+    assert untested.share == 0.0 and "there are no test rows" in untested.line
 
 
 def test_many_values_are_thinned_and_the_ends_stay() -> None:
-    rows = [Routed(sure=-i / 1000, llm=1, slm=1) for i in range(1000)]
+    rows = [Routed(confidence=-i / 1000, llm=1, slm=1) for i in range(1000)]
     found = thresholds(rows)
     assert len(found) == 50 and found[0] == 0 and found[-1] == -0.999
-    assert thresholds([Routed(sure=None, llm=1, slm=1)]) == []
+    assert thresholds([Routed(confidence=None, llm=1, slm=1)]) == []
 
 
 rows_of = st.lists(
@@ -185,11 +208,11 @@ rows_of = st.lists(
 @settings(deadline=None, max_examples=40)
 @given(rows_of, rows_of, st.sampled_from([0.02, 0.3]))
 def test_whatever_the_rows_the_answer_is_whole(
-    validation: list[dict[str, Any]], test: list[dict[str, Any]], delta: float
+    validation: list[RowResult], test: list[RowResult], delta: float
 ) -> None:
     found = run(validation, test, delta=delta)
-    json.dumps(found, allow_nan=False)
-    assert 0 <= found["share"] <= 1 and found["line"].startswith("SLM can take ")
-    assert (found["share"] > 0) <= bool(found["test"] and found["test"]["passes"])
+    json.dumps(encode(found), allow_nan=False)
+    assert 0 <= found.share <= 1 and found.line.startswith("SLM can take ")
+    assert (found.share > 0) <= bool(found.test and found.test.passes)
     assert found == run(validation, test, delta=delta)
-    partial_text(found)
+    partial_replacement_text(found)

@@ -1,0 +1,241 @@
+"""What each arm costs: USD per request and per correct answer, when a rented machine pays, and where the rows go.
+
+A model paid per token is priced by the usage that its own answers state. A model on a machine of one's own is priced by
+the measured seconds of that machine: seconds per request x USD per hour / 3600 / utilisation. What has no price (a
+stand-in, recorded answers, a model that the price list does not know) has none here either: null and the reason, never
+0. Every name carries its unit. Reads no file and no clock.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from slm_ray.costs.data_residency import goes_to, place
+from slm_ray.costs.prices import Price, PriceList, price_of
+from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
+from slm_ray.types import Usage
+
+UNIT = "USD"
+_DAY_S = 86_400.0
+_HOUR_S = 3_600.0
+_BY_TOKEN = ("azure", "openai")
+_FREE_OF_CALLS = {
+    "recorded": "recorded answers: nothing was asked, so nothing was billed",
+    "fake": "a fake model has no price",
+    "trivial": "a baseline made of training rows: no model is asked",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One evaluation as it was asked: its report and score rows, the calls in flight per arm and where models answer.
+
+    `urls` are by kind of model (`served`, `azure`); what is not known is left out.
+    """
+
+    report: Report
+    rows: Sequence[RowResult]
+    concurrency: int | None = None
+    urls: Mapping[str, str] = field(default_factory=dict)
+
+
+def cost(
+    asked: Sequence[Asked], *, llm: str, slm: str, prices: PriceList, machine: Machine, llm_price_as: str | None = None
+) -> CostReport:
+    """What every arm costs, the first evaluation that holds one counting, and the break-even.
+
+    `llm_price_as` names the listed model that the LLM is priced as; where the LLM is a stand-in that is hypothetical and
+    says so.
+    """
+    arms: dict[str, ArmCost] = {}
+    for evaluation in asked:
+        for spec in evaluation.report.models:
+            if spec not in arms:
+                arms[spec] = arm(
+                    spec, evaluation, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
+                )
+    return CostReport(
+        unit=UNIT,
+        prices_as_of=prices.as_of,
+        machine=machine,
+        llm=llm,
+        slm=slm,
+        arms=arms,
+        break_even=break_even(arms[llm], arms[slm], machine),
+    )
+
+
+def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_as: str | None = None) -> ArmCost:
+    """What one model costs.
+
+    Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong.
+    """
+    model = asked.report.models[spec]
+    answers = [row.models[spec] for row in asked.rows if spec in row.models]
+    correct, scored = _correct(answers, str(asked.report.track_definition["primary"]))
+    where = place(spec, asked.urls)
+    found = ArmCost(
+        goes_to=goes_to(spec, where, stand_in=model.stand_in),
+        latency_s=model.latency_s,
+        requests=len(answers),
+        correct=correct,
+        scored=scored,
+    )
+    kind = spec.partition(":")[0]
+    if model.stand_in and price_as is None:
+        found = replace(found, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost")
+    elif kind in _FREE_OF_CALLS and price_as is None:
+        found = replace(found, reason=_FREE_OF_CALLS[kind])
+    elif price_as is None and (kind == "served" or (kind == "openai" and where.on_premise)):
+        found = _by_machine(found, model, answers, asked.concurrency, machine)
+    else:
+        found = _by_tokens(found, model, answers, prices, price_as)
+        hypothetical = found.reason is None and (model.stand_in or kind not in _BY_TOKEN)
+        found = replace(found, hypothetical=hypothetical)
+    return _per_correct(found)
+
+
+def break_even(llm: ArmCost, slm: ArmCost, machine: Machine) -> BreakEven:
+    """From how many requests a day a machine that stands there all day costs less than the LLM by the token.
+
+    Null, with why, where either has no price, where both are paid the same way, and where a full machine still costs
+    more per request than the LLM: then more machines cost more in proportion, and no volume pays.
+    """
+    none = functools.partial(BreakEven, hypothetical=llm.hypothetical)
+    for role, side in (("LLM", llm), ("SLM", slm)):
+        if side.per_request_usd is None:
+            return none(because=f"no break-even: the {role} has no cost ({side.reason}).")
+    per_request_usd, capacity = llm.per_request_usd, slm.capacity_requests_per_day
+    if (llm.kind, slm.kind) != ("tokens", "machine") or per_request_usd is None or capacity is None:
+        return none(because="no break-even: it needs an LLM paid by the token and an SLM on a machine.")
+    if per_request_usd == 0:
+        return none(because="no break-even: the LLM costs nothing per request.")
+    daily_usd = machine.hourly_usd * 24
+    requests = daily_usd / per_request_usd
+    said = "hypothetically, " if llm.hypothetical else ""
+    if requests > capacity:
+        machines = math.ceil(requests / capacity)
+        return none(
+            because=f"{said}no break-even: {requests:,.0f} requests/day of the LLM cost what one"
+            f" machine costs a day, and that many take {machines} machines of {capacity:,.0f} requests/day each, which cost {machines}"
+            " times as much: the LLM is cheaper at every volume."
+        )
+    return BreakEven(
+        requests_per_day=requests,
+        machines=1,
+        hypothetical=llm.hypothetical,
+        because=f"{said}from {requests:,.0f} requests/day a machine that stands there all day"
+        f" ({daily_usd:,.2f} USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve"
+        f" ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
+    )
+
+
+def busy_s(calls: Iterable[tuple[int, float | None]]) -> float | None:
+    """The seconds in which at least one of the calls (arrival in ns, latency in s) was in flight; None without any.
+
+    A pause between two parts of a resumed run is not among them.
+    """
+    spans = sorted((at / 1e9 - latency, at / 1e9) for at, latency in calls if latency is not None)
+    total, until = 0.0, -math.inf
+    for start, end in spans:
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return round(total, 6) if spans else None
+
+
+def _by_tokens(
+    found: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], prices: PriceList, price_as: str | None
+) -> ArmCost:
+    """By the usage that answers state. Calls that may have been billed without saying so count at the mean of the others."""
+    names = (price_as,) if price_as is not None else model.served_by
+    listed = {name: price_of(prices, name) for name in names}
+    unknown = [name for name, price in listed.items() if price is None]
+    if not names or unknown:
+        which = f"no price for {', '.join(map(repr, unknown))}" if unknown else "the answers name no model"
+        reason = f"{which} (prices as of {prices.as_of}); name one with cost.llm_price_as, or list it"
+        return replace(found, reason=reason)
+    different: set[Price] = {price for price in listed.values() if price is not None}
+    if len(different) > 1:
+        return replace(found, reason=f"the answers name models of different prices: {', '.join(names)}")
+    (price,) = different
+    usage, stated, silent = _usage(model, answers)
+    if stated == 0 or usage == Usage():
+        return replace(found, reason="no answer states its usage")
+    known_usd = price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    silent_usd = silent * known_usd / stated
+    guessed = f", and {silent} calls that may have been billed unseen at the mean of the others" if silent else ""
+    return replace(
+        found,
+        kind="tokens",
+        per_request_usd=(known_usd + silent_usd) / len(answers),
+        priced_as=price.name,
+        basis=f"{usage.prompt_tokens:,} prompt tokens ({usage.cached_tokens:,} of them cached) and"
+        f" {usage.completion_tokens:,} completion tokens at the price of {price.name} ({price.source})"
+        f"{guessed}; {len(answers)} requests",
+    )
+
+
+def _usage(model: ModelReport, answers: Sequence[AnswerResult]) -> tuple[Usage, int, int]:
+    """(tokens, answers that state them, calls that may have been billed without a word of it).
+
+    A refusal or a cut answer without usage may have been billed; an endpoint that answers with an error bills nothing.
+    """
+    mute = [answer for answer in answers if answer.usage is None]
+    silent = sum(answer.failure is None or answer.failure.kind != "error" for answer in mute)
+    return model.usage, len(answers) - len(mute), silent + (model.attempts.possibly_billed if model.attempts else 0)
+
+
+def _by_machine(
+    found: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], concurrency: int | None, machine: Machine
+) -> ArmCost:
+    """By the seconds of the machine: those in which the arm had calls in flight, else latency / calls in flight.
+
+    Either is at most what it takes: other arms asked the same machine meanwhile, and not every place was always taken.
+    """
+    if model.busy_s and answers:
+        seconds, how = (
+            model.busy_s / len(answers),
+            f"{model.busy_s:,.1f} s with calls in flight / {len(answers)} requests",
+        )
+    else:
+        latencies = [answer.latency_s for answer in answers if answer.latency_s is not None]
+        if not latencies or not concurrency or not math.fsum(latencies):
+            return replace(found, reason="neither busy seconds nor latencies and calls in flight are known")
+        calls = (model.attempts.calls if model.attempts else len(answers)) / len(answers)
+        seconds = math.fsum(latencies) / len(latencies) * calls / concurrency
+        how = f"mean latency of {len(latencies)} requests / {concurrency} calls in flight"
+    return replace(
+        found,
+        kind="machine",
+        seconds_per_request=seconds,
+        capacity_requests_per_day=_DAY_S * machine.utilisation / seconds,
+        per_request_usd=seconds * machine.hourly_usd / _HOUR_S / machine.utilisation,
+        priced_as=machine.name,
+        basis=f"{seconds:.4g} s of the machine that served this evaluation ({how}: an upper estimate), at"
+        f" {machine.hourly_usd:g} USD/h ({machine.name}) and utilisation {machine.utilisation:g}",
+    )
+
+
+def _correct(answers: Sequence[AnswerResult], primary: str) -> tuple[int | None, int]:
+    """(right answers, answers with a score); None where the metric grades instead of saying right or wrong."""
+    scores = [score for answer in answers if (score := answer.scores.get(primary)) is not None]
+    if any(0 < score < 1 for score in scores):
+        return None, len(scores)
+    return sum(score >= 1 for score in scores), len(scores)
+
+
+def _per_correct(found: ArmCost) -> ArmCost:
+    if found.per_request_usd is None:
+        return replace(found, per_correct_reason=found.reason)
+    if found.correct is None:
+        why = "the primary metric grades answers, it does not call them right or wrong"
+    elif found.hypothetical:
+        why = "the answers are not those of the model whose price this is"
+    elif found.correct == 0:
+        why = "no answer is correct"
+    else:
+        return replace(found, per_correct_usd=found.per_request_usd * found.scored / found.correct)
+    return replace(found, per_correct_reason=why)

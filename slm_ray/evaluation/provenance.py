@@ -1,0 +1,128 @@
+"""What a reader needs to believe a report: rows in and out, calls that went wrong, digests, versions, commands.
+
+All of it comes from the plan, the ledger and the config; the clock and the machine stay out, except for the folder names
+that the config itself holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from slm_ray.config import EvaluateConfig, dump
+from slm_ray.evaluation.plan import Plan
+from slm_ray.ledger import Ledger, outcome
+from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
+
+PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
+_WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
+
+
+def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance:
+    """The provenance of a report.
+
+    `retries` and `refused` count over all repeats and all attempts at a row; `in_doubt` counts calls that were started
+    and never answered, by a crash or a lost actor: they may have been billed. `rows_scored` counts rows with a score for
+    every model, which is every row, or there is no report.
+    """
+    attempts = possibly_billed = 0
+    for entry in ledger.history(plan.id):
+        attempts += entry.completion.attempts
+        possibly_billed += entry.completion.possibly_billed
+    last = _last(plan, ledger)
+    return Provenance(
+        rows_in=len(plan.examples),
+        rows_scored=len(plan.examples) - len(last.lacking),
+        requests=sum(len(keys) for arm in plan.arms for keys in arm.repeats),
+        retries=attempts - last.answered,
+        possibly_billed=possibly_billed,
+        in_doubt=sum(ledger.unanswered(plan.id).values()),
+        refused=last.refused,
+        training_rows=TrainingRowCheck(
+            checked=tuple(path for path in (config.train, config.adapters_dir) if path),
+            left_out_of_demonstrations=plan.left_out,
+        ),
+        digests=Digests(
+            data=plan.digest,
+            prompts=plan.prompts_digest,
+            config=_sha256(dump(config.model_copy(update=_defaults()))),
+            answers=last.digest,
+        ),
+        versions=versions(),
+        commands=commands(config.run_dir),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that have a part in the figures."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commands(run_dir: str) -> Commands:
+    """How to make the same run again elsewhere, and how to go on with this one."""
+    config = shlex.quote(f"{run_dir}/config.yaml")
+    return Commands(
+        reproduce=f"python jobs/evaluate.py {config} --set run_dir={shlex.quote(run_dir + '-again')}",
+        resume=f"python jobs/evaluate.py {config}",
+    )
+
+
+def _defaults() -> dict[str, Any]:
+    return {
+        name: None if (field := EvaluateConfig.model_fields[name]).is_required() else field.default
+        for name in _WHERE_AND_HOW_FAST
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Last:
+    """The answers that count, one to a question: how many, how many refused, their digest, the rows that lack one.
+
+    The digest is over what every model said to every row, whatever it took to get it.
+    """
+
+    answered: int
+    refused: int
+    digest: str
+    lacking: frozenset[str]
+
+
+def _last(plan: Plan, ledger: Ledger) -> _Last:
+    """Lines of a digest are sorted; going through the questions in that order, none of them has to be held."""
+    questions = list(_in_order(plan))
+    answered = refused = 0
+    lacking = set()
+    lines = hashlib.sha256()
+    for (example_id, _), entry in zip(questions, ledger.entries(key for _, key in questions), strict=True):
+        if entry is None:
+            lacking.add(example_id)
+            continue
+        said = (entry.spec, entry.example_id, entry.repeat, outcome(entry.completion), entry.completion.text)
+        lines.update(("\n" * (answered > 0) + repr(said)).encode("utf-8", "replace"))
+        answered += 1
+        refused += outcome(entry.completion) == "refused"
+    return _Last(answered=answered, refused=refused, digest=lines.hexdigest(), lacking=frozenset(lacking))
+
+
+def _in_order(plan: Plan) -> Iterator[tuple[str, str]]:
+    """(example id, key) of every question, as the written (model, example, repeat) sorts."""
+    ids = sorted((row.id for row in plan.examples), key=repr)
+    for arm in sorted(plan.arms, key=lambda arm: repr(arm.spec)):
+        repeats = sorted(enumerate(arm.repeats), key=lambda numbered: f"{numbered[0]},")
+        for example_id in ids:
+            yield from ((example_id, keys[example_id]) for _, keys in repeats)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()

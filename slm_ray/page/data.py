@@ -1,0 +1,61 @@
+"""What a page shows: the result of a loop, track by track. It is also the loop's `report.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slm_ray.records import SCHEMA_VERSION, CostReport, PartialReplacement, Report
+from slm_ray.types import Comparison, Decision
+
+Stage = Literal["validation", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageDecision:
+    """What was decided on the rows of one stage, and from what."""
+
+    stage: Stage
+    comparison: Comparison
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrackResult:
+    """One track; `decisions` in the order they were made, `adapter` the manifest of a trained one as plain JSON."""
+
+    track: str
+    decisions: tuple[StageDecision, ...] = ()
+    reports: Mapping[Stage, Report] = field(default_factory=dict)
+    adapter: Mapping[str, Any] | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    cost: CostReport | None = None
+    partial_replacement: PartialReplacement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopReport:
+    """All tracks of a loop and how to do it again; `stand_in_note` when a stand-in answered as the LLM."""
+
+    title: str
+    generated: str
+    run_dir: str
+    tracks: tuple[TrackResult, ...]
+    stand_in_note: str | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    reproduce: tuple[str, ...] = ()
+    serve_command: str = ""
+    canary: str = ""
+    client_snippet: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """A model as the page names it: its role there (llm, base, adapter, other) and the label of that role."""
+
+    spec: str
+    role: str
+    label: str
+    stand_in: bool

@@ -1,0 +1,169 @@
+"""Figures and texts for people: how the page writes and embeds them, and cost and partial replacement as aligned text.
+
+On the page an undefined number is a dash, and a data block cannot end its element. Shows what is there, computes nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import markupsafe
+
+from slm_ray.records import ArmCost, CostReport, PartialReplacement
+from slm_ray.tables import format_table
+
+DASH = "–"
+_SHOWN = 5
+_PACKED_FROM = 1_000_000  # characters
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
+
+
+def undefined(value: float | None) -> bool:
+    """None, NaN or infinite."""
+    return value is None or not math.isfinite(value)
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return DASH if value is None or undefined(value) else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """A difference of two shares, in percentage points."""
+    if value is None or undefined(value):
+        return DASH
+    text = f"{100 * value:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def signed(value: float | None) -> str:
+    """A difference as the verdict says it."""
+    return DASH if value is None or undefined(value) else f"{value:+.4f}".replace("-", "−")
+
+
+def seconds(value: float | None) -> str:
+    """A time, in the unit that fits."""
+    if value is None or undefined(value):
+        return DASH
+    if value < 1:
+        return f"{1000 * value:.0f} ms"
+    return f"{value:.2f} s" if value < 100 else f"{int(value // 60)} min {value % 60:.0f} s"
+
+
+def count(value: float | None) -> str:
+    """A number, with thousands apart."""
+    if value is None or undefined(value):
+        return DASH
+    return f"{value:,.1f}" if isinstance(value, float) and value != int(value) else f"{int(value):,}"
+
+
+def sentence(text: str) -> str:
+    """With a capital first letter; the rest stays."""
+    return text[:1].upper() + text[1:]
+
+
+def figure(value: Any) -> str:
+    """Anything as text; a fraction to six digits."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def thousand_usd(value: float | None) -> str:
+    """USD per request as USD per thousand of them."""
+    return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """What stands in a script element as data: JSON, or where `packed`, gzip of it in base64."""
+
+    text: markupsafe.Markup
+    packed: bool
+
+
+def data_block(value: Any) -> Block:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
+    there. Much of it is packed."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    if len(text) < _PACKED_FROM:
+        return Block(text=markupsafe.Markup(text), packed=False)
+    packed = base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)).decode("ascii")
+    return Block(text=markupsafe.Markup(packed), packed=True)
+
+
+def csp_hash(text: str) -> str:
+    """How a content security policy names inline content that it allows."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(str(text).encode("utf-8")).digest()).decode("ascii")
+
+
+def moment(text: str) -> str:
+    """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
+    return f"{found[1]} {found[2]} UTC" if found else text
+
+
+def cost_text(cost: CostReport) -> str:
+    """A line per arm (money, correct answers, latency, where its rows go), the break-even, and what each figure is of."""
+    machine = cost.machine
+    lines = [
+        ["cost", "USD/1,000 requests", "USD/1,000 correct", "p50 s", "p95 s", "p99 s", "rows go to"],
+        *(_arm(spec, arm) for spec, arm in cost.arms.items()),
+    ]
+    notes = [f"- {spec}: {arm.reason or _based(arm)}" for spec, arm in cost.arms.items()]
+    return "\n".join(
+        [
+            *format_table(lines, left=(0, 6)),
+            f"prices as of {cost.prices_as_of}; machine: {machine.name}, {machine.hourly_usd:g} USD/h,"
+            f" utilisation {machine.utilisation:g}",
+            f"- {cost.break_even.because}",
+            *notes,
+        ]
+    )
+
+
+def partial_replacement_text(partial: PartialReplacement) -> str:
+    """The one line of the verdict, what it rests on, and a few points of the validation curve."""
+    lines = [f"partial: {partial.line}", *(f"- {sentence}" for sentence in partial.because)]
+    curve = partial.curve
+    if curve:
+        step = max(1, (len(curve) - 1) // (_SHOWN - 1))
+        points = [*curve[:-1:step][: _SHOWN - 1], curve[-1]]
+        table = [["share", *(f"{point.share:.0%}" for point in points)]]
+        table.append(["quality", *(_number(point.quality) for point in points)])
+        if any(point.per_request_usd is not None for point in points):
+            table.append(["USD/1,000 req", *(_thousand(point.per_request_usd) for point in points)])
+        lines += format_table(table, left=(0, len(points)))
+    return "\n".join(lines)
+
+
+def _arm(spec: str, arm: ArmCost) -> list[str]:
+    latencies = [_number(value) for value in (arm.latency_s.p50, arm.latency_s.p95, arm.latency_s.p99)]
+    money = [_thousand(arm.per_request_usd), _thousand(arm.per_correct_usd)]
+    mark = " [hypothetical]" if arm.hypothetical else ""
+    return [spec + mark, *money, *latencies, arm.goes_to.words]
+
+
+def _based(arm: ArmCost) -> str:
+    said = arm.basis
+    if arm.hypothetical:
+        said = f"hypothetical, as if {arm.priced_as} had used these tokens: {said}"
+    return said if arm.per_correct_usd is not None else f"{said}; no cost per correct answer: {arm.per_correct_reason}"
+
+
+def _thousand(usd: float | None) -> str:
+    if usd is None:
+        return "-"
+    return f"{1000 * usd:,.4f}" if usd == 0 or usd >= 1e-6 else f"{1000 * usd:.1e}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,222 @@
+"""One offline HTML page that shows the verdict and everything it rests on.
+
+`page` is a pure function: same data, same bytes. Everything is escaped, the page loads nothing and runs one script, its
+own (a content security policy forbids others), and an undefined number is shown as a dash, never as 0. It computes no
+metric: it subtracts and averages what the reports say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jinja2
+
+from slm_ray.corpus.tracks import defined
+from slm_ray.page import formatting
+from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured
+from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
+from slm_ray.page.error_slices import classes, guards, slices
+from slm_ray.page.rows_view import FILTERS, rows_view
+from slm_ray.records import ModelReport, Report, RowResult
+from slm_ray.types import Interval, Usage
+
+_ACTIONS: dict[str, dict[str, str]] = {
+    "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
+    "fine_tune": {"word": "Fine-tune", "icon": "↻", "means": "Fine-tune before the small model takes over."},
+    "inconclusive": {
+        "word": "Inconclusive",
+        "icon": "?",
+        "means": "These rows cannot tell; the reasons say what would.",
+    },
+    "none": {"word": "No decision", "icon": "–", "means": "Nothing was compared."},
+}
+_RULES = {
+    "paired": "swap only if the lower bound of SLM − LLM, row by row, is above −delta",
+    "point": "fine-tune if the LLM leads by more than delta on any core metric",
+}
+_STAGES: tuple[Stage, ...] = ("validation", "test")
+_ROLES = {"llm": "LLM", "base": "base SLM", "adapter": "tuned SLM", "other": "other"}
+
+
+def page(data: LoopReport, rows: Mapping[str, Sequence[RowResult]]) -> str:
+    """Render the page; `rows` are the test rows by track, as many of them as the page shall show."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("slm_ray", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, signed=formatting.signed, csp_hash=formatting.csp_hash,
+        data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment,
+    )  # fmt: skip
+    html = environment.get_template("page.html.j2").render(
+        data=data,
+        tracks=[_track(track, rows.get(track.track, ()), data.stand_in_note is not None) for track in data.tracks],
+        actions=_ACTIONS,
+        rules=_RULES,
+        filters=FILTERS,
+    )
+    # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
+    return html.encode("utf-8", "replace").decode("utf-8")
+
+
+def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[str, Any]:
+    """One track as the template wants it: arms with roles, decisions, charts, tables and rows."""
+    reports = {stage: track.reports[stage] for stage in _STAGES if stage in track.reports}
+    decisions = sorted(track.decisions, key=lambda made: _STAGES.index(made.stage))
+    arms = _arms(decisions, reports, str((track.adapter or {}).get("id") or ""), noted)
+    final = decisions[-1] if decisions else None
+    last = list(reports)[-1] if reports else None
+    known = defined(reports[last].track_definition) if last else None
+    primary = final.comparison.primary if final else known.primary if known else ""
+    llm, slm = (final.comparison.llm, final.comparison.slm) if final else ("", "")
+    shown_rows = rows_view(
+        rows, list(arms.values()), llm=llm, slm=slm, primary=primary,
+        validity=known.core[0] if known else "", run=_run(reports[last]) if last else "",
+    )  # fmt: skip
+    cost, part, held = track.cost, track.partial_replacement, guards(final)
+    shown = [_shown(made, arms) for made in decisions]
+    return {
+        "name": track.track,
+        "primary": primary,
+        "core": known.core if known else (),
+        "decisions": shown,
+        "final": shown[-1] if shown else None,
+        "action": final.decision.action if final else "none",
+        "stand_in": any(arm.stand_in for arm in arms.values()),
+        "tuned": any(arm.role == "adapter" for arm in arms.values()),
+        "differences": differences([_difference(made, arms) for made in decisions]),
+        "guards": held,
+        "guard_chart": differences(held.shown) if held else None,
+        "stages": [_stage(stage, reports[stage], arms, primary, llm, decisions) for stage in reversed(reports)],
+        "last": last,
+        "rows": shown_rows,
+        "rows_of": reports[last].examples.n if last else 0,
+        "adapter": track.adapter,
+        "timings_s": track.timings_s,
+        "cost": cost,
+        "cost_rows": [(arms[spec], found) for spec, found in cost.arms.items() if spec in arms] if cost else [],
+        "daily": daily(cost) if cost else None,
+        "partial": part,
+        "curve": curve(part.curve, part.delta, part.validation_share) if part else None,
+        "panels": measured(list(arms.values()), reports[last], primary, cost, rows) if last else None,
+    }
+
+
+def _shown(made: StageDecision, arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """A decision as the template wants it."""
+    comparison, decision = made.comparison, made.decision
+    return {
+        "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
+        "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
+        "primary": comparison.primary, "interval": comparison.interval,
+        "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm],
+    }  # fmt: skip
+
+
+def _difference(made: StageDecision, arms: Mapping[str, Arm]) -> Difference:
+    """A decision as the chart of differences wants it."""
+    pair = (arms[made.comparison.slm], arms[made.comparison.llm])
+    return Difference(
+        title=made.stage,
+        sub=" − ".join(arm.label for arm in pair) + " (stand-in)" * any(arm.stand_in for arm in pair),
+        interval=made.comparison.interval,
+        delta=made.decision.delta,
+        action=made.decision.action,
+    )
+
+
+def _run(report: Report) -> str:
+    """What the last report's rows and answers are, for ratings that are kept in the browser."""
+    return f"{report.examples.digest}:{report.provenance.digests.answers if report.provenance else ''}"
+
+
+def _arms(
+    decisions: Sequence[StageDecision], reports: Mapping[Stage, Report], adapter: str, noted: bool
+) -> dict[str, Arm]:
+    """Every model by spec with its role, in reading order: the LLM, the base, the adapter, others.
+
+    The first decision's SLM is the base; a later one's other SLM, or one that carries the adapter's id, is tuned.
+    """
+    roles: dict[str, str] = {}
+    for position, made in enumerate(decisions):
+        roles.setdefault(made.comparison.llm, "llm")
+        tuned = position > 0 or (adapter != "" and adapter in made.comparison.slm)
+        roles.setdefault(made.comparison.slm, "adapter" if tuned else "base")
+    for report in reports.values():
+        for spec in report.models:
+            roles.setdefault(spec, "other")
+    stand_ins = {spec for report in reports.values() for spec, model in report.models.items() if model.stand_in}
+    return {
+        spec: Arm(
+            spec=spec,
+            role=roles[spec],
+            label=_ROLES[roles[spec]],
+            stand_in=(noted and roles[spec] == "llm") or spec in stand_ins,
+        )
+        for spec in sorted(roles, key=lambda spec: list(_ROLES).index(roles[spec]))
+    }
+
+
+def _stage(
+    stage: Stage,
+    report: Report,
+    arms: Mapping[str, Arm],
+    primary: str,
+    llm: str,
+    decisions: Sequence[StageDecision],
+) -> dict[str, Any]:
+    """One evaluation: its arms, a table of metrics with gaps to the LLM, service figures and issue counts."""
+    models = report.models
+    present = [arm for spec, arm in arms.items() if spec in models]
+    made = next((made for made in decisions if made.stage == stage), None)
+    names = list(dict.fromkeys(name for arm in present for name in models[arm.spec].metrics))
+    issues = sorted({issue for arm in present for issue in models[arm.spec].issues})
+    rivals = [arm for arm in present if arm.spec != llm] if llm in models else []
+    return {
+        "stage": stage,
+        "report": report,
+        "arms": [(arm, models[arm.spec], _per_call(models[arm.spec])) for arm in present],
+        "rivals": rivals,
+        "metrics": [_metric(name, models, present, rivals, llm, made) for name in names],
+        "issues": [(issue, [models[arm.spec].issues.get(issue, 0) for arm in present]) for issue in issues],
+        "slices": slices(report, present, llm, primary),
+        "classes": classes(report, present),
+        "provenance": report.provenance,
+        "bars": bars([(arm, models[arm.spec].metrics.get(primary)) for arm in present]),
+    }
+
+
+def _metric(
+    name: str, models: Mapping[str, ModelReport], present: Sequence[Arm], rivals: Sequence[Arm], llm: str,
+    made: StageDecision | None,
+) -> dict[str, Any]:  # fmt: skip
+    values = {arm.spec: models[arm.spec].metrics.get(name) for arm in present}
+    delta = made.decision.delta if made else 0.0
+    gaps = []
+    for arm in rivals:
+        large, small = values[llm], values[arm.spec]
+        gap = small - large if small is not None and large is not None else None
+        tone = "none" if gap is None else "behind" if gap < -delta - 1e-12 else "ahead" if gap > 0 else "level"
+        gaps.append({"gap": gap, "tone": tone, "bounds": _bounds(made, arm.spec, name)})
+    return {"name": name, "values": list(values.values()), "gaps": gaps}
+
+
+def _bounds(made: StageDecision | None, spec: str, name: str) -> Interval | None:
+    """The paired bounds that the comparison has for a model and a metric: those of the primary one and of guardrails."""
+    if made is None or made.comparison.slm != spec:
+        return None
+    return made.comparison.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
+
+
+def _per_call(model: ModelReport) -> dict[str, float | None]:
+    """Mean tokens per row; None where no usage was reported, which is not the same as free."""
+    stated = model.n > 0 and model.usage != Usage()
+    return {
+        "prompt": model.usage.prompt_tokens / model.n if stated else None,
+        "completion": model.usage.completion_tokens / model.n if stated else None,
+    }

@@ -1,0 +1,384 @@
+"""The records that a run leaves behind: a report with its models and rows, what it cost, and a comparison of two models.
+
+JSON is their encoding and nothing else (`slm_ray.reports.encoding`); a field that is not known is None. They hold values
+only: who makes one says what its figures mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from slm_ray.types import Comparison, Decision, Failure, Message, Usage
+
+SCHEMA_VERSION = 1
+_ROUNDING = 1e-9
+
+Metrics = Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempts:
+    """Calls made for the rows of a report, those beyond the first of a row, and those sent and never answered."""
+
+    calls: int
+    retried: int
+    possibly_billed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Noise:
+    """How far a model agrees with itself when the same rows are asked several times (shares of rows, in [0, 1]).
+
+    `agreement` is of the deciding score, `same_text` of the answer; `primary` is the deciding metric of every repeat.
+    """
+
+    repeats: int
+    agreement: float
+    same_text: float
+    primary: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceMetrics:
+    """The metrics of the `n` rows whose tag has this value."""
+
+    value: str
+    n: int
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagSlices:
+    """The lowest values of a tag by the primary metric; `values` is how many it has in all."""
+
+    tag: str
+    values: int
+    worst: tuple[SliceMetrics, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorGroup:
+    """The `n` wrong rows with one issue, or with one issue and one value of a tag, and the most typical ids."""
+
+    issue: str
+    tag: str
+    value: str
+    n: int
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorstRow:
+    """One of the rows with the lowest primary score."""
+
+    id: str
+    score: float
+    issues: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelFigures:
+    """How one label fared: `support` rows expect it."""
+
+    label: str
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    support: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelTable:
+    """Figures of the most frequent labels of `count`, and the confusion matrix without its zeros, expected label first.
+
+    `outside` counts the answers that are no label.
+    """
+
+    count: int
+    outside: int
+    classes: tuple[LabelFigures, ...]
+    confusion: Mapping[str, Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breakdown:
+    """What is wrong with one model's answers, bounded in size; `labels` only where the track classifies."""
+
+    slices: tuple[TagSlices, ...] = ()
+    errors: tuple[ErrorGroup, ...] = ()
+    worst: tuple[WorstRow, ...] = ()
+    stripped: Mapping[str, int] = field(default_factory=dict)
+    labels: LabelTable | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelReport:
+    """One model on the rows of a report.
+
+    Latencies are of answered rows, usage includes failed calls that were billed. `trained_on` counts the rows that its
+    adapter was trained on. `busy_s` are the seconds in which it had calls in flight; `error_reasons` the commonest ones.
+    """
+
+    n: int
+    metrics: Metrics
+    latency_s: Percentiles
+    usage: Usage
+    failures: Mapping[str, int]
+    served_by: tuple[str, ...]
+    stand_in: bool
+    trained_on: int
+    issues: Mapping[str, int] = field(default_factory=dict)
+    first_token_s: Percentiles | None = None
+    attempts: Attempts | None = None
+    error_reasons: Mapping[str, int] = field(default_factory=dict)
+    analysis: Breakdown | None = None
+    noise: Noise | None = None
+    busy_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSet:
+    """How many rows a report is of, and their digest."""
+
+    n: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingRowCheck:
+    """Where training rows were looked for, and how many of them were kept out of few-shot demonstrations."""
+
+    checked: tuple[str, ...]
+    left_out_of_demonstrations: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Digests:
+    """SHA-256 of the rows, of the prompts as they were sent, of the settings and of every answer."""
+
+    data: str
+    prompts: str
+    config: str
+    answers: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commands:
+    """How to make the same run again elsewhere, and how to go on with this one."""
+
+    reproduce: str
+    resume: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What a reader needs to believe a report.
+
+    `requests`, `retries` and `refused` count over all repeats. Two kinds of calls may have been billed for nothing:
+    `possibly_billed` were sent and never answered though their row was finished later, `in_doubt` were under way when a
+    run was cut off.
+    """
+
+    rows_in: int
+    rows_scored: int
+    requests: int
+    retries: int
+    possibly_billed: int
+    in_doubt: int
+    refused: int
+    training_rows: TrainingRowCheck
+    digests: Digests
+    versions: Mapping[str, str]
+    commands: Commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON."""
+
+    track: str
+    track_definition: Mapping[str, Any]
+    examples: ExampleSet
+    models: Mapping[str, ModelReport]
+    provenance: Provenance | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerResult:
+    """What one model made of one row: its answer or failure, scores in [0, 1], and (TP, FP, FN) item counts.
+
+    ValueError for a score that is no share; what rounding put a hair outside is put back.
+    """
+
+    text: str | None
+    failure: Failure | None
+    scores: Metrics
+    counts: tuple[int, int, int] = (0, 0, 0)
+    issues: tuple[str, ...] = ()
+    facts: Mapping[str, str | float] = field(default_factory=dict)
+    latency_s: float | None = None
+    first_token_s: float | None = None
+    logprob: float | None = None
+    usage: Usage | None = None
+    attempts: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in self.scores.items():
+            if value is not None and not -_ROUNDING <= value <= 1 + _ROUNDING:
+                raise ValueError(f"score {name} is {value!r}, outside [0, 1]")
+        if any(value is not None and not 0 <= value <= 1 for value in self.scores.values()):
+            inside = {name: None if value is None else min(max(value, 0.0), 1.0) for name, value in self.scores.items()}
+            object.__setattr__(self, "scores", inside)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowResult:
+    """One row of a report: what was asked, what was expected, and every model's answer by spec."""
+
+    id: str
+    prompt_hash: str
+    prompt: tuple[Message, ...]
+    target: str
+    tags: Mapping[str, str]
+    models: Mapping[str, AnswerResult]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What serves the small model: its name, its price while it stands there, and the share of time that it is busy."""
+
+    name: str
+    hourly_usd: float
+    utilisation: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataResidency:
+    """Where the rows of an arm go; `on_premise` is None where that cannot be told from the host."""
+
+    host: str | None
+    on_premise: bool | None
+    words: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmCost:
+    """What one model costs in USD, and of what that was worked out (`basis`) or why it was not (`reason`).
+
+    `hypothetical`: the price is that of a model that did not give these answers. `correct` is None where the primary
+    metric grades; `scored` counts the answers that it is defined for.
+    """
+
+    goes_to: DataResidency
+    latency_s: Percentiles
+    requests: int
+    correct: int | None
+    scored: int
+    kind: Literal["tokens", "machine", "none"] = "none"
+    basis: str = ""
+    reason: str | None = None
+    hypothetical: bool = False
+    priced_as: str | None = None
+    per_request_usd: float | None = None
+    per_correct_usd: float | None = None
+    per_correct_reason: str | None = None
+    seconds_per_request: float | None = None
+    capacity_requests_per_day: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakEven:
+    """From how many requests a day a machine costs less than the LLM by the token; None where it never does."""
+
+    requests_per_day: float | None = None
+    machines: int | None = None
+    hypothetical: bool = False
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostReport:
+    """What each arm costs, by spec."""
+
+    unit: str
+    prices_as_of: str
+    machine: Machine
+    llm: str
+    slm: str
+    arms: Mapping[str, ArmCost]
+    break_even: BreakEven
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MixturePoint:
+    """Rows at or above a confidence of `threshold` answered by the SLM, the others by the LLM.
+
+    `difference` and `lower` are of the primary metric to the LLM alone; `passes`: the rule of a swap holds.
+    """
+
+    share: float
+    threshold: float
+    quality: float
+    difference: float
+    lower: float
+    passes: bool
+    guardrails_lower: Metrics
+    per_request_usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartialReplacement:
+    """How much of the traffic the SLM may take: `share`, 0 where none was shown to hold; `line` says it in words.
+
+    The threshold was chosen on validation rows (`curve`, `validation_share`) and checked once on test rows (`test`).
+    `ranked_by` says what orders the rows.
+    """
+
+    delta: float
+    primary: str
+    ranked_by: str
+    validation_rows: int
+    test_rows: int
+    line: str
+    because: tuple[str, ...]
+    share: float = 0.0
+    validation_share: float | None = None
+    test_share: float | None = None
+    threshold: float | None = None
+    test: MixturePoint | None = None
+    curve: tuple[MixturePoint, ...] = ()
+    cost_hypothetical: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredRule:
+    """Rule, margin and metric as they were fixed when so many answers were already there."""
+
+    rule: str
+    delta: float
+    primary: str
+    answers_before: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonReport:
+    """All that is known of two models on the same rows; `partial_replacement` is None without validation rows."""
+
+    comparison: Comparison
+    decision: Decision
+    declared: DeclaredRule | None
+    cost: CostReport
+    partial_replacement: PartialReplacement | None
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,131 @@
+"""Reports on disk into a decision: read one or two evaluations, pair them, decide, and say what both sides cost.
+
+Two evaluations of different rows, or of rows that a model was trained on, are refused with the counts. The rule and the
+margin of a run are declared in a file of their own before its first call; a comparison says whether it kept to them. The
+same reports give the same decision and the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from slm_ray import storage
+from slm_ray.config import CompareConfig, Cost
+from slm_ray.costs.cost import Asked, cost
+from slm_ray.costs.prices import PriceList, price_list
+from slm_ray.errors import ConfigError, choices
+from slm_ray.page.formatting import cost_text, partial_replacement_text
+from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
+from slm_ray.reports.encoding import encode
+from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
+from slm_ray.verdict.compare import compare
+from slm_ray.verdict.decide import decide, declared_words, verdict_text
+from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
+from slm_ray.yaml_file import read_yaml
+
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
+
+
+def comparison_text(found: ComparisonReport) -> str:
+    """What a person reads; the last line is `FINE_TUNE=0|1`."""
+    partial = found.partial_replacement
+    parts = [cost_text(found.cost), *([partial_replacement_text(partial)] if partial else [])]
+    return verdict_text(found.comparison, found.decision, further=parts)
+
+
+def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = None) -> ComparisonReport:
+    """Compare `config.slm` with `config.llm` by `config.rule`.
+
+    `urls` say where models answer, by kind (`azure`), where a run's own config does not. Raises ComparisonError where the
+    two cannot be paired, DataError where a file is missing or damaged, ConfigError for a price file that is none.
+    """
+    report, rows = load_report(config.report)
+    other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
+    trained = training_prompts(config.train, report.track) if config.train else None
+    comparison = compare(
+        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
+        resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
+        slice_rows=config.slice_rows,
+    )  # fmt: skip
+    decision = decide(comparison, rule=config.rule, delta=config.delta)
+    declared = declared_in(config.report)
+    kept = declared_words(declared, decision, comparison.primary)
+    asked = [_asked(config.report, report, rows, urls or {})]
+    if config.other_report:
+        asked.append(_asked(config.other_report, other_report, other_rows, urls or {}))
+    costs = cost(asked, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
+                 llm_price_as=config.cost.llm_price_as)  # fmt: skip
+    return ComparisonReport(
+        comparison=comparison,
+        decision=dataclasses.replace(decision, because=(*decision.because, kept)),
+        declared=declared,
+        cost=costs,
+        partial_replacement=_partial_replacement(config, report, _joined(config, rows, other_rows), costs)
+        if config.validation_report
+        else None,
+    )
+
+
+def write_comparison(found: ComparisonReport, config: CompareConfig) -> Path:
+    """Write it all as JSON to `config.out`, else beside the report; the path. The same reports give the same bytes."""
+    path = Path(config.out) if config.out else folder_of(config.report) / COMPARISON
+    storage.write_json(path, encode(found))
+    return path
+
+
+def load_prices(config: Cost) -> PriceList:
+    """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not.
+
+    The shipped list may be out of reach (a job that runs in another folder): then nothing has a price, and that is said.
+    """
+    if config.prices == Cost().prices and not Path(config.prices).exists():
+        prices = PriceList(as_of=f"never: no {config.prices} here", models={})
+    else:
+        prices = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
+    if config.llm_price_as is not None and config.llm_price_as not in prices.models:
+        raise ConfigError(
+            f"cost.llm_price_as: no price for {config.llm_price_as!r} in {config.prices}:"
+            f" {choices(config.llm_price_as, prices.models)}"
+        )
+    return prices
+
+
+def _partial_replacement(
+    config: CompareConfig, report: Report, rows: list[RowResult], costs: CostReport
+) -> PartialReplacement:
+    llm, slm = costs.arms[config.llm], costs.arms[config.slm]
+    prices = Prices(llm_usd=llm.per_request_usd, slm_usd=slm.per_request_usd)
+    return partial_replacement_of(
+        load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
+        delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
+    )  # fmt: skip
+
+
+def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowResult]) -> list[RowResult]:
+    """Rows with both models, as `compare` finds them: the LLM in the first report, the SLM in the other."""
+    others = {row.id: row.models for row in other_rows}
+    joined = []
+    for row in rows:
+        here, there = row.models, others.get(row.id, {})
+        found = {
+            config.llm: here.get(config.llm) or there.get(config.llm),
+            config.slm: there.get(config.slm) or here.get(config.slm),
+        }
+        joined.append(dataclasses.replace(row, models={spec: answer for spec, answer in found.items() if answer}))
+    return joined
+
+
+def _asked(path: str, report: Report, rows: list[RowResult], urls: Mapping[str, str]) -> Asked:
+    """The evaluation with what the run's own config, where there is one, says of how it was asked."""
+    file = folder_of(path) / CONFIG
+    plain: Any = read_yaml(file, what="config") if file.is_file() else {}
+    concurrency = (plain.get("generation") or {}).get("concurrency")
+    served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
+    return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})
+
+
+def _machine(config: Cost) -> Machine:
+    return Machine(name=config.machine, hourly_usd=config.hourly_usd, utilisation=config.utilisation)

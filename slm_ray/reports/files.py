@@ -1,0 +1,76 @@
+"""The files of a run directory that hold a report: where they are, how they are written and how they are read.
+
+`report.json` has one line of `scores.jsonl` per row beside it. The rule and the margin of a run are declared in a file of
+their own before its first call; what was declared first stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from slm_ray import storage
+from slm_ray.config import Declaration
+from slm_ray.corpus.tracks import defined
+from slm_ray.errors import DataError
+from slm_ray.records import DeclaredRule, Report, RowResult
+from slm_ray.reports.encoding import check_version, decode, encode
+from slm_ray.tasks import open_dataset
+
+REPORT = "report.json"
+SCORES = "scores.jsonl"
+DECLARED = "declared.json"
+COMPARISON = "comparison.json"
+CONFIG = "config.yaml"
+_AGAIN = "run the evaluation's command again: it scores anew and asks nothing twice"
+_ANOTHER = f"give a report.json that jobs/evaluate.py wrote, or {_AGAIN}"
+
+
+def load_report(path: str | Path) -> tuple[Report, list[RowResult]]:
+    """A report and its rows; `path` is the run directory or its report.json. DataError names the file, line and key."""
+    file = Path(path)
+    file = file / REPORT if file.is_dir() else file
+    plain = storage.read_json(file)
+    check_version(plain, where=str(file), fix=_ANOTHER)
+    report = decode(plain, Report, where=str(file), fix=_ANOTHER)
+    try:
+        defined(report.track_definition)
+    except TypeError as error:
+        raise DataError(f"{file}: track_definition is no track ({error}); {_ANOTHER}") from None
+    scores = file.with_name(SCORES)
+    rows = [
+        decode(row, RowResult, where=f"{scores}:{line}", fix=_AGAIN) for line, row in storage.numbered_jsonl(scores)
+    ]
+    return report, rows
+
+
+def write_report(run_dir: str | Path, report: Report, rows: Iterable[RowResult]) -> None:
+    """Write both files, rows one by one; the report last, so that a report on disk has its rows beside it."""
+    storage.write_jsonl(Path(run_dir) / SCORES, map(encode, rows))
+    storage.write_json(Path(run_dir) / REPORT, encode(report))
+
+
+def declare(run_dir: str | Path, declared: Declaration | None, *, primary: str, answers_before: int) -> None:
+    """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
+    path = Path(run_dir) / DECLARED
+    if declared is not None and not path.exists():
+        rule = DeclaredRule(rule=declared.rule, delta=declared.delta, primary=primary, answers_before=answers_before)
+        storage.write_json(path, encode(rule))
+
+
+def declared_in(path: str) -> DeclaredRule | None:
+    """What was declared before the first call of the run; None when nothing was."""
+    file = folder_of(path) / DECLARED
+    if not file.is_file():
+        return None
+    return decode(storage.read_json(file), DeclaredRule, where=str(file), fix="evaluate into a folder of its own")
+
+
+def folder_of(path: str) -> Path:
+    """The run directory of a report."""
+    return Path(path) if Path(path).is_dir() else Path(path).parent
+
+
+def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
+    """The prompt hashes of a training file, to find evaluation rows that were trained on."""
+    return open_dataset(path, track_name).question_hashes

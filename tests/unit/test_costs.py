@@ -1,0 +1,319 @@
+"""What arms cost, against figures worked out by hand; what has no price has none; break-even and its limits."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.costs.cost import Asked, arm, busy_s, cost
+from slm_ray.costs.data_residency import host_of, place
+from slm_ray.costs.prices import Price, PriceList
+from slm_ray.page.formatting import cost_text
+from slm_ray.records import (
+    AnswerResult,
+    ArmCost,
+    Attempts,
+    CostReport,
+    ExampleSet,
+    Machine,
+    ModelReport,
+    Percentiles,
+    Report,
+    RowResult,
+)
+from slm_ray.reports.encoding import encode
+from slm_ray.types import Failure, FailureKind, Usage
+
+LLM, SLM = "azure:big", "served:small"
+GPT = Price(
+    name="gpt-x", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=0.5, output_usd_per_mtok=8.0, source="page, 2026"
+)
+PRICES = PriceList(as_of="2026-01-01", models={"gpt-x": GPT})
+MACHINE = Machine(name="one GPU", hourly_usd=0.36, utilisation=0.5)
+
+
+def answer(
+    right: float | None = 1.0,
+    usage: tuple[int, int, int] | None = (1000, 50, 400),
+    failure: FailureKind | None = None,
+    latency_s: float | None = 2.0,
+) -> AnswerResult:
+    return AnswerResult(
+        text=None if failure else "{}",
+        scores={"exact_match": right},
+        failure=Failure(kind=failure, reason="") if failure else None,
+        usage=Usage(prompt_tokens=usage[0], completion_tokens=usage[1], cached_tokens=usage[2]) if usage else None,
+        latency_s=latency_s,
+    )
+
+
+def asked(
+    arms: dict[str, list[AnswerResult]], *, silent: int = 0, concurrency: int | None = 8, **summary: Any
+) -> Asked:
+    models = {}
+    for spec, answers in arms.items():
+        model = ModelReport(
+            n=len(answers),
+            metrics={},
+            usage=sum((one.usage for one in answers if one.usage), Usage()),
+            attempts=Attempts(calls=len(answers) + silent, retried=silent, possibly_billed=silent),
+            latency_s=Percentiles(p50=1.0, p95=2.0, p99=3.0),
+            failures={},
+            served_by=("gpt-x-2026-01-02",) if spec.startswith("azure") else ("small",),
+            stand_in=False,
+            trained_on=0,
+        )
+        models[spec] = replace(model, **summary)
+    count = len(next(iter(arms.values())))
+    rows = [
+        RowResult(
+            id=f"r{i}", prompt_hash="", prompt=(), target="", tags={},
+            models={spec: answers[i] for spec, answers in arms.items()},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    report = Report(
+        track="structured",
+        track_definition=definition(TRACKS["structured"]),
+        examples=ExampleSet(n=count, digest=""),
+        models=models,
+    )
+    return Asked(report=report, rows=rows, concurrency=concurrency, urls={"served": "http://127.0.0.1:8000"})
+
+
+def one(spec: str, answers: list[AnswerResult], price_as: str | None = None, **options: Any) -> ArmCost:
+    return arm(spec, asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
+
+
+def both(llm: list[AnswerResult], slm: list[AnswerResult], machine: Machine = MACHINE) -> CostReport:
+    return cost([asked({LLM: llm, SLM: slm})], llm=LLM, slm=SLM, prices=PRICES, machine=machine)
+
+
+# 600 fresh tokens at 2, 400 cached at 0.5, 50 of answer at 8: 1200 + 200 + 400 per million
+REQUEST_USD = 0.0018
+
+
+def test_a_model_by_the_token_by_hand() -> None:
+    found = one(LLM, [answer()] * 6 + [answer(right=0.0)] * 4)
+    assert found.per_request_usd == pytest.approx(REQUEST_USD)
+    assert (found.correct, found.requests) == (6, 10)
+    assert found.per_correct_usd == pytest.approx(REQUEST_USD * 10 / 6)
+    assert (found.kind, found.priced_as, found.reason, found.hypothetical) == (
+        "tokens",
+        "gpt-x",
+        None,
+        False,
+    )
+    assert "10,000 prompt tokens (4,000 of them cached) and 500 completion tokens" in found.basis
+
+
+def test_failed_rows_cost_what_they_were_billed_and_are_not_correct() -> None:
+    cut = answer(right=0.0, usage=(1000, 250, 0), failure="truncated")
+    found = one(LLM, [answer()] * 9 + [cut])
+    assert found.per_request_usd == pytest.approx((9 * REQUEST_USD + 0.004) / 10)
+    assert found.per_correct_usd == pytest.approx((9 * REQUEST_USD + 0.004) / 9)
+
+
+def test_calls_that_may_have_been_billed_unseen_count_at_the_mean() -> None:
+    """Two calls nobody answered and a refusal without usage: three more at the mean; an endpoint's error costs nothing."""
+    refused, broken = answer(0.0, None, "refused"), answer(0.0, None, "error")
+    found = one(LLM, [answer()] * 8 + [refused, broken], silent=2)
+    assert found.per_request_usd == pytest.approx(REQUEST_USD * (8 + 3) / 10)
+    assert "3 calls that may have been billed unseen" in found.basis
+
+
+def test_a_machine_by_hand() -> None:
+    """2 s of latency with 8 calls in flight is 0.25 s of the machine; 0.36 USD/h is 0.0001 USD/s, and half of it idles."""
+    found = one(SLM, [answer(usage=(1, 1, 0))] * 4)
+    assert found.seconds_per_request == pytest.approx(0.25)
+    assert found.per_request_usd == pytest.approx(0.25 * 0.0001 / 0.5)
+    assert found.capacity_requests_per_day == pytest.approx(86400 * 0.5 / 0.25)
+    assert "mean latency of 4 requests / 8 calls in flight: an upper estimate" in found.basis
+    measured = one(SLM, [answer()] * 4, busy_s=0.4)
+    assert measured.seconds_per_request == pytest.approx(0.1)
+    assert "0.4 s with calls in flight / 4 requests" in measured.basis
+    retried = one(SLM, [answer()] * 4, silent=4)
+    assert retried.seconds_per_request == pytest.approx(0.5)
+
+
+def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
+    """Two calls that overlap from 1 to 4 s, one inside them, and one after a pause of an hour."""
+    second = 10**9
+    calls = [(3 * second, 2.0), (4 * second, 2.0), (3 * second, 0.5), (3605 * second, 1.0), (9 * second, None)]
+    assert busy_s(calls) == pytest.approx(3.0 + 1.0)
+    assert busy_s([]) is None and busy_s([(second, None)]) is None
+
+
+def test_what_has_no_price_has_none_and_says_why() -> None:
+    cases = {
+        "a stand-in has no price": one(LLM, [answer()], stand_in=True),
+        "nothing was asked": one("recorded:a.jsonl", [answer()]),
+        "a fake model has no price": one("fake:echo", [answer()]),
+        "no model is asked": one("trivial:majority", [answer()]),
+        "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
+        "the answers name no model": one(LLM, [answer()], served_by=()),
+        "no answer states its usage": one(LLM, [answer(usage=None)]),
+        "calls in flight are known": one(SLM, [answer()], concurrency=None),
+        "neither busy seconds nor latencies": one(SLM, [answer(latency_s=None)]),
+    }
+    for why, found in cases.items():
+        assert found.reason is not None and why in found.reason
+        assert found.per_request_usd is None and found.per_correct_usd is None
+        assert found.per_correct_reason == found.reason
+
+
+def test_a_named_price_makes_a_stand_in_hypothetical_and_nothing_else() -> None:
+    supposed = one(LLM, [answer()] * 3, price_as="gpt-x", stand_in=True)
+    assert supposed.hypothetical and supposed.per_request_usd == pytest.approx(REQUEST_USD)
+    assert supposed.per_correct_usd is None and "not those of the model" in supposed.per_correct_reason
+    unnamed = one(LLM, [answer()] * 3, price_as="gpt-x", served_by=())
+    assert not unnamed.hypothetical and unnamed.per_correct_usd == pytest.approx(REQUEST_USD)
+
+
+def test_no_correct_answer_and_graded_answers_have_no_cost_per_correct_one() -> None:
+    none = one(LLM, [answer(right=0.0)] * 3)
+    assert none.per_correct_usd is None and none.per_correct_reason == "no answer is correct"
+    graded = one(LLM, [answer(right=0.4), answer(right=1.0)])
+    assert graded.correct is None and "grades" in graded.per_correct_reason
+
+
+def test_an_undefined_score_is_neither_right_nor_wrong() -> None:
+    """Two of four scored rows are right: a correct answer costs two requests, whatever the unscored rows would say."""
+    unscored = answer(right=None)
+    found = one(LLM, [answer(), answer(), answer(0.0), answer(0.0), unscored, unscored])
+    assert (found.requests, found.scored, found.correct) == (6, 4, 2)
+    assert found.per_correct_usd == pytest.approx(2 * REQUEST_USD)
+
+
+def test_break_even_by_hand() -> None:
+    """0.36 USD/h is 8.64 USD a day; at 0.0018 USD a request that is 4,800 requests, of 172,800 that fit."""
+    found = both([answer()] * 4, [answer()] * 4)
+    assert found.break_even.requests_per_day == pytest.approx(4800)
+    assert found.break_even.machines == 1
+    assert "from 4,800 requests/day" in found.break_even.because and "2.8% of what" in found.break_even.because
+
+
+def test_a_machine_that_is_dearer_when_full_never_breaks_even() -> None:
+    """1,000 USD/h: 13,333,333 requests a day would have to be served by machines of 172,800 each, 78 of them."""
+    found = both([answer()] * 4, [answer()] * 4, Machine(name="dear", hourly_usd=1000.0, utilisation=0.5))
+    assert found.break_even.requests_per_day is None
+    assert "78 machines of 172,800" in found.break_even.because and "at every volume" in found.break_even.because
+
+
+def test_no_break_even_without_two_prices_of_different_kinds() -> None:
+    bare = cost(
+        [asked({LLM: [answer()], SLM: [answer()]}, concurrency=None)], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE
+    )
+    assert bare.break_even.requests_per_day is None and "the SLM has no cost" in bare.break_even.because
+    same = cost([asked({LLM: [answer()]})], llm=LLM, slm=LLM, prices=PRICES, machine=MACHINE)
+    assert "paid by the token and an SLM on a machine" in same.break_even.because
+
+
+def test_two_evaluations_give_the_arms_of_both() -> None:
+    found = cost([asked({LLM: [answer()]}), asked({SLM: [answer()]})], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE)
+    assert list(found.arms) == [LLM, SLM]
+    assert found.break_even.requests_per_day == pytest.approx(4800)
+
+
+amounts = st.floats(0.01, 1e4)
+
+
+@given(
+    tokens=st.tuples(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**6)),
+    prices=st.tuples(amounts, amounts, amounts),
+    factor=st.floats(1.0, 100.0),
+    right=st.lists(st.sampled_from([0.0, 1.0]), min_size=1, max_size=8),
+    silent=st.integers(0, 3),
+)
+def test_cost_is_finite_and_grows_with_every_price(
+    tokens: tuple[int, int, int], prices: tuple[float, float, float], factor: float, right: list[float], silent: int
+) -> None:
+    prompt, completion, cached = tokens
+    usage = (prompt, completion, min(prompt, cached))
+
+    def priced(amount: tuple[float, float, float]) -> ArmCost:
+        named = Price(name="gpt-x", **dict(zip(
+            ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"), amount, strict=True
+        )))  # fmt: skip
+        evaluation = asked({LLM: [answer(value, usage) for value in right]}, silent=silent)
+        return arm(LLM, evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
+
+    found = priced(prices)
+    json.dumps(encode(found), allow_nan=False)
+    if not any(usage):
+        assert found.per_request_usd is None
+        return
+    assert found.per_request_usd >= 0 and math.isfinite(found.per_request_usd)
+    assert (found.per_correct_usd is None) == (sum(right) == 0)
+    for at in range(3):
+        dearer = priced(tuple(value * factor if at == place else value for place, value in enumerate(prices)))  # type: ignore[arg-type]
+        assert dearer.per_request_usd >= found.per_request_usd * (1 - 1e-12)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 1.0), st.floats(0.001, 60), st.integers(1, 64))
+def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: float, latency: float, flight: int) -> None:
+    machine = Machine(name="m", hourly_usd=hourly, utilisation=utilisation)
+    evaluation = asked({LLM: [answer()], SLM: [answer(latency_s=latency)]}, concurrency=flight)
+    found = cost([evaluation], llm=LLM, slm=SLM, prices=PRICES, machine=machine)
+    requests, slm = found.break_even.requests_per_day, found.arms[SLM]
+    json.dumps(encode(found), allow_nan=False)
+    # A full machine costs its day's price over its capacity: the cost per request is that of a full machine.
+    assert slm.per_request_usd * slm.capacity_requests_per_day == pytest.approx(hourly * 24)
+    if requests is None:
+        assert slm.per_request_usd > REQUEST_USD * (1 - 1e-9)
+    else:
+        assert requests * REQUEST_USD == pytest.approx(hourly * 24)
+        assert requests <= slm.capacity_requests_per_day
+
+
+@pytest.mark.parametrize(
+    ("spec", "urls", "host", "own"),
+    [
+        ("served:small", {"served": "http://127.0.0.1:8000"}, "127.0.0.1", True),
+        ("served:small", {"served": "http://10.1.2.3:8000/v1"}, "10.1.2.3", True),
+        ("served:small", {"served": "https://slm.example.com/v1"}, "slm.example.com", None),
+        ("served:small", {"served": "http://[::1]:8000"}, "::1", True),
+        ("served:small", {"served": "http://8.8.8.8"}, "8.8.8.8", False),
+        ("served:small", {}, None, None),
+        ("azure:big", {}, None, False),
+        ("azure:big", {"azure": "https://NAME.openai.azure.com"}, "name.openai.azure.com", False),
+        ("openai:gpt-x", {}, "api.openai.com", False),
+        ("openai:m@http://gpubox:8000/v1", {}, "gpubox", True),
+        ("recorded:a.jsonl", {}, None, True),
+    ],
+)
+def test_where_rows_go(spec: str, urls: dict[str, str], host: str | None, own: bool | None) -> None:
+    found = place(spec, urls)
+    assert (found.host, found.on_premise) == (host, own)
+
+
+def test_a_host_is_read_without_user_port_and_path() -> None:
+    assert host_of("https://user:word@Host.Example:443/a/b?c@d") == "host.example"
+
+
+def test_an_openai_endpoint_of_one_s_own_is_a_machine() -> None:
+    found = one("openai:m@http://localhost:8000/v1", [answer()] * 2)
+    assert found.kind == "machine" and found.goes_to.on_premise
+
+
+def test_the_text_has_units_and_reasons() -> None:
+    text = cost_text(both([answer()] * 4, [answer()] * 4))
+    assert text.splitlines()[0].split("  ")[0] == "cost"
+    assert "USD/1,000 requests" in text and "1.8000" in text and "0.0500" in text
+    assert (
+        "rows go to" in text and "127.0.0.1 (your own machine or network)" in text and "Azure OpenAI (a vendor)" in text
+    )
+    assert "prices as of 2026-01-01; machine: one GPU, 0.36 USD/h, utilisation 0.5" in text
+    stand_in = cost_text(
+        cost(
+            [asked({LLM: [answer()], SLM: [answer()]}, stand_in=True)], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE
+        )
+    )
+    assert "a stand-in has no price" in stand_in and "no break-even: the LLM has no cost" in stand_in
