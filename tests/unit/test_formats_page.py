@@ -1,22 +1,23 @@
-"""README's own examples do what it says: its track opens and prepares rows, its table of bad rows is the printed one."""
+"""The page of file formats says what is so: its track prepares rows, its table of bad rows is the printed one, no name is missing."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from slm_ray.config import PrepareConfig
+from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus.formats import FORMATS
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import DataError
 from slm_ray.prepare import prepare
+from slm_ray.tasks.track_file import TrackFile
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text(encoding="utf-8")
 
 
 def block(start: str) -> str:
-    """The fenced block of README that begins with `start`."""
-    (found,) = re.findall(rf"```\w*\n({re.escape(start)}.*?)```", README, re.DOTALL)
+    """The fenced block of the page that begins with `start`."""
+    (found,) = re.findall(rf"```\w*\n({re.escape(start)}.*?)```", PAGE, re.DOTALL)
     return str(found)
 
 
@@ -50,7 +51,17 @@ def test_the_table_of_bad_rows_is_the_one_that_is_printed(tmp_path: Path, monkey
     assert len(Path("runs/prepared/mine/bad_rows.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 
 
-def test_every_format_and_track_is_named() -> None:
-    assert set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)) >= FORMATS.keys()
-    tracks = README.split("**Tracks.**")[1].split("```")[0]
-    assert set(re.findall(r"`(\w+)`", tracks)) >= TRACKS.keys()
+def test_every_format_track_and_key_of_a_track_is_named() -> None:
+    assert set(section("## Rows")) == FORMATS.keys()
+    assert set(re.findall(r"`(\w+)`", PAGE.split("## Tracks")[1].split("```")[0])) >= TRACKS.keys()
+    assert set(section("## Tracks")) == TrackFile.model_fields.keys()
+
+
+def section(title: str) -> list[str]:
+    """The first cells of the table under a heading, without their outer marks."""
+    text = PAGE.partition(f"\n{title}\n")[2].partition("\n## ")[0]
+    return [cell.strip().strip("`") for cell in re.findall(r"^\| (`[^|]*) \|", text, re.MULTILINE)]
+
+
+def test_every_kind_of_curation_is_named() -> None:
+    assert set(re.findall(r"`(\w+)`", PAGE.split("## Curation")[1].split("\n## ")[0])) >= set(Curation.model_fields)
