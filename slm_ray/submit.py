@@ -35,7 +35,7 @@ from slm_ray.signals import SignalGuard
 
 _STARTS_WITHIN_S, _ACCEPTS_WITHIN_S = 90.0, 60.0
 _STOPS_WITHIN_S, _ENDS_WITHIN_S = 45.0, 30.0
-_RAYS_OWN = re.compile(r"\s(INFO|SUCC|WARN|WARNING|ERR) +(cli|job_manager)\.py:|^Running entrypoint for job")
+_RAYS_OWN = re.compile(r"\s(INFO|SUCC|WARN|WARNING|ERR) +(cli|job_manager|sdk)\.py:|^Running entrypoint for job")
 _LAST_WORD = re.compile(r" cli\.py:\d+ -- .*Job '[^']*' (failed|succeeded|was stopped)")
 _NOT_READY = "No available agent"  # a new head takes jobs a moment after it answers
 _ON_A_TERMINAL_S = "2"

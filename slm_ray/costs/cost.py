@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from slm_ray.corpus.tracks import defined
 from slm_ray.costs.data_residency import goes_to, place
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
@@ -75,7 +76,7 @@ def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_a
     """
     model = asked.report.models[spec]
     answers = [row.models[spec] for row in asked.rows if spec in row.models]
-    correct, scored = _correct(answers, str(asked.report.track_definition["primary"]))
+    correct, scored = _correct(answers, defined(asked.report.track_definition).primary)
     where = place(spec, asked.urls)
     found = ArmCost(
         goes_to=goes_to(spec, where, stand_in=model.stand_in),

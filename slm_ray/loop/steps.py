@@ -27,7 +27,7 @@ from rich.text import Text
 from slm_ray.command import PROGRESS_EVERY, PROGRESS_MARK
 from slm_ray.errors import ResourceError
 
-_REFRESHES_PER_S = 2.0
+_REFRESHES_PER_S = 4.0
 _LINE_EVERY_S = 30.0
 _TOGETHER_S = 0.5  # lines that come within this time say one thing
 _SHOWN_LINES, _SHOWN_CHARACTERS = 6, 300

@@ -28,7 +28,7 @@ FLOORS = [
 SIDEWAYS = {
     ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
-    ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"),
+    ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("ledger", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),

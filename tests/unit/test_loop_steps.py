@@ -16,7 +16,7 @@ from slm_ray.errors import ResourceError
 from slm_ray.loop.steps import StepLog
 
 
-def steps(folder: Path) -> StepLog:
+def steps(folder: Path, last_s: float = 0.5) -> StepLog:
     log = StepLog(folder / "run" / "log.txt")
     with log:
         with log.step("prepare"):
@@ -28,7 +28,7 @@ def steps(folder: Path) -> StepLog:
             for row in range(40):
                 print(f"m: rows {row}/40", file=sys.stderr)
             print("warning: the endpoint is slow [stand-in]")
-            time.sleep(0.5)
+            time.sleep(last_s)
     return log
 
 
@@ -88,7 +88,7 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_on_a_terminal_the_progress_is_rewritten_in_place(tmp_path: Path) -> None:
     shown, terminal = pty.openpty()
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_loop_steps as t; from pathlib import Path; t.steps(Path({str(tmp_path)!r}))"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import test_loop_steps as t; from pathlib import Path; t.steps(Path({str(tmp_path)!r}), 3.0)"
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     ended = subprocess.run(
         [sys.executable, "-c", code], stdout=terminal, stderr=subprocess.PIPE, env=environment, timeout=60, check=False
