@@ -86,11 +86,6 @@ def length(
     return filter_rows("length", rows, outside)
 
 
-def tokens(rows: Sequence[Row], *, most: int, count: Callable[[Example], int]) -> tuple[list[Row], Step]:
-    """Examples of at most `most` tokens, as `count` counts prompt and answer together: an answer is never trimmed."""
-    return filter_rows("tokens", rows, lambda example: f"over {most:,} tokens" if count(example) > most else None)
-
-
 def cut(rows: Sequence[Row]) -> tuple[list[Row], Step]:
     """Examples whose answer has an end.
 

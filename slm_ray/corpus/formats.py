@@ -100,7 +100,8 @@ def parse(
         tags = {**exchange.tags, **tags}
     if "classify" in track.scorers:
         tags = _labelled(exchange.target, tags, track)
-    exchange = dataclasses.replace(exchange, tags=tags, group=exchange.group or group)
+    if tags or group:
+        exchange = dataclasses.replace(exchange, tags=tags, group=exchange.group or group)
     return parsed_row(track, exchange, own_id=row_id, split=split, file=file, line=line)
 
 

@@ -47,13 +47,6 @@ def test_length_counts_the_words_of_question_and_answer():
         filters.length(rows, prompt_words=(0, None), target_words=(5, 4))
 
 
-def test_tokens_are_counted_by_the_caller_and_nothing_is_trimmed():
-    rows = [example("x" * size) for size in (3, 4, 5)]
-    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.target))
-    assert found == rows[:2]
-    assert step.note == "over 4 tokens: 1"
-
-
 PROSE = "The ferry leaves at nine. It takes forty minutes to cross, and the tickets are sold on board by the crew"
 WHOLE = [
     "card_arrival",
