@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slm_ray.types import Comparison, Decision, Failure, Message, Usage
+from slm_ray.types import Comparison, Decision, Failure, Message, ModelFacts, Usage
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
@@ -128,6 +128,7 @@ class ModelReport:
 
     Latencies are of answered rows, usage includes failed calls that were billed. `trained_on` counts the rows that its
     adapter was trained on. `busy_s` are the seconds in which it had calls in flight; `error_reasons` the commonest ones.
+    `facts` are its provider's; None in a report that was made of answers alone.
     """
 
     n: int
@@ -138,6 +139,7 @@ class ModelReport:
     served_by: tuple[str, ...]
     stand_in: bool
     trained_on: int
+    facts: ModelFacts | None = None
     issues: Mapping[str, int] = field(default_factory=dict)
     first_token_s: Percentiles | None = None
     attempts: Attempts | None = None

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from slm_ray.corpus.tracks import defined
-from slm_ray.costs.data_residency import goes_to, place
+from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
 from slm_ray.types import Usage
@@ -22,25 +21,15 @@ from slm_ray.types import Usage
 UNIT = "USD"
 _DAY_S = 86_400.0
 _HOUR_S = 3_600.0
-_BY_TOKEN = ("azure", "openai")
-_FREE_OF_CALLS = {
-    "recorded": "recorded answers: nothing was asked, so nothing was billed",
-    "fake": "a fake model has no price",
-    "trivial": "a baseline made of training rows: no model is asked",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One evaluation as it was asked: its report and score rows, the calls in flight per arm and where models answer.
-
-    `urls` are by kind of model (`served`, `azure`); what is not known is left out.
-    """
+    """One evaluation as it was asked: its report and score rows, and the calls in flight per arm where they are known."""
 
     report: Report
     rows: Sequence[RowResult]
     concurrency: int | None = None
-    urls: Mapping[str, str] = field(default_factory=dict)
 
 
 def cost(
@@ -76,26 +65,27 @@ def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_a
     """
     model = asked.report.models[spec]
     answers = [row.models[spec] for row in asked.rows if spec in row.models]
-    correct, scored = _correct(answers, defined(asked.report.track_definition).primary)
-    where = place(spec, asked.urls)
+    correct, scored = _correct(answers, str(asked.report.track_definition["primary"]))
+    facts = model.facts
     found = ArmCost(
-        goes_to=goes_to(spec, where, stand_in=model.stand_in),
+        goes_to=goes_to(facts),
         latency_s=model.latency_s,
         requests=len(answers),
         correct=correct,
         scored=scored,
     )
-    kind = spec.partition(":")[0]
     if model.stand_in and price_as is None:
         found = replace(found, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost")
-    elif kind in _FREE_OF_CALLS and price_as is None:
-        found = replace(found, reason=_FREE_OF_CALLS[kind])
-    elif price_as is None and (kind == "served" or (kind == "openai" and where.on_premise)):
+    elif facts is None and price_as is None:
+        found = replace(found, reason="the report does not say who bills for it; evaluate it again")
+    elif facts is not None and facts.billing == "none" and price_as is None:
+        found = replace(found, reason="no endpoint was asked, so nothing was billed")
+    elif facts is not None and facts.billing == "machine" and price_as is None:
         found = _by_machine(found, model, answers, asked.concurrency, machine)
     else:
         found = _by_tokens(found, model, answers, prices, price_as)
-        hypothetical = found.reason is None and (model.stand_in or kind not in _BY_TOKEN)
-        found = replace(found, hypothetical=hypothetical)
+        by_token = facts is not None and facts.billing == "tokens" and not model.stand_in
+        found = replace(found, hypothetical=found.reason is None and not by_token)
     return _per_correct(found)
 
 

@@ -8,7 +8,6 @@ same reports give the same decision and the same bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,11 @@ def comparison_text(found: ComparisonReport) -> str:
     return verdict_text(found.comparison, found.decision, further=parts)
 
 
-def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = None) -> ComparisonReport:
+def compare_reports(config: CompareConfig) -> ComparisonReport:
     """Compare `config.slm` with `config.llm` by `config.rule`.
 
-    `urls` say where models answer, by kind (`azure`), where a run's own config does not. Raises ComparisonError where the
-    two cannot be paired, DataError where a file is missing or damaged, ConfigError for a price file that is none.
+    Raises ComparisonError where the two cannot be paired, DataError where a file is missing or damaged, ConfigError for a
+    price file that is none.
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
@@ -53,9 +52,9 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
     decision = decide(comparison, rule=config.rule, delta=config.delta)
     declared = declared_in(config.report)
     kept = declared_words(declared, decision, comparison.primary)
-    asked = [_asked(config.report, report, rows, urls or {})]
+    asked = [_asked(config.report, report, rows)]
     if config.other_report:
-        asked.append(_asked(config.other_report, other_report, other_rows, urls or {}))
+        asked.append(_asked(config.other_report, other_report, other_rows))
     costs = cost(asked, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as)  # fmt: skip
     return ComparisonReport(
@@ -118,13 +117,12 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
     return joined
 
 
-def _asked(path: str, report: Report, rows: list[RowResult], urls: Mapping[str, str]) -> Asked:
+def _asked(path: str, report: Report, rows: list[RowResult]) -> Asked:
     """The evaluation with what the run's own config, where there is one, says of how it was asked."""
     file = folder_of(path) / CONFIG
     plain: Any = read_yaml(file, what="config") if file.is_file() else {}
     concurrency = (plain.get("generation") or {}).get("concurrency")
-    served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
-    return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})
+    return Asked(report=report, rows=rows, concurrency=concurrency)
 
 
 def _machine(config: Cost) -> Machine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import yaml
 from slm_ray import cluster
 from slm_ray.adapters import list_adapters, train_prompts
 from slm_ray.corpus.render import prompt_hash
+from slm_ray.runlog import RunLog
 from slm_ray.tasks import open_dataset
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
@@ -103,11 +103,11 @@ def leads_to_a_living_ray() -> bool:
 
 
 def calls(run: Path, stage: str) -> dict[str, int]:
-    """Answers in each track's ledger of one stage."""
+    """Answers in each track's log of one stage."""
     counts = {}
     for track in TRACKS:
-        with sqlite3.connect(run / track / stage / "ledger.sqlite") as ledger:
-            (counts[track],) = ledger.execute("SELECT count(*) FROM answers").fetchone()
+        with RunLog(run / track / stage) as log:
+            counts[track] = sum(1 for _ in log.responses())
     return counts
 
 

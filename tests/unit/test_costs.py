@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from slm_ray.corpus.tracks import TRACKS, definition
 from slm_ray.costs.cost import Asked, arm, busy_s, cost
-from slm_ray.costs.data_residency import host_of, place
+from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.page.formatting import cost_text
+from slm_ray.providers import parse
 from slm_ray.records import (
     AnswerResult,
     ArmCost,
@@ -29,7 +30,7 @@ from slm_ray.records import (
     RowResult,
 )
 from slm_ray.reports.encoding import encode
-from slm_ray.types import Failure, FailureKind, Usage
+from slm_ray.types import Failure, FailureKind, ModelFacts, Usage
 
 LLM, SLM = "azure:big", "served:small"
 GPT = Price(
@@ -54,6 +55,10 @@ def answer(
     )
 
 
+def facts(spec: str, endpoint: str = "http://127.0.0.1:8000") -> ModelFacts:
+    return parse(spec).facts(endpoint=endpoint, environment={"AZURE_ENDPOINT": "https://NAME.openai.azure.com"})
+
+
 def asked(
     arms: dict[str, list[AnswerResult]], *, silent: int = 0, concurrency: int | None = 8, **summary: Any
 ) -> Asked:
@@ -69,6 +74,7 @@ def asked(
             served_by=("gpt-x-2026-01-02",) if spec.startswith("azure") else ("small",),
             stand_in=False,
             trained_on=0,
+            facts=replace(facts(spec), stand_in=summary.get("stand_in", False)),
         )
         models[spec] = replace(model, **summary)
     count = len(next(iter(arms.values())))
@@ -85,7 +91,7 @@ def asked(
         examples=ExampleSet(n=count, digest=""),
         models=models,
     )
-    return Asked(report=report, rows=rows, concurrency=concurrency, urls={"served": "http://127.0.0.1:8000"})
+    return Asked(report=report, rows=rows, concurrency=concurrency)
 
 
 def one(spec: str, answers: list[AnswerResult], price_as: str | None = None, **options: Any) -> ArmCost:
@@ -154,9 +160,10 @@ def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
 def test_what_has_no_price_has_none_and_says_why() -> None:
     cases = {
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
-        "nothing was asked": one("recorded:a.jsonl", [answer()]),
-        "a fake model has no price": one("fake:echo", [answer()]),
-        "no model is asked": one("trivial:majority", [answer()]),
+        "no endpoint was asked, so nothing was billed": one("recorded:a.jsonl", [answer()]),
+        "so nothing was billed": one("fake:echo", [answer()]),
+        "no endpoint was asked": one("baseline:majority", [answer()]),
+        "does not say who bills": one(LLM, [answer()], facts=None),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
         "the answers name no model": one(LLM, [answer()], served_by=()),
         "no answer states its usage": one(LLM, [answer(usage=None)]),
@@ -274,24 +281,37 @@ def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: floa
 
 
 @pytest.mark.parametrize(
-    ("spec", "urls", "host", "own"),
+    ("spec", "endpoint", "host", "own"),
     [
-        ("served:small", {"served": "http://127.0.0.1:8000"}, "127.0.0.1", True),
-        ("served:small", {"served": "http://10.1.2.3:8000/v1"}, "10.1.2.3", True),
-        ("served:small", {"served": "https://slm.example.com/v1"}, "slm.example.com", None),
-        ("served:small", {"served": "http://[::1]:8000"}, "::1", True),
-        ("served:small", {"served": "http://8.8.8.8"}, "8.8.8.8", False),
-        ("served:small", {}, None, None),
-        ("azure:big", {}, None, False),
-        ("azure:big", {"azure": "https://NAME.openai.azure.com"}, "name.openai.azure.com", False),
-        ("openai:gpt-x", {}, "api.openai.com", False),
-        ("openai:m@http://gpubox:8000/v1", {}, "gpubox", True),
-        ("recorded:a.jsonl", {}, None, True),
+        ("served:small", "http://127.0.0.1:8000", "127.0.0.1", True),
+        ("served:small", "http://10.1.2.3:8000/v1", "10.1.2.3", True),
+        ("served:small", "https://slm.example.com/v1", "slm.example.com", None),
+        ("served:small", "http://[::1]:8000", "::1", True),
+        ("served:small", "http://8.8.8.8", "8.8.8.8", False),
+        ("azure:big", "", "name.openai.azure.com", False),
+        ("openai:gpt-x", "", "api.openai.com", False),
+        ("openai:m@http://gpubox:8000/v1", "", "gpubox", True),
+        ("openai:claude-3-5-sonnet@20240620", "", "api.openai.com", False),
+        ("openai:claude-3-5-sonnet@20240620+3shot", "", "api.openai.com", False),
+        ("openai:m@https://host.example/v1+3shot", "", "host.example", None),
+        ("recorded:a.jsonl", "", None, True),
     ],
 )
-def test_where_rows_go(spec: str, urls: dict[str, str], host: str | None, own: bool | None) -> None:
-    found = place(spec, urls)
-    assert (found.host, found.on_premise) == (host, own)
+def test_where_rows_go(spec: str, endpoint: str, host: str | None, own: bool | None) -> None:
+    where = goes_to(facts(spec, endpoint))
+    assert (where.host, where.on_premise) == (host, own)
+
+
+def test_a_report_that_does_not_say_where_rows_went_is_not_guessed_at() -> None:
+    assert (goes_to(None).host, goes_to(None).on_premise) == (None, None)
+
+
+def test_a_model_of_another_vendor_with_an_at_sign_in_its_name_is_paid_by_the_token() -> None:
+    for spec in ("openai:claude-3-5-sonnet@20240620", "openai:claude-3-5-sonnet@20240620+3shot"):
+        found = one(spec, [answer()] * 2, served_by=("gpt-x",))
+        assert (found.kind, found.goes_to.host, found.goes_to.words) == (
+            "tokens", "api.openai.com", "api.openai.com (a vendor)",
+        )  # fmt: skip
 
 
 def test_a_host_is_read_without_user_port_and_path() -> None:
@@ -308,7 +328,9 @@ def test_the_text_has_units_and_reasons() -> None:
     assert text.splitlines()[0].split("  ")[0] == "cost"
     assert "USD/1,000 requests" in text and "1.8000" in text and "0.0500" in text
     assert (
-        "rows go to" in text and "127.0.0.1 (your own machine or network)" in text and "Azure OpenAI (a vendor)" in text
+        "rows go to" in text
+        and "127.0.0.1 (your own machine or network)" in text
+        and "name.openai.azure.com (a vendor)" in text
     )
     assert "prices as of 2026-01-01; machine: one GPU, 0.36 USD/h, utilisation 0.5" in text
     stand_in = cost_text(

@@ -20,7 +20,7 @@ FLOORS = [
     {"types", "records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
-        "storage", "ledger", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
+        "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
     {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
@@ -30,10 +30,11 @@ SIDEWAYS = {
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
-    ("ledger", "storage"), ("adapters", "storage"),
+    ("runlog", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),
-    ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
-    ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"),
+    ("tracing", "storage"), ("tracing", "runlog"), ("tracing", "reports"), ("tracing", "adapters"),
+    ("tracing", "providers"),
+    ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
@@ -44,7 +45,7 @@ SIDEWAYS = {
 OWNERS = {
     "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
-    "openai": {"providers"},
+    "aiohttp": {"providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
     "trl": {"training"},
@@ -58,7 +59,7 @@ OWNERS = {
     "jinja2": {"page"},
     "datasketch": {"corpus"},
     "jsonschema": {"scoring"},
-    "msgspec": {"corpus", "prepare", "reports"},
+    "msgspec": {"corpus", "prepare", "reports", "runlog"},
     "rapidfuzz": {"scoring"},
     "regex": {"corpus"},
     "sacrebleu": {"scoring"},
@@ -168,7 +169,7 @@ def test_light_rooms_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         + "".join(f"import {name}\n" for name in names)
-        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
+        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'aiohttp', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,22 @@ from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError, DataError
+from slm_ray.providers import parse
 from slm_ray.records import ComparisonReport, DeclaredRule
 from slm_ray.reports.build import build
 from slm_ray.reports.compare import compare_reports, comparison_text, load_prices, write_comparison
 from slm_ray.reports.files import declare, load_report, write_report
-from slm_ray.types import Completion, Example, Usage
+from slm_ray.types import Completion, Example, ModelFacts, Usage
 
 ROOT = Path(__file__).parents[2]
 PRICES = str(ROOT / "data/prices.yaml")
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
+
+
+def facts(spec: str) -> ModelFacts:
+    environment = {"AZURE_ENDPOINT": "https://mine.openai.azure.com"}
+    return parse(spec).facts(endpoint="http://127.0.0.1:8000", environment=environment)
 
 
 def written(
@@ -47,6 +54,8 @@ def written(
             logprob=(-0.1 if sure else -2.0) - i / 10_000 if logprobs else None,
         )  # fmt: skip
     report, scores = build(TRACK, rows, {LLM: large, SLM: small}, trained_on={SLM: trained_on})
+    models = {spec: replace(model, facts=facts(spec)) for spec, model in report.models.items()}
+    report = replace(report, models=models)
     write_report(folder, report, scores)
     storage.write_text(
         folder / "config.yaml", "endpoint: http://127.0.0.1:8000\ngeneration: {concurrency: 8, max_tokens: 100}\n"
@@ -78,14 +87,12 @@ def test_cost_comes_from_the_usage_and_from_the_run_s_own_config(held_out: Path)
     llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
     assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
-    assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", None, False)
+    assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "mine.openai.azure.com", False)
     assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
     assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
     assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
     assert found.cost.break_even.requests_per_day == pytest.approx(0.36 * 24 / llm.per_request_usd)
     assert found.partial_replacement is None
-    azure = compare_reports(config(held_out), urls={"azure": "https://mine.openai.azure.com"})
-    assert azure.cost.arms[LLM].goes_to.host == "mine.openai.azure.com"
 
 
 def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validation: Path, held_out: Path) -> None:
