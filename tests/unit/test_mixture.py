@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from slm_ray.corpus.formats import parse
-from slm_ray.corpus.mixture import Mixture, Turn
 from slm_ray.corpus.tracks import TRACKS
+from tools.mixture import Mixture, Turn
 
 ROOT = Path(__file__).parents[2]
 CHATS = 3000

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 from slm_ray.command import run
-from slm_ray.config import ReadingBenchConfig
 from slm_ray.corpus import read, tracks
 from slm_ray.corpus.parsed_row import ParsedRow
+from tools.config import ReadingBenchConfig
 
 
 def make(path: Path, config: ReadingBenchConfig) -> None:
