@@ -9,9 +9,9 @@ unasked; a judgement that cannot be read is unscored and counted, never 0.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from slm_ray.config import EvaluateConfig, JudgeConfig, Requests
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
-from slm_ray.records import Report, RowResult
+from slm_ray.records import SCHEMA_VERSION, Report, RowResult
+from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import load_report
 from slm_ray.scoring.judge import (
     HIGHEST,
@@ -34,8 +35,8 @@ from slm_ray.scoring.judge import (
     pair_prompt,
     score_grade,
 )
-from slm_ray.trackfile import open_track, write_track
-from slm_ray.types import Prompt
+from slm_ray.tasks import open_track, write_track
+from slm_ray.types import Interval, Prompt
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.stats import paired_interval
 
@@ -44,31 +45,74 @@ ENOUGH = 30
 GENERAL = "Is the answer correct, complete and in the form that the task asks for?"
 AGREES = 0.6
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
-_NO_REFERENCE = "-"
+_NO_TARGET = "-"
 _TRACKS = {
     name: Track(name=name, system=SYSTEM, scorers=(name,), primary=metric, core=(metric,))
     for name, metric in {"grade": "grade", "preference": "first_wins"}.items()
 }
 
-Row = dict[str, Any]
+Question = dict[str, Any]  # a row of the evaluation that the judge is asked in
 
 
-def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grades:
+    """One model's grades: their mean in [0, 1] over the rows with a readable one, and the paired gap to the first model."""
+
+    n: int
+    unread: int
+    mean: float | None
+    minus_first: Interval | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preference:
+    """How often the second model wins against the first, each pair asked in both orders; a tie is one half.
+
+    `same_place_twice` counts the pairs that their order decided.
+    """
+
+    first: str
+    second: str
+    n: int
+    both_answered: int
+    unread: int
+    second_wins: float | None
+    same_place_twice: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What a judge said: grades by model and perhaps a pair, or how far it agrees with people (`calibration`, `key`)."""
+
+    judge: str
+    rubric: str
+    advisory: bool
+    grades: Mapping[str, Grades] = field(default_factory=dict)
+    pair: Preference | None = None
+    calibration: Agreement | None = None
+    key: str | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> Judgement:
     """Ask the judge and write `run_dir/judge.json`; the result. Raises as `evaluate` does."""
     if config.calibrate:
         # Of the report that the judge is to grade, where it is there: another rubric is another judge.
-        told = load_report(config.report)[0] if config.report and not config.track and not config.rubric else None
-        config = config.model_copy(update={"rubric": _rubric(config, told)})
+        graded = load_report(config.report)[0] if config.report and not config.track and not config.rubric else None
+        config = config.model_copy(update={"rubric": _rubric(config, graded)})
         result = _calibrated(config, environment)
     else:
         report, rows = load_report(config.report)
         config = config.model_copy(update={"rubric": _rubric(config, report)})
         models = _models(config, report)
-        result = {"advisory": _advisory(config), "grades": _grades(config, rows, models, environment)}
-        if len(config.pair) == 2:
-            result["pair"] = _pair(config, rows, environment)
-    result = {"judge": config.judge, "rubric": config.rubric, **result}
-    storage.write_json(Path(config.run_dir) / RESULT, result)
+        result = Judgement(
+            judge=config.judge,
+            rubric=config.rubric,
+            advisory=_advisory(config),
+            grades=_grades(config, rows, models, environment),
+            pair=_pair(config, rows, environment) if len(config.pair) == 2 else None,
+        )
+    storage.write_json(Path(config.run_dir) / RESULT, encode(result))
     return result
 
 
@@ -83,29 +127,31 @@ def _rubric(config: JudgeConfig, report: Report | None) -> str:
 
 def _grades(
     config: JudgeConfig, rows: list[RowResult], models: list[str], environment: Mapping[str, str] | None
-) -> dict[str, Any]:
+) -> dict[str, Grades]:
     """Per model the mean grade in [0, 1] over scored rows, and for the first model against each other the paired gap."""
     questions = [
-        _question(f"{model}|{row.id}", grade_prompt(_asked(row), text, _reference(config, row), config.rubric))
+        _question(f"{model}|{row.id}", grade_prompt(_asked(row), text, _target(config, row), config.rubric))
         for model in models
         for row in rows
         if (text := row.models[model].text) is not None
     ]
     said = _ask(config, "grade", questions, environment)
-    found: dict[str, Any] = {}
+    found: dict[str, Grades] = {}
     values = {model: {row.id: _grade_of(model, row, said) for row in rows} for model in models}
     for model, given in values.items():
         read = [value for value in given.values() if value is not None]
-        found[model] = {"n": len(given), "unread": len(given) - len(read), "mean": _mean(read)}
         both = [(values[models[0]][key], value) for key, value in given.items()]
         gaps = [slm - llm for llm, slm in both if llm is not None and slm is not None]
-        if model != models[0] and gaps:
-            gap = paired_interval(gaps, resamples=RESAMPLES, seed=SEED)
-            found[model]["minus_" + models[0]] = dataclasses.asdict(gap)
+        found[model] = Grades(
+            n=len(given),
+            unread=len(given) - len(read),
+            mean=_mean(read),
+            minus_first=paired_interval(gaps, resamples=RESAMPLES, seed=SEED) if model != models[0] and gaps else None,
+        )
     return found
 
 
-def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, str] | None) -> dict[str, Any]:
+def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, str] | None) -> Preference:
     """The second model's win share against the first, each pair asked in both orders; a tie is one half."""
     one, two = config.pair
     pairs = [
@@ -114,7 +160,7 @@ def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, 
         if (second := row.models[two].text) is not None and (first := row.models[one].text) is not None
     ]
     questions = [
-        _question(f"{order}|{key}", pair_prompt(_asked(row), a, b, _reference(config, row), config.rubric))
+        _question(f"{order}|{key}", pair_prompt(_asked(row), a, b, _target(config, row), config.rubric))
         for key, row, second, first in pairs
         for order, a, b in (("ab", second, first), ("ba", first, second))
     ]
@@ -122,13 +168,13 @@ def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, 
     shares = [both_orders(said[f"ab|{key}"], said[f"ba|{key}"]) for key, *_ in pairs]
     read = [share for share in shares if share is not None]
     swayed = sum(said[f"ab|{key}"] == said[f"ba|{key}"] != 0.5 for key, *_ in pairs if said[f"ab|{key}"] is not None)
-    return {
-        "first": one, "second": two, "n": len(rows), "both_answered": len(pairs), "unread": len(shares) - len(read),
-        "second_wins": _mean(read), "same_place_twice": swayed,
-    }  # fmt: skip
+    return Preference(
+        first=one, second=two, n=len(rows), both_answered=len(pairs), unread=len(shares) - len(read),
+        second_wins=_mean(read), same_place_twice=swayed,
+    )  # fmt: skip
 
 
-def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> dict[str, Any]:
+def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> Judgement:
     questions, people = [], {}
     for line, row in storage.numbered_jsonl(str(config.calibrate)):
         where = f"{config.calibrate}:{line}"
@@ -140,17 +186,19 @@ def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> d
             raise DataError(
                 f"{where}: 'human' is {row.get('human')!r}; write a whole number from {LOWEST} to {HIGHEST}"
             )
-        reference = row.get("reference") if config.show_target else None
+        target = row.get("target") if config.show_target else None
         key = f"line {line}"
         people[key] = str(row["human"])
-        questions.append(_question(key, grade_prompt(row["prompt"], row["prediction"], reference, config.rubric)))
+        questions.append(_question(key, grade_prompt(row["prompt"], row["prediction"], target, config.rubric)))
     texts = _texts(config, "grade", questions, environment)
     found = agreement([score_grade(key, texts[key], people[key]) for key in people])
-    return {"calibration": dataclasses.asdict(found), "advisory": not _good(found), "key": _key(config)}
+    return Judgement(
+        judge=config.judge, rubric=config.rubric, advisory=not _good(found), calibration=found, key=_key(config)
+    )
 
 
 def _ask(
-    config: JudgeConfig, track: str, questions: list[Row], environment: Mapping[str, str] | None
+    config: JudgeConfig, track: str, questions: list[Question], environment: Mapping[str, str] | None
 ) -> dict[str, float | None]:
     """The value of each judgement by question id: the one metric of the track."""
     if not questions:
@@ -170,15 +218,15 @@ def _ask(
 
 
 def _texts(
-    config: JudgeConfig, track: str, questions: list[Row], environment: Mapping[str, str] | None
+    config: JudgeConfig, track: str, questions: list[Question], environment: Mapping[str, str] | None
 ) -> dict[str, str | None]:
     _ask(config, track, questions, environment)
     _, rows = load_report(Path(config.run_dir) / track)
     return {row.id: row.models[config.judge].text for row in rows}
 
 
-def _question(key: str, prompt: Prompt) -> Row:
-    return {"id": key, "prompt": prompt.as_dicts(), "completion": _NO_REFERENCE}
+def _question(key: str, prompt: Prompt) -> Question:
+    return {"id": key, "prompt": prompt.as_dicts(), "target": _NO_TARGET}
 
 
 def _grade_of(model: str, row: RowResult, said: Mapping[str, float | None]) -> float | None:
@@ -189,7 +237,7 @@ def _asked(row: RowResult) -> str:
     return "\n".join(turn.content for turn in row.prompt if turn.role != "system")
 
 
-def _reference(config: JudgeConfig, row: RowResult) -> str | None:
+def _target(config: JudgeConfig, row: RowResult) -> str | None:
     return row.target if config.show_target else None
 
 
@@ -208,12 +256,13 @@ def _advisory(config: JudgeConfig) -> bool:
     if not config.calibration:
         return True
     path = Path(config.calibration)
-    found = storage.read_json(path / RESULT if path.is_dir() else path)
-    if found.get("key") != _key(config):
+    path = path / RESULT if path.is_dir() else path
+    found = decode(storage.read_json(path), Judgement, where=str(path), fix="calibrate this judge (--calibrate FILE)")
+    if found.calibration is None or found.key != _key(config):
         raise ConfigError(
             f"{path}: is the calibration of another judge, rubric or generation setting; calibrate this one (--calibrate FILE)"
         )
-    return not _good(Agreement(**found["calibration"]))
+    return not _good(found.calibration)
 
 
 def _good(found: Agreement) -> bool:
@@ -229,20 +278,23 @@ def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def lines(result: Mapping[str, Any]) -> Iterator[str]:
+def lines(result: Judgement) -> Iterator[str]:
     """The result as a person reads it."""
-    mark = "  [advisory: not calibrated]" if result["advisory"] else ""
-    if "calibration" in result:
-        found = result["calibration"]
-        kappa, rho = (("-" if found[name] is None else f"{found[name]:.3f}") for name in ("kappa", "spearman"))
-        yield f"{result['judge']}: kappa {kappa}, Spearman {rho} over {found['n']} rows, {found['unread']} unread"
-        yield "good enough to count" if not result["advisory"] else f"advisory: needs {ENOUGH} rows and kappa {AGREES}"
-    for model, found in result.get("grades", {}).items():
-        mean = "-" if found["mean"] is None else f"{found['mean']:.3f}"
-        yield f"{model}: grade {mean} over {found['n'] - found['unread']} of {found['n']} rows{mark}"
-    if pair := result.get("pair"):
-        wins = "-" if pair["second_wins"] is None else f"{pair['second_wins']:.1%}"
+    mark = "  [advisory: not calibrated]" if result.advisory else ""
+    if found := result.calibration:
+        kappa, spearman = _number(found.kappa), _number(found.spearman)
+        yield f"{result.judge}: kappa {kappa}, Spearman {spearman} over {found.n} rows, {found.unread} unread"
+        yield "good enough to count" if not result.advisory else f"advisory: needs {ENOUGH} rows and kappa {AGREES}"
+    for model, grades in result.grades.items():
+        read = grades.n - grades.unread
+        yield f"{model}: grade {_number(grades.mean)} over {read} of {grades.n} rows{mark}"
+    if pair := result.pair:
+        wins = "-" if pair.second_wins is None else f"{pair.second_wins:.1%}"
         yield (
-            f"{pair['second']} wins {wins} against {pair['first']} ({pair['both_answered']} pairs in both orders, "
-            f"{pair['unread']} unread, {pair['same_place_twice']} decided by place){mark}"
+            f"{pair.second} wins {wins} against {pair.first} ({pair.both_answered} pairs in both orders, "
+            f"{pair.unread} unread, {pair.same_place_twice} decided by place){mark}"
         )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

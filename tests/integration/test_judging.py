@@ -46,13 +46,12 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
         report=report, judge=recorded_judge(tmp_path, says), pair=(LLM, SLM), run_dir=str(tmp_path / "judge")
     )
     found = judge(config, {})
-    assert found["advisory"] is True
-    assert found["grades"][LLM]["mean"] == 1.0
-    assert found["grades"][SLM] | {"minus_" + LLM: None} == {
-        "n": 4, "unread": 1, "mean": 0.5, "minus_" + LLM: None,
-    }  # fmt: skip
-    assert found["grades"][SLM]["minus_" + LLM]["estimate"] == -0.5
-    assert (found["pair"]["second_wins"], found["pair"]["same_place_twice"]) == (0.75, 2)
+    assert found.advisory is True
+    assert found.grades[LLM].mean == 1.0
+    grades = found.grades[SLM]
+    assert (grades.n, grades.unread, grades.mean) == (4, 1, 0.5)
+    assert grades.minus_first is not None and grades.minus_first.estimate == -0.5
+    assert found.pair is not None and (found.pair.second_wins, found.pair.same_place_twice) == (0.75, 2)
     assert all("advisory" in line for line in lines(found))
     assert judge(config, {}) == found
 
@@ -62,11 +61,12 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
     calibrated = judge(
         config.model_copy(update={"judge": good, "calibrate": human, "run_dir": str(tmp_path / "c")}), {}
     )
-    assert (calibrated["calibration"]["kappa"], calibrated["advisory"]) == (1.0, False)
+    assert calibrated.calibration is not None
+    assert (calibrated.calibration.kappa, calibrated.advisory) == (1.0, False)
     trusted = config.model_copy(
         update={"judge": good, "calibration": str(tmp_path / "c"), "run_dir": str(tmp_path / "t")}
     )
-    assert judge(trusted, {})["advisory"] is False
+    assert judge(trusted, {}).advisory is False
     with pytest.raises(ConfigError, match="calibration of another judge"):
         judge(trusted.model_copy(update={"rubric": "another"}), {})
 
@@ -85,7 +85,7 @@ def asked_of_the_judge(folder: Path, name: str, answer: str, **settings: str) ->
     report = str(folder / "run")
     evaluate(EvaluateConfig(track=name, examples=examples, models=(LLM,), run_dir=report), environment={})
     says = recorded_judge(folder, {f"{LLM}|q": "Score: 7"})
-    assert judge(JudgeConfig(report=report, judge=says, run_dir=str(folder / "judge"), **settings), {})["grades"]
+    assert judge(JudgeConfig(report=report, judge=says, run_dir=str(folder / "judge"), **settings), {}).grades
     (row,) = storage.read_jsonl(str(folder / "judge" / "grade" / "questions.jsonl"))
     return str(row["prompt"][-1]["content"])
 
