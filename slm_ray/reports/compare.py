@@ -19,7 +19,8 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
 from slm_ray.reports.encoding import encode
-from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
+from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report
+from slm_ray.tasks import open_dataset
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
@@ -43,7 +44,7 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
-    trained = training_prompts(config.train, report.track) if config.train else None
+    trained = open_dataset(config.train, report.track).question_hashes if config.train else None
     comparison = compare(
         report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
         resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
