@@ -7,15 +7,15 @@ RUN    ?= $(CURDIR)/runs/demo
 SLOTS  ?= 4
 JOB    ?= jobs/loop.py jobs/loop.yaml
 
-.PHONY: demo test install lint unit serve up down clean help
-help:
-	@grep -hE '^[a-z]+:.*##' Makefile | sed 's/:.*##/  /'
+.PHONY: help install demo serve lint unit test lock clean
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## create .venv from the pinned lock (once)
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing the pinned packages into $(VENV) (about two minutes, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
@@ -33,6 +33,9 @@ unit: install ## the fast tests
 
 test: install lint ## everything: style, types, unit and integration tests
 	@$(BIN)/python -m pytest
+
+lock: install ## write both locks anew from pyproject.toml, keeping versions where they still fit
+	@$(BIN)/python tools/lock.py
 
 clean: ## remove runs and caches; keeps .venv
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

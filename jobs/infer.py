@@ -5,7 +5,8 @@ from pathlib import Path
 
 from slm_ray.command import run
 from slm_ray.config import InferConfig
-from slm_ray.evaluation.infer import parsed, prepare
+from slm_ray.evaluation.infer import prepare
+from slm_ray.scoring.parsed import parsed
 from slm_ray.types import Prompt
 
 TOKENIZER = "data/tiny_base"
@@ -23,16 +24,16 @@ def token_ids(folder: str, prompt: Prompt) -> list[int]:
 
 
 def main(config: InferConfig) -> int:
-    once = prepare(config, os.environ)
-    for message in once.prompt.messages:
+    inference = prepare(config, os.environ)
+    for message in inference.prompt.messages:
         print(f"[{message.role}] {message.content}")
     if config.show_tokens:
-        ids = token_ids(TOKENIZER, once.prompt)
+        ids = token_ids(TOKENIZER, inference.prompt)
         print(f"tokens  {len(ids)} by {Path(TOKENIZER).name}: {' '.join(map(str, ids))}")
-    answer = once.ask(config, os.environ)
+    answer = inference.ask(config, os.environ)
     print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
-    print(f"parsed  {parsed(once.track, answer.text)}")
-    if (scored := once.score(answer)) is not None:
+    print(f"parsed  {parsed(inference.track, answer.text)}")
+    if (scored := inference.score(answer)) is not None:
         print("score   " + ", ".join(f"{score.name} {score.value}" for score in scored.scores))
         print("issues  " + (", ".join(scored.issues) or "none"))
     return 1 if answer.failure else 0

@@ -216,7 +216,7 @@ async def serve(name: str, given: list[float], latency_s: float, slow_first_s: f
     state, script = State(), SCRIPTS[name](given)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: Server(state, script, latency_s, slow_first_s), "127.0.0.1", 0, backlog=512
+        lambda: Server(state, script, latency_s, slow_first_s), "127.0.0.1", 0, backlog=4096
     )
     print(server.sockets[0].getsockname()[1], flush=True)
     await server.serve_forever()

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from plain_records import build
+
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.ledger import Entry, Ledger
-from slm_ray.reports.build import build
 from slm_ray.reports.files import write_report
 from slm_ray.types import Completion, Example, Failure, Usage
 

@@ -21,7 +21,7 @@ class EvaluateConfig(Evaluation):
         None, description="published adapters: rows that a served one was trained on are refused"
     )
     demonstrations: str | None = Field(
-        None, description="JSONL that `+Kshot` and `trivial:` arms take rows of; `train` when not set"
+        None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
     declare: Declaration | None = Field(
         None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"

@@ -18,5 +18,5 @@ class InferConfig(Config):
     example: str | None = Field(None, description="the id of the row to ask; the first row when not set")
     endpoint: str = "http://127.0.0.1:8000"
     generation: Generation = Generation()
-    demonstrations: str | None = Field(None, description="JSONL that `+Kshot` and `trivial:` models take rows of")
+    demonstrations: str | None = Field(None, description="JSONL that `+Kshot` and `baseline:` models take rows of")
     show_tokens: bool = Field(False, description="show the token ids that the prompt becomes for the tiny base")

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from slm_ray.corpus.tracks import defined
-from slm_ray.costs.data_residency import goes_to, place
+from slm_ray.costs.data_residency import data_residency
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
 from slm_ray.types import Usage
@@ -22,29 +22,23 @@ from slm_ray.types import Usage
 UNIT = "USD"
 _DAY_S = 86_400.0
 _HOUR_S = 3_600.0
-_BY_TOKEN = ("azure", "openai")
 _FREE_OF_CALLS = {
     "recorded": "recorded answers: nothing was asked, so nothing was billed",
     "fake": "a fake model has no price",
-    "trivial": "a baseline made of training rows: no model is asked",
+    "baseline": "a baseline made of training rows: no model is asked",
 }
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One evaluation as it was asked: its report and score rows, the calls in flight per arm and where models answer.
-
-    `urls` are by kind of model (`served`, `azure`); what is not known is left out.
-    """
-
-    report: Report
-    rows: Sequence[RowResult]
-    concurrency: int | None = None
-    urls: Mapping[str, str] = field(default_factory=dict)
+Evaluation = tuple[Report, Sequence[RowResult]]
 
 
 def cost(
-    asked: Sequence[Asked], *, llm: str, slm: str, prices: PriceList, machine: Machine, llm_price_as: str | None = None
+    evaluations: Sequence[Evaluation],
+    *,
+    llm: str,
+    slm: str,
+    prices: PriceList,
+    machine: Machine,
+    llm_price_as: str | None = None,
 ) -> CostReport:
     """What every arm costs, the first evaluation that holds one counting, and the break-even.
 
@@ -52,11 +46,11 @@ def cost(
     says so.
     """
     arms: dict[str, ArmCost] = {}
-    for evaluation in asked:
-        for spec in evaluation.report.models:
+    for report, rows in evaluations:
+        for spec in report.models:
             if spec not in arms:
                 arms[spec] = arm(
-                    spec, evaluation, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
+                    spec, report, rows, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
                 )
     return CostReport(
         unit=UNIT,
@@ -69,32 +63,40 @@ def cost(
     )
 
 
-def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_as: str | None = None) -> ArmCost:
+def arm(
+    spec: str,
+    report: Report,
+    rows: Sequence[RowResult],
+    *,
+    prices: PriceList,
+    machine: Machine,
+    price_as: str | None = None,
+) -> ArmCost:
     """What one model costs.
 
     Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong.
     """
-    model = asked.report.models[spec]
-    answers = [row.models[spec] for row in asked.rows if spec in row.models]
-    correct, scored = _correct(answers, defined(asked.report.track_definition).primary)
-    where = place(spec, asked.urls)
+    model = report.models[spec]
+    answers = [row.models[spec] for row in rows if spec in row.models]
+    correct, scored = _correct(answers, defined(report.track_definition).primary)
+    facts = model.facts
     found = ArmCost(
-        goes_to=goes_to(spec, where, stand_in=model.stand_in),
+        goes_to=data_residency(facts),
         latency_s=model.latency_s,
         requests=len(answers),
         correct=correct,
         scored=scored,
     )
-    kind = spec.partition(":")[0]
-    if model.stand_in and price_as is None:
+    if facts.stand_in and price_as is None:
         found = replace(found, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost")
-    elif kind in _FREE_OF_CALLS and price_as is None:
-        found = replace(found, reason=_FREE_OF_CALLS[kind])
-    elif price_as is None and (kind == "served" or (kind == "openai" and where.on_premise)):
-        found = _by_machine(found, model, answers, asked.concurrency, machine)
+    elif facts.billing == "none" and price_as is None:
+        found = replace(found, reason=_FREE_OF_CALLS.get(facts.kind, "nobody bills for it"))
+    elif facts.billing == "machine" and price_as is None:
+        concurrency = report.provenance.concurrency if report.provenance else None
+        found = _by_machine(found, model, answers, concurrency, machine)
     else:
         found = _by_tokens(found, model, answers, prices, price_as)
-        hypothetical = found.reason is None and (model.stand_in or kind not in _BY_TOKEN)
+        hypothetical = found.reason is None and (facts.stand_in or facts.billing != "tokens")
         found = replace(found, hypothetical=hypothetical)
     return _per_correct(found)
 

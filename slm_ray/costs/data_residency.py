@@ -1,55 +1,30 @@
 """Where the rows of an evaluation go: the host that reads them, and whether it is one's own.
 
-Told from model specs and URLs alone; nothing is resolved or contacted. A host that is neither loopback, private nor
-known to be a vendor's is said to be unknown.
+Told from the host's name alone; nothing is resolved or contacted. A host that is neither loopback, private nor known to
+be a vendor's is said to be unknown.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
-from dataclasses import dataclass
 
 from slm_ray.records import DataResidency
+from slm_ray.types import ModelFacts
 
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")
-_NO_CALL = ("recorded", "fake", "trivial")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """A host; `on_premise` is None where that cannot be told from its name."""
-
-    host: str | None
-    on_premise: bool | None
-
-
-def place(spec: str, urls: Mapping[str, str]) -> Place:
-    """Where the model answers; `urls` are by kind (`served`, `azure`)."""
-    kind, _, rest = spec.partition(":")
-    if kind in _NO_CALL:
-        return Place(host=None, on_premise=True)
-    url = urls.get(kind)
-    if kind == "openai":
-        url = rest.partition("@")[2] or "https://api.openai.com/v1"
-    if url is None:
-        return Place(host=None, on_premise=False if kind == "azure" else None)
-    host = host_of(url)
-    return Place(host=host, on_premise=_on_premise(host))
-
-
-def goes_to(spec: str, where: Place, *, stand_in: bool) -> DataResidency:
-    """The privacy row of one arm: host, on-premise or not, and both in words."""
-    kind = spec.partition(":")[0]
-    if kind in _NO_CALL:
-        words = "nowhere: no endpoint is asked"
-    elif stand_in:
+def data_residency(facts: ModelFacts) -> DataResidency:
+    """The host that reads a model's prompts, on-premise or not, and both in words."""
+    if facts.host is None:
+        return DataResidency(host=None, on_premise=True, words="nowhere: no endpoint is asked")
+    own = on_premise(facts.host)
+    if facts.stand_in:
         words = "a local stand-in; the model it stands for would read them elsewhere"
     else:
-        own = {True: "your own machine or network", False: "a vendor", None: "unknown whose"}[where.on_premise]
-        named = where.host or {"azure": "Azure OpenAI"}.get(kind, "an endpoint that the report does not name")
-        words = f"{named} ({own})"
-    return DataResidency(host=where.host, on_premise=where.on_premise, words=words)
+        whose = {True: "your own machine or network", False: "a vendor", None: "unknown whose"}[own]
+        words = f"{facts.host} ({whose})"
+    return DataResidency(host=facts.host, on_premise=own, words=words)
 
 
 def host_of(url: str) -> str:
@@ -63,7 +38,8 @@ def host_of(url: str) -> str:
     return rest.partition(":")[0].lower()
 
 
-def _on_premise(host: str) -> bool | None:
+def on_premise(host: str) -> bool | None:
+    """Whether the host is this machine or of this network; None where its name does not tell."""
     try:
         return not ipaddress.ip_address(host).is_global
     except ValueError:

@@ -29,7 +29,6 @@ from slm_ray.evaluation.plan import Arm
 from slm_ray.evaluation.speed import Speed
 from slm_ray.evaluation.worker import LIVES, Journals, Worker, crew, terms_of
 from slm_ray.ledger import Part
-from slm_ray.providers import address
 from slm_ray.providers.pace import Pace
 
 _TICK_S = 0.5
@@ -96,7 +95,9 @@ def _everyone(
     work: Mapping[str, Sequence[Question]], arms: Sequence[Arm], config: EvaluateConfig, journals: Journals | None
 ) -> list[Worker]:
     """One pace per endpoint, and one without bounds for a model that is no endpoint and whose answers cost nothing."""
-    places = {arm.spec: address(arm.opens, endpoint=config.endpoint, environment=arm.environment) for arm in arms}
+    places = {
+        arm.spec: arm.provider.rate_limit_key(endpoint=config.endpoint, environment=arm.environment) for arm in arms
+    }
     shared = {place: Pace() for place in places.values() if place is not None}
     concurrency = config.generation.concurrency
     return [

@@ -16,7 +16,7 @@ from slm_ray.config import Generation
 from slm_ray.evaluation.ahead import AskingAhead
 from slm_ray.evaluation.generate import Asking, Question
 from slm_ray.ledger import Journal, Part
-from slm_ray.providers import open_model
+from slm_ray.providers import Provider
 from slm_ray.providers.pace import Gate, Limit, News
 
 
@@ -37,7 +37,7 @@ class Terms:
 class Opened:
     """How to open the model; where to keep a journal, if beside it there is the file `token`, as the driver sees it."""
 
-    spec: str
+    provider: Provider
     endpoint: str
     generation: Generation
     environment: Mapping[str, str]
@@ -56,9 +56,8 @@ class Asker:
     async def open(self, opened: Opened) -> bool:
         """Open the model; True when a journal is kept. Raises what opening raises."""
         try:
-            model = open_model(
-                opened.spec, endpoint=opened.endpoint, generation=opened.generation,
-                environment=opened.environment, gate=self._gate,
+            model = opened.provider.open(
+                endpoint=opened.endpoint, generation=opened.generation, environment=opened.environment, limiter=self._gate
             )  # fmt: skip
             here = opened.journal is not None and opened.journal.with_name(opened.token).is_file()
             self._asking = AskingAhead(model, Journal(opened.journal)) if opened.journal and here else Asking(model)

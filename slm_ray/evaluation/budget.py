@@ -3,7 +3,7 @@
 A row that was handed out and not heard of counts with the worst it can cost: every attempt it is allowed, its whole
 prompt (a token is at least a byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus
 the worst case of every attempt that nobody heard. Attempts that were refused (429, 5xx) cost nothing. So the limits hold whatever the endpoint does, and a run ends a
-little below them. Money counts for `azure:` and `openai:` arms, by the price file; the other limits count for all.
+little below them. Money counts for the arms whose model the price file names; the other limits count for all.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.costs.prices import Price, price_list, price_of
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.generate import Question
-from slm_ray.types import Completion, Prompt
+from slm_ray.types import Completion, ModelFacts, Prompt
 from slm_ray.yaml_file import read_yaml
 
-PAID = ("azure", "openai")
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
 _TURN_TOKENS = 8
 
@@ -124,19 +123,21 @@ class Budget:
         return False
 
 
-def prices_of(config: EvaluateConfig, names: Mapping[str, str]) -> dict[str, Price]:
-    """The prices of the paid arms, `names` being their model names by spec.
+def prices_of(config: EvaluateConfig, models: Sequence[ModelFacts]) -> dict[str, Price]:
+    """The prices of the arms by spec. One on a machine of one's own counts where its name is listed: it may be a gateway.
 
-    Without `max_cost_usd` an arm that has no price is left out; with it that is a ConfigError.
+    Without `max_cost_usd` an arm that has no price is left out; with it that is a ConfigError where tokens are billed.
     """
-    if not names or (config.max_cost_usd is None and not Path(config.prices).is_file()):
+    names = {model.spec: model.model for model in models if model.model is not None}
+    by_token = [model.spec for model in models if model.billing == "tokens"]
+    if not names or ((config.max_cost_usd is None or not by_token) and not Path(config.prices).is_file()):
         return {}
     listed = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
-    found = {spec: price_of(listed, name) for spec, name in names.items()}
-    missing = [f"{spec} ({names[spec]})" for spec, price in found.items() if price is None]
+    prices = {spec: price_of(listed, name) for spec, name in names.items()}
+    missing = [f"{spec} ({names[spec]})" for spec in by_token if prices.get(spec) is None]
     if missing and config.max_cost_usd is not None:
         raise ConfigError(
             f"max_cost_usd needs a price, and {config.prices} has none for {', '.join(missing)}: known: "
             f"{', '.join(listed.models)}; add it there, or limit max_calls or max_tokens_total instead"
         )
-    return {spec: price for spec, price in found.items() if price is not None}
+    return {spec: price for spec, price in prices.items() if price is not None}

@@ -1,12 +1,11 @@
-"""One question to one model, outside any run: what it is shown, what it says, what a scorer reads and what that scores.
+"""One question to one model, outside any run: what it is shown, what it says and what that scores.
 
-Any track and any arm, demonstrations and baselines included. Nothing is kept: no ledger, no report.
+Any track and any arm, demonstrations and baselines included. Nothing is kept: no log, no report.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -15,10 +14,9 @@ from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.evaluation.few_shot import open_shots, split_shots
-from slm_ray.providers import check_spec, open_model, split_spec
-from slm_ray.scoring import hermes, numeric, score, toolcall
-from slm_ray.scoring.strip import strip
+from slm_ray.evaluation.few_shot import open_demonstrations
+from slm_ray.providers import Provider, parse
+from slm_ray.scoring import score
 from slm_ray.storage import read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Completion, Example, Prompt, RowScore
@@ -27,14 +25,14 @@ _NO_REFERENCE = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Once:
+class Inference:
     """A question, ready to be asked. `reference` is None where there is nothing to score against."""
 
     track: Track
     example_id: str
     prompt: Prompt
     reference: str | None
-    opens: str
+    provider: Provider
 
     def ask(self, config: InferConfig, environment: Mapping[str, str]) -> Completion:
         """The model's answer; failures of the call are data, a broken configuration raises."""
@@ -45,35 +43,26 @@ class Once:
         return None if self.reference is None else score(self.track, self.example_id, answer.text, self.reference)
 
     async def _ask(self, config: InferConfig, environment: Mapping[str, str]) -> Completion:
-        model = open_model(self.opens, endpoint=config.endpoint, generation=config.generation, environment=environment)
+        model = self.provider.open(endpoint=config.endpoint, generation=config.generation, environment=environment)
         try:
             return await model.complete(self.example_id, self.prompt)
         finally:
             await model.close()
 
 
-def prepare(config: InferConfig, environment: Mapping[str, str]) -> Once:
+def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
     """Read what there is to read and check the model; raises the one line that says what is missing."""
-    bare, k = split_shots(config.model)
-    check_spec(bare, environment)
+    model = parse(config.model)
+    model.provider.check(environment)
     track = open_track(config.track, beside=config.examples)
     row = _row(config, track)
-    shots = open_shots(config.demonstrations, [config.model], config.track, [row])
-    return Once(
-        track=track, example_id=row.id, prompt=shots.prompt(row.prompt, k) if shots and k else row.prompt,
+    shown = open_demonstrations(config.demonstrations, [model], config.track, [row])
+    return Inference(
+        track=track, example_id=row.id,
+        prompt=shown.prompt(row.prompt, model.demonstrations) if shown and model.demonstrations else row.prompt,
         reference=row.target if config.examples and config.target is None else config.target,
-        opens=shots.opens(bare) if shots and split_spec(bare)[0] == "trivial" else bare,
+        provider=model.provider.bind([row], shown.files if shown else None),
     )  # fmt: skip
-
-
-def parsed(track: Track, text: str | None) -> str:
-    """The answer as the track's scorers read it, in one line; `unreadable` where they find nothing in it."""
-    stripped, notes = strip(text, track.strip)
-    readers = {"toolcall": toolcall.read_call, "hermes": hermes.read_call, "gsm8k": _number, "structured": _json}
-    read = next((readers[name] for name in track.scorers if name in readers), None)
-    found = read(stripped) if read else stripped
-    shown = "unreadable" if found is None else str(found)
-    return f"{shown} ({', '.join(notes)})" if notes else shown
 
 
 def _row(config: InferConfig, track: Track) -> Example:
@@ -86,15 +75,3 @@ def _row(config: InferConfig, track: Track) -> Example:
     if wanted not in rows:
         raise DataError(f"{config.examples}: no row has the id {wanted!r}; {choices(wanted, list(rows)[:20])}")
     return rows[wanted]
-
-
-def _number(text: str | None) -> str | None:
-    number = numeric.final_number(text)
-    return None if number is None else numeric.written(number)
-
-
-def _json(text: str | None) -> str | None:
-    try:
-        return json.dumps(json.loads(text or ""), ensure_ascii=False, sort_keys=True)
-    except (json.JSONDecodeError, RecursionError):
-        return None

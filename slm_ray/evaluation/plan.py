@@ -7,9 +7,8 @@ that a changed setting asks again and an unchanged one never does. Rows that a m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from slm_ray import adapters
 from slm_ray.config import EvaluateConfig
@@ -18,28 +17,28 @@ from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError
-from slm_ray.evaluation.few_shot import Shots, open_shots, split_shots
+from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.evaluation.generate import Question
 from slm_ray.ledger import Ledger, Planned, finished
 from slm_ray.ledger import key as ledger_key
-from slm_ray.providers import check_spec, identity, needed_environment, split_spec
-from slm_ray.providers.recorded import RecordedModel
+from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
-from slm_ray.storage import file_digest, read_lines
+from slm_ray.storage import read_lines
 from slm_ray.trackfile import open_track
-from slm_ray.types import Example, Prompt
+from slm_ray.types import Example, ModelFacts, Prompt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One model of the evaluation. `spec` is its name in the report, `opens` the spec to open it by on any worker.
+    """One model of the evaluation. `spec` is its name in the report, `provider` opens it on any worker.
 
     `keys` are the ledger keys by example id, `again` those of the further repeats. `prompts` are what it is shown, by
     example id, where that is not the example's own prompt.
     """
 
     spec: str
-    opens: str
+    provider: Provider
+    facts: ModelFacts
     environment: Mapping[str, str] = field(repr=False)
     keys: Mapping[str, str]
     again: tuple[Mapping[str, str], ...] = ()
@@ -96,53 +95,50 @@ def plan(
     repeated = sorted({spec for spec in config.models if config.models.count(spec) > 1})
     if repeated:
         raise ConfigError(f"models: {', '.join(repeated)} is listed twice; list every model once")
-    for spec in config.models:
-        check_spec(split_shots(spec)[0], environment)
+    models = [parse(spec) for spec in config.models]
+    for model in models:
+        model.provider.check(environment)
     everything = read_examples(read_lines(config.examples), name=config.examples, track=named)
     # The digest is that of the whole file: a smoke test on its first rows is the start of the full run.
     data, rows = digest(everything), tuple(everything[: config.limit])
-    _refuse_training_rows(config, rows, train_prompts or {})
-    shots = open_shots(config.demonstrations or config.train, config.models, config.track, everything)
-    arms = tuple(_arm(spec, config, environment, data, rows, shots) for spec in config.models)
+    _refuse_training_rows(config, models, rows, train_prompts or {})
+    shown = open_demonstrations(config.demonstrations or config.train, models, config.track, everything)
+    arms = tuple(_arm(model, config, environment, data, rows, shown) for model in models)
     return Plan(
         track=named, examples=rows, arms=arms, digest=data, prompts_digest=_prompts_digest(rows, arms),
-        left_out=shots.left_out if shots else 0,
+        left_out=shown.left_out if shown else 0,
     )  # fmt: skip
 
 
 def _arm(
-    spec: str, config: EvaluateConfig, environment: Mapping[str, str], data: str, rows: tuple[Example, ...],
-    shots: Shots | None,
+    model: ModelSpec, config: EvaluateConfig, environment: Mapping[str, str], data: str, rows: tuple[Example, ...],
+    shown: Demonstrations | None,
 ) -> Arm:  # fmt: skip
-    bare, k = split_shots(spec)
-    kind, rest = split_spec(bare)
-    opens, who = bare, identity(bare, endpoint=config.endpoint, environment=environment)
-    if kind == "recorded":
-        opens = f"recorded:{Path(rest).absolute()}"  # a worker's current folder is another one
-        RecordedModel(spec=spec, path=rest).check_covers(rows)
-    if kind == "trivial" and shots:
-        opens, who = shots.opens(bare), f"{who} {file_digest(shots.path)}"
-    prompts = {row.id: shots.prompt(row.prompt, k) for row in rows} if shots and k else {}
+    provider = model.provider.bind(rows, shown.files if shown else None)
+    who = provider.identity(endpoint=config.endpoint, environment=environment)
+    prompts = {row.id: shown.prompt(row.prompt, k) for row in rows} if shown and (k := model.demonstrations) else {}
     bodies = ((row.id, request_body(prompts.get(row.id, row.prompt), config.generation)) for row in rows)
     repeats: tuple[dict[str, str], ...] = tuple({} for _ in range(config.repeats))
     for example_id, body in bodies:
         for repeat, keys in enumerate(repeats):
             keys[example_id] = ledger_key(data, example_id, who, body, repeat)
     return Arm(
-        spec=spec, opens=opens, environment=needed_environment(bare, environment), keys=repeats[0], again=repeats[1:],
-        prompts=prompts,
+        spec=model.spec, provider=provider, facts=model.facts(endpoint=config.endpoint, environment=environment),
+        environment=provider.select(environment), keys=repeats[0], again=repeats[1:], prompts=prompts,
     )  # fmt: skip
 
 
 def _refuse_training_rows(
-    config: EvaluateConfig, rows: tuple[Example, ...], train_prompts: Mapping[str, Set[str]]
+    config: EvaluateConfig,
+    models: Sequence[ModelSpec],
+    rows: tuple[Example, ...],
+    train_prompts: Mapping[str, Set[str]],
 ) -> None:
     seen = dict(train_prompts)
-    for spec in config.models if config.adapters_dir else ():
-        kind, rest = split_spec(split_shots(spec)[0])
-        adapter = rest.partition(":")[2] if kind == "served" else ""
+    for model in models if config.adapters_dir else ():
+        adapter = model.provider.adapter
         if adapter and config.adapters_dir:
-            seen[spec] = adapters.train_prompts(config.adapters_dir, adapter)
+            seen[model.spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
         from slm_ray.reports.files import training_prompts  # brings SciPy along, which no actor needs
 

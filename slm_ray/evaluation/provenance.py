@@ -19,7 +19,7 @@ from slm_ray.evaluation.plan import Plan
 from slm_ray.ledger import Ledger, outcome
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 
-PACKAGES = ("slm-ray", "ray", "openai", "numpy", "scipy")
+PACKAGES = ("slm-ray", "ray", "aiohttp", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
@@ -43,6 +43,7 @@ def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance
         possibly_billed=possibly_billed,
         in_doubt=sum(ledger.unanswered(plan.id).values()),
         refused=last.refused,
+        concurrency=config.generation.concurrency,
         training_rows=TrainingRowCheck(
             checked=tuple(path for path in (config.train, config.adapters_dir) if path),
             left_out_of_demonstrations=plan.left_out,

@@ -9,7 +9,6 @@ touches neither Ray nor a model and writes the same report again.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Iterator, Mapping, Set
@@ -18,8 +17,7 @@ from pathlib import Path
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.book import Book, pending_in
-from slm_ray.evaluation.budget import PAID, Budget, prices_of
-from slm_ray.evaluation.few_shot import split_shots
+from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.generate import Question
 from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
@@ -28,7 +26,6 @@ from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import write_report
 from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger, bring_in
-from slm_ray.providers import identity, split_spec
 from slm_ray.records import Report
 from slm_ray.reports.files import declare
 from slm_ray.storage import lock, write_text
@@ -54,7 +51,7 @@ def evaluate(
     environment = os.environ if environment is None else environment
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
-    prices = prices_of(config, _paid(config, environment))
+    prices = prices_of(config, [arm.facts for arm in planned.arms])
     similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), Ledger(run_dir / LEDGER) as ledger:
@@ -122,13 +119,3 @@ def _noted(planned: Plan, config: EvaluateConfig, ledger: Ledger) -> Iterator[No
     finally:
         with contextlib.suppress(SlmRayError):  # a full disk is told of by what ended the run
             ledger.end(planned.id, ended)
-
-
-def _paid(config: EvaluateConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """The model names, by spec, of the arms that are paid for by the token."""
-    bare = {spec: split_shots(spec)[0] for spec in config.models}
-    return {
-        spec: json.loads(identity(name, endpoint=config.endpoint, environment=environment))["name"]
-        for spec, name in bare.items()
-        if split_spec(name)[0] in PAID
-    }

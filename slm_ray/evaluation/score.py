@@ -70,7 +70,7 @@ def write_report(
     repeats = [completions(plan, ledger, repeat) for repeat in range(1, config.repeats)]
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(
-        plan.track, plan.examples, completions(plan, ledger), trained_on=seen, similar=similar, score_all=score_all,
+        plan.track, plan.examples, completions(plan, ledger), facts={arm.spec: arm.facts for arm in plan.arms}, trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
     models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}

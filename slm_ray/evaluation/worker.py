@@ -64,7 +64,7 @@ class Worker:
         self.ahead, self.upto, self.opening_since_s = False, 0, time.monotonic()
         self.opening = self.actor.open.remote(
             Opened(
-                spec=self.arm.opens, endpoint=config.endpoint, generation=config.generation,
+                provider=self.arm.provider, endpoint=config.endpoint, generation=config.generation,
                 environment=dict(self.arm.environment), journal=self.journal, token=self._journals.token if self._journals else "",
             )
         )  # fmt: skip

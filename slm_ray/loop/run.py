@@ -36,7 +36,7 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
 from slm_ray.page.data import Stage
 from slm_ray.prepare import Count, prepare
-from slm_ray.providers import check_spec
+from slm_ray.providers import parse
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.tracing import Tracer, offer_all
@@ -142,8 +142,7 @@ class Loop:
             validation_report=str(run.folder / "validation") if stage == "test" else None,
             **dict(self.comparison(stage)),
         )  # fmt: skip
-        azure = self.environment.get("AZURE_ENDPOINT")
-        found = compare_reports(config, urls={"azure": azure} if azure else {})
+        found = compare_reports(config)
         write_comparison(found, config)
         run.compared[stage] = found
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
@@ -205,7 +204,7 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
     """Run the loop; the final action per track. Raises before anything starts when a key or a resource is missing."""
     environment = os.environ if environment is None else environment
     this = Loop(config, environment)
-    check_spec(this.llm, this.environment)
+    parse(this.llm).provider.check(this.environment)
     with storage.lock(config.run_dir):
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()

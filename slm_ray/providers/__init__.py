@@ -1,5 +1,7 @@
-"""Anything that turns a prompt into a completion, opened by a spec of one line (see `open`)."""
+"""The kinds of models: one class each, made by `parse` of a spec, that answers for everything its kind decides."""
 
-from slm_ray.providers.open import KINDS, address, check_spec, identity, needed_environment, open_model, split_spec
+from slm_ray.providers.limiter import RateLimiter, Unlimited
+from slm_ray.providers.provider import Provider, TrainingRows
+from slm_ray.providers.spec import PROVIDERS, ModelSpec, parse
 
-__all__ = ["KINDS", "address", "check_spec", "identity", "needed_environment", "open_model", "split_spec"]
+__all__ = ["PROVIDERS", "ModelSpec", "Provider", "RateLimiter", "TrainingRows", "Unlimited", "parse"]

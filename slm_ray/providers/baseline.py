@@ -1,32 +1,83 @@
-"""Baselines that read training rows and understand nothing: what an answer that costs nothing would score.
+"""`baseline:majority` and `baseline:nearest`: models that read training rows and understand nothing.
 
-`trivial:majority` always gives the commonest training answer, `trivial:nearest` the answer of the training row whose
-question is most like the one asked, by words. Deterministic; every answer is signed with its spec. A model that does not
+They show what an answer that costs nothing would score. `majority` always gives the commonest training answer, `nearest`
+the answer of the training row whose question is most like the one asked, by words. Deterministic; every answer is signed with its spec. A model that does not
 beat them has learnt nothing of the task.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from urllib.parse import quote, unquote
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
+from slm_ray.config import Generation
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import Retriever
 from slm_ray.errors import ConfigError, choices
-from slm_ray.storage import read_lines
+from slm_ray.providers.limiter import RateLimiter
+from slm_ray.providers.provider import Provider, TrainingRows, identity_of
+from slm_ray.storage import file_digest, read_lines
 from slm_ray.trackfile import open_track
-from slm_ray.types import Completion, Example, Prompt, Usage
+from slm_ray.types import Completion, Example, Model, ModelFacts, Prompt, Usage
 
 BASELINES = ("majority", "nearest")
 
 
-class TrivialModel:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline(Provider):
+    """Which baseline, and, once it is bound, of which training rows."""
+
+    kind = "baseline"
+    example = "majority"
+    reads_prompts = False
+    reads_training_rows = True
+
+    which: str
+    rows: TrainingRows | None = None
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """`majority` or `nearest`."""
+        if rest not in BASELINES:
+            raise ConfigError(f"model spec 'baseline:{rest}': {choices(rest, BASELINES)}")
+        return cls(spec=f"baseline:{rest}", which=rest)
+
+    def bind(self, examples: Sequence[Example], training_rows: TrainingRows | None) -> Provider:
+        """Over these rows."""
+        bound = replace(self, rows=training_rows)
+        bound._training_rows()
+        return bound
+
+    def open(
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
+        limiter: RateLimiter | None = None,
+    ) -> Model:  # fmt: skip
+        """The model, its rows read; nothing limits it."""
+        rows = self._training_rows()
+        pool = examples(read_lines(rows.path), name=rows.path, track=open_track(rows.track, beside=rows.path))
+        return BaselineModel(which=self.which, pool=pool)
+
+    def identity(self, *, endpoint: str, environment: Mapping[str, str]) -> str:
+        """Which it is and what its rows hold."""
+        return identity_of(kind=self.kind, which=self.which, rows=file_digest(self._training_rows().path))
+
+    def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
+        """Nobody is asked and nobody bills."""
+        return ModelFacts(spec=self.spec, kind=self.kind, model=None, host=None, billing="none")
+
+    def _training_rows(self) -> TrainingRows:
+        if self.rows is None:
+            raise ConfigError(f"{self.spec} needs training rows; set demonstrations to their JSONL")
+        return self.rows
+
+
+class BaselineModel:
     """A baseline over a pool of training rows."""
 
     def __init__(self, *, which: str, pool: Sequence[Example]) -> None:
-        self.spec = f"trivial:{which}"
+        self.spec = f"baseline:{which}"
         counts = Counter(row.target for row in pool)
         self._commonest = min(counts, key=lambda answer: (-counts[answer], answer))
         self._retriever = Retriever(pool) if which == "nearest" else None
@@ -39,24 +90,3 @@ class TrivialModel:
 
     async def close(self) -> None:
         """Nothing to release."""
-
-
-def check(rest: str) -> None:
-    """ConfigError when the spec names no baseline."""
-    which = rest.partition("@")[0]
-    if which not in BASELINES:
-        raise ConfigError(f"model spec 'trivial:{which}': {choices(which, BASELINES)}")
-
-
-def with_pool(spec: str, track: str, path: str | Path) -> str:
-    """The spec by which a worker opens the baseline: it also says where the rows are and what they mean."""
-    return f"{spec}@{quote(track, safe='')}@{quote(str(path), safe='')}"
-
-
-def opened(rest: str) -> TrivialModel:
-    """The baseline behind `WHICH@TRACK@PATH` (quoted as in a URL); ConfigError without rows to read."""
-    which, *where = rest.split("@")
-    if len(where) != 2:
-        raise ConfigError(f"trivial:{which} needs training rows; set demonstrations to their JSONL")
-    track, path = map(unquote, where)
-    return TrivialModel(which=which, pool=examples(read_lines(path), name=path, track=open_track(track, beside=path)))

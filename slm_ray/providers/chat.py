@@ -1,8 +1,8 @@
-"""Models behind an OpenAI-compatible endpoint: `served:NAME` on our own, `openai:MODEL@BASE_URL` on any other.
+"""A model behind a chat-completions endpoint, of whichever provider: one chat call per prompt with the shared retry loop.
 
-`ChatModel` is one chat call per prompt with the shared retry loop; the client's own retries are off, so every attempt is
-counted. A failed call comes back as a `Failure`; a key, name or address that fails every call raises a ModelError. Keys
-stay inside the client: not in a repr, a reason or an error. Every attempt passes the model's `Gate`.
+Nothing below it tries again, so every attempt is counted. A failed call comes back as a `Failure`; a key, name or
+address that fails every call raises a ModelError in the provider's words. Keys stay inside the client: not in a repr, a
+reason or an error. Every attempt passes the model's rate limiter.
 """
 
 from __future__ import annotations
@@ -11,50 +11,43 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
-
-import httpx2
-import openai
-from openai._models import FinalRequestOptions
 
 from slm_ray.config import Generation
 from slm_ray.errors import ModelError, choices
 from slm_ray.providers.answer import FILTERED, Outcome, error_outcome, one_line, read_answer
-from slm_ray.providers.http_client import CONNECTION_ERRORS, Client, broken, http_client
-from slm_ray.providers.pace import Gate
+from slm_ray.providers.http_client import CONNECTION_ERRORS, HttpClient, HttpError, broken
+from slm_ray.providers.limiter import RateLimiter, Unlimited
+from slm_ray.providers.provider import ChatAddress, ChatProvider
 from slm_ray.providers.request import request_body
-from slm_ray.providers.retry import LIMITED, TryAgain, asked_wait_s, passes, persist
+from slm_ray.providers.retry import RATE_LIMITED, RetryableError, passes, retry, retry_after_s
 from slm_ray.providers.streamed import StreamError, read_stream
 from slm_ray.types import Completion, Failure, Prompt
 
 _FIRST_ATTEMPTS = 4
 _USED_UP = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
-_NO_KEY = "none"  # the client insists on a key; our endpoint without one ignores it
 
 
 class ChatModel:
     """One named model on one endpoint; any number of `complete` calls may be in flight."""
 
-    key_variable = "SLM_RAY_API_KEY"
-
     def __init__(
-        self, *, spec: str, name: str, client: openai.AsyncOpenAI, generation: Generation, secret: str, url: str,
-        gate: Gate | None = None,
+        self, *, provider: ChatProvider, model: str, address: ChatAddress, generation: Generation,
+        limiter: RateLimiter | None = None,
     ) -> None:  # fmt: skip
-        self.spec = spec
-        self.name = name
-        self.url = url
-        self._client = client
+        self.spec = provider.spec
+        self.address = address
+        self._provider = provider
+        self._model = model
+        self._client = HttpClient(headers=address.headers, timeout_s=generation.timeout_s)
         self._generation = generation
-        self._secret = secret
-        self._gate = gate or Gate()
-        self._heard = False
+        self._limiter = limiter or Unlimited()
+        self._answered_before = False  # the endpoint, whatever it said: it is there
         self._limit_field = "max_tokens"
-        self._post = FinalRequestOptions.construct(method="post", url="/chat/completions")
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.spec!r} at {self.url})"
+        return f"{type(self).__name__}({self.spec!r} at {self.address.url})"
 
     async def complete(self, example_id: str, prompt: Prompt) -> Completion:
         """Answer one prompt; ModelError when the endpoint would refuse or miss every call."""
@@ -62,62 +55,40 @@ class ChatModel:
 
         async def attempt() -> Outcome:
             nonlocal latency_s
-            turn = await self._gate.turn()
+            ticket = await self._limiter.acquire()
             started_s = time.perf_counter()
             try:
                 outcome = await self._attempt(prompt, started_s)
-            except TryAgain as failure:
-                if failure.status == LIMITED:
-                    self._gate.limited(turn)
+            except RetryableError as failure:
+                if failure.status == RATE_LIMITED:
+                    self._limiter.rejected(ticket, failure.retry_after_s)
                 raise
             finally:
                 latency_s = time.perf_counter() - started_s
-            self._gate.passed(turn)
+            self._limiter.accepted(ticket)
             return outcome
 
         settings = self._generation
-        tried = await persist(attempt, max_attempts=self._allowed, retry_deadline_s=settings.retry_deadline_s)
-        result = self._given_up(tried.result) if isinstance(tried.result, TryAgain) else tried.result
+        tried = await retry(attempt, max_attempts=self._allowed, retry_deadline_s=settings.retry_deadline_s)
+        result = self._given_up(tried.result) if isinstance(tried.result, RetryableError) else tried.result
         return result.completion(latency_s=latency_s, attempts=tried.attempts, possibly_billed=tried.possibly_billed)
 
     def _allowed(self) -> int:
         """An endpoint that never answered anything is given up sooner."""
-        return self._generation.max_attempts if self._heard else min(_FIRST_ATTEMPTS, self._generation.max_attempts)
+        return (
+            self._generation.max_attempts
+            if self._answered_before
+            else min(_FIRST_ATTEMPTS, self._generation.max_attempts)
+        )
 
     async def close(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-    def denied(self, status: int, message: str) -> ModelError:
-        """The error for a refused key."""
-        return ModelError(
-            f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); "
-            "set SLM_RAY_API_KEY to the key that the endpoint was started with"
-        )
-
-    def used_up(self, status: int, message: str) -> ModelError:
-        """The error for an account without quota or credit: waiting does not bring it back."""
-        return ModelError(
-            f"{self.spec}: {self.url} says that the quota is used up (HTTP {status}: {message}); raise it, or set "
-            f"{self.key_variable} to the key of another account"
-        )
-
-    async def missing(self, code: str | None, message: str) -> ModelError:
-        """The error for a model that the endpoint does not have."""
-        served = await self._served_names()
-        known = choices(self.name, served) if served else "list them with GET /v1/models"
-        return ModelError(f"{self.url} serves no model {self.name!r} (HTTP 404: {message}); {known}")
-
-    def no_connection_fix(self) -> str:
-        """What to do when no connection can be made."""
-        return "start the endpoint or correct its address"
-
-    def _given_up(self, last: TryAgain) -> Outcome:
+    def _given_up(self, last: RetryableError) -> Outcome:
         """Rows fail one by one, but an endpoint that was never there would fail them all, slowly."""
-        if last.unconnected and not self._heard:
-            raise ModelError(
-                f"nothing answers at {self.url} for {self.spec} ({last.reason}); {self.no_connection_fix()}"
-            )
+        if last.unconnected and not self._answered_before:
+            raise self._provider.unreachable(self.address.url, last.reason)
         return Outcome(failure=Failure(kind="error", reason=last.reason, status=last.status))
 
     async def _attempt(self, prompt: Prompt, started_s: float) -> Outcome:
@@ -131,119 +102,108 @@ class ChatModel:
             raise self._broken(error) from None
         except StreamError as error:
             return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
-        except openai.APIStatusError as error:
-            if error.code in ("unsupported_parameter", "unsupported_value"):
-                self._heard = True
-                return self._unsupported(error.param, one_line(self._hide(_message(error))), limit_field)
-            code = "insufficient_quota" if error.type == "insufficient_quota" else error.code
-            wait_s = asked_wait_s(error.response.headers)
-            return await self._refused_call(error.status_code, code, one_line(self._hide(_message(error))), wait_s)
+        except HttpError as error:
+            error_body = _ErrorBody.read(error.text)
+            message = one_line(self._hide(error_body.message))
+            if error_body.code in ("unsupported_parameter", "unsupported_value"):
+                self._answered_before = True
+                return self._unsupported(error_body.param, message, limit_field)
+            return await self._refused_call(error.status, error_body.code, message, retry_after_s(error.headers))
 
     async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
-        # The client's typed method checks every field of the body anew, which costs more than all of its other work.
-        call = self._post.model_copy(update={"json_data": {"model": self.name, **body}})
-        reply = await self._client.request(httpx2.Response, call)
-        self._heard = True
-        return _ended(reply.headers, read_answer(self._hide(reply.text)))
+        headers, text = await self._client.post(self.address.chat_url, {"model": self._model, **body})
+        self._answered_before = True
+        return _ended(headers, read_answer(self._hide(text)))
 
     async def _streamed(self, body: dict[str, Any], started_s: float) -> Outcome:
-        async with self._client.chat.completions.with_streaming_response.create(model=self.name, **body) as reply:
-            self._heard = True
-            lines = (self._hide(line) async for line in reply.iter_lines())
-            outcome, first_token_s = await read_stream(lines, started_s=started_s)
-            _ended(reply.headers, outcome)
+        async with self._client.stream(self.address.chat_url, {"model": self._model, **body}) as (headers, lines):
+            self._answered_before = True
+            outcome, first_token_s = await read_stream((self._hide(line) async for line in lines), started_s=started_s)
+            _ended(headers, outcome)
         return replace(outcome, first_token_s=first_token_s)
 
-    def _broken(self, error: Exception) -> TryAgain:
+    def _broken(self, error: Exception) -> RetryableError:
         kind, words = broken(error)
         if kind == "late":
-            return TryAgain(f"no answer within {self._generation.timeout_s:g} s", possibly_billed=True)
+            return RetryableError(f"no answer within {self._generation.timeout_s:g} s", possibly_billed=True)
         unconnected = kind == "unconnected"
         reason = f"connection failed: {one_line(self._hide(words))}"
-        return TryAgain(reason, possibly_billed=not unconnected, unconnected=unconnected)
+        return RetryableError(reason, possibly_billed=not unconnected, unconnected=unconnected)
 
     async def _refused_call(self, status: int, code: str | None, message: str, wait_s: float | None = None) -> Outcome:
-        self._heard = True
+        self._answered_before = True
         used_up = status == 402 or code in _USED_UP
         if used_up or status in (401, 403, 404):
-            self._gate.shut()  # at once: finding the words for the error may take a while
+            self._limiter.close()  # at once: finding the words for the error may take a while
         if used_up:
-            raise self.used_up(status, message) from None
+            raise self._provider.quota_used_up(self.address.url, status, message) from None
         if passes(status) and code not in FILTERED:
-            raise TryAgain(f"HTTP {status}: {message}", status=status, wait_s=wait_s) from None
+            raise RetryableError(f"HTTP {status}: {message}", status=status, retry_after_s=wait_s) from None
         if status in (401, 403):
-            raise self.denied(status, message) from None
+            raise self._provider.key_refused(self.address.url, status, message) from None
         if status == 404:
-            raise await self.missing(code, message) from None
+            raise await self._not_found(code, message) from None
         return error_outcome(status, code, message)
 
     def _unsupported(self, parameter: str | None, message: str, limit_field: str) -> Outcome:
         """Reasoning models name the token limit differently; anything else they do not take is the user's to change."""
         if parameter == limit_field == "max_tokens":
             self._limit_field = "max_completion_tokens"
-            raise TryAgain(message, status=400)
+            raise RetryableError(message, status=400)
         raise ModelError(
             f"{self.spec} does not take the parameter {parameter!r} as it is sent ({message}); "
             f"change generation.{parameter} or choose another model"
         ) from None
 
-    async def _served_names(self) -> list[str]:
+    async def _not_found(self, code: str | None, message: str) -> ModelError:
+        served = await self._served_names(self.address.models_url) if self.address.models_url else []
+        known = choices(self._model, served) if served else "list them with GET /v1/models"
+        return self._provider.not_found(self.address.url, self._model, code, message, known)
+
+    async def _served_names(self, url: str) -> list[str]:
         try:
             async with asyncio.timeout(10.0):
-                return [model.id async for model in self._client.models.list()]
-        except (openai.OpenAIError, TimeoutError, TypeError, AttributeError, ValueError):
+                listed = json.loads(await self._client.get(url))
+                return [str(model["id"]) for model in listed["data"]]
+        except (*CONNECTION_ERRORS, HttpError, ValueError, TypeError, KeyError):
             return []  # only the wording of another error depends on it
 
     def _hide(self, text: str) -> str:
         """Some endpoints quote the key that they refuse."""
-        return text.replace(self._secret, "***") if self._secret else text
-
-
-class ElsewhereModel(ChatModel):
-    """A model of another OpenAI-compatible provider."""
-
-    key_variable = "OPENAI_API_KEY"
-
-    def denied(self, status: int, message: str) -> ModelError:
-        return ModelError(f"{self.spec}: {self.url} refuses the key (HTTP {status}: {message}); correct OPENAI_API_KEY")
-
-
-def served(
-    spec: str, name: str, endpoint: str, generation: Generation, environment: Mapping[str, str], gate: Gate
-) -> ChatModel:
-    """Our own endpoint; SLM_RAY_API_KEY is sent when it is set."""
-    url = endpoint.rstrip("/")
-    url = url if url.endswith("/v1") else f"{url}/v1"
-    secret = environment.get("SLM_RAY_API_KEY", "")
-    client = _client(url, secret or _NO_KEY, generation)
-    return ChatModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
-
-
-def elsewhere(
-    spec: str, name: str, url: str, generation: Generation, environment: Mapping[str, str], gate: Gate
-) -> ChatModel:
-    """Any OpenAI-compatible endpoint, with OPENAI_API_KEY."""
-    secret = environment["OPENAI_API_KEY"]
-    client = _client(url, secret, generation)
-    return ElsewhereModel(spec=spec, name=name, client=client, generation=generation, secret=secret, url=url, gate=gate)
-
-
-def _client(url: str, key: str, generation: Generation) -> openai.AsyncOpenAI:
-    return Client(base_url=url, api_key=key, max_retries=0, http_client=http_client(url, generation.timeout_s))
+        return text.replace(secret, "***") if (secret := self.address.secret) else text
 
 
 def _ended(headers: Mapping[str, str], outcome: Outcome) -> Outcome:
     """A body without a length that broke off looks like one that ended: it is asked for again."""
     invalid = outcome.failure is not None and outcome.failure.kind == "invalid"
     if invalid and "content-length" not in headers and "transfer-encoding" not in headers:
-        raise TryAgain(
+        raise RetryableError(
             "connection failed: it ended in the middle of an answer of no stated length", possibly_billed=True
         )
     return outcome
 
 
-def _message(error: openai.APIStatusError) -> str:
-    body: Any = error.body
-    if isinstance(body, dict):
-        return str(body.get("message") or body.get("detail") or json.dumps(body))
-    return str(body or error.response.reason_phrase)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _ErrorBody:
+    """What the body of an error says, in the form that OpenAI and Azure write it or in another one."""
+
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+    @classmethod
+    def read(cls, text: str) -> _ErrorBody:
+        try:
+            body: Any = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            return cls(message=text)
+        fields = body.get("error", body) if isinstance(body, dict) else body
+        if not isinstance(fields, dict):
+            return cls(message=str(fields or text))
+        code = "insufficient_quota" if fields.get("type") == "insufficient_quota" else fields.get("code")
+        message = fields.get("message") or fields.get("detail") or json.dumps(fields)
+        return cls(message=str(message), code=_text_or_none(code), param=_text_or_none(fields.get("param")))
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

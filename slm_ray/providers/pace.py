@@ -67,7 +67,7 @@ class News:
 
 
 class Gate:
-    """In front of every attempt of one asker: `number = await turn()`, then `passed(number)` or `limited(number)`."""
+    """In front of every attempt of one asker: `ticket = await acquire()`, then `accepted(ticket)` or `rejected(ticket, …)`."""
 
     def __init__(self) -> None:
         self._limit = Limit()
@@ -76,7 +76,7 @@ class Gate:
         self._limited: Counter[int] = Counter()
         self._changed = asyncio.Event()
         self._first_in_line = asyncio.Lock()
-        self._shut = False
+        self._closed = False
         self.on_limited: Callable[[], None] | None = None
 
     def keep_to(self, limit: Limit) -> None:
@@ -86,20 +86,20 @@ class Gate:
             self._changed.set()
             self._changed = asyncio.Event()
 
-    def shut(self) -> None:
+    def close(self) -> None:
         """No attempt starts any more: the endpoint has refused one in a way that it would refuse them all.
 
         Whoever waits for a turn waits until it is cancelled, which the error of that one attempt brings about.
         """
-        self._shut = True
+        self._closed = True
 
-    async def turn(self) -> int:
+    async def acquire(self) -> int:
         """Wait until an attempt may start; the number of the limit it starts under."""
         async with self._first_in_line:
             while (wait_s := self._wait_s()) > 0:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._changed.wait(), wait_s)
-            if self._shut:
+            if self._closed:
                 await asyncio.Event().wait()
             return self._limit.number
 
@@ -112,13 +112,13 @@ class Gate:
         self._next_s = max(self._next_s + spacing_s, now_s)
         return 0.0
 
-    def passed(self, number: int) -> None:
+    def accepted(self, ticket: int) -> None:
         """The endpoint took an attempt, whatever it answered."""
-        self._passed[number] += 1
+        self._passed[ticket] += 1
 
-    def limited(self, number: int) -> None:
+    def rejected(self, ticket: int, retry_after_s: float | None = None) -> None:
         """The endpoint turned an attempt away."""
-        self._limited[number] += 1
+        self._limited[ticket] += 1
         if self.on_limited:
             self.on_limited()
 

@@ -1,21 +1,70 @@
-"""Answers that were recorded earlier, as a model: `recorded:PATH`, a JSONL file of `prediction` with `id` or `prompt`.
+"""`recorded:PATH`: answers that were recorded earlier, as a model; a JSONL file of `prediction` with `id` or `prompt`.
 
 A row is found by its id first, else by its prompt: the whole conversation, or the last user turn, white space aside. A
 prompt without a record is a failed call, so a partial file is counted as such. No latency is invented: it is None unless
-the row has a `latency_s`.
+the row has a `latency_s`. Which model answered is known where rows say so (`served_by`); who billed it is not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
-from slm_ray.errors import DataError
-from slm_ray.storage import numbered_jsonl
-from slm_ray.types import Completion, Example, Failure, Prompt, Usage
+from slm_ray.config import Generation
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.providers.limiter import RateLimiter
+from slm_ray.providers.provider import Provider, TrainingRows, identity_of
+from slm_ray.storage import file_digest, numbered_jsonl
+from slm_ray.types import Completion, Example, Failure, Model, ModelFacts, Prompt, Usage
 
 _MISSING = Failure(kind="error", reason="no recorded answer")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded(Provider):
+    """A file of answers."""
+
+    kind = "recorded"
+    example = "answers.jsonl"
+    reads_prompts = False
+
+    path: str
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """A path."""
+        if not rest.strip():
+            raise ConfigError(f"model spec 'recorded:{rest}' names nothing; write recorded:{cls.example}")
+        return cls(spec=f"recorded:{rest}", path=rest)
+
+    def check(self, environment: Mapping[str, str]) -> None:
+        """The file."""
+        if not Path(self.path).is_file():
+            raise DataError(f"{self.spec}: no such file; give the path of a JSONL file with a `prediction` per row")
+
+    def bind(self, examples: Sequence[Example], training_rows: TrainingRows | None) -> Provider:
+        """By absolute path; DataError when the file answers none of the examples."""
+        RecordedModel(spec=self.spec, path=self.path).check_covers(examples)
+        return replace(self, path=str(Path(self.path).absolute()))
+
+    def open(
+        self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],
+        limiter: RateLimiter | None = None,
+    ) -> Model:  # fmt: skip
+        """The model; nothing limits it."""
+        self.check(environment)
+        return RecordedModel(spec=self.spec, path=self.path)
+
+    def identity(self, *, endpoint: str, environment: Mapping[str, str]) -> str:
+        """What the file holds: a changed recording is another model."""
+        return identity_of(kind=self.kind, content=file_digest(self.path))
+
+    def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
+        """Nobody is asked and nobody bills; what the recorded model cost is not known."""
+        return ModelFacts(spec=self.spec, kind=self.kind, model=None, host=None, billing="none")
 
 
 class RecordedModel:
@@ -116,5 +165,5 @@ def _text_key(text: str) -> str:
 
 def _conversation_key(turns: Iterable[Mapping[str, str]]) -> str:
     """Of the turns other than the system's: the same question under another system prompt is the same row."""
-    said = [[turn["role"], " ".join(turn["content"].split())] for turn in turns if turn["role"] != "system"]
-    return f"prompt:{json.dumps(said)}"
+    dialogue = [[turn["role"], " ".join(turn["content"].split())] for turn in turns if turn["role"] != "system"]
+    return f"prompt:{json.dumps(dialogue)}"

@@ -8,19 +8,17 @@ same reports give the same decision and the same bytes.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
-from slm_ray.costs.cost import Asked, cost
+from slm_ray.costs.cost import cost
 from slm_ray.costs.prices import PriceList, price_list
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
 from slm_ray.reports.encoding import encode
-from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
+from slm_ray.reports.files import COMPARISON, declared_in, folder_of, load_report, training_prompts
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
@@ -36,11 +34,11 @@ def comparison_text(found: ComparisonReport) -> str:
     return verdict_text(found.comparison, found.decision, further=parts)
 
 
-def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = None) -> ComparisonReport:
+def compare_reports(config: CompareConfig) -> ComparisonReport:
     """Compare `config.slm` with `config.llm` by `config.rule`.
 
-    `urls` say where models answer, by kind (`azure`), where a run's own config does not. Raises ComparisonError where the
-    two cannot be paired, DataError where a file is missing or damaged, ConfigError for a price file that is none.
+    Raises ComparisonError where the two cannot be paired, DataError where a file is missing or damaged, ConfigError for
+    a price file that is none.
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
@@ -53,10 +51,8 @@ def compare_reports(config: CompareConfig, *, urls: Mapping[str, str] | None = N
     decision = decide(comparison, rule=config.rule, delta=config.delta)
     declared = declared_in(config.report)
     kept = declared_words(declared, decision, comparison.primary)
-    asked = [_asked(config.report, report, rows, urls or {})]
-    if config.other_report:
-        asked.append(_asked(config.other_report, other_report, other_rows, urls or {}))
-    costs = cost(asked, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
+    evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
+    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as)  # fmt: skip
     return ComparisonReport(
         comparison=comparison,
@@ -116,15 +112,6 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
         }
         joined.append(dataclasses.replace(row, models={spec: answer for spec, answer in found.items() if answer}))
     return joined
-
-
-def _asked(path: str, report: Report, rows: list[RowResult], urls: Mapping[str, str]) -> Asked:
-    """The evaluation with what the run's own config, where there is one, says of how it was asked."""
-    file = folder_of(path) / CONFIG
-    plain: Any = read_yaml(file, what="config") if file.is_file() else {}
-    concurrency = (plain.get("generation") or {}).get("concurrency")
-    served = {"served": plain["endpoint"]} if "endpoint" in plain else {}
-    return Asked(report=report, rows=rows, concurrency=concurrency, urls={**served, **urls})
 
 
 def _machine(config: Cost) -> Machine:

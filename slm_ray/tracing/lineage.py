@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from slm_ray import adapters
 from slm_ray.errors import AdapterError
+from slm_ray.providers import parse
 from slm_ray.tracing.record import Lineage
 
 
@@ -14,9 +15,8 @@ def lineage(specs: Iterable[str], adapters_dir: str | None) -> dict[str, Lineage
     """Where the served adapters among the models come from, by spec; nothing for one whose manifest is not there."""
     found: dict[str, Lineage] = {}
     for spec in specs:
-        kind, _, name = spec.partition(":")
-        adapter = name.partition(":")[2].partition("+")[0] if kind == "served" else ""
-        if not adapter:
+        adapter = parse(spec).provider.adapter
+        if adapter is None:
             continue
         found[spec] = {"adapter": adapter}
         with contextlib.suppress(AdapterError):

@@ -112,7 +112,7 @@ def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: 
         return right(request) if request.nth % 2 else Reply(body={**right(request).body, "choices": []})
 
     with ChatServer(unsteady) as server:
-        models = ["served:m", "served:m+2shot", "trivial:majority", "trivial:nearest"]
+        models = ["served:m", "served:m+2shot", "baseline:majority", "baseline:nearest"]
         settings = config(
             tmp_path, 5, models=models, endpoint=server.url, demonstrations=str(train), repeats=2,
             generation={"concurrency": 1, "max_attempts": 1},
@@ -124,10 +124,10 @@ def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: 
     noise = report.models["served:m"].noise
     assert noise.repeats == 2
     assert sum(noise.primary) < 2
-    steady = report.models["trivial:majority"]
+    steady = report.models["baseline:majority"]
     assert steady.noise == Noise(repeats=2, agreement=1.0, same_text=1.0, primary=(0.2, 0.2))
     assert steady.metrics["exact_match"] == 0.2  # the commonest training answer is that of one row
-    assert steady.served_by == ("trivial:majority",)
+    assert steady.served_by == ("baseline:majority",)
     table = parquet.read_table(tmp_path / "run" / "answers.parquet").to_pylist()
     assert len(table) == report.provenance.requests == 4 * 5 * 2
     assert {(row["spec"], row["repeat"], row["example_id"]) for row in table} == {

@@ -15,7 +15,7 @@ from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish
 
 from slm_ray.config import Generation
 from slm_ray.errors import ResourceError
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.serving import deploy, token_ids
 from slm_ray.types import Completion, Message, Prompt
 
@@ -255,7 +255,7 @@ def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served
     async def ask(**changes: bool) -> Completion:
         environment = {"SLM_RAY_API_KEY": KEY, "AZURE_ENDPOINT": served.url, "AZURE_API_KEY": KEY}
         generation = Generation(max_tokens=64, logprobs=True, **changes)
-        model = open_model(spec, endpoint=served.url, generation=generation, environment=environment)
+        model = parse(spec).provider.open(endpoint=served.url, generation=generation, environment=environment)
         try:
             return await model.complete("row", prompt)
         finally:

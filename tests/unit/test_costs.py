@@ -10,23 +10,28 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_records import facts
 
 from slm_ray.corpus.tracks import TRACKS, definition
-from slm_ray.costs.cost import Asked, arm, busy_s, cost
-from slm_ray.costs.data_residency import host_of, place
+from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
+from slm_ray.costs.data_residency import data_residency, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.page.formatting import cost_text
 from slm_ray.records import (
     AnswerResult,
     ArmCost,
     Attempts,
+    Commands,
     CostReport,
+    Digests,
     ExampleSet,
     Machine,
     ModelReport,
     Percentiles,
+    Provenance,
     Report,
     RowResult,
+    TrainingRowCheck,
 )
 from slm_ray.reports.encoding import encode
 from slm_ray.types import Failure, FailureKind, Usage
@@ -36,6 +41,11 @@ GPT = Price(
     name="gpt-x", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=0.5, output_usd_per_mtok=8.0, source="page, 2026"
 )
 PRICES = PriceList(as_of="2026-01-01", models={"gpt-x": GPT})
+ORIGIN = Provenance(
+    rows_in=0, rows_scored=0, requests=0, retries=0, possibly_billed=0, in_doubt=0, refused=0, concurrency=8,
+    training_rows=TrainingRowCheck(checked=(), left_out_of_demonstrations=0),
+    digests=Digests(data="", prompts="", config="", answers=""), versions={}, commands=Commands(reproduce="", resume=""),
+)  # fmt: skip
 MACHINE = Machine(name="one GPU", hourly_usd=0.36, utilisation=0.5)
 
 
@@ -55,11 +65,21 @@ def answer(
 
 
 def asked(
-    arms: dict[str, list[AnswerResult]], *, silent: int = 0, concurrency: int | None = 8, **summary: Any
-) -> Asked:
+    arms: dict[str, list[AnswerResult]],
+    *,
+    silent: int = 0,
+    concurrency: int | None = 8,
+    stand_in: bool = False,
+    **summary: Any,
+) -> Evaluation:
     models = {}
     for spec, answers in arms.items():
         model = ModelReport(
+            facts=facts(
+                spec,
+                stand_in=stand_in,
+                **({"billing": "machine", "host": "localhost"} if "@http://localhost" in spec else {}),
+            ),
             n=len(answers),
             metrics={},
             usage=sum((one.usage for one in answers if one.usage), Usage()),
@@ -67,7 +87,6 @@ def asked(
             latency_s=Percentiles(p50=1.0, p95=2.0, p99=3.0),
             failures={},
             served_by=("gpt-x-2026-01-02",) if spec.startswith("azure") else ("small",),
-            stand_in=False,
             trained_on=0,
         )
         models[spec] = replace(model, **summary)
@@ -84,12 +103,13 @@ def asked(
         track_definition=definition(TRACKS["structured"]),
         examples=ExampleSet(n=count, digest=""),
         models=models,
+        provenance=None if concurrency is None else replace(ORIGIN, concurrency=concurrency),
     )
-    return Asked(report=report, rows=rows, concurrency=concurrency, urls={"served": "http://127.0.0.1:8000"})
+    return report, rows
 
 
 def one(spec: str, answers: list[AnswerResult], price_as: str | None = None, **options: Any) -> ArmCost:
-    return arm(spec, asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
+    return arm(spec, *asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
 
 
 def both(llm: list[AnswerResult], slm: list[AnswerResult], machine: Machine = MACHINE) -> CostReport:
@@ -156,7 +176,7 @@ def test_what_has_no_price_has_none_and_says_why() -> None:
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
         "nothing was asked": one("recorded:a.jsonl", [answer()]),
         "a fake model has no price": one("fake:echo", [answer()]),
-        "no model is asked": one("trivial:majority", [answer()]),
+        "no model is asked": one("baseline:majority", [answer()]),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
         "the answers name no model": one(LLM, [answer()], served_by=()),
         "no answer states its usage": one(LLM, [answer(usage=None)]),
@@ -243,7 +263,7 @@ def test_cost_is_finite_and_grows_with_every_price(
             ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"), amount, strict=True
         )))  # fmt: skip
         evaluation = asked({LLM: [answer(value, usage) for value in right]}, silent=silent)
-        return arm(LLM, evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
+        return arm(LLM, *evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
 
     found = priced(prices)
     json.dumps(encode(found), allow_nan=False)
@@ -274,24 +294,24 @@ def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: floa
 
 
 @pytest.mark.parametrize(
-    ("spec", "urls", "host", "own"),
+    ("host", "own", "words"),
     [
-        ("served:small", {"served": "http://127.0.0.1:8000"}, "127.0.0.1", True),
-        ("served:small", {"served": "http://10.1.2.3:8000/v1"}, "10.1.2.3", True),
-        ("served:small", {"served": "https://slm.example.com/v1"}, "slm.example.com", None),
-        ("served:small", {"served": "http://[::1]:8000"}, "::1", True),
-        ("served:small", {"served": "http://8.8.8.8"}, "8.8.8.8", False),
-        ("served:small", {}, None, None),
-        ("azure:big", {}, None, False),
-        ("azure:big", {"azure": "https://NAME.openai.azure.com"}, "name.openai.azure.com", False),
-        ("openai:gpt-x", {}, "api.openai.com", False),
-        ("openai:m@http://gpubox:8000/v1", {}, "gpubox", True),
-        ("recorded:a.jsonl", {}, None, True),
+        ("127.0.0.1", True, "127.0.0.1 (your own machine or network)"),
+        ("10.1.2.3", True, "10.1.2.3 (your own machine or network)"),
+        ("gpubox", True, "gpubox (your own machine or network)"),
+        ("::1", True, "::1 (your own machine or network)"),
+        ("8.8.8.8", False, "8.8.8.8 (a vendor)"),
+        ("name.openai.azure.com", False, "name.openai.azure.com (a vendor)"),
+        ("api.openai.com", False, "api.openai.com (a vendor)"),
+        ("slm.example.com", None, "slm.example.com (unknown whose)"),
+        (None, True, "nowhere: no endpoint is asked"),
     ],
 )
-def test_where_rows_go(spec: str, urls: dict[str, str], host: str | None, own: bool | None) -> None:
-    found = place(spec, urls)
-    assert (found.host, found.on_premise) == (host, own)
+def test_where_rows_go(host: str | None, own: bool | None, words: str) -> None:
+    found = data_residency(facts("served:m", host=host))
+    assert (found.host, found.on_premise, found.words) == (host, own, words)
+    if host:
+        assert data_residency(facts("azure:m", host=host, stand_in=True)).words.startswith("a local stand-in")
 
 
 def test_a_host_is_read_without_user_port_and_path() -> None:
@@ -308,7 +328,9 @@ def test_the_text_has_units_and_reasons() -> None:
     assert text.splitlines()[0].split("  ")[0] == "cost"
     assert "USD/1,000 requests" in text and "1.8000" in text and "0.0500" in text
     assert (
-        "rows go to" in text and "127.0.0.1 (your own machine or network)" in text and "Azure OpenAI (a vendor)" in text
+        "rows go to" in text
+        and "127.0.0.1 (your own machine or network)" in text
+        and "name.openai.azure.com (a vendor)" in text
     )
     assert "prices as of 2026-01-01; machine: one GPU, 0.36 USD/h, utilisation 0.5" in text
     stand_in = cost_text(

@@ -27,7 +27,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.worker import Worker, terms_of
 from slm_ray.ledger import Answer, Journal, Ledger, Part, parts
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.providers.pace import Gate, Limit, Pace
 from slm_ray.types import Completion, Message, Prompt
 
@@ -40,7 +40,7 @@ ROWS = [
 def run(path: Path, url: str, what: Callable[[AskingAhead], Awaitable[Any]], **settings: Any) -> Any:
     async def inside() -> Any:
         generation = Generation(**{"max_attempts": 2, "timeout_s": 10, **settings})
-        model = open_model("served:m", endpoint=url, generation=generation, environment={}, gate=Gate())
+        model = parse("served:m").provider.open(endpoint=url, generation=generation, environment={}, limiter=Gate())
         asking = AskingAhead(model, Journal(path))
         try:
             return await what(asking)
@@ -301,7 +301,7 @@ def test_of_two_terms_the_later_one_holds(tmp_path: Path) -> None:
         asker = Asker()
         (tmp_path / "mine").touch()
         opened = Opened(
-            spec="served:m", endpoint=server.url, generation=Generation(), environment={},
+            provider=parse("served:m").provider, endpoint=server.url, generation=Generation(), environment={},
             journal=tmp_path / "a.jsonl", token="mine",
         )  # fmt: skip
         assert await asker.open(opened)
@@ -322,7 +322,7 @@ def test_of_two_terms_the_later_one_holds(tmp_path: Path) -> None:
 def test_a_folder_that_is_another_runs_is_no_place_for_a_journal(tmp_path: Path) -> None:
     async def open_there() -> bool:
         opened = Opened(
-            spec="served:m", endpoint="http://127.0.0.1:1", generation=Generation(), environment={},
+            provider=parse("served:m").provider, endpoint="http://127.0.0.1:1", generation=Generation(), environment={},
             journal=tmp_path / "a.jsonl", token="mine",
         )  # fmt: skip
         return await Asker().open(opened)

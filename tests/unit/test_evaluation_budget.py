@@ -14,7 +14,7 @@ from slm_ray.costs.prices import Price
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget, Spent, prices_of
 from slm_ray.evaluation.generate import Question
-from slm_ray.types import Completion, Failure, FailureKind, Message, Prompt, Usage
+from slm_ray.types import Billing, Completion, Failure, FailureKind, Message, ModelFacts, Prompt, Usage
 
 PRICE = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
 PROMPT = Prompt(messages=(Message(role="user", content="x" * 28),))  # 28 + 8 + 64: at most 100 tokens
@@ -122,10 +122,22 @@ def test_no_order_of_answers_passes_a_limit(
         assert budget.spent.usd <= limit * 5e-4 + 1e-12
 
 
+def priced(spec: str, model: str, billing: Billing = "tokens") -> ModelFacts:
+    return ModelFacts(spec=spec, kind="k", model=model, host="h", billing=billing)
+
+
+def test_a_machine_of_one_s_own_needs_no_price_and_counts_where_its_model_is_listed(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text(PRICES)
+    mine = [priced("openai:gpt@http://127.0.0.1", "gpt", "machine"), priced("openai:x@http://gpu", "x", "machine")]
+    assert set(prices_of(config(prices=str(file), max_cost_usd=1.0), mine)) == {"openai:gpt@http://127.0.0.1"}
+    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), mine) == {}
+
+
 def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     file = tmp_path / "prices.yaml"
     file.write_text(PRICES)
-    names = {"azure:gpt": "gpt-2024-08-06", "openai:new": "new"}
+    names = [priced("azure:gpt", "gpt-2024-08-06"), priced("openai:new", "new")]
     known = prices_of(config(prices=str(file)), names)
     assert known == {
         "azure:gpt": Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=2.0, output_usd_per_mtok=10.0)
@@ -133,7 +145,7 @@ def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has none for openai:new \(new\).*known: gpt.*max_calls"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)
     assert prices_of(config(prices="nowhere.yaml"), names) == {}
-    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), {}) == {}
+    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), []) == {}
     with pytest.raises(ConfigError, match=r"cannot read the prices nowhere.yaml"):
         prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), names)
     file.write_text("models: [1, 2]")

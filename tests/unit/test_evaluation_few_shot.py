@@ -15,11 +15,10 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.evaluation.few_shot import split_shots
 from slm_ray.evaluation.plan import Arm, Plan, plan
 from slm_ray.ledger import Ledger
 from slm_ray.ledger import key as ledger_key
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.types import Completion
 
 TASKS = ["book a table for two", "book a table for nine", "play some jazz music", "play some rock music"]
@@ -55,12 +54,17 @@ def asked(planned: Plan, arm: Arm, tmp_path: Path) -> list[list[str]]:
 
 
 def test_a_spec_says_how_many_demonstrations_it_wants() -> None:
-    assert split_shots("azure:gpt-4o+3shot") == ("azure:gpt-4o", 3)
-    assert split_shots("served:base:adapter-0123+12shot") == ("served:base:adapter-0123", 12)
+    def split(spec: str) -> tuple[str, int]:
+        model = parse(spec)
+        assert model.spec == spec
+        return model.provider.spec, model.demonstrations
+
+    assert split("azure:gpt-4o+3shot") == ("azure:gpt-4o", 3)
+    assert split("served:base:adapter-0123+12shot") == ("served:base:adapter-0123", 12)
     for plain in ("azure:", "served:m+0shot", "fake:a+shot", "openai:m@https://h/v1"):
-        assert split_shots(plain) == (plain, 0)
+        assert split(plain) == (plain, 0)
     with pytest.raises(ConfigError, match=r"leave \+3shot away"):
-        split_shots("trivial:majority+3shot")
+        parse("baseline:majority+3shot")
 
 
 def test_demonstrations_are_the_nearest_rows_nearest_last_and_never_the_row_itself(tmp_path: Path) -> None:
@@ -89,11 +93,11 @@ def test_a_row_that_is_asked_is_shown_to_no_other_row(tmp_path: Path) -> None:
 
 
 def test_demonstrations_need_rows(tmp_path: Path) -> None:
-    for spec in ("fake:echo+1shot", "trivial:majority"):
+    for spec in ("fake:echo+1shot", "baseline:majority"):
         with pytest.raises(ConfigError, match="set demonstrations"):
             plan(config(tmp_path, models=[spec], demonstrations=None), {})
     with pytest.raises(ConfigError, match="majority, nearest"):
-        plan(config(tmp_path, models=["trivial:mode"]), {})
+        plan(config(tmp_path, models=["baseline:mode"]), {})
     same = str(tmp_path / "test.jsonl")
     with pytest.raises(ConfigError, match="all 2 rows are rows of the evaluation"):
         plan(config(tmp_path, models=["fake:echo+1shot"], demonstrations=same), {})
@@ -103,8 +107,8 @@ def answers(planned: Plan, spec: str) -> list[Completion]:
     arm = next(arm for arm in planned.arms if arm.spec == spec)
 
     async def all_of_them() -> list[Completion]:
-        model = open_model(
-            arm.opens, endpoint="", generation=EvaluateConfig.model_fields["generation"].default, environment={}
+        model = arm.provider.open(
+            endpoint="", generation=EvaluateConfig.model_fields["generation"].default, environment={}
         )
         return [await model.complete(row.id, row.prompt) for row in planned.examples]
 
@@ -112,17 +116,17 @@ def answers(planned: Plan, spec: str) -> list[Completion]:
 
 
 def test_baselines_answer_from_training_rows_and_are_signed(tmp_path: Path) -> None:
-    planned = plan(config(tmp_path, models=["trivial:majority", "trivial:nearest"]), {})
-    commonest, nearest = answers(planned, "trivial:majority"), answers(planned, "trivial:nearest")
+    planned = plan(config(tmp_path, models=["baseline:majority", "baseline:nearest"]), {})
+    commonest, nearest = answers(planned, "baseline:majority"), answers(planned, "baseline:nearest")
     assert [answer.text for answer in commonest] == ['"play some jazz music"'] * 2
     assert nearest[0].text in ('"book a table for two"', '"book a table for nine"')
     assert nearest[1].text == '"play some rock music"'  # not its own answer
-    assert {answer.served_by for answer in (*commonest, *nearest)} == {"trivial:majority", "trivial:nearest"}
-    assert nearest == answers(planned, "trivial:nearest")
+    assert {answer.served_by for answer in (*commonest, *nearest)} == {"baseline:majority", "baseline:nearest"}
+    assert nearest == answers(planned, "baseline:nearest")
     before = planned.arms[0].keys
     write(tmp_path / "other.jsonl", [("x", "y")])
     assert (
-        plan(config(tmp_path, models=["trivial:majority"], demonstrations=str(tmp_path / "other.jsonl")), {})
+        plan(config(tmp_path, models=["baseline:majority"], demonstrations=str(tmp_path / "other.jsonl")), {})
         .arms[0]
         .keys
         != before

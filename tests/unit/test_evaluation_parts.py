@@ -15,6 +15,7 @@ import pytest
 from chat_server import ChatServer, Reply, Request, answer, error
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_records import facts
 from rich.console import Console
 
 from slm_ray.config import EvaluateConfig, Generation
@@ -25,7 +26,7 @@ from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.standing import Gap, Standing
 from slm_ray.evaluation.table import summary
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.records import (
     Commands,
     Digests,
@@ -50,7 +51,7 @@ ROWS = [
 
 async def collected(url: str, rows: list[Question], concurrency: int, **settings: Any) -> list[str]:
     generation = Generation(max_attempts=2, timeout_s=10, **settings)
-    asking = Asking(open_model("served:m", endpoint=url, generation=generation, environment={}))
+    asking = Asking(parse("served:m").provider.open(endpoint=url, generation=generation, environment={}))
     found: list[str] = []
     asking.ask(rows[:concurrency])
     waiting = iter(rows[concurrency:])
@@ -119,7 +120,7 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
         return fatal
 
     async def run() -> str:
-        asking = Asking(open_model("served:m", endpoint=server.url, generation=Generation(), environment={}))
+        asking = Asking(parse("served:m").provider.open(endpoint=server.url, generation=Generation(), environment={}))
         asking.ask(ROWS[:16])
         try:
             while True:
@@ -138,7 +139,7 @@ def test_after_a_fatal_answer_no_waiting_row_is_tried_again(fatal: Reply) -> Non
 
 def test_whoever_hands_over_nothing_more_ends_the_asking() -> None:
     async def listen_once(url: str) -> None:
-        asking = Asking(open_model("served:m", endpoint=url, generation=Generation(), environment={}))
+        asking = Asking(parse("served:m").provider.open(endpoint=url, generation=Generation(), environment={}))
         asking.ask(ROWS[:4])
         await asking.heard()
         await asyncio.sleep(0.5)
@@ -295,18 +296,19 @@ def reported(*models: ModelReport, provenance: Provenance | None = None) -> Repo
 
 
 ASKED = ModelReport(
+    facts=facts("azure:", stand_in=True),
     n=4, metrics={"exact_match": 0.5}, latency_s=Percentiles(p50=0.25), usage=Usage(prompt_tokens=10, completion_tokens=2),
-    failures={"error": 1}, served_by=(), stand_in=True, trained_on=0,
+    failures={"error": 1}, served_by=(), trained_on=0,
 )  # fmt: skip
 ORIGIN = Provenance(
-    rows_in=4, rows_scored=4, requests=8, retries=3, possibly_billed=89, in_doubt=1, refused=2,
+    rows_in=4, rows_scored=4, requests=8, retries=3, possibly_billed=89, in_doubt=1, refused=2, concurrency=8,
     training_rows=TrainingRowCheck(checked=(), left_out_of_demonstrations=0),
     digests=Digests(data="", prompts="", config="", answers=""), versions={}, commands=Commands(reproduce="", resume=""),
 )  # fmt: skip
 
 
 def test_the_summary_marks_stand_ins_and_gaps() -> None:
-    lines = summary(reported(ASKED, replace(ASKED, stand_in=False, failures={}))).splitlines()
+    lines = summary(reported(ASKED, replace(ASKED, facts=facts("served:m"), failures={}))).splitlines()
     assert lines[0].split() == ["structured,", "4", "rows", "azure:", "[STAND-IN]", "served:m"]
     assert lines[1].split() == ["exact_match", "0.500", "0.500"]
     assert lines[-1].split() == ["failures", "1", "error", "0"]

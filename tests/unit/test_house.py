@@ -33,6 +33,7 @@ SIDEWAYS = {
     ("ledger", "storage"), ("adapters", "storage"),
     ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "ledger"), ("tracing", "reports"), ("tracing", "adapters"),
+    ("tracing", "providers"),
     ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "trackfile"), ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
@@ -45,7 +46,7 @@ SIDEWAYS = {
 OWNERS = {
     "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop"},
     "grpc": {"cluster"},
-    "openai": {"providers"},
+    "aiohttp": {"providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
     "trl": {"training"},
@@ -168,7 +169,7 @@ def test_light_rooms_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         + "".join(f"import {name}\n" for name in names)
-        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
+        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'aiohttp', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

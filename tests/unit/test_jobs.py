@@ -109,10 +109,10 @@ def test_infer_shows_demonstrations_tokens_the_reading_and_the_score(tmp_path: P
             for n in range(3)
         )
     )
-    settings = ["model=trivial:nearest", f"examples={rows}", "example=r1", f"demonstrations={rows}"]
+    settings = ["model=baseline:nearest", f"examples={rows}", "example=r1", f"demonstrations={rows}"]
     found = job("infer", "jobs/infer.yaml", *(part for setting in settings for part in ("--set", setting)))
     assert found.returncode == 0, found.stderr
-    assert found.stdout.splitlines()[1:4] == ["[user] set lamp 1", '[trivial:nearest] {"n": 0}', 'parsed  {"n": 0}']
+    assert found.stdout.splitlines()[1:4] == ["[user] set lamp 1", '[baseline:nearest] {"n": 0}', 'parsed  {"n": 0}']
     assert "json_valid 1.0, exact_match 0.0" in found.stdout
     assert "value_mismatch" in found.stdout
 

@@ -175,9 +175,9 @@ def test_nobody_gets_a_turn_behind_a_gate_that_is_shut_in_mid_wait() -> None:
     async def run() -> list[bool]:
         gate = Gate()
         gate.keep_to(Limit(rate_per_s=20, number=1))
-        calls = [asyncio.create_task(gate.turn()) for _ in range(8)]
+        calls = [asyncio.create_task(gate.acquire()) for _ in range(8)]
         await asyncio.sleep(0.12)
-        gate.shut()
+        gate.close()
         had = [call.done() for call in calls]
         await asyncio.sleep(0.3)
         assert [call.done() for call in calls] == had
@@ -233,7 +233,7 @@ def test_what_is_no_429_never_cuts() -> None:
 def test_a_gate_keeps_to_its_limit_and_to_a_new_one_at_once() -> None:
     async def turns(gate: Gate, count: int) -> tuple[list[int], float]:
         started_s = time.monotonic()
-        numbers = await asyncio.gather(*(gate.turn() for _ in range(count)))
+        numbers = await asyncio.gather(*(gate.acquire() for _ in range(count)))
         return numbers, time.monotonic() - started_s
 
     async def run() -> None:
@@ -259,9 +259,9 @@ def test_a_gate_reports_what_it_counted_once() -> None:
     heard = []
     gate = Gate()
     gate.on_limited = lambda: heard.append(1)
-    gate.passed(0)
-    gate.limited(0)
-    gate.limited(1)
+    gate.accepted(0)
+    gate.rejected(0, None)
+    gate.rejected(1, None)
     assert gate.news() == News(passed={0: 1}, limited={0: 1, 1: 1})
     assert gate.news() == News()
     assert len(heard) == 2

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from slm_ray.config import Generation
 from slm_ray.errors import ConfigError, DataError, ModelError, SlmRayError
-from slm_ray.providers import address, check_spec, identity, needed_environment, open_model
+from slm_ray.providers import PROVIDERS, parse
 from slm_ray.providers.recorded import RecordedModel
-from slm_ray.providers.retry import MAX_WAIT_S, TryAgain, asked_wait_s, backoff_s, next_wait_s
-from slm_ray.types import Completion, Example, Failure, Message, Model, Prompt
+from slm_ray.providers.retry import MAX_WAIT_S, RetryableError, backoff_s, next_wait_s, retry_after_s
+from slm_ray.types import Completion, Example, Failure, Message, Model, ModelFacts, Prompt
 
 AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "k", "AZURE_DEPLOYMENT": "d"}
 
@@ -28,15 +30,23 @@ def say(model: Model, example_id: str, text: str) -> Completion:
 
 
 def opened(spec: str) -> Model:
-    return open_model(spec, endpoint="http://127.0.0.1:1", generation=Generation(), environment={})
+    return parse(spec).provider.open(endpoint="http://127.0.0.1:1", generation=Generation(), environment={})
+
+
+def identity(spec: str, *, endpoint: str = "", environment: dict[str, str] | None = None) -> str:
+    return parse(spec).provider.identity(endpoint=endpoint, environment=environment or {})
 
 
 @pytest.mark.parametrize(
     ("spec", "environment", "kind", "says"),
     [
-        ("serve:x", {}, ConfigError, "did you mean 'served'.*azure, fake, openai, recorded, served"),
-        ("served", {}, ConfigError, "has no colon; write served:NAME"),
-        ("served:", {}, ConfigError, "names nothing"),
+        ("serve:x", {}, ConfigError, "did you mean 'served'.*azure, baseline, fake, openai, recorded, served"),
+        ("served", {}, ConfigError, "has no colon; write served:MODEL"),
+        ("served:", {}, ConfigError, "lacks a name"),
+        ("served:base:", {}, ConfigError, "served:BASE:ADAPTER"),
+        ("openai:@https://host/v1", {}, ConfigError, "names nothing"),
+        ("openai:m@gpubox:8000/v1", {}, ConfigError, "looks like an address; write MODEL@https"),
+        ("baseline:mode", {}, ConfigError, "majority, nearest"),
         ("azure:", {}, ModelError, "AZURE_ENDPOINT and AZURE_API_KEY and AZURE_DEPLOYMENT"),
         ("azure:", {**AZURE, "AZURE_DEPLOYMENT": " "}, ModelError, "needs AZURE_DEPLOYMENT in"),
         ("azure:d", {"AZURE_ENDPOINT": "https://x"}, ModelError, "needs AZURE_API_KEY in"),
@@ -51,13 +61,13 @@ def test_one_line_for_all_that_is_missing(
     spec: str, environment: dict[str, str], kind: type[SlmRayError], says: str
 ) -> None:
     with pytest.raises(kind, match=says) as caught:
-        check_spec(spec, environment)
+        parse(spec).provider.check(environment)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("spec", ["served:a:b", "azure:", "azure:other", "openai:m", "openai:m@http://h/v1", "fake:x"])
 def test_complete_specs_pass(spec: str) -> None:
-    check_spec(spec, {**AZURE, "OPENAI_API_KEY": "k"})
+    parse(spec).provider.check({**AZURE, "OPENAI_API_KEY": "k"})
 
 
 def test_identity_tells_models_apart_and_holds_no_secret() -> None:
@@ -71,8 +81,8 @@ def test_identity_tells_models_apart_and_holds_no_secret() -> None:
     assert identity("served:m", endpoint="http://a", environment={}) != identity(
         "served:m", endpoint="http://b", environment={}
     )
-    assert needed_environment("azure:", {**AZURE, "PATH": "x"}) == AZURE
-    assert needed_environment("fake:x", AZURE) == {}
+    assert parse("azure:").provider.select({**AZURE, "PATH": "x"}) == AZURE
+    assert parse("fake:x").provider.select(AZURE) == {}
 
 
 def test_a_changed_recording_is_another_model(tmp_path: Path) -> None:
@@ -162,7 +172,7 @@ def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path)
     ],
 )  # fmt: skip
 def test_retry_after_in_all_its_forms(headers: dict[str, str], seconds: float | None) -> None:
-    assert asked_wait_s(headers, now_s=100.0) == seconds
+    assert retry_after_s(headers, now_s=100.0) == seconds
 
 
 def test_waits_grow_and_stay_bounded() -> None:
@@ -174,21 +184,86 @@ def test_waits_grow_and_stay_bounded() -> None:
 
 def test_a_server_that_says_how_long_is_asked_again_after_that_and_little_later() -> None:
     for asked_s in (0.2, 1.0, 300.0, MAX_WAIT_S):
-        waits = [next_wait_s(TryAgain("busy", status=429, wait_s=asked_s), attempt) for attempt in range(1, 40)]
+        waits = [
+            next_wait_s(RetryableError("busy", status=429, retry_after_s=asked_s), attempt) for attempt in range(1, 40)
+        ]
         assert all(asked_s <= wait_s <= 1.1 * asked_s for wait_s in waits)
         assert len(set(waits)) > 30
     assert MAX_WAIT_S >= 300
-    assert next_wait_s(TryAgain("reset"), 1) <= 0.5
+    assert next_wait_s(RetryableError("reset"), 1) <= 0.5
 
 
 def test_limits_are_shared_by_what_is_asked_at_one_place() -> None:
     environment = {"AZURE_ENDPOINT": "https://a.example/", "AZURE_DEPLOYMENT": "gpt", "AZURE_API_KEY": "k"}
 
     def place(spec: str) -> str | None:
-        return address(spec, endpoint="http://h:8000/v1", environment=environment)
+        return parse(spec).provider.rate_limit_key(endpoint="http://h:8000/v1", environment=environment)
 
-    assert place("served:base") == place("served:base:adapter") == "http://h:8000"
+    assert place("served:base") == place("served:base:adapter") == "http://h:8000/v1"
     assert place("azure:") == place("azure:gpt") == "https://a.example/gpt"
     assert place("azure:other") != place("azure:gpt")
     assert place("openai:m@https://x.example/v1") == place("openai:n@https://x.example/v1")
     assert place("fake:echo") is place("recorded:x.jsonl") is None
+
+
+def facts(spec: str) -> ModelFacts:
+    return parse(spec).facts(endpoint="http://127.0.0.1:8000/v1", environment=AZURE)
+
+
+@pytest.mark.parametrize(
+    ("spec", "model", "host", "billing", "demonstrations"),
+    [
+        ("openai:claude-3-5-sonnet@20240620", "claude-3-5-sonnet@20240620", "api.openai.com", "tokens", 0),
+        ("openai:claude-3-5-sonnet@20240620+3shot", "claude-3-5-sonnet@20240620", "api.openai.com", "tokens", 3),
+        ("openai:m@https://host.example/v1+3shot", "m", "host.example", "tokens", 3),
+        ("openai:m@v2@http://127.0.0.1:8080/v1", "m@v2", "127.0.0.1", "machine", 0),
+        ("openai:m@http://gpubox:8000/v1", "m", "gpubox", "machine", 0),
+        ("served:base+2shot", None, "127.0.0.1", "machine", 2),
+        ("azure:", "d", "x.openai.azure.com", "tokens", 0),
+        ("azure:other+1shot", "other", "x.openai.azure.com", "tokens", 1),
+        ("recorded:a+b.jsonl", None, None, "none", 0),
+        ("fake:echo+2shot", None, None, "none", 2),
+        ("baseline:nearest", None, None, "none", 0),
+    ],
+)  # fmt: skip
+def test_who_bills_and_who_reads_is_said_by_the_one_that_is_asked(
+    spec: str, model: str | None, host: str | None, billing: str, demonstrations: int
+) -> None:
+    stated = facts(spec)
+    assert (stated.spec, stated.kind) == (spec, spec.partition(":")[0])
+    assert (stated.model, stated.host, stated.billing, stated.demonstrations) == (model, host, billing, demonstrations)
+    assert stated.adapter is None and not stated.stand_in
+
+
+def test_an_adapter_is_told_from_its_base_and_its_demonstrations() -> None:
+    assert facts("served:base:adapter-0123+2shot").adapter == "adapter-0123"
+    provider = parse("served:base:adapter-0123+2shot").provider
+    assert (provider.adapter, provider.spec) == ("adapter-0123", "served:base:adapter-0123")
+
+
+@pytest.mark.parametrize(
+    ("spec", "where"),
+    [
+        ("openai:claude-3-5-sonnet@20240620", "https://api.openai.com/v1/chat/completions"),
+        ("openai:m@https://host.example/v1/+3shot", "https://host.example/v1/chat/completions"),
+        ("served:base:a+2shot", "http://127.0.0.1:8000/v1/chat/completions"),
+        (
+            "azure:",
+            "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-05-01-preview",
+        ),
+    ],
+)
+def test_calls_go_to_the_host_that_is_reported(spec: str, where: str) -> None:
+    environment = {**AZURE, "OPENAI_API_KEY": "k"}
+    model = parse(spec)
+    opened = model.provider.open(endpoint="http://127.0.0.1:8000", generation=Generation(), environment=environment)
+    assert opened.address.chat_url == where  # type: ignore[attr-defined]
+    assert urlsplit(where).hostname == model.facts(endpoint="http://127.0.0.1:8000", environment=environment).host
+
+
+def test_every_kind_is_in_the_table_under_its_own_name_and_can_travel() -> None:
+    for kind, provider in PROVIDERS.items():
+        assert provider.kind == kind
+        rest = "" if kind == "azure" else provider.example
+        made = parse(f"{kind}:{rest}")
+        assert pickle.loads(pickle.dumps(made)) == made

@@ -15,7 +15,7 @@ from chat_server import ChatServer, Reply, Request, answer, error
 
 from slm_ray.config import Generation
 from slm_ray.errors import ModelError
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.providers.azure import DEFAULT_API_VERSION
 from slm_ray.types import Completion, Message, Prompt, Usage
 
@@ -35,7 +35,7 @@ def environment(url: str) -> dict[str, str]:
 
 def ask(spec: str, url: str, **changes: Any) -> Completion:
     async def call() -> Completion:
-        model = open_model(spec, endpoint=url, generation=generation(**changes), environment=environment(url))
+        model = parse(spec).provider.open(endpoint=url, generation=generation(**changes), environment=environment(url))
         assert KEY not in repr(model) + repr(vars(model).get("_generation"))
         try:
             return await model.complete("row", PROMPT)
@@ -91,7 +91,7 @@ def test_resets_and_timeouts_are_tried_again(reply: Reply) -> None:
     assert completion.latency_s < 1.4  # of the last attempt alone
 
 
-def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
+def test_only_what_was_sent_and_never_answered_is_possibly_billed() -> None:
     with ChatServer(each(error(503), Reply(reset=True), error(429), Reply(reset=True), answer("ok"))) as server:
         completion = ask("served:m", server.url, max_attempts=9)
     assert (completion.text, completion.attempts, completion.possibly_billed) == ("ok", 5, 2)
@@ -101,9 +101,11 @@ def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
     with ChatServer(each(answer("ok"))) as server:
 
         async def after_the_end() -> Completion:
-            model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
+            model = parse("served:m").provider.open(
+                endpoint=server.url, generation=generation(max_attempts=2), environment={}
+            )
             await model.complete("1", PROMPT)
-            model._post.url = f"{url}/v1/chat/completions"  # type: ignore[attr-defined]
+            model.address = dataclasses.replace(model.address, chat_url=f"{url}/v1/chat/completions")  # type: ignore[attr-defined]
             completion = await model.complete("2", PROMPT)
             await model.close()
             return completion
@@ -112,12 +114,12 @@ def test_only_what_was_sent_and_never_answered_is_unheard() -> None:
     assert (completion.failure is not None, completion.attempts, completion.possibly_billed) == (True, 2, 0)
 
 
-def test_being_turned_away_is_no_attempt_lost_but_patience_ends() -> None:
-    turned_away = error(429, **{"retry-after-ms": "100"})
-    with ChatServer(each(*[turned_away] * 6, answer("ok"))) as server:
+def test_a_rate_limited_attempt_does_not_count_but_the_deadline_does() -> None:
+    rate_limited = error(429, **{"retry-after-ms": "100"})
+    with ChatServer(each(*[rate_limited] * 6, answer("ok"))) as server:
         completion = ask("served:m", server.url, max_attempts=1)
     assert (completion.text, completion.attempts) == ("ok", 7)
-    with ChatServer(each(turned_away)) as server:
+    with ChatServer(each(rate_limited)) as server:
         completion = ask("served:m", server.url, max_attempts=1, retry_deadline_s=1.0)
         assert 3 <= len(server.requests) <= 10
     assert completion.failure is not None
@@ -190,7 +192,7 @@ def test_a_wait_beyond_reason_is_not_waited_for() -> None:
 
 def test_a_long_wait_asked_for_is_kept_to_and_no_call_is_made_in_between() -> None:
     async def asked_for(url: str, seconds: float) -> None:
-        model = open_model("served:m", endpoint=url, generation=generation(), environment=environment(url))
+        model = parse("served:m").provider.open(endpoint=url, generation=generation(), environment=environment(url))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(model.complete("row", PROMPT), seconds)
         await model.close()
@@ -312,7 +314,9 @@ def test_nobody_listening_ends_the_run_but_a_restart_does_not() -> None:
 
     async def twice() -> Completion:
         with ChatServer(each(Reply(body=answer("ok").body, headers={"Connection": "close"}))) as server:
-            model = open_model("served:m", endpoint=server.url, generation=generation(max_attempts=2), environment={})
+            model = parse("served:m").provider.open(
+                endpoint=server.url, generation=generation(max_attempts=2), environment={}
+            )
             assert (await model.complete("1", PROMPT)).text == "ok"
         completion = await model.complete("2", PROMPT)
         await model.close()

@@ -1,4 +1,4 @@
-"""The way to an endpoint without a proxy: the same requests as the openai package sends by itself, and whatever comes back."""
+"""The way to an endpoint: the same requests as the openai package sends, redirects, certificates and a thousand connections."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from endpoint import Endpoint
 
 from slm_ray.config import Generation
-from slm_ray.providers import open_model
-from slm_ray.providers.http_client import http_client
+from slm_ray.providers import parse
 from slm_ray.types import Completion, Message, Prompt
 
 PROMPTS = [Prompt(messages=(Message(role="user", content=text),)) for text in ("one", "two", "drei und dreißig")]
@@ -33,42 +33,47 @@ ENVIRONMENT = {"AZURE_API_KEY": KEY, "AZURE_DEPLOYMENT": "gpt", "OPENAI_API_KEY"
 
 async def completed(spec: str, url: str, prompts: list[Prompt]) -> list[Completion]:
     settings = Generation(timeout_s=5.0, max_attempts=2)
-    model = open_model(spec, endpoint=url, generation=settings, environment={**ENVIRONMENT, "AZURE_ENDPOINT": url})
+    model = parse(spec).provider.open(
+        endpoint=url, generation=settings, environment={**ENVIRONMENT, "AZURE_ENDPOINT": url}
+    )
     try:
         return [await model.complete(str(number), prompt) for number, prompt in enumerate(prompts)]
     finally:
         await model.close()
 
 
-def sent(url: str, server: ChatServer, client: httpx2.AsyncClient, kind: Callable[..., Any], **more: Any) -> list[Any]:
-    """What arrives of three calls with the client: path, headers without the port, body."""
-
-    async def call() -> None:
-        asking = kind(api_key="k", max_retries=0, http_client=client, **more)
-        for prompt in PROMPTS:
-            await asking.post(
-                "/chat/completions", body={"model": "m", "messages": prompt.as_dicts()}, cast_to=httpx2.Response
-            )
-        await asking.close()
-
-    asyncio.run(call())
-    found = [(one.path, sorted(one.headers.items()), one.body) for one in server.requests]
+def sent(server: ChatServer) -> list[Any]:
+    """What arrived: path, the headers that matter, body."""
+    found = [
+        (one.path, {name: one.headers.get(name) for name in ("authorization", "api-key", "content-type")}, one.body)
+        for one in server.requests
+    ]
     server.requests.clear()
     return found
 
 
-@pytest.mark.parametrize("kind", [openai.AsyncOpenAI, openai.AsyncAzureOpenAI])
-def test_what_is_sent_is_what_the_package_would_send(kind: Callable[..., Any]) -> None:
+@pytest.mark.parametrize(
+    ("spec", "package", "options"),
+    [
+        ("openai:m@URL/v1", openai.AsyncOpenAI, {"base_url": "URL/v1"}),
+        ("azure:", openai.AsyncAzureOpenAI, {"azure_endpoint": "URL", "api_version": "2024-05-01-preview"}),
+    ],
+)
+def test_what_is_sent_is_what_the_openai_package_would_send(
+    spec: str, package: Callable[..., Any], options: dict[str, str]
+) -> None:
+    async def by_the_package(url: str, body: dict[str, Any]) -> None:
+        where = {name: value.replace("URL", url) for name, value in options.items()}
+        client = package(api_key=KEY, max_retries=0, http_client=httpx2.AsyncClient(trust_env=False), **where)
+        for prompt in PROMPTS:
+            await client.chat.completions.create(**{**body, "messages": prompt.as_dicts()})
+        await client.close()
+
     with ChatServer(lambda _: answer("ok")) as server:
-        where: dict[str, Any] = (
-            {"azure_endpoint": server.url, "api_version": "2024-05-01-preview"}
-            if kind is openai.AsyncAzureOpenAI
-            else {"base_url": f"{server.url}/v1"}
-        )
-        client = http_client(server.url, 5.0)
-        ours = sent(server.url, server, client, kind, timeout=5.0, **where)
-        plain = sent(server.url, server, openai.DefaultAioHttpClient(trust_env=False), kind, timeout=5.0, **where)
-    assert ours == plain
+        asyncio.run(completed(spec.replace("URL", server.url), server.url, PROMPTS))
+        ours = sent(server)
+        asyncio.run(by_the_package(server.url, ours[0][2]))
+        assert ours == sent(server)
     assert [body["messages"][0]["content"] for *_, body in ours] == [one.messages[0].content for one in PROMPTS]
 
 
@@ -95,8 +100,10 @@ def test_an_endpoint_that_has_moved_is_followed() -> None:
         moved = Reply(status=307, headers={"Location": f"{new.url}/new/chat"}, body={})
         with ChatServer(lambda _: moved) as old:
             answers = asyncio.run(completed("served:m", old.url, PROMPTS[:2]))
-        assert "Authorization" not in new.requests[0].headers, "a key goes to no other host than its own"
-    assert [one.text for one in answers] == ["one at /new/chat", "two at /new/chat"]
+            answers += asyncio.run(completed("azure:", old.url, PROMPTS[:1]))
+        assert [one.text for one in answers] == ["one at /new/chat", "two at /new/chat", "one at /new/chat"]
+        for request in new.requests:
+            assert KEY not in str(request.headers), "a key goes to no other host than its own"
 
 
 def test_https_trusts_whom_the_environment_says_and_nobody_else(
@@ -122,6 +129,36 @@ def test_a_redirect_to_https_is_checked_too(tmp_path: Path) -> None:
         with ChatServer(lambda _: moved) as old, pytest.raises(Exception, match=r"nothing answers at .* certificate"):
             asyncio.run(completed("served:m", old.url, PROMPTS[:1]))
         assert not new.requests
+
+
+def test_one_client_keeps_a_thousand_calls_in_flight() -> None:
+    """Ten thousand rows: every one is answered with its own answer, at the first attempt, and none is billed twice."""
+    rows, in_flight = 10_000, 1_000
+    waiting = iter(range(rows))
+
+    async def asked(url: str) -> dict[int, Completion]:
+        settings = Generation(timeout_s=60.0)
+        model = parse("served:m").provider.open(endpoint=url, generation=settings, environment={})
+        completions: dict[int, Completion] = {}
+
+        async def one_after_the_other() -> None:
+            for number in waiting:
+                prompt = Prompt(messages=(Message(role="user", content=f"question {number}"),))
+                completions[number] = await model.complete(str(number), prompt)
+
+        try:
+            await asyncio.gather(*(one_after_the_other() for _ in range(in_flight)))
+        finally:
+            await model.close()
+        return completions
+
+    with Endpoint("fine", latency_s=0.5) as endpoint:
+        completions = asyncio.run(asked(endpoint.url))
+        counts = endpoint.counts()
+    assert [json.loads(completions[n].text or "{}").get("query") for n in range(rows)] == [f"q{n}" for n in range(rows)]
+    assert {completion.attempts for completion in completions.values()} == {1}
+    assert set(counts["billed"].values()) == {1} and len(counts["billed"]) == rows
+    assert 0.9 * in_flight <= counts["most_in_flight"] <= in_flight
 
 
 def certificate(folder: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
 from slm_ray.config import Generation
-from slm_ray.providers import open_model
+from slm_ray.providers import parse
 from slm_ray.types import Completion, Message, Prompt, Usage
 
 PROMPT = Prompt(messages=(Message(role="user", content="hi"),))
@@ -23,7 +23,7 @@ def ask(spec: str, url: str, **changes: Any) -> Completion:
     async def call() -> Completion:
         generation = Generation(**{"timeout_s": 3.0, "max_attempts": 2, "stream": True, **changes})
         environment = {"AZURE_ENDPOINT": url, "AZURE_API_KEY": "canary", "AZURE_DEPLOYMENT": "gpt"}
-        model = open_model(spec, endpoint=url, generation=generation, environment=environment)
+        model = parse(spec).provider.open(endpoint=url, generation=generation, environment=environment)
         try:
             return await model.complete("row", PROMPT)
         finally:
