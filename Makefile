@@ -7,7 +7,7 @@ RUN    ?= $(CURDIR)/runs/demo
 SLOTS  ?= 4
 JOB    ?= jobs/loop.py jobs/loop.yaml
 
-.PHONY: help install demo serve lint unit test lock clean
+.PHONY: help install demo serve lint unit test docs lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
@@ -34,8 +34,13 @@ unit: install ## the fast tests
 test: install lint ## everything: style, types, unit and integration tests
 	@$(BIN)/python -m pytest
 
+docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.docs.lock
+	@env NO_MKDOCS_2_WARNING=1 VLLM_LOGGING_LEVEL=ERROR $(BIN)/mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 lock: install ## write both locks anew from pyproject.toml, keeping versions where they still fit
 	@$(BIN)/python tools/lock.py
 
 clean: ## remove runs and caches; keeps .venv
-	rm -rf runs .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

@@ -13,10 +13,10 @@ TOKENIZER = "data/tiny_base"
 
 
 def token_ids(folder: str, prompt: Prompt) -> list[int]:
-    from slm_ray.training.quiet import quiet  # these libraries take seconds to import: only when asked for
-
-    quiet()
-    from slm_ray.training.pretrained import base_folder, open_tokenizer
+    from slm_ray.training.base_model import (
+        base_folder,
+        open_tokenizer,
+    )  # transformers takes seconds to import
 
     tokenizer = open_tokenizer(base_folder(folder))
     text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)

@@ -14,7 +14,7 @@ from slm_ray.prepare import prepare
 def main(config: PrepareConfig) -> None:
     count = None
     if config.curation.max_tokens is not None and config.base:
-        from slm_ray.training.count import token_counter  # loads transformers
+        from slm_ray.training.base_model import token_counter  # loads transformers
 
         count = token_counter(config.base)
     out_dir = str(output_folder(config.out_dir))

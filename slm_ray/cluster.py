@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +19,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from slm_ray.errors import ResourceError
-from slm_ray.ray_environment import LOCAL_SETTINGS
+from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
+from slm_ray.signals import handlers_kept
 
-SLOT = "slot"
-LOCAL_SLOTS = 4
 _LISTENS_WITHIN_S = 2.0
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
@@ -32,15 +29,12 @@ _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answe
 def connect(log_to_driver: bool = False) -> None:
     """Join the running cluster (`RAY_ADDRESS`, a submitted job, `ray start`), else start one for this process.
 
-    A local one has `LOCAL_SLOTS` logical slots, the places that training workers take on a machine without GPUs.
     ResourceError where the cluster answers those who show no token.
     """
     if ray.is_initialized():
         return
-    handler = signal.getsignal(signal.SIGTERM)
-    _join(log_to_driver)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # ray.init puts its own in place, which skips the job's clean-up
+    with handlers_kept():  # ray.init puts one of its own in place, which skips the job's clean-up
+        _join(log_to_driver)
 
 
 def _join(log_to_driver: bool) -> None:
@@ -53,7 +47,7 @@ def _join(log_to_driver: bool) -> None:
             return
         address = noted
     if "://" not in address and os.environ.get("RAY_USE_TLS", "0") != "1":  # elsewhere a certificate is asked for
-        _knock(address)
+        _check_asks_for_token(address)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ray.exceptions.AuthenticationError):
@@ -63,35 +57,35 @@ def _join(log_to_driver: bool) -> None:
         ) from None
 
 
-def _knock(address: str) -> None:
+def _check_asks_for_token(address: str) -> None:
     """ResourceError where no head is at `address`, or one that lets everybody in, unless the environment means that."""
-    heard = stranger_hears(address)
-    if heard == "nothing":
+    answer = answer_without_token(address)
+    if answer == "none":
         raise ResourceError(
             f"no Ray answers at {address} (RAY_ADDRESS); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
             "run on this machine alone"
         )
-    if heard == "refusal":
+    if answer == "refusal":
         return
-    said = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
+    problem = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         raise ResourceError(
-            f"{said}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
+            f"{problem}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
             "~/.ray/auth_token on every host, RAY_AUTH_MODE=token in the environment of each `ray start`; or say "
             "RAY_AUTH_MODE=disabled, there and here, where nobody else reaches it"
         )
-    print(f"warning: {said} (RAY_AUTH_MODE=disabled)", file=sys.stderr, flush=True)
+    print(f"warning: {problem} (RAY_AUTH_MODE=disabled)", file=sys.stderr, flush=True)
 
 
-def stranger_hears(address: str, within_s: float = 5.0) -> Literal["answer", "refusal", "nothing"]:
+def answer_without_token(address: str, within_s: float = 5.0) -> Literal["service", "refusal", "none"]:
     """What the head at `address` (`host:port`) says to a call that carries no token."""
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(_ALIVE, request_serializer=bytes, response_deserializer=bytes)
         try:
             call(b"", timeout=within_s)
         except grpc.RpcError as error:
-            return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "nothing"
-    return "answer"
+            return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "none"
+    return "service"
 
 
 def noted_address() -> str | None:
@@ -110,11 +104,10 @@ def noted_address() -> str | None:
 
 
 def start_local(**settings: Any) -> None:
-    """A Ray for this process alone, with `LOCAL_SLOTS` slots; `settings` go to `ray.init`."""
+    """A Ray for this process alone, as `ray_environment` has it; `settings` go to `ray.init`."""
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
-    cpus = max(LOCAL_SLOTS, os.cpu_count() or 1)
-    ray.init(address="local", num_cpus=cpus, resources={SLOT: LOCAL_SLOTS}, include_dashboard=False, **settings)
+    ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
 
 
 def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:
@@ -166,7 +159,7 @@ def package_versions() -> dict[str, str]:
     """Versions of the parts that a result depends on."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    versions = {}
     for name in (
         "slm-ray",
         "ray",
@@ -180,7 +173,7 @@ def package_versions() -> dict[str, str]:
         "vllm",
     ):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

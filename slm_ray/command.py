@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,11 +18,14 @@ from pydantic import BaseModel
 
 from slm_ray.config import load
 from slm_ray.errors import ConfigError, SlmRayError, choices
+from slm_ray.signals import SignalGuard
 
 Config = TypeVar("Config", bound=BaseModel)
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+# A line that says how far a job is begins so; on a terminal the next one takes its place. The variable: seconds between them.
+PROGRESS_MARK, PROGRESS_EVERY = "… ", "SLM_RAY_PROGRESS_EVERY_S"
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -44,18 +46,24 @@ def run(
     """Parse, run and exit. `job` returns an exit status or None for 0."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, _interrupt)  # a shell starts background jobs with SIGINT ignored
+    with SignalGuard(ends_process=True):  # also of SIGINT, which a shell lets background jobs ignore
+        try:
+            status = _status(job, kind, description, argv)
+        except KeyboardInterrupt:
+            _say("stopped; the same command continues where this one ended")
+            status = INTERRUPTED
+        sys.stdout.flush()
+    sys.exit(status)
+
+
+def _status(
+    job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None
+) -> int:
     try:
-        status = job(read(kind, description, argv)) or 0
+        return job(read(kind, description, argv)) or 0
     except SlmRayError as error:
         _say(f"error: {error}")
-        status = BAD_INPUT
-    except KeyboardInterrupt:
-        _say("stopped; the same command continues where this one ended")
-        status = INTERRUPTED
-    sys.stdout.flush()
-    sys.exit(status)
+        return BAD_INPUT
 
 
 def read(kind: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
@@ -81,18 +89,32 @@ def read(kind: type[Config], description: str, argv: Sequence[str] | None = None
     return load(kind, arguments.config, arguments.overrides)
 
 
-def output_folder(path: str) -> Path:
-    """`path` as an absolute folder that outlives the job.
+def output_folder(path: str, *, setting: str = "run_dir", is_written: bool = True) -> Path:
+    """`path` as an absolute folder that outlives the job and that can be made or, unless not `is_written`, written to.
 
     Under `ray job submit --working-dir` the current folder is a copy that Ray throws away, so a relative path is refused.
+    ConfigError for what is a file, lies under one or is on a disk that takes nothing; nothing is made here.
     """
     folder = Path(path).expanduser()
     if not folder.is_absolute() and "runtime_resources" in str(Path.cwd()):
         raise ConfigError(
             f"{path!r} is relative, and a submitted job runs in a temporary copy of your folder: give an absolute path, "
-            f"for example --set run_dir=$PWD/{path}"
+            f"for example --set {setting}=$PWD/{path}"
         )
-    return folder.absolute()
+    folder = folder.absolute()
+    try:
+        existing = next(place for place in (folder, *folder.parents) if place.exists())
+        if "\0" in path:
+            reason = "it holds a NUL character"
+        elif not existing.is_dir():
+            reason = "it is a file" if existing == folder else f"{existing} is a file"
+        elif is_written and not os.access(existing, os.W_OK | os.X_OK):
+            reason = f"{existing} is read-only for this user"
+        else:
+            return folder
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ConfigError(f"{setting} {path!r} can be no folder of results: {reason}; give a folder you may write to")
 
 
 def _knobs(kind: type[BaseModel], prefix: str = "", given: BaseModel | None = None) -> str:
@@ -119,10 +141,6 @@ def _knobs(kind: type[BaseModel], prefix: str = "", given: BaseModel | None = No
         note = "".join(f"  {text}" for text in said if text)
         lines.append(f"  {prefix}{name} = {default}{note}")
     return "\n".join(lines)
-
-
-def _interrupt(signum: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _say(line: str) -> None:

@@ -1,10 +1,9 @@
-"""How every Ray of ours is started: one table of settings, and the token without which no cluster starts.
+"""How every Ray of ours is started: one table of settings and sizes, and the token without which no cluster starts.
 
 Whoever reaches a Ray that asks for no token runs code on it: a job posted to its dashboard, a pickle sent to one of its
-ports. So `python -m slm_ray.ray_environment cluster` prints the settings as `export` lines for `cluster.yaml`, token
-authentication among them, and refuses where this host has no token; `… local` prints those of a Ray that lives as long as
-one job, for `jobs/on_local_ray.sh`. `cluster.connect` takes the same table, and refuses a cluster that asks for no token.
-Loads no Ray.
+ports. So `python -m slm_ray.ray_environment cluster` prints the settings as `export` lines for `cluster.yaml`,
+token authentication among them, and refuses where this host has no token. A Ray that lives as long as one job is started from
+the same table, by `cluster.start_local` within a process and by `submit` beside it. Loads no Ray.
 """
 
 from __future__ import annotations
@@ -14,12 +13,18 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from slm_ray.errors import ResourceError
 
 # Workers as important as everything else (Ray nices them to 15, which starves the engine beside a trainer) and started
-# several at a time; Serve's quicker request path, without its event log; no usage report.
+# several at a time; Serve's quicker request path, without its event log; no usage report. Two memory arenas a process: a
+# trainer frees and takes large blocks on many threads, and unused ones add up. A job that is stopped has 20 s to clean up,
+# and what it prints is seen at once.
 SETTINGS = {
+    "MALLOC_ARENA_MAX": "2",
+    "PYTHONUNBUFFERED": "1",
+    "RAY_JOB_STOP_WAIT_TIME_S": "20",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
@@ -30,6 +35,9 @@ LOCAL_SETTINGS = SETTINGS | {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
 }
+LOCAL_SLOTS = 4
+SLOT = "slot"
+_OBJECT_STORE_BYTES = 1_000_000_000
 # A Ray that other hosts can reach.
 CLUSTER_SETTINGS = SETTINGS | {"RAY_AUTH_MODE": "token"}
 
@@ -37,6 +45,17 @@ MAKE_A_TOKEN = (
     "on the machine that calls `ray up`: `ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token`, "
     "then `ray up cluster.yaml` again, which copies it to every host"
 )
+
+
+def local_resources(slots: int = LOCAL_SLOTS) -> dict[str, Any]:
+    """What a Ray of one job has: `slots` logical ones, the places that training workers take on a machine without GPUs.
+
+    Named as `ray.init` takes them. GPUs are found by Ray itself.
+    """
+    return {
+        "num_cpus": max(slots, os.cpu_count() or 1), "resources": {SLOT: slots},
+        "object_store_memory": _OBJECT_STORE_BYTES,
+    }  # fmt: skip
 
 
 def check_token(environment: Mapping[str, str]) -> None:
@@ -60,18 +79,16 @@ def check_token(environment: Mapping[str, str]) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the settings of `cluster` or `local` for a shell to evaluate; the exit status."""
-    tables = {"cluster": CLUSTER_SETTINGS, "local": LOCAL_SETTINGS}
-    if len(arguments) != 1 or arguments[0] not in tables:
-        print(f"usage: python -m slm_ray.ray_environment {'|'.join(tables)}", file=sys.stderr)
+    """Print the settings of a cluster for a shell to evaluate; the exit status."""
+    if list(arguments) != ["cluster"]:
+        print("usage: python -m slm_ray.ray_environment cluster", file=sys.stderr)
         return 2
     try:
-        if arguments[0] == "cluster":
-            check_token(os.environ)
+        check_token(os.environ)
     except ResourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, value in tables[arguments[0]].items():
+    for name, value in CLUSTER_SETTINGS.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
 

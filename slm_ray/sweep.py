@@ -1,6 +1,6 @@
 """Ray Tune over LoRA rank and learning rate: each trial is a Ray Train run, judged on validation rows it never saw.
 
-The objective is the track's primary metric, from answers that the trial's own model writes. The result is a table and
+The validation score is the track's primary metric, from answers that the trial's own model writes. The result is a table and
 the best recipe in `run_dir/sweep.json`; a finished sweep is returned from there, and of an interrupted one the finished
 trials are not trained again. It publishes no adapter: the best recipe is then trained on all rows.
 """
@@ -27,7 +27,8 @@ from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
-from slm_ray.training.launch import Plan, fit, plan
+from slm_ray.training.launch import fit
+from slm_ray.training.plan import Plan, plan
 from slm_ray.types import Example
 
 _RESULT = "sweep.json"
@@ -69,10 +70,10 @@ def trials(training: TrainConfig, settings: Search) -> list[TrainConfig]:
     if len(grid) > settings.trials:
         grid = sorted(random.Random(training.seed).sample(grid, settings.trials))
     ratio = training.lora.alpha / training.lora.rank
-    found = []
+    recipes = []
     for rate, rank in grid:
         lora = training.lora.model_copy(update={"rank": rank, "alpha": max(1, round(rank * ratio))})
-        found.append(
+        recipes.append(
             training.model_copy(
                 update={
                     "learning_rate": rate, "lora": lora, "epochs": settings.epochs,
@@ -80,7 +81,7 @@ def trials(training: TrainConfig, settings: Search) -> list[TrainConfig]:
                 }
             )
         )  # fmt: skip
-    return found
+    return recipes
 
 
 def _run(plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settings: Search) -> list[dict[str, Any]]:
@@ -94,33 +95,38 @@ def _run(plans: Sequence[Plan], checked: Sequence[Example], folder: Path, settin
         run_config=tune.RunConfig(name="tune", storage_path=str(folder / "sweep"), verbose=0),
     )
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints its own table in spite of verbose=0
-    with progress.shown([made.progress_path for made in plans]):
+    for planned in plans:
+        if not (
+            planned.folder / "trial.json"
+        ).is_file():  # what an interrupted sweep has left is not how far this one is
+            planned.progress_path.unlink(missing_ok=True)
+    with progress.shown([planned.progress_path for planned in plans]):
         grid = tuner.fit()
     errors = {outcome.config["number"]: str(outcome.error).splitlines()[-1] for outcome in grid if outcome.error}
-    return [_row(made, errors.get(number)) for number, made in enumerate(plans)]
+    return [_row(planned, errors.get(number)) for number, planned in enumerate(plans)]
 
 
 def _trial(config: dict[str, Any], plans: Sequence[Plan], checked: Sequence[Example]) -> None:
     """One trial, in a driver of its own: a Ray Train run named after the recipe, so that a repeat continues it."""
-    made = plans[config["number"]]
-    path = made.folder / "trial.json"
+    planned = plans[config["number"]]
+    path = planned.folder / "trial.json"
     if path.is_file():
         tune.report(read_json(path))
         return
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    outcome = fit(made, validation=checked, callbacks=[TuneReportCallback()])
+    outcome = fit(planned, validation=checked, callbacks=[TuneReportCallback()])
     write_json(path, outcome["metrics"])
     tune.report(outcome["metrics"])
 
 
-def _row(made: Plan, error: str | None) -> dict[str, Any]:
-    config = made.config
+def _row(planned: Plan, error: str | None) -> dict[str, Any]:
+    config = planned.config
     row = {"learning_rate": config.learning_rate, "rank": config.lora.rank, "alpha": config.lora.alpha}
-    if error is not None or not (made.folder / "trial.json").is_file():
+    if error is not None or not (planned.folder / "trial.json").is_file():
         return {**row, "score": None, "error": error or "the trial did not finish"}
-    metrics = read_json(made.folder / "trial.json")
-    return {**row, "score": metrics.pop("objective"), "metrics": metrics}
+    metrics = read_json(planned.folder / "trial.json")
+    return {**row, "score": metrics.pop("validation_score"), "metrics": metrics}
 
 
 def _concurrent(workers: Any) -> int:
@@ -131,5 +137,5 @@ def _concurrent(workers: Any) -> int:
 
 
 def _digest(plans: Sequence[Plan], checked: Sequence[Example]) -> str:
-    parts = [made.folder.name for made in plans]
+    parts = [planned.folder.name for planned in plans]
     return hashlib.sha256(json.dumps([parts, digest(checked)]).encode()).hexdigest()

@@ -19,7 +19,6 @@ from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.book import Book, pending_in
 from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.generate import Question
-from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.provenance import commands
@@ -28,6 +27,7 @@ from slm_ray.fanout import score_all, similar_by
 from slm_ray.ledger import Ledger, bring_in
 from slm_ray.records import Report
 from slm_ray.reports.files import declare
+from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 
@@ -79,8 +79,8 @@ def _ask(
     journals = (Path(config.run_dir) / JOURNALS).absolute()
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     board = Board(planned.track, specs, total, concurrency=config.generation.concurrency, plain=config.no_progress_bar)
-    with board, Interrupt() as interrupt:
-        book = Book(planned, ledger, board, budget, whole=interrupt.whole)
+    with board, SignalGuard() as guard:
+        book = Book(planned, ledger, board, budget, whole=guard.deferred)
         book.open()
         book.show_finished(work)
         try:

@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from collections.abc import Mapping, Set
 from pathlib import Path
-
-from rich.console import Console
 
 from slm_ray import adapters, cluster, storage
 from slm_ray.config import (
@@ -32,8 +29,9 @@ from slm_ray.evaluation.outage import outages
 from slm_ray.evaluation.table import summary
 from slm_ray.fanout import in_order
 from slm_ray.loop.page import write_result
+from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
-from slm_ray.loop.train import bundles, check_template, make_room, train_tracks
+from slm_ray.loop.train import bundles, check_template, placement, train_tracks
 from slm_ray.page.data import Stage
 from slm_ray.prepare import Count, prepare
 from slm_ray.providers import parse
@@ -43,6 +41,7 @@ from slm_ray.tracing import Tracer, offer_all
 from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 
+LOG = "log.txt"
 STAND_IN = "stand-in"
 AZURE_NAMES = ("AZURE_ENDPOINT", "AZURE_DEPLOYMENT", "AZURE_API_KEY")
 
@@ -53,7 +52,7 @@ class Loop:
     def __init__(self, config: LoopConfig, environment: Mapping[str, str]) -> None:
         self.config = config
         self.folder = Path(config.run_dir)
-        self.console = Console()
+        self.log = StepLog(self.folder / LOG)
         self.uses_stand_in = (
             config.stand_in
             and config.llm.startswith("azure:")
@@ -67,20 +66,7 @@ class Loop:
         if self.llm == "azure:":
             self.llm += self.environment.get("AZURE_DEPLOYMENT", "")
         self.base = f"served:{config.serving.name}"
-        self.timings_s: dict[str, float] = {}
         self.endpoint: Endpoint
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Say which step runs and keep the seconds it took in this run; a step that was done before takes next to none."""
-        self.console.rule(f"[bold]{name}", align="left")
-        started = time.monotonic()
-        yield
-        self.timings_s[name] = round(time.monotonic() - started, 1)
-
-    def say(self, text: str) -> None:
-        """Text as it is: `[stand-in]` is no markup, and lines are not cut."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def prepare(self) -> list[TrackRun]:
         """Split every track's rows; the splits of one track share no prompt."""
@@ -90,9 +76,9 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                count=self.token_counter(track), say=self.say, fan_out=in_order,
+                count=self.token_counter(track), say=self.log.say, fan_out=in_order,
             )  # fmt: skip
-            self.console.print(f"{name}: " + ", ".join(f"{rows} {name}" for name, rows in prepared.rows.items()))
+            self.log.outcome(f"{name}: " + ", ".join(f"{rows} {split}" for split, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))
         return runs
 
@@ -100,7 +86,7 @@ class Loop:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None
-        from slm_ray.training.count import token_counter  # transformers takes seconds to import
+        from slm_ray.training.base_model import token_counter  # transformers takes seconds to import
 
         return token_counter(self.config.serving.base)
 
@@ -110,9 +96,9 @@ class Loop:
         if self.uses_stand_in:
             pools = {run.name: run.prepared.path("train") for run in runs}
             stand_in = {"deployment": STAND_IN, "demonstrations": self.config.stand_in_few_shot, "pools": pools}
-            self.console.print("[yellow]no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
+            self.log.note("no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
         endpoint = deploy(self.config.serving, stand_in=stand_in)
-        self.console.print(f"{self.config.serving.name} answers at {endpoint.url}/v1")
+        self.log.outcome(f"{self.config.serving.name} answers at {endpoint.url}/v1")
         return endpoint
 
     def evaluate(self, run: TrackRun, stage: Stage, models: list[str], trained: Mapping[str, Set[str]]) -> None:
@@ -128,7 +114,7 @@ class Loop:
             **dict(self.config.evaluation),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
-        self.say(summary(run.reports[stage]))
+        self.log.say(summary(run.reports[stage]))
         if failed := outages(run.reports[stage], config.max_failed_share):
             raise ModelError(f"{run.name}, {stage} rows: {'; '.join(failed)}")
 
@@ -146,7 +132,8 @@ class Loop:
         write_comparison(found, config)
         run.compared[stage] = found
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
-        self.say(comparison_text(found))
+        self.log.say(comparison_text(found))
+        self.log.outcome(f"verdict: {found.decision.action}")
         return found.decision
 
     def comparison(self, stage: Stage) -> Comparison:
@@ -154,38 +141,38 @@ class Loop:
         comparison = self.config.comparison
         return comparison if stage == "test" else comparison.model_copy(update={"rule": self.config.validation_rule})
 
-    def train(self, losers: list[TrackRun], runs: list[TrackRun]) -> None:
+    def train(self, tracks_to_train: list[TrackRun], runs: list[TrackRun]) -> None:
         """One adapter per track; the endpoint stays up unless training cannot fit beside it."""
-        with self.step("train"):
-            check_template(self.config, losers, self.endpoint)
-            self.say("parity gate: trainer and server see the same tokens for the same prompt")
-            room = make_room(self.config, len(losers))
-            if room.note:
-                self.say(room.note)
-            if not room.beside_endpoint:
+        with self.log.step("train"):
+            check_template(self.config, tracks_to_train, self.endpoint)
+            self.log.say("parity check: trainer and server see the same tokens for the same prompt")
+            place = placement(self.config, len(tracks_to_train))
+            if place.note:
+                self.log.note(place.note)
+            if not place.beside_endpoint:
                 shutdown()
-            train_tracks(self.config, losers, parallel=room.parallel, say=self.say)
-        if not room.beside_endpoint:
-            with self.step("deploy again"):
+            train_tracks(self.config, tracks_to_train, parallel=place.parallel, say=self.log.outcome)
+        if not place.beside_endpoint:
+            with self.log.step("deploy again"):
                 self.endpoint = self.deploy(runs)
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""
-        with self.step("prepare"):
+        with self.log.step("prepare"):
             runs = self.prepare()
-        with self.step("deploy"):
+        with self.log.step("deploy"):
             self.endpoint = self.deploy(runs)
         for run in runs:
-            with self.step(f"evaluate {run.name} (validation rows)"):
+            with self.log.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
-        losers = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
-        if losers:
-            self.train(losers, runs)
+        tracks_to_train = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
+        if tracks_to_train:
+            self.train(tracks_to_train, runs)
         for run in runs:
-            with self.step(f"evaluate {run.name} (test rows)"):
+            with self.log.step(f"evaluate {run.name} (test rows)"):
                 self.finish(run)
-        write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.timings_s)
+        write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.log.timings_s)
         return {run.name: run.compared["test"].decision.action for run in runs}
 
     def finish(self, run: TrackRun) -> None:
@@ -205,7 +192,7 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
     environment = os.environ if environment is None else environment
     this = Loop(config, environment)
     parse(this.llm).provider.check(this.environment)
-    with storage.lock(config.run_dir):
+    with storage.lock(config.run_dir), this.log:
         storage.write_text(Path(config.run_dir) / "config.yaml", dump(config))
         cluster.connect()
         cluster.require(bundles(config, 1), setting="training.workers")

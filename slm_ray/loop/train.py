@@ -1,6 +1,6 @@
-"""The loop's training step: the parity gate, room on the cluster, a sweep if asked for, one adapter per track.
+"""The loop's training step: the parity check, a place on the cluster, a sweep if asked for, one adapter per track.
 
-On scarce GPUs the endpoint may hold what training needs. `make_room` prefers, in this order: all tracks at once beside
+On scarce GPUs the endpoint may hold what training needs. `placement` prefers, in this order: all tracks at once beside
 the endpoint, one track after the other beside it, and training in the endpoint's place. It never waits for resources
 that the loop itself holds.
 """
@@ -18,13 +18,13 @@ from slm_ray.prepare import examples_in
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import sweep
 from slm_ray.training import train_many
-from slm_ray.training.quiet import quiet
+from slm_ray.training.base_model import open_tokenizer, silence_libraries
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Room:
+class Placement:
     """How training fits: tracks at once or in turn, and whether the endpoint has to be down meanwhile."""
 
     parallel: bool
@@ -45,28 +45,27 @@ def bundles(config: LoopConfig, groups: int) -> list[dict[str, float]]:
     return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
-def make_room(config: LoopConfig, tracks: int) -> Room:
+def placement(config: LoopConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
     groups = tracks if config.parallel else 1
     if cluster.fits_now(bundles(config, groups)):
-        return Room(parallel=config.parallel, beside_endpoint=True, note="")
+        return Placement(parallel=config.parallel, beside_endpoint=True, note="")
     if groups > 1 and cluster.fits_now(bundles(config, 1)):
-        return Room(
+        return Placement(
             parallel=False,
             beside_endpoint=True,
             note="beside the endpoint there is room for one training: tracks in turn",
         )
-    return Room(
+    return Placement(
         parallel=config.parallel and cluster.fits(bundles(config, groups)), beside_endpoint=False,
         note="the endpoint holds what training needs: it is taken down for the training and served again after it",
     )  # fmt: skip
 
 
 def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
-    """The parity gate: the token ids that the trainer will see for a prompt are those that the server sees."""
-    quiet()  # before the trainer's libraries, which also take seconds to import
+    """The parity check: the token ids that the trainer will see for a prompt are those that the server sees."""
+    silence_libraries()  # before the trainer's, which also take seconds to import
     from slm_ray.training.parity import check_parity, prompt_token_ids
-    from slm_ray.training.pretrained import open_tokenizer
 
     tokenizer = open_tokenizer(Path(config.serving.base))
     for run in runs:

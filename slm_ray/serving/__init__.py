@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slm_ray.serving.endpoint import Endpoint, deploy, shutdown
-    from slm_ray.serving.probe import token_ids
+    from slm_ray.serving.health import token_ids
 
 __all__ = ["Endpoint", "deploy", "shutdown", "token_ids"]
 
@@ -19,6 +19,6 @@ __all__ = ["Endpoint", "deploy", "shutdown", "token_ids"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from slm_ray.serving import endpoint, probe
+    from slm_ray.serving import endpoint, health
 
-    return getattr(probe if name == "token_ids" else endpoint, name)
+    return getattr(health if name == "token_ids" else endpoint, name)

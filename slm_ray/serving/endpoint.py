@@ -23,7 +23,7 @@ from ray.serve.schema import ApplicationStatus
 from slm_ray import cluster
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
-from slm_ray.serving.probe import chat
+from slm_ray.serving.health import chat
 from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
@@ -65,7 +65,7 @@ def deploy(
     if endpoint.app in _ours(serve.status()):
         _wait(config, endpoint, key)
         return endpoint
-    _make_room(config)
+    _replace_older(config)
     try:
         _start(config, endpoint, settings)
         _wait(config, endpoint, key)
@@ -116,7 +116,7 @@ def _port(app: str) -> int:
     return int(app.split("-")[2])
 
 
-def _make_room(config: Serving) -> None:
+def _replace_older(config: Serving) -> None:
     """Say who holds the address, or take an older endpoint of ours down."""
     status = serve.status()
     ours = _ours(status)
@@ -185,10 +185,10 @@ def _url(config: Serving) -> str:
 
 
 def _free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            listener.bind((host, port))
         except OSError:
             return False
         return True

@@ -1,7 +1,7 @@
 """The endpoint's front: Ray's OpenAI ingress, plus adapters by name, Azure's routes, the stand-in and an API key.
 
 A client names `BASE`, `BASE:ADAPTER` or `ADAPTER`. Whatever an adapter folder holds now is resolved, per request, to a
-name that never means anything else (`adapter_files`); multiplexing, vLLM's table and its prefix cache all go by that name,
+name that never means anything else (`adapter_cache`); multiplexing, vLLM's table and its prefix cache all go by that name,
 and the response's `model` shows it.
 
 Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
@@ -21,8 +21,8 @@ from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import JSONResponse, Response
 
 from slm_ray.errors import SlmRayError
-from slm_ray.serving.access import RequireKey, refusal
-from slm_ray.serving.adapter_files import served_name, served_names
+from slm_ray.serving.adapter_cache import served_name, served_names
+from slm_ray.serving.auth import RequireKey, refusal
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
@@ -52,7 +52,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
         app.add_api_route("/health", _health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
-        app.add_exception_handler(HTTPException, _told)
+        app.add_exception_handler(HTTPException, _http_error)
         if self._api_key_digest:
             app.add_middleware(RequireKey, digest=self._api_key_digest)
         return app
@@ -92,18 +92,18 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
     def _resolve(self, model: str) -> str | None:
         name = model.removeprefix(f"{self._base}:")
         adapter, _, version = name.partition("@")
-        found = served_name(self._adapters_dir, adapter)
-        return found if found is not None and (not version or found == name) else None
+        served = served_name(self._adapters_dir, adapter)
+        return served if served is not None and (not version or served == name) else None
 
     async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
         body.model = await self._get_model_id(body.model)
-        async for part in super()._get_response(body=body, **options):
-            yield part
+        async for chunk in super()._get_response(body=body, **options):
+            yield chunk
 
     async def models(self) -> ModelList:
         """The base and every adapter in the folder."""
         names = await asyncio.to_thread(served_names, self._adapters_dir)
-        return ModelList(data=[self._model_cards[self._base], *(self._card(*found) for found in names.items())])
+        return ModelList(data=[self._model_cards[self._base], *(self._card(*pair) for pair in names.items())])
 
     async def model(self, model_id: str) -> ModelCard | None:
         """The card of one model; None when there is no such model."""
@@ -124,7 +124,7 @@ async def _health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-async def _told(request: Request, error: Any) -> JSONResponse:
+async def _http_error(request: Request, error: Any) -> JSONResponse:
     """HTTPException in OpenAI's error shape; FastAPI's own has none of its fields."""
     code = "model_not_found" if error.status_code == 404 else "bad_request"
     return refusal(error.status_code, code, str(error.detail))

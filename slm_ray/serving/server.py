@@ -25,16 +25,16 @@ from safetensors.torch import load_file
 
 from slm_ray.adapters import WEIGHTS
 from slm_ray.errors import AdapterError, SlmRayError
-from slm_ray.serving.adapter_files import LocalCopies
+from slm_ray.serving.adapter_cache import NodeLocalCache
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
     """One engine and its adapters."""
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]
-        self._copies = LocalCopies()
+        self._cache = NodeLocalCache()
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        loader = functools.partial(CopyLoader, copies=self._copies)
+        loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=OneProcessEngine, model_downloader=loader, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
@@ -52,22 +52,22 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
 
     async def __del__(self) -> None:  # type: ignore[misc]
         await super().__del__()
-        self._copies.close()
+        self._cache.close()
 
 
 class CopyLoader(LoraModelLoader):  # type: ignore[misc]
     """Where the engine gets an adapter's files: the checked copy on this node."""
 
-    def __init__(self, *, copies: LocalCopies, **options: Any) -> None:
+    def __init__(self, *, cache: NodeLocalCache, **options: Any) -> None:
         super().__init__(**options)
-        self._copies = copies
+        self._cache = cache
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
         """Fetch `BASE:NAME`; FileNotFoundError or AdapterError when that cannot be."""
         name = lora_model_id.partition(":")[2]
         adapters_dir = llm_config.experimental_configs["adapters_dir"]
         source = llm_config.model_loading_config.model_source
-        path = await asyncio.to_thread(_fetch, self._copies, adapters_dir, name, source)
+        path = await asyncio.to_thread(_fetch, self._cache, adapters_dir, name, source)
         # Ray asks for an id and never uses it: vLLM counts its own.
         return DiskMultiplexConfig(
             model_id=lora_model_id, local_path=path, max_total_tokens=None, lora_assigned_int_id=1
@@ -95,8 +95,8 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
         self.ctx.run_init_node = False
 
 
-def _fetch(copies: LocalCopies, adapters_dir: str, name: str, source: str) -> str:
-    copy = copies.fetch(adapters_dir, name, _base_folder(source))
+def _fetch(cache: NodeLocalCache, adapters_dir: str, name: str, source: str) -> str:
+    copy = cache.fetch(adapters_dir, name, _base_folder(source))
     for tensor, values in load_file(copy / WEIGHTS).items():
         if not values.isfinite().all():
             raise AdapterError(f"{tensor} of {name} is not finite, its training diverged; train it again")

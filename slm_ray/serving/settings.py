@@ -14,15 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slm_ray.adapters import base_fingerprint
+from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
-from slm_ray.serving.access import key_digest
+from slm_ray.serving.auth import key_digest
 from slm_ray.yaml_file import read_yaml
 
 KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _STAND_IN_KEYS = {"deployment", "demonstrations", "pools"}
 
 
@@ -48,7 +47,7 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
     """Everything resolved: absolute paths, names checked. ModelError when the base is no model, ConfigError otherwise."""
     if not _NAME.fullmatch(config.name):
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
-    base = check_base(config.base)
+    base = check_base(config.base, setting="serving.base")
     adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
     key = environment.get(KEY_NAME, "")
     return AppSettings(
@@ -62,36 +61,11 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
     )
 
 
-def check_base(base: str) -> str:
-    """The absolute folder of a servable base model, or a hub name as it is; ModelError that names what is missing."""
-    folder = Path(base).expanduser().absolute()
-    if not folder.is_dir():
-        if _HUB_NAME.fullmatch(base) and not folder.parent.is_dir():
-            return base
-        raise ModelError(f"there is no base model folder {base}; set serving.base to a folder or a hub name ORG/MODEL")
-    missing = [
-        what
-        for what, names in {
-            "config.json": ("config.json",),
-            "weights (*.safetensors)": ("*.safetensors",),
-            "a tokenizer (tokenizer.json)": ("tokenizer.json", "tokenizer.model"),
-        }.items()
-        if not any(True for name in names for _ in folder.glob(name))
-    ]
-    if not _has_chat_template(folder):
-        missing.append("a chat template (chat_template.jinja)")
-    if missing:
-        raise ModelError(
-            f"{base} is no base model to serve: it lacks {', '.join(missing)}; set serving.base to one that has"
-        )
-    return str(folder)
-
-
 def _fingerprint(base: str) -> str:
     try:
         return base_fingerprint(base) if Path(base).is_dir() else ""
     except AdapterError as error:
-        raise ModelError(f"{base} is no base model to serve: {error}") from None
+        raise ModelError(f"{base} is no base model: {error}") from None
 
 
 def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -135,12 +109,3 @@ def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:
         "demonstrations": stand_in["demonstrations"],
         "pools": pools,
     }
-
-
-def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
-    except (OSError, ValueError):
-        return False

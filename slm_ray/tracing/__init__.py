@@ -4,8 +4,7 @@
 result, and whatever is lost on the way is in the ledger and the report.
 """
 
-from slm_ray.tracing.lineage import adapter_facts
-from slm_ray.tracing.replay import replay
+from slm_ray.tracing.replay import adapter_facts, replay
 from slm_ray.tracing.tracer import Tracer, offer_all
 
 __all__ = ["Tracer", "adapter_facts", "offer_all", "replay"]

@@ -2,7 +2,7 @@
 
 Datasets, items and scores are upserted by ids of ours, so sending them again changes nothing. Spans are not: what was
 not acknowledged is looked up by the run's session before it is sent, and after a request whose answer was lost the
-look-up is repeated until the spans show or `settle_s` has passed. What is done is in the folder's journal and is not
+look-up is repeated until the spans show or `settle_s` has passed. What is done is in the folder's delivery log and is not
 done again. Raises `Problem` where it stops; all that came before it stands.
 """
 
@@ -17,17 +17,17 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from slm_ray.tracing import fit
-from slm_ray.tracing.journal import Journal
+from slm_ray.tracing import truncate
+from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.langfuse import Langfuse
-from slm_ray.tracing.patience import Patience, Problem, wait_s
+from slm_ray.tracing.otlp import SESSION, Span, digest, protobuf, values
 from slm_ray.tracing.record import DATASET, EXPECTED, EXPERIMENT, INPUT, ITEM_ID, ITEM_METADATA, LABEL, SCORE, Run
-from slm_ray.tracing.spans import SESSION, Span, digest, protobuf, values
+from slm_ray.tracing.retry_policy import Problem, RetryPolicy, wait_s
 
 _SPANS_MOST, _SCORES_MOST = 500, 500
 _AT_ONCE = 8  # dataset items go one a request
 _POLL_S = 0.5
-_UNHEARD_TRIES = 6
+_IN_DOUBT_TRIES = 6
 _TOO_LARGE = 413
 
 
@@ -46,22 +46,22 @@ class Delivered:
 
 
 class Delivery:
-    """The sending of one run. `settle_s` is how long an unheard request may take to show."""
+    """The sending of one run. `settle_s` is how long a request in doubt may take to show."""
 
-    def __init__(self, run: Run, langfuse: Langfuse, journal: Journal, patience: Patience, *, settle_s: float) -> None:
+    def __init__(self, run: Run, langfuse: Langfuse, log: DeliveryLog, retry: RetryPolicy, *, settle_s: float) -> None:
         self._run = run
         self._langfuse = langfuse
-        self._journal = journal
-        self._patience = patience
+        self._log = log
+        self._retry = retry
         self._settle_s = settle_s
         self._datasets: dict[str, str] = {}
-        self._unheard: Problem | None = None
+        self._in_doubt: Problem | None = None
 
     def run(self) -> Delivered:
         """Send what is not there yet."""
         items = dict(_items(self._run))
-        items = {key: fields for key, fields in items.items() if key not in self._journal.kept}
-        open_spans = {one["spanId"]: one for one in self._run.spans if one["spanId"] not in self._journal.kept}
+        items = {key: fields for key, fields in items.items() if key not in self._log.acknowledged}
+        open_spans = {one["spanId"]: one for one in self._run.spans if one["spanId"] not in self._log.acknowledged}
         scores = [score for one in self._run.spans for score in _scores(one)]
         if items or open_spans:
             self._open_datasets()
@@ -71,14 +71,14 @@ class Delivery:
 
     def _open_datasets(self) -> None:
         for name in sorted({str(found) for one in self._run.spans if (found := values(one).get(DATASET))}):
-            self._datasets[name] = self._patience.tries(partial(self._langfuse.dataset, name, {"source": "slm_ray"}))
+            self._datasets[name] = self._retry.call(partial(self._langfuse.dataset, name, {"source": "slm_ray"}))
 
     def _send_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
         self._upsert({key: partial(self._langfuse.item, fields) for key, fields in items.items()})
 
     def _send_spans(self, spans: dict[str, Span]) -> int:
         sent = failures = 0
-        while spans := {key: one for key, one in spans.items() if key not in self._journal.kept}:
+        while spans := {key: one for key, one in spans.items() if key not in self._log.acknowledged}:
             there = self._present(spans)
             try:
                 for group in self._groups([one for key, one in spans.items() if key not in there]):
@@ -86,38 +86,38 @@ class Delivery:
                     sent += len(group)
             except Problem as problem:
                 failures += 1
-                if not problem.unheard or failures == _UNHEARD_TRIES:
+                if not problem.in_doubt or failures == _IN_DOUBT_TRIES:
                     raise
-                self._unheard = problem
-                self._patience.pause(wait_s(failures, problem), problem)
+                self._in_doubt = problem
+                self._retry.pause(wait_s(failures, problem), problem)
         return sent
 
     def _groups(self, spans: list[Span]) -> Iterator[list[Span]]:
-        ready = [fit.fitted(self._in_dataset(one)) for one in spans]
-        return fit.packed(ready, size=fit.size_bytes, limit_bytes=fit.SPANS_BYTES, most=_SPANS_MOST)
+        ready = [truncate.truncated(self._in_dataset(one)) for one in spans]
+        return truncate.batches(ready, size=truncate.size_bytes, limit_bytes=truncate.SPANS_BYTES, most=_SPANS_MOST)
 
     def _post(self, group: list[Span]) -> None:
         """Send a group, in halves where it is too large for this server."""
         ids = [one["spanId"] for one in group]
         body = protobuf(group, {"service.name": "slm-ray", SESSION: self._run.session})
-        self._journal.note("sent", ids)
+        self._log.note("sent", ids)
         try:
-            self._patience.tries(partial(self._langfuse.spans, body), again_when_unheard=False)
+            self._retry.call(partial(self._langfuse.spans, body), retry_in_doubt=False)
         except Problem as problem:
-            if not problem.unheard:
-                self._journal.note("refused", ids)
+            if not problem.in_doubt:
+                self._log.note("refused", ids)
             if problem.status != _TOO_LARGE:
                 raise
             self._post_smaller(group, problem)
             return
-        self._journal.note("kept", ids)
+        self._log.note("acknowledged", ids)
 
     def _post_smaller(self, group: list[Span], problem: Problem) -> None:
         if len(group) > 1:
             self._post(group[: len(group) // 2])
             self._post(group[len(group) // 2 :])
             return
-        shorter = fit.fitted(group[0], fit.VALUE_BYTES // 30)
+        shorter = truncate.truncated(group[0], truncate.VALUE_BYTES // 30)
         if shorter == group[0]:
             raise problem
         self._post([shorter])
@@ -127,13 +127,13 @@ class Delivery:
         since_ns = min(int(one["startTimeUnixNano"]) for one in spans.values())
         while True:
             there = self._pages(since_ns) & spans.keys()
-            doubtful = [one for one in spans if one in self._journal.doubtful and one not in there]
-            if time.time() >= self._journal.doubtful_until_s(doubtful, self._settle_s):
+            unseen_ids = [one for one in spans if one in self._log.in_doubt and one not in there]
+            if time.time() >= self._log.in_doubt_until_s(unseen_ids, self._settle_s):
                 break
-            unseen = Problem(f"{len(doubtful)} spans were sent and have not shown up yet")
-            self._patience.pause(_POLL_S, self._unheard or unseen)
+            unseen = Problem(f"{len(unseen_ids)} spans were sent and have not shown up yet")
+            self._retry.pause(_POLL_S, self._in_doubt or unseen)
         if there:
-            self._journal.note("kept", there)
+            self._log.note("acknowledged", there)
         return there
 
     def _pages(self, since_ns: int) -> set[str]:
@@ -141,7 +141,7 @@ class Delivery:
         cursor: str | None = None
         while True:
             ask = partial(self._langfuse.present, self._run.session, since_ns, cursor)
-            page, cursor = self._patience.tries(ask)
+            page, cursor = self._retry.call(ask)
             found |= page
             if not cursor or not page:
                 return found
@@ -156,19 +156,21 @@ class Delivery:
     def _send_scores(self, scores: list[dict[str, Any]]) -> int:
         groups = {
             digest("scores", *map(repr, group)): group
-            for group in fit.packed(scores, size=_score_bytes, limit_bytes=fit.SCORES_BYTES, most=_SCORES_MOST)
+            for group in truncate.batches(
+                scores, size=_score_bytes, limit_bytes=truncate.SCORES_BYTES, most=_SCORES_MOST
+            )
         }
-        left = {key: group for key, group in groups.items() if key not in self._journal.kept}
+        left = {key: group for key, group in groups.items() if key not in self._log.acknowledged}
         self._upsert({key: partial(self._langfuse.scores, group) for key, group in left.items()})
         return sum(map(len, left.values()))
 
     def _upsert(self, requests: Mapping[str, Callable[[float], None]]) -> None:
-        """Send what may be sent twice, a few at once; the journal keeps the keys of those that went through."""
-        for keys in fit.packed(requests, size=lambda key: 1, limit_bytes=_AT_ONCE, most=_AT_ONCE):
-            problems = _at_once([partial(self._patience.tries, requests[key]) for key in keys])
+        """Send what may be sent twice, a few at once; the delivery log keeps the keys of those that went through."""
+        for keys in truncate.batches(requests, size=lambda key: 1, limit_bytes=_AT_ONCE, most=_AT_ONCE):
+            problems = _at_once([partial(self._retry.call, requests[key]) for key in keys])
             done = [key for key, problem in zip(keys, problems, strict=True) if problem is None]
             if done:
-                self._journal.note("kept", done)
+                self._log.note("acknowledged", done)
             for problem in problems:
                 if problem is not None:
                     raise problem
@@ -201,8 +203,8 @@ def _items(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         seen.add(found[ITEM_ID])
         fields = {
-            "dataset_name": found[DATASET], "id": found[ITEM_ID], "input": _tree(fit.cut_prompt(str(found[INPUT]))),
-            "expected_output": fit.cut(str(found[EXPECTED])), "metadata": _tree(str(found[ITEM_METADATA])),
+            "dataset_name": found[DATASET], "id": found[ITEM_ID], "input": _tree(truncate.truncate_prompt(str(found[INPUT]))),
+            "expected_output": truncate.truncate(str(found[EXPECTED])), "metadata": _tree(str(found[ITEM_METADATA])),
         }  # fmt: skip
         yield digest("item", json.dumps(fields, sort_keys=True)), fields
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from slm_ray.errors import DataError
 from slm_ray.storage import row_of, write_jsonl
+from slm_ray.tracing.otlp import KIND, SESSION, lines, resource_of, spans_of
 from slm_ray.tracing.record import Run
-from slm_ray.tracing.spans import KIND, SESSION, lines, resource_of, spans_of
 
 FILE_NAME = "traces.jsonl"
 _FIX = "delete the file, and the next run or replay makes it anew"
 
 
-def keep(folder: str | Path, run: Run) -> bool:
+def write_run(folder: str | Path, run: Run) -> bool:
     """Write a run into the folder's trace file; the earlier one of its kind goes, other kinds stay.
 
     False, and the file as it was, when it holds this very run.
@@ -30,7 +30,7 @@ def keep(folder: str | Path, run: Run) -> bool:
     return True
 
 
-def kept(folder: str | Path) -> list[Run]:
+def read_runs(folder: str | Path) -> list[Run]:
     """The runs of a folder's trace file, in its order; none when there is no file, and none that is not of this house."""
     path = Path(folder) / FILE_NAME
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}

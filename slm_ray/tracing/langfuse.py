@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from slm_ray.tracing.patience import Problem
-from slm_ray.tracing.spans import digest
+from slm_ray.tracing.otlp import digest
+from slm_ray.tracing.retry_policy import Problem
 
 CLOUD = "https://cloud.langfuse.com"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -139,8 +139,8 @@ class Langfuse:
         try:
             yield
         except httpx.TransportError as error:
-            unheard = not isinstance(error, _NEVER_SENT)
-            raise Problem(_words(error), passing=True, unheard=unheard) from None
+            in_doubt = not isinstance(error, _NEVER_SENT)
+            raise Problem(_words(error), transient=True, in_doubt=in_doubt) from None
         except (httpx.InvalidURL, ValueError) as error:
             raise Problem(
                 f"{type(error).__name__}: not a Langfuse of the version that this program speaks to"
@@ -161,7 +161,7 @@ def _refuse(status: int, headers: Mapping[str, str]) -> NoReturn:
     advice = _ADVICE.get(status, "its own fault" if broken else "the request was refused")
     raise Problem(
         f"HTTP {status}: {advice}", status=status, retry_after_s=_retry_after_s(headers.get("retry-after", "")),
-        passing=broken or status in (408, 429), unheard=broken or status == 408,
+        transient=broken or status in (408, 429), in_doubt=broken or status == 408,
     )  # fmt: skip
 
 

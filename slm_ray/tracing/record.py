@@ -19,7 +19,7 @@ from typing import Any
 from slm_ray.ledger import Entry
 from slm_ray.records import Report, RowResult
 from slm_ray.reports.encoding import encode
-from slm_ray.tracing.spans import SESSION, Span, Value, digest, digest_of, span
+from slm_ray.tracing.otlp import SESSION, Span, Value, digest, digest_of, span
 from slm_ray.types import Comparison, Completion, Decision
 
 SCORE, LABEL = "slm_ray.score.", "slm_ray.label."

@@ -7,22 +7,24 @@ runs, as a loop's does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from slm_ray import adapters
 from slm_ray.config import TraceConfig
-from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
 from slm_ray.ledger import Entry, Ledger
 from slm_ray.records import AnswerResult
 from slm_ray.reports.files import load_report
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
-from slm_ray.tracing.file import FILE_NAME, keep, kept
-from slm_ray.tracing.journal import Journal
+from slm_ray.tracing.delivery_log import DeliveryLog
+from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
-from slm_ray.tracing.lineage import lineage
-from slm_ray.tracing.patience import Patience, Problem
-from slm_ray.tracing.record import Run, evaluation
+from slm_ray.tracing.record import Lineage, Run, evaluation
+from slm_ray.tracing.retry_policy import Problem, RetryPolicy
+from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
 LEDGER, REPORT, CONFIG = "ledger.sqlite", "report.json", "config.yaml"
@@ -45,7 +47,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, Patience(config.wait_s), settle_s=config.visible_within_s)
+        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=config.visible_within_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
@@ -59,16 +61,16 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
 
 
 def send_folders(
-    folders: Sequence[Path], langfuse: Langfuse, patience: Patience, *, settle_s: float
+    folders: Sequence[Path], langfuse: Langfuse, retry: RetryPolicy, *, settle_s: float
 ) -> tuple[Delivered, int]:
     """What was sent of how many runs; raises Problem where it stops."""
     total, runs = Delivered(), 0
-    patience.tries(langfuse.check)
+    retry.call(langfuse.check)
     for folder in folders:
         with lock(folder):
-            journal = Journal(folder, langfuse.destination)
+            log = DeliveryLog(folder, langfuse.destination)
             for run in runs_of(folder):
-                total += Delivery(run, langfuse, journal, patience, settle_s=settle_s).run()
+                total += Delivery(run, langfuse, log, retry, settle_s=settle_s).run()
                 runs += 1
     return total, runs
 
@@ -83,8 +85,8 @@ def folders_of(root: Path) -> list[Path]:
 def runs_of(folder: Path) -> list[Run]:
     """The runs of one folder, the evaluation's made from its ledger and report."""
     if (folder / REPORT).is_file() and (folder / LEDGER).is_file():
-        keep(folder, _evaluated(folder))
-    return kept(folder)
+        write_run(folder, _evaluated(folder))
+    return read_runs(folder)
 
 
 def _evaluated(folder: Path) -> Run:
@@ -102,7 +104,8 @@ def _evaluated(folder: Path) -> Run:
     for row in rows:
         for spec, answer in row.models.items():
             answers[spec][row.id] = _matching(by_row.get((spec, row.id), []), answer, folder, spec, row.id)
-    return evaluation(report, rows, answers, lineage(list(report.models), _adapters_dir(folder)))
+    models = [model.facts for model in report.models.values()]
+    return evaluation(report, rows, answers, lineage(models, _adapters_dir(folder)))
 
 
 def _matching(entries: list[Entry], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Entry:
@@ -122,3 +125,24 @@ def _adapters_dir(folder: Path) -> str | None:
         return None
     settings = read_yaml(folder / CONFIG, what="config")
     return settings.get("adapters_dir") if isinstance(settings, dict) else None
+
+
+def lineage(models: Iterable[ModelFacts], adapters_dir: str | None) -> dict[str, Lineage]:
+    """Where the served adapters among the models come from, by spec; nothing for one whose manifest is not there."""
+    found: dict[str, Lineage] = {}
+    for model in models:
+        if model.adapter is None:
+            continue
+        found[model.spec] = {"adapter": model.adapter}
+        with contextlib.suppress(AdapterError):
+            if adapters_dir:
+                found[model.spec] = adapter_facts(adapters.load_manifest(adapters_dir, model.adapter))
+    return found
+
+
+def adapter_facts(manifest: adapters.Manifest) -> Lineage:
+    """An adapter's origin: its id, its base by content, its training rows and its recipe by digest."""
+    return {
+        "adapter": manifest.id, "base": manifest.base, "base_fingerprint": manifest.base_fingerprint,
+        "training_data_digest": manifest.data_digest, "recipe_digest": manifest.config_digest, "rank": manifest.rank,
+    }  # fmt: skip

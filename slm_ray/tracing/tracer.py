@@ -19,13 +19,12 @@ from typing import Any
 from slm_ray.errors import SlmRayError
 from slm_ray.records import Report
 from slm_ray.tracing.delivery import Delivery
-from slm_ray.tracing.file import keep
-from slm_ray.tracing.journal import Journal
+from slm_ray.tracing.delivery_log import DeliveryLog
+from slm_ray.tracing.file import write_run
 from slm_ray.tracing.langfuse import Langfuse
-from slm_ray.tracing.lineage import lineage
-from slm_ray.tracing.patience import Patience, Problem
 from slm_ray.tracing.record import Entries, Lineage, Rows, Run, comparison, evaluation, training
-from slm_ray.tracing.replay import folders_of, send_folders
+from slm_ray.tracing.replay import folders_of, lineage, send_folders
+from slm_ray.tracing.retry_policy import Problem, RetryPolicy
 from slm_ray.types import Comparison, Decision
 
 _SHARE, _MOST_S, _MOMENT_S = 0.04, 30.0, 3.0
@@ -47,7 +46,7 @@ class Tracer:
 
     def evaluation(self, report: Report, rows: Rows, answers: Entries) -> None:
         """Write and offer an evaluation that has its report."""
-        origins = lineage(report.models, self._adapters_dir)
+        origins = lineage([model.facts for model in report.models.values()], self._adapters_dir)
         self._offer(evaluation(report, rows, answers, origins), self._share_s)
 
     def comparison(self, found: Comparison, decision: Decision) -> None:
@@ -70,7 +69,7 @@ class Tracer:
         if langfuse is not None:  # the sending has a thread of its own, which may not read the ledger
             run = dataclasses.replace(run, spans=tuple(run.spans))
         try:
-            keep(self._folder, run)
+            write_run(self._folder, run)
         except SlmRayError as error:
             _warn(f"the trace is not kept: {error}")
             if langfuse is not None:
@@ -79,9 +78,9 @@ class Tracer:
         if langfuse is None:
             return
 
-        def send(patience: Patience) -> None:
-            patience.tries(langfuse.check)
-            Delivery(run, langfuse, Journal(self._folder, langfuse.destination), patience, settle_s=_SETTLE_S).run()
+        def send(retry: RetryPolicy) -> None:
+            retry.call(langfuse.check)
+            Delivery(run, langfuse, DeliveryLog(self._folder, langfuse.destination), retry, settle_s=_SETTLE_S).run()
 
         _bounded(send, budget_s(), langfuse, self._folder)
 
@@ -93,21 +92,21 @@ def offer_all(run_dir: str | Path, environment: Mapping[str, str], *, took_s: fl
         return
     root = Path(run_dir)
 
-    def send(patience: Patience) -> None:
-        send_folders(folders_of(root), langfuse, patience, settle_s=_SETTLE_S)
+    def send(retry: RetryPolicy) -> None:
+        send_folders(folders_of(root), langfuse, retry, settle_s=_SETTLE_S)
 
     _bounded(send, min(_MOST_S, _SHARE * took_s), langfuse, root)
 
 
-def _bounded(send: Callable[[Patience], None], budget_s: float, langfuse: Langfuse, folder: Path) -> None:
+def _bounded(send: Callable[[RetryPolicy], None], budget_s: float, langfuse: Langfuse, folder: Path) -> None:
     """Let `send` have `budget_s` and no more; one warning when it did not get to its end."""
-    patience = Patience(budget_s)
+    retry = RetryPolicy(budget_s)
     problem: str | None = "the sending broke off"
 
     def work() -> None:
         nonlocal problem
         try:
-            send(patience)
+            send(retry)
             problem = None
         except (Problem, SlmRayError, OSError) as error:
             problem = str(error)
@@ -117,8 +116,8 @@ def _bounded(send: Callable[[Patience], None], budget_s: float, langfuse: Langfu
     sender = threading.Thread(target=work, name="langfuse", daemon=True)
     sender.start()
     sender.join(budget_s)
-    patience.stop()
-    if problem and (sender.is_alive() or patience.is_over()):
+    retry.stop()
+    if problem and (sender.is_alive() or retry.is_over()):
         problem = f"not done within {budget_s:.2g} s"
     if problem:
         _warn(

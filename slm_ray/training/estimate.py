@@ -49,13 +49,10 @@ def estimate(
     row_tokens: int,
     use_gpu: bool,
     checkpointing: bool,
-    plain_stack: bool = False,
 ) -> Estimate:
     """Bytes for a Llama-like base described by its config.json, rows padded to `row_tokens`.
 
-    `checkpointing`: only layer inputs are kept and one layer at a time is computed again. `plain_stack`: what training
-    took before TRL's fused head: embeddings upcast to fp32 (PEFT's k-bit preparation) and every logit built, in bf16, in
-    fp32, as log-probability and as gradient. It is there to hold the formula against figures measured that way.
+    `checkpointing`: only layer inputs are kept and one layer at a time is computed again.
     """
     shape = _Shape.of(architecture)
     tokens = recipe.per_device_batch * row_tokens
@@ -66,10 +63,10 @@ def estimate(
     lora = shape.layers * recipe.lora.rank * sum(rows + columns for rows, columns in chosen)
     layer = tokens * shape.layer_bytes(row_tokens, eager=not use_gpu)
     kept = shape.layers * tokens * shape.hidden * _BF16_BYTES + layer if checkpointing else shape.layers * layer
-    logits = tokens * (3 * _FP32_BYTES + _BF16_BYTES) if plain_stack else min(tokens, _FUSED_ROWS) * 2 * _FP32_BYTES
+    logits = min(tokens, _FUSED_ROWS) * 2 * _FP32_BYTES
     slack = _FRAGMENTATION if use_gpu else 1.0
     return Estimate(
-        base=linear * weight_bytes + embedding * (_FP32_BYTES if plain_stack else _BF16_BYTES),
+        base=linear * weight_bytes + embedding * _BF16_BYTES,
         lora=lora * 3 * _FP32_BYTES,  # weights, gradients and DDP's buckets
         optimizer=lora * (2 if "8bit" in recipe.optimizer else 8),
         activations=kept * slack,

@@ -6,12 +6,9 @@ over the same rows and base is one run: finished, it is returned at once; interr
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +21,17 @@ from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
-from slm_ray.corpus.render import digest
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
+from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
-from slm_ray.training.quiet import quiet
-from slm_ray.training.traces import FINISHED, trace
-from slm_ray.training.work import Work
+from slm_ray.training.base_model import silence_libraries
+from slm_ray.training.plan import Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
-# Not part of what is learned: where files lie, how often a run may fail, how often it saves.
-_INCIDENTAL: Any = {
-    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "workers": {"max_failures"},
-}  # fmt: skip
+FINISHED = "finished.json"
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A checked run: what will be trained on what, under a name that follows from the content."""
-
-    config: TrainConfig
-    folder: Path
-    examples: tuple[Example, ...]
-    lengths: tuple[int, ...]
-    base_fingerprint: str
-    config_digest: str
-    data_digest: str
-
-    @property
-    def progress_path(self) -> Path:
-        return self.folder / f"{self.config.name}.json"
 
 
 def train(config: TrainConfig, *, show: bool = True) -> Manifest:
@@ -64,9 +40,9 @@ def train(config: TrainConfig, *, show: bool = True) -> Manifest:
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads. `show` writes progress to stderr.
     """
-    made = plan(config)
-    manifest = _train(made, show=show)
-    trace(made.folder, manifest, os.environ)
+    planned = plan(config)
+    manifest = _train(planned, show=show)
+    trace(planned.folder, manifest, os.environ)
     return manifest
 
 
@@ -78,66 +54,43 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manife
     if not parallel or len(configs) == 1:
         return [train(config) for config in configs]
     plans = [plan(config) for config in configs]
-    open_plans = [made for made in plans if _finished(made) is None]
+    open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.require(
-        [bundle for made in open_plans for bundle in _bundles(made.config)], setting="training.workers × tracks"
+        [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
     )
-    with progress.shown([made.progress_path for made in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(made) for made in plans]
+    with progress.shown([planned.progress_path for planned in open_plans]):
+        running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
-    for made, manifest in zip(plans, manifests, strict=True):
-        trace(made.folder, manifest, os.environ)
+    for planned, manifest in zip(plans, manifests, strict=True):
+        trace(planned.folder, manifest, os.environ)
     return manifests
 
 
-def plan(config: TrainConfig, *, limit: int | None = None) -> Plan:
-    """Read and check everything that needs no worker; `limit` takes the first rows only."""
-    # transformers takes seconds to import, which a job that only prints its help should not pay.
-    quiet()
-    from slm_ray.training.pretrained import base_folder, open_tokenizer
-
-    folder = base_folder(config.base)
-    read = rows.read(config.train, config.track).first(limit)
-    rows.refuse_leaks(read, config.track)
-    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
-    fingerprint = adapters.base_fingerprint(folder)
-    data_digest = digest(read.examples)
-    settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
-    config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}".encode()).hexdigest()[:12]
-    base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
-    return Plan(
-        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
-        examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-        data_digest=data_digest,
-    )  # fmt: skip
-
-
-def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    config = made.config
+    config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
     use_gpu = config.workers.per_worker.get("GPU", 0) > 0
-    work = Work(
-        config=config, rows=tuple(rows.conversation(example) for example in made.examples), lengths=made.lengths,
-        use_gpu=use_gpu, progress_path=str(made.progress_path), validation=tuple(validation),
+    payload = WorkerPayload(
+        config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
+        use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
     )  # fmt: skip
-    made.progress_path.unlink(missing_ok=True)
+    progress.start(planned.progress_path)
     # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config=work,
+        train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers.count, use_gpu=use_gpu, resources_per_worker=dict(config.workers.per_worker)
         ),
         run_config=RunConfig(
-            name=made.folder.name,
-            storage_path=str(made.folder.parent),
+            name=planned.folder.name,
+            storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=config.workers.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
@@ -156,24 +109,24 @@ def fit(made: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[A
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def _train(made: Plan, *, show: bool) -> Manifest:
-    if (finished := _finished(made)) is not None:
+def _train(planned: Plan, *, show: bool) -> Manifest:
+    if (finished := _finished(planned)) is not None:
         return finished
-    with lock(made.folder), progress.shown([made.progress_path] if show else []):
-        return _publish(made, fit(made))
+    with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
+        return _publish(planned, fit(planned))
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(made: Plan) -> Manifest:
-    return _train(made, show=False)
+def _in_task(planned: Plan) -> Manifest:
+    return _train(planned, show=False)
 
 
-def _worker(work: Work) -> dict[str, Any]:
-    quiet()
+def _worker(payload: WorkerPayload) -> dict[str, Any]:
+    silence_libraries()
     # Only a worker pays for importing torch, PEFT and TRL.
-    from slm_ray.training.loop import worker
+    from slm_ray.training.worker import worker
 
-    return worker(work)
+    return worker(payload)
 
 
 def _result(reference: Any) -> Manifest:
@@ -186,27 +139,41 @@ def _result(reference: Any) -> Manifest:
     return manifest
 
 
-def _finished(made: Plan) -> Manifest | None:
-    path = made.folder / FINISHED
+def _finished(planned: Plan) -> Manifest | None:
+    path = planned.folder / FINISHED
     if not path.is_file():
         return None
     try:
-        return adapters.load_manifest(made.config.adapters_dir, read_json(path)["adapter"])
+        return adapters.load_manifest(planned.config.adapters_dir, read_json(path)["adapter"])
     except AdapterError:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(made: Plan, outcome: dict[str, Any]) -> Manifest:
-    config = made.config
+def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
+    config = planned.config
     manifest = adapters.publish(
         outcome["adapter"], config.adapters_dir, name=config.name,
         track=open_track(config.track, beside=config.train).name, base=config.base,
-        base_fingerprint=made.base_fingerprint, config_digest=made.config_digest, data_digest=made.data_digest,
-        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in made.examples],
+        base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
+        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
     )  # fmt: skip
-    told = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
-    write_json(made.folder / FINISHED, {"adapter": manifest.id, **told})
+    figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
+    write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest
+
+
+def trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> None:
+    """Write the trace beside the run's files and offer it to Langfuse; nothing for a run that kept no curve."""
+    if not (folder / FINISHED).is_file():
+        return
+    finished = read_json(folder / FINISHED)
+    if "curve" not in finished:
+        return
+    began_ns, ended_ns = finished["bounds_ns"]
+    Tracer(folder, environment).training(
+        manifest.name, origin=adapter_facts(manifest), metrics=finished["metrics"], curve=finished["curve"],
+        bounds_ns=(began_ns, ended_ns),
+    )  # fmt: skip
 
 
 def _bundles(config: TrainConfig) -> list[dict[str, float]]:

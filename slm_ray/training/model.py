@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from slm_ray.config import Lora, Recipe
 from slm_ray.errors import ConfigError
-from slm_ray.training.pretrained import open_tokenizer as open_tokenizer
 
 _EAGER_TOKENS = 1024
 

@@ -1,4 +1,4 @@
-"""The parity gate: the tokens that the trainer saw for a prompt are the tokens that the server sees.
+"""The parity check: the tokens that the trainer saw for a prompt are the tokens that the server sees.
 
 An adapter trained with a chat template and served without one, or with another, scores near zero and looks healthy.
 The trainer's side is read off TRL's tokenised dataset, never derived a second time; the server's side is whatever the

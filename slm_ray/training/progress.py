@@ -1,4 +1,4 @@
-"""How far a training run is: one small JSON file that rank 0 replaces, and a live line for the person who waits.
+"""How far a training run is: one small JSON file that rank 0 replaces, a live line for the person who waits, and the loss curve.
 
 The file is a copy for people; checkpoints are what a run continues from.
 """
@@ -8,22 +8,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from slm_ray.storage import write_json
 
+_CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
 _PLAIN_EVERY = 20  # polls between lines where there is no terminal
-_LONG_START_S = 60
+_LONG_START_S, _SAID_EVERY_S = 60, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,17 +41,36 @@ class Progress:
     gpu_bytes: int | None = None
 
 
+class Starting:
+    """A run that has its turn and has not taken a step yet."""
+
+
+def start(path: Path) -> None:
+    """Say that the run has its turn: its workers are asked for."""
+    write_json(path, {})
+
+
 def write(path: Path, progress: Progress) -> None:
     """Replace the progress file."""
     write_json(path, dataclasses.asdict(progress))
 
 
-def read(path: Path) -> Progress | None:
-    """The latest progress, or None when the run has not taken a step yet."""
+def read(path: Path) -> Progress | Starting | None:
+    """The latest progress; None when the run waits for its turn."""
     try:
-        return Progress(**json.loads(path.read_text(encoding="utf-8")))
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Progress(**found) if found else Starting()
     except (OSError, ValueError, TypeError):
         return None
+
+
+def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """The loss by step as logged, from the first step on in a resumed run too; what is not finite is left out."""
+    return [
+        {name: entry[name] for name in _CURVE if math.isfinite(entry.get(name, math.nan))}
+        for entry in log_history
+        if "loss" in entry
+    ]
 
 
 @contextlib.contextmanager
@@ -64,13 +86,15 @@ def shown(paths: Sequence[Path]) -> Iterator[None]:
         watcher.join()
 
 
-def line(name: str, progress: Progress | None, waited_s: float = 0.0) -> str:
-    """One run in one line; `waited_s` is how long it has been watched."""
+def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0) -> str:
+    """One run in one line; `waited_s` is how long it has been in this state."""
     if progress is None:
-        slow = waited_s > _LONG_START_S
-        return f"{name}: starting workers" + (
-            f" for {waited_s:.0f} s; if others hold the resources it waits for them (see: ray status)" if slow else ""
-        )
+        return f"{name}: waiting for a slot"
+    if isinstance(progress, Starting):
+        if waited_s <= _LONG_START_S:
+            return f"{name}: starting workers"
+        said_s = waited_s // _SAID_EVERY_S * _SAID_EVERY_S  # not another line for each second
+        return f"{name}: starting workers for {said_s:.0f} s; if others hold the resources it waits for them (see: ray status)"
     gpu = f", {progress.gpu_bytes / 1e9:.1f} GB on the GPU" if progress.gpu_bytes else ""
     return (
         f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}, "
@@ -88,22 +112,24 @@ def news(lines: Sequence[str], said: set[str]) -> list[str]:
 
 def _watch(paths: list[Path], done: threading.Event) -> None:
     console = Console(stderr=True)
-    started = time.monotonic()
+    started_s: dict[Path, float] = {}
+
+    def lines() -> list[str]:
+        now_s = time.monotonic()
+        states = [(path, read(path)) for path in paths]
+        for path, state in states:
+            if state is not None:
+                started_s.setdefault(path, now_s)
+        return [line(path.stem, state, now_s - started_s.get(path, now_s)) for path, state in states]
+
     if not console.is_terminal:
         polls, said = 0, set[str]()
         while not done.wait(_POLL_S):
             polls += 1
             if polls % _PLAIN_EVERY == 0:
-                for text in news([line(path.stem, read(path), time.monotonic() - started) for path in paths], said):
+                for text in news(lines(), said):
                     print(text, file=sys.stderr, flush=True)
         return
-    with Live(_table(paths, 0.0), console=console, transient=True, auto_refresh=False) as live:
+    with Live(console=console, transient=True, auto_refresh=False) as live:
         while not done.wait(_POLL_S):
-            live.update(_table(paths, time.monotonic() - started), refresh=True)
-
-
-def _table(paths: list[Path], waited_s: float) -> Table:
-    table = Table.grid()
-    for path in paths:
-        table.add_row(line(path.stem, read(path), waited_s))
-    return table
+            live.update(Text("\n".join(lines())), refresh=True)

@@ -27,7 +27,7 @@ _LOGS = 25  # reports of a run, at most about this many
 _SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 
 
-class LikeLengths(Sampler[int]):  # type: ignore[misc]
+class LengthGroupedSampler(Sampler[int]):  # type: ignore[misc]
     """Row numbers, shuffled by seed and epoch, rows of like length in the same global batch; a short batch comes last."""
 
     def __init__(self, lengths: Sequence[int], global_batch: int, seed: int) -> None:
@@ -51,10 +51,10 @@ class LikeLengths(Sampler[int]):  # type: ignore[misc]
         yield from order[whole:]
 
 
-class _TellEpoch(TrainerCallback):  # type: ignore[misc]
+class _EpochCallback(TrainerCallback):  # type: ignore[misc]
     """Tells the sampler which epoch begins; accelerate's way does not reach it when a run resumes inside an epoch."""
 
-    def __init__(self, order: LikeLengths) -> None:
+    def __init__(self, order: LengthGroupedSampler) -> None:
         self._order = order
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
@@ -69,12 +69,12 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LikeLengths:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
         recipe = self._recipe
         batch = recipe.per_device_batch * recipe.gradient_accumulation * self.args.world_size
-        order = LikeLengths([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
-        self.add_callback(_TellEpoch(order))
+        order = LengthGroupedSampler([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
+        self.add_callback(_EpochCallback(order))
         return order
 
     def compute_loss(

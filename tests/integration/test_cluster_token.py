@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.cluster import stranger_hears
+from slm_ray.cluster import answer_without_token
 from slm_ray.ray_environment import CLUSTER_SETTINGS
 
 pytestmark = pytest.mark.heavy
@@ -116,7 +116,7 @@ def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(tmp_path: Path) -> 
             body = {"entrypoint": f"touch {marks[name]}"}
             assert status(found, "POST", "/api/jobs/", body, token) in (401, 403)
         assert status(found, "GET", "/api/version", token=TOKEN) == 200
-        assert stranger_hears(found.gcs) == "refusal"
+        assert answer_without_token(found.gcs) == "refusal"
         for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
             stranger = join(found, token | {"HOME": str(tmp_path)})
             assert stranger.returncode == 2 and "ran" not in stranger.stdout
@@ -130,7 +130,7 @@ def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(tmp_path: Path) -> 
 
 def test_a_cluster_that_asks_for_no_token_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
     with head(tmp_path, {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}) as found:
-        assert stranger_hears(found.gcs) == "answer"
+        assert answer_without_token(found.gcs) == "service"
         refused = join(found, {"HOME": str(tmp_path)})
         assert refused.returncode == 2
         assert "asks for no token" in refused.stdout and "ray get-auth-token --generate" in refused.stdout

@@ -17,7 +17,7 @@ from slm_ray.errors import DataError
 from slm_ray.fanout import in_order, score_all, similar_by
 from slm_ray.prepare import prepare
 from slm_ray.scoring import score_rows
-from slm_ray.training.count import token_counter
+from slm_ray.training.base_model import token_counter
 
 pytestmark = pytest.mark.heavy
 

@@ -97,6 +97,11 @@ def left_behind(run: Path, within_s: float = 20) -> list[str]:
     return found
 
 
+def leads_to_a_living_ray() -> bool:
+    """Whether Ray's note of the cluster on this machine is gone, or is of a cluster that answers."""
+    return not Path("/tmp/ray/ray_current_cluster").exists() or cluster.noted_address() is not None
+
+
 def calls(run: Path, stage: str) -> dict[str, int]:
     """Answers in each track's ledger of one stage."""
     counts = {}
@@ -123,7 +128,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     output, _ = first.communicate(timeout=90)
     assert first.returncode != 0, output
     assert left_behind(run) == []
-    assert cluster.left_behind() is None, "the next job on this machine would wait for the Ray that has ended"
+    assert leads_to_a_living_ray(), "the next job on this machine would wait for the Ray that has ended"
     with_validation = calls(run, "validation")
     assert with_validation == {"structured": 16, "toolcall": 16}
 
@@ -131,7 +136,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     output, _ = second.communicate(timeout=600)
     assert second.returncode == 0, output
     assert left_behind(run) == []
-    assert cluster.left_behind() is None, "the next job on this machine would wait for the Ray that has ended"
+    assert leads_to_a_living_ray(), "the next job on this machine would wait for the Ray that has ended"
     with_adapters = {track: count + 8 for track, count in with_validation.items()}
     assert calls(run, "validation") == with_adapters, (
         "the adapter answers the validation rows too, and nobody else again"

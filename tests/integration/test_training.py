@@ -21,7 +21,7 @@ from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.storage import read_jsonl
-from slm_ray.tracing.spans import spans_of, values
+from slm_ray.tracing.otlp import spans_of, values
 from slm_ray.training import train, train_many
 
 pytestmark = pytest.mark.heavy

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.command import read
+from slm_ray.command import output_folder, read
 from slm_ray.config import JudgeConfig, PrepareConfig
 from slm_ray.errors import ConfigError
 
@@ -46,3 +46,21 @@ def test_help_shows_the_defaults_that_this_job_has(capsys: pytest.CaptureFixture
             read(kind, "What it does.", ["--help"])
         shown = capsys.readouterr().out
         assert said in shown and "--NAME VALUE" in shown and "--set a.b=c" in shown
+
+
+@pytest.mark.parametrize(
+    ("place", "reason"),
+    [("file", "it is a file"), ("file/under", "file is a file"), ("/proc/self/x", "read-only"), ("a\0b", "NUL")],
+)
+def test_a_folder_that_can_hold_no_results_is_refused_and_nothing_is_made(
+    place: str, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("kept", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"^adapters_dir .*{reason}.*; give a folder"):
+        output_folder(str(tmp_path / place), setting="adapters_dir")
+    assert output_folder(str(tmp_path / "new" / "run")) == tmp_path / "new" / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_is_only_read_may_be_on_a_read_only_disk() -> None:
+    assert output_folder("/proc/self/fd", is_written=False) == Path("/proc/self/fd")

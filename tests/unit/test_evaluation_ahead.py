@@ -22,13 +22,13 @@ from slm_ray.evaluation.asker import Asker, Opened, Terms
 from slm_ray.evaluation.book import Book
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.generate import Question
-from slm_ray.evaluation.interrupt import Interrupt
 from slm_ray.evaluation.live import Board
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.worker import Worker, terms_of
 from slm_ray.ledger import Answer, Journal, Ledger, Part, parts
 from slm_ray.providers import parse
 from slm_ray.providers.pace import Gate, Limit, Pace
+from slm_ray.signals import SignalGuard
 from slm_ray.types import Completion, Message, Prompt
 
 ROWS = [
@@ -277,8 +277,8 @@ def test_a_signal_leaves_no_half_of_what_was_heard(tmp_path: Path, when: str, nu
         ledger.plan(found.id, found.rows())
         ledger.begin(found.id, {})
         questions = arm.pending(found.examples, ledger)
-        with Interrupt() as interrupt:
-            book = Book(found, ledger, board, Signalling(config, {}), whole=interrupt.whole)
+        with SignalGuard() as guard:
+            book = Book(found, ledger, board, Signalling(config, {}), whole=guard.deferred)
             with pytest.raises(KeyboardInterrupt):
                 book.grant(arm, questions, begin=False)
                 answers = [

@@ -17,16 +17,16 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "records", "errors", "tables", "yaml_file", "config", "command", "ray_environment"},
+    {"types", "records", "errors", "tables", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "ledger", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks"},
+    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"),
+    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
@@ -44,7 +44,7 @@ SIDEWAYS = {
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop"},
+    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "aiohttp": {"providers"},
     "torch": {"training", "serving", "encoders"},

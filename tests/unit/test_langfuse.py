@@ -22,9 +22,9 @@ from traced_run import LLM, SLM, finished
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.tracing import replay
-from slm_ray.tracing.file import kept
+from slm_ray.tracing.file import read_runs
+from slm_ray.tracing.otlp import values
 from slm_ray.tracing.record import SCORE
-from slm_ray.tracing.spans import values
 
 ROOT = Path(__file__).parents[2]
 ROWS = 20
@@ -37,7 +37,7 @@ def send(folder: Path, server: LangfuseServer, *, wait_s: float = 60, settle_s: 
 
 
 def score_count(folder: Path) -> int:
-    return sum(key.startswith(SCORE) for run in kept(folder) for one in run.spans for key in values(one))
+    return sum(key.startswith(SCORE) for run in read_runs(folder) for one in run.spans for key in values(one))
 
 
 def whole(folder: Path, server: LangfuseServer, rows: int = ROWS) -> None:
@@ -221,7 +221,9 @@ def test_a_ten_megabyte_answer_is_cut_in_what_is_sent_and_whole_on_disk(tmp_path
     assert server.largest[SPANS] < 4_000_000
     assert answer.startswith(sent.partition("… [cut here: ")[0])
     assert sent.endswith(f" of {len(answer)} characters are in traces.jsonl only]")
-    assert answer in [values(one).get("langfuse.observation.output") for run in kept(tmp_path) for one in run.spans]
+    assert answer in [
+        values(one).get("langfuse.observation.output") for run in read_runs(tmp_path) for one in run.spans
+    ]
 
 
 @pytest.mark.parametrize("at", [SPANS, SCORES, ITEMS])

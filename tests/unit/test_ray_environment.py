@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import yaml
 
 from slm_ray.errors import ResourceError
-from slm_ray.ray_environment import CLUSTER_SETTINGS, LOCAL_SETTINGS, check_token
+from slm_ray.ray_environment import CLUSTER_SETTINGS, LOCAL_SETTINGS, check_token, local_resources
+from slm_ray.submit import submit
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
@@ -80,14 +82,72 @@ def test_a_host_with_a_token_starts_in_token_mode_with_all_settings(command: str
     assert "a" * 64 not in ended.stdout + ended.stderr
 
 
-def test_the_script_takes_the_settings_of_a_ray_of_ours() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "slm_ray.ray_environment", "local"], cwd=ROOT, text=True, capture_output=True, check=True
-    ).stdout
-    assert dict(line.removeprefix("export ").split("=", 1) for line in printed.splitlines()) == LOCAL_SETTINGS
-    script = (ROOT / "jobs" / "on_local_ray.sh").read_text(encoding="utf-8")
-    assert "slm_ray.ray_environment local" in script
-    assert not [name for name in LOCAL_SETTINGS if name in script]
+def test_no_other_file_starts_ray_with_settings_of_its_own() -> None:
+    elsewhere = [
+        path
+        for path in [
+            *(ROOT / "slm_ray").rglob("*.py"),
+            *(ROOT / "jobs").glob("*"),
+            ROOT / "Makefile",
+            ROOT / "cluster.yaml",
+        ]
+        if path.name not in ("ray_environment.py", "command.py")
+        and any(re.search(rf"\b{name}\b\W*[=:]", path.read_text(encoding="utf-8")) for name in LOCAL_SETTINGS)
+    ]
+    assert elsewhere == []
+
+
+@pytest.fixture
+def submitted_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A `ray` beside this interpreter's twin that writes down how it was started, and then ends."""
+    ray = tmp_path / "bin" / "ray"
+    ray.parent.mkdir()
+    ray.write_text('#!/bin/sh\n{ echo "$@"; env; } > "$CALLED"\nexit 1\n')
+    ray.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(ray.with_name("python")))
+    monkeypatch.setenv("CALLED", str(tmp_path / "called"))
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    return tmp_path / "called"
+
+
+def test_a_head_beside_a_job_is_started_with_the_settings_and_a_token_of_its_own(
+    submitted_ray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = dict(os.environ)
+    with pytest.raises(ResourceError, match=r"Ray did not start; see .*ray\.log"):
+        submit(["job.py"], log=tmp_path / "ray.log", slots=3)
+    assert dict(os.environ) == before
+    options, *lines = submitted_ray.read_text().splitlines()
+    environment = dict(line.split("=", 1) for line in lines if "=" in line)
+    assert {**environment, **LOCAL_SETTINGS} == environment
+    assert environment["RAY_AUTH_MODE"] == "token" and len(environment["RAY_AUTH_TOKEN"]) == 64
+    assert "RAY_ADDRESS" not in environment
+    sizes = local_resources(3)
+    assert sizes["num_cpus"] >= 3
+    for option in (
+        "--head",
+        "--dashboard-host=127.0.0.1",
+        f"--num-cpus={sizes['num_cpus']}",
+        '--resources={"slot": 3}',
+    ):
+        assert option in options
+    assert environment["RAY_AUTH_TOKEN"] not in capsys.readouterr().out + options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "slots", "said"),
+    [([], "4", "give the path of one"), (["no.py"], "4", "no.py"), ([__file__], "0", "SLOTS")],
+)
+def test_what_cannot_be_submitted_is_said_in_one_line(
+    arguments: list[str], slots: str, said: str, tmp_path: Path
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "slm_ray.submit", *arguments], text=True, capture_output=True, check=False, cwd=ROOT,
+        env=os.environ | {"RUN": str(tmp_path), "SLOTS": slots},
+    )  # fmt: skip
+    assert (ended.returncode, ended.stderr.count("\n"), ended.stdout) == (2, 1, "")
+    assert ended.stderr.startswith("error: ") and said in ended.stderr
 
 
 def test_ray_looks_for_its_token_where_the_check_does(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from slm_ray.adapters import base_fingerprint, publish
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
-from slm_ray.serving.access import RequireKey, key_digest
-from slm_ray.serving.adapter_files import LocalCopies, served_name, served_names
-from slm_ray.serving.settings import app_settings, bundles, check_base
+from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
+from slm_ray.serving.auth import RequireKey, key_digest
+from slm_ray.serving.settings import app_settings, bundles
 from slm_ray.serving.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
@@ -70,26 +70,26 @@ def test_published_ids_are_their_own_name_and_hand_placed_ones_carry_a_version(t
 
 def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
     adapter = published(tmp_path)
-    copies = LocalCopies()
+    copies = NodeLocalCache()
     copy = copies.fetch(tmp_path / "adapters", adapter, BASE)
     shutil.rmtree(tmp_path / "adapters")
     assert copies.fetch(tmp_path / "adapters", adapter, BASE) == copy
     assert (copy / "adapter_model.safetensors").is_file()
     with pytest.raises(FileNotFoundError):
         copies.fetch(tmp_path / "adapters", "run-000000000000", BASE)
-    LocalCopies().close()  # a second process leaves the folder of a living one alone
+    NodeLocalCache().close()  # a second process leaves the folder of a living one alone
     assert copy.is_dir()
     copies.close()
     assert not copy.exists()
 
 
 def test_folders_of_dead_processes_are_removed() -> None:
-    code = "import os; from slm_ray.serving.adapter_files import LocalCopies; print(LocalCopies().folder, flush=True); os._exit(9)"
+    code = "import os; from slm_ray.serving.adapter_cache import NodeLocalCache; print(NodeLocalCache().folder, flush=True); os._exit(9)"
     left = Path(
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
     )
     assert left.is_dir()
-    LocalCopies().close()
+    NodeLocalCache().close()
     assert not left.exists()
 
 
@@ -99,15 +99,56 @@ def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> 
     name = served_name(folder, "by-hand")
     assert name is not None
     adapter_folder(folder / "by-hand", value=2.0)
-    copies = LocalCopies()
+    copies = NodeLocalCache()
     with pytest.raises(FileNotFoundError, match="replaced"):
         copies.fetch(folder, name, BASE)
     assert not list(copies.folder.glob(".copy-*"))
     copies.close()
 
 
+@pytest.mark.parametrize("name", ["", ".", "../../etc", "/etc", "a/b", "..", ".copy-x", "a@../b", "a@0123", "a\0b"])
+def test_only_plain_names_are_fetched(tmp_path: Path, name: str) -> None:
+    copies = NodeLocalCache()
+    (copies.folder / ".copy-x").mkdir()
+    (copies.folder / "a@0123").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no adapter"):
+        copies.fetch(tmp_path, name, BASE)
+    copies.close()
+
+
+@pytest.mark.parametrize("linked", [".", "adapter_config.json", "adapter_model.safetensors"])
+def test_a_link_out_of_the_folder_is_no_adapter_and_one_within_it_is(tmp_path: Path, linked: str) -> None:
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
+    adapter_folder(folder / "own")
+    (folder / "latest").symlink_to("own")
+    outside = adapter_folder(tmp_path / "elsewhere")
+    if linked == ".":
+        (folder / "out").symlink_to(outside)
+    else:
+        (adapter_folder(folder / "out") / linked).unlink()
+        (folder / "out" / linked).symlink_to(outside / linked)
+    names = served_names(folder)
+    assert set(names) == {"own", "latest"}
+    assert (copies.fetch(folder, names["latest"], BASE) / "adapter_model.safetensors").is_file()
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, "out", BASE)
+    copies.close()
+
+
+def test_a_manifest_that_links_out_of_the_folder_is_not_copied(tmp_path: Path) -> None:
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"base_fingerprint": "secret"}', encoding="utf-8")
+    (adapter_folder(folder / "own") / "manifest.json").symlink_to(secret)
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, "own", BASE)  # not the name it has
+    copy = copies.fetch(folder, served_name(folder, "own") or "", BASE)
+    assert not (copy / "manifest.json").exists()
+    copies.close()
+
+
 def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
-    folder, copies = tmp_path / "adapters", LocalCopies()
+    folder, copies = tmp_path / "adapters", NodeLocalCache()
 
     def refused(adapter: str, reason: str) -> None:
         with pytest.raises((AdapterError, DataError), match=reason):
@@ -155,27 +196,11 @@ def test_what_the_endpoint_holds_of_the_cluster() -> None:
     assert held(GPU) == [{"GPU": 1, "CPU": 1.0}, {"CPU": 1.0}]
 
 
-@pytest.mark.parametrize("lacking", ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"])
-def test_a_base_folder_that_is_no_model_is_refused(tmp_path: Path, lacking: str) -> None:
-    shutil.copytree(BASE, tmp_path / "base")
-    assert check_base(str(tmp_path / "base")) == str(tmp_path / "base")
-    (tmp_path / "base" / lacking).unlink()
-    with pytest.raises(ModelError, match="is no base model to serve"):
-        check_base(str(tmp_path / "base"))
-
-
 def test_a_base_with_damaged_weights_is_refused(tmp_path: Path) -> None:
     shutil.copytree(BASE, tmp_path / "base")
     (tmp_path / "base/model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="is no base model to serve"):
+    with pytest.raises(ModelError, match="is no base model"):
         app_settings(Serving(config=CPU, base=str(tmp_path / "base")), stand_in=None, environment={})
-
-
-def test_base_names() -> None:
-    assert check_base("meta-llama/Llama-3.1-8B-Instruct") == "meta-llama/Llama-3.1-8B-Instruct"
-    for wrong in ("data/no_such_base", "no_such_base", "/no/such/base"):
-        with pytest.raises(ModelError, match=r"set serving\.base"):
-            check_base(wrong)
 
 
 def test_files_and_names_that_cannot_be_served_are_config_errors(tmp_path: Path) -> None:

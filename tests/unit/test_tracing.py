@@ -17,16 +17,18 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from langfuse_server import PUBLIC, SECRET, SPANS, Fault, LangfuseServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from plain_records import facts
 from traced_run import LLM, SLM, finished
 
 from slm_ray.adapters import Manifest
 from slm_ray.storage import read_jsonl, write_json
 from slm_ray.tracing import Tracer, offer_all, record
-from slm_ray.tracing.fit import cut, cut_prompt, packed
-from slm_ray.tracing.journal import Journal
-from slm_ray.tracing.lineage import lineage
-from slm_ray.tracing.spans import protobuf, spans_of, values
-from slm_ray.training import traces as training_traces
+from slm_ray.tracing.delivery_log import DeliveryLog
+from slm_ray.tracing.otlp import protobuf, spans_of, values
+from slm_ray.tracing.replay import lineage
+from slm_ray.tracing.truncate import batches, truncate, truncate_prompt
+from slm_ray.training.launch import trace as trace_training
+from slm_ray.training.progress import curve
 from slm_ray.types import Comparison, Decision, Interval
 
 ROOT = Path(__file__).parents[2]
@@ -151,11 +153,11 @@ def test_a_finished_training_run_traces_itself_from_its_files(tmp_path: Path) ->
         train_prompts=3, files={},
     )  # fmt: skip
     logged = [{"loss": 2.0, "grad_norm": float("nan"), "step": 1}, {"loss": 1.0, "grad_norm": 3.0, "step": 2}, {"x": 1}]
-    training_traces.trace(tmp_path, manifest, {})
+    trace_training(tmp_path, manifest, {})
     assert not list(tmp_path.iterdir())  # not finished, nothing to tell
-    told = {"metrics": {"loss_last": 1.0}, "curve": training_traces.curve(logged), "bounds_ns": [10**18, 10**18 + 5]}
+    told = {"metrics": {"loss_last": 1.0}, "curve": curve(logged), "bounds_ns": [10**18, 10**18 + 5]}
     write_json(tmp_path / "finished.json", {"adapter": manifest.id, **told})
-    training_traces.trace(tmp_path, manifest, {})
+    trace_training(tmp_path, manifest, {})
     root, first, second = spans(tmp_path)
     known = {key.rpartition(".")[2]: value for key, value in values(root).items() if "metadata" in key}
     assert known == {
@@ -185,8 +187,8 @@ def test_the_compare_job_traces_its_verdict_beside_the_report(tmp_path: Path) ->
 
 
 def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path) -> None:
-    assert lineage(["azure:gpt", "served:tiny", "recorded:a:b"], str(tmp_path)) == {}
-    assert lineage(["served:tiny:x-0123456789ab+3shot"], None) == {
+    assert lineage([facts("azure:gpt"), facts("served:tiny"), facts("recorded:a:b")], str(tmp_path)) == {}
+    assert lineage([facts("served:tiny:x-0123456789ab+3shot", adapter="x-0123456789ab")], None) == {
         "served:tiny:x-0123456789ab+3shot": {"adapter": "x-0123456789ab"}
     }
     home = tmp_path / "x-0123456789ab"
@@ -202,7 +204,7 @@ def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path
         "train_prompts": 3,
     }
     write_json(home / "manifest.json", {"id": home.name, **facts, **others, "files": {}})
-    assert lineage(["served:tiny:x-0123456789ab"], str(tmp_path)) == {
+    assert lineage([facts("served:tiny:x-0123456789ab")], str(tmp_path)) == {
         "served:tiny:x-0123456789ab": {
             "adapter": "x-0123456789ab", "base": "tiny", "base_fingerprint": "f", "training_data_digest": "d",
             "recipe_digest": "c", "rank": 8,
@@ -337,39 +339,39 @@ def test_the_package_is_imported_when_it_sends_and_starts_nothing() -> None:
     assert found.stdout == "False False\nTrue 0 []\n"
 
 
-def test_a_journal_survives_a_line_that_was_cut(tmp_path: Path) -> None:
-    journal = Journal(tmp_path, "here")
-    journal.note("sent", ["a", "b"])
-    journal.note("kept", ["a"])
-    journal.note("sent", ["c"])
-    journal.note("refused", ["c"])
-    Journal(tmp_path, "elsewhere").note("kept", ["b"])
+def test_a_delivery_log_survives_a_line_that_was_cut(tmp_path: Path) -> None:
+    log = DeliveryLog(tmp_path, "here")
+    log.note("sent", ["a", "b"])
+    log.note("acknowledged", ["a"])
+    log.note("sent", ["c"])
+    log.note("refused", ["c"])
+    DeliveryLog(tmp_path, "elsewhere").note("acknowledged", ["b"])
     with (tmp_path / "langfuse.jsonl").open("ab") as file:
         file.write(b'{"to": "here", "event": "ke')
-    again = Journal(tmp_path, "here")
-    again.note("kept", ["d"])
-    last = Journal(tmp_path, "here")
-    assert last.kept == {"a", "d"}
-    assert set(last.doubtful) == {"b"}
-    assert 0 < last.doubtful_until_s(["b"], 5) - time.time() <= 5
-    assert last.doubtful_until_s(["a", "c", "d"], 5) == 0
+    again = DeliveryLog(tmp_path, "here")
+    again.note("acknowledged", ["d"])
+    last = DeliveryLog(tmp_path, "here")
+    assert last.acknowledged == {"a", "d"}
+    assert set(last.in_doubt) == {"b"}
+    assert 0 < last.in_doubt_until_s(["b"], 5) - time.time() <= 5
+    assert last.in_doubt_until_s(["a", "c", "d"], 5) == 0
 
 
 def test_values_are_cut_to_a_size_with_a_mark() -> None:
-    assert cut("short") == "short"
+    assert truncate("short") == "short"
     for text in ("x" * 1000, "\u2028ü" * 500, '"\\\n' * 400):
-        short = cut(text, 100)
+        short = truncate(text, 100)
         kept, _, mark = short.partition("… [cut here: ")
         assert text.startswith(kept)
         assert 30 < len(json.dumps(kept, ensure_ascii=False).encode()) <= 100
         assert mark == f"{len(text) - len(kept)} of {len(text)} characters are in traces.jsonl only]"
     prompt = json.dumps([{"role": "system", "content": "s"}, {"role": "user", "content": "y" * 50_000}])
-    system, user = json.loads(cut_prompt(prompt, 10_000))
+    system, user = json.loads(truncate_prompt(prompt, 10_000))
     assert system == {"role": "system", "content": "s"}
     assert user["content"].startswith("yyy")
     assert "cut here" in user["content"]
-    assert "cut here" in cut_prompt("y" * 50_000, 10_000)
-    groups = list(packed([5, 5, 20, 1, 1, 1], size=lambda size: size, limit_bytes=10, most=2))
+    assert "cut here" in truncate_prompt("y" * 50_000, 10_000)
+    groups = list(batches([5, 5, 20, 1, 1, 1], size=lambda size: size, limit_bytes=10, most=2))
     assert groups == [[5, 5], [20], [1, 1], [1]]
 
 

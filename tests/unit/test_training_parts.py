@@ -15,11 +15,11 @@ from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.training import progress, rows
+from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.objective import validate
 from slm_ray.training.parity import check_parity, prompt_token_ids
-from slm_ray.training.pretrained import open_tokenizer
-from slm_ray.training.trainer import LikeLengths, build, prompt_ids
+from slm_ray.training.trainer import LengthGroupedSampler, build, prompt_ids
+from slm_ray.training.validation_score import validate
 from slm_ray.types import Example
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -49,7 +49,7 @@ def trainer(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> None:
     lengths = [10 + (7 * n) % 50 for n in range(103)]
-    one, other = LikeLengths(lengths, 8, 42), LikeLengths(lengths, 8, 42)
+    one, other = LengthGroupedSampler(lengths, 8, 42), LengthGroupedSampler(lengths, 8, 42)
     torch.manual_seed(1)
     first = list(one)
     torch.rand(5)
@@ -63,7 +63,7 @@ def test_every_rank_agrees_on_the_order_whatever_its_generator_has_done() -> Non
 
 def test_rows_of_like_length_share_a_batch_and_the_short_batch_is_last() -> None:
     lengths = [10 + (7 * n) % 50 for n in range(67)]
-    order = list(LikeLengths(lengths, 8, 42))
+    order = list(LengthGroupedSampler(lengths, 8, 42))
     spreads = [
         max(batch) - min(batch) for i in range(0, 64, 8) if (batch := [lengths[row] for row in order[i : i + 8]])
     ]
@@ -122,7 +122,7 @@ def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
     found = validate(trainer.model, tokenizer, examples(3), track("structured"))
-    assert 0.0 <= found["objective"] == found["exact_match"] <= 1.0
+    assert 0.0 <= found["validation_score"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
 
 
@@ -136,7 +136,12 @@ def test_a_log_repeats_no_line() -> None:
 def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     assert progress.read(path) is None
-    assert progress.line("run", None) == "run: starting workers"
+    assert progress.line("run", None, 400.0) == "run: waiting for a slot"
+    progress.start(path)
+    starting = progress.read(path)
+    assert progress.line("run", starting, 3.0) == "run: starting workers"
+    assert progress.line("run", starting, 64.0).startswith("run: starting workers for 60 s; if others hold")
+    assert progress.line("run", starting, 64.0) == progress.line("run", starting, 88.0), "no line for each second"
     now = progress.Progress(step=3, steps=10, loss=1.25, tokens_per_s=2000.0, eta_s=12.4)
     progress.write(path, now)
     assert progress.read(path) == now

@@ -10,7 +10,7 @@ import pytest
 
 from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.training import rows
-from slm_ray.training.pretrained import base_folder, open_tokenizer
+from slm_ray.training.base_model import base_folder, open_tokenizer
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 

@@ -1,0 +1,20 @@
+"""Base models and the adapters made from them, as folders of files: what they are, what they are called, whether they fit."""
+
+from slm_ray.adapters.base_model import base_fingerprint, check_base, tensors
+from slm_ray.adapters.registry import (
+    MANIFEST,
+    PROMPTS,
+    SETTINGS,
+    WEIGHTS,
+    Manifest,
+    list_adapters,
+    load_manifest,
+    publish,
+    train_prompts,
+    verify,
+)
+
+__all__ = [
+    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "check_base", "list_adapters",
+    "load_manifest", "publish", "tensors", "train_prompts", "verify",
+]  # fmt: skip

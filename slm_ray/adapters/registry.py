@@ -1,0 +1,186 @@
+"""Published LoRA adapters: immutable folders named by content, each tied to its base model by content.
+
+`publish` copies a trained adapter to `adapters_dir/NAME-<12 hex>` in one step: before the rename nothing is visible,
+after it nothing changes. The hex digits come from the weights, the LoRA settings, the base, the training configuration
+and rows, never from the clock, so the same adapter published twice is one adapter. `verify` refuses an adapter over
+another base, or a damaged one, before any weight is loaded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from slm_ray.adapters.base_model import base_config, base_fingerprint, tensors
+from slm_ray.errors import AdapterError, SlmRayError, choices
+from slm_ray.storage import file_digest, read_json, write_json
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What an adapter is and where it comes from. `files` are SHA-256 digests; `train_prompts` counts training rows."""
+
+    id: str
+    name: str
+    track: str
+    base: str
+    base_fingerprint: str
+    config_digest: str
+    data_digest: str
+    metrics: Mapping[str, Any]
+    created: str
+    rank: int
+    alpha: int
+    hidden_size: int | None
+    train_prompts: int
+    files: Mapping[str, str]
+
+
+def publish(
+    source_folder: str | Path,
+    adapters_dir: str | Path,
+    *,
+    name: str,
+    track: str,
+    base: str,
+    base_fingerprint: str,
+    config_digest: str,
+    data_digest: str,
+    metrics: Mapping[str, Any],
+    train_prompts: Iterable[str],
+) -> Manifest:
+    """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
+
+    `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
+    first publication's manifest stands: a second one does not change its metrics or time.
+    """
+    if not _NAME.fullmatch(name):
+        raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
+    source, root = Path(source_folder), Path(adapters_dir)
+    settings = _settings(source / SETTINGS, base)
+    shapes = tensors(source / WEIGHTS)
+    prompts = sorted(set(train_prompts))
+    root.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".publishing-"))
+    try:
+        shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
+        write_json(scratch / SETTINGS, settings)
+        write_json(scratch / PROMPTS, prompts)
+        files = {file: file_digest(scratch / file) for file in (WEIGHTS, SETTINGS, PROMPTS)}
+        manifest = Manifest(
+            id=f"{name}-{_content(settings, files, base_fingerprint, config_digest, data_digest)}",
+            name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
+            data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
+            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(shapes), train_prompts=len(prompts),
+        )  # fmt: skip
+        write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
+        return _reveal(scratch, root, manifest)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_manifest(adapters_dir: str | Path, adapter_id: str) -> Manifest:
+    """The manifest of one published adapter; AdapterError with the known ids when there is none."""
+    if not _ID.fullmatch(adapter_id):
+        raise AdapterError(f"{adapter_id!r} is no adapter id; an id is a name, '-' and 12 hex digits")
+    path = Path(adapters_dir) / adapter_id / MANIFEST
+    if not path.is_file():
+        known = (manifest.id for manifest in list_adapters(adapters_dir))
+        raise AdapterError(f"no adapter {adapter_id!r} in {adapters_dir}; {choices(adapter_id, known)}")
+    try:
+        return Manifest(**read_json(path))
+    except (SlmRayError, TypeError) as error:
+        raise AdapterError(f"{path} is damaged ({error}); delete the folder {adapter_id} and publish again") from None
+
+
+def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
+    """Every published adapter, oldest first; an absent folder holds none."""
+    root = Path(adapters_dir)
+    ids = [path.parent.name for path in root.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name)]
+    return sorted((load_manifest(root, adapter_id) for adapter_id in ids), key=lambda found: (found.created, found.id))
+
+
+def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
+    """The prompt hashes of the rows that an adapter was trained on."""
+    load_manifest(adapters_dir, adapter_id)
+    return frozenset(read_json(Path(adapters_dir) / adapter_id / PROMPTS))
+
+
+def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -> Manifest:
+    """The manifest, once every file is seen to be whole and `base_folder` to be the base it was trained on."""
+    manifest = load_manifest(adapters_dir, adapter_id)
+    home = Path(adapters_dir) / adapter_id
+    for name, expected in manifest.files.items():
+        if not (home / name).is_file():
+            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again")
+        if file_digest(home / name) != expected:
+            raise AdapterError(
+                f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
+            )
+    if (found := base_fingerprint(base_folder)) != manifest.base_fingerprint:
+        raise AdapterError(
+            f"adapter {adapter_id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
+            f" size {manifest.hidden_size}), but {base_folder} is fingerprint {found[:12]}, hidden size"
+            f" {base_config(Path(base_folder)).get('hidden_size')}; give its own base, or train on this one"
+        )
+    return manifest
+
+
+def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:
+    for path in scratch.iterdir():
+        _sync(path)
+        path.chmod(0o444)
+    scratch.chmod(0o755)
+    _sync(scratch)
+    try:
+        os.rename(scratch, root / manifest.id)
+    except OSError as error:
+        # A folder that has content is never replaced: of two publishers of the same adapter the first one stands.
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    _sync(root)
+    return load_manifest(root, manifest.id)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _settings(path: Path, base: str) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        _ = settings["r"], settings["lora_alpha"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"{path} is not a PEFT LoRA configuration ({error!r}); save the adapter again") from None
+    # PEFT writes sets, in whatever order they hash: sorted, the same settings give the same bytes.
+    ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in sorted(settings.items())}
+    return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
+
+
+def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> str:
+    # Not where the base lies: its fingerprint says what it is.
+    portable = {key: value for key, value in settings.items() if key != "base_model_name_or_path"}
+    text = json.dumps([portable, files[WEIGHTS], files[PROMPTS], *parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _hidden_size(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    return next((shape[1] for name, shape in sorted(shapes.items()) if ".q_proj.lora_A" in name), None)

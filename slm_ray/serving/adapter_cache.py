@@ -1,0 +1,151 @@
+"""Adapters as files: which ones a folder holds, what each is called for good, and a checked copy on this node's disk.
+
+    ADAPTERS_DIR/ID/adapter_config.json, adapter_model.safetensors[, manifest.json]
+
+A published adapter (ID ends in 12 hex digits and has a manifest) never changes, so its name is its ID. A folder placed by
+hand may change, so its name is ID@VERSION, where the version comes from its files' identity: replaced files are another
+adapter. vLLM reads files again in the middle of a step and dies when they are gone, so it is only ever given a copy that
+nobody else touches. Nothing outside the folder is ever read: names are checked here, and what a symbolic link leads to
+elsewhere is no adapter. Nothing here knows Ray or vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from slm_ray import adapters, storage
+from slm_ray.errors import AdapterError, ResourceError
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
+_NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}})?")
+_PUBLISHED = re.compile(r".*-[0-9a-f]{12}")
+_FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS)
+_PREFIX = "slm-ray-adapters-"
+
+
+def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
+    """What the engine calls the adapter that the folder holds right now; None when it holds no such adapter."""
+    if not _ID.fullmatch(adapter):
+        return None
+    home = Path(adapters_dir) / adapter
+    try:
+        found = [os.stat(_inside(home / name, adapters_dir)) for name in (adapters.SETTINGS, adapters.WEIGHTS)]
+    except OSError:
+        return None
+    if _published(home):
+        return adapter
+    identity = repr([(file.st_mtime_ns, file.st_ctime_ns, file.st_size, file.st_ino) for file in found])
+    return f"{adapter}@{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+
+
+def served_names(adapters_dir: str | Path) -> dict[str, str]:
+    """Adapter id to served name, for every adapter in the folder; an absent folder holds none."""
+    try:
+        folders = sorted(os.listdir(adapters_dir))
+    except OSError:
+        return {}
+    return {folder: name for folder in folders if (name := served_name(adapters_dir, folder)) is not None}
+
+
+class NodeLocalCache:
+    """Copies of adapters in a temporary folder of this process, kept until `close`.
+
+    Folders that killed processes left behind are removed by the next one.
+    """
+
+    def __init__(self) -> None:
+        _sweep(Path(tempfile.gettempdir()))
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._held = contextlib.ExitStack()
+        self._held.enter_context(storage.lock(self.folder))
+
+    def fetch(self, adapters_dir: str | Path, name: str, base: str | Path) -> Path:
+        """The copy of the adapter served as `name`, made and checked against the `base` folder on first use.
+
+        FileNotFoundError when the shared folder does not hold it (any more); AdapterError when it is damaged or another
+        base's.
+        """
+        if not _NAME.fullmatch(name):
+            raise FileNotFoundError(f"there is no adapter {name!r}")
+        copy = self.folder / name
+        if copy.is_dir():
+            return copy
+        adapter = name.partition("@")[0]
+        if served_name(adapters_dir, adapter) != name:
+            raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
+        scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".copy-"))
+        try:
+            _copy(Path(adapters_dir), adapter, scratch / adapter)
+            if served_name(adapters_dir, adapter) != name:
+                raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
+            check(scratch / adapter, base)
+            os.rename(scratch / adapter, copy)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return copy
+
+    def close(self) -> None:
+        """Remove all copies."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._held.close()
+
+
+def check(home: Path, base: str | Path) -> None:
+    """AdapterError unless `home` holds a whole LoRA adapter of the `base` folder, as far as its files tell."""
+    if _published(home):
+        manifest = adapters.verify(home.parent, home.name, base)
+        if manifest.id != home.name:
+            raise AdapterError(f"the folder {home.name} holds the adapter {manifest.id}; give the folder that name")
+    elif (home / adapters.MANIFEST).is_file():
+        trained_on = storage.read_json(home / adapters.MANIFEST).get("base_fingerprint")
+        if trained_on != adapters.base_fingerprint(base):
+            raise AdapterError(
+                f"adapter {home.name} was trained on another base (fingerprint {trained_on}); give its own"
+            )
+    settings = storage.read_json(home / adapters.SETTINGS)
+    if not isinstance(settings, dict) or not isinstance(settings.get("r"), int):
+        raise AdapterError(f"{adapters.SETTINGS} of {home.name} is no PEFT LoRA configuration; save the adapter again")
+    _check_shapes(home, base)
+
+
+def _check_shapes(home: Path, base: str | Path) -> None:
+    shapes = adapters.tensors(home / adapters.WEIGHTS)
+    if any("lora_embedding" in name for name in shapes):
+        raise AdapterError(f"adapter {home.name} changes the embeddings, which is not served; train linear layers only")
+    expected = storage.read_json(Path(base) / "config.json").get("hidden_size")
+    for name, shape in shapes.items():
+        if ".q_proj.lora_A" in name and expected is not None and shape[1] != expected:
+            raise AdapterError(
+                f"adapter {home.name} is for hidden size {shape[1]}, the base has {expected}; serve it on its own base"
+            )
+
+
+def _published(home: Path) -> bool:
+    return bool(_PUBLISHED.fullmatch(home.name)) and (home / adapters.MANIFEST).is_file()
+
+
+def _copy(adapters_dir: Path, adapter: str, target: Path) -> None:
+    target.mkdir()
+    for name in _FILES:
+        with contextlib.suppress(FileNotFoundError):  # a missing file shows in the check that follows
+            shutil.copyfile(_inside(adapters_dir / adapter / name, adapters_dir), target / name)
+
+
+def _inside(path: Path, adapters_dir: str | Path) -> Path:
+    """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(Path(adapters_dir).resolve()):
+        raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
+    return real
+
+
+def _sweep(folder: Path) -> None:
+    for left in folder.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(ResourceError), storage.lock(left):  # refused while its owner lives
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""A training run before it starts: rows, lengths, template and base checked, and its name, which follows from the content.
+
+The same config over the same rows and base is the same run, wherever its files lie.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from slm_ray import adapters
+from slm_ray.config import TrainConfig
+from slm_ray.corpus.render import digest
+from slm_ray.training import rows
+from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.types import Example
+
+# Not part of what is learned: where files lie, how often a run may fail, how often it saves.
+_INCIDENTAL: Any = {
+    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "workers": {"max_failures"},
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A checked run: what will be trained on what, under a name that follows from the content."""
+
+    config: TrainConfig
+    folder: Path
+    examples: tuple[Example, ...]
+    lengths: tuple[int, ...]
+    base_fingerprint: str
+    config_digest: str
+    data_digest: str
+
+    @property
+    def progress_path(self) -> Path:
+        return self.folder / f"{self.config.name}.json"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerPayload:
+    """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row; `validation` rows are answered and scored at the end."""
+
+    config: TrainConfig
+    rows: tuple[dict[str, Any], ...]
+    lengths: tuple[int, ...]
+    use_gpu: bool
+    progress_path: str
+    validation: tuple[Example, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        config = self.config
+        batch = config.per_device_batch * config.gradient_accumulation * config.workers.count
+        return max(1, round(config.epochs * -(-len(self.rows) // batch)))
+
+
+def plan(config: TrainConfig, *, limit: int | None = None) -> Plan:
+    """Read and check everything that needs no worker; `limit` takes the first rows only."""
+    adapters.check_base(config.base, setting="base")
+    folder = base_folder(config.base)
+    read = rows.read(config.train, config.track).first(limit)
+    rows.refuse_leaks(read, config.track)
+    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
+    fingerprint = adapters.base_fingerprint(folder)
+    data_digest = digest(read.examples)
+    settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
+    config_digest = hashlib.sha256(settings.encode()).hexdigest()
+    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}".encode()).hexdigest()[:12]
+    base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
+    return Plan(
+        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
+        examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
+        data_digest=data_digest,
+    )  # fmt: skip

@@ -1,0 +1,191 @@
+"""What one training worker does: fit in memory, load, resume, train, checkpoint through Ray Train, hand back figures.
+
+Runs on every rank under Ray Train, in lockstep: each rank reports the same number of times, rank 0 attaches the files.
+A problem that another attempt cannot cure is returned as `refused`, not raised, because Ray would retry it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray.train
+import torch
+import transformers
+from transformers import TrainerCallback
+
+from slm_ray.errors import ResourceError
+from slm_ray.trackfile import open_track
+from slm_ray.training import estimate, progress
+from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.plan import WorkerPayload
+from slm_ray.training.trainer import build, deterministic, optimizer_name
+
+
+def worker(payload: WorkerPayload) -> dict[str, Any]:
+    """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    config = payload.config
+    deterministic(config.seed, config.workers.threads, payload.use_gpu)
+    longest = max(payload.lengths)
+    folder = base_folder(config.base)
+    refused = _agree(lambda: _check_memory(payload, folder, longest))
+    if refused is not None:
+        return {"refused": refused}
+    model = add_lora(open_base(folder, config, use_gpu=payload.use_gpu, longest=longest), config.lora)
+    tokenizer = open_tokenizer(folder)
+    with tempfile.TemporaryDirectory() as local:
+        trainer = build(
+            model, tokenizer, payload.rows, config, folder=local, use_gpu=payload.use_gpu, steps=payload.steps
+        )
+        if trainer.args.world_size != config.workers.count:
+            raise RuntimeError(
+                f"each rank would train alone: world size {trainer.args.world_size} of {config.workers.count}"
+            )
+        report = Report(payload)
+        trainer.add_callback(report)
+        with _checkpoint() as resumed:
+            trainer.train(resume_from_checkpoint=resumed)
+        figures, learned = report.figures(trainer), progress.curve(trainer.state.log_history)
+    scores = _validate(trainer, tokenizer, payload) if payload.validation else {}
+    return {"metrics": {**figures, **scores}, "curve": learned}
+
+
+class Report(TrainerCallback):  # type: ignore[misc]
+    """Progress at every log, a checkpoint at every save: in both, all ranks report and rank 0 carries the payload."""
+
+    def __init__(self, payload: WorkerPayload) -> None:
+        self._payload = payload
+        self._rank = ray.train.get_context().get_world_rank()
+        self._path = Path(payload.progress_path)
+        self._started = 0.0
+        self._first_step = 0
+        self._train_s = 0.0
+        self._last: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        # Every rank drops other units; which rows it sees does not depend on this generator.
+        torch.manual_seed(self._payload.config.seed + self._rank)
+        self._started, self._first_step = time.monotonic(), state.global_step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **rest: Any) -> None:
+        if not logs or "loss" not in logs:
+            return
+        self._last = logs
+        elapsed = max(time.monotonic() - self._started, 1e-6)
+        done = state.global_step - self._first_step
+        per_step = (
+            len(self._payload.lengths) * self._payload.config.epochs * _mean(self._payload.lengths) / state.max_steps
+        )
+        now = progress.Progress(
+            step=state.global_step, steps=state.max_steps, loss=logs["loss"], tokens_per_s=done * per_step / elapsed,
+            eta_s=elapsed / max(done, 1) * (state.max_steps - state.global_step),
+            gpu_bytes=torch.cuda.max_memory_reserved() if self._payload.use_gpu else None,
+        )  # fmt: skip
+        if self._rank == 0:
+            progress.write(self._path, now)
+        ray.train.report({"step": now.step, "loss": now.loss, "tokens_per_s": now.tokens_per_s, "eta_s": now.eta_s})
+
+    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        _gather_generators(folder, self._rank)
+        metrics = {"step": state.global_step, "loss": self._last.get("loss")}
+        checkpoint = ray.train.Checkpoint.from_directory(folder) if self._rank == 0 else None
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._train_s = time.monotonic() - self._started
+
+    def figures(self, trainer: Any) -> dict[str, Any]:
+        """What the manifest says about the run; times are of the last attempt."""
+        state, lengths, config = trainer.state, self._payload.lengths, self._payload.config
+        logged = [entry for entry in state.log_history if "loss" in entry]
+        steps_run = state.global_step - self._first_step
+        tokens = sum(lengths) * config.epochs
+        return {
+            "steps": state.global_step, "steps_run": steps_run, "resumed_from": self._first_step, "rows": len(lengths),
+            "epochs": config.epochs, "tokens": round(tokens), "longest_row_tokens": max(lengths),
+            "loss_first": logged[0]["loss"] if logged else None, "loss_last": logged[-1]["loss"] if logged else None,
+            "token_accuracy": logged[-1].get("mean_token_accuracy") if logged else None,
+            "train_s": round(self._train_s, 2),
+            "tokens_per_s": round(tokens * steps_run / state.global_step / max(self._train_s, 1e-6)),
+            "workers": trainer.args.world_size, "optimizer": optimizer_name(trainer),
+            "peak_bytes": _peak_bytes(self._payload.use_gpu),
+        }  # fmt: skip
+
+
+def _check_memory(payload: WorkerPayload, folder: Path, longest: int) -> None:
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    needed = estimate.estimate(
+        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
+    )
+    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
+
+
+def _available_bytes(use_gpu: bool) -> float:
+    if use_gpu:
+        return float(torch.cuda.mem_get_info()[0])
+    # The part of this process that the estimate counts is already in use, here and in the other workers of the node.
+    own = psutil.Process().memory_info().rss
+    return float(psutil.virtual_memory().available / ray.train.get_context().get_local_world_size() + own)
+
+
+def _agree(check: Callable[[], None]) -> str | None:
+    """The first rank's refusal, on every rank, so that none waits for one that has left."""
+    mine = None
+    try:
+        check()
+    except ResourceError as error:
+        mine = str(error)
+    everyone: list[str | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, mine)
+    return next((text for text in everyone if text is not None), None)
+
+
+@contextlib.contextmanager
+def _checkpoint() -> Iterator[str | None]:
+    latest = ray.train.get_checkpoint()
+    if latest is None:
+        yield None
+        return
+    with latest.as_directory() as folder:
+        yield folder
+
+
+def _gather_generators(folder: Path, rank: int) -> None:
+    """Every rank's random generators into rank 0's checkpoint, which is the only one that is kept."""
+    name = f"rng_state_{rank}.pth" if torch.distributed.get_world_size() > 1 else "rng_state.pth"
+    states: list[tuple[str, bytes] | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(states, (name, (folder / name).read_bytes()))
+    if rank == 0:
+        for state in states:
+            if state is not None:
+                (folder / state[0]).write_bytes(state[1])
+
+
+def _validate(trainer: Any, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
+    # Only trials of a sweep generate here, and generation needs nothing of the other ranks.
+    from slm_ray.training.validation_score import validate
+
+    result: dict[str, float] = {}
+    if ray.train.get_context().get_world_rank() == 0:
+        track = open_track(payload.config.track, beside=payload.config.train)
+        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, payload.validation, track)
+    ray.train.report(dict(result))
+    return result
+
+
+def _peak_bytes(use_gpu: bool) -> int:
+    return int(torch.cuda.max_memory_reserved() if use_gpu else psutil.Process().memory_info().rss)
+
+
+def _mean(values: Sequence[int]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,176 @@
+"""Documents are true: commands run or say why not, settings, links, modules and functions that they name exist."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from slm_ray.command import BAD_INPUT, INTERRUPTED
+from slm_ray.config import load
+from slm_ray.errors import SlmRayError
+from slm_ray.verdict.decide import EXIT
+from tools import reference
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+)
+JOBS = {job.name: job for job in reference.jobs()}
+_BLOCK = re.compile(r"(?:^<!-- (?P<marker>.*?) -->\n)?^```bash\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A block of commands in a page; `marker` is the comment above it that says who runs it, or why nobody does."""
+
+    page: Path
+    line: int
+    text: str
+    marker: str | None
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks() -> list[Block]:
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for match in _BLOCK.finditer(text):
+            line = text.count("\n", 0, match.start("text"))
+            found.append(Block(page=page, line=line, text=match["text"], marker=match["marker"]))
+    return found
+
+
+BLOCKS = blocks()
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.marker], ids=str)
+def test_a_block_that_is_not_run_here_says_who_runs_it_or_why_nobody_does(block: Block) -> None:
+    kind, _, rest = (block.marker or "").partition(": ")
+    if kind == "not run":
+        assert len(rest.split()) >= 2, f"{block}: give the reason"
+        for test in re.findall(r"tests/\S+\.py", rest):
+            assert (ROOT / test).is_file(), f"{block}: no {test}"
+    else:
+        who = re.fullmatch(r"run by (tests/\S+\.py)", block.marker or "")
+        assert who, f"{block}: <!-- {block.marker} --> is neither `not run: REASON` nor `run by TEST`"
+        test = (ROOT / who.group(1)).read_text(encoding="utf-8")
+        for example in re.findall(r"examples/([\w-]+)/", block.text):
+            assert f'"{example}"' in test, f"{block}: {who.group(1)} does not run examples/{example}"
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if not block.marker], ids=str)
+def test_a_block_without_a_marker_runs(block: Block, tmp_path: Path) -> None:
+    for name in ("jobs", "data", "tools"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    for name, first in (("my_train.csv", 0), ("my_test.csv", 100)):
+        rows = [f"note {n} about matter {n % 7},{'work' if n % 2 else 'home'}" for n in range(first, first + 20)]
+        (tmp_path / name).write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{block}\n{done.stdout}\n{done.stderr}"
+
+
+def commands() -> Iterator[tuple[Block, str, list[str]]]:
+    """Every call of a job in a block: the block, the job's name, its arguments."""
+    for block in BLOCKS:
+        for line in block.text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            for place, word in enumerate(words):
+                job = re.fullmatch(r"jobs/(\w+)\.py", word)
+                if job:
+                    yield block, job.group(1), words[place + 1 :]
+                elif word == "slm-ray" and words[place + 1 : place + 2]:
+                    yield block, words[place + 1], words[place + 2 :]
+
+
+@pytest.mark.parametrize(
+    ("block", "job", "arguments"), list(commands()), ids=lambda value: str(value) if not isinstance(value, list) else ""
+)
+def test_a_job_in_a_block_is_given_settings_that_exist(block: Block, job: str, arguments: list[str]) -> None:
+    if job not in JOBS:
+        pytest.skip(f"{job} takes no config")
+    settings, overrides = ROOT / "jobs" / f"{job}.yaml", []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--set":
+            overrides.append(next(rest))
+        elif argument.startswith("--"):
+            overrides.append(f"{argument[2:]}={next(rest)}")
+        elif argument.endswith(".yaml"):
+            settings = ROOT / argument
+        else:
+            overrides.append(f"run_dir={argument}")
+    try:
+        load(JOBS[job].model, settings, overrides)
+    except SlmRayError as error:
+        pytest.fail(f"{block}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    generated = {ROOT / "docs" / path for path in reference.PAGES}
+    for link in _LINK.findall(page.read_text(encoding="utf-8")):
+        path = link.partition("#")[0]
+        if path and "://" not in path:
+            target = (page.parent / path).resolve()
+            assert target.exists() or target in generated, f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    named = re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
+def test_every_page_has_a_place_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")} | set(reference.PAGES)
+    assert set(re.findall(r"[\w/-]+\.md", menu)) == pages
+
+
+def test_readme_is_short_and_starts_with_what_to_do() -> None:
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    assert any("examples/tickets/prepare.yaml" in line for line in lines[:40])
+
+
+def test_every_job_and_every_setting_is_in_the_reference() -> None:
+    pairs = {path.stem for path in (ROOT / "jobs").glob("*.yaml") if path.with_suffix(".py").is_file()}
+    listed = {job.name for job in reference.jobs()}
+    assert pairs == listed
+    jobs, settings = reference.jobs_page(), reference.settings_page()
+    for job in reference.jobs():
+        assert f"\n## {job.name}\n" in jobs
+        section = settings.partition(f"\n## {job.name}\n")[2].partition("\n## ")[0]
+        assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == job.model.model_fields.keys()
+    linked = set(re.findall(r"\(#(\w+)\)", settings))
+    assert {title.lower() for title in re.findall(r"^## (\w+)$", settings, re.MULTILINE)} >= linked
+
+
+def test_the_site_loads_nothing_from_elsewhere() -> None:
+    hooks = pytest.importorskip("tools.mkdocs_hooks", reason="`make docs` installs mkdocs", exc_type=ImportError)
+    assert hooks._LOADED.search('<script src="https://unpkg.com/x.js"></script>')
+    assert hooks._LOADED.search('<link rel="stylesheet" href="https://fonts.googleapis.com/css">')
+    assert not hooks._LOADED.search('<a href="https://example.org">there</a> <script src="../assets/x.js"></script>')
+
+
+def test_the_exit_statuses_are_those_of_the_code() -> None:
+    page = (ROOT / "docs/reference/exit-statuses.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| (\d+) \| .*? \| (.*) \|$", page, re.MULTILINE))
+    for action, status in EXIT.items():
+        assert f"**{action}**" in listed[str(status)]
+    assert {str(BAD_INPUT), str(INTERRUPTED), "3"} <= listed.keys()
+    assert "NOT_MEASURED = 3" in (ROOT / "jobs/evaluate.py").read_text(encoding="utf-8")
