@@ -193,7 +193,7 @@ def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path
     }
     home = tmp_path / "x-0123456789ab"
     home.mkdir()
-    facts = {"base": "tiny", "base_fingerprint": "f", "data_digest": "d", "config_digest": "c", "rank": 8}
+    manifest_facts = {"base": "tiny", "base_fingerprint": "f", "data_digest": "d", "config_digest": "c", "rank": 8}
     others = {
         "name": "x",
         "track": "t",
@@ -203,7 +203,7 @@ def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path
         "hidden_size": 4,
         "train_prompts": 3,
     }
-    write_json(home / "manifest.json", {"id": home.name, **facts, **others, "files": {}})
+    write_json(home / "manifest.json", {"id": home.name, **manifest_facts, **others, "files": {}})
     assert lineage([facts("served:tiny:x-0123456789ab")], str(tmp_path)) == {
         "served:tiny:x-0123456789ab": {
             "adapter": "x-0123456789ab", "base": "tiny", "base_fingerprint": "f", "training_data_digest": "d",
