@@ -78,7 +78,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
         rows, list(arms.values()), llm=llm, slm=slm, primary=primary,
         validity=known.core[0] if known else "", run=_run(reports[last]) if last else "",
     )  # fmt: skip
-    cost, part, held = track.cost, track.partial_replacement, guards(final)
+    cost, partial, held = track.cost, track.partial_replacement, guards(final)
     shown = [_shown(made, arms) for made in decisions]
     return {
         "name": track.track,
@@ -99,10 +99,10 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
         "adapter": track.adapter,
         "timings_s": track.timings_s,
         "cost": cost,
-        "cost_rows": [(arms[spec], found) for spec, found in cost.arms.items() if spec in arms] if cost else [],
+        "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
-        "partial": part,
-        "curve": curve(part.curve, part.delta, part.validation_share) if part else None,
+        "partial": partial,
+        "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, rows) if last else None,
     }
 

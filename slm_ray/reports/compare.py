@@ -27,11 +27,11 @@ from slm_ray.yaml_file import read_yaml
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
 
-def comparison_text(found: ComparisonReport) -> str:
+def comparison_text(report: ComparisonReport) -> str:
     """What a person reads; the last line is `FINE_TUNE=0|1`."""
-    partial = found.partial_replacement
-    parts = [cost_text(found.cost), *([partial_replacement_text(partial)] if partial else [])]
-    return verdict_text(found.comparison, found.decision, further=parts)
+    partial = report.partial_replacement
+    parts = [cost_text(report.cost), *([partial_replacement_text(partial)] if partial else [])]
+    return verdict_text(report.comparison, report.decision, further=parts)
 
 
 def compare_reports(config: CompareConfig) -> ComparisonReport:
@@ -65,10 +65,10 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     )
 
 
-def write_comparison(found: ComparisonReport, config: CompareConfig) -> Path:
+def write_comparison(report: ComparisonReport, config: CompareConfig) -> Path:
     """Write it all as JSON to `config.out`, else beside the report; the path. The same reports give the same bytes."""
     path = Path(config.out) if config.out else folder_of(config.report) / COMPARISON
-    storage.write_json(path, encode(found))
+    storage.write_json(path, encode(report))
     return path
 
 

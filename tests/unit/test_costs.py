@@ -17,6 +17,7 @@ from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
 from slm_ray.costs.data_residency import data_residency, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.page.formatting import cost_text
+from slm_ray.providers import parse
 from slm_ray.records import (
     AnswerResult,
     ArmCost,
@@ -316,6 +317,14 @@ def test_where_rows_go(host: str | None, own: bool | None, words: str) -> None:
 
 def test_a_host_is_read_without_user_port_and_path() -> None:
     assert host_of("https://user:word@Host.Example:443/a/b?c@d") == "host.example"
+
+
+@pytest.mark.parametrize("spec", ["openai:claude-3-5-sonnet@20240620", "openai:claude-3-5-sonnet@20240620+3shot"])
+def test_a_name_with_a_date_behind_an_at_is_no_machine_of_one_s_own(spec: str) -> None:
+    report, rows = asked({spec: [answer()]}, served_by=("gpt-x",))
+    model = replace(report.models[spec], facts=parse(spec).facts(endpoint="http://127.0.0.1:8000", environment={}))
+    found = arm(spec, replace(report, models={spec: model}), rows, prices=PRICES, machine=MACHINE)
+    assert (found.kind, found.goes_to.host, found.goes_to.on_premise) == ("tokens", "api.openai.com", False)
 
 
 def test_an_openai_endpoint_of_one_s_own_is_a_machine() -> None:
