@@ -5,13 +5,13 @@ from pathlib import Path
 
 from slm_ray.command import run
 from slm_ray.config import LiveConfig
-from slm_ray.evaluation.attach import follow
+from slm_ray.evaluation.progress import watch
 
 SETTINGS = str(Path(__file__).with_suffix(".yaml"))
 
 
 def main(config: LiveConfig) -> int:
-    ended = follow(config.run_dir, plain=config.no_progress_bar)
+    ended = watch(config.run_dir, no_progress_bar=config.no_progress_bar)
     if ended != "done":
         print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
     return 0 if ended == "done" else 1

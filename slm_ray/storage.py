@@ -1,7 +1,7 @@
 """Text files in and out of a run directory: read with a clear error, written whole or not at all, locked by one owner.
 
 A reader never sees half a file: every write goes to a temporary file in the same folder, is synced, and then takes the
-name in one step. It does not append; what grows is in the ledger.
+name in one step. It does not append; what grows is in a run's log.
 """
 
 from __future__ import annotations

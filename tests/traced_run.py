@@ -1,4 +1,4 @@
-"""A finished evaluation's directory, made of real records without asking any model: ledger, report, scores."""
+"""A finished evaluation's directory, made of real records without asking any model: log, report, scores."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from log_files import log_of
 from plain_records import build
 
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.ledger import Entry, Ledger
 from slm_ray.reports.files import write_report
+from slm_ray.runlog import Response
 from slm_ray.types import Completion, Example, Failure, Usage
 
 LLM, SLM = "azure:gpt", "served:tiny:structured-0123456789ab"
@@ -28,14 +29,14 @@ def example(n: int, question: str = "question") -> Example:
     )
 
 
-def entry(spec: str, row: Example, n: int, *, text: str | None = None, failed: bool = False) -> Entry:
+def entry(spec: str, row: Example, n: int, *, text: str | None = None, failed: bool = False) -> Response:
     completion = Completion(
         text=None if failed else text or row.target,
         failure=Failure(kind="error", reason="HTTP 500", status=500) if failed else None,
         latency_s=0.25 + n / 1e4, usage=Usage(prompt_tokens=20, completion_tokens=7, cached_tokens=4), served_by="m-1",
     )  # fmt: skip
     at_ns = BEGAN_NS + n * 10_000_000
-    return Entry(
+    return Response(
         key=f"{spec} {row.id} {failed}", spec=spec, example_id=row.id, completion=completion, answered_ns=at_ns
     )
 
@@ -47,9 +48,7 @@ def finished(folder: Path, rows: int = 20, *, long_text: str | None = None, fail
         LLM: {row.id: entry(LLM, row, n, failed=failing and n == 1) for n, row in enumerate(examples)},
         SLM: {row.id: entry(SLM, row, n, text=long_text if n == 2 else "{}") for n, row in enumerate(examples)},
     }
-    with Ledger(folder / "ledger.sqlite") as ledger:
-        for given in answers.values():
-            ledger.put_all(given.values())
+    log_of(folder, (response for given in answers.values() for response in given.values())).close()
     completions = {spec: {key: one.completion for key, one in given.items()} for spec, given in answers.items()}
     report, scored = build(track("structured"), examples, completions, trained_on={})
     write_report(folder, report, scored)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from slm_ray.corpus.tracks import defined
-from slm_ray.costs.data_residency import data_residency
+from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
 from slm_ray.types import Usage
@@ -22,11 +22,6 @@ from slm_ray.types import Usage
 UNIT = "USD"
 _DAY_S = 86_400.0
 _HOUR_S = 3_600.0
-_FREE_OF_CALLS = {
-    "recorded": "recorded answers: nothing was asked, so nothing was billed",
-    "fake": "a fake model has no price",
-    "baseline": "a baseline made of training rows: no model is asked",
-}
 
 Evaluation = tuple[Report, Sequence[RowResult]]
 
@@ -81,7 +76,7 @@ def arm(
     correct, scored = _correct(answers, defined(report.track_definition).primary)
     facts = model.facts
     arm_cost = ArmCost(
-        goes_to=data_residency(facts),
+        goes_to=goes_to(facts),
         latency_s=model.latency_s,
         requests=len(answers),
         correct=correct,
@@ -92,7 +87,7 @@ def arm(
             arm_cost, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost"
         )
     elif facts.billing == "none" and price_as is None:
-        arm_cost = replace(arm_cost, reason=_FREE_OF_CALLS.get(facts.kind, "nobody bills for it"))
+        arm_cost = replace(arm_cost, reason="no endpoint was asked, so nothing was billed")
     elif facts.billing == "machine" and price_as is None:
         concurrency = report.provenance.concurrency if report.provenance else None
         arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)

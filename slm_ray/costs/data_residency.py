@@ -1,7 +1,7 @@
 """Where the rows of an evaluation go: the host that reads them, and whether it is one's own.
 
-Told from the host's name alone; nothing is resolved or contacted. A host that is neither loopback, private nor known to
-be a vendor's is said to be unknown.
+Told from the names of hosts alone; nothing is resolved or contacted. A host that is neither loopback, private nor known
+to be a vendor's is said to be unknown.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from slm_ray.types import ModelFacts
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")
 
 
-def data_residency(facts: ModelFacts) -> DataResidency:
-    """The host that reads a model's prompts, on-premise or not, and both in words."""
+def goes_to(facts: ModelFacts) -> DataResidency:
+    """The privacy row of one arm: host, on-premise or not, and both in words."""
     if facts.host is None:
         return DataResidency(host=None, on_premise=True, words="nowhere: no endpoint is asked")
-    own = on_premise(facts.host)
+    on_site = on_premise(facts.host)
     if facts.stand_in:
         words = "a local stand-in; the model it stands for would read them elsewhere"
     else:
-        whose = {True: "your own machine or network", False: "a vendor", None: "unknown whose"}[own]
-        words = f"{facts.host} ({whose})"
-    return DataResidency(host=facts.host, on_premise=own, words=words)
+        owner = {True: "your own machine or network", False: "a vendor", None: "unknown whose"}[on_site]
+        words = f"{facts.host} ({owner})"
+    return DataResidency(host=facts.host, on_premise=on_site, words=words)
 
 
 def host_of(url: str) -> str:

@@ -1,9 +1,9 @@
-"""What a run may spend, and what it has spent: no call is granted that could bring it above a limit.
+"""What a run may spend, and what it has spent: no call starts that could bring it above a limit.
 
-A row that was handed out and not heard of counts with the worst it can cost: every attempt it is allowed, its whole
-prompt (a token is at least a byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus
-the worst case of every attempt that nobody heard. Attempts that were refused (429, 5xx) cost nothing. So the limits hold whatever the endpoint does, and a run ends a
-little below them. Money counts for the arms whose model the price file names; the other limits count for all.
+A request in flight counts with the worst it can cost: every attempt it is allowed, its whole prompt (a token is at least a
+byte) and `max_tokens` of answer. An answer replaces that by what it was billed for, plus the worst case of every attempt
+that was sent and never answered. Attempts that were refused (429, 5xx) cost nothing. So the limits hold whatever the
+endpoint does, and a run ends a little below them. Money counts for the arms whose model the price file names; the other limits count for all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from slm_ray.config import EvaluateConfig
 from slm_ray.costs.prices import Price, price_list, price_of
 from slm_ray.errors import ConfigError
-from slm_ray.evaluation.generate import Question
+from slm_ray.runlog import Request
 from slm_ray.types import Completion, ModelFacts, Prompt
 from slm_ray.yaml_file import read_yaml
 
@@ -23,6 +23,7 @@ _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and pe
 _TURN_TOKENS = 8
 
 
+_LIMITS = {"max_calls": "calls", "max_tokens_total": "tokens", "max_cost_usd": "usd"}
 _FREE = Price(name="", input_usd_per_mtok=0.0, cached_input_usd_per_mtok=0.0, output_usd_per_mtok=0.0)
 
 
@@ -54,26 +55,29 @@ class Budget:
         self.spent = Spent()
         self.blocked_by: str | None = None
 
-    def room(self, spec: str, questions: Sequence[Question]) -> int:
-        """How many of the questions, from the first, may be asked; these are held until `settle`."""
-        for granted, question in enumerate(questions):
-            if question.key in self._held:  # handed out again: what became of the first time nobody knows
-                self.lose(spec, question.prompt, question.key)
-            worst = self.worst(spec, question.prompt).times(self._config.generation.max_attempts)
-            if self._over(self.spent + self._holding + worst):
-                return granted
-            self._held[question.key] = worst
-            self._holding += worst
-        return len(questions)
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is a limit at all."""
+        return any(getattr(self._config, name) is not None for name in _LIMITS)
 
-    def settle(self, spec: str, key: str, prompt: Prompt, completion: Completion) -> None:
+    def reserve(self, request: Request) -> bool:
+        """Whether the request may be asked; what it can cost at most is then held until `charge`."""
+        if not self.is_limited:
+            return True
+        worst = self.worst(request.spec, request.prompt).times(self._config.generation.max_attempts)
+        if self._over(self.spent + self._holding + worst):
+            return False
+        self._held[request.key] = worst
+        self._holding += worst
+        return True
+
+    def charge(self, spec: str, key: str, prompt: Prompt, completion: Completion) -> None:
         """An answer arrived: what it was billed for takes the place of what was held."""
-        self.release(key)
+        self._holding += self._held.pop(key, Spent()).times(-1)
         self._add(spec, self.billed(spec, prompt, completion))
 
-    def lose(self, spec: str, prompt: Prompt, key: str = "") -> None:
-        """A row that was handed out, in this run or an earlier one, will not be heard of: it may have been billed."""
-        self.release(key)
+    def charge_worst_case(self, spec: str, prompt: Prompt) -> None:
+        """A request was started and its answer will never arrive: it may have been billed."""
         self._add(spec, self.worst(spec, prompt).times(self._config.generation.max_attempts))
 
     def usd(self, spec: str) -> float | None:
@@ -87,23 +91,19 @@ class Budget:
         return Spent(calls=1, tokens=asked + answered, usd=self._price(spec).usd(asked, answered))
 
     def billed(self, spec: str, prompt: Prompt, completion: Completion) -> Spent:
-        """What a row has cost: the usage it states (the worst where an answer states none), and its possibly billed attempts."""
-        possibly_billed = self.worst(spec, prompt).times(completion.possibly_billed)
+        """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
+        unheard = self.worst(spec, prompt).times(completion.possibly_billed)
         usage, failure = completion.usage, completion.failure
         heard = failure is None or failure.kind != "error"
         calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens
             usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            return possibly_billed + calls + Spent(tokens=tokens, usd=usd)
+            return unheard + calls + Spent(tokens=tokens, usd=usd)
         if not heard:
-            return possibly_billed  # an endpoint that says no bills nothing
+            return unheard  # an endpoint that says no bills nothing
         worst = self.worst(spec, prompt)
-        return possibly_billed + calls + Spent(tokens=worst.tokens, usd=worst.usd)
-
-    def release(self, key: str) -> None:
-        """Hold nothing any more for a row that was handed out: it was not asked, or its cost is known."""
-        self._holding += self._held.pop(key, Spent()).times(-1)
+        return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 
     def _add(self, spec: str, more: Spent) -> None:
         self.spent += more
@@ -114,10 +114,9 @@ class Budget:
         return self._prices.get(spec, _FREE)
 
     def _over(self, worst: Spent) -> bool:
-        limits = {"max_calls": worst.calls, "max_tokens_total": worst.tokens, "max_cost_usd": worst.usd}
-        for name, value in limits.items():
+        for name, field in _LIMITS.items():
             limit = getattr(self._config, name)
-            if limit is not None and value > limit:
+            if limit is not None and getattr(worst, field) > limit:
                 self.blocked_by = f"{name} {limit:g}"
                 return True
         return False

@@ -1,4 +1,4 @@
-"""What an evaluation is about to do, checked in full before anything starts: rows, models, ledger keys.
+"""What an evaluation is about to do, checked in full before anything starts: rows, models, log keys.
 
 No call is made and nothing is written. A key holds the data, the row, the model, the body to be sent and the repeat, so
 that a changed setting asks again and an unchanged one never does. Rows that a model was trained on are refused here.
@@ -18,11 +18,9 @@ from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
-from slm_ray.evaluation.generate import Question
-from slm_ray.ledger import Ledger, Planned, finished
-from slm_ray.ledger import key as ledger_key
 from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
+from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
 from slm_ray.storage import read_lines
 from slm_ray.trackfile import open_track
 from slm_ray.types import Example, ModelFacts, Prompt
@@ -32,7 +30,7 @@ from slm_ray.types import Example, ModelFacts, Prompt
 class Arm:
     """One model of the evaluation. `spec` is its name in the report, `provider` opens it on any worker.
 
-    `keys` are the ledger keys by example id, `again` those of the further repeats. `prompts` are what it is shown, by
+    `keys` are the log keys by example id, `again` those of the further repeats. `prompts` are what it is shown, by
     example id, where that is not the example's own prompt.
     """
 
@@ -49,14 +47,17 @@ class Arm:
         """The keys by example id of every repeat, from the first."""
         return (self.keys, *self.again)
 
-    def pending(self, examples: tuple[Example, ...], ledger: Ledger) -> list[Question]:
+    def pending(self, examples: tuple[Example, ...], log: RunLog) -> list[Request]:
         """What has no finished answer yet, repeat by repeat."""
         return [
-            Question(key=keys[row.id], example_id=row.id, prompt=self.prompts.get(row.id, row.prompt))
-            for keys in self.repeats
-            for row, entry in zip(examples, ledger.entries(keys[row.id] for row in examples), strict=True)
-            if entry is None or not finished(entry.completion)
-        ]
+            Request(
+                key=keys[row.id], spec=self.spec, example_id=row.id, prompt=self.prompts.get(row.id, row.prompt),
+                repeat=repeat,
+            )
+            for repeat, keys in enumerate(self.repeats)
+            for row in examples
+            if not log.is_finished(keys[row.id])
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,15 +74,15 @@ class Plan:
     @property
     def id(self) -> str:
         """16 hex digits that two plans share when they ask the same."""
-        parts = "\n".join(row.key for row in self.rows())
+        parts = "\n".join(request.key for request in self.requests())
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
-    def rows(self) -> Iterator[Planned]:
-        """Every question of the plan."""
+    def requests(self) -> Iterator[PlannedRequest]:
+        """Everything that the plan asks."""
         for arm in self.arms:
             for repeat, keys in enumerate(arm.repeats):
                 for example_id, key in keys.items():
-                    yield Planned(key=key, spec=arm.spec, example_id=example_id, repeat=repeat)
+                    yield PlannedRequest(key=key, spec=arm.spec, example_id=example_id, repeat=repeat)
 
 
 def plan(
@@ -121,7 +122,7 @@ def _arm(
     repeats: tuple[dict[str, str], ...] = tuple({} for _ in range(config.repeats))
     for example_id, body in bodies:
         for repeat, keys in enumerate(repeats):
-            keys[example_id] = ledger_key(data, example_id, who, body, repeat)
+            keys[example_id] = request_key(data, example_id, who, body, repeat)
     return Arm(
         spec=model.spec, provider=provider, facts=model.facts(endpoint=config.endpoint, environment=environment),
         environment=provider.select(environment), keys=repeats[0], again=repeats[1:], prompts=prompts,

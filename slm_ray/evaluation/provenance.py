@@ -1,6 +1,6 @@
 """What a reader needs to believe a report: rows in and out, calls that went wrong, digests, versions, commands.
 
-All of it comes from the plan, the ledger and the config; the clock and the machine stay out, except for the folder names
+All of it comes from the plan, the log and the config; the clock and the machine stay out, except for the folder names
 that the config itself holds.
 """
 
@@ -16,14 +16,14 @@ from typing import Any
 
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
-from slm_ray.ledger import Ledger, outcome
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
+from slm_ray.runlog import RunLog, outcome
 
 PACKAGES = ("slm-ray", "ray", "aiohttp", "numpy", "scipy")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
-def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance:
+def provenance(plan: Plan, log: RunLog, config: EvaluateConfig) -> Provenance:
     """The provenance of a report.
 
     `retries` and `refused` count over all repeats and all attempts at a row; `in_doubt` counts calls that were started
@@ -31,17 +31,18 @@ def provenance(plan: Plan, ledger: Ledger, config: EvaluateConfig) -> Provenance
     every model, which is every row, or there is no report.
     """
     attempts = possibly_billed = 0
-    for entry in ledger.history(plan.id):
+    keys = {request.key for request in plan.requests()}
+    for entry in log.responses(keys):
         attempts += entry.completion.attempts
         possibly_billed += entry.completion.possibly_billed
-    last = _last(plan, ledger)
+    last = _last(plan, log)
     return Provenance(
         rows_in=len(plan.examples),
         rows_scored=len(plan.examples) - len(last.lacking),
         requests=sum(len(keys) for arm in plan.arms for keys in arm.repeats),
         retries=attempts - last.answered,
         possibly_billed=possibly_billed,
-        in_doubt=sum(ledger.unanswered(plan.id).values()),
+        in_doubt=sum(log.in_doubt(keys).values()),
         refused=last.refused,
         concurrency=config.generation.concurrency,
         training_rows=TrainingRowCheck(
@@ -99,13 +100,14 @@ class _Last:
     lacking: frozenset[str]
 
 
-def _last(plan: Plan, ledger: Ledger) -> _Last:
+def _last(plan: Plan, log: RunLog) -> _Last:
     """Lines of a digest are sorted; going through the questions in that order, none of them has to be held."""
     questions = list(_in_order(plan))
     answered = refused = 0
     lacking = set()
     lines = hashlib.sha256()
-    for (example_id, _), entry in zip(questions, ledger.entries(key for _, key in questions), strict=True):
+    for example_id, key in questions:
+        entry = log.response(key)
         if entry is None:
             lacking.add(example_id)
             continue

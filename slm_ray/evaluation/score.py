@@ -1,7 +1,7 @@
-"""From a ledger to a report, without calling any model: what every evaluation ends with, and what can be done again.
+"""From a log to a report, without calling any model: what every evaluation ends with, and what can be done again.
 
 Beside report.json and scores.jsonl the run's answers come as answers.parquet, one row per question. All of it depends on
-the examples, the config and the ledger alone, so doing it twice gives the same bytes. Nothing is held of an answer but
+the examples, the config and the log alone, so doing it twice gives the same bytes. Nothing is held of an answer but
 its scores: texts are read again for each file that wants them.
 """
 
@@ -15,13 +15,13 @@ from typing import Any
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.leakage import leaked_examples
 from slm_ray.costs.cost import busy_s
+from slm_ray.evaluation.answers import Answers
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.provenance import provenance
-from slm_ray.evaluation.reading import ReadAhead
-from slm_ray.ledger import Entry, Ledger, outcome
 from slm_ray.records import Report
 from slm_ray.reports import files as reports
 from slm_ray.reports.build import ScoreAll, Similar, build
+from slm_ray.runlog import Response, RunLog, outcome
 from slm_ray.scoring import score_rows
 from slm_ray.storage import write_parquet
 from slm_ray.tracing import Tracer
@@ -36,16 +36,14 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def entries(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, ReadAhead[Entry]]:
+def entries(plan: Plan, log: RunLog, repeat: int = 0) -> dict[str, Answers[Response]]:
     """Every arm's answers of one repeat, by spec and example id; DataError when one that is missing is asked for."""
-    return {arm.spec: ReadAhead(ledger, arm.spec, arm.repeats[repeat], lambda entry: entry) for arm in plan.arms}
+    return {arm.spec: Answers(log, arm.spec, arm.repeats[repeat], lambda entry: entry) for arm in plan.arms}
 
 
-def completions(plan: Plan, ledger: Ledger, repeat: int = 0) -> dict[str, ReadAhead[Completion]]:
+def completions(plan: Plan, log: RunLog, repeat: int = 0) -> dict[str, Answers[Completion]]:
     """The same, without key and time."""
-    return {
-        arm.spec: ReadAhead(ledger, arm.spec, arm.repeats[repeat], lambda entry: entry.completion) for arm in plan.arms
-    }
+    return {arm.spec: Answers(log, arm.spec, arm.repeats[repeat], lambda entry: entry.completion) for arm in plan.arms}
 
 
 def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[str]]) -> dict[str, int]:
@@ -55,7 +53,7 @@ def trained_on(examples: tuple[Example, ...], train_prompts: Mapping[str, Set[st
 
 def write_report(
     plan: Plan,
-    ledger: Ledger,
+    log: RunLog,
     config: EvaluateConfig,
     train_prompts: Mapping[str, Set[str]],
     tracer: Tracer,
@@ -63,36 +61,36 @@ def write_report(
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
 ) -> Report:
-    """Score everything, write the three files, and trace it. Answers are read from the ledger as they are needed."""
+    """Score everything, write the three files, and trace it. Answers are read from the log as they are needed."""
     run_dir = Path(config.run_dir)
-    origin = provenance(plan, ledger, config)
-    answers = entries(plan, ledger)
-    repeats = [completions(plan, ledger, repeat) for repeat in range(1, config.repeats)]
+    origin = provenance(plan, log, config)
+    answers = entries(plan, log)
+    repeats = [completions(plan, log, repeat) for repeat in range(1, config.repeats)]
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(
-        plan.track, plan.examples, completions(plan, ledger), facts={arm.spec: arm.facts for arm in plan.arms}, trained_on=seen, similar=similar, score_all=score_all,
+        plan.track, plan.examples, completions(plan, log), facts={arm.spec: arm.facts for arm in plan.arms}, trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
     models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}
     report = replace(report, models=models, provenance=origin)
-    write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, ledger))
+    write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, log))
     reports.write_report(run_dir, report, rows)
     tracer.evaluation(report, rows, answers)
     return report
 
 
-def _busy_s(answers: Mapping[str, Entry]) -> float | None:
+def _busy_s(answers: Mapping[str, Response]) -> float | None:
     return busy_s((entry.answered_ns, entry.completion.latency_s) for entry in answers.values())
 
 
-def _table(plan: Plan, ledger: Ledger) -> Iterator[tuple[Any, ...]]:
+def _table(plan: Plan, log: RunLog) -> Iterator[tuple[Any, ...]]:
     for arm in plan.arms:
         for repeat in range(len(arm.repeats)):
-            found = entries(plan, ledger, repeat)[arm.spec]
+            found = entries(plan, log, repeat)[arm.spec]
             yield from (_columns(found[row.id], repeat) for row in plan.examples)
 
 
-def _columns(entry: Entry, repeat: int) -> tuple[Any, ...]:
+def _columns(entry: Response, repeat: int) -> tuple[Any, ...]:
     answer = entry.completion
     failure, usage = answer.failure, answer.usage
     tokens = usage and (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)

@@ -1,4 +1,4 @@
-"""The body of a chat call: the same for every arm, and the part of a ledger key that says what was asked.
+"""The body of a chat call: the same for every arm, and the part of a log key that says what was asked.
 
 The model's name is not in it: each kind of model adds its own.
 """

@@ -1,7 +1,7 @@
 """What a run did, as traces: always in `traces.jsonl` of its directory, and with keys in Langfuse.
 
 `Tracer` is what a run holds, `replay` sends a finished run again. A trace is a copy: nothing that happens to it changes a
-result, and whatever is lost on the way is in the ledger and the report.
+result, and whatever is lost on the way is in the log and the report.
 """
 
 from slm_ray.tracing.replay import adapter_facts, replay

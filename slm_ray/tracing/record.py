@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from slm_ray.ledger import Entry
 from slm_ray.records import Report, RowResult
 from slm_ray.reports.encoding import encode
+from slm_ray.runlog import Response
 from slm_ray.tracing.otlp import SESSION, Span, Value, digest, digest_of, span
 from slm_ray.types import Comparison, Completion, Decision
 
@@ -31,7 +31,7 @@ _META = "langfuse.observation.metadata."
 _CURVE_POINTS = 200
 
 Rows = Sequence[RowResult]
-Entries = Mapping[str, Mapping[str, Entry]]
+Entries = Mapping[str, Mapping[str, Response]]
 Lineage = Mapping[str, str | int]
 
 
@@ -40,7 +40,7 @@ class Run:
     """The spans of one run. A later run of the same `kind` takes its place in a trace file; `session` is its id.
 
     Spans may be gone through any number of times; those of an evaluation are made anew each time, in the thread that holds
-    its ledger.
+    its log.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class Made:
 
 
 def evaluation(report: Report, rows: Rows, answers: Entries, lineage: Mapping[str, Lineage] | None = None) -> Run:
-    """An evaluation. `answers[spec][example_id]` are the ledger's; `lineage` says where a model comes from, by spec."""
+    """An evaluation. `answers[spec][example_id]` are the log's; `lineage` says where a model comes from, by spec."""
     track, data = report.track, report.examples.digest
     ids = [row.id for row in rows]
     session = digest_of(itertools.chain(("evaluation", track, data), _identities(ids, answers)))
@@ -151,7 +151,7 @@ def item_id(dataset: str, example_id: str) -> str:
     return digest("item", dataset, example_id)
 
 
-def _answer(track: str, spec: str, row: RowResult, entry: Entry, shared: Mapping[str, Value | None]) -> Span:
+def _answer(track: str, spec: str, row: RowResult, entry: Response, shared: Mapping[str, Value | None]) -> Span:
     session, example_id = str(shared[SESSION]), row.id
     completion, judged = entry.completion, row.models[spec]
     failure, span_id = completion.failure, digest("answer", session, spec, example_id, length=16)
@@ -177,7 +177,7 @@ def _answer(track: str, spec: str, row: RowResult, entry: Entry, shared: Mapping
     )  # fmt: skip
 
 
-def _usage(entry: Entry) -> dict[str, Value | None]:
+def _usage(entry: Response) -> dict[str, Value | None]:
     completion, usage = entry.completion, entry.completion.usage
     began = None
     if completion.first_token_s is not None:
@@ -205,7 +205,7 @@ def _run_span(
     )  # fmt: skip
 
 
-def _bounds(entries: Iterable[Entry]) -> tuple[int, int]:
+def _bounds(entries: Iterable[Response]) -> tuple[int, int]:
     """When the first of the answers was asked for and the last one came."""
     start_ns, end_ns = 2**63, 0
     for entry in entries:
@@ -224,7 +224,7 @@ def _said(completion: Completion) -> str:
     return completion.text if completion.text is not None else f"\0{completion.failure}"
 
 
-def _start_ns(entry: Entry) -> int:
+def _start_ns(entry: Response) -> int:
     return entry.answered_ns - int((entry.completion.latency_s or 0.0) * 1e9)
 
 

@@ -1,6 +1,6 @@
 """A finished run to Langfuse, from its directory: what is missing there is sent, what is there stays.
 
-The ledger and the report are the truth: an evaluation's trace is made from them again, and the trace file is written anew
+The log and the report are the truth: an evaluation's trace is made from them again, and the trace file is written anew
 where it is missing or older. Comparisons and training runs are taken from the trace file. A directory may hold several
 runs, as a loop's does.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
-from slm_ray.ledger import Entry, Ledger
 from slm_ray.records import AnswerResult
 from slm_ray.reports.files import load_report
+from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
@@ -27,7 +27,7 @@ from slm_ray.tracing.retry_policy import Problem, RetryPolicy
 from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
-LEDGER, REPORT, CONFIG = "ledger.sqlite", "report.json", "config.yaml"
+LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"
 
 
 def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
@@ -77,30 +77,25 @@ def send_folders(
 
 def folders_of(root: Path) -> list[Path]:
     """The directories of finished runs at and below `root`."""
-    names = (FILE_NAME, LEDGER)
-    found = {path.parent for name in names for path in root.rglob(name)} if root.is_dir() else set()
+    found = {path.parent for path in root.rglob(FILE_NAME)} | {path.parents[1] for path in root.rglob(LOG)}
     return [folder for folder in sorted(found) if (folder / FILE_NAME).is_file() or (folder / REPORT).is_file()]
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """The runs of one folder, the evaluation's made from its ledger and report."""
-    if (folder / REPORT).is_file() and (folder / LEDGER).is_file():
+    """The runs of one folder, the evaluation's made from its log and report."""
+    if (folder / REPORT).is_file() and (folder / LOG).is_file():
         write_run(folder, _evaluated(folder))
     return read_runs(folder)
 
 
 def _evaluated(folder: Path) -> Run:
     report, rows = load_report(folder)
-    by_row: dict[tuple[str, str], list[Entry]] = {}
-    with Ledger(folder / LEDGER, read_only=True) as ledger:
-        seq = 0
-        while True:
-            seq, page = ledger.since(seq)
-            if not page:
-                break
-            for entry in (one for one in page if one.repeat == 0):
-                by_row.setdefault((entry.spec, entry.example_id), []).append(entry)
-    answers: dict[str, dict[str, Entry]] = {spec: {} for spec in report.models}
+    by_row: dict[tuple[str, str], list[Response]] = {}
+    with RunLog(folder) as log:
+        for response in log.responses():
+            if response.repeat == 0:
+                by_row.setdefault((response.spec, response.example_id), []).append(response)
+    answers: dict[str, dict[str, Response]] = {spec: {} for spec in report.models}
     for row in rows:
         for spec, answer in row.models.items():
             answers[spec][row.id] = _matching(by_row.get((spec, row.id), []), answer, folder, spec, row.id)
@@ -108,14 +103,14 @@ def _evaluated(folder: Path) -> Run:
     return evaluation(report, rows, answers, lineage(models, _adapters_dir(folder)))
 
 
-def _matching(entries: list[Entry], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Entry:
-    """The ledger may hold a row several times: other settings, failures that were asked again."""
-    for entry in entries:
-        said = entry.completion
+def _matching(responses: list[Response], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Response:
+    """The log may hold a row several times: other settings, failures that were asked again."""
+    for response in responses:
+        said = response.completion
         if (said.text, said.failure, said.latency_s) == (answer.text, answer.failure, answer.latency_s):
-            return entry
+            return response
     raise DataError(
-        f"{folder / LEDGER} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "
+        f"{folder / LOG} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "
         f"again (nothing is asked twice): python jobs/evaluate.py {folder / CONFIG}"
     )
 

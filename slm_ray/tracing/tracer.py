@@ -66,7 +66,7 @@ class Tracer:
 
     def _offer(self, run: Run, budget_s: Callable[[], float]) -> None:
         langfuse = Langfuse.from_environment(self._environment)
-        if langfuse is not None:  # the sending has a thread of its own, which may not read the ledger
+        if langfuse is not None:  # the sending has a thread of its own, which may not read the log
             run = dataclasses.replace(run, spans=tuple(run.spans))
         try:
             write_run(self._folder, run)

@@ -21,9 +21,9 @@ from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger
 from slm_ray.records import Attempts
 from slm_ray.reports.files import load_report
+from slm_ray.runlog import RunLog
 from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -95,7 +95,7 @@ def test_two_models_at_once_and_nothing_to_do_the_second_time(ray_cluster: None,
     assert (origin.rows_in, origin.rows_scored, origin.requests) == (24, 24, 48)
     assert (origin.retries, origin.in_doubt, origin.refused) == (2, 0, 1)
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "ledger.sqlite", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
+    assert {"config.yaml", "log", "report.json", "scores.jsonl", "answers.parquet", "traces.jsonl"} <= names
     lines = read_jsonl(run / "traces.jsonl")
     spans = [span for line in lines for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]]
     assert len(spans) == 1 + 2 + 48
@@ -144,8 +144,8 @@ def test_a_fatal_answer_ends_the_run_and_keeps_what_is_finished(ray_cluster: Non
         with pytest.raises(ModelError, match="names no deployment of AZURE_ENDPOINT") as caught:
             evaluate(settings, environment=azure(server.url))
     assert CANARY not in str(caught.value)
-    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-        assert ledger.count() == 4
+    with RunLog(tmp_path / "run") as log:
+        assert log.count() == 4
     assert not (tmp_path / "run" / "report.json").exists()
 
 
@@ -156,7 +156,7 @@ def test_a_lost_actor_is_replaced_and_nothing_is_asked_twice(ray_cluster: None, 
         def kill_one() -> None:
             while len(server.requests) < 12:
                 time.sleep(0.02)
-            worker = next(iter(workers_of("Asker")))
+            worker = next(iter(workers_of("Shard")))
             os.kill(worker, signal.SIGKILL)
             killed.set()
 
@@ -202,8 +202,8 @@ def test_stopped_in_the_middle_and_resumed_nothing_finished_is_asked_again(tmp_p
         assert "Traceback" not in told
         assert time.monotonic() - stopped_at < 30
         quiet_after(server)
-        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-            finished = ledger.count()
+        with RunLog(tmp_path / "run") as log:
+            finished = log.count()
         assert finished >= 4
         asked = len(server.requests)
         assert asked < 40

@@ -13,13 +13,13 @@ import pyarrow.parquet as parquet
 import pytest
 import ray
 from chat_server import ChatServer, Reply, Request
-from driver import PROGRAM, start
-from test_evaluation import CANARY, azure, config, quiet_after, reference, right
+from driver import start
+from test_evaluation import CANARY, azure, config, quiet_after, reference, right, workers_of
 
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger, bring_in
 from slm_ray.records import Noise
+from slm_ray.runlog import RunLog
 from slm_ray.storage import lock, read_jsonl
 
 pytestmark = pytest.mark.heavy
@@ -32,7 +32,7 @@ def test_a_budget_ends_the_run_before_it_is_passed_and_a_higher_one_continues(
     with ChatServer(right) as server:
         settings = config(tmp_path, 40, models=["served:m"], endpoint=server.url, generation=generation, max_calls=20)
         with pytest.raises(
-            ResourceError, match=r"max_calls 20 does not allow another call: \d+ questions are not asked"
+            ResourceError, match=r"max_calls 20 does not allow another call: \d+ requests are not asked"
         ) as told:
             evaluate(settings, environment={})
         assert "no report is written" in str(told.value)
@@ -67,14 +67,13 @@ def test_money_is_limited_by_the_price_file_and_calls_nobody_heard_count(tmp_pat
         assert 0.5 - (300 * 1000 + 10 * 2000) / 1e6 < len(server.requests) * usd_per_call <= 0.5
 
 
-CROWDED = PROGRAM.replace(
-    'print("exact_match"',
-    'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY)); print("exact_match"',
-)
-
-
-def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(tmp_path: Path) -> None:
+def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     def wordy(request: Request) -> Reply:
+        if request.nth == 8:  # no file of the shard's grows beyond this: as when a disk is full
+            (shard,) = workers_of("Shard")
+            psutil.Process(shard).rlimit(psutil.RLIMIT_FSIZE, (400_000, psutil.RLIM_INFINITY))
         reply = right(request)
         reply.body["choices"][0]["message"]["content"] += " " * 10_000  # JSON may end in spaces
         return reply
@@ -83,17 +82,16 @@ def test_a_full_disk_ends_the_run_in_one_line_and_no_further_call_is_paid_for(tm
         settings = config(
             tmp_path, 120, models=["served:m"], endpoint=server.url, generation={"concurrency": 4, "max_attempts": 1}
         )
-        crowded = start(settings, tmp_path, CROWDED)
+        crowded = start(settings, tmp_path)
         _, told = crowded.communicate(timeout=120)
         assert crowded.returncode == 2, told
         assert "Traceback" not in told
-        assert "ledger.sqlite: cannot be written" in told.splitlines()[-1]
+        assert ".jsonl: cannot be written (File too large)" in told.splitlines()[-1]
         assert told.splitlines()[-1].endswith("then the same command continues")
         quiet_after(server)
         asked = len(server.requests)
-        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-            bring_in(tmp_path / "run" / "journals", ledger)  # what the actor could write and the driver could not
-            finished = ledger.count()
+        with RunLog(tmp_path / "run") as log:
+            finished = log.count()
         assert 4 <= finished < 120
         assert asked - finished <= 2 * 4
         roomy = start(settings, tmp_path)
@@ -141,15 +139,18 @@ def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: 
         ]  # fmt: skip
 
 
-def test_a_busy_folder_is_refused_within_a_second_and_a_damaged_ledger_in_one_line(tmp_path: Path) -> None:
+def test_a_busy_folder_is_refused_within_a_second_and_a_damaged_log_in_one_line(tmp_path: Path) -> None:
     settings = config(tmp_path, 2, models=["fake:x"])
     with lock(tmp_path / "run"):
         began_s = time.monotonic()
         with pytest.raises(ResourceError, match="in use by process"):
             evaluate(settings, environment={})
         assert time.monotonic() - began_s < 1
-    (tmp_path / "run" / "ledger.sqlite").write_bytes(b"\0garbage" * 1000)
-    with pytest.raises(DataError, match=r"ledger.sqlite: cannot be used as a ledger .*choose another run_dir") as told:
+    (tmp_path / "run" / "log").mkdir()
+    (tmp_path / "run" / "log" / "run.jsonl").write_bytes(b"\0garbage" * 1000)
+    with pytest.raises(
+        DataError, match=r"run.jsonl \(byte 0\): cannot be used as a log .*choose another run_dir"
+    ) as told:
         evaluate(settings, environment={})
     assert "\n" not in str(told.value)
 
@@ -182,11 +183,10 @@ def test_memory_of_the_driver_grows_little_while_it_asks_and_while_it_writes(ray
     def look() -> None:
         nonlocal peak, looks, whole
         while not (folder / "traces.jsonl").exists():  # what a run writes last
-            run = None
-            if (folder / "ledger.sqlite").exists():
-                with contextlib.suppress(DataError), Ledger(folder / "ledger.sqlite", read_only=True) as ledger:
-                    run = ledger.last_run()
-            if run is not None and run.ended is None:
+            asking = False
+            with contextlib.suppress(DataError):
+                asking = RunLog(folder).begun().ended is None
+            if asking:
                 peak, looks = max(peak, this.memory_info().rss - before), looks + 1
             whole = max(whole, this.memory_info().rss - before)
             time.sleep(0.1)

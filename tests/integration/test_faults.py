@@ -19,9 +19,9 @@ from endpoint import BROKEN, SETTLED, Endpoint
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
-from slm_ray.ledger import Ledger, bring_in, finished
 from slm_ray.records import ModelReport, Report
 from slm_ray.reports.files import load_report
+from slm_ray.runlog import RunLog, finished
 
 pytestmark = pytest.mark.heavy
 
@@ -89,8 +89,8 @@ def test_server_errors_and_resets_lose_nothing_and_slow_nothing_down(ray_cluster
     assert (counts["statuses"]["503"], counts["statuses"]["0"]) == (200, 50)
     assert set(counts["billed"].values()) == {1}
     assert counts["most_in_flight"] > 48
-    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-        assert ledger.count() == 1000
+    with RunLog(tmp_path / "run") as log:
+        assert log.count() == 1000
 
 
 def test_an_answer_that_comes_too_late_counts_as_possibly_billed(ray_cluster: None, tmp_path: Path) -> None:
@@ -107,12 +107,12 @@ def test_an_answer_that_comes_too_late_counts_as_possibly_billed(ray_cluster: No
 
 
 def told(folder: Path, config: EvaluateConfig, name: str) -> dict[str, int]:
-    """One field of every finished answer in the ledger."""
+    """One field of every finished answer in the log."""
     from slm_ray.evaluation.plan import plan
 
     arm = plan(config, {}).arms[0]
-    with Ledger(folder / "run" / "ledger.sqlite") as ledger:
-        return {row: getattr(ledger.get(key), name) for row, key in arm.keys.items()}
+    with RunLog(folder / "run") as log:
+        return {row: getattr(log.response(key).completion, name) for row, key in arm.keys.items()}
 
 
 def test_the_content_filter_is_an_answer(ray_cluster: None, tmp_path: Path) -> None:
@@ -137,12 +137,12 @@ def test_what_would_fail_every_call_costs_three_calls(
     assert 1 <= asked <= 3
 
 
-@pytest.mark.parametrize(("status", "actors"), [(401, 1), (401, 2), (404, 2)])
+@pytest.mark.parametrize(("status", "shards"), [(401, 1), (401, 2), (404, 2)])
 def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
-    ray_cluster: None, tmp_path: Path, status: int, actors: int
+    ray_cluster: None, tmp_path: Path, status: int, shards: int
 ) -> None:
     with Endpoint("dying", status, 200, 0.15, latency_s=0.1) as endpoint:
-        config = settings(tmp_path, 2000, endpoint, shards=actors)
+        config = settings(tmp_path, 2000, endpoint, shards=shards)
         with pytest.raises(ModelError, match=r"SLM_RAY_API_KEY|serves no model"):
             evaluate(config, environment={})
         time.sleep(1.5)  # who waits for a limit to pass would be back by then
@@ -152,8 +152,8 @@ def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     assert counts["late"]["arrived"] <= 64
     assert counts["late"]["long after"] == 0
     assert sum(counts["billed"].values()) == 200
-    with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-        assert ledger.count() >= 200 - 64
+    with RunLog(tmp_path / "run") as log:
+        assert log.count() >= 200 - 64
 
 
 def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None:
@@ -176,8 +176,8 @@ def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) ->
 
 
 def finished_rows(folder: Path) -> list[str]:
-    with Ledger(folder / "run" / "ledger.sqlite") as ledger:
-        return [entry.example_id for entry in ledger.since(0)[1] if finished(entry.completion)]
+    with RunLog(folder / "run") as log:
+        return [response.example_id for response in log.responses() if finished(response.completion)]
 
 
 def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path) -> None:
@@ -193,18 +193,12 @@ def test_killed_twice_at_full_load_and_resumed(ray_cluster: None, tmp_path: Path
             quiet_after(endpoint)
             before = endpoint.counts()
             assert before["most_in_flight"] == 64
-            with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-                heard = ledger.count()
-                bring_in(tmp_path / "run" / "journals", ledger)  # as the next run does first
-                assert ledger.count() > heard, "the actor has heard more than it could tell"
             asked_again |= {row: before["asked"][row.removeprefix("r")] for row in finished_rows(tmp_path)}
-        with Ledger(tmp_path / "run" / "ledger.sqlite") as ledger:
-            run = ledger.last_run()
-            assert run is not None
-            assert run.ended is None
-            lost = sum(ledger.unanswered(run.plan).values())
+        with RunLog(tmp_path / "run") as log:
+            assert log.begun().ended is None
+            lost = sum(log.in_doubt(request.key for request in log.planned()).values())
             assert 1 <= lost <= 2 * 64
-            assert sum(before["asked"].values()) <= ledger.count() + lost  # every call is known as started
+            assert sum(before["asked"].values()) <= log.count() + lost  # every call is known as started
         last = start(config, tmp_path)
         out, said = last.communicate(timeout=120)
         assert (last.returncode, out.strip()) == (0, "exact_match 1.0"), said
@@ -239,7 +233,7 @@ def test_an_actor_is_killed_and_no_row_is_lost_or_doubled(ray_cluster: None, tmp
             while sum(endpoint.counts()["billed"].values()) < 100:
                 time.sleep(0.02)
             mine = psutil.Process().children(recursive=True)
-            os.kill(next(one.pid for one in mine if "ray::Asker" in " ".join(one.cmdline())), signal.SIGKILL)
+            os.kill(next(one.pid for one in mine if "ray::Shard" in " ".join(one.cmdline())), signal.SIGKILL)
 
         killer = threading.Thread(target=kill_one, daemon=True)
         killer.start()

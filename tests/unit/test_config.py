@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from slm_ray.config import (
     CompareConfig,
@@ -157,3 +159,27 @@ def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
                        (InferConfig, "infer"), (JudgeConfig, "judge"), (LiveConfig, "live"), (TraceConfig, "trace"),
                        (TrainConfig, "train_llama31_8b")):  # fmt: skip
         assert load(kind, ROOT / "jobs" / f"{name}.yaml")
+
+
+KINDS = [
+    EvaluateConfig, CompareConfig, PrepareConfig, TrainConfig, SweepConfig, ServeConfig, LoopConfig, InferConfig,
+    JudgeConfig, LiveConfig, TraceConfig,
+]  # fmt: skip
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["CPU", "a\0b"])
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=6
+)
+
+
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_whatever_a_file_says_the_answer_is_a_config_or_one_line(tmp_path_factory, kind, data) -> None:
+    keys = st.sampled_from(sorted(kind.model_fields)) | st.sampled_from(["", 1, "sead"])
+    tree = data.draw(st.dictionaries(keys, VALUES | st.dictionaries(st.sampled_from(["seed", "rule", "cost"]), VALUES)))
+    path = tmp_path_factory.mktemp("fuzz") / "job.yaml"
+    path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8", errors="surrogatepass")
+    try:
+        assert isinstance(load(kind, path), kind)
+    except ConfigError as error:
+        assert str(error).startswith(str(path)) and "\n" not in str(error)

@@ -14,7 +14,7 @@ from plain_records import facts
 
 from slm_ray.corpus.tracks import TRACKS, definition
 from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
-from slm_ray.costs.data_residency import data_residency, host_of
+from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.page.formatting import cost_text
 from slm_ray.providers import parse
@@ -175,9 +175,9 @@ def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
 def test_what_has_no_price_has_none_and_says_why() -> None:
     cases = {
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
-        "nothing was asked": one("recorded:a.jsonl", [answer()]),
-        "a fake model has no price": one("fake:echo", [answer()]),
-        "no model is asked": one("baseline:majority", [answer()]),
+        "no endpoint was asked, so nothing was billed": one("recorded:a.jsonl", [answer()]),
+        "so nothing was billed": one("fake:echo", [answer()]),
+        "no endpoint was asked": one("baseline:majority", [answer()]),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
         "the answers name no model": one(LLM, [answer()], served_by=()),
         "no answer states its usage": one(LLM, [answer(usage=None)]),
@@ -309,10 +309,10 @@ def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: floa
     ],
 )
 def test_where_rows_go(host: str | None, own: bool | None, words: str) -> None:
-    found = data_residency(facts("served:m", host=host))
+    found = goes_to(facts("served:m", host=host))
     assert (found.host, found.on_premise, found.words) == (host, own, words)
     if host:
-        assert data_residency(facts("azure:m", host=host, stand_in=True)).words.startswith("a local stand-in")
+        assert goes_to(facts("azure:m", host=host, stand_in=True)).words.startswith("a local stand-in")
 
 
 def test_a_host_is_read_without_user_port_and_path() -> None:

@@ -13,7 +13,7 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.costs.prices import Price
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget, Spent, prices_of
-from slm_ray.evaluation.generate import Question
+from slm_ray.runlog import Request
 from slm_ray.types import Billing, Completion, Failure, FailureKind, Message, ModelFacts, Prompt, Usage
 
 PRICE = Price(name="gpt", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=10.0)
@@ -28,25 +28,32 @@ def config(**changes: Any) -> EvaluateConfig:
     )
 
 
-def questions(count: int, start: int = 0) -> list[Question]:
-    return [Question(key=f"k{n}", example_id=f"r{n}", prompt=PROMPT) for n in range(start, start + count)]
+def requests(count: int, start: int = 0) -> list[Request]:
+    return [
+        Request(key=f"k{n}", spec="azure:gpt", example_id=f"r{n}", prompt=PROMPT) for n in range(start, start + count)
+    ]
+
+
+def reserved(budget: Budget, asked: list[Request]) -> int:
+    """How many of the requests, from the first, may start."""
+    return next((n for n, request in enumerate(asked) if not budget.reserve(request)), len(asked))
 
 
 def test_what_is_in_flight_counts_with_the_worst_it_can_cost() -> None:
     budget = Budget(config(max_calls=10), {})
-    assert budget.room("azure:gpt", questions(9)) == 3  # three rows may take three attempts each
-    assert budget.room("azure:gpt", questions(1, 3)) == 0
+    assert reserved(budget, requests(9)) == 3  # three rows may take three attempts each
+    assert reserved(budget, requests(1, 3)) == 0
     for n in range(3):
-        budget.settle("azure:gpt", f"k{n}", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
+        budget.charge("azure:gpt", f"k{n}", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
     assert budget.spent == Spent(calls=3, tokens=27)
-    assert budget.room("azure:gpt", questions(9, 3)) == 2
+    assert reserved(budget, requests(9, 3)) == 2
     assert budget.blocked_by == "max_calls 10"
 
 
 @pytest.mark.parametrize(("name", "limit"), [("max_tokens_total", 900), ("max_cost_usd", 900 / 150 * 0.0007)])
 def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
     budget = Budget(config(**{name: limit}), {"azure:gpt": PRICE})
-    assert budget.room("azure:gpt", questions(9)) == 2  # 2 rows x 3 attempts x (100 + 50) tokens
+    assert reserved(budget, requests(9)) == 2  # 2 rows x 3 attempts x (100 + 50) tokens
     assert budget.blocked_by is not None
     assert budget.blocked_by.startswith(name)
     assert budget.spent == Spent()
@@ -65,19 +72,20 @@ def test_tokens_and_money_are_held_alike(name: str, limit: float) -> None:
 )
 def test_what_a_row_has_cost(completion: Completion, calls: int, tokens: int, usd: float) -> None:
     budget = Budget(config(), {"azure:gpt": PRICE})
-    assert budget.room("azure:gpt", questions(1)) == 1
-    budget.settle("azure:gpt", "k0", PROMPT, completion)
+    assert reserved(budget, requests(1)) == 1
+    budget.charge("azure:gpt", "k0", PROMPT, completion)
     assert (budget.spent.calls, budget.spent.tokens) == (calls, tokens)
     assert budget.spent.usd == pytest.approx(usd)
     assert budget.usd("azure:gpt") == pytest.approx(usd)
     assert budget.usd("served:m") is None
 
 
-def test_a_row_that_is_handed_out_again_was_lost_once() -> None:
+def test_a_call_that_will_never_be_answered_counts_with_its_worst_and_without_a_limit_nothing_is_held() -> None:
     budget = Budget(config(), {})
-    budget.room("served:m", questions(1))
-    budget.room("served:m", questions(1))
-    budget.settle("served:m", "k0", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
+    assert not budget.is_limited
+    budget.charge_worst_case("served:m", PROMPT)
+    assert budget.reserve(requests(1)[0])
+    budget.charge("served:m", "k0", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=9)))
     assert budget.spent == Spent(calls=3 + 1, tokens=450 + 9)
 
 
@@ -100,10 +108,10 @@ def test_no_order_of_answers_passes_a_limit(
     budget = Budget(
         config(max_calls=limit, max_tokens_total=limit * 100, max_cost_usd=limit * 5e-4), {"azure:gpt": PRICE}
     )
-    waiting, flying = questions(len(calls)), list[int]()
+    waiting, flying = requests(len(calls)), list[int]()
     while True:
-        granted = budget.room("azure:gpt", waiting[: lanes - len(flying)])
-        flying += [int(question.key[1:]) for question in waiting[:granted]]
+        granted = reserved(budget, waiting[: lanes - len(flying)])
+        flying += [int(request.key[1:]) for request in waiting[:granted]]
         waiting = waiting[granted:]
         if not flying:
             break
@@ -113,7 +121,7 @@ def test_no_order_of_answers_passes_a_limit(
         heard = possibly_billed < attempts  # usage is what an answer states
         usage = Usage(prompt_tokens=prompt_tokens, completion_tokens=completion_tokens) if heard else None
         failure = Failure(kind=kind, reason="x") if kind else None
-        budget.settle(
+        budget.charge(
             "azure:gpt", f"k{at}", PROMPT,
             Completion(text=None if kind else "x", failure=failure, usage=usage, attempts=attempts, possibly_billed=possibly_billed),
         )  # fmt: skip

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from log_files import append, log_of
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.evaluation.plan import Arm, Plan, plan
-from slm_ray.ledger import Ledger
-from slm_ray.ledger import key as ledger_key
 from slm_ray.providers import parse
+from slm_ray.runlog import Response, RunLog, request_key
 from slm_ray.types import Completion
 
 TASKS = ["book a table for two", "book a table for nine", "play some jazz music", "play some rock music"]
@@ -46,11 +46,8 @@ def config(tmp_path: Path, **changes: Any) -> EvaluateConfig:
 
 
 def asked(planned: Plan, arm: Arm, tmp_path: Path) -> list[list[str]]:
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        return [
-            [turn.content for turn in question.prompt.messages[1:]]
-            for question in arm.pending(planned.examples, ledger)
-        ]
+    pending = arm.pending(planned.examples, RunLog(tmp_path))
+    return [[turn.content for turn in request.prompt.messages[1:]] for request in pending]
 
 
 def test_a_spec_says_how_many_demonstrations_it_wants() -> None:
@@ -136,9 +133,9 @@ def test_baselines_answer_from_training_rows_and_are_signed(tmp_path: Path) -> N
 def test_repeats_are_questions_of_their_own_and_leave_the_first_as_it_was(tmp_path: Path) -> None:
     once, thrice = plan(config(tmp_path), {}), plan(config(tmp_path, repeats=3), {})
     assert thrice.arms[0].keys == once.arms[0].keys
-    keys = [row.key for row in thrice.rows()]
+    keys = [row.key for row in thrice.requests()]
     assert len(keys) == len(set(keys)) == 6
-    assert [row.repeat for row in thrice.rows()] == [0, 0, 1, 1, 2, 2]
+    assert [row.repeat for row in thrice.requests()] == [0, 0, 1, 1, 2, 2]
     assert once.id != thrice.id
     assert once.id == plan(config(tmp_path, run_dir="elsewhere"), {}).id
 
@@ -173,18 +170,20 @@ def test_one_changed_byte_of_the_request_is_another_call(at: int, letter: str) -
         body = json.loads(changed)
     except json.JSONDecodeError:
         body = {"messages": changed}  # a byte that breaks the JSON is a changed request all the same
-    same = ledger_key("d", "r", "m", json.loads(BODY))
-    assert (ledger_key("d", "r", "m", body) == same) == (body == json.loads(BODY))
-    assert ledger_key("d", "r", "m", body, 1) != same
+    same = request_key("d", "r", "m", json.loads(BODY))
+    assert (request_key("d", "r", "m", body) == same) == (body == json.loads(BODY))
+    assert request_key("d", "r", "m", body, 1) != same
 
 
 def test_a_hundred_one_byte_changes_are_a_hundred_misses(tmp_path: Path) -> None:
     text = "x" * 100
-    with Ledger(tmp_path / "l.sqlite") as ledger:
+    with log_of(tmp_path) as log:
         for n, said in enumerate([text, *(text[:at] + "y" + text[at + 1 :] for at in range(100))]):
             body = {"messages": [{"role": "user", "content": said}], "max_tokens": 9}
-            key = ledger_key("data", "row", "model", body)
-            assert ledger.get(key) is None, f"change {n} hit the cache"
-            ledger.put(key, "s", "row", Completion(text=str(n)))
-            assert ledger.get(key) == Completion(text=str(n))
-        assert ledger.count() == 101
+            key = request_key("data", "row", "model", body)
+            assert log.response(key) is None, f"change {n} hit the cache"
+            response = Response(key=key, spec="s", example_id="row", completion=Completion(text=str(n)), answered_ns=1)
+            append(tmp_path, [response])
+            log.read()
+            assert log.response(key) == response
+        assert log.count() == 101

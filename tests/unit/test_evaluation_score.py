@@ -1,4 +1,4 @@
-"""A report is made from the ledger as it is read: in any order the same answers, at any size little memory."""
+"""A report is made from the log as it is read: in any order the same answers, at any size little memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from log_files import log_of
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import DataError
+from slm_ray.evaluation.answers import Answers
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.provenance import provenance
-from slm_ray.evaluation.reading import ReadAhead
 from slm_ray.evaluation.score import write_report
-from slm_ray.ledger import Entry, Ledger
+from slm_ray.reports.files import load_report
+from slm_ray.runlog import Response, RunLog
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing import Tracer
-from slm_ray.types import Completion, Failure, Usage
+from slm_ray.types import Completion, Failure, ModelFacts, Usage
 
 MODELS = ("fake:a", "fake:b")
 
@@ -48,40 +50,34 @@ def said(spec: str, n: int, repeat: int) -> Completion:
     return Completion(text=text, latency_s=0.1 + n / 1e5, usage=usage, served_by="m")
 
 
-def answered(ledger: Ledger, made: Plan) -> None:
-    ledger.plan(made.id, made.rows())
-    entries = [
-        Entry(key=row.key, spec=row.spec, example_id=row.example_id, repeat=row.repeat,
-              answered_ns=10**18 + at * 10**6, completion=said(row.spec, int(row.example_id[1:]), row.repeat))
-        for at, row in enumerate(made.rows())
+def answered(run_dir: Path, made: Plan) -> RunLog:
+    responses = [
+        Response(key=row.key, spec=row.spec, example_id=row.example_id, repeat=row.repeat,
+                 answered_ns=10**18 + at * 10**6, completion=said(row.spec, int(row.example_id[1:]), row.repeat))
+        for at, row in enumerate(made.requests())
     ]  # fmt: skip
-    ledger.put_all(reversed(entries))  # answers arrive in no order
+    return log_of(run_dir, reversed(responses))  # answers arrive in no order
 
 
-def test_a_mapping_over_the_ledger_gives_every_answer_in_any_order(tmp_path: Path) -> None:
+def test_a_mapping_over_the_log_gives_every_answer_in_any_order(tmp_path: Path) -> None:
     _, made = planned(tmp_path, 1203)
     arm = made.arms[1]
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        answered(ledger, made)
-        reads: list[str] = []
-        ledger.db.set_trace_callback(reads.append)
-        found = ReadAhead(ledger, arm.spec, arm.keys, lambda entry: entry.completion)
-        assert [found[row.id] for row in made.examples] == [said("fake:b", n, 0) for n in range(1203)]
-        assert list(found.values()) == [said("fake:b", n, 0) for n in range(1203)]
-        assert len(reads) == 6, "a query for each few hundred"
-        assert [found[f"r{n}"] for n in (1202, 3, 700, 0)] == [said("fake:b", n, 0) for n in (1202, 3, 700, 0)]
-        assert (len(found), "r7" in found, "r1203" in found, found.get("x")) == (1203, True, False, None)
+    with answered(tmp_path, made) as log:
+        answers = Answers(log, arm.spec, arm.keys, lambda response: response.completion)
+        assert [answers[row.id] for row in made.examples] == [said("fake:b", n, 0) for n in range(1203)]
+        assert list(answers.values()) == [said("fake:b", n, 0) for n in range(1203)]
+        assert [answers[f"r{n}"] for n in (1202, 3, 700, 0)] == [said("fake:b", n, 0) for n in (1202, 3, 700, 0)]
+        assert (len(answers), "r7" in answers, "r1203" in answers, answers.get("x")) == (1203, True, False, None)
 
 
 def test_a_missing_answer_is_named(tmp_path: Path) -> None:
     config, made = planned(tmp_path, 3)
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        answered(ledger, made)
-        lacking = ReadAhead(ledger, "fake:a", {**made.arms[0].keys, "r9": "no such key"}, lambda entry: entry)
-        with pytest.raises(DataError, match="fake:a has no answer to example 'r9' in the ledger"):
-            lacking["r0"]
-    with Ledger(tmp_path / "empty.sqlite") as ledger, pytest.raises(DataError, match="has no answer to example 'r0'"):
-        write_report(made, ledger, config, {}, Tracer(config.run_dir, {}))
+    with answered(tmp_path, made) as log:
+        lacking = Answers(log, "fake:a", {**made.arms[0].keys, "r9": "no such key"}, lambda response: response)
+        with pytest.raises(DataError, match="fake:a has no answer to example 'r9' in the log"):
+            lacking["r9"]
+    with log_of(tmp_path / "empty") as log, pytest.raises(DataError, match="has no answer to example 'r0'"):
+        write_report(made, log, config, {}, Tracer(config.run_dir, {}))
 
 
 def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_the_same_bytes(tmp_path: Path) -> None:
@@ -89,10 +85,9 @@ def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_
     run = tmp_path / "run"
     run.mkdir()
     digests = []
-    with Ledger(run / "ledger.sqlite") as ledger:
-        answered(ledger, made)
+    with answered(run, made) as log:
         for _ in range(2):
-            report = write_report(made, ledger, config, {}, Tracer(config.run_dir, {}))
+            report = write_report(made, log, config, {}, Tracer(config.run_dir, {}))
             names = ("report.json", "scores.jsonl", "answers.parquet", "traces.jsonl")
             digests.append([hashlib.sha256((run / name).read_bytes()).hexdigest() for name in names])
     assert digests[0] == digests[1]
@@ -106,6 +101,10 @@ def test_rows_report_and_traces_are_of_the_same_answers_and_made_again_they_are_
     assert report.models["fake:b"].failures == {"refused": 6}
     noise = report.models["fake:b"].noise
     assert noise is not None and noise.agreement == pytest.approx(6 / 40)  # the refused ones alone
+    assert report.models["fake:b"].facts == ModelFacts(
+        spec="fake:b", kind="fake", model=None, host=None, billing="none"
+    )  # fmt: skip
+    assert load_report(str(run))[0] == report
     assert report.provenance is not None
     assert report.provenance.refused == 2 * 6
     assert report.provenance.retries == 2 * 6
@@ -126,18 +125,18 @@ def test_the_digest_is_that_of_the_sorted_lines_of_all_answers(tmp_path: Path) -
     )
     examples = tuple(dataclasses.replace(row, id=renamed[row.id]) for row in made.examples)
     made = dataclasses.replace(made, arms=arms, examples=examples)
-    lines = []
-    with Ledger(tmp_path / "l.sqlite") as ledger:
-        ledger.plan(made.id, made.rows())
-        for at, row in enumerate(made.rows()):
-            text = f"answer {at % 5}"
-            lost = Completion(failure=Failure(kind="error", reason="gone"))
-            for completion in ([lost] if at % 3 == 0 else []) + [Completion(text=text)]:
-                entry = Entry(key=row.key, spec=row.spec, example_id=row.example_id, repeat=row.repeat,
-                              answered_ns=at, completion=completion)  # fmt: skip
-                ledger.put_all([entry])
-            lines.append(repr((row.spec, row.example_id, row.repeat, "ok", text)))
-        found = provenance(made, ledger, config)
+    lines, responses = [], []
+    for at, row in enumerate(made.requests()):
+        text = f"answer {at % 5}"
+        lost = Completion(failure=Failure(kind="error", reason="gone"))
+        for completion in ([lost] if at % 3 == 0 else []) + [Completion(text=text)]:
+            responses.append(
+                Response(key=row.key, spec=row.spec, example_id=row.example_id, repeat=row.repeat,
+                         answered_ns=at, completion=completion)
+            )  # fmt: skip
+        lines.append(repr((row.spec, row.example_id, row.repeat, "ok", text)))
+    with log_of(tmp_path, responses) as log:
+        found = provenance(made, log, config)
     assert found.digests.answers == hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
     assert (found.rows_scored, found.requests, found.retries) == (12, 4 * 12 * 11, 4 * 12 * 11 // 3)
 
@@ -157,9 +156,8 @@ def reported(folder: Path, rows: int) -> int:
     """Bytes that were held at most while the report of so many rows was made."""
     folder.mkdir()
     config, made = planned(folder, rows, models=MODELS[:1])
-    with Ledger(folder / "run" / "ledger.sqlite") as ledger:
-        answered(ledger, made)
+    with answered(folder / "run", made) as log:
         tracemalloc.reset_peak()
         before = tracemalloc.get_traced_memory()[0]
-        write_report(made, ledger, config, {}, Tracer(config.run_dir, {}))
+        write_report(made, log, config, {}, Tracer(config.run_dir, {}))
         return tracemalloc.get_traced_memory()[1] - before

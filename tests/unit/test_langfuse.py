@@ -301,6 +301,6 @@ def test_refusals_in_one_line(tmp_path: Path) -> None:
         replay(config, {"LANGFUSE_PUBLIC_KEY": "pk"})
     keys = {"LANGFUSE_PUBLIC_KEY": "pk", "LANGFUSE_SECRET_KEY": "sk", "LANGFUSE_DISABLED": "1"}
     assert replay(config, keys) == "nothing is sent: LANGFUSE_DISABLED is set"
-    (tmp_path / "ledger.sqlite").unlink()
+    (tmp_path / "log" / "run.jsonl").unlink()
     with LangfuseServer() as server, pytest.raises(DataError, match="give the directory of a finished run"):
         send(tmp_path, server)

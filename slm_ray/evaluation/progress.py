@@ -1,0 +1,294 @@
+"""What an evaluation looks like while it runs: one line per model, rewritten in place on a terminal, fed by the log alone.
+
+Shows rows done, the primary metric so far, its paired difference to the first model (with two one-sided 95 % bounds) over
+the rows that both have answered, failures, calls tried again and rejected (429), calls in flight and rate (with what the
+endpoint allows, where that is known), cost and time left. Off a terminal, or when told so, the same figures come as lines,
+one set per `PLAIN_EVERY_S`. Counting an answer costs the same however many there are. The run itself and `watch`, in
+another shell, see the same: whoever reads the log asks nothing, locks nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from slm_ray.corpus.read import examples
+from slm_ray.corpus.tracks import Track
+from slm_ray.runlog import PlannedRequest, Response, RunLog, finished
+from slm_ray.scoring import score
+from slm_ray.storage import read_lines
+from slm_ray.trackfile import open_track
+from slm_ray.types import Completion
+
+PLAIN_EVERY_S = 5.0
+SHOWN_EVERY_S = 0.5
+_COLUMNS = ("rows", "so far", "difference", "failed", "retried", "429", "in flight", "rate", "cost", "left")
+_Z = NormalDist().inv_cdf(0.95)  # one-sided 95 %, as in the verdict
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RunningStats:
+    """One model so far: requests done of `total`, and the primary metric of each row that has one."""
+
+    total: int
+    done: int = 0
+    failed: int = 0
+    retried: int = 0
+    fresh: int = 0
+    in_flight: int = 0
+    usd: float | None = None
+    limit: int | None = None
+    limit_per_s: float | None = None
+    rejections: int | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    sum: float = 0.0
+
+    def count(self, completion: Completion, *, fresh: bool) -> None:
+        """One more request is done; `fresh` when it was asked in this run."""
+        self.done += 1
+        self.failed += completion.failure is not None
+        self.retried += completion.attempts - 1
+        self.fresh += fresh
+
+    def cells(self, difference: str, elapsed_s: float) -> tuple[str, ...]:
+        """The figures as text, in the order of `_COLUMNS`."""
+        rate = self.fresh / max(elapsed_s, 1e-9)
+        left = self.total - self.done
+        shown = f"{rate:.1f}/s" if self.fresh else "-"
+        return (
+            f"{self.done}/{self.total}", f"{self.sum / len(self.values):.3f}" if self.values else "-", difference,
+            str(self.failed), str(self.retried), "-" if self.rejections is None else str(self.rejections),
+            f"{self.in_flight}" if self.limit is None else f"{self.in_flight}/{self.limit}",
+            shown if self.limit_per_s is None else f"{shown} (limit {self.limit_per_s:.1f}/s)",
+            "-" if self.usd is None else f"{self.usd:.4f} USD",
+            "done" if not left else f"{left / rate:.0f} s" if rate else "?",
+        )  # fmt: skip
+
+
+class PairedDifference:
+    """One model's score minus another's, over the rows that both have: the mean with its two one-sided 95 % bounds.
+
+    Score bounds where all rows are right or wrong, as in the verdict; normal ones of the padded sample elsewhere, which
+    are near those of the verdict's bootstrap.
+    """
+
+    def __init__(self, ours: RunningStats, theirs: RunningStats) -> None:
+        self._ours = ours
+        self._theirs = theirs
+        self._n = self._gained = self._lost = 0
+        self._sum = self._squares = 0.0
+        self._binary = True
+
+    def add(self, changed: RunningStats, example_id: str) -> None:
+        """`changed` has a new score for this row; counts once the other has one too."""
+        if changed is not self._ours and changed is not self._theirs:
+            return
+        ours, theirs = self._ours.values.get(example_id), self._theirs.values.get(example_id)
+        if ours is None or theirs is None:
+            return
+        difference = ours - theirs
+        self._n += 1
+        self._sum += difference
+        self._squares += difference * difference
+        self._gained += difference == 1
+        self._lost += difference == -1
+        self._binary = self._binary and difference in (-1, 0, 1)
+
+    def interval(self) -> tuple[float, float, float] | None:
+        """(mean, lower, upper); None before the first pair."""
+        if not self._n:
+            return None
+        if self._binary:
+            from slm_ray.verdict.binary import bounds  # brings SciPy along, which evaluation actors do without
+
+            return (self._sum / self._n, *bounds(self._gained, self._lost, self._n))
+        n = self._n + 2  # one pair at +1 and one at -1 added
+        middle = self._sum / n
+        half = _Z * math.sqrt(max((self._squares + 2) / n - middle**2, 0.0) / n)
+        return self._sum / self._n, max(-1.0, middle - half), min(1.0, middle + half)
+
+    def text(self) -> str:
+        """The interval as it is shown."""
+        interval = self.interval()
+        return "-" if interval is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+
+
+class ProgressDisplay:
+    """Figures in, table or lines out. A context manager: the terminal is given back however the run ends."""
+
+    def __init__(
+        self, track: Track, specs: Sequence[str], total: int, *, concurrency: int = 0, no_progress_bar: bool = False,
+        console: Console | None = None, clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        """`total` is how many requests each model gets, repeats included; `concurrency` its calls in flight at most."""
+        self.track = track
+        self.concurrency = concurrency
+        self.stats = {spec: RunningStats(total=total) for spec in specs}
+        first = self.stats[specs[0]]
+        self._differences = {
+            spec: PairedDifference(mine, first) for spec, mine in self.stats.items() if mine is not first
+        }
+        self._console = console or Console(stderr=True)
+        self._clock_s = clock_s
+        self._started_s = self._printed_s = clock_s()
+        on_terminal = self._console.is_terminal and not no_progress_bar
+        self._live = Live(console=self._console, auto_refresh=False) if on_terminal else None
+
+    def __enter__(self) -> ProgressDisplay:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.show(last=True)
+        if self._live:
+            self._live.stop()
+
+    def add(self, spec: str, completion: Completion, *, example_id: str, primary: float | None, fresh: bool) -> None:
+        """Count one answer; `primary` is the row's primary metric, None where it has none or for a repeat."""
+        stats = self.stats[spec]
+        stats.count(completion, fresh=fresh)
+        if primary is not None:
+            stats.values[example_id] = primary
+            stats.sum += primary
+            for difference in self._differences.values():
+                difference.add(stats, example_id)
+
+    def show(self, *, last: bool = False) -> None:
+        """Rewrite the table or print the lines, when it is time or at the end."""
+        now_s = self._clock_s()
+        if not last and now_s - self._printed_s < (SHOWN_EVERY_S if self._live else PLAIN_EVERY_S):
+            return
+        self._printed_s = now_s
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+            return
+        for line in self.lines():
+            self._console.print(Text(line), soft_wrap=True)  # `served:m:` is no emoji
+
+    def lines(self) -> list[str]:
+        """One plain line per model."""
+        return [
+            f"{spec}: " + ", ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS, self._cells(spec), strict=True))
+            for spec in self.stats
+        ]
+
+    def _table(self) -> Table:
+        table = Table("model", *_COLUMNS, title=f"{self.track.name}: {self.track.primary}")
+        for spec in self.stats:
+            table.add_row(Text(spec), *map(Text, self._cells(spec)))
+        return table
+
+    def _cells(self, spec: str) -> tuple[str, ...]:
+        difference = self._differences[spec].text() if spec in self._differences else "-"
+        return self.stats[spec].cells(difference, self._clock_s() - self._started_s)
+
+
+class LogFeed:
+    """Puts on a display what a log says of one plan; every record is read once."""
+
+    def __init__(
+        self, log: RunLog, display: ProgressDisplay, planned: Iterable[PlannedRequest], targets: Mapping[str, str]
+    ) -> None:
+        """`targets` are the expected answers by example id. What has been read of the log by now is from earlier runs."""
+        self._log = log
+        self._display = display
+        self._targets = targets
+        self._planned = {request.key: request for request in planned}
+        self._in_flight: dict[str, str] = {}
+        for request in self._planned.values():
+            if log.is_finished(request.key) and (response := log.response(request.key)):
+                self._add(response, fresh=False)
+
+    def read(self, *, fresh: bool = True) -> None:
+        """Show what came since the last time; `fresh` when that is new and not only new to this reader."""
+        for record, of_this_run in self._log.refresh():
+            if isinstance(record, str) and of_this_run and record in self._planned:
+                self._in_flight[record] = self._planned[record].spec
+            elif isinstance(record, Response) and record.key in self._planned:
+                if of_this_run:
+                    self._in_flight.pop(record.key, None)
+                if of_this_run or finished(record.completion):  # a failed call of an earlier run is asked again
+                    self._add(record, fresh=fresh and of_this_run)
+        calls = Counter(self._in_flight.values())
+        for spec, stats in self._display.stats.items():
+            stats.in_flight = calls[spec]
+            self._throttle(spec, stats)
+        self._display.show()
+
+    def _add(self, response: Response, *, fresh: bool) -> None:
+        primary, track = None, self._display.track
+        if response.repeat == 0:
+            row = score(track, response.example_id, response.completion.text, self._targets[response.example_id])
+            primary = row.value(track.primary)
+        self._display.add(
+            response.spec, response.completion, example_id=response.example_id, primary=primary, fresh=fresh
+        )
+
+    def _throttle(self, spec: str, stats: RunningStats) -> None:
+        """What the shards last noted of pace and cost."""
+        noted: list[Mapping[str, Any]] = [
+            arms[spec] for arms in (self._log.run.throttle.values() if self._log.run else ()) if spec in arms
+        ]
+        if not noted:
+            return
+        rates = [one["rate_limit_per_s"] for one in noted]
+        stats.limit = min(sum(one["in_flight_limit"] for one in noted), self._display.concurrency)
+        stats.limit_per_s = None if None in rates else sum(rates)
+        stats.rejections = sum(one["rejections"] for one in noted)
+        costs = [one["usd"] for one in noted if one["usd"] is not None]
+        stats.usd = sum(costs) if costs else None
+
+
+def watch(run_dir: str | Path, *, no_progress_bar: bool = False, console: Console | None = None) -> str:
+    """Show the run in `run_dir` until it ends; says how it ended: `done`, `stopped` or `gone`.
+
+    A run that is over is shown once. DataError when none has begun there.
+    """
+    with contextlib.closing(RunLog(run_dir)) as log:
+        facts = log.begun().facts
+        track = open_track(facts["track"], beside=facts["examples"])
+        rows = examples(read_lines(facts["examples"]), name=facts["examples"], track=track)
+        with ProgressDisplay(
+            track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
+            no_progress_bar=no_progress_bar, console=console,
+        ) as display:  # fmt: skip
+            feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in rows})
+            caught_up = False
+            while True:
+                alive = _alive(facts)  # before reading: what is written last is read after it
+                feed.read(fresh=caught_up)
+                caught_up = True
+                if log.begun().ended is not None or not alive:
+                    return log.begun().ended or "gone"
+                time.sleep(SHOWN_EVERY_S)
+
+
+def _alive(facts: Mapping[str, Any]) -> bool:
+    """Whether the process that runs the evaluation is there; of another host's nothing can be said."""
+    if facts["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(facts["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

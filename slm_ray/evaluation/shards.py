@@ -1,0 +1,397 @@
+"""Engines on Ray: a shard is one evaluation actor, with its part of every arm's requests and a log file of its own.
+
+One by default, since one event loop keeps a thousand calls in flight; more when asked. A shard works by itself: the driver
+waits for the end and watches the log. A lost one is started again by Ray, reads its own log and goes on. It begins nothing
+once the run directory is nobody's any more (the driver's lock on it is free), so a killed driver is noticed at the next
+call. Where a shard does not see the run directory, `LogKeeper` writes its file beside the driver. Two shards and more
+share what an endpoint allows through one `LimiterHub`, which no call waits for. A run with a budget has one shard: a
+limit is one account. Keys travel as call arguments, never as environment variables that Ray would show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import gc
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from slm_ray import cluster
+from slm_ray.config import EvaluateConfig
+from slm_ray.errors import ResourceError, SlmRayError
+from slm_ray.evaluation.budget import Budget
+from slm_ray.evaluation.engine import ArmQueue, Engine, Log
+from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
+from slm_ray.evaluation.plan import Arm
+from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
+from slm_ray.runlog import records as log_records
+from slm_ray.storage import LOCK_NAME
+
+MAX_RESTARTS = 2
+_START_TIMEOUT_S = 180.0
+_TICK_S = 0.2
+_EXCHANGE_S = 0.03
+_NOTED_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one shard does: a part of each arm's requests and of its calls in flight (`slots`, by spec)."""
+
+    run: str
+    number: int
+    folder: Path
+    config: EvaluateConfig
+    arms: tuple[Arm, ...]
+    requests: tuple[Request, ...]
+    slots: Mapping[str, int]
+    budget: Budget
+    environments: Mapping[str, Mapping[str, str]] = field(repr=False)
+    driver_node: str
+
+    @property
+    def log_path(self) -> Path:
+        """The file that only this shard writes."""
+        return self.folder / FOLDER / f"shard-{self.run}-{self.number}.jsonl"
+
+    @property
+    def mark(self) -> Path:
+        """A file that is there while the run is: who sees it sees the driver's run directory."""
+        return self.folder / FOLDER / f".{self.run}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardResult:
+    """How a shard ended: the requests that the budget left, and the budget as it stands."""
+
+    left: int
+    budget: Budget
+
+
+class LocalLog:
+    """A shard's log file on a disk that it sees; synced in groups, in a thread, one sync at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._writer = LogWriter(path)
+        self._syncing: asyncio.Future[None] | None = None
+        self._dirty = False
+
+    async def append(self, lines: bytes) -> None:
+        """As `LogWriter.append`."""
+        self._writer.append(lines)
+        self._dirty = True
+        if self._syncing is None or self._syncing.done():
+            self._syncing = asyncio.ensure_future(self._sync())
+
+    async def close(self) -> None:
+        """Sync and give up the file."""
+        if self._syncing is not None:
+            await self._syncing
+        self._writer.close()
+
+    async def _sync(self) -> None:
+        while self._dirty:
+            self._dirty = False
+            await asyncio.to_thread(self._writer.sync)
+
+
+class RemoteLog:
+    """The log file of a shard that does not see the run directory."""
+
+    def __init__(self, keeper: Any, name: str) -> None:
+        self._keeper = keeper
+        self._name = name
+
+    async def append(self, lines: bytes) -> None:
+        """As `LogWriter.append`, where the driver is."""
+        await self._keeper.append.remote(self._name, lines)
+
+    async def close(self) -> None:
+        """Give up the file."""
+        await self._keeper.close.remote(self._name)
+
+
+class LogKeeper:
+    """Writes the log files of distant shards; an actor on the driver's node."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writers: dict[str, LogWriter] = {}
+
+    def append(self, name: str, lines: bytes) -> None:
+        """Append and sync."""
+        if name not in self._writers:
+            self._writers[name] = LogWriter(self._folder / name)
+        self._writers[name].append(lines)
+        self._writers[name].sync()
+
+    def close(self, name: str) -> None:
+        """The shard is done."""
+        if name in self._writers:
+            self._writers.pop(name).close()
+
+    def answered(self, name: str) -> bytes:
+        """What a shard that was started again has written so far."""
+        path = self._folder / name
+        return path.read_bytes() if path.exists() else b""
+
+
+class LimiterHub:
+    """What each endpoint allows, decided from what all shards report, and shared out by their slots."""
+
+    def __init__(self, slots: Mapping[str, Sequence[int]]) -> None:
+        """`slots` holds, by endpoint, the calls in flight that each shard could have there."""
+        self._slots = {key: list(counts) for key, counts in slots.items()}
+        self._aimd = {key: AimdLimiter() for key in slots}
+
+    def exchange(self, shard: int, feedback: Mapping[str, Feedback]) -> dict[str, tuple[Limit, int]]:
+        """Learn from one shard; what it may do now, by endpoint: its limit and its calls in flight."""
+        for key, counted in feedback.items():
+            self._aimd[key].receive(counted)
+        return {key: self._share(shard, key) for key in self._slots}
+
+    def leave(self, shard: int) -> None:
+        """This shard is done: the others share what it had."""
+        for counts in self._slots.values():
+            counts[shard] = 0
+
+    def _share(self, shard: int, key: str) -> tuple[Limit, int]:
+        aimd, counts = self._aimd[key], self._slots[key]
+        whole, before, mine = sum(counts), sum(counts[:shard]), counts[shard]
+        if not mine:
+            return aimd.limit, 0
+        in_flight = aimd.in_flight * (before + mine) // whole - aimd.in_flight * before // whole
+        return aimd.limit.share(mine / whole), in_flight
+
+
+class Shard:
+    """One evaluation actor: a shell around `Engine`."""
+
+    def sees(self, mark: Path) -> bool:
+        """Whether the run directory is on a disk of this node's."""
+        return mark.is_file()
+
+    async def run(self, work: Work, hub: Any = None, keeper: Any = None) -> ShardResult:
+        """Ask all of it. Raises what a model raises, ResourceError when the log cannot be written."""
+        gc.collect()
+        gc.freeze()  # what libraries hold is looked through no more: that took a tenth of a second in the middle of calls
+        gc.set_threshold(50_000, 20, 100)
+        path = work.log_path
+        if keeper is None and not self.sees(work.mark):
+            raise ResourceError(
+                f"evaluation shard {work.number} was started again on a node that does not see {work.folder}; run the same "
+                "command again"
+            )
+        log: LocalLog | RemoteLog = RemoteLog(keeper, path.name) if keeper else LocalLog(path)
+        limiters: dict[str, RateLimiter] = {}
+        finished = _charge_earlier(work, await keeper.answered.remote(path.name) if keeper else path.read_bytes())
+        arms = [_queue(work, arm, limiters, finished, shared=hub is not None) for arm in work.arms]
+        noting = asyncio.ensure_future(_note_throttle(work, arms, log))
+        exchanging = asyncio.ensure_future(_exchange(work.number, limiters, hub)) if hub else None
+        try:
+            left = await Engine(arms, log, work.budget, owned=_owned(work)).run()
+            return ShardResult(left=left, budget=work.budget)
+        finally:
+            for task in (noting, exchanging):
+                if task is not None:
+                    task.cancel()
+            if hub:
+                await hub.leave.remote(work.number)
+            await log.close()
+
+
+def _queue(work: Work, arm: Arm, limiters: dict[str, RateLimiter], finished: set[str], *, shared: bool) -> ArmQueue:
+    """An arm's queue; arms of one endpoint share its limiter, and what is no endpoint has none."""
+    environment = work.environments[arm.spec]
+    key = arm.provider.rate_limit_key(endpoint=work.config.endpoint, environment=environment)
+    if key is None:
+        limiter = RateLimiter()
+        limiter.keep_to(Limit(), work.slots[arm.spec])
+    else:
+        limiter = limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
+    mine = ArmLimiter(limiter)
+    model = arm.provider.open(
+        endpoint=work.config.endpoint, generation=work.config.generation, environment=environment, limiter=mine
+    )
+    waiting = deque(one for one in work.requests if one.spec == arm.spec and one.key not in finished)
+    return ArmQueue(spec=arm.spec, model=model, limiter=mine, waiting=waiting, slots=work.slots[arm.spec])
+
+
+def _charge_earlier(work: Work, lines: bytes) -> set[str]:
+    """The keys that this shard, before it was lost, has finished; what it has spent is charged."""
+    prompts = {request.key: request for request in work.requests}
+    open_calls: dict[str, int] = defaultdict(int)
+    done: set[str] = set()
+    for record in log_records(lines, str(work.log_path)):
+        if isinstance(record, str):
+            open_calls[record] += 1
+        elif isinstance(record, Response):
+            open_calls[record.key] -= 1
+            work.budget.charge(record.spec, record.key, prompts[record.key].prompt, record.completion)
+            done.add(record.key)  # a failed call was tried as often as it may be
+    for key, calls in open_calls.items():
+        for _ in range(calls):
+            work.budget.charge_worst_case(prompts[key].spec, prompts[key].prompt)
+    return done
+
+
+def _owned(work: Work) -> Callable[[], bool]:
+    """Whether a driver still holds the run directory. On other nodes, whose locks may be their own, Ray ends the shard."""
+    if ray.get_runtime_context().get_node_id() != work.driver_node:
+        return lambda: True
+    file = os.open(work.folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+
+    def owned() -> bool:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(file, fcntl.LOCK_UN)
+        return False
+
+    return owned
+
+
+async def _note_throttle(work: Work, arms: Sequence[ArmQueue], log: Log) -> None:
+    noted: dict[str, ThrottleStatus] = {}
+    while True:
+        rates = {arm.spec: arm.limiter.shared.limit.rate_per_s for arm in arms}
+        now = {
+            arm.spec: ThrottleStatus(
+                in_flight_limit=arm.limiter.shared.in_flight, rejections=arm.limiter.rejections,
+                rate_limit_per_s=None if rates[arm.spec] == float("inf") else rates[arm.spec],
+                usd=work.budget.usd(arm.spec),
+            )
+            for arm in arms
+        }  # fmt: skip
+        if now != noted:
+            with contextlib.suppress(ResourceError):  # the engine says so when it writes next
+                await log.append(encoded([throttle_note(work.run, work.number, now)]))
+            noted = now
+        await asyncio.sleep(_NOTED_EVERY_S)
+
+
+async def _exchange(number: int, limiters: Mapping[str, RateLimiter], hub: Any) -> None:
+    while True:
+        feedback = {key: counted for key, one in limiters.items() if (counted := one.feedback())}
+        for key, (limit, in_flight) in (await hub.exchange.remote(number, feedback)).items():
+            if key in limiters:
+                limiters[key].keep_to(limit, in_flight)
+        await asyncio.sleep(_EXCHANGE_S)
+
+
+def ask_all(
+    requests: Sequence[Request], arms: Sequence[Arm], config: EvaluateConfig, budget: Budget, *, run: str,
+    tick: Callable[[], None],
+) -> ShardResult:  # fmt: skip
+    """Ask all requests, all arms at once, and return when that is over; `tick` is called a few times a second.
+
+    Raises what a model raised, or ResourceError when shards cannot be placed, are lost too often, or cannot write. Whatever
+    ends it, no actor is left behind.
+    """
+    works = _split(requests, arms, config, budget, run)
+    cluster.require([config.shard_resources] * len(works), setting="shards x shard_resources")
+    actors = [_actor(Shard, config.shard_resources, here=number == 0) for number in range(len(works))]
+    try:
+        works[0].mark.touch()
+        seen = _all_see(actors, works[0].mark)
+        keeper = None if all(seen) else _here(LogKeeper).remote(works[0].log_path.parent)
+        hub = _hub(works, config) if len(works) > 1 else None
+        running = {
+            actor.run.remote(work, hub, None if sees else keeper): work.number
+            for actor, work, sees in zip(actors, works, seen, strict=True)
+        }
+        results = [_result(ref, running[ref]) for ref in _ending(running, tick)]
+        return ShardResult(left=sum(result.left for result in results), budget=results[0].budget)
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+        works[0].mark.unlink(missing_ok=True)
+
+
+def _ending(running: Mapping[Any, int], tick: Callable[[], None]) -> Any:
+    waiting = list(running)
+    while waiting:
+        ended, waiting = ray.wait(waiting, num_returns=1, timeout=_TICK_S)
+        tick()
+        yield from ended
+
+
+def _result(ref: Any, number: int) -> ShardResult:
+    try:
+        result: ShardResult = ray.get(ref)
+        return result
+    except RayTaskError as error:
+        # Our own errors cross Ray as they are; anything else keeps Ray's account of where it happened.
+        raise (error.cause if isinstance(error.cause, SlmRayError) else error) from None
+    except RayActorError as error:
+        raise ResourceError(
+            f"evaluation shard {number} died {MAX_RESTARTS + 1} times ({str(error).splitlines()[0]}); look for memory "
+            "limits or failing nodes, then run the same command again"
+        ) from None
+
+
+def _split(
+    requests: Sequence[Request], arms: Sequence[Arm], config: EvaluateConfig, budget: Budget, run: str
+) -> list[Work]:
+    """At most `shards` parts, whose calls in flight add up to at most `concurrency` for each arm."""
+    concurrency = config.generation.concurrency
+    driver_node = ray.get_runtime_context().get_node_id()
+    count = 1 if budget.is_limited else min(config.shards, concurrency, len(requests))
+    asked = {request.spec for request in requests}
+    return [
+        Work(
+            run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget,
+            arms=tuple(replace(arm, environment={}, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
+            requests=tuple(requests[number::count]), environments={arm.spec: dict(arm.environment) for arm in arms},
+            driver_node=driver_node, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
+        )
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def _actor(kind: type, resources: Mapping[str, float], *, here: bool) -> Any:
+    """A shard, the first one beside the driver where it finds room there."""
+    further = dict(resources)
+    near = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return ray.remote(kind).options(
+        num_cpus=further.pop("CPU", 0), num_gpus=further.pop("GPU", 0), memory=further.pop("memory", None),
+        resources=further, scheduling_strategy=near if here else "SPREAD", max_restarts=MAX_RESTARTS,
+        max_task_retries=MAX_RESTARTS,
+    ).remote()  # fmt: skip
+
+
+def _here(kind: type) -> Any:
+    node = ray.get_runtime_context().get_node_id()
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+
+
+def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:
+    slots: dict[str, list[int]] = {}
+    for arm in works[0].arms:
+        key = arm.provider.rate_limit_key(endpoint=config.endpoint, environment=works[0].environments[arm.spec])
+        if key is not None:
+            before = slots.get(key, [0] * len(works))
+            slots[key] = [have + work.slots[arm.spec] for have, work in zip(before, works, strict=True)]
+    return _here(LimiterHub).remote(slots)
+
+
+def _all_see(actors: Sequence[Any], mark: Path) -> list[bool]:
+    """Which shards see the run directory, once all have a place; Ray waits without a word for resources that others hold."""
+    starting = [actor.sees.remote(mark) for actor in actors]
+    _, late = ray.wait(starting, num_returns=len(starting), timeout=_START_TIMEOUT_S)
+    if late:
+        raise ResourceError(
+            f"{len(late)} of {len(actors)} evaluation shards found no free place within {_START_TIMEOUT_S:g} s; free now: "
+            f"{ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
+        )
+    return [bool(sees) for sees in ray.get(starting)]
