@@ -1,59 +1,6 @@
-"""Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
+"""`slm-ray operating-characteristics` as a script for `ray job submit`; the settings beside it are those of the repository's demo."""
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
-from slm_ray.command import run
-from slm_ray.config import SimulateConfig
-from slm_ray.verdict.operating_characteristics import right_or_wrong
-from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
-from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
-
-ERR = Console(stderr=True)
-
-
-def row(table: Table, *cells: str | int | float) -> None:
-    table.add_row(*(f"{cell:.2%}" if isinstance(cell, float) else str(cell) for cell in cells))
-
-
-def binary(config: SimulateConfig) -> list[Table]:
-    wrong = Table("n", "discordance", "false swap", "false fine_tune", "95 % coverage", title=f"delta {config.delta:g}")
-    cells = [(n, share) for n in config.rows for share in config.discordance if share >= config.delta]
-    for n, share in track(cells, "binary", console=ERR):
-        found = right_or_wrong.errors(n, share, config.delta, runs=config.runs, seed=config.seed)
-        inside = right_or_wrong.coverage(n, share, -config.delta, runs=config.runs, seed=config.seed)
-        row(wrong, n, f"{share:g}", found.false_swap, found.false_fine_tune, inside)
-    helped = Table("discordance", "rows advised", "power promised", "power found", title="advice")
-    for share in config.discordance:
-        if power := right_or_wrong.power(share, config.delta, runs=config.runs, seed=config.seed):
-            row(helped, f"{share:g}", f"{power.rows:,}", power.promised, power.found)
-    return [wrong, helped]
-
-
-def graded_bounds(config: SimulateConfig) -> list[Table]:
-    table = Table("differences", "n", "lower bound wrong", "upper bound wrong", "95 % coverage", title="graded metrics")
-    for name, n in track([(name, n) for name in POPULATIONS for n in config.graded_rows], "graded", console=ERR):
-        found = graded(name, n, runs=config.slow_runs, resamples=config.resamples, seed=config.seed)
-        row(table, name, n, found.lower_wrong, found.upper_wrong, found.coverage)
-    return [table]
-
-
-def parts_of_traffic(config: SimulateConfig) -> list[Table]:
-    names = ("confidence says", "accepted", "wrongly", "at the edge", "mean share", "possible share")
-    table = Table(*names, title=f"partial replacement, delta {config.delta:g}, rows {config.partial_rows}")
-    for name, case in track(CASES.items(), "partial", console=ERR):
-        found = partials(case, config.partial_rows, config.delta, runs=config.slow_runs, seed=config.seed)
-        row(table, name, found.accepted, found.wrongly_accepted, found.at_the_edge, found.mean_share, found.possible)
-    return [table]
-
-
-def main(config: SimulateConfig) -> int:
-    parts = {"binary": binary, "graded": graded_bounds, "partial": parts_of_traffic}
-    Console().print(*(table for name in config.parts for table in parts[name](config)))
-    print(f"{config.runs:,} runs per cell ({config.slow_runs:,} per graded and partial one), seed {config.seed}")
-    return 0
-
+from slm_ray.cli.commands import run_job
 
 if __name__ == "__main__":
-    run(main, SimulateConfig, __doc__)
+    run_job(__file__)

@@ -1,7 +1,7 @@
 """The command line that every job shares: a config file, `--set a.b=c`, `--help`, one-line errors, exit statuses.
 
-The config file may be left out: it is then the YAML file beside the job. `--NAME VALUE` is `--set NAME=VALUE` for a
-setting without a dot. `run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
+`--NAME VALUE` is `--set NAME=VALUE` for a setting without a dot. The config file may be left out: `Usage` says what is read
+then. `run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
 and status 2; Ctrl-C and SIGTERM (what `ray job stop` sends) end in status 130 after the job's own clean-up has run.
 """
 
@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -40,15 +41,32 @@ QUIET = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """How a job is called.
+
+    `settings` is the config file that is read when none is named; None: settings have their defaults. `folder` is the
+    setting that a folder in the config file's place stands for. `program` is what the job is called in its `--help`.
+    """
+
+    program: str | None = None
+    settings: Path | None = None
+    folder: str | None = None
+
+
 def run(
-    job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None = None
+    job: Callable[[Config], int | None],
+    kind: type[Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+    usage: Usage | None = None,
 ) -> NoReturn:
     """Parse, run and exit. `job` returns an exit status or None for 0."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     with SignalGuard(ends_process=True):  # also of SIGINT, which a shell lets background jobs ignore
         try:
-            status = _status(job, kind, description, argv)
+            status = _status(job, kind, description, argv, usage)
         except KeyboardInterrupt:
             _say("stopped; the same command continues where this one ended")
             status = INTERRUPTED
@@ -57,23 +75,33 @@ def run(
 
 
 def _status(
-    job: Callable[[Config], int | None], kind: type[Config], description: str, argv: Sequence[str] | None
+    job: Callable[[Config], int | None],
+    kind: type[Config],
+    description: str,
+    argv: Sequence[str] | None,
+    usage: Usage | None,
 ) -> int:
     try:
-        return job(read(kind, description, argv)) or 0
+        return job(read(kind, description, argv, usage)) or 0
     except SlmRayError as error:
         _say(f"error: {error}")
         return BAD_INPUT
 
 
-def read(kind: type[Config], description: str, argv: Sequence[str] | None = None) -> Config:
-    """The config that the arguments name; `--help` lists every knob of `kind` and exits."""
-    beside = Path(sys.argv[0]).with_suffix(".yaml")
+def read(kind: type[Config], description: str, argv: Sequence[str] | None = None, usage: Usage | None = None) -> Config:
+    """The config that the arguments name; `--help` lists every setting of `kind` and exits.
+
+    Without `usage`, the YAML file beside the script is read when none is named.
+    """
+    usage = usage or Usage(settings=Path(sys.argv[0]).with_suffix(".yaml"))
     parser = argparse.ArgumentParser(
+        prog=usage.program,
         description=description, epilog=_knobs(kind), formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s [-h] [CONFIG] [--set a.b=c] [--NAME VALUE]", allow_abbrev=False,
     )  # fmt: skip
-    parser.add_argument("config", nargs="?", default=str(beside), help=f"YAML file of settings ({beside.name})")
+    otherwise = usage.settings.name if usage.settings else "without one, every setting has its default"
+    place = "YAML file of settings" + (f", or a folder: its {usage.folder}" if usage.folder else "")
+    parser.add_argument("config", nargs="?", help=f"{place} ({otherwise})")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="a.b=c",
         help="override one setting, the value in YAML; repeatable; --NAME VALUE does the same where the name has no dot",
@@ -86,7 +114,10 @@ def read(kind: type[Config], description: str, argv: Sequence[str] | None = None
     if unknown:
         known = [f"--{name}" for name in ("set", *kind.model_fields)]
         raise ConfigError(f"unknown option {unknown[0]}: {choices(unknown[0], known)}")
-    return load(kind, arguments.config, arguments.overrides)
+    if usage.folder and arguments.config and Path(arguments.config).is_dir():
+        overrides = [f"{usage.folder}={arguments.config}", *arguments.overrides]
+        return load(kind, usage.settings, overrides)
+    return load(kind, arguments.config or usage.settings, arguments.overrides)
 
 
 def output_folder(path: str, *, setting: str = "run_dir", is_written: bool = True) -> Path:

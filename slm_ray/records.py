@@ -126,8 +126,9 @@ class Breakdown:
 class ModelReport:
     """One model on the rows of a report.
 
-    `facts` are its provider's, with `stand_in` as its answers told it. Latencies are of answered rows, usage includes failed calls that were billed. `trained_on` counts the rows that its
-    adapter was trained on. `busy_s` are the seconds in which it had calls in flight; `error_reasons` the commonest ones.
+    `facts` are its provider's, with `stand_in` as its answers told it. Latencies are of answered rows, usage includes
+    failed calls that were billed. `trained_on` counts the rows that its adapter was trained on. `busy_s` are the seconds
+    in which it had calls in flight; `error_reasons` the commonest ones.
     """
 
     facts: ModelFacts

@@ -7,14 +7,7 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import LoopConfig, TrackSource
-from slm_ray.config.maintain import (
-    PretrainConfig,
-    RaceConfig,
-    ReadingBenchConfig,
-    ScoringBenchConfig,
-    SimulateConfig,
-    TasksConfig,
-)
+from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
@@ -52,20 +45,15 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "OperatingCharacteristicsConfig",
     "PrepareConfig",
-    "PretrainConfig",
-    "RaceConfig",
-    "ReadingBenchConfig",
     "Recipe",
     "Requests",
-    "ScoringBenchConfig",
     "Search",
     "ServeConfig",
     "Serving",
-    "SimulateConfig",
     "Source",
     "SweepConfig",
-    "TasksConfig",
     "TraceConfig",
     "TrackSource",
     "TrainConfig",

@@ -18,18 +18,18 @@ from slm_ray.yaml_file import parse_yaml, read_yaml_mapping
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def load(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read `path`, apply overrides (`a.b=c`, the value in YAML) and validate.
+def load(kind: type[Config], path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """Read `path` (None: every setting has its default), apply overrides (`a.b=c`, the value in YAML) and validate.
 
     Raises ConfigError for a missing or malformed file, an unknown key, or a value of the wrong type.
     """
-    tree = read_yaml_mapping(path, what="config")
+    tree = read_yaml_mapping(path, what="config") if path is not None else {}
     for override in overrides:
         _apply(tree, override)
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_explain(kind, str(path), error)) from None
+        raise ConfigError(_explain(kind, "the settings" if path is None else str(path), error)) from None
 
 
 def dump(config: BaseModel) -> str:

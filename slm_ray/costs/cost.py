@@ -87,7 +87,7 @@ def arm(
             arm_cost, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost"
         )
     elif facts.billing == "none" and price_as is None:
-        arm_cost = replace(arm_cost, reason="no endpoint was asked, so nothing was billed")
+        arm_cost = replace(arm_cost, reason="nothing was asked of an endpoint, so nothing was billed")
     elif facts.billing == "machine" and price_as is None:
         concurrency = report.provenance.concurrency if report.provenance else None
         arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)

@@ -99,7 +99,7 @@ def test_the_rows_that_both_recorded_runs_share_get_a_sound_verdict(tmp_path: Pa
     comparison, decision = found.comparison, found.decision
     assert comparison.n == 39
     assert decision.because[-1] == "declared before the first call: rule paired, delta 0.02 on exact_match."
-    assert found.cost.arms[llm].per_request_usd is None and "no endpoint was asked" in comparison_text(found)
+    assert found.cost.arms[llm].per_request_usd is None and "nothing was asked" in comparison_text(found)
     assert comparison.llm_metrics["exact_match"] == 8 / 39
     assert decision.action == "fine_tune"
     assert comparison.interval.upper < -0.02

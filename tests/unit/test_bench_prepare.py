@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_it_measures_the_rows_that_it_made(hold: str, tmp_path: Path) -> None:
     settings = ("--set", "megabytes=1", "--set", f"hold={hold}")
     found = subprocess.run(
-        [sys.executable, "jobs/bench_prepare.py", "jobs/bench_prepare.yaml", *settings],
+        [sys.executable, "-m", "tools.bench_prepare", *settings],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"TMPDIR": str(tmp_path)}, timeout=120, check=False,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr

@@ -9,9 +9,9 @@ from urllib.request import Request
 
 import pytest
 
-from slm_ray.benchmarks import race
-from slm_ray.config import RaceConfig
 from slm_ray.errors import ResourceError
+from tools import race
+from tools.config import RaceConfig
 
 ASK = (
     "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"

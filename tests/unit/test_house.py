@@ -17,13 +17,14 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "records", "errors", "tables", "yaml_file", "config", "command", "ray_environment", "signals"},
+    {"types", "records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
-        "storage", "runlog", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
+        "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "benchmarks", "submit"},
+    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "submit"},
+    {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
@@ -31,20 +32,19 @@ SIDEWAYS = {
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("runlog", "storage"), ("adapters", "storage"),
-    ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
+    ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "runlog"), ("tracing", "reports"), ("tracing", "adapters"),
     ("tracing", "providers"),
-    ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
+    ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
-    ("reports", "trackfile"), ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
+    ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
-    ("fanout", "cluster"), ("evaluation", "fanout"), ("loop", "fanout"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
+    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "aiohttp": {"providers"},
     "torch": {"training", "serving", "encoders"},
@@ -62,8 +62,10 @@ OWNERS = {
     "jsonschema": {"scoring"},
     "msgspec": {"corpus", "prepare", "reports", "runlog"},
     "rapidfuzz": {"scoring"},
+    "regex": {"corpus"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},
+    "typer": {"cli"},
 }
 PURE = {"corpus", "scoring", "verdict", "costs", "page"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
@@ -104,8 +106,8 @@ def test_imports_point_down(path: Path) -> None:
         return
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "jobs":
-            raise AssertionError(f"{path} imports a job")
+        if parts[0] in ("jobs", "tools", "tests"):
+            raise AssertionError(f"{path} imports {parts[0]}, which the installed package does not have")
         if parts[0] != "slm_ray" or len(parts) == 1 or parts[1] == here:
             continue
         if not ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()):
@@ -143,13 +145,22 @@ def test_jobs_are_short_pairs() -> None:
         assert path.read_text(encoding="utf-8").count("\n") <= 60
 
 
+def test_tools_say_what_they_are_and_stay_small() -> None:
+    """They are the maintainers': any library goes, but the product must not depend on them."""
+    scripts = sorted((ROOT / "tools").glob("*.py"))
+    assert {"lock", "make_tasks", "pretrain_tiny", "bench_evaluate"} <= {path.stem for path in scripts}
+    for path in scripts:
+        test_modules_say_what_they_are_and_stay_small(path)
+
+
 def test_no_vague_names() -> None:
     vague = {"utils", "util", "common", "base", "manager", "helpers", "misc"}
     assert not [path for path in modules() if path.stem in vague]
 
 
 def test_no_machine_paths_and_no_banners() -> None:
-    for path in [*modules(), *(ROOT / "jobs").glob("*"), *(ROOT / "serve_configs").glob("*")]:
+    folders = [*(ROOT / "jobs").glob("*"), *(ROOT / "tools").glob("*.*"), *(ROOT / "serve_configs").glob("*")]
+    for path in [*modules(), *folders]:
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(root|home/[a-z]+|work)/", text), f"{path} holds a machine path"
         assert "TODO" not in text, f"{path} holds a TODO"
@@ -229,6 +240,10 @@ def test_the_set_of_knobs_is_reviewed() -> None:
 
 def test_there_are_few_knobs() -> None:
     """What people have to know: every setting of the product's jobs once, wherever it is used."""
-    counted = {kind.__name__: len(knobs(kind)) for kind in configs() if not kind.__module__.endswith(".maintain")}
+    counted = {
+        kind.__name__: len(knobs(kind))
+        for kind in configs()
+        if not kind.__module__.endswith(".operating_characteristics")
+    }
     assert counted["Generation"] == 9 and counted["ServeConfig"] == 0
     assert sum(counted.values()) <= 150, counted

@@ -24,7 +24,7 @@ def job(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["prepare", "compare", "make_tasks", "infer", "trace", "live", "evaluate"])
+@pytest.mark.parametrize("name", ["prepare", "compare", "infer", "trace", "live", "evaluate"])
 def test_help_lists_the_settings(name: str) -> None:
     found = job(name, "--help")
     assert found.returncode == 0

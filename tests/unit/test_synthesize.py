@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from slm_ray.corpus.synthesize import check, rows_text, synthesize
+from tools.synthesize import check, rows_text, synthesize
 
 FOLDER = Path(__file__).parents[2] / "data" / "tools"
 KINDS = {"str": str, "int": int, "float": float, "bool": bool, "List[str]": list}

@@ -4,10 +4,10 @@ import shutil
 import statistics
 from pathlib import Path
 
-from slm_ray.benchmarks.race import endpoint, entrants, run, write_rows
 from slm_ray.command import output_folder
 from slm_ray.command import run as run_job
-from slm_ray.config import RaceConfig
+from tools.config import RaceConfig
+from tools.race import endpoint, entrants, run, write_rows
 
 
 def main(config: RaceConfig) -> None:

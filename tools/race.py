@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.request import ProxyHandler, build_opener
 
-from slm_ray.config import RaceConfig
 from slm_ray.errors import ResourceError
+from tools.config import RaceConfig
 
 OPENER = build_opener(ProxyHandler({}))
 
@@ -93,7 +93,7 @@ def get(url: str) -> bytes:
 @contextmanager
 def endpoint(latency_s: float) -> Iterator[str]:
     """The address of an endpoint of that latency, in a process of its own."""
-    command = [sys.executable, "-m", "slm_ray.benchmarks.endpoint", str(latency_s)]
+    command = [sys.executable, str(Path(__file__).with_name("endpoint.py")), str(latency_s)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -103,7 +103,7 @@ def endpoint(latency_s: float) -> Iterator[str]:
 
 
 def _ours(config: RaceConfig, url: str, rows: Path) -> Entrant:
-    jobs = Path(__file__).parents[2] / "jobs"
+    jobs = Path(__file__).parents[1] / "jobs"
     settings = {
         "track": "chat", "examples": str(rows), "models": '["served:bench"]', "run_dir": "{folder}/run", "endpoint": url,
         "generation.concurrency": str(config.concurrency), "shards": str(config.shards), "train": "null",

@@ -5,9 +5,9 @@ import statistics
 import time
 
 from slm_ray.command import run
-from slm_ray.config import ScoringBenchConfig
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import SCORERS, score, summarise
+from tools.config import ScoringBenchConfig
 
 _LABELS = tuple(f"intent_{number}" for number in range(77))
 _SCHEMA = {"type": "object", "required": ["query"], "properties": {"arguments": {"type": "object"}}}

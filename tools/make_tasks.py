@@ -2,10 +2,10 @@
 
 from slm_ray import storage
 from slm_ray.command import run
-from slm_ray.config import TasksConfig
-from slm_ray.corpus.synthesize import rows_text, synthesize
 from slm_ray.errors import DataError
 from slm_ray.yaml_file import read_yaml
+from tools.config import TasksConfig
+from tools.synthesize import rows_text, synthesize
 
 
 def main(config: TasksConfig) -> None:

@@ -18,8 +18,8 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from slm_ray.config import PretrainConfig
-from slm_ray.corpus.mixture import Mixture, Turn
+from tools.config import PretrainConfig
+from tools.mixture import Mixture, Turn
 
 SPECIAL = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|pad|>")
 CHAT_TEMPLATE = (

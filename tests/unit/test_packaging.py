@@ -1,7 +1,8 @@
-"""The locks: every package exact and with hashes, nothing about where it comes from, and nothing that pyproject refuses."""
+"""The package and its locks: exact versions with hashes that pyproject allows, and a wheel that holds all it needs."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -54,6 +55,22 @@ def test_the_package_installs_beside_others() -> None:
     for line in project["dependencies"]:
         operators = {part.operator for part in Requirement(line).specifier}
         assert ">=" in operators and "==" not in operators, line
+
+
+def test_the_wheel_holds_every_file_of_the_package() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    patterns = settings["package-data"]["slm_ray"]
+    package = ROOT / "slm_ray"
+    files = [path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")]
+    assert files
+    for path in files:
+        assert any(path in package.glob(pattern) for pattern in patterns), f"no package-data pattern covers {path}"
+
+
+def test_the_console_script_is_a_function() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    module, _, name = project["scripts"]["slm-ray"].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
 
 
 def test_packages_that_break_a_cpu_environment_are_left_out_of_its_lock() -> None:

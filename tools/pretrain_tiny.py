@@ -3,9 +3,9 @@
 from rich.progress import Progress
 
 from slm_ray.command import run
-from slm_ray.config import PretrainConfig
-from slm_ray.training.pretrain import pretrain
 from slm_ray.yaml_file import read_yaml
+from tools.config import PretrainConfig
+from tools.pretrain import pretrain
 
 
 def main(config: PretrainConfig) -> None:

@@ -1,0 +1,251 @@
+"""The steps as commands: one table of name, config and function, for `slm-ray NAME` and for the scripts under `jobs/`.
+
+A function takes its config and returns an exit status (None: 0); its docstring is what `--help` says. What is heavy (Ray,
+torch, client libraries) is imported when a function runs, so that `--help` and a wrong setting answer at inference.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from slm_ray import config as configs
+from slm_ray.adapters import check_base
+from slm_ray.command import Usage, output_folder, run
+from slm_ray.signals import wait_for_signal
+from slm_ray.types import Prompt
+
+NOT_MEASURED = 3
+TOKENIZER = "data/tiny_base"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """One step: its settings, what runs, and the setting that a folder in place of the config file stands for."""
+
+    config: type[configs.Config]
+    function: Callable[[Any], int | None]
+    folder: str | None = None
+
+    @property
+    def doc(self) -> str:
+        """What the command does: one line, then what else a person should know."""
+        return inspect.getdoc(self.function) or ""
+
+
+def run_job(script: str) -> NoReturn:
+    """Run the command that a script of `jobs/` is named after, with the YAML file beside it where none is named."""
+    path = Path(script)
+    command = COMMANDS[path.stem.replace("_", "-")]
+    run(
+        command.function, command.config, command.doc,
+        usage=Usage(settings=path.with_suffix(".yaml"), folder=command.folder),
+    )  # fmt: skip
+
+
+def prepare(config: configs.PrepareConfig) -> None:
+    """Task rows in; train.jsonl, validation.jsonl and test.jsonl out, in one form and with no question in two of them.
+
+    A row is a question with its expected answer, in any format that the documents name. Reads `source`, refuses or leaves
+    out bad rows and says why for each, curates, splits by a hash (the same rows and seed give the same files), and writes
+    to out_dir:
+        slm-ray prepare --track classify --source tickets.csv --stratify label --out_dir runs/prepared/tickets
+    """
+    from slm_ray.executor import RayExecutor
+    from slm_ray.prepare import prepare as prepare_rows
+
+    count = None
+    if config.curation.max_tokens is not None and config.base:
+        from slm_ray.training.base_model import token_counter
+
+        count = token_counter(config.base)
+    out_dir = str(output_folder(config.out_dir))
+    done = prepare_rows(
+        config.model_copy(update={"out_dir": out_dir}),
+        token_counter=count,
+        log=print,
+        executor=RayExecutor(config.parallel_threshold_bytes),
+    )
+    print(done.summary())
+
+
+def evaluate(config: configs.EvaluateConfig) -> int:
+    """The same rows to every model at once, scored by the same code; writes RUN_DIR/report.json and scores.jsonl.
+
+    Exit 3: the report is written, but a model's calls failed on more than max_failed_share of its rows, so that it was not
+    measured; the same command asks the failed rows again.
+    """
+    from slm_ray.evaluation import evaluate as evaluate_models
+    from slm_ray.evaluation.outage import outages
+    from slm_ray.evaluation.table import summary
+
+    run_dir = output_folder(config.run_dir)
+    report = evaluate_models(config.model_copy(update={"run_dir": str(run_dir)}))
+    print(summary(report))
+    print(f"report: {run_dir}/report.json", flush=True)
+    failed = outages(report, config.max_failed_share)
+    for line in failed:
+        print(f"outage: {line}", file=sys.stderr, flush=True)
+    return NOT_MEASURED if failed else 0
+
+
+def compare(config: configs.CompareConfig) -> int:
+    """Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
+    from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
+    from slm_ray.tracing import Tracer
+    from slm_ray.verdict.decide import EXIT
+
+    found = compare_reports(config)
+    write_comparison(found, config)
+    print(comparison_text(found))
+    Tracer(config.report, os.environ).comparison(found.comparison, found.decision)
+    return EXIT[found.decision.action]
+
+
+def train(config: configs.TrainConfig) -> None:
+    """One QLoRA adapter: Ray Train over the worker group, then published under an immutable, content-addressed id."""
+    check_base(config.base, setting="base")
+    folders = {name: str(output_folder(getattr(config, name), setting=name)) for name in ("run_dir", "adapters_dir")}
+    from slm_ray.cluster import connect
+    from slm_ray.training import train as train_adapter
+
+    connect()
+    manifest = train_adapter(config.model_copy(update=folders))
+    print(f"adapter {manifest.id}\n  folder {folders['adapters_dir']}/{manifest.id}")
+    for name, value in sorted(manifest.metrics.items()):
+        print(f"  {name} {value}")
+
+
+def sweep(config: configs.SweepConfig) -> None:
+    """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run, scored on validation rows."""
+    training = config.training
+    check_base(training.base, setting="training.base")
+    folders = {
+        name: str(output_folder(getattr(training, name), setting=f"training.{name}"))
+        for name in ("run_dir", "adapters_dir")
+    }
+    from slm_ray.cluster import connect
+    from slm_ray.sweep import sweep as search
+
+    connect()
+    result = search(training.model_copy(update=folders), config.search, validation=config.validation)
+    for trial in result["trials"]:
+        print(f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4} {result['metric']} {trial['score']}")
+    print(f"best: lr {result['best']['learning_rate']:g}, rank {result['best']['rank']}")
+
+
+def loop(config: configs.LoopConfig) -> int:
+    """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    check_base(config.serving.base, setting="serving.base")
+    folder = str(output_folder(config.run_dir))
+    adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
+    from slm_ray.loop import loop as run_loop
+    from slm_ray.verdict.decide import EXIT
+
+    serving = config.serving.model_copy(update={"adapters_dir": adapters})
+    result = run_loop(config.model_copy(update={"run_dir": folder, "serving": serving}))
+    print(f"page: {folder}/report.html")
+    decided = set(result.values())
+    return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
+
+
+def infer(config: configs.InferConfig) -> int:
+    """One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
+    from slm_ray.evaluation.infer import prepare as prepare_request
+    from slm_ray.scoring.parsed import parsed
+
+    inference = prepare_request(config, os.environ)
+    for message in inference.prompt.messages:
+        print(f"[{message.role}] {message.content}")
+    if config.show_tokens:
+        ids = _token_ids(TOKENIZER, inference.prompt)
+        print(f"tokens  {len(ids)} by {Path(TOKENIZER).name}: {' '.join(map(str, ids))}")
+    answer = inference.ask(config, os.environ)
+    print(f"[{answer.served_by or config.model}] {answer.text if answer.text is not None else answer.failure}")
+    print(f"parsed  {parsed(inference.track, answer.text)}")
+    if (scored := inference.score(answer)) is not None:
+        print("score   " + ", ".join(f"{score.name} {score.value}" for score in scored.scores))
+        print("issues  " + (", ".join(scored.issues) or "none"))
+    return 1 if answer.failure else 0
+
+
+def _token_ids(folder: str, prompt: Prompt) -> list[int]:
+    from slm_ray.training.base_model import base_folder, open_tokenizer
+
+    tokenizer = open_tokenizer(base_folder(folder))
+    text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def judge(config: configs.JudgeConfig) -> None:
+    """A model as judge of a finished evaluation, or (calibrate) of answers that people have graded; writes RUN_DIR/judge.json."""
+    from slm_ray.judging import judge as judge_run
+    from slm_ray.judging import lines
+
+    folder = output_folder(config.run_dir)
+    for line in lines(judge_run(config.model_copy(update={"run_dir": str(folder)}))):
+        print(line)
+
+
+def live(config: configs.LiveConfig) -> int:
+    """Watch an evaluation that runs in another shell: give its RUN_DIR, or a YAML file that names it."""
+    from slm_ray.evaluation.progress import watch
+
+    ended = watch(config.run_dir, no_progress_bar=config.no_progress_bar)
+    if ended != "done":
+        print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
+    return 0 if ended == "done" else 1
+
+
+def trace(config: configs.TraceConfig) -> None:
+    """A finished run's traces to Langfuse, each row exactly once: give its RUN_DIR, or a YAML file; repeat at will."""
+    from slm_ray.tracing import replay
+
+    print(replay(config, os.environ))
+
+
+def serve(config: configs.ServeConfig) -> None:
+    """The base and all published adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
+    check_base(config.base, setting="base")
+    folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
+    from slm_ray.cluster import connect
+    from slm_ray.serving import deploy, shutdown
+
+    connect()
+    endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
+    print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
+    try:
+        wait_for_signal()
+    finally:
+        if not config.keep_alive:
+            shutdown()
+
+
+def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
+    """Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
+    from slm_ray.cli.operating_characteristics import report
+
+    report(config)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "prepare": Command(config=configs.PrepareConfig, function=prepare),
+    "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
+    "compare": Command(config=configs.CompareConfig, function=compare),
+    "train": Command(config=configs.TrainConfig, function=train),
+    "sweep": Command(config=configs.SweepConfig, function=sweep),
+    "serve": Command(config=configs.ServeConfig, function=serve),
+    "loop": Command(config=configs.LoopConfig, function=loop),
+    "infer": Command(config=configs.InferConfig, function=infer),
+    "judge": Command(config=configs.JudgeConfig, function=judge),
+    "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
+    "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "operating-characteristics": Command(
+        config=configs.OperatingCharacteristicsConfig, function=operating_characteristics
+    ),
+}
