@@ -1,12 +1,13 @@
 """Texts into vectors by a local encoder model: what BERTScore and embedding cosine compare.
 
 Offline: the folder holds config, tokenizer and safetensors weights of a BERT-like encoder. Deterministic, on CPU, in
-fp32, in batches of like length. Compares nothing itself.
+fp32, in batches of like length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from slm_ray.errors import ModelError
+from slm_ray.parallel import BATCH_ITEMS, Executor
+from slm_ray.scoring.similarity import Idf, idf_of, with_similarity
+from slm_ray.types import RowScore
 
 _BATCH = 32
 _CHARACTERS_PER_TOKEN = 200  # at most; ten megabytes would be cut into tokens for twenty seconds, and then be truncated
 
+_LIKE_BYTES = 13_000  # of rows read in the time that one text of a paragraph takes
+
 Vectors = npt.NDArray[np.float32]
+Similar = Callable[[Sequence[RowScore], Sequence[str | None], Sequence[str]], list[RowScore]]
+_Batch = tuple[Sequence[RowScore], Sequence[str | None], Sequence[str]]
 
 
 class Encoder:
@@ -80,3 +88,36 @@ class Encoder:
             tokenizer.model_max_length = limit
             self._parts = tokenizer, model
         return self._parts
+
+
+def similar_by(folder: str | Path, *, idf: bool, executor: Executor) -> Similar:
+    """BERTScore and embedding cosine with the encoder in `folder`: a function of rows, predictions and references.
+
+    Raises ModelError at once when there is no encoder. The same batches whoever works: in another batch a vector has
+    other last digits.
+    """
+    encoder = Encoder(folder)
+
+    def added(rows: Sequence[RowScore], predictions: Sequence[str | None], references: Sequence[str]) -> list[RowScore]:
+        weights = idf_of(references, encoder.token_ids) if idf else None
+        cuts = [slice(start, start + BATCH_ITEMS) for start in range(0, len(rows), BATCH_ITEMS)]
+        batches = [(rows[cut], predictions[cut], references[cut]) for cut in cuts]
+        if not executor.pays_off(len({*predictions, *references}) * _LIKE_BYTES):
+            return [row for batch in batches for row in with_similarity(*batch, encoder.tokens, weights)]
+        table = (weights.table, weights.references) if weights else None
+        compare = functools.partial(_compared, str(encoder.folder.absolute()), table)
+        return [row for compared in executor.map(compare, batches, title="comparing meanings") for row in compared]
+
+    return added
+
+
+def _compared(folder: str, weights: tuple[Any, int] | None, batch: _Batch) -> Iterator[list[RowScore]]:
+    encoder = _encoder(folder)
+    idf = Idf(token_ids=encoder.token_ids, table=weights[0], references=weights[1]) if weights else None
+    yield with_similarity(*batch, encoder.tokens, idf)
+
+
+@functools.lru_cache(maxsize=1)
+def _encoder(folder: str) -> Encoder:
+    """One per worker process, since loading it takes longer than a batch."""
+    return Encoder(folder)

@@ -35,7 +35,7 @@ from slm_ray.scoring.judge import (
     pair_prompt,
     score_grade,
 )
-from slm_ray.trackfile import open_track, write_track
+from slm_ray.tasks import open_track, write_track
 from slm_ray.types import Interval, Prompt
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.stats import paired_interval

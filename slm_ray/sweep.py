@@ -25,7 +25,7 @@ from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.launch import fit
 from slm_ray.training.plan import Plan, plan

@@ -40,12 +40,16 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One task row: a stable id, the prompt, the expected answer and free-form tags (tool, domain, …)."""
+    """One task row: a stable id, the prompt, the expected answer and free-form tags (tool, domain, …).
+
+    Rows of one `group` (a customer, a document, a conversation) are not independent: they stand in one split.
+    """
 
     id: str
     prompt: Prompt
     target: str
     tags: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

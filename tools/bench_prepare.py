@@ -11,6 +11,7 @@ from pathlib import Path
 
 from slm_ray.command import run
 from slm_ray.corpus import read, tracks
+from slm_ray.corpus.parsed_row import ParsedRow
 from tools.config import ReadingBenchConfig
 
 
@@ -31,7 +32,7 @@ def rows_in(path: Path, hold: bool) -> int:
         if hold:
             return len(read.examples(lines, name=path.name, track=track))
         rows = ((path.name, number, line) for number, line in enumerate(lines, start=1))
-        return sum(isinstance(row, read.Row) for row in read.Reader(track=track).rows(rows))
+        return sum(isinstance(row, ParsedRow) for row in read.Reader(track=track).rows(rows))
 
 
 def main(config: ReadingBenchConfig) -> None:

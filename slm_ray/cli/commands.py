@@ -56,7 +56,7 @@ def prepare(config: configs.PrepareConfig) -> None:
     to out_dir:
         slm-ray prepare --track classify --source tickets.csv --stratify label --out_dir runs/prepared/tickets
     """
-    from slm_ray.fanout import in_order
+    from slm_ray.executor import RayExecutor
     from slm_ray.prepare import prepare as prepare_rows
 
     count = None
@@ -65,7 +65,12 @@ def prepare(config: configs.PrepareConfig) -> None:
 
         count = token_counter(config.base)
     out_dir = str(output_folder(config.out_dir))
-    done = prepare_rows(config.model_copy(update={"out_dir": out_dir}), count=count, say=print, fan_out=in_order)
+    done = prepare_rows(
+        config.model_copy(update={"out_dir": out_dir}),
+        token_counter=count,
+        log=print,
+        executor=RayExecutor(config.parallel_threshold_bytes),
+    )
     print(done.summary())
 
 

@@ -12,17 +12,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from slm_ray.corpus.letters import question, words
-from slm_ray.corpus.step import Step
+from slm_ray.corpus.filters import Row, Step
+from slm_ray.corpus.unicode_text import question, words
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.types import Example
 
 SOURCE = "source"
 
 
-def cap(
-    examples: Sequence[Example], *, most: int, tag: str | None = None, seed: int = 42
-) -> tuple[list[Example], Step]:
+def cap(examples: Sequence[Row], *, most: int, tag: str | None = None, seed: int = 42) -> tuple[list[Row], Step]:
     """At most `most` rows of each class, in their order. A class is a value of `tag`, or of the answer without a tag."""
     if most < 1:
         raise ConfigError(f"at most {most} rows of each class leaves none; give 1 or more")
@@ -40,8 +38,8 @@ def cap(
 
 
 def balance(
-    examples: Sequence[Example], *, tag: str | None = None, ratio: float = 1.0, seed: int = 42
-) -> tuple[list[Example], Step]:
+    examples: Sequence[Row], *, tag: str | None = None, ratio: float = 1.0, seed: int = 42
+) -> tuple[list[Row], Step]:
     """No class with more than `ratio` (1 or more) times the rows of the smallest; classes as in `cap`."""
     if ratio < 1:
         raise ConfigError(f"a ratio of {ratio:g} is below 1; the largest class cannot be below the smallest")
@@ -55,8 +53,8 @@ def balance(
 
 
 def mix(
-    sources: Mapping[str, Sequence[Example]], weights: Mapping[str, float], *, rows: int | None = None, seed: int = 42
-) -> tuple[list[Example], Step]:
+    sources: Mapping[str, Sequence[Row]], weights: Mapping[str, float], *, rows: int | None = None, seed: int = 42
+) -> tuple[list[Row], Step]:
     """`rows` rows of several sources in proportion to their weights, interleaved; None: as many as the sources allow.
 
     Ids become `SOURCE/ID`, since two files often count alike, and each row gets the tag `source`. Raises ConfigError
@@ -65,7 +63,7 @@ def mix(
     _check_weights(sources, weights)
     total = _largest(sources, weights) if rows is None else rows
     quotas = apportion(total, weights)
-    mixed: list[Example] = []
+    mixed: list[Row] = []
     for name, found in sources.items():
         if quotas[name] > len(found):
             raise DataError(
@@ -80,13 +78,13 @@ def mix(
     return mixed, Step(name="mix", kept=len(mixed), dropped=dropped, note=note)
 
 
-def shortest_first(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+def shortest_first(examples: Sequence[Row]) -> tuple[list[Row], Step]:
     """A curriculum by length: fewest words of question and answer first, ties by id."""
     ordered = sorted(examples, key=lambda row: (len(words(question(row))) + len(words(row.target)), row.id))
     return ordered, Step(name="order", kept=len(ordered), dropped=0, note="shortest first")
 
 
-def by_source(examples: Sequence[Example], order: Sequence[str]) -> tuple[list[Example], Step]:
+def by_source(examples: Sequence[Row], order: Sequence[str]) -> tuple[list[Row], Step]:
     """A curriculum by the tag `source`: in the order of `order`, each source in its own order.
 
     Raises ConfigError when `order` does not name exactly the sources there are.
@@ -118,11 +116,11 @@ def tag_error(tag: str, tags: Counter[str]) -> DataError:
     return DataError(f"no row has the tag {tag!r}; {choices(tag, tags) if tags else 'no row has any tag'}")
 
 
-def _classes(examples: Sequence[Example], tag: str | None) -> dict[str, list[Example]]:
+def _classes(examples: Sequence[Row], tag: str | None) -> dict[str, list[Row]]:
     """Examples by class; those without the tag are a class of their own."""
     if tag is not None and examples and not any(tag in example.tags for example in examples):
         raise tag_error(tag, Counter(name for example in examples for name in example.tags))
-    classes: dict[str, list[Example]] = {}
+    classes: dict[str, list[Row]] = {}
     for example in examples:
         name = example.target.strip() if tag is None else example.tags.get(tag, "")
         classes.setdefault(name, []).append(example)

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.fields import inner_json
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.corpus.tracks import Track
-from slm_ray.corpus.values import inner_json
 
 _TOOLS = re.compile(r"<tools>\s*[\[{]")  # a prompt may speak of the tags without showing tools
 _HERMES = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)

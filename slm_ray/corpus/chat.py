@@ -1,4 +1,4 @@
-"""Chats of other systems as pairs: OpenAI `messages`, ShareGPT `conversations`, and Hermes, which is the latter with tools.
+"""Chats of other systems: OpenAI `messages`, ShareGPT `conversations`, and Hermes, which is the latter with tools.
 
 The last assistant turn is the answer; everything before it is the question. Tool definitions go into the system turn,
 tool calls become the track's call text, and what a tool gave back is shown as a user's turn inside `<tool_response>`.
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from slm_ray.corpus.calls import Call, call_of, call_text, hermes_call, many_calls, shows_tools, tools_of, with_tools
-from slm_ray.corpus.pair import Pair, identity
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.fields import filled, kind_of
+from slm_ray.corpus.parsed_row import Exchange
 from slm_ray.corpus.render import TOOL_RESPONSE, system_prompt
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.corpus.tracks import Track
-from slm_ray.corpus.values import filled, kind_of
 from slm_ray.types import Message, Role
 
 
@@ -44,26 +44,26 @@ SHAREGPT = Shape(
 )
 
 
-def from_messages(row: Mapping[str, Any], track: Track) -> Pair:
+def from_messages(row: Mapping[str, Any], track: Track) -> Exchange:
     """OpenAI's form: `messages`, `tools` if there are any, and `tool_calls` in assistant turns."""
-    return _pair(row, "messages", MESSAGES, track)
+    return _exchange(row, "messages", MESSAGES, track)
 
 
-def from_sharegpt(row: Mapping[str, Any], track: Track) -> Pair:
+def from_sharegpt(row: Mapping[str, Any], track: Track) -> Exchange:
     """ShareGPT's form: `conversations` of `from` and `value`."""
-    return _pair(row, "conversations", SHAREGPT, track)
+    return _exchange(row, "conversations", SHAREGPT, track)
 
 
-def from_hermes(row: Mapping[str, Any], track: Track) -> Pair:
+def from_hermes(row: Mapping[str, Any], track: Track) -> Exchange:
     """ShareGPT's form whose answer is one call as JSON inside `<tool_call>` tags.
 
     For a track whose scorer reads another form the call is written in that form.
     """
-    pair = from_sharegpt(row, track)
-    call = hermes_call(pair.answer, "conversations[-1]")
+    exchange = from_sharegpt(row, track)
+    call = hermes_call(exchange.target, "conversations[-1]")
     own = track.scorers[0] not in ("structured", "toolcall")
-    answer = pair.answer if own else call_text(call, query=_asked(pair.turns), track=track)
-    return dataclasses.replace(pair, answer=answer, tags={"tool": call.name, **pair.tags})
+    target = exchange.target if own else call_text(call, query=_asked(exchange.turns), track=track)
+    return dataclasses.replace(exchange, target=target, tags={"tool": call.name})
 
 
 def is_hermes(row: Mapping[str, Any]) -> bool:
@@ -95,7 +95,7 @@ def checked(turns: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(turns)
 
 
-def _pair(row: Mapping[str, Any], key: str, shape: Shape, track: Track) -> Pair:
+def _exchange(row: Mapping[str, Any], key: str, shape: Shape, track: Track) -> Exchange:
     raw = _turn_list(row[key], key)
     turns: list[Message] = []
     calls: list[Call] = []
@@ -108,12 +108,10 @@ def _pair(row: Mapping[str, Any], key: str, shape: Shape, track: Track) -> Pair:
     question, answer = _final_answer(turns, key)
     if len(calls) > 1:
         raise many_calls(len(calls), f"{key}[{len(raw) - 1}]")
-    tags = {"tool": calls[0].name} if calls else {}
-    named = identity(row)
-    return Pair(
-        turns=_with_tools(checked(question), tools_of(row), track), answer=answer,
-        **{**named, "tags": {**tags, **named["tags"]}},
-    )  # fmt: skip
+    shown = _with_tools(checked(question), tools_of(row), track)
+    if not calls:
+        return Exchange(turns=shown, target=answer)
+    return Exchange(turns=shown, target=answer, tags={"tool": calls[0].name})
 
 
 def _turn(

@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slm_ray.corpus.letters import question, words
+from slm_ray.corpus.filters import Row, Step, filter_rows
 from slm_ray.corpus.render import normalised
-from slm_ray.corpus.step import Step, sift
-from slm_ray.corpus.ties import Ties
+from slm_ray.corpus.unicode_text import question, words
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example
 
@@ -49,7 +48,30 @@ _RARITY_ROWS = 1000
 _EXACT_DIGITS = 9
 
 
-def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+class UnionFind:
+    """A growing partition of the rows 0 to `count` - 1; at first every row is alone."""
+
+    def __init__(self, count: int) -> None:
+        self._parent = list(range(count))
+
+    def root(self, row: int) -> int:
+        """The first row of the row's group."""
+        while self._parent[row] != row:
+            self._parent[row] = self._parent[self._parent[row]]
+            row = self._parent[row]
+        return row
+
+    def join(self, left: int, right: int) -> None:
+        """Put the groups of two rows together."""
+        left, right = self.root(left), self.root(right)
+        self._parent[max(left, right)] = min(left, right)
+
+    def roots(self) -> list[int]:
+        """For each row the first row of its group: rows with the same number belong together."""
+        return [self.root(row) for row in range(len(self._parent))]
+
+
+def exact(examples: Sequence[Row]) -> tuple[list[Row], Step]:
     """Without rows whose turns and answer, but for spacing, an earlier row has already."""
     seen: set[bytes] = set()
 
@@ -62,10 +84,10 @@ def exact(examples: Sequence[Example]) -> tuple[list[Example], Step]:
         seen.add(key)
         return None
 
-    return sift("exact duplicates", examples, repeated)
+    return filter_rows("exact duplicates", examples, repeated)
 
 
-def near(examples: Sequence[Example], *, threshold: float = NEAR, seed: int = 42) -> tuple[list[Example], Step]:
+def near(examples: Sequence[Row], *, threshold: float = NEAR, seed: int = 42) -> tuple[list[Row], Step]:
     """Only the first row of every group of near-duplicates; question and answer are compared together."""
     roots = groups(examples, threshold=threshold, seed=seed, text=_whole)
     kept = [example for row, example in enumerate(examples) if roots[row] == row]
@@ -90,7 +112,7 @@ def groups(
     shingles, hashes, rows_with = _index(text(example) for example in examples)
     weight = _weights(rows_with, len(examples))
     told = [_telling(row, weight) for row in shingles]
-    ties = Ties(len(examples))
+    ties = UnionFind(len(examples))
 
     def alike(left: int, right: int) -> bool:
         return _similarity(told[left], told[right], weight) >= threshold
@@ -106,7 +128,7 @@ def _telling(row: Numbers, weight: NDArray[np.float64]) -> Numbers:
     return row if counting.all() or not counting.any() else row[counting]
 
 
-def _tie(bucket: Sequence[int], ties: Ties, alike: Callable[[int, int], bool]) -> None:
+def _tie(bucket: Sequence[int], ties: UnionFind, alike: Callable[[int, int], bool]) -> None:
     """Join the rows of a bucket that are alike. Rows that are joined already are not held against each other."""
     parts: list[list[int]] = []
     for row in bucket:

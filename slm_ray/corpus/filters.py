@@ -1,20 +1,24 @@
 """Rows that would teach the wrong thing, left out and counted: length, cut answers, another script, refusals.
 
-Each filter takes examples and gives those it keeps, in order and unchanged, with a `Step` that counts the reasons.
-They are rules of thumb about text, so each is a person's choice and none runs by itself; what they look for is said at
-each. Refusals are told in English only.
+Each filter takes rows (examples, or what is an example and more) and gives those it keeps, in order and unchanged, with a
+`Step` that counts the reasons. They are rules of thumb about text, so each is a person's choice and none runs by itself;
+what they look for is said at each. Refusals are told in English only.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
-from slm_ray.corpus.letters import SCRIPTS, question, scripts, words
-from slm_ray.corpus.step import Step, sift
+from slm_ray.corpus.unicode_text import SCRIPTS, question, scripts, words
 from slm_ray.errors import ConfigError, choices
 from slm_ray.types import Example
+
+Row = TypeVar("Row", bound=Example)
 
 _OPENING_CHARS = 240
 _PROSE_WORDS = 20
@@ -35,9 +39,40 @@ _REFUSAL = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """What one step did: its name, the rows that stayed, those that went, and a note for people."""
+
+    name: str
+    kept: int
+    dropped: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        if not self.dropped:
+            return f"{self.name}: {self.note or 'nothing dropped'}"
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name}: {self.dropped:,} of {self.kept + self.dropped:,} rows dropped{note}"
+
+
+def filter_rows(name: str, rows: Sequence[Row], reason: Callable[[Row], str | None]) -> tuple[list[Row], Step]:
+    """The rows that `reason` has nothing against; the note counts each reason, the commonest first."""
+    kept: list[Row] = []
+    reasons: Counter[str] = Counter()
+    for row in rows:
+        why = reason(row)
+        if why is None:
+            kept.append(row)
+        else:
+            reasons[why] += 1
+    ranked = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    note = ", ".join(f"{why}: {count:,}" for why, count in ranked)
+    return kept, Step(name=name, kept=len(kept), dropped=len(rows) - len(kept), note=note)
+
+
 def length(
-    examples: Sequence[Example], *, prompt_words: tuple[int, int | None], target_words: tuple[int, int | None]
-) -> tuple[list[Example], Step]:
+    rows: Sequence[Row], *, prompt_words: tuple[int, int | None], target_words: tuple[int, int | None]
+) -> tuple[list[Row], Step]:
     """Examples whose question and answer have at least the first and at most the second number of words (None: any)."""
     for name, (fewest, most) in (("prompt_words", prompt_words), ("target_words", target_words)):
         if most is not None and most < fewest:
@@ -48,27 +83,22 @@ def length(
             example.target, "answer", *target_words
         )
 
-    return sift("length", examples, outside)
+    return filter_rows("length", rows, outside)
 
 
-def tokens(examples: Sequence[Example], *, most: int, count: Callable[[Example], int]) -> tuple[list[Example], Step]:
-    """Examples of at most `most` tokens, as `count` counts prompt and answer together: an answer is never trimmed."""
-    return sift("tokens", examples, lambda example: f"over {most:,} tokens" if count(example) > most else None)
-
-
-def cut(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+def cut(rows: Sequence[Row]) -> tuple[list[Row], Step]:
     """Examples whose answer has an end.
 
     One without: JSON, a code fence or a tool call left open; or prose, of twenty words and a full sentence or more,
     whose last line is long and stops at a letter, a comma or an opening bracket.
     """
-    return sift("cut answers", examples, lambda example: _open(example.target))
+    return filter_rows("cut answers", rows, lambda example: _open(example.target))
 
 
-def script(examples: Sequence[Example], *, allowed: Collection[str], share: float = 0.5) -> tuple[list[Example], Step]:
+def script(rows: Sequence[Row], *, allowed: Collection[str], share: float = 0.5) -> tuple[list[Row], Step]:
     """Examples whose question and answer each have at least `share` of their letters in `allowed` scripts.
 
-    A text without letters passes. ConfigError for a script that is not in `letters.SCRIPTS`.
+    A text without letters passes. ConfigError for a script that is not in `unicode_text.SCRIPTS`.
     """
     for name in allowed:
         if name not in SCRIPTS:
@@ -81,12 +111,12 @@ def script(examples: Sequence[Example], *, allowed: Collection[str], share: floa
                 return f"{name} in {min(found, key=lambda known: (-found[known], known))}"
         return None
 
-    return sift("script", examples, foreign)
+    return filter_rows("script", rows, foreign)
 
 
-def refusals(examples: Sequence[Example]) -> tuple[list[Example], Step]:
+def refusals(rows: Sequence[Row]) -> tuple[list[Row], Step]:
     """Examples whose answer does not open by declining in English (`I'm sorry, but I can't …`, `As an AI …`)."""
-    return sift("refusals", examples, lambda example: "declines" if _declines(example.target) else None)
+    return filter_rows("refusals", rows, lambda example: "declines" if _declines(example.target) else None)
 
 
 def _outside(text: str, name: str, fewest: int, most: int | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Every format of task rows, each a function from a row to a pair, and how a row's format is told from its keys.
+"""Every format of task rows, each a function from a row to what it asks and answers, and how a row's format is told from its keys.
 
 A format is chosen by name or, with `auto`, row by row: keys are what tells formats apart, so one file may mix them.
 """
@@ -13,57 +13,57 @@ from typing import Any
 
 from slm_ray.corpus import xlam
 from slm_ray.corpus.chat import MESSAGES, checked, from_hermes, from_messages, from_sharegpt, is_hermes, turns_of
-from slm_ray.corpus.pair import Pair, asked, identity
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.fields import filled, kind_of, text_of
+from slm_ray.corpus.parsed_row import Exchange, ParsedRow, asked, own_group, own_id, own_split, own_tags, parsed_row
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.corpus.tracks import Track
-from slm_ray.corpus.values import filled, kind_of, text_of
 from slm_ray.errors import ConfigError, choices
 
-Convert = Callable[[Mapping[str, Any], Track], Pair | None]
+Convert = Callable[[Mapping[str, Any], Track], Exchange | None]
 
 _SHAPES = ("prompt", "messages", "conversations")
 _COLUMN = re.compile(r"\{(\w+)\}")
 _FINAL = re.compile(r"####\s*[-+]?\$?[-+]?\.?\d")
 
 
-def from_prompt(row: Mapping[str, Any], track: Track) -> Pair:
+def from_prompt(row: Mapping[str, Any], track: Track) -> Exchange:
     """`prompt` and `completion` (or `target`), each a text or a list of messages."""
     given = row.get("prompt")
     turns = checked(turns_of(given, "prompt")) if isinstance(given, list) else asked(text_of(row, "prompt"))
-    return Pair(turns=turns, answer=_target(row), **identity(row))
+    return Exchange(turns=turns, target=_target(row))
 
 
-def from_template(row: Mapping[str, Any], track: Track) -> Pair:
+def from_template(row: Mapping[str, Any], track: Track) -> Exchange:
     """The row's own columns in the track's `template` and `target`."""
     turns, answer = asked(_fill(track.template or "", row)), _fill(track.target or "", row)
-    return Pair(turns=turns, answer=answer, **identity(row))
+    return Exchange(turns=turns, target=answer)
 
 
-def from_alpaca(row: Mapping[str, Any], track: Track) -> Pair:
+def from_alpaca(row: Mapping[str, Any], track: Track) -> Exchange:
     """`instruction`, `input` (may be empty or left out) and `output`."""
     question = text_of(row, "instruction")
     if row.get("input") not in (None, ""):
         question = f"{question}\n\n{filled(row['input'], 'input')}"
-    return Pair(turns=asked(question), answer=text_of(row, "output"), **identity(row))
+    return Exchange(turns=asked(question), target=text_of(row, "output"))
 
 
-def from_gsm8k(row: Mapping[str, Any], track: Track) -> Pair:
+def from_gsm8k(row: Mapping[str, Any], track: Track) -> Exchange:
     """`question` and `answer`; where a track scores numbers, the answer works towards `#### NUMBER`."""
     question, answer = text_of(row, "question"), text_of(row, "answer")
     if "gsm8k" in track.scorers and not _FINAL.search(answer):
         raise BadRow(
             "no_final_number", "'answer' has no #### with a number", "end it with a line of #### and the number"
         )  # fmt: skip
-    return Pair(turns=asked(question), answer=answer, **identity(row))
+    return Exchange(turns=asked(question), target=answer)
 
 
-def from_labelled(row: Mapping[str, Any], track: Track) -> Pair:
+def from_labelled(row: Mapping[str, Any], track: Track) -> Exchange:
     """`text` and its `label` (or `category`), which is a tag too."""
     key = "category" if "category" in row and "label" not in row else "label"
     if isinstance(row.get(key), int):
         raise BadRow("wrong_type", f"{key!r} is {kind_of(row[key])}", "write the label's name")
-    named, label = identity(row), text_of(row, key)
-    return Pair(turns=asked(text_of(row, "text")), answer=label, **{**named, "tags": {"label": label, **named["tags"]}})
+    label = text_of(row, key)
+    return Exchange(turns=asked(text_of(row, "text")), target=label, tags={"label": label})
 
 
 FORMATS: dict[str, Convert] = {
@@ -73,7 +73,7 @@ FORMATS: dict[str, Convert] = {
     "hermes": from_hermes,
     "template": from_template,
     "alpaca": from_alpaca,
-    "xlam": xlam.pair,
+    "xlam": xlam.from_xlam,
     "gsm8k": from_gsm8k,
     "labelled": from_labelled,
 }
@@ -81,17 +81,28 @@ _NEEDS = {"messages": "messages", "sharegpt": "conversations", "hermes": "conver
 AUTO = "auto"
 
 
-def pair(row: Mapping[str, Any], track: Track, format_name: str = AUTO) -> Pair | None:
-    """The row as a pair; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad.
+def parse(
+    row: Mapping[str, Any], track: Track, format_name: str = AUTO, *, file: str = "", line: int = 0
+) -> ParsedRow | None:
+    """The row, parsed; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad.
 
-    Where a track classifies, the answer of a row of any format is one of its labels, and the tag `label`.
+    Where a track classifies, the target of a row of any format is one of its labels, and the tag `label`.
     """
     name = format_name if format_name != AUTO else detect(row, track)
     key = _NEEDS.get(name)
     if key is not None and key not in row:
         text_of(row, key)
-    made = FORMATS[name](row, track)
-    return made if made is None or "classify" not in track.scorers else _classified(made, track)
+    exchange = FORMATS[name](row, track)
+    if exchange is None:
+        return None
+    row_id, group, split, tags = own_id(row), own_group(row), own_split(row), own_tags(row)
+    if exchange.tags:
+        tags = {**exchange.tags, **tags}
+    if "classify" in track.scorers:
+        tags = _labelled(exchange.target, tags, track)
+    if tags or group:
+        exchange = dataclasses.replace(exchange, tags=tags, group=exchange.group or group)
+    return parsed_row(track, exchange, own_id=row_id, split=split, file=file, line=line)
 
 
 def check(format_name: str, track: Track) -> None:
@@ -137,11 +148,11 @@ def _target(row: Mapping[str, Any]) -> str:
     return turns[0].content
 
 
-def _classified(made: Pair, track: Track) -> Pair:
-    label = made.answer
+def _labelled(label: str, tags: Mapping[str, str], track: Track) -> Mapping[str, str]:
+    """`tags` with the tag `label`; BadRow for a label that the track does not have."""
     if track.labels and label not in track.labels:
         raise BadRow("unknown_label", f"{label!r} is no label of track {track.name}", choices(label, track.labels))
-    return made if "label" in made.tags else dataclasses.replace(made, tags={"label": label, **made.tags})
+    return tags if "label" in tags else {"label": label, **tags}
 
 
 def _fill(template: str, row: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of any format into examples, one by one: each row is an example, or a problem with file, line, reason and fix.
+"""Rows of any format into examples, one by one: each row is an example, or an error with file, line, reason and fix.
 
 No row is dropped or repaired silently. Only blank lines, a byte-order mark and CRLF are tolerated. Knows nothing of
 disks: it is given the rows.
@@ -12,32 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_ray.corpus import formats
-from slm_ray.corpus.lines import numbered
-from slm_ray.corpus.pair import Pair
-from slm_ray.corpus.problems import BadRow, Problem, refuse
+from slm_ray.corpus.fields import checked_object, json_object
+from slm_ray.corpus.jsonl import numbered
+from slm_ray.corpus.parsed_row import ParsedRow
+from slm_ray.corpus.row_errors import BadRow, RowError, refuse
 from slm_ray.corpus.tracks import Track
-from slm_ray.corpus.values import checked_object, json_object
 from slm_ray.errors import DataError
 from slm_ray.types import Example
 
-Raw = tuple[str, int, "str | dict[str, Any] | BadRow"]
-Converted = tuple[str, int, "Pair | BadRow | None", "Example | None"]
+RawRow = tuple[str, int, "str | dict[str, Any] | BadRow"]  # file, line, and a JSON text, an object, or what is wrong
 _LINE_BITS = 40
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """A good row: where it stands, what it says, and the example that models are shown."""
-
-    file: str
-    line: int
-    pair: Pair
-    example: Example
 
 
 @dataclass(slots=True, kw_only=True)
 class Reader:
-    """Turns raw rows into good ones and problems, and remembers the ids it has seen; one reader per set of rows.
+    """Parses raw rows and remembers the ids it has seen; one reader per set of rows.
 
     `skipped` counts xLAM rows whose tool is not in their own tool list, which are neither good nor bad.
     """
@@ -48,58 +37,50 @@ class Reader:
     _files: list[str] = field(default_factory=list)
     _place_of: dict[str, int] = field(default_factory=dict)
 
-    def rows(self, raw: Iterable[Raw]) -> Iterator[Row | Problem]:
-        """One Row or Problem per raw row (file, line, and a JSON text, an object, or what is wrong with it), in order.
+    def rows(self, raw: Iterable[RawRow]) -> Iterator[ParsedRow | RowError]:
+        """One ParsedRow or RowError per raw row, in order.
 
         A row's id is its own or a hash of its content. Holds an id and an integer per row in memory, nothing else.
         """
-        return self.told_apart(converted(raw, self.track, self.format_name))
+        return self.told_apart(parsed(raw, self.track, self.format_name))
 
-    def told_apart(self, rows: Iterable[Converted]) -> Iterator[Row | Problem]:
-        """As `rows`, of rows that are converted already: what is left is to find ids that occur twice."""
-        for file, line, made, example in rows:
-            if isinstance(made, BadRow):
-                yield made.at(file, line)
-            elif made is None or example is None:
+    def told_apart(self, rows: Iterable[ParsedRow | RowError | None]) -> Iterator[ParsedRow | RowError]:
+        """As `rows`, of rows that are parsed already: what is left is to find ids that occur twice."""
+        for row in rows:
+            if row is None:
                 self.skipped += 1
-            elif (problem := self._repeated(example.id, made.id is not None, file, line)) is not None:
-                yield problem.at(file, line)
+            elif isinstance(row, ParsedRow):
+                yield self._repeated(row) or row
             else:
-                yield Row(file=file, line=line, pair=made, example=example)
+                yield row
 
-    def _repeated(self, example_id: str, own: bool, file: str, line: int) -> BadRow | None:
-        if not self._files or self._files[-1] != file:
-            self._files.append(file)
+    def _repeated(self, row: ParsedRow) -> RowError | None:
+        if not self._files or self._files[-1] != row.file:
+            self._files.append(row.file)
         # File and line in one integer: two million tuples would take more memory than the ids.
-        here = (len(self._files) - 1) << _LINE_BITS | line
-        earlier = self._place_of.setdefault(example_id, here)
+        here = (len(self._files) - 1) << _LINE_BITS | row.line
+        earlier = self._place_of.setdefault(row.id, here)
         if earlier == here:
             return None
         first = self._files[earlier >> _LINE_BITS]
-        where = f"line {earlier & (1 << _LINE_BITS) - 1}" + ("" if first == file else f" of {first}")
-        reason = f"the id {example_id!r} is already used in {where}"
-        if own:
-            return BadRow("duplicate_id", reason, "give each row its own")
-        return BadRow("duplicate_content", reason, "the rows are equal and have no 'id': delete one")
+        where = f"line {earlier & (1 << _LINE_BITS) - 1}" + ("" if first == row.file else f" of {first}")
+        reason = f"the id {row.id!r} is already used in {where}"
+        if row.own_id is not None:
+            return BadRow("duplicate_id", reason, "give each row its own").at(row.file, row.line)
+        fix = "the rows are equal and have no 'id': delete one"
+        return BadRow("duplicate_content", reason, fix).at(row.file, row.line)
 
 
-def converted(raw: Iterable[Raw], track: Track, format_name: str) -> Iterator[Converted]:
-    """Each raw row as (file, line, what it is, its example), in order, whatever the rows around it are.
-
-    A row is a pair with its example, what is wrong with it, or None: an xLAM row whose tool is not in its own list.
-    """
+def parsed(raw: Iterable[RawRow], track: Track, format_name: str) -> Iterator[ParsedRow | RowError | None]:
+    """Each raw row parsed, in order, whatever the rows around it are; None for an xLAM row without its own tool."""
     for file, line, value in raw:
-        made: Pair | BadRow | None
-        example = None
         try:
             if isinstance(value, BadRow):
                 raise value
             row = json_object(value) if isinstance(value, str) else checked_object(value)
-            made = formats.pair(row, track, format_name)
-            example = made.example(track) if made is not None else None
-        except BadRow as problem:
-            made = problem
-        yield file, line, made, example
+            yield formats.parse(row, track, format_name, file=file, line=line)
+        except BadRow as bad:
+            yield bad.at(file, line)
 
 
 def examples(lines: Iterable[str], *, name: str, track: Track, format_name: str = formats.AUTO) -> list[Example]:
@@ -118,15 +99,15 @@ def check(lines: Iterable[str], *, name: str, track: Track) -> None:
 
 def _examples(lines: Iterable[str], name: str, track: Track, format_name: str) -> Iterator[Example]:
     found = 0
-    problems: list[Problem] = []
+    errors: list[RowError] = []
     reader = Reader(track=track, format_name=format_name)
     for row in reader.rows((name, number, text) for number, text in numbered(lines)):
-        if isinstance(row, Problem):
-            problems.append(row)
+        if isinstance(row, RowError):
+            errors.append(row)
         else:
             found += 1
-            yield row.example
-    refuse(problems)
+            yield row.example()
+    refuse(errors)
     if reader.skipped:
         raise DataError(
             f"{name}: {reader.skipped} rows answer with a tool that is not in their own tool list; jobs/prepare.py leaves"

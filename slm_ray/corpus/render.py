@@ -81,16 +81,6 @@ def digest(examples: Iterable[Example]) -> str:
     return _sha256(sorted(_sha256([row.id, row.prompt.as_dicts(), row.target]) for row in examples))
 
 
-def as_row(example: Example) -> dict[str, object]:
-    """The example as a JSONL row that `read.examples` reads back unchanged."""
-    row: dict[str, object] = {
-        "id": example.id,
-        "prompt": example.prompt.as_dicts(),
-        "completion": example.target,
-    }
-    return {**row, "tags": dict(example.tags)} if example.tags else row
-
-
 def _passing(text: str) -> str:
     """A text to be encoded and forgotten: one that is not ASCII keeps the UTF-8 that is made of it as long as it lives."""
     return text if text.isascii() else text[:1] + text[1:]

@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
 
 from slm_ray.corpus.balance import apportion, tag_error
+from slm_ray.corpus.duplicates import UnionFind
+from slm_ray.corpus.filters import Row, Step
+from slm_ray.corpus.parsed_row import ParsedRow
 from slm_ray.corpus.render import normalised
-from slm_ray.corpus.step import Step
-from slm_ray.corpus.ties import Ties
 from slm_ray.errors import DataError, choices
 from slm_ray.types import Example
-
-Row = TypeVar("Row", Example, dict[str, Any])
 
 _KEY_BYTES = 16
 _SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
@@ -32,10 +30,9 @@ def split(
 ) -> dict[str, list[Row]]:  # fmt: skip
     """Draw exactly `test`, then `validation`, then `train` rows (all that are left when None), in hash order.
 
-    A row is an Example, or a dict in a shape that `read.examples` accepts, with a `group` if it has one. `stratify`
-    names a tag: every side gets each of its values in proportion, as far as groups and whole rows allow. Rows with the
-    same number in `groups` (as `duplicates.groups` gives them) stay together. Raises DataError when there are too few
-    rows, or none with the tag.
+    `stratify` names a tag: every split gets each of its values in proportion, as far as groups and whole rows allow. Rows
+    with the same number in `groups` (as `duplicates.groups` gives them) stay together. Raises DataError when there are
+    too few rows, or none with the tag.
     """
     _check_tag(rows, stratify)
     asked = {"test": test, "validation": validation, "train": train}
@@ -64,23 +61,22 @@ def counted(
     return sides, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
 
 
-def keep(rows: Sequence[dict[str, Any]], *, name: str) -> dict[str, list[dict[str, Any]]]:
+def keep(rows: Sequence[ParsedRow], *, name: str) -> dict[str, list[ParsedRow]]:
     """The rows by their own `split` (train, validation or val, test), in file order.
 
     Raises DataError for a row without one, an empty side, or a prompt that stands on two sides.
     """
-    sides: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    sides: dict[str, list[ParsedRow]] = {"train": [], "validation": [], "test": []}
     for position, row in enumerate(rows, start=1):
-        given = row.get("split")
-        if given not in _SIDES:
-            raise DataError(f"{name}: row {position} has the split {given!r}; {choices(str(given), _SIDES)}")
-        sides[_SIDES[given]].append(row)
+        if row.split not in _SIDES:
+            raise DataError(f"{name}: row {position} has the split {row.split!r}; {choices(str(row.split), _SIDES)}")
+        sides[_SIDES[row.split]].append(row)
     for side, found in sides.items():
         _check(side, len(found), None, len(rows))
     for group in _groups(rows):
-        given = {_SIDES[row["split"]] for row in group}
-        if len(given) > 1:
-            where = " and ".join(sorted(given))
+        named = {_SIDES[str(row.split)] for row in group}
+        if len(named) > 1:
+            where = " and ".join(sorted(named))
             raise DataError(f"{name}: one prompt is in {where} ({_keys(group[0])[-1][:60]!r}…); keep it in one split")
     return sides
 
@@ -99,7 +95,7 @@ def _draw(
 
 def _alike_first(groups: list[list[Row]], wanted: int, stratify: str) -> list[list[Row]]:
     """The groups in another order: first those that fill each tag value's part of `wanted`, as far as whole groups do."""
-    values = [_commonest([_tags(row).get(stratify, "") for row in group]) for group in groups]
+    values = [_commonest([row.tags.get(stratify, "") for row in group]) for group in groups]
     sizes: Counter[str] = Counter()
     for value, group in zip(values, groups, strict=True):
         sizes[value] += len(group)
@@ -144,13 +140,13 @@ def _sides(parts: Mapping[str, Sequence[Row]]) -> dict[int, str]:
 
 
 def _check_tag(rows: Sequence[Row], tag: str | None) -> None:
-    if tag is not None and rows and not any(tag in _tags(row) for row in rows):
-        raise tag_error(tag, Counter(name for row in rows for name in _tags(row)))
+    if tag is not None and rows and not any(tag in row.tags for row in rows):
+        raise tag_error(tag, Counter(name for row in rows for name in row.tags))
 
 
 def _groups(rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Iterable[list[Row]]:
     """Rows that share a key or a number, directly or through other rows."""
-    ties = Ties(len(rows))
+    ties = UnionFind(len(rows))
     first: dict[bytes | int, int] = {}
     for index, row in enumerate(rows):
         for key in _keys(row):
@@ -164,15 +160,10 @@ def _groups(rows: Sequence[Row], numbers: Sequence[int] | None = None) -> Iterab
     return groups.values()
 
 
-def _keys(row: Example | Mapping[str, Any]) -> tuple[str, ...]:
-    """What ties a row to others: its group if it has one, then its normalised prompt."""
-    prompt = "prompt:" + normalised("\n".join(_asked(row)))
-    group = None if isinstance(row, Example) else row.get("group")
-    return (f"group:{group}", prompt) if group else (prompt,)
-
-
-def _tags(row: Example | Mapping[str, Any]) -> Mapping[str, str]:
-    return row.tags if isinstance(row, Example) else row.get("tags") or {}
+def _keys(row: Example) -> tuple[str, ...]:
+    """What ties a row to others: its group if it has one, then its normalised question."""
+    question = "prompt:" + normalised("\n".join(_asked(row)))
+    return (question,) if row.group is None else (f"group:{row.group}", question)
 
 
 def _commonest(values: Sequence[str]) -> str:
@@ -181,17 +172,12 @@ def _commonest(values: Sequence[str]) -> str:
     return min(counts, key=lambda value: (-counts[value], value))
 
 
-def _asked(row: Example | Mapping[str, Any]) -> list[str]:
-    """The texts a model is shown, without system turns; the rows have been read and are known to be good."""
-    if isinstance(row, Example):
-        return [turn.content for turn in row.prompt.messages if turn.role != "system"]
-    if isinstance(row.get("prompt"), str):
-        return [row["prompt"]]
-    turns = row["prompt"] if "prompt" in row else (row.get("messages") or row["conversations"])[:-1]
-    said = ((turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))) for turn in turns)
-    return [str(content) for role, content in said if role != "system"]
+def _asked(row: Example) -> list[str]:
+    """The texts that the row itself asks with: without system turns, and without what a track puts around them."""
+    turns = row.turns if isinstance(row, ParsedRow) else row.prompt.messages
+    return [turn.content for turn in turns if turn.role != "system"]
 
 
-def _hash(seed: int, group: Sequence[Example | dict[str, Any]]) -> str:
+def _hash(seed: int, group: Sequence[Example]) -> str:
     key = min(_keys(row)[0] for row in group)
     return hashlib.sha256(f"{seed}:{key}".encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Tracks: what a kind of task tells the model, which scorers judge it and which metrics decide.
 
 The metric names are those of the scorers; nothing is scored here. The six tracks of the house are Python, because they
-are part of the program; a track of one's own is a YAML file (`slm_ray.trackfile`) that becomes the same record.
+are part of the program; a track of one's own is a YAML file (`slm_ray.tasks`) that becomes the same record.
 """
 
 from __future__ import annotations

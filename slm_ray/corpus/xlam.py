@@ -1,4 +1,4 @@
-"""xLAM rows (`query`, `tools`, `answers`) into pairs, with the templates of the earlier system.
+"""xLAM rows (`query`, `tools`, `answers`), with the templates of the earlier system.
 
 Byte for byte what the earlier system wrote: JSON in Python's default form, tool calls compact, keys sorted. Of several
 answers only the first is used. A row whose tool is not in its own tool list is skipped; any other fault is an error.
@@ -11,42 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from slm_ray.corpus.calls import Call, call_text, with_tools
-from slm_ray.corpus.lines import rows_in
-from slm_ray.corpus.pair import Pair, asked, identity
-from slm_ray.corpus.problems import BadRow, refuse
+from slm_ray.corpus.fields import list_of, text_of
+from slm_ray.corpus.parsed_row import Exchange, asked
 from slm_ray.corpus.render import normalised, system_prompt
-from slm_ray.corpus.tracks import TRACKS, Track
-from slm_ray.corpus.values import checked_object, json_object, list_of, text_of
-from slm_ray.errors import ConfigError, DataError, choices
+from slm_ray.corpus.row_errors import BadRow
+from slm_ray.corpus.tracks import Track
+from slm_ray.errors import ConfigError, choices
 from slm_ray.types import Message
-
-
-def rows_to_pairs(text: str, *, name: str, track: str) -> list[dict[str, Any]]:
-    """Parse `text`, a JSON array or JSONL called `name`, and render its rows for the track of the house `track`.
-
-    Each pair is `{"prompt", "completion", "tags": {"tool", "domain"?}, "group", "id"?, "split"?}`. DataError for bad
-    rows, and when none is left.
-    """
-    if track not in _TEMPLATES:
-        raise ConfigError(f"xLAM rows have no template for the track {track!r}: {choices(track, _TEMPLATES)}")
-    pairs, problems, seen = [], [], 0
-    for line, row in rows_in(text, name):
-        seen += 1
-        try:
-            if isinstance(row, BadRow):
-                raise row
-            made = pair(json_object(row) if isinstance(row, str) else checked_object(row), TRACKS[track])
-        except BadRow as problem:
-            problems.append(problem.at(name, line))
-        else:
-            pairs.extend([made.as_row()] if made else [])
-    refuse(problems)
-    if not pairs:
-        what = (
-            f"none of its {seen} rows answers with a tool of its own tool list" if seen else "there are no rows in it"
-        )
-        raise DataError(f"{name}: {what}; give xLAM rows (query, tools, answers)")
-    return pairs
 
 
 def check(track: Track) -> None:
@@ -55,8 +26,8 @@ def check(track: Track) -> None:
         raise ConfigError(f"xLAM rows have no template for the track {track.name!r}: {choices(track.name, _TEMPLATES)}")
 
 
-def pair(row: Mapping[str, Any], track: Track) -> Pair | None:
-    """The row as a pair, or None when its tool is not in its tool list.
+def from_xlam(row: Mapping[str, Any], track: Track) -> Exchange | None:
+    """`query`, `tools` and `answers`; None for a row whose tool is not in its tool list.
 
     The track's first scorer picks the template. `group` is the normalised query: splitting by it puts all tracks of one
     source on the same sides.
@@ -68,14 +39,11 @@ def pair(row: Mapping[str, Any], track: Track) -> Pair | None:
     tool = next((tool for tool in tools if tool.get("name") == answer["name"]), None)
     if tool is None:
         return None
-    named = identity(row)
     tags = {"tool": answer["name"]}
     if isinstance(row.get("domain"), str):
         tags["domain"] = row["domain"]
-    turns, completion = _TEMPLATES[track.scorers[0]](query, tool, answer["arguments"], tools, track)
-    return Pair(
-        turns=turns, answer=completion, **{**named, "tags": {**tags, **named["tags"]}, "group": normalised(query)}
-    )
+    turns, target = _TEMPLATES[track.scorers[0]](query, tool, answer["arguments"], tools, track)
+    return Exchange(turns=turns, target=target, tags=tags, group=normalised(query))
 
 
 def _first_answer(row: Mapping[str, Any]) -> dict[str, Any]:

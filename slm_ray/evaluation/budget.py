@@ -91,19 +91,19 @@ class Budget:
         return Spent(calls=1, tokens=asked + answered, usd=self._price(spec).usd(asked, answered))
 
     def billed(self, spec: str, prompt: Prompt, completion: Completion) -> Spent:
-        """What a row has cost: the usage it states (the worst where an answer states none), and its unheard attempts."""
-        unheard = self.worst(spec, prompt).times(completion.possibly_billed)
+        """What a row has cost: the usage it states (the worst where an answer states none), and its possibly billed attempts."""
+        possibly_billed = self.worst(spec, prompt).times(completion.possibly_billed)
         usage, failure = completion.usage, completion.failure
         heard = failure is None or failure.kind != "error"
         calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens
             usd = self._price(spec).usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-            return unheard + calls + Spent(tokens=tokens, usd=usd)
+            return possibly_billed + calls + Spent(tokens=tokens, usd=usd)
         if not heard:
-            return unheard  # an endpoint that says no bills nothing
+            return possibly_billed  # an endpoint that says no bills nothing
         worst = self.worst(spec, prompt)
-        return unheard + calls + Spent(tokens=worst.tokens, usd=worst.usd)
+        return possibly_billed + calls + Spent(tokens=worst.tokens, usd=worst.usd)
 
     def _add(self, spec: str, more: Spent) -> None:
         self.spent += more

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slm_ray.corpus.leakage import question_hash, question_hashes
-from slm_ray.corpus.read import examples as read_examples
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import ConfigError
 from slm_ray.providers import ModelSpec, TrainingRows
-from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Example, Prompt
 
 
@@ -29,7 +27,7 @@ class Demonstrations:
         local = Path(track).suffix in (".yaml", ".yml")
         track_anywhere = str(Path(track).absolute()) if local else track
         self.files = TrainingRows(path=str(Path(path).absolute()), track=track_anywhere)
-        rows = read_examples(read_lines(path), name=path, track=open_track(track, beside=path))
+        rows = open_dataset(path, track).examples
         taken = question_hashes(asked)
         self.rows = [row for row in rows if question_hash(row) not in taken]
         self.left_out = len(rows) - len(self.rows)

@@ -10,15 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from slm_ray.config import InferConfig
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError, DataError, choices
+from slm_ray.errors import ConfigError
 from slm_ray.evaluation.few_shot import open_demonstrations
 from slm_ray.providers import Provider, parse
 from slm_ray.scoring import score
-from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset, open_track
 from slm_ray.types import Completion, Example, Prompt, RowScore
 
 _NO_REFERENCE = ""
@@ -70,8 +68,5 @@ def _row(config: InferConfig, track: Track) -> Example:
         if config.text is None:
             raise ConfigError("text is not set; give the user's turn, or examples and the id of an example in it")
         return Example(id="infer", prompt=prompt_of(track, config.text), target=_NO_REFERENCE)
-    rows = {row.id: row for row in examples(read_lines(config.examples), name=config.examples, track=track)}
-    wanted = config.example if config.example is not None else next(iter(rows))
-    if wanted not in rows:
-        raise DataError(f"{config.examples}: no row has the id {wanted!r}; {choices(wanted, list(rows)[:20])}")
-    return rows[wanted]
+    dataset = open_dataset(config.examples, config.track)
+    return dataset.examples[0] if config.example is None else dataset.example(config.example)

@@ -22,7 +22,7 @@ from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
 from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
 from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.types import Example, ModelFacts, Prompt
 
 

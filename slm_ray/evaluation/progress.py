@@ -32,7 +32,7 @@ from slm_ray.corpus.tracks import Track
 from slm_ray.runlog import PlannedRequest, Response, RunLog, finished
 from slm_ray.scoring import score
 from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.types import Completion
 
 PLAIN_EVERY_S = 5.0

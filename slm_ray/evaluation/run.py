@@ -12,16 +12,18 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import partial
 from pathlib import Path
 
 from slm_ray.config import EvaluateConfig, dump
+from slm_ray.encoders import similar_by
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import write_report
-from slm_ray.fanout import score_all, similar_by
+from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
 from slm_ray.reports.files import declare
 from slm_ray.runlog import (
@@ -35,6 +37,7 @@ from slm_ray.runlog import (
     end_note,
     write_plan,
 )
+from slm_ray.scoring import score_all
 from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
@@ -58,7 +61,8 @@ def evaluate(
     tracer = Tracer(config.run_dir, environment, adapters_dir=config.adapters_dir)
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, [arm.facts for arm in planned.arms])
-    similar = similar_by(config.encoder, idf=config.encoder_idf) if config.encoder else None
+    executor = RayExecutor()
+    similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), contextlib.closing(RunLog(run_dir)) as log:
         write_text(run_dir / CONFIG, dump(config))
@@ -70,7 +74,8 @@ def evaluate(
         if requests:
             _ask(planned, requests, config, log, Budget(config, prices))
         del requests  # one for every row, and the report needs none
-        return write_report(planned, log, config, train_prompts or {}, tracer, similar=similar, score_all=score_all)
+        scored = partial(score_all, executor=executor)
+        return write_report(planned, log, config, train_prompts or {}, tracer, similar=similar, score_all=scored)
 
 
 def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log: RunLog, budget: Budget) -> None:

@@ -27,18 +27,18 @@ from slm_ray.errors import ModelError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.outage import outages
 from slm_ray.evaluation.table import summary
-from slm_ray.fanout import in_order
+from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import write_result
 from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement, train_tracks
 from slm_ray.page.data import Stage
-from slm_ray.prepare import Count, prepare
+from slm_ray.prepare import TokenCounter, prepare
 from slm_ray.providers import parse
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, offer_all
-from slm_ray.trackfile import open_track
 from slm_ray.types import Decision
 
 LOG = "log.txt"
@@ -76,13 +76,13 @@ class Loop:
             folder = self.folder / name
             prepared = prepare(
                 PrepareConfig(**track.model_dump(), out_dir=str(folder / "examples"), seed=self.config.seed),
-                count=self.token_counter(track), say=self.log.say, fan_out=in_order,
+                token_counter=self.token_counter(track), log=self.log.say, executor=RayExecutor(track.parallel_threshold_bytes),
             )  # fmt: skip
             self.log.outcome(f"{name}: " + ", ".join(f"{rows} {split}" for split, rows in prepared.rows.items()))
             runs.append(TrackRun(config=track, prepared=prepared, folder=folder))
         return runs
 
-    def token_counter(self, track: TrackSource) -> Count | None:
+    def token_counter(self, track: TrackSource) -> TokenCounter | None:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None

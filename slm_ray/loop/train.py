@@ -14,7 +14,6 @@ from pathlib import Path
 from slm_ray import cluster
 from slm_ray.config import LoopConfig, TrainConfig
 from slm_ray.loop.track import TrackRun
-from slm_ray.prepare import examples_in
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import sweep
 from slm_ray.training import train_many
@@ -69,7 +68,7 @@ def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpo
 
     tokenizer = open_tokenizer(Path(config.serving.base))
     for run in runs:
-        prompt = examples_in(run.prepared.path("train"), run.name)[0].prompt
+        prompt = run.prepared.dataset("train").examples[0].prompt
         served = token_ids(endpoint.url, endpoint.model_name, prompt)
         check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=endpoint.url)
 

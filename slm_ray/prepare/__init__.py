@@ -5,8 +5,8 @@ Beside them stand `track.yaml`, the track with its labels, `prepare.json`, what 
 written before every row is known to be good.
 """
 
-from slm_ray.prepare.gather import Count
-from slm_ray.prepare.run import Prepared, examples_in, prepare
-from slm_ray.prepare.sides import SPLITS
+from slm_ray.prepare.ingest import TokenCounter
+from slm_ray.prepare.run import Prepared, prepare
+from slm_ray.prepare.splits import SPLITS
 
-__all__ = ["SPLITS", "Count", "Prepared", "examples_in", "prepare"]
+__all__ = ["SPLITS", "Prepared", "TokenCounter", "prepare"]

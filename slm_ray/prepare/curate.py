@@ -12,33 +12,31 @@ from pathlib import Path
 
 from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus import balance, duplicates, filters
-from slm_ray.corpus.read import Row
-from slm_ray.corpus.step import Step
-from slm_ray.prepare.gather import DRAWN, Gathered
-from slm_ray.types import Example
+from slm_ray.corpus.filters import Step
+from slm_ray.corpus.parsed_row import ParsedRow
+from slm_ray.prepare.ingest import DRAWN, Ingested
 
-Filter = Callable[[Sequence[Example]], tuple[list[Example], Step]]
+Filter = Callable[[Sequence[ParsedRow]], tuple[list[ParsedRow], Step]]
 
 
-def curated(found: Gathered, config: PrepareConfig, *, equal: int) -> tuple[dict[str, list[Row]], list[Step]]:
-    """The rows by side, and what each step left out; `equal` rows were dropped by the reader already."""
+def curated(ingested: Ingested, config: PrepareConfig, *, equal: int) -> tuple[dict[str, list[ParsedRow]], list[Step]]:
+    """The rows by split, and what each step left out; `equal` rows were dropped by the reader already."""
     steps: list[Step] = []
     if equal:
-        kept = sum(len(rows) for rows in found.rows[DRAWN].values())
+        kept = sum(len(rows) for rows in ingested.rows[DRAWN].values())
         steps.append(Step(name="equal rows", kept=kept, dropped=equal))
-    if found.skipped:
-        steps.append(
-            Step(name="tools", kept=len(found.all()), dropped=found.skipped, note="the tool is not in the row's own list")
-        )  # fmt: skip
-    sides = {side: dict(by_source) for side, by_source in found.rows.items()}
-    drawn = sides[DRAWN]
+    if ingested.skipped:
+        note = "the tool is not in the row's own list"
+        steps.append(Step(name="tools", kept=len(ingested.all()), dropped=ingested.skipped, note=note))
+    drawn = dict(ingested.rows[DRAWN])
     for chosen in chosen_filters(config.curation, config.seed):
         for source, rows in drawn.items():
-            drawn[source], step = _sifted(rows, chosen)
+            drawn[source], step = chosen(rows)
             named = step.name if len(drawn) == 1 else f"{step.name} in {source}"
             steps.append(dataclasses.replace(step, name=named))
-    rows, mixed = _mixed(drawn, config)
-    return {side: rows if side == DRAWN else next(iter(by.values())) for side, by in sides.items()}, [*steps, *mixed]
+    mixed, mix_steps = _mixed(drawn, config)
+    own = {split: next(iter(by_source.values())) for split, by_source in ingested.rows.items() if split != DRAWN}
+    return {DRAWN: mixed, **own}, [*steps, *mix_steps]
 
 
 def chosen_filters(settings: Curation, seed: int) -> Iterator[Filter]:
@@ -69,24 +67,11 @@ def source_names(sources: Sequence[str]) -> dict[str, str]:
     return {source: stem if stems.count(stem) == 1 else source for source, stem in zip(sources, stems, strict=True)}
 
 
-def _sifted(rows: Sequence[Row], chosen: Filter) -> tuple[list[Row], Step]:
-    by_id = {row.example.id: row for row in rows}
-    kept, step = chosen([row.example for row in rows])
-    return [by_id[example.id] for example in kept], step
-
-
-def _mixed(drawn: dict[str, list[Row]], config: PrepareConfig) -> tuple[list[Row], list[Step]]:
+def _mixed(drawn: dict[str, list[ParsedRow]], config: PrepareConfig) -> tuple[list[ParsedRow], list[Step]]:
     """The rows of the one source, or those of several by weight, told apart by ids and by the tag `source`."""
     if isinstance(config.source, str):
         return drawn[config.source], []
     names = source_names(list(drawn))
-    examples = {names[source]: [row.example for row in rows] for source, rows in drawn.items()}
     weights = {names[source]: weight for source, weight in config.source.items()}
-    mixed, step = balance.mix(examples, weights, seed=config.seed)
-    by_id = {f"{names[source]}/{row.example.id}": row for source, rows in drawn.items() for row in rows}
-    return [_renamed(by_id[example.id], example) for example in mixed], [step]
-
-
-def _renamed(row: Row, example: Example) -> Row:
-    pair = dataclasses.replace(row.pair, id=example.id, tags=example.tags)
-    return dataclasses.replace(row, pair=pair, example=example)
+    mixed, step = balance.mix({names[source]: rows for source, rows in drawn.items()}, weights, seed=config.seed)
+    return [dataclasses.replace(row, own_id=row.id) for row in mixed], [step]

@@ -1,4 +1,4 @@
-"""Gather, curate, split, check and write: the steps of one preparation in their order."""
+"""Ingest, curate, split, check and write: the steps of one preparation in their order."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from typing import Any
 from slm_ray import storage
 from slm_ray.config import PrepareConfig
 from slm_ray.corpus import formats, read
-from slm_ray.corpus.step import Step
+from slm_ray.corpus.filters import Step
 from slm_ray.corpus.tracks import Track, definition
 from slm_ray.errors import ConfigError
+from slm_ray.parallel import Executor, LocalExecutor
 from slm_ray.prepare.curate import curated
-from slm_ray.prepare.demonstrations import shown
-from slm_ray.prepare.gather import Count, Say, gather, judged, shown_as, sources
-from slm_ray.prepare.sides import SPLITS, sides
-from slm_ray.prepare.spread import FanOut, Spread
+from slm_ray.prepare.demonstrations import with_demonstrations
+from slm_ray.prepare.ingest import Log, TokenCounter, ingest, left_out, shown_by, sources, without_long
+from slm_ray.prepare.splits import SPLITS, Splits, splits
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
-from slm_ray.trackfile import TRACK_FILE, open_track, write_track
-from slm_ray.types import Example
+from slm_ray.tasks import TRACK_FILE, Dataset, open_dataset, open_track, write_track
 
 SUMMARY = "prepare.json"
 _INCIDENTAL = {"out_dir", "parallel_threshold_bytes"}  # where to and how, not what
@@ -45,6 +44,10 @@ class Prepared:
         """The file of one split."""
         return str(self.folder / f"{split_name}.jsonl")
 
+    def dataset(self, split_name: str) -> Dataset:
+        """The examples of one split, read again."""
+        return open_dataset(self.path(split_name), self.track)
+
     def summary(self) -> str:
         """What was done, one line per step, then per split."""
         bad = self.bad or {}
@@ -58,55 +61,56 @@ class Prepared:
 
 
 def prepare(
-    config: PrepareConfig, *, count: Count | None = None, say: Say = lambda _: None, fan_out: FanOut | None = None
-) -> Prepared:
-    """Read, convert, curate, split, check and write; what was written before is kept when nothing has changed.
+    config: PrepareConfig, *, token_counter: TokenCounter | None = None, log: Log = lambda _: None,
+    executor: Executor | None = None,
+) -> Prepared:  # fmt: skip
+    """Read, parse, curate, split, check and write; what was written before is kept when nothing has changed.
 
-    `count` gives an example's tokens, which `max_tokens` needs; `say` hears the table of bad rows; `fan_out` reads several
-    large files at once, and counts tokens and looks for demonstrations of many rows (`slm_ray.fanout.in_order`). Raises DataError with file:line for rows that cannot be used, and
-    ConfigError for settings that contradict each other.
+    `token_counter` gives an example's tokens, which `max_tokens` needs; `log` is told the table of bad rows; `executor`
+    reads several large files at once, and counts tokens and looks for demonstrations of many rows. Raises DataError with
+    file:line for rows that cannot be used, ConfigError for settings that contradict each other, and ResourceError for
+    an `out_dir` that cannot be written, before anything is read.
     """
-    track = open_track(config.track)
+    track, most, executor = open_track(config.track), config.curation.max_tokens, executor or LocalExecutor()
     formats.check(config.format, track)
-    if config.curation.max_tokens is not None and count is None:
+    if most is not None and token_counter is None:
         raise ConfigError("curation.max_tokens needs a tokenizer; set `base` to the base model's folder")
     folder = Path(config.out_dir)
+    storage.check_writable(folder)
     digest = _digest(config, track)
-    done = _finished(folder, digest)
-    if done is not None:
+    if (done := _finished(folder, digest)) is not None:
         return done
-    spread = Spread(fan_out=fan_out, least_bytes=config.parallel_threshold_bytes)
-    found = gather(config, track, fan_out=fan_out)
-    labelled = _labelled(track, [row.pair.answer for row in found.all()])
-    if labelled != track or config.curation.max_tokens is not None:
-        found = shown_as(found, labelled, most=config.curation.max_tokens, count=count, spread=spread)
-    track = labelled
-    bad, equal = judged(found, config, folder=folder, say=say)
-    rows, steps = curated(found, config, equal=equal)
-    parts, split_steps = sides(rows, config)
+    ingested = ingest(config, track, executor)
+    labelled = _labelled(track, [row.target for row in ingested.all()])
+    if labelled != track:
+        track, ingested = labelled, shown_by(labelled, ingested)
+    if most is not None and token_counter is not None:
+        ingested = without_long(ingested, most=most, token_counter=token_counter, executor=executor)
+    bad, equal = left_out(ingested, config, folder=folder, log=log)
+    rows, steps = curated(ingested, config, equal=equal)
+    found, split_steps = splits(rows, config)
     if config.few_shot:
-        parts["train"], step = shown(
-            parts["train"], track, k=config.few_shot, most=config.curation.max_tokens, count=count, spread=spread
+        found["train"], step = with_demonstrations(
+            found["train"], track, k=config.few_shot, most=most, token_counter=token_counter, executor=executor
         )
         split_steps.append(step)
-    for name in SPLITS:
-        lines = (json.dumps(row, ensure_ascii=False) for row in parts[name])
-        read.check(lines, name=f"{_named(config)} ({name})", track=track)
-    for name in SPLITS:
-        storage.write_jsonl(folder / f"{name}.jsonl", ({k: row[k] for k in row if k != "split"} for row in parts[name]))
-    write_track(folder, track)
+    _write(folder, found, track, _named(config))
     prepared = Prepared(
-        folder=folder, track=track.name, rows={name: len(parts[name]) for name in SPLITS}, digest=digest,
+        folder=folder, track=track.name, rows={name: len(found[name]) for name in SPLITS}, digest=digest,
         steps=(*steps, *split_steps), bad=bad,
     )  # fmt: skip
-    storage.write_json(folder / SUMMARY, _written(prepared, config, found.skipped))
+    storage.write_json(folder / SUMMARY, _written(prepared, config, ingested.skipped))
     return prepared
 
 
-def examples_in(path: str | Path, track_name: str) -> list[Example]:
-    """The examples of one prepared (or hand-made) JSONL file."""
-    lines = storage.read_lines(path)
-    return read.examples(lines, name=str(path), track=open_track(track_name, beside=path))
+def _write(folder: Path, found: Splits, track: Track, source: str) -> None:
+    """The files of examples and the track, once all rows are seen to be read back."""
+    for name in SPLITS:
+        lines = (json.dumps(row.as_row(), ensure_ascii=False) for row in found[name])
+        read.check(lines, name=f"{source} ({name})", track=track)
+    for name in SPLITS:
+        storage.write_jsonl(folder / f"{name}.jsonl", (row.as_row() for row in found[name]))
+    write_track(folder, track)
 
 
 def _digest(config: PrepareConfig, track: Track) -> str:

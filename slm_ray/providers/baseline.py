@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from slm_ray.config import Generation
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import Retriever
 from slm_ray.errors import ConfigError, choices
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import Provider, TrainingRows, identity_of
-from slm_ray.storage import file_digest, read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.storage import file_digest
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Completion, Example, Model, ModelFacts, Prompt, Usage
 
 BASELINES = ("majority", "nearest")
@@ -56,7 +55,7 @@ class Baseline(Provider):
     ) -> Model:  # fmt: skip
         """The model, its rows read; nothing limits it."""
         rows = self._training_rows()
-        pool = examples(read_lines(rows.path), name=rows.path, track=open_track(rows.track, beside=rows.path))
+        pool = open_dataset(rows.path, rows.track).examples
         return BaselineModel(which=self.which, pool=pool)
 
     def identity(self, *, endpoint: str, environment: Mapping[str, str]) -> str:

@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
-from slm_ray.corpus.letters import question, words
 from slm_ray.corpus.render import digest, prompt_hash
 from slm_ray.corpus.tracks import Track, definition
+from slm_ray.corpus.unicode_text import question, words
 from slm_ray.costs.call_stats import CallStats
 from slm_ray.records import AnswerResult, ExampleSet, ModelReport, Noise, Report, RowResult
 from slm_ray.scoring import Answered, score, score_rows, summarise

@@ -11,13 +11,11 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import Declaration
-from slm_ray.corpus import read
-from slm_ray.corpus.leakage import question_hashes
 from slm_ray.corpus.tracks import defined
 from slm_ray.errors import DataError
 from slm_ray.records import DeclaredRule, Report, RowResult
 from slm_ray.reports.encoding import check_version, decode, encode
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -75,5 +73,4 @@ def folder_of(path: str) -> Path:
 
 def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
     """The prompt hashes of a training file, to find evaluation rows that were trained on."""
-    examples = read.examples(storage.read_lines(path), name=str(path), track=open_track(track_name, beside=path))
-    return question_hashes(examples)
+    return open_dataset(path, track_name).question_hashes

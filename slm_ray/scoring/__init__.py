@@ -7,6 +7,7 @@ from slm_ray.scoring.run import (
     metrics,
     row_metrics,
     score,
+    score_all,
     score_rows,
     scorers,
     summarise,
@@ -15,5 +16,5 @@ from slm_ray.scoring.run import (
 from slm_ray.scoring.scorer import Scorer
 
 __all__ = [
-    "SCORERS", "Answered", "Scorer", "check", "metrics", "row_metrics", "score", "score_rows", "scorers", "summarise", "unreadable",
+    "SCORERS", "Answered", "Scorer", "check", "metrics", "row_metrics", "score", "score_all", "score_rows", "scorers", "summarise", "unreadable",
 ]  # fmt: skip

@@ -6,10 +6,12 @@ The same code for every model. The order of rows changes nothing, to the last bi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
+from slm_ray.parallel import Executor, map_batches
 from slm_ray.scoring import hermes, judge, labels, numeric, schema, structured, text, toolcall
 from slm_ray.scoring.items import parse
 from slm_ray.scoring.scorer import Metrics, Scorer, means, micro
@@ -17,6 +19,8 @@ from slm_ray.scoring.strip import strip
 from slm_ray.types import RowScore
 
 Answered = tuple[str, str | None, str]
+
+_SLOW_LIKE_BYTES = 7  # read in the time that a slow scorer takes for a character: ten million are 15 s of one core
 
 
 def _plain(score: Callable[[str, str | None, str], RowScore], *metrics: str) -> Scorer:
@@ -156,6 +160,21 @@ def score(track: Track, example_id: str, prediction: str | None, target: str) ->
 def score_rows(track: Track, rows: Iterable[Answered]) -> list[RowScore]:
     """`score` of many answers, each (example id, prediction, target), in order."""
     return [score(track, *row) for row in rows]
+
+
+def score_all(track: Track, rows: Iterable[Answered], executor: Executor) -> Iterator[RowScore]:
+    """The scores of the rows, in order: by `executor` where a slow scorer has much to read, else here, row by row."""
+    if not any(scorer.slow for scorer in scorers(track)):
+        yield from (score(track, *row) for row in rows)
+        return
+    answered = list(rows)
+    characters = sum(len(text or "") + len(target) for _, text, target in answered)
+    work = partial(_scores, track)
+    yield from map_batches(executor, work, answered, like_bytes=characters * _SLOW_LIKE_BYTES, title="scoring")
+
+
+def _scores(track: Track, rows: Sequence[Answered]) -> Iterator[RowScore]:
+    yield from (score(track, *row) for row in rows)
 
 
 def summarise(track: Track, rows: Sequence[RowScore]) -> Metrics:

@@ -2,7 +2,9 @@
 
 Pure arithmetic on arrays of (tokens, dim); who encodes is the caller's choice. BERTScore is that of Zhang et al. 2020:
 every token is matched with the most similar one of the other text by cosine, precision over the answer's tokens, recall
-over the reference's. It is not rescaled by a baseline, so unrelated texts do not score 0.
+over the reference's. It is not rescaled by a baseline, so unrelated texts do not score 0. It is the paper's formula, not
+the figure of the `bert-score` package to the last digit: that one also lets a token match the other text's special tokens
+([CLS], [SEP]), which are no words and are left out here, so its values are a little higher.
 """
 
 from __future__ import annotations

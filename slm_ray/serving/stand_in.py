@@ -10,11 +10,9 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import DataError
-from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Example, Message, Prompt
 
 
@@ -66,8 +64,7 @@ class StandIn:
         version = (found.st_mtime_ns, found.st_size)
         known = self._read.get(name)
         if known is None or known[0] != version:
-            track = open_track(name, beside=path)
-            known = self._read[name] = version, examples(read_lines(path), name=path, track=track)
+            known = self._read[name] = version, list(open_dataset(path, name).examples)
         return known[1]
 
 

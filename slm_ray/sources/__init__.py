@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from slm_ray.corpus.read import Raw
+from slm_ray.corpus.read import RawRow
 from slm_ray.errors import DataError
 from slm_ray.sources.data_sets import data_set_rows, is_data_set
 from slm_ray.sources.files import File, files
@@ -23,7 +23,7 @@ __all__ = ["File", "files", "fingerprint", "is_data_set", "raw_rows", "rows_of"]
 _CHUNK_BYTES = 1 << 20
 
 
-def raw_rows(source: str) -> Iterator[Raw]:
+def raw_rows(source: str) -> Iterator[RawRow]:
     """The rows of `source` in order: file, line (or row number) from 1, and a JSON text, an object or what is wrong.
 
     DataError for a source that cannot be read at all.

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from slm_ray.corpus.read import Raw
+from slm_ray.corpus.read import RawRow
 from slm_ray.errors import DataError
+from slm_ray.sources.files import refuse_nul
 from slm_ray.sources.readers import filled
 
 HUB = "hf:"
@@ -16,10 +17,11 @@ _SAVED = ("state.json", "dataset_info.json", "dataset_dict.json")
 
 def is_data_set(source: str) -> bool:
     """Whether the source is read by `datasets`: a name of the hub, or a folder that `save_to_disk` made."""
+    refuse_nul(source)
     return source.startswith(HUB) or any((Path(source) / name).is_file() for name in _SAVED)
 
 
-def data_set_rows(source: str) -> Iterator[Raw]:
+def data_set_rows(source: str) -> Iterator[RawRow]:
     """The rows with their numbers from 1. DataError for a name, split or folder that is none."""
     data = _opened(source)
     labels = {name: feature.int2str for name, feature in data.features.items() if hasattr(feature, "int2str")}
@@ -35,6 +37,8 @@ def _opened(source: str) -> Any:
 
     name, _, split = source.removeprefix(HUB).partition(":")
     name, _, config = name.partition("@")
+    if source.startswith(HUB) and not name:
+        raise DataError(f"{source!r} names no data set; write hf:NAME, hf:NAME@CONFIG or hf:NAME@CONFIG:SPLIT")
     try:
         if source.startswith(HUB):
             return datasets.load_dataset(name, config or None, split=split or "train")

@@ -35,10 +35,17 @@ class File:
 
 def files(source: str) -> list[File]:
     """The files of a path or URI: itself, or all files of a known kind in that folder, by name. DataError for none."""
+    refuse_nul(source)
     found = _remote_files(source) if "://" in source else _local_files(Path(source).expanduser())
     if not found:
         raise DataError(f"{source}: no file in it is of a known kind ({', '.join(_KINDS)}, or one of them with .gz)")
     return found
+
+
+def refuse_nul(source: str) -> None:
+    """DataError for a source whose name holds a NUL character, which no file system and no hub has."""
+    if "\0" in source:
+        raise DataError(f"cannot read {source!r}: the name holds a NUL character; give it without")
 
 
 def _local_files(path: Path) -> list[File]:

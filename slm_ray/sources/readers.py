@@ -13,9 +13,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
-from slm_ray.corpus.lines import numbered, rows_in
-from slm_ray.corpus.problems import BadRow
-from slm_ray.corpus.read import Raw
+from slm_ray.corpus.jsonl import numbered, rows_in
+from slm_ray.corpus.read import RawRow
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.errors import DataError
 from slm_ray.sources.files import File
 
@@ -25,7 +25,7 @@ _NOT_UTF8 = BadRow("not_utf8", "the line is not UTF-8 text", "save the file as U
 _BROKEN = "\udcff"  # no line of valid UTF-8 is this
 
 
-def rows_of(file: File) -> Iterator[Raw]:
+def rows_of(file: File) -> Iterator[RawRow]:
     """The file's rows in order. JSON Lines or a JSON array unless its name says CSV, TSV or Parquet."""
     try:
         yield from _READERS.get(file.kind, _text_rows)(file)
@@ -54,7 +54,7 @@ def _opened(file: File) -> io.BufferedReader:
     return handle if isinstance(handle, io.BufferedReader) else io.BufferedReader(handle)
 
 
-def _text_rows(file: File) -> Iterator[Raw]:
+def _text_rows(file: File) -> Iterator[RawRow]:
     with _opened(file) as handle:
         if handle.peek(_PEEK_BYTES).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
             for line, row in rows_in(_decoded(handle.read(), file.name), file.name):
@@ -80,7 +80,7 @@ def _decoded(raw: bytes, name: str) -> str:
         raise DataError(f"{name}:{line}: not UTF-8 text; save the file as UTF-8") from None
 
 
-def _table_rows(file: File) -> Iterator[Raw]:
+def _table_rows(file: File) -> Iterator[RawRow]:
     csv.field_size_limit(sys.maxsize)  # the default of 128 KiB is less than a long document
     with _opened(file) as handle, io.TextIOWrapper(handle, encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, delimiter="\t" if file.kind == ".tsv" else ",", strict=True)
@@ -117,7 +117,7 @@ def _record(header: list[str], fields: list[str]) -> dict[str, Any] | BadRow:
     )  # fmt: skip
 
 
-def _parquet_rows(file: File) -> Iterator[Raw]:
+def _parquet_rows(file: File) -> Iterator[RawRow]:
     import pyarrow.parquet as parquet
     from pyarrow import ArrowException
 
@@ -132,6 +132,6 @@ def _parquet_rows(file: File) -> Iterator[Raw]:
         raise DataError(f"{file.name}: not Parquet ({str(error).splitlines()[0]}); write the file again") from None
 
 
-_READERS: dict[str, Callable[[File], Iterator[Raw]]] = {
+_READERS: dict[str, Callable[[File], Iterator[RawRow]]] = {
     ".csv": _table_rows, ".tsv": _table_rows, ".parquet": _parquet_rows,
 }  # fmt: skip

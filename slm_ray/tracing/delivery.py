@@ -21,8 +21,8 @@ from slm_ray.tracing import truncate
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.langfuse import Langfuse
 from slm_ray.tracing.otlp import SESSION, Span, digest, protobuf, values
-from slm_ray.tracing.record import DATASET, EXPECTED, EXPERIMENT, INPUT, ITEM_ID, ITEM_METADATA, LABEL, SCORE, Run
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy, wait_s
+from slm_ray.tracing.spans import DATASET, EXPECTED, EXPERIMENT, INPUT, ITEM_ID, ITEM_METADATA, LABEL, SCORE, Run
 
 _SPANS_MOST, _SCORES_MOST = 500, 500
 _AT_ONCE = 8  # dataset items go one a request

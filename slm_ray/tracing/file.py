@@ -10,7 +10,7 @@ from typing import Any
 from slm_ray.errors import DataError
 from slm_ray.storage import row_of, write_jsonl
 from slm_ray.tracing.otlp import KIND, SESSION, lines, resource_of, spans_of
-from slm_ray.tracing.record import Run
+from slm_ray.tracing.spans import Run
 
 FILE_NAME = "traces.jsonl"
 _FIX = "delete the file, and the next run or replay makes it anew"

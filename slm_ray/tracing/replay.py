@@ -23,8 +23,8 @@ from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
-from slm_ray.tracing.record import Lineage, Run, evaluation
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy
+from slm_ray.tracing.spans import Lineage, Run, evaluation
 from slm_ray.yaml_file import read_yaml
 
 LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"

@@ -22,9 +22,9 @@ from slm_ray.tracing.delivery import Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import write_run
 from slm_ray.tracing.langfuse import Langfuse
-from slm_ray.tracing.record import Entries, Lineage, Rows, Run, comparison, evaluation, training
 from slm_ray.tracing.replay import folders_of, lineage, send_folders
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy
+from slm_ray.tracing.spans import Entries, Lineage, Rows, Run, comparison, evaluation, training
 from slm_ray.types import Comparison, Decision
 
 _SHARE, _MOST_S, _MOMENT_S = 0.04, 30.0, 3.0

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from slm_ray.tracing.otlp import Span
-from slm_ray.tracing.record import INPUT
+from slm_ray.tracing.spans import INPUT
 
 # Langfuse takes 5 MB of spans a request, and 1 MB (the limit of its web framework) of anything else.
 SPANS_BYTES, SCORES_BYTES, VALUE_BYTES = 3_000_000, 900_000, 300_000

@@ -23,8 +23,8 @@ from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, ResourceError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json
+from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
-from slm_ray.trackfile import open_track
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import silence_libraries
 from slm_ray.training.plan import Plan, WorkerPayload, plan

@@ -15,7 +15,7 @@ from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.read import examples
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.storage import read_lines
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.types import Example
 
 SPLIT_AGAIN = "split the rows again with jobs/prepare.py"

@@ -21,7 +21,7 @@ import transformers
 from transformers import TrainerCallback
 
 from slm_ray.errors import ResourceError
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base

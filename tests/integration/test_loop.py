@@ -17,8 +17,8 @@ import yaml
 from slm_ray import cluster
 from slm_ray.adapters import list_adapters, train_prompts
 from slm_ray.corpus.render import prompt_hash
-from slm_ray.prepare import examples_in
 from slm_ray.runlog import RunLog
+from slm_ray.tasks import open_dataset
 
 pytestmark = [pytest.mark.heavy, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def recorded_llm(folder: Path) -> Path:
             cwd=ROOT, check=True, capture_output=True,
         )  # fmt: skip
         for split in ("train", "validation", "test"):
-            for example in examples_in(out / f"{split}.jsonl", track):
+            for example in open_dataset(out / f"{split}.jsonl", track).examples:
                 answers[example.prompt.messages[-1].content] = example.target
     path = folder / "llm.jsonl"
     lines = [json.dumps({"prompt": prompt, "prediction": answer}) for prompt, answer in answers.items()]
@@ -175,6 +175,6 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     assert sorted(manifest.track for manifest in published) == sorted(TRACKS)
     for manifest in published:
         trained = train_prompts(run / "adapters", manifest.id)
-        tested = examples_in(run / manifest.track / "examples" / "test.jsonl", manifest.track)
+        tested = open_dataset(run / manifest.track / "examples" / "test.jsonl", manifest.track).examples
         assert len(trained) == ROWS
         assert not trained & {prompt_hash(example.prompt) for example in tested}

@@ -20,7 +20,7 @@ from slm_ray.cli.app import app
 from slm_ray.cli.commands import COMMANDS
 from slm_ray.cli.init import Answers, next_commands
 from slm_ray.config import CompareConfig, EvaluateConfig, LoopConfig, PrepareConfig, load
-from slm_ray.trackfile import open_track
+from slm_ray.tasks import open_track
 
 ROOT = Path(__file__).parents[2]
 MODELS = ("--llm", "fake:{}", "--slm", "fake:echo")

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.corpus import filters
-from slm_ray.corpus.letters import SCRIPTS, scripts, words
-from slm_ray.corpus.step import Step, sift
+from slm_ray.corpus.filters import Step, filter_rows
+from slm_ray.corpus.unicode_text import SCRIPTS, scripts, words
 from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Message, Prompt
 
@@ -23,9 +23,9 @@ def kept(step, answers):
 
 
 @given(st.lists(st.integers(0, 9)))
-def test_sift_loses_nothing_and_counts_every_reason(numbers):
+def test_a_filter_loses_nothing_and_counts_every_reason(numbers):
     rows = [example(str(number)) for number in numbers]
-    found, step = sift("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
+    found, step = filter_rows("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
     assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
     assert (step.kept, step.dropped) == (len(found), len(numbers) - len(found))
     counts = [int(part.rsplit(": ", 1)[1]) for part in step.note.split(", ") if part]
@@ -45,13 +45,6 @@ def test_length_counts_the_words_of_question_and_answer():
     assert step.note == "answer over 4 words: 1, answer under 3 words: 1, question under 2 words: 1"
     with pytest.raises(ConfigError, match="target_words asks for at least 5 and at most 4"):
         filters.length(rows, prompt_words=(0, None), target_words=(5, 4))
-
-
-def test_tokens_are_counted_by_the_caller_and_nothing_is_trimmed():
-    rows = [example("x" * size) for size in (3, 4, 5)]
-    found, step = filters.tokens(rows, most=4, count=lambda row: len(row.target))
-    assert found == rows[:2]
-    assert step.note == "over 4 tokens: 1"
 
 
 PROSE = "The ferry leaves at nine. It takes forty minutes to cross, and the tickets are sold on board by the crew"
@@ -194,3 +187,10 @@ def test_scripts_are_told_by_block(text, script):
 )
 def test_words_of_every_script(text, count):
     assert len(words(text)) == count
+
+
+def test_scripts_are_those_of_unicode_also_outside_the_first_blocks():
+    assert scripts("Ꭓ𝼀 ﬁ Å ǆ") == {"latin": 5}
+    assert scripts("ㇰ 𛀁 ﾊ") == {"katakana": 2, "hiragana": 1}
+    assert scripts("コーヒー") == {"katakana": 2}  # ー is of hiragana and katakana alike
+    assert scripts("𞤀") == {"other": 1}

@@ -1,4 +1,4 @@
-"""Every format of rows becomes the same kind of pair; detection goes by keys; the text comes through unchanged."""
+"""Every format of rows becomes the same kind of parsed row; detection goes by keys; the text comes through unchanged."""
 
 import dataclasses
 import json
@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.config.shared import Format
-from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, pair
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.formats import AUTO, FORMATS, check, detect, parse
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.scoring import score
@@ -44,13 +44,13 @@ XLAM_ROW = {
 
 def said(row, track=CHAT, name=AUTO):
     """Roles and texts of the turns, and the answer."""
-    made = pair(row, track, name)
-    return [(turn.role, turn.content) for turn in made.turns], made.answer
+    made = parse(row, track, name)
+    return [(turn.role, turn.content) for turn in made.turns], made.target
 
 
 def kind(row, track=CHAT, name=AUTO):
     with pytest.raises(BadRow) as caught:
-        pair(row, track, name)
+        parse(row, track, name)
     return caught.value.kind
 
 
@@ -59,7 +59,7 @@ def test_the_expected_answer_may_be_called_target():
     turns = [{"role": "assistant", "content": "t"}]
     assert said({"prompt": "p", "target": turns}, CHAT)[1] == "t"
     with pytest.raises(BadRow, match="'target' is null"):
-        pair({"prompt": "p", "target": None}, CHAT)
+        parse({"prompt": "p", "target": None}, CHAT)
 
 
 def test_the_knob_knows_every_format():
@@ -104,8 +104,8 @@ def test_gsm8k_wants_a_final_number_where_numbers_are_scored():
 
 
 def test_a_label_is_answer_and_tag_and_belongs_to_the_labels():
-    made = pair({"text": "t", "category": "a b", "tags": {"x": "y"}}, CLASSIFY)
-    assert (made.answer, dict(made.tags)) == ("a b", {"label": "a b", "x": "y"})
+    made = parse({"text": "t", "category": "a b", "tags": {"x": "y"}}, CLASSIFY)
+    assert (made.target, dict(made.tags)) == ("a b", {"label": "a b", "x": "y"})
     closed = dataclasses.replace(CLASSIFY, labels=("ale", "stout"))
     assert kind({"text": "t", "label": "alle"}, closed) == "unknown_label"
     assert kind({"text": "t", "label": 3}, closed) == "wrong_type"
@@ -118,7 +118,7 @@ def test_a_template_takes_the_rows_columns_and_leaves_other_braces():
     assert kind({"text": "a", "score": 1}, own) == "missing_key"
     assert kind({"text": "a", "n": None, "score": 1}, own) == "null"
     beers = dataclasses.replace(CLASSIFY, template="{review}", target="{style}", labels=("ale", "stout"))
-    assert dict(pair({"review": "dark", "style": "stout"}, beers).tags) == {"label": "stout"}
+    assert dict(parse({"review": "dark", "style": "stout"}, beers).tags) == {"label": "stout"}
     assert kind({"review": "dark", "style": "wine"}, beers) == "unknown_label"
 
 
@@ -133,7 +133,7 @@ def test_openai_tools_go_into_the_system_turn_and_calls_become_the_tracks_text()
     assert answer == '<tool_call name="add">{"a":"é","b":2}</tool_call>'
     assert said(row, HERMES)[1] == '<tool_call>\n{"name": "add", "arguments": {"b": 2, "a": "é"}}\n</tool_call>'
     assert json.loads(said(row, STRUCTURED)[1]) == {"query": "Add", "tool_name": "add", "arguments": {"a": "é", "b": 2}}
-    assert dict(pair(row, TOOLCALL).tags) == {"tool": "add"}
+    assert dict(parse(row, TOOLCALL).tags) == {"tool": "add"}
 
 
 def test_tool_results_are_shown_and_several_at_once_are_one_turn():
@@ -207,8 +207,8 @@ def test_an_answer_that_is_not_one_hermes_call_is_refused(answer, expected):
 @pytest.mark.parametrize("row", [HERMES_ROW, XLAM_ROW], ids=["hermes", "xlam"])
 @pytest.mark.parametrize("name", ["structured", "toolcall", "hermes"])
 def test_every_call_format_gives_every_call_track_answers_that_score_1(row, name):
-    made = pair(row, TRACKS[name])
-    assert score(TRACKS[name], "1", made.answer, made.answer).value(TRACKS[name].primary) == 1.0
+    made = parse(row, TRACKS[name])
+    assert score(TRACKS[name], "1", made.target, made.target).value(TRACKS[name].primary) == 1.0
 
 
 def test_the_prefix_stands_in_front_of_every_users_turn_once():
@@ -247,7 +247,7 @@ def test_unicode_comes_through_unchanged_in_every_shape(question, answer, escape
     for row in rows:
         (found,) = examples([json.dumps(row, ensure_ascii=escape)], name="x", track=CHAT)
         assert (found.prompt.messages[-1].content, found.target) == (question, answer)
-        (again,) = examples([json.dumps(pair(row, CHAT).as_row(), ensure_ascii=escape)], name="x", track=CHAT)
+        (again,) = examples([json.dumps(parse(row, CHAT).as_row(), ensure_ascii=escape)], name="x", track=CHAT)
         assert again == found
 
 
@@ -261,7 +261,7 @@ def test_ids_do_not_depend_on_order_or_on_the_file(pairs, random):
 
 def test_xlam_rows_that_would_be_skipped_are_never_dropped_silently():
     gone = {**XLAM_ROW, "answers": [{"name": "gone", "arguments": {}}]}
-    assert pair(gone, TOOLCALL) is None
+    assert parse(gone, TOOLCALL) is None
     with pytest.raises(DataError, match="x: 1 rows answer with a tool that is not in their own tool list"):
         examples([json.dumps(XLAM_ROW), json.dumps(gone)], name="x", track=TOOLCALL)
 
@@ -281,21 +281,21 @@ def test_every_format_has_its_label_and_its_tool_as_a_tag():
         {"messages": [asked, {"role": "assistant", "content": "ale"}]},
         {"instruction": "Which?", "output": "ale"},
     ):
-        assert dict(pair(row, closed).tags) == {"label": "ale"}
-    assert dict(pair({"prompt": "p", "completion": "ale", "tags": {"label": "own"}}, closed).tags) == {"label": "own"}
+        assert dict(parse(row, closed).tags) == {"label": "ale"}
+    assert dict(parse({"prompt": "p", "completion": "ale", "tags": {"label": "own"}}, closed).tags) == {"label": "own"}
     assert kind({"prompt": "p", "completion": "alle"}, closed) == "unknown_label"
-    assert dict(pair({"prompt": "p", "completion": "c"}, CHAT).tags) == {}
+    assert dict(parse({"prompt": "p", "completion": "c"}, CHAT).tags) == {}
     call = '<tool_call>{"name": "add", "arguments": {}}</tool_call>'
     hermes = {"conversations": [{"from": "system", "value": '<tools>[{"name": "add"}]</tools>'},
                                 {"from": "human", "value": "Add"}, {"from": "gpt", "value": call}]}  # fmt: skip
     for track in (HERMES, TOOLCALL, STRUCTURED):
-        assert dict(pair(hermes, track).tags) == {"tool": "add"}
+        assert dict(parse(hermes, track).tags) == {"tool": "add"}
 
 
 def test_ids_groups_and_splits_are_what_they_should_be():
     row = {"prompt": "p", "completion": "c"}
-    assert (pair(row | {"group": 7}, CHAT).group, pair(row | {"group": "a", "split": "test"}, CHAT).split) == (
-        7,
+    assert (parse(row | {"group": 7}, CHAT).group, parse(row | {"group": "a", "split": "test"}, CHAT).split) == (
+        "7",
         "test",
     )
     for key in ("id", "group"):

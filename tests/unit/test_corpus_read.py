@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from slm_ray.corpus.formats import parse
 from slm_ray.corpus.read import examples
-from slm_ray.corpus.render import as_row
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import DataError
 
@@ -72,8 +72,10 @@ def test_tags_are_copied():
 
 
 def test_a_written_row_reads_back_unchanged():
-    example = only({"id": "x", "prompt": "a\u2028é", "completion": "b", "tags": {"tool": "t"}})
-    assert only(as_row(example)) == example
+    row = {"id": 7, "prompt": "a\u2028é", "completion": "b", "tags": {"tool": "t"}, "group": "g"}
+    written = parse(row, STRUCTURED).as_row()
+    assert written == row
+    assert only(written) == only(row)
 
 
 def test_byte_order_mark_crlf_and_blank_lines_are_tolerated():
@@ -150,3 +152,11 @@ def test_all_bad_rows_are_collected_and_the_first_five_listed():
 def test_an_empty_file_is_refused(lines):
     with pytest.raises(DataError, match=r"rows\.jsonl: there are no rows"):
         read(*lines)
+
+
+def test_a_group_comes_back_as_a_text_and_an_example_is_written_with_it():
+    example = only({"prompt": "hi", "completion": "ho", "group": 7})
+    assert (example.group, only({"prompt": "hi", "completion": "ho"}).group) == ("7", None)
+    written = parse({"prompt": "hi", "completion": "ho", "group": 7}, STRUCTURED).as_row()
+    assert written["group"] == "7"
+    assert only(written) == example

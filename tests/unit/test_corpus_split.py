@@ -8,18 +8,30 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from slm_ray.corpus import duplicates
+from slm_ray.corpus.formats import parse
 from slm_ray.corpus.leakage import leaks
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.render import normalised
 from slm_ray.corpus.split import counted, keep, split
 from slm_ray.corpus.tracks import track
-from slm_ray.corpus.xlam import rows_to_pairs
 from slm_ray.errors import DataError
 from slm_ray.types import Example, Message, Prompt
 
+CHAT = track("chat")
+
+
+def parsed(*rows):
+    return [
+        parse(row if "messages" in row or "conversations" in row else {"completion": "x"} | row, CHAT) for row in rows
+    ]
+
+
+def asks(row):
+    return row.turns[-1].content
+
 
 def rows(count):
-    return [{"prompt": f"question {number}", "completion": "x"} for number in range(count)]
+    return parsed(*({"prompt": f"question {number}"} for number in range(count)))
 
 
 def draw(given_rows, validation=3, test=4, train=None, seed=42):
@@ -29,7 +41,7 @@ def draw(given_rows, validation=3, test=4, train=None, seed=42):
 def test_sizes_are_exact_and_nothing_is_lost():
     sides = draw(rows(20))
     assert {side: len(found) for side, found in sides.items()} == {"train": 13, "validation": 3, "test": 4}
-    assert sorted(row["prompt"] for found in sides.values() for row in found) == sorted(r["prompt"] for r in rows(20))
+    assert sorted(asks(row) for found in sides.values() for row in found) == sorted(map(asks, rows(20)))
     assert len(draw(rows(20), train=5)["train"]) == 5
 
 
@@ -41,29 +53,29 @@ def test_the_draw_depends_on_the_seed_and_the_content_only():
 @given(st.lists(st.sampled_from(["a", "A ", "b", " b\n", "c", "d", "e", "f"]), min_size=1, max_size=30))
 def test_no_prompt_stands_on_two_sides(prompts):
     try:
-        sides = draw([{"prompt": prompt} for prompt in prompts], validation=2, test=2)
+        sides = draw(parsed(*({"prompt": prompt} for prompt in prompts)), validation=2, test=2)
     except DataError:
         return
-    keys = [{normalised(row["prompt"]) for row in found} for found in sides.values()]
+    keys = [{normalised(asks(row)) for row in found} for found in sides.values()]
     assert sum(map(len, keys)) == len(set.union(*keys))
     assert (len(sides["validation"]), len(sides["test"])) == (2, 2)
 
 
 def test_a_group_too_large_is_cut_and_the_rest_of_it_dropped():
-    pairs = [{"prompt": f"p{number // 2}"} for number in range(20)]
+    pairs = parsed(*({"prompt": f"p{number // 2}"} for number in range(20)))
     sides = draw(pairs, validation=3, test=3, train=5)
     assert [len(found) for found in sides.values()] == [5, 3, 3]
-    assert len({row["prompt"] for found in sides.values() for row in found}) == 2 + 2 + 3
+    assert len({asks(row) for found in sides.values() for row in found}) == 2 + 2 + 3
     assert sum(len(found) for found in draw(pairs, validation=3, test=3).values()) == 18
 
 
 def test_rows_are_tied_through_group_and_prompt():
-    tied = [
+    tied = parsed(
         {"prompt": "p1", "group": "g1"},
         {"prompt": "p2", "group": "g1"},
         {"prompt": "p2", "group": "g2"},
         {"prompt": "p3", "group": "g2"},
-    ]
+    )
     for seed in range(10):
         sides = draw(rows(20) + tied, seed=seed)
         assert sum(any(row in found for row in tied) for found in sides.values()) == 1
@@ -71,19 +83,17 @@ def test_rows_are_tied_through_group_and_prompt():
 
 def test_both_tracks_of_one_source_split_alike():
     tools = [{"name": name, "parameters": {}} for name in "ab"]
-    source = json.dumps(
-        [
-            {"id": n, "query": f"query {n % 17}", "tools": tools, "answers": [{"name": "ab"[n % 2], "arguments": {}}]}
-            for n in range(40)
-        ]
-    )
-    drawn = {name: draw(rows_to_pairs(source, name="x", track=name)) for name in ("structured", "toolcall")}
-    ids = {name: {side: [row["id"] for row in found] for side, found in sides.items()} for name, sides in drawn.items()}
+    source = [
+        {"id": n, "query": f"query {n % 17}", "tools": tools, "answers": [{"name": "ab"[n % 2], "arguments": {}}]}
+        for n in range(40)
+    ]
+    drawn = {name: draw([parse(row, track(name)) for row in source]) for name in ("structured", "toolcall")}
+    ids = {name: {side: [row.id for row in found] for side, found in sides.items()} for name, sides in drawn.items()}
     assert ids["structured"] == ids["toolcall"]
 
 
 def test_examples_split_too():
-    lines = [json.dumps(row) for row in rows(20)]
+    lines = [json.dumps({"prompt": f"question {number}", "completion": "x"}) for number in range(20)]
     sides = draw(examples(lines, name="x", track=track("structured")))
     assert len(sides["train"]) == 13
 
@@ -91,7 +101,7 @@ def test_examples_split_too():
 def test_one_prompt_in_every_shape_is_one_prompt():
     user, system = {"role": "user", "content": "Ask"}, {"role": "system", "content": "s"}
     answer = {"role": "assistant", "content": "a"}
-    same = [
+    same = parsed(
         {"prompt": "ask"},
         {"prompt": [system, user]},
         {"messages": [user, answer]},
@@ -102,7 +112,7 @@ def test_one_prompt_in_every_shape_is_one_prompt():
                 {"from": "gpt", "value": "b"},
             ]
         },
-    ]
+    )
     for seed in range(5):
         sides = draw(rows(20) + same, seed=seed)
         assert sum(any(row in found for row in same) for found in sides.values()) == 1
@@ -124,8 +134,7 @@ def test_too_few_rows_are_refused_with_the_fix(sizes, message):
 
 
 def test_keep_uses_the_rows_own_split():
-    given_rows = [{"prompt": f"p{side}", "split": side} for side in ("test", "val", "train", "validation")]
-    given_rows[3]["prompt"] = "another"
+    given_rows = parsed(*({"prompt": f"p{side}", "split": side} for side in ("test", "val", "train", "validation")))
     sides = keep(given_rows, name="x")
     assert [len(found) for found in sides.values()] == [1, 2, 1]
 
@@ -144,11 +153,11 @@ def test_keep_uses_the_rows_own_split():
 )
 def test_keep_refuses_unknown_empty_and_leaking_splits(given_rows, message):
     with pytest.raises(DataError, match=message):
-        keep(given_rows, name="x")
+        keep(parsed(*given_rows), name="x")
 
 
 def tagged(tools):
-    return [{"prompt": f"question {place}", "tags": {"tool": tool}} for place, tool in enumerate(tools)]
+    return parsed(*({"prompt": f"question {place}", "tags": {"tool": tool}} for place, tool in enumerate(tools)))
 
 
 @given(st.lists(st.sampled_from("aaabbc"), min_size=20, max_size=60), st.integers(0, 5))
@@ -158,7 +167,7 @@ def test_stratified_sides_have_each_tool_in_proportion(tools, seed):
     assert [len(sides[side]) for side in ("train", "validation", "test")] == [len(tools) - 13, 5, 8]
     left = Counter(tools)
     for side, wanted in (("test", 8), ("validation", 5)):
-        found = Counter(row["tags"]["tool"] for row in sides[side])
+        found = Counter(row.tags["tool"] for row in sides[side])
         for tool in left:
             assert abs(found[tool] - wanted * left[tool] / left.total()) < 1 + 1e-9
         left -= found
@@ -168,11 +177,11 @@ def test_stratified_sides_have_each_tool_in_proportion(tools, seed):
 
 
 def test_stratifying_keeps_prompts_together_and_sizes_exact():
-    given_rows = [{"prompt": f"p{n // 3}", "tags": {"tool": "ab"[n % 2]}} for n in range(60)]
+    given_rows = parsed(*({"prompt": f"p{n // 3}", "tags": {"tool": "ab"[n % 2]}} for n in range(60)))
     for seed in range(5):
         sides = split(given_rows, validation=7, test=10, train=20, seed=seed, stratify="tool")
         assert [len(found) for found in sides.values()] == [20, 7, 10]
-        prompts = [{row["prompt"] for row in found} for found in sides.values()]
+        prompts = [{asks(row) for row in found} for found in sides.values()]
         assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
@@ -180,7 +189,7 @@ def test_a_tag_that_no_row_has_is_refused_and_one_that_some_lack_is_not():
     with pytest.raises(DataError, match="no row has the tag 'tol'; did you mean 'tool'"):
         split(tagged("aab"), validation=1, test=1, train=None, seed=1, stratify="tol")
     sides = split(tagged("ab" * 5) + rows(10)[5:], validation=3, test=6, train=None, seed=1, stratify="tool")
-    assert Counter(row.get("tags", {}).get("tool") for row in sides["test"]) == {"a": 2, "b": 2, None: 2}
+    assert Counter(row.tags.get("tool") for row in sides["test"]) == {"a": 2, "b": 2, None: 2}
 
 
 @given(st.lists(st.integers(0, 12), min_size=20, max_size=40), st.integers(0, 3))
@@ -190,7 +199,7 @@ def test_rows_of_one_group_stay_together(numbers, seed):
     side_of = {}
     for side, found in sides.items():
         for row in found:
-            assert side_of.setdefault(numbers[int(row["prompt"].split()[1])], side) == side
+            assert side_of.setdefault(numbers[int(asks(row).split()[1])], side) == side
     assert len(side_of) == len(set(numbers))
 
 
@@ -215,10 +224,10 @@ def test_moved_rows_are_those_on_another_side_than_alone():
     numbers = list(range(40))
     numbers[given_rows.index(train)] = given_rows.index(test)
     sides, step = counted(given_rows, **sizes, groups=numbers)
-    before = {row["prompt"]: side for side, found in alone.items() for row in found}
-    after = {row["prompt"]: side for side, found in sides.items() for row in found}
+    before = {asks(row): side for side, found in alone.items() for row in found}
+    after = {asks(row): side for side, found in sides.items() for row in found}
     moved = [prompt for prompt in before if before[prompt] != after[prompt]]
-    assert after[test["prompt"]] == after[train["prompt"]]
+    assert after[asks(test)] == after[asks(train)]
     assert len(moved) >= 2
     assert step.note == f"{len(moved)} rows moved to keep equal questions on one side"
 

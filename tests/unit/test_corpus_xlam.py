@@ -5,8 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from slm_ray.corpus import formats
+from slm_ray.corpus.jsonl import rows_in
+from slm_ray.corpus.parsed_row import ParsedRow
+from slm_ray.corpus.read import Reader
+from slm_ray.corpus.row_errors import RowError, refuse
 from slm_ray.corpus.split import keep
-from slm_ray.corpus.xlam import rows_to_pairs
+from slm_ray.corpus.tracks import track as track_named
 from slm_ray.errors import ConfigError, DataError
 
 EARLIER = Path(__file__).parents[3] / "shared/data/slm_swap"
@@ -20,19 +25,28 @@ def row(**changes):
     return {"query": "Add  2", "tools": tools, "answers": answers} | changes
 
 
+def read(text, *, name="x.json", track="structured") -> tuple[list[ParsedRow], int]:
+    """The good rows and how many were skipped; DataError for bad ones."""
+    reader = Reader(track=track_named(track), format_name="xlam")
+    rows = list(reader.rows((name, line, value) for line, value in rows_in(text, name)))
+    refuse([found for found in rows if isinstance(found, RowError)])
+    return rows, reader.skipped
+
+
 def one(track="structured", **changes):
-    (pair,) = rows_to_pairs(json.dumps([row(**changes)]), name="x.json", track=track)
-    return pair
+    ((parsed,), _) = read(json.dumps([row(**changes)]), track=track)
+    return parsed.as_row()
 
 
 @pytest.mark.skipif(not EARLIER.is_dir(), reason="the earlier system's data (shared/data/slm_swap) is not here")
 @pytest.mark.parametrize("track", ["structured", "toolcall"])
 def test_the_earlier_systems_files_are_reproduced(track):
     source = EARLIER / "xlam_rows.json"
-    sides = keep(rows_to_pairs(source.read_text("utf-8"), name=source.name, track=track), name=source.name)
+    sides = keep(read(source.read_text("utf-8"), name=source.name, track=track)[0], name=source.name)
     assert [len(rows) for rows in sides.values()] == [300, 60, 50]
     for side, file in zip(sides, ("train", "val", "test"), strict=True):
-        lines = [json.dumps({"prompt": pair["prompt"], "completion": pair["completion"]}) for pair in sides[side]]
+        written = [parsed.as_row() for parsed in sides[side]]
+        lines = [json.dumps({"prompt": row["prompt"], "completion": row["completion"]}) for row in written]
         assert ("\n".join(lines) + "\n").encode() == (EARLIER / track / f"{file}.jsonl").read_bytes()
 
 
@@ -46,7 +60,8 @@ def test_the_two_templates():
         "tags": {"tool": "add"},
         "group": "add 2",
     }
-    toolcall = one("toolcall", id=7, split="val", domain="maths")
+    ((parsed,), _) = read(json.dumps([row(id=7, split="val", domain="maths")]), track="toolcall")
+    toolcall = parsed.as_row()
     assert toolcall["prompt"].splitlines()[1:] == [
         "Tool signature: add(b:int, a:int, optional)",
         "Tool description: Adds.",
@@ -54,22 +69,21 @@ def test_the_two_templates():
     ]
     assert toolcall["completion"] == '<tool_call name="add">{"a":"\\u00e9","b":2}</tool_call>'
     assert toolcall["tags"] == {"tool": "add", "domain": "maths"}
-    assert (toolcall["id"], toolcall["split"], toolcall["group"]) == (7, "val", one()["group"])
+    assert (toolcall["id"], parsed.id, parsed.split, parsed.group) == (7, "7", "val", one()["group"])
 
 
 def test_array_jsonl_and_texts_inside_texts_are_the_same():
     rows = [row(), row(query="Other", tools=json.dumps(row()["tools"]), answers=json.dumps(row()["answers"]))]
-    array = rows_to_pairs("\ufeff" + json.dumps(rows, indent=1), name="x", track="toolcall")
-    lines = rows_to_pairs("\r\n".join(map(json.dumps, rows)) + "\n", name="x", track="toolcall")
-    assert array == lines and len(array) == 2
-    assert array[0]["completion"] == array[1]["completion"]
+    array, _ = read("\ufeff" + json.dumps(rows, indent=1), track="toolcall")
+    lines, _ = read("\r\n".join(map(json.dumps, rows)) + "\n", track="toolcall")
+    assert [row.as_row() for row in array] == [row.as_row() for row in lines] and len(array) == 2
+    assert array[0].target == array[1].target
 
 
 def test_a_row_whose_tool_is_not_listed_is_skipped():
     rows = [row(), row(answers=[{"name": "gone", "arguments": {}}])]
-    assert len(rows_to_pairs(json.dumps(rows), name="x", track="structured")) == 1
-    with pytest.raises(DataError, match="none of its 1 rows answers with a tool of its own"):
-        rows_to_pairs(json.dumps(rows[1:]), name="x", track="structured")
+    found, skipped = read(json.dumps(rows))
+    assert (len(found), skipped) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +103,7 @@ def test_a_row_whose_tool_is_not_listed_is_skipped():
 def test_a_bad_row_is_named_by_its_line(changes, reason):
     text = "[\n" + json.dumps(row()) + ",\n\n" + json.dumps(row(**changes)) + "\n]"
     with pytest.raises(DataError) as caught:
-        rows_to_pairs(text, name="x.json", track="toolcall")
+        read(text, track="toolcall")
     assert str(caught.value).startswith("x.json:4: ")
     assert reason in str(caught.value)
 
@@ -97,8 +111,6 @@ def test_a_bad_row_is_named_by_its_line(changes, reason):
 @pytest.mark.parametrize(
     ("text", "where", "reason"),
     [
-        ("", "x.json:", "there are no rows"),
-        ("[]", "x.json:", "there are no rows"),
         ("[\n{]", "x.json:2:", "not JSON"),
         ('[\n{"query": "a"}', "x.json:2:", "breaks off here"),
         ("[]\n[]", "x.json:1:", "text follows the end"),
@@ -109,10 +121,10 @@ def test_a_bad_row_is_named_by_its_line(changes, reason):
 )
 def test_a_broken_file_is_named_by_line(text, where, reason):
     with pytest.raises(DataError) as caught:
-        rows_to_pairs(text, name="x.json", track="structured")
+        read(text)
     assert where in str(caught.value) and reason in str(caught.value)
 
 
 def test_an_unknown_track_lists_the_templates():
-    with pytest.raises(ConfigError, match="did you mean 'toolcall'"):
-        rows_to_pairs("[]", name="x", track="tool_call")
+    with pytest.raises(ConfigError, match="xLAM rows have no template for the track 'chat'"):
+        formats.FORMATS["xlam"](row(), track_named("chat"))

@@ -9,8 +9,8 @@ from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus.formats import FORMATS
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import DataError
-from slm_ray.prepare import examples_in, prepare
-from slm_ray.trackfile import TrackFile
+from slm_ray.prepare import prepare
+from slm_ray.tasks.track_file import TrackFile
 
 PAGE = (Path(__file__).parents[2] / "docs/reference/formats.md").read_text(encoding="utf-8")
 
@@ -31,7 +31,7 @@ def test_the_track_of_the_readme_prepares_a_table_of_its_columns(tmp_path: Path)
     )  # fmt: skip
     prepared = prepare(config)
     (tmp_path / "tickets.yaml").unlink()
-    example = examples_in(prepared.path("train"), "tickets")[0]
+    example = prepared.dataset("train").examples[0]
     system, user = example.prompt.messages
     assert system.content.endswith("\nLabels: billing, network, other")
     assert re.fullmatch(
@@ -46,7 +46,7 @@ def test_the_table_of_bad_rows_is_the_one_that_is_printed(tmp_path: Path, monkey
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
     said: list[str] = []
     with pytest.raises(DataError):
-        prepare(PrepareConfig(track="chat", source="my.jsonl", out_dir="runs/prepared/mine"), say=said.append)
+        prepare(PrepareConfig(track="chat", source="my.jsonl", out_dir="runs/prepared/mine"), log=said.append)
     assert "\n".join(said) + "\n" == block("3 of 4 rows are bad")
     assert len(Path("runs/prepared/mine/bad_rows.jsonl").read_text(encoding="utf-8").splitlines()) == 3
 

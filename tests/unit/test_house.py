@@ -17,13 +17,13 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "records", "errors", "tables", "yaml_file", "config", "command", "ray_environment", "signals"},
+    {"types", "records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
-        "storage", "runlog", "adapters", "providers", "tracing", "trackfile", "tasks", "sources", "prepare",
+        "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "submit"},
+    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "submit"},
     {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
@@ -32,20 +32,19 @@ SIDEWAYS = {
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("runlog", "storage"), ("adapters", "storage"),
-    ("providers", "storage"), ("providers", "trackfile"), ("providers", "tasks"), ("tasks", "storage"),
+    ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "runlog"), ("tracing", "reports"), ("tracing", "adapters"),
     ("tracing", "providers"),
-    ("trackfile", "storage"), ("prepare", "storage"), ("prepare", "trackfile"), ("prepare", "tasks"), ("prepare", "sources"),
+    ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
-    ("reports", "trackfile"), ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
+    ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
     ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
-    ("fanout", "cluster"), ("evaluation", "fanout"), ("loop", "fanout"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "fanout", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
+    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "aiohttp": {"providers"},
     "torch": {"training", "serving", "encoders"},
@@ -63,6 +62,7 @@ OWNERS = {
     "jsonschema": {"scoring"},
     "msgspec": {"corpus", "prepare", "reports", "runlog"},
     "rapidfuzz": {"scoring"},
+    "regex": {"corpus"},
     "sacrebleu": {"scoring"},
     "sklearn": {"scoring"},
     "typer": {"cli"},

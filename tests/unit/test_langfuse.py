@@ -24,7 +24,7 @@ from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.tracing import replay
 from slm_ray.tracing.file import read_runs
 from slm_ray.tracing.otlp import values
-from slm_ray.tracing.record import SCORE
+from slm_ray.tracing.spans import SCORE
 
 ROOT = Path(__file__).parents[2]
 ROWS = 20

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from slm_ray.corpus.xlam import rows_to_pairs
+from slm_ray.corpus.formats import parse
+from slm_ray.corpus.tracks import TRACKS
 from tools.mixture import Mixture, Turn
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +49,11 @@ def test_the_demo_tasks_format_is_not_in_the_mixture(chats: list[list[Turn]], le
     for word in lexicon["forbidden"]:
         assert f'"{word}"' not in text
         assert f"<{word}" not in text
-    rows = (ROOT / "data/tools/rows.json").read_text(encoding="utf-8")
+    first = json.loads((ROOT / "data/tools/rows.json").read_text(encoding="utf-8"))[0]
     for track in ("structured", "toolcall"):
-        first_line = rows_to_pairs(rows, name="rows.json", track=track)[0]["prompt"].split("\n")[0]
+        parsed = parse(first, TRACKS[track])
+        assert parsed is not None
+        first_line = parsed.turns[-1].content.split("\n")[0]
         assert first_line not in text
 
 

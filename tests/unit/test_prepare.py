@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from slm_ray.config import PrepareConfig
-from slm_ray.errors import ConfigError
-from slm_ray.prepare import Prepared, examples_in, prepare
-from slm_ray.trackfile import open_track
+from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.prepare import SPLITS, Prepared, prepare
+from slm_ray.tasks import open_track
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
@@ -27,9 +27,7 @@ def test_unicode_line_separators_inside_a_row_do_not_end_it(tmp_path: Path, end:
     )
     assert dict(prepared.rows) == {"train": 4, "validation": 1, "test": 1}
     found = [
-        example.prompt.messages[-1].content
-        for split in prepared.rows
-        for example in examples_in(prepared.path(split), "structured")
+        example.prompt.messages[-1].content for split in prepared.rows for example in prepared.dataset(split).examples
     ]
     assert sorted(found) == sorted(row["prompt"] for row in rows)
 
@@ -99,7 +97,7 @@ def test_a_classification_finds_its_labels_and_its_folder_says_them(tmp_path: Pa
         "text,label\n" + "".join(f"beer {n},{'ale' if n % 2 else 'stout'}\n" for n in range(12))
     )
     found = run(tmp_path, str(tmp_path / "rows.csv"), track="classify", stratify="label", test_rows=4)
-    (first, *_) = examples_in(found.path("test"), "classify")
+    (first, *_) = found.dataset("test").examples
     assert first.prompt.messages[0].content.endswith("\nLabels: ale, stout")
     assert open_track("classify", beside=found.path("test")).labels == ("ale", "stout")
     assert sorted(row["completion"] for row in rows_of(found, "test")) == ["ale", "ale", "stout", "stout"]
@@ -166,10 +164,49 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
     )  # fmt: skip
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer; set `base`"):
         prepare(config)
-    found = prepare(config, count=lambda example: len(example.target.split()))
+    found = prepare(config, token_counter=lambda example: len(example.target.split()))
     assert (found.bad, found.rows["train"]) == ({"too_long": 1}, 4)
     (bad,) = [json.loads(line) for line in (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()]
     assert (bad["line"], bad["kind"], bad["reason"]) == (10, "too_long", "it has 50 tokens, more than max_tokens 30")
+
+
+def test_a_group_is_split_together_written_and_read_back(tmp_path: Path) -> None:
+    rows = [{**row, "group": n // 4} for n, row in enumerate(pairs(24))]
+    found = run(tmp_path, write(tmp_path / "rows.jsonl", rows), test_rows=4, validation_rows=4)
+    groups = [{example.group for example in found.dataset(name).examples} for name in SPLITS]
+    assert [len(names) for names in groups] == [4, 1, 1]
+    assert set.union(*groups) == {str(n) for n in range(6)}
+    assert {row["group"] for row in rows_of(found, "train")} == groups[0]
+
+
+def test_rows_of_tools_they_do_not_list_are_counted_and_alone_refused(tmp_path: Path) -> None:
+    tools = [{"name": "add", "description": "Adds.", "parameters": {}}]
+    rows = [{"query": f"q{n}", "tools": tools, "answers": [{"name": "add", "arguments": {}}]} for n in range(9)]
+    gone = {"query": "gone", "tools": tools, "answers": [{"name": "other", "arguments": {}}]}
+    found = run(tmp_path, write(tmp_path / "rows.jsonl", [*rows, gone]), track="toolcall")
+    assert steps(found)["tools"] == 1
+    with pytest.raises(DataError, match="none of its 1 rows answers with a tool of its own tool list"):
+        run(tmp_path, write(tmp_path / "gone.jsonl", [gone]), track="toolcall")
+
+
+@pytest.mark.parametrize("below", ["", "sub", "sub/deeper"])
+def test_an_out_dir_that_is_a_file_or_lies_under_one_is_refused_before_anything_is_read(
+    tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ResourceError, match=r"cannot write to .*out: it is no folder; pick a folder") as caught:
+        prepare(PrepareConfig(source=str(tmp_path / "nowhere"), track="chat", out_dir=str(tmp_path / "out" / below)))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_out_dir_without_access_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # what a read-only disk says, even to root
+    with pytest.raises(ResourceError, match=r"cannot write to .*: no access; pick a folder that you may write to"):
+        prepare(PrepareConfig(source=str(tmp_path / "nowhere"), track="chat", out_dir=str(tmp_path / "out" / "a")))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

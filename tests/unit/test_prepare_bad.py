@@ -9,7 +9,7 @@ import pytest
 
 from slm_ray.config import PrepareConfig
 from slm_ray.errors import ConfigError, DataError
-from slm_ray.prepare import examples_in, prepare
+from slm_ray.prepare import prepare
 from slm_ray.types import Example
 
 ROOT = Path(__file__).parents[2]
@@ -42,7 +42,7 @@ def test_one_bad_row_refuses_the_source_and_all_of_them_are_listed(tmp_path: Pat
     lines = [*rows(20), '{"prompt": "p"}', *['{"prompt": null, "completion": "c"}'] * 6]
     said: list[str] = []
     with pytest.raises(DataError) as caught:
-        prepare(config(tmp_path, lines), say=said.append)
+        prepare(config(tmp_path, lines), log=said.append)
     source = str(tmp_path / "rows.jsonl")
     assert str(caught.value).startswith(f"{source}:21: there is no 'completion'")
     assert "and 2 more bad rows" in str(caught.value) and "bad_rows.jsonl" in str(caught.value)
@@ -108,13 +108,13 @@ def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None
 
     long = json.dumps({"prompt": "q", "completion": "x" * 100})
     given = config(tmp_path, [*rows(120), long], skip_bad=True, curation={"max_tokens": 100})
-    prepared = prepare(given, count=count)
+    prepared = prepare(given, token_counter=count)
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(121, "too_long")]
     assert "101 tokens" in str(bad_rows(tmp_path)[0]["reason"])
-    kept = [example.target for name in SPLITS for example in examples_in(prepared.path(name), "chat")]
+    kept = [example.target for name in SPLITS for example in prepared.dataset(name).examples]
     assert sorted(kept) == sorted(f"c{number}" for number in range(120))
     exact = config(tmp_path, curation={"max_tokens": 101}, out_dir=str(tmp_path / "exact"))
-    assert sum(prepare(exact, count=count).rows.values()) == 121
+    assert sum(prepare(exact, token_counter=count).rows.values()) == 121
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer"):
         prepare(given)
 
@@ -182,6 +182,7 @@ def test_bad_rows_are_listed_by_place_whoever_found_them(tmp_path: Path) -> None
     lines = [*rows(3), json.dumps({"prompt": "long " * 90, "completion": "c"}), "nope"]
     with pytest.raises(DataError):
         prepare(
-            config(tmp_path, lines, curation={"max_tokens": 50}), count=lambda e: len(e.prompt.messages[-1].content)
+            config(tmp_path, lines, curation={"max_tokens": 50}),
+            token_counter=lambda e: len(e.prompt.messages[-1].content),
         )
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(4, "too_long"), (5, "not_json")]

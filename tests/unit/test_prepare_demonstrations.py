@@ -11,7 +11,7 @@ from slm_ray.corpus.leakage import leaks, question_hash
 from slm_ray.corpus.render import prompt_hash
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import DataError
-from slm_ray.prepare import Prepared, examples_in, prepare
+from slm_ray.prepare import Prepared, prepare
 from slm_ray.types import Example
 
 TOPICS = ("weather in Oslo", "price of tea", "train to Rome")
@@ -24,7 +24,7 @@ def run(tmp_path: Path, name: str, **settings: Any) -> Prepared:
                               {"role": "assistant", "content": "two"}]})  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "source": str(tmp_path / "rows.jsonl")} | settings
-    return prepare(PrepareConfig(out_dir=str(tmp_path / name), **given), count=len_in_words)
+    return prepare(PrepareConfig(out_dir=str(tmp_path / name), **given), token_counter=len_in_words)
 
 
 def len_in_words(example: Example) -> int:
@@ -33,17 +33,13 @@ def len_in_words(example: Example) -> int:
 
 def test_they_are_what_retrieval_over_the_training_rows_gives(tmp_path: Path) -> None:
     plain, shown = run(tmp_path, "plain"), run(tmp_path, "shown", few_shot=2)
-    before, after = (examples_in(found.path("train"), "chat") for found in (plain, shown))
+    before, after = (found.dataset("train").examples for found in (plain, shown))
     pool = Retriever(before)
     for row, with_shots in zip(before, after, strict=True):
         shots = pool.nearest(row.prompt.messages[-1].content, 2)
         assert with_shots.prompt == with_demonstrations(row.prompt, shots)
         assert (with_shots.target, with_shots.tags["demonstrations"]) == (row.target, "2")
-    held = {
-        row.prompt.messages[-1].content
-        for name in ("validation", "test")
-        for row in examples_in(shown.path(name), "chat")
-    }
+    held = {row.prompt.messages[-1].content for name in ("validation", "test") for row in shown.dataset(name).examples}
     for row in after:
         questions = [turn.content for turn in row.prompt.messages if turn.role == "user"]
         assert len(set(questions)) == len(questions)
@@ -54,8 +50,8 @@ def test_they_are_what_retrieval_over_the_training_rows_gives(tmp_path: Path) ->
 
 
 def test_leak_checks_see_the_row_behind_its_demonstrations(tmp_path: Path) -> None:
-    before = examples_in(run(tmp_path, "plain").path("train"), "chat")
-    after = examples_in(run(tmp_path, "shown", few_shot=3).path("train"), "chat")
+    before = run(tmp_path, "plain").dataset("train").examples
+    after = run(tmp_path, "shown", few_shot=3).dataset("train").examples
     assert [question_hash(row) for row in after] == [prompt_hash(row.prompt) for row in before]
     assert [leak.row for leak in leaks(after, before)] == [row.id for row in before]
     assert question_hash(before[0]) == prompt_hash(before[0].prompt)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.sources import fingerprint, raw_rows
 
@@ -196,3 +196,17 @@ def test_all_of_banking77_is_read():
     found = {name: values(BANKING77 / f"{name}.csv") for name in ("train", "test")}
     assert {name: len(rows) for name, rows in found.items()} == {"train": 10_003, "test": 3_080}
     assert len({row["category"] for row in found["train"]}) == 77
+
+
+@pytest.mark.parametrize("source", ["hf:", "hf:@x", "hf:@x:train", "hf::train"])
+def test_a_data_set_without_a_name_is_refused_with_the_form(source: str) -> None:
+    with pytest.raises(DataError, match=r"names no data set; write hf:NAME, hf:NAME@CONFIG or hf:NAME@CONFIG:SPLIT"):
+        fingerprint(source)
+
+
+@pytest.mark.parametrize("source", ["rows\0.jsonl", "hf:na\0me", "s3://bucket/ro\0ws.jsonl", "\0"])
+def test_a_name_with_a_nul_is_refused_in_one_line(source: str) -> None:
+    for read in (fingerprint, lambda name: list(raw_rows(name))):
+        with pytest.raises(DataError, match="the name holds a NUL character") as caught:
+            read(source)
+        assert "\0" not in str(caught.value)

@@ -21,7 +21,8 @@ from traced_run import LLM, SLM, finished
 
 from slm_ray.adapters import Manifest
 from slm_ray.storage import read_jsonl, write_json
-from slm_ray.tracing import Tracer, offer_all, record
+from slm_ray.tracing import Tracer, offer_all
+from slm_ray.tracing import spans as traced_spans
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.otlp import protobuf, spans_of, values
 from slm_ray.tracing.replay import lineage
@@ -376,10 +377,10 @@ def test_values_are_cut_to_a_size_with_a_mark() -> None:
 
 def test_ids_depend_on_the_answers_and_nothing_else(tmp_path: Path) -> None:
     made = finished(tmp_path, 4)
-    one = record.evaluation(made["report"], made["rows"], made["answers"])
-    other = record.evaluation(made["report"], made["rows"], made["answers"], {LLM: {"adapter": "x"}})
+    one = traced_spans.evaluation(made["report"], made["rows"], made["answers"])
+    other = traced_spans.evaluation(made["report"], made["rows"], made["answers"], {LLM: {"adapter": "x"}})
     changed = finished(tmp_path / "b", 4, failing=False)
-    third = record.evaluation(changed["report"], changed["rows"], changed["answers"])
+    third = traced_spans.evaluation(changed["report"], changed["rows"], changed["answers"])
     ids = [{span["spanId"] for span in run.spans} for run in (one, other, third)]
     assert ids[0] == ids[1]
     assert not ids[0] & ids[2]

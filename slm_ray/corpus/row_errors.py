@@ -1,6 +1,6 @@
 """What can be wrong with a row: its kind, the reason, the fix, and where it stands.
 
-A converter raises BadRow without knowing where; the reader adds file and line. A row has one problem, its first.
+A converter raises BadRow without knowing where; the reader adds file and line. A row has one error, its first.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class BadRow(ValueError):
         super().__init__(kind, reason, fix)
         self.kind, self.reason, self.fix = kind, reason, fix
 
-    def at(self, file: str, line: int) -> Problem:
+    def at(self, file: str, line: int) -> RowError:
         """The same, with its place."""
-        return Problem(file=file, line=line, kind=self.kind, reason=self.reason, fix=self.fix)
+        return RowError(file=file, line=line, kind=self.kind, reason=self.reason, fix=self.fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class RowError:
     """A bad row and where it stands; `line` is the row's number in a Parquet file or a data set."""
 
     file: str
@@ -72,21 +72,21 @@ class Problem:
         return f"{self.file}:{self.line}: {self.reason}; {self.fix}"
 
 
-def refuse(problems: Sequence[Problem], *, hint: str = "") -> None:
-    """Raise one DataError that spells out the first five `problems`, then `hint`; nothing when there are none."""
-    if problems:
-        more = len(problems) - _SHOWN
+def refuse(errors: Sequence[RowError], *, hint: str = "") -> None:
+    """Raise one DataError that spells out the first five `errors`, then `hint`; nothing when there are none."""
+    if errors:
+        more = len(errors) - _SHOWN
         tail = f" | and {more} more bad row{'s' * (more > 1)}" if more > 0 else ""
-        raise DataError(" | ".join(map(str, problems[:_SHOWN])) + tail + (f" | {hint}" if hint else ""))
+        raise DataError(" | ".join(map(str, errors[:_SHOWN])) + tail + (f" | {hint}" if hint else ""))
 
 
-def table(problems: Iterable[Problem]) -> str:
+def table(errors: Iterable[RowError]) -> str:
     """How many rows of each kind there are, most frequent first, with the first place of each; one line per kind."""
-    found = list(problems)
-    first: dict[str, Problem] = {}
-    for problem in found:
-        first.setdefault(problem.kind, problem)
-    counts = sorted(Counter(problem.kind for problem in found).items(), key=lambda item: (-item[1], item[0]))
+    found = list(errors)
+    first: dict[str, RowError] = {}
+    for error in found:
+        first.setdefault(error.kind, error)
+    counts = sorted(Counter(error.kind for error in found).items(), key=lambda item: (-item[1], item[0]))
     lines = [("rows", "kind", "first at", "fix")]
     lines += [(str(n), kind, f"{first[kind].file}:{first[kind].line}", first[kind].fix) for kind, n in counts]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]
