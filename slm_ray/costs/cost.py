@@ -79,7 +79,7 @@ def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_a
     elif facts is None and price_as is None:
         found = replace(found, reason="the report does not say who bills for it; evaluate it again")
     elif facts is not None and facts.billing == "none" and price_as is None:
-        found = replace(found, reason="no endpoint was asked, so nothing was billed")
+        found = replace(found, reason="nothing was asked of an endpoint, so nothing was billed")
     elif facts is not None and facts.billing == "machine" and price_as is None:
         found = _by_machine(found, model, answers, asked.concurrency, machine)
     else:

@@ -160,9 +160,9 @@ def test_busy_seconds_are_those_with_a_call_in_flight() -> None:
 def test_what_has_no_price_has_none_and_says_why() -> None:
     cases = {
         "a stand-in has no price": one(LLM, [answer()], stand_in=True),
-        "no endpoint was asked, so nothing was billed": one("recorded:a.jsonl", [answer()]),
+        "nothing was asked of an endpoint, so nothing was billed": one("recorded:a.jsonl", [answer()]),
         "so nothing was billed": one("fake:echo", [answer()]),
-        "no endpoint was asked": one("baseline:majority", [answer()]),
+        "nothing was asked of an endpoint": one("baseline:majority", [answer()]),
         "does not say who bills": one(LLM, [answer()], facts=None),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
         "the answers name no model": one(LLM, [answer()], served_by=()),
