@@ -3,7 +3,7 @@
 import copy
 import json
 
-from plain_records import plain, record
+from plain_records import facts, plain, record
 
 from slm_ray.corpus.tracks import TRACKS, definition
 from slm_ray.page.data import LoopReport
@@ -14,7 +14,7 @@ LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:st
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'
 
 
-def model(n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.042, 0.097), used=True):
+def model(spec, n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.042, 0.097), used=True):
     return {
         "n": n,
         "metrics": metrics,
@@ -23,7 +23,7 @@ def model(n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.
         "failures": failures or {},
         "issues": issues or {},
         "served_by": ["stand-in:tiny-base"] if stand_in else ["tiny-base@5d1f"],
-        "stand_in": stand_in,
+        "facts": plain(facts(spec, stand_in=stand_in)),
         "trained_on": 0,
     }
 
@@ -45,8 +45,9 @@ def toolcall_metrics(exact):
 
 def report(track, n, with_adapter):
     models = {
-        LLM: model(n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
+        LLM: model(LLM, n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
         BASE: model(
+            BASE,
             n,
             metrics(0.18, 0.411, None),
             failures={"truncated": 2},
@@ -55,7 +56,9 @@ def report(track, n, with_adapter):
         ),
     }
     if with_adapter:
-        models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
+        models[ADAPTER] = model(
+            ADAPTER, n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None)
+        )
     return {
         "track": track, "track_definition": plain(definition(TRACKS[track])),
         "examples": {"n": n, "digest": "9f2c" * 16}, "models": models, "schema_version": 1,
@@ -162,7 +165,7 @@ def part(value, n, lower, upper):
 def provenance(rows_scored):
     return {
         "rows_in": 100, "rows_scored": rows_scored, "requests": 300, "retries": 4, "possibly_billed": 0, "in_doubt": 1,
-        "refused": 2, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
+        "refused": 2, "concurrency": 8, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
         "digests": {"data": "9f2c" * 16, "prompts": "1234" * 16, "config": "5678" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
         "commands": {
             "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
@@ -211,8 +214,10 @@ def sample():
         "schema_version": 1,
         "examples": {"n": 100, "digest": "1e7d" * 16},
         "models": {
-            LLM: model(100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
-            BASE: model(100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}),
+            LLM: model(LLM, 100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
+            BASE: model(
+                BASE, 100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}
+            ),
         },
     }
     toolcall = {

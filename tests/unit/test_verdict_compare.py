@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import plain_records
 import pytest
 from plain_records import changed, plain, record
 
@@ -14,7 +15,6 @@ from slm_ray.corpus.render import prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError
 from slm_ray.records import Report, RowResult
-from slm_ray.reports import build as reporting
 from slm_ray.types import Comparison, Completion, Example, Failure, FailureKind
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.compare import compare
@@ -26,7 +26,7 @@ LLM, SLM = "azure:big", "served:small"
 
 def build(*given: Any, **settings: Any) -> Built:
     """A report and its rows, held so that a test may break one."""
-    report, rows = reporting.build(*given, **settings)
+    report, rows = plain_records.build(*given, **settings)
     return report, list(rows)
 
 
