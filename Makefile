@@ -39,7 +39,7 @@ docs: install ## the documentation into site/, strictly: a broken link or a page
 	@env NO_MKDOCS_2_WARNING=1 VLLM_LOGGING_LEVEL=ERROR $(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-lock: install ## write both locks anew from pyproject.toml, keeping versions where they still fit
+lock: install ## write the locks anew from pyproject.toml, keeping versions where they still fit
 	@$(BIN)/python tools/lock.py
 
 clean: ## remove runs and caches; keeps .venv

@@ -1,4 +1,4 @@
-"""Write requirements.lock and requirements.cuda.lock from pyproject.toml: exact versions, with the hash of every file.
+"""Write the three locks (CPU, CUDA, documents) from pyproject.toml: exact versions, with the hash of every file.
 
     python tools/lock.py                      versions stay as they are where pyproject.toml still allows them
     python tools/lock.py --upgrade            everything is taken anew
@@ -35,6 +35,7 @@ class Lock:
     extras: tuple[str, ...]
     left_out: tuple[str, ...]
     local_wheels: bool  # whether a folder of wheels may offer builds that PyPI does not have
+    beside: str | None = None  # another lock, whose packages keep their versions and are not listed again
     header: str
 
 
@@ -65,6 +66,17 @@ LOCKS = (
 # Left out on purpose: sentence-transformers, which a package of weights wants and nothing here imports.
 """,
     ),
+    Lock(
+        name="requirements.docs.lock",
+        extras=("docs",),
+        left_out=(),
+        local_wheels=True,
+        beside="requirements.lock",
+        header="""\
+# What `make docs` needs beside requirements.lock, for CPython 3.11 on Linux x86-64. Written by tools/lock.py.
+#     pip install --require-hashes --no-deps -r requirements.docs.lock
+""",
+    ),
 )
 
 
@@ -77,22 +89,29 @@ def uv(*arguments: str, local_wheels: bool) -> None:
     command = [sys.executable, "-m", "uv", "pip", "compile", *PLATFORM, "--quiet", "--no-header", *arguments]
     done = subprocess.run(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
-        sys.exit(f"error: uv could not resolve {arguments[0]} (see above); nothing was written")
+        sys.exit(f"error: uv could not resolve {arguments[0]} (see above); this lock was not written")
 
 
-def pins(pylock: str) -> str:
-    """The requirements of a pylock.toml, each with the hashes of its wheels.
+def pins(pylock: str, known: frozenset[str] = frozenset()) -> str:
+    """The requirements of a pylock.toml that are not `known`, each with the hashes of its wheels.
 
     A package without a wheel for the platform is refused, since pip would then want a compiler: see SOURCE_ONLY.
     """
     lines = []
     for package in sorted(tomllib.loads(pylock)["packages"], key=lambda package: package["name"]):
+        if package["name"] in known:
+            continue
         if not package.get("wheels") and package["name"] not in SOURCE_ONLY:
             sys.exit(f"error: {package['name']} {package['version']} has no wheel for {' '.join(PLATFORM)}")
         files = package.get("wheels") or [package["sdist"]]
         hashes = sorted({file["hashes"]["sha256"] for file in files})
         lines.append(" \\\n    --hash=sha256:".join([f"{package['name']}=={package['version']}", *hashes]) + "\n")
     return "".join(lines)
+
+
+def names(lock: str) -> list[str]:
+    """The packages that a lock pins."""
+    return [line.partition("==")[0] for line in lock.splitlines() if line[:1].isalnum()]
 
 
 def locked(lock: Lock, upgrade: list[str] | None) -> str:
@@ -105,24 +124,26 @@ def locked(lock: Lock, upgrade: list[str] | None) -> str:
         renewed = ["--upgrade"] if upgrade == [] else [f"--upgrade-package={name}" for name in upgrade or []]
         extras = [f"--extra={extra}" for extra in lock.extras]
         dropped = [f"--no-emit-package={name}" for name in lock.left_out]
+        beside = [f"--constraints={lock.beside}"] if lock.beside else []
         uv(
-            "pyproject.toml", "--no-annotate", *extras, *dropped, *renewed, "-o", str(versions),
+            "pyproject.toml", "--no-annotate", *extras, *dropped, *renewed, *beside, "-o", str(versions),
             local_wheels=lock.local_wheels,
         )  # fmt: skip
         uv(
             str(versions), "--no-deps", "--format", "pylock.toml", "-o", str(files), local_wheels=lock.local_wheels,
         )  # fmt: skip
-        return lock.header + pins(files.read_text(encoding="utf-8"))
+        known = frozenset(names((ROOT / lock.beside).read_text(encoding="utf-8"))) if lock.beside else frozenset()
+        return lock.header + pins(files.read_text(encoding="utf-8"), known)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upgrade", nargs="*", metavar="NAME", help="take these packages anew, or all of them")
     upgrade = parser.parse_args().upgrade
-    texts = {lock.name: locked(lock, upgrade) for lock in LOCKS}
-    for name, text in texts.items():
-        (ROOT / name).write_text(text, encoding="utf-8", newline="\n")
-        print(f"{text.count('==')} packages, {text.count('sha256:')} files  {name}")
+    for lock in LOCKS:
+        text = locked(lock, upgrade)
+        (ROOT / lock.name).write_text(text, encoding="utf-8", newline="\n")
+        print(f"{len(names(text))} packages, {text.count('sha256:')} files  {lock.name}")
 
 
 if __name__ == "__main__":

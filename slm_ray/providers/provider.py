@@ -2,7 +2,7 @@
 
 A provider is a frozen record made of its part of a spec: it can be compared, pickled and sent to any process. It holds no
 key, opens nothing until `open`, and never reads the process's environment: the environment is always handed in. A new kind
-of model is a class here below in a module of its own, and one line of `PROVIDERS`.
+of model is a subclass in a module of its own, and one line of `PROVIDERS`.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ import copy
 import json
 from typing import Any
 
-from plain_records import plain, record
+from plain_records import facts, plain, record
 
 from slm_ray.corpus.tracks import TRACKS, definition
 from slm_ray.page.data import LoopReport
@@ -16,6 +16,7 @@ HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7
 
 
 def model(
+    spec: Any,
     n: Any,
     metrics: Any,
     *,
@@ -33,7 +34,7 @@ def model(
         "failures": failures or {},
         "issues": issues or {},
         "served_by": ["stand-in:tiny-base"] if stand_in else ["tiny-base@5d1f"],
-        "stand_in": stand_in,
+        "facts": plain(facts(spec, stand_in=stand_in)),
         "trained_on": 0,
     }
 
@@ -55,8 +56,9 @@ def toolcall_metrics(exact: Any) -> Any:
 
 def report(track: Any, n: Any, with_adapter: Any) -> Any:
     models = {
-        LLM: model(n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
+        LLM: model(LLM, n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
         BASE: model(
+            BASE,
             n,
             metrics(0.18, 0.411, None),
             failures={"truncated": 2},
@@ -65,7 +67,9 @@ def report(track: Any, n: Any, with_adapter: Any) -> Any:
         ),
     }
     if with_adapter:
-        models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
+        models[ADAPTER] = model(
+            ADAPTER, n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None)
+        )
     return {
         "track": track, "track_definition": plain(definition(TRACKS[track])),
         "examples": {"n": n, "digest": "9f2c" * 16}, "models": models, "schema_version": 1,
@@ -174,7 +178,7 @@ def part(value: Any, n: Any, lower: Any, upper: Any) -> Any:
 def provenance(rows_scored: Any) -> Any:
     return {
         "rows_in": 100, "rows_scored": rows_scored, "requests": 300, "retries": 4, "possibly_billed": 0, "in_doubt": 1,
-        "refused": 2, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
+        "refused": 2, "concurrency": 8, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
         "digests": {"data": "9f2c" * 16, "prompts": "1234" * 16, "config": "5678" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
         "commands": {
             "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
@@ -223,8 +227,10 @@ def sample() -> Any:
         "schema_version": 1,
         "examples": {"n": 100, "digest": "1e7d" * 16},
         "models": {
-            LLM: model(100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
-            BASE: model(100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}),
+            LLM: model(LLM, 100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
+            BASE: model(
+                BASE, 100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}
+            ),
         },
     }
     toolcall = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
-from plain_records import plain, record
+from plain_records import facts, plain, record
 
 from slm_ray.page.charts import daily, ticks
 from slm_ray.records import CostReport
@@ -183,7 +183,7 @@ def test_a_real_llm_is_not_called_a_stand_in() -> None:
             decision["decision"]["because"] = ["because."]
         for report in track["reports"].values():
             report["models"] = {"azure:large": report["models"].pop(LLM), **report["models"]}
-            report["models"]["azure:large"] |= {"stand_in": False, "served_by": ["large-2024"]}
+            report["models"]["azure:large"] |= {"facts": plain(facts("azure:large")), "served_by": ["large-2024"]}
         for row in track["rows"]:
             row["models"]["azure:large"] = row["models"].pop(LLM)
     assert "stand-in" not in Document(render(data)).all("body")[0][2]
