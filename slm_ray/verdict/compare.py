@@ -129,7 +129,7 @@ def _pair(
         interval=interval(list(primary.values())),
         guardrails={
             name: interval(list(_differences(name, ids, pairs).values()))
-            for name in dict.fromkeys((*track.gates, *guardrails))
+            for name in dict.fromkeys((*track.guardrails, *guardrails))
         },
         slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval),
         deviation=statistics.pstdev(primary.values()),

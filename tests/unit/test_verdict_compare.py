@@ -265,7 +265,7 @@ def test_guardrails_have_intervals_of_their_own() -> None:
 
 def test_the_guardrails_of_the_track_come_first_and_none_twice() -> None:
     report, rows = BOTH
-    gated = replace(report, track_definition={**report.track_definition, "gates": ["json_valid"]})
+    gated = replace(report, track_definition={**report.track_definition, "guardrails": ["json_valid"]})
     assert list(run((gated, rows)).guardrails) == ["json_valid"]
     assert list(run((gated, rows), guardrails=["field_f1", "json_valid"]).guardrails) == ["json_valid", "field_f1"]
 
