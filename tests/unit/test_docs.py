@@ -134,8 +134,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_tests_that_a_page_names_exist(page: Path) -> None:
-    named = re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8"))
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+    for path, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).is_file(), f"{page.name}: no {path}"
+        assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name}: no {name} in {path}"
 
 
 def test_every_page_has_a_place_in_the_menu() -> None:
