@@ -260,9 +260,10 @@ def test_cost_is_finite_and_grows_with_every_price(
     usage = (prompt, completion, min(prompt, cached))
 
     def priced(amount: tuple[float, float, float]) -> ArmCost:
-        named = Price(name="gpt-x", **dict(zip(
-            ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"), amount, strict=True
-        )))  # fmt: skip
+        asked_usd, cached_usd, answered_usd = amount
+        named = Price(
+            name="gpt-x", input_usd_per_mtok=asked_usd, cached_input_usd_per_mtok=cached_usd, output_usd_per_mtok=answered_usd,
+        )  # fmt: skip
         evaluation = asked({LLM: [answer(value, usage) for value in right]}, silent=silent)
         return arm(LLM, *evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
 

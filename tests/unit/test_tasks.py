@@ -106,7 +106,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7
 
 
 @given(system=TEXTS, prefix=TEXTS, labels=st.lists(st.sampled_from(["no", "süß", "a: b", "3", "~"]), unique=True))
-def test_any_wording_survives_the_file(tmp_path_factory, system: str, prefix: str, labels: list[str]) -> None:
+def test_any_wording_survives_the_file(
+    tmp_path_factory: pytest.TempPathFactory, system: str, prefix: str, labels: list[str]
+) -> None:
     own = Track(
         name="own", system=system, scorers=("classify",), primary="accuracy", core=("accuracy",), prefix=prefix,
         labels=tuple(labels),

@@ -153,7 +153,11 @@ def test_a_finished_training_run_traces_itself_from_its_files(tmp_path: Path) ->
         config_digest="c" * 64, data_digest="d" * 64, metrics={}, created="2026", rank=8, alpha=16, hidden_size=4,
         train_prompts=3, files={},
     )  # fmt: skip
-    logged = [{"loss": 2.0, "grad_norm": float("nan"), "step": 1}, {"loss": 1.0, "grad_norm": 3.0, "step": 2}, {"x": 1}]
+    logged: list[dict[str, Any]] = [
+        {"loss": 2.0, "grad_norm": float("nan"), "step": 1},
+        {"loss": 1.0, "grad_norm": 3.0, "step": 2},
+        {"x": 1},
+    ]
     trace_training(tmp_path, manifest, {})
     assert not list(tmp_path.iterdir())  # not finished, nothing to tell
     told = {"metrics": {"loss_last": 1.0}, "curve": curve(logged), "bounds_ns": [10**18, 10**18 + 5]}
