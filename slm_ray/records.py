@@ -126,20 +126,19 @@ class Breakdown:
 class ModelReport:
     """One model on the rows of a report.
 
-    Latencies are of answered rows, usage includes failed calls that were billed. `trained_on` counts the rows that its
-    adapter was trained on. `busy_s` are the seconds in which it had calls in flight; `error_reasons` the commonest ones.
-    `facts` are its provider's; None in a report that was made of answers alone.
+    `facts` are its provider's, with `stand_in` as its answers told it. Latencies are of answered rows, usage includes
+    failed calls that were billed. `trained_on` counts the rows that its adapter was trained on. `busy_s` are the seconds
+    in which it had calls in flight; `error_reasons` the commonest ones.
     """
 
+    facts: ModelFacts
     n: int
     metrics: Metrics
     latency_s: Percentiles
     usage: Usage
     failures: Mapping[str, int]
     served_by: tuple[str, ...]
-    stand_in: bool
     trained_on: int
-    facts: ModelFacts | None = None
     issues: Mapping[str, int] = field(default_factory=dict)
     first_token_s: Percentiles | None = None
     attempts: Attempts | None = None
@@ -147,6 +146,11 @@ class ModelReport:
     analysis: Breakdown | None = None
     noise: Noise | None = None
     busy_s: float | None = None
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether something else answered in its name."""
+        return self.facts.stand_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +193,7 @@ class Provenance:
 
     `requests`, `retries` and `refused` count over all repeats. Two kinds of calls may have been billed for nothing:
     `possibly_billed` were sent and never answered though their row was finished later, `in_doubt` were under way when a
-    run was cut off.
+    run was cut off. `concurrency` is how many calls were in flight at most.
     """
 
     rows_in: int
@@ -199,6 +203,7 @@ class Provenance:
     possibly_billed: int
     in_doubt: int
     refused: int
+    concurrency: int
     training_rows: TrainingRowCheck
     digests: Digests
     versions: Mapping[str, str]

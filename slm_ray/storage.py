@@ -88,21 +88,6 @@ def row_of(line: str | bytes, *, where: str, fix: str) -> dict[str, Any]:
     return row
 
 
-def check_writable(folder: str | Path) -> None:
-    """ResourceError where `folder` could be neither made nor written into; makes nothing."""
-    try:
-        home = Path(folder).expanduser().absolute()
-        above = next(path for path in (home, *home.parents) if path.exists() or path.is_symlink())
-        reason = "it is no folder" if not above.is_dir() else "" if os.access(above, os.W_OK | os.X_OK) else "no access"
-        if reason == "no access" and os.statvfs(above).f_flag & os.ST_RDONLY:
-            reason = "its disk is read-only"
-    except (OSError, ValueError) as error:  # a name too long, or one with a NUL
-        raise ResourceError(f"cannot write to {str(folder)!r}: {getattr(error, 'strerror', None) or error}") from None
-    if reason:
-        where = f"{folder}: {above}" if above != home else f"{folder}"
-        raise ResourceError(f"cannot write to {where}: {reason}; pick a folder that you may write to")
-
-
 def write_text(path: str | Path, text: str) -> None:
     """Replace `path` by `text` in one step; its folder is made. On any failure the old file stays as it was."""
     _write(path, [text])

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from log_files import log_of
+from plain_records import build
 
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.reports.build import build
 from slm_ray.reports.files import write_report
 from slm_ray.runlog import Response
 from slm_ray.types import Completion, Example, Failure, Usage

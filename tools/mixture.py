@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from slm_ray.corpus.facts import Facts, Record
+from tools.facts import Facts, Record
 
 SYSTEMS = (
     "You are a helpful assistant.", "Answer briefly.", "Follow the instruction exactly.", "Answer with the result only.",

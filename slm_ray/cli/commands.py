@@ -64,7 +64,7 @@ def prepare(config: configs.PrepareConfig) -> None:
         from slm_ray.training.base_model import token_counter
 
         count = token_counter(config.base)
-    out_dir = str(output_folder(config.out_dir))
+    out_dir = str(output_folder(config.out_dir, setting="out_dir"))
     done = prepare_rows(
         config.model_copy(update={"out_dir": out_dir}),
         token_counter=count,

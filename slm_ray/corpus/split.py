@@ -1,4 +1,4 @@
-"""Rows into train, validation and test, so that no prompt stands on two sides.
+"""Rows into train, validation and test, so that no prompt stands in two splits.
 
 The order is a hash of the seed and the row's content: it does not depend on the order of the file, and adding rows
 moves few others. Rows that share a prompt or a `group` (xLAM pairs: the query) stay together, so both tracks of one
@@ -21,7 +21,7 @@ from slm_ray.errors import DataError, choices
 from slm_ray.types import Example
 
 _KEY_BYTES = 16
-_SIDES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
+_NAMES = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 
 
 def split(
@@ -36,61 +36,61 @@ def split(
     """
     _check_tag(rows, stratify)
     asked = {"test": test, "validation": validation, "train": train}
-    sides = _draw(_groups(rows, groups), asked, seed, stratify)
-    for side, wanted in asked.items():
-        _check(side, len(sides[side]), wanted, len(rows))
-    return {side: sides[side] for side in ("train", "validation", "test")}
+    splits = _draw(_groups(rows, groups), asked, seed, stratify)
+    for name, wanted in asked.items():
+        _check(name, len(splits[name]), wanted, len(rows))
+    return {name: splits[name] for name in ("train", "validation", "test")}
 
 
 def counted(
     rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int,
     stratify: str | None = None, groups: Sequence[int] | None = None,
 ) -> tuple[dict[str, list[Row]], Step]:  # fmt: skip
-    """`split`, and how many rows it moved: those on another side than if every row had been drawn alone.
+    """`split`, and how many rows it moved: those in another split than if every row had been drawn alone.
 
     That counts rows that joined others like them and rows that made room. Dropped are the rows that `train` left over
-    and the rests of groups too large for a side.
+    and the rests of groups too large for a split.
     """
-    sides = split(rows, validation=validation, test=test, train=train, seed=seed, stratify=stratify, groups=groups)
+    splits = split(rows, validation=validation, test=test, train=train, seed=seed, stratify=stratify, groups=groups)
     asked = {"test": test, "validation": validation, "train": train}
-    alone = _sides(_draw([[row] for row in rows], asked, seed, stratify))
-    together = _sides(sides)
+    alone = _split_of(_draw([[row] for row in rows], asked, seed, stratify))
+    together = _split_of(splits)
     moved = sum(alone.get(id(row)) != together.get(id(row)) for row in rows)
-    kept = sum(map(len, sides.values()))
+    kept = sum(map(len, splits.values()))
     note = f"{moved or 'no'} row{'s' * (moved != 1)} moved to keep equal questions on one side"
-    return sides, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
+    return splits, Step(name="split", kept=kept, dropped=len(rows) - kept, note=note)
 
 
 def keep(rows: Sequence[ParsedRow], *, name: str) -> dict[str, list[ParsedRow]]:
     """The rows by their own `split` (train, validation or val, test), in file order.
 
-    Raises DataError for a row without one, an empty side, or a prompt that stands on two sides.
+    Raises DataError for a row without one, an empty split, or a prompt that stands in two.
     """
-    sides: dict[str, list[ParsedRow]] = {"train": [], "validation": [], "test": []}
+    splits: dict[str, list[ParsedRow]] = {"train": [], "validation": [], "test": []}
     for position, row in enumerate(rows, start=1):
-        if row.split not in _SIDES:
-            raise DataError(f"{name}: row {position} has the split {row.split!r}; {choices(str(row.split), _SIDES)}")
-        sides[_SIDES[row.split]].append(row)
-    for side, found in sides.items():
-        _check(side, len(found), None, len(rows))
+        if row.split not in _NAMES:
+            raise DataError(f"{name}: row {position} has the split {row.split!r}; {choices(str(row.split), _NAMES)}")
+        splits[_NAMES[row.split]].append(row)
+    for split_name, found in splits.items():
+        _check(split_name, len(found), None, len(rows))
     for group in _groups(rows):
-        named = {_SIDES[str(row.split)] for row in group}
+        named = {_NAMES[str(row.split)] for row in group}
         if len(named) > 1:
             where = " and ".join(sorted(named))
             raise DataError(f"{name}: one prompt is in {where} ({_keys(group[0])[-1][:60]!r}…); keep it in one split")
-    return sides
+    return splits
 
 
 def _draw(
     groups: Iterable[list[Row]], asked: Mapping[str, int | None], seed: int, stratify: str | None
 ) -> dict[str, list[Row]]:
     left = sorted(groups, key=lambda group: _hash(seed, group))
-    sides: dict[str, list[Row]] = {}
-    for side, wanted in asked.items():
+    splits: dict[str, list[Row]] = {}
+    for name, wanted in asked.items():
         if stratify is not None and wanted is not None:
             left = _alike_first(left, wanted, stratify)
-        sides[side], left = _take(left, wanted)
-    return sides
+        splits[name], left = _take(left, wanted)
+    return splits
 
 
 def _alike_first(groups: list[list[Row]], wanted: int, stratify: str) -> list[list[Row]]:
@@ -112,7 +112,7 @@ def _alike_first(groups: list[list[Row]], wanted: int, stratify: str) -> list[li
 def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[list[Row]]]:
     """Whole groups in order until `wanted` rows are full, and the groups left over; a group too large waits.
 
-    When only groups too large are left, the first is cut and the rest of it is dropped: no other side may have it.
+    When only groups too large are left, the first is cut and the rest of it is dropped: no other split may have it.
     """
     taken: list[Row] = []
     left: list[list[Row]] = []
@@ -126,17 +126,17 @@ def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[
     return taken, left
 
 
-def _check(side: str, found: int, wanted: int | None, total: int) -> None:
+def _check(name: str, found: int, wanted: int | None, total: int) -> None:
     if found < (1 if wanted is None else wanted):
-        asked = f"{wanted} {side} rows" if wanted else f"{side} rows"
+        asked = f"{wanted} {name} rows" if wanted else f"{name} rows"
         raise DataError(
             f"asked for {asked}, but only {found} of {total} rows are left for them; "
             "lower `test`, `validation` or `train`, or add rows"
         )
 
 
-def _sides(parts: Mapping[str, Sequence[Row]]) -> dict[int, str]:
-    return {id(row): side for side, found in parts.items() for row in found}
+def _split_of(splits: Mapping[str, Sequence[Row]]) -> dict[int, str]:
+    return {id(row): name for name, rows in splits.items() for row in rows}
 
 
 def _check_tag(rows: Sequence[Row], tag: str | None) -> None:

@@ -19,7 +19,7 @@ class Track:
     """A kind of task.
 
     `system` is the system prompt of rows that have none. `scorers` name entries of `scoring.SCORERS`; `primary` is the
-    per-row metric that decides, `core` are the metrics that `compare` looks at, `gates` further per-row ones that must
+    per-row metric that decides, `core` are the metrics that `compare` looks at, `guardrails` further per-row ones that must
     not be worse for a swap. `rubric` is what a judge is told to look at. `template` and `target` make a
     prompt and an answer of a row's own columns (`{column}`), for rows that have no prompt. `prefix` (CEP) goes in front
     of every user's turn, in training and inference alike. `labels` is the closed set of answers of a classification,
@@ -37,13 +37,14 @@ class Track:
     labels: tuple[str, ...] = ()
     answer_schema: Mapping[str, Any] | None = None
     strip: tuple[Literal["fences", "reasoning"], ...] = ()
-    gates: tuple[str, ...] = ()
+    guardrails: tuple[str, ...] = ()
     rubric: str = ""
 
 
 _CALL_METRICS = ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1")
 
-_CALL_GATES = ("name_match",)  # right arguments for the wrong tool are no right call, and `args_exact` does not see it
+# Right arguments for the wrong tool are no right call, and `args_exact` does not see it.
+_CALL_GUARDRAILS = ("name_match",)
 
 _CALL_RUBRIC = (
     "Is it one call of the right tool, with every argument of the request at its right value and "
@@ -71,7 +72,7 @@ TRACKS: dict[str, Track] = {
         scorers=("toolcall",),
         primary="args_exact",
         core=_CALL_METRICS,
-        gates=_CALL_GATES,
+        guardrails=_CALL_GUARDRAILS,
         rubric=_CALL_RUBRIC,
     ),
     "hermes": Track(
@@ -83,7 +84,7 @@ TRACKS: dict[str, Track] = {
         scorers=("hermes",),
         primary="args_exact",
         core=_CALL_METRICS,
-        gates=_CALL_GATES,
+        guardrails=_CALL_GUARDRAILS,
         rubric=_CALL_RUBRIC,
     ),
     "gsm8k": Track(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from slm_ray.records import Attempts, Breakdown, Metrics, ModelReport, Noise, Percentiles
-from slm_ray.types import Completion, Usage
+from slm_ray.types import Completion, ModelFacts, Usage
 
 STAND_IN = "stand-in:"
 _KINDS = 1000  # reasons that are told apart: one that names its row must not be kept a hundred thousand times
@@ -48,11 +49,19 @@ class CallStats:
                 self._reasons[answer.failure.reason] += 1
 
     def report(
-        self, *, metrics: Metrics, issues: Mapping[str, int], analysis: Breakdown, trained_on: int, noise: Noise | None
+        self,
+        facts: ModelFacts,
+        *,
+        metrics: Metrics,
+        issues: Mapping[str, int],
+        analysis: Breakdown,
+        trained_on: int,
+        noise: Noise | None,
     ) -> ModelReport:
         """The model's report, with what its scores say; no percentile of nothing, none of first tokens nobody saw."""
         served_by = tuple(sorted(self._served_by))
         return ModelReport(
+            facts=replace(facts, stand_in=any(name.startswith(STAND_IN) for name in served_by)),
             n=self._rows,
             metrics=metrics,
             latency_s=_percentiles(self._latencies, 50, 95, 99),
@@ -64,7 +73,6 @@ class CallStats:
             failures=dict(sorted(self._failures.items())),
             error_reasons=dict(sorted(self._reasons.items(), key=_commonest)[:_SHOWN]),
             served_by=served_by,
-            stand_in=any(name.startswith(STAND_IN) for name in served_by),
             issues=issues,
             analysis=analysis,
             trained_on=trained_on,

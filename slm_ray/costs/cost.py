@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from slm_ray.corpus.tracks import defined
 from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
@@ -22,18 +23,17 @@ UNIT = "USD"
 _DAY_S = 86_400.0
 _HOUR_S = 3_600.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """One evaluation as it was asked: its report and score rows, and the calls in flight per arm where they are known."""
-
-    report: Report
-    rows: Sequence[RowResult]
-    concurrency: int | None = None
+Evaluation = tuple[Report, Sequence[RowResult]]
 
 
 def cost(
-    asked: Sequence[Asked], *, llm: str, slm: str, prices: PriceList, machine: Machine, llm_price_as: str | None = None
+    evaluations: Sequence[Evaluation],
+    *,
+    llm: str,
+    slm: str,
+    prices: PriceList,
+    machine: Machine,
+    llm_price_as: str | None = None,
 ) -> CostReport:
     """What every arm costs, the first evaluation that holds one counting, and the break-even.
 
@@ -41,11 +41,11 @@ def cost(
     says so.
     """
     arms: dict[str, ArmCost] = {}
-    for evaluation in asked:
-        for spec in evaluation.report.models:
+    for report, rows in evaluations:
+        for spec in report.models:
             if spec not in arms:
                 arms[spec] = arm(
-                    spec, evaluation, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
+                    spec, report, rows, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
                 )
     return CostReport(
         unit=UNIT,
@@ -58,35 +58,44 @@ def cost(
     )
 
 
-def arm(spec: str, asked: Asked, *, prices: PriceList, machine: Machine, price_as: str | None = None) -> ArmCost:
+def arm(
+    spec: str,
+    report: Report,
+    rows: Sequence[RowResult],
+    *,
+    prices: PriceList,
+    machine: Machine,
+    price_as: str | None = None,
+) -> ArmCost:
     """What one model costs.
 
     Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong.
     """
-    model = asked.report.models[spec]
-    answers = [row.models[spec] for row in asked.rows if spec in row.models]
-    correct, scored = _correct(answers, str(asked.report.track_definition["primary"]))
+    model = report.models[spec]
+    answers = [row.models[spec] for row in rows if spec in row.models]
+    correct, scored = _correct(answers, defined(report.track_definition).primary)
     facts = model.facts
-    found = ArmCost(
+    arm_cost = ArmCost(
         goes_to=goes_to(facts),
         latency_s=model.latency_s,
         requests=len(answers),
         correct=correct,
         scored=scored,
     )
-    if model.stand_in and price_as is None:
-        found = replace(found, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost")
-    elif facts is None and price_as is None:
-        found = replace(found, reason="the report does not say who bills for it; evaluate it again")
-    elif facts is not None and facts.billing == "none" and price_as is None:
-        found = replace(found, reason="nothing was asked of an endpoint, so nothing was billed")
-    elif facts is not None and facts.billing == "machine" and price_as is None:
-        found = _by_machine(found, model, answers, asked.concurrency, machine)
+    if facts.stand_in and price_as is None:
+        arm_cost = replace(
+            arm_cost, reason="a stand-in has no price; cost.llm_price_as shows what a named model would cost"
+        )
+    elif facts.billing == "none" and price_as is None:
+        arm_cost = replace(arm_cost, reason="nothing was asked of an endpoint, so nothing was billed")
+    elif facts.billing == "machine" and price_as is None:
+        concurrency = report.provenance.concurrency if report.provenance else None
+        arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)
     else:
-        found = _by_tokens(found, model, answers, prices, price_as)
-        by_token = facts is not None and facts.billing == "tokens" and not model.stand_in
-        found = replace(found, hypothetical=found.reason is None and not by_token)
-    return _per_correct(found)
+        arm_cost = _by_tokens(arm_cost, model, answers, prices, price_as)
+        hypothetical = arm_cost.reason is None and (facts.stand_in or facts.billing != "tokens")
+        arm_cost = replace(arm_cost, hypothetical=hypothetical)
+    return _per_correct(arm_cost)
 
 
 def break_even(llm: ArmCost, slm: ArmCost, machine: Machine) -> BreakEven:
@@ -96,9 +105,9 @@ def break_even(llm: ArmCost, slm: ArmCost, machine: Machine) -> BreakEven:
     more per request than the LLM: then more machines cost more in proportion, and no volume pays.
     """
     none = functools.partial(BreakEven, hypothetical=llm.hypothetical)
-    for role, side in (("LLM", llm), ("SLM", slm)):
-        if side.per_request_usd is None:
-            return none(because=f"no break-even: the {role} has no cost ({side.reason}).")
+    for role, arm_cost in (("LLM", llm), ("SLM", slm)):
+        if arm_cost.per_request_usd is None:
+            return none(because=f"no break-even: the {role} has no cost ({arm_cost.reason}).")
     per_request_usd, capacity = llm.per_request_usd, slm.capacity_requests_per_day
     if (llm.kind, slm.kind) != ("tokens", "machine") or per_request_usd is None or capacity is None:
         return none(because="no break-even: it needs an LLM paid by the token and an SLM on a machine.")
@@ -138,7 +147,7 @@ def busy_s(calls: Iterable[tuple[int, float | None]]) -> float | None:
 
 
 def _by_tokens(
-    found: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], prices: PriceList, price_as: str | None
+    arm_cost: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], prices: PriceList, price_as: str | None
 ) -> ArmCost:
     """By the usage that answers state. Calls that may have been billed without saying so count at the mean of the others."""
     names = (price_as,) if price_as is not None else model.served_by
@@ -147,19 +156,19 @@ def _by_tokens(
     if not names or unknown:
         which = f"no price for {', '.join(map(repr, unknown))}" if unknown else "the answers name no model"
         reason = f"{which} (prices as of {prices.as_of}); name one with cost.llm_price_as, or list it"
-        return replace(found, reason=reason)
+        return replace(arm_cost, reason=reason)
     different: set[Price] = {price for price in listed.values() if price is not None}
     if len(different) > 1:
-        return replace(found, reason=f"the answers name models of different prices: {', '.join(names)}")
+        return replace(arm_cost, reason=f"the answers name models of different prices: {', '.join(names)}")
     (price,) = different
     usage, stated, silent = _usage(model, answers)
     if stated == 0 or usage == Usage():
-        return replace(found, reason="no answer states its usage")
+        return replace(arm_cost, reason="no answer states its usage")
     known_usd = price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     silent_usd = silent * known_usd / stated
     guessed = f", and {silent} calls that may have been billed unseen at the mean of the others" if silent else ""
     return replace(
-        found,
+        arm_cost,
         kind="tokens",
         per_request_usd=(known_usd + silent_usd) / len(answers),
         priced_as=price.name,
@@ -180,7 +189,7 @@ def _usage(model: ModelReport, answers: Sequence[AnswerResult]) -> tuple[Usage, 
 
 
 def _by_machine(
-    found: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], concurrency: int | None, machine: Machine
+    arm_cost: ArmCost, model: ModelReport, answers: Sequence[AnswerResult], concurrency: int | None, machine: Machine
 ) -> ArmCost:
     """By the seconds of the machine: those in which the arm had calls in flight, else latency / calls in flight.
 
@@ -194,12 +203,12 @@ def _by_machine(
     else:
         latencies = [answer.latency_s for answer in answers if answer.latency_s is not None]
         if not latencies or not concurrency or not math.fsum(latencies):
-            return replace(found, reason="neither busy seconds nor latencies and calls in flight are known")
+            return replace(arm_cost, reason="neither busy seconds nor latencies and calls in flight are known")
         calls = (model.attempts.calls if model.attempts else len(answers)) / len(answers)
         seconds = math.fsum(latencies) / len(latencies) * calls / concurrency
         how = f"mean latency of {len(latencies)} requests / {concurrency} calls in flight"
     return replace(
-        found,
+        arm_cost,
         kind="machine",
         seconds_per_request=seconds,
         capacity_requests_per_day=_DAY_S * machine.utilisation / seconds,
@@ -218,15 +227,15 @@ def _correct(answers: Sequence[AnswerResult], primary: str) -> tuple[int | None,
     return sum(score >= 1 for score in scores), len(scores)
 
 
-def _per_correct(found: ArmCost) -> ArmCost:
-    if found.per_request_usd is None:
-        return replace(found, per_correct_reason=found.reason)
-    if found.correct is None:
+def _per_correct(arm_cost: ArmCost) -> ArmCost:
+    if arm_cost.per_request_usd is None:
+        return replace(arm_cost, per_correct_reason=arm_cost.reason)
+    if arm_cost.correct is None:
         why = "the primary metric grades answers, it does not call them right or wrong"
-    elif found.hypothetical:
+    elif arm_cost.hypothetical:
         why = "the answers are not those of the model whose price this is"
-    elif found.correct == 0:
+    elif arm_cost.correct == 0:
         why = "no answer is correct"
     else:
-        return replace(found, per_correct_usd=found.per_request_usd * found.scored / found.correct)
-    return replace(found, per_correct_reason=why)
+        return replace(arm_cost, per_correct_usd=arm_cost.per_request_usd * arm_cost.scored / arm_cost.correct)
+    return replace(arm_cost, per_correct_reason=why)

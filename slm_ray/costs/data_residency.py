@@ -14,10 +14,8 @@ from slm_ray.types import ModelFacts
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")
 
 
-def goes_to(facts: ModelFacts | None) -> DataResidency:
-    """The privacy row of one arm: host, on-premise or not, and both in words; None: the report does not say."""
-    if facts is None:
-        return DataResidency(host=None, on_premise=None, words="an endpoint that the report does not name")
+def goes_to(facts: ModelFacts) -> DataResidency:
+    """The privacy row of one arm: host, on-premise or not, and both in words."""
     if facts.host is None:
         return DataResidency(host=None, on_premise=True, words="nowhere: no endpoint is asked")
     on_site = on_premise(facts.host)

@@ -13,16 +13,13 @@ from dataclasses import dataclass, field
 from slm_ray import adapters
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.leakage import refuse_leakage
-from slm_ray.corpus.read import examples as read_examples
-from slm_ray.corpus.render import digest
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
 from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
-from slm_ray.storage import read_lines
-from slm_ray.tasks import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Example, ModelFacts, Prompt
 
 
@@ -92,21 +89,20 @@ def plan(
 
     `train_prompts` are prompt hashes of rows that a model, by spec, was trained on. DataError when one of them is asked.
     """
-    named = open_track(config.track, beside=config.examples)
     repeated = sorted({spec for spec in config.models if config.models.count(spec) > 1})
     if repeated:
         raise ConfigError(f"models: {', '.join(repeated)} is listed twice; list every model once")
     models = [parse(spec) for spec in config.models]
     for model in models:
         model.provider.check(environment)
-    everything = read_examples(read_lines(config.examples), name=config.examples, track=named)
+    dataset = open_dataset(config.examples, config.track)
     # The digest is that of the whole file: a smoke test on its first rows is the start of the full run.
-    data, rows = digest(everything), tuple(everything[: config.limit])
+    data, rows = dataset.digest, dataset.examples[: config.limit]
     _refuse_training_rows(config, models, rows, train_prompts or {})
-    shown = open_demonstrations(config.demonstrations or config.train, models, config.track, everything)
+    shown = open_demonstrations(config.demonstrations or config.train, models, config.track, dataset.examples)
     arms = tuple(_arm(model, config, environment, data, rows, shown) for model in models)
     return Plan(
-        track=named, examples=rows, arms=arms, digest=data, prompts_digest=_prompts_digest(rows, arms),
+        track=dataset.track, examples=rows, arms=arms, digest=data, prompts_digest=_prompts_digest(rows, arms),
         left_out=shown.left_out if shown else 0,
     )  # fmt: skip
 
@@ -141,9 +137,7 @@ def _refuse_training_rows(
         if adapter and config.adapters_dir:
             seen[model.spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
-        from slm_ray.reports.files import training_prompts  # brings SciPy along, which no actor needs
-
-        seen[config.train] = training_prompts(config.train, config.track)
+        seen[config.train] = open_dataset(config.train, config.track).question_hashes
     for where, trained in seen.items():
         refuse_leakage(rows, trained, rows=f"rows of {config.examples}", trained_name=where)
 

@@ -27,12 +27,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import Track
 from slm_ray.runlog import PlannedRequest, Response, RunLog, finished
 from slm_ray.scoring import score
-from slm_ray.storage import read_lines
-from slm_ray.tasks import open_track
+from slm_ray.tasks import open_dataset
 from slm_ray.types import Completion
 
 PLAIN_EVERY_S = 5.0
@@ -264,13 +262,12 @@ def watch(run_dir: str | Path, *, no_progress_bar: bool = False, console: Consol
     """
     with contextlib.closing(RunLog(run_dir)) as log:
         facts = log.begun().facts
-        track = open_track(facts["track"], beside=facts["examples"])
-        rows = examples(read_lines(facts["examples"]), name=facts["examples"], track=track)
+        dataset = open_dataset(facts["examples"], facts["track"])
         with ProgressDisplay(
-            track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
+            dataset.track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
             no_progress_bar=no_progress_bar, console=console,
         ) as display:  # fmt: skip
-            feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in rows})
+            feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in dataset.examples})
             caught_up = False
             while True:
                 alive = _alive(facts)  # before reading: what is written last is read after it

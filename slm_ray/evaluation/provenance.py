@@ -44,6 +44,7 @@ def provenance(plan: Plan, log: RunLog, config: EvaluateConfig) -> Provenance:
         possibly_billed=possibly_billed,
         in_doubt=sum(log.in_doubt(keys).values()),
         refused=last.refused,
+        concurrency=config.generation.concurrency,
         training_rows=TrainingRowCheck(
             checked=tuple(path for path in (config.train, config.adapters_dir) if path),
             left_out_of_demonstrations=plan.left_out,

@@ -68,14 +68,10 @@ def write_report(
     repeats = [completions(plan, log, repeat) for repeat in range(1, config.repeats)]
     seen = trained_on(plan.examples, train_prompts)
     report, rows = build(
-        plan.track, plan.examples, completions(plan, log), trained_on=seen, similar=similar, score_all=score_all,
+        plan.track, plan.examples, completions(plan, log), facts={arm.spec: arm.facts for arm in plan.arms}, trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
-    facts = {arm.spec: arm.facts for arm in plan.arms}
-    models = {
-        spec: replace(model, busy_s=_busy_s(answers[spec]), facts=replace(facts[spec], stand_in=model.stand_in))
-        for spec, model in report.models.items()
-    }
+    models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}
     report = replace(report, models=models, provenance=origin)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, log))
     reports.write_report(run_dir, report, rows)

@@ -107,8 +107,8 @@ def csp_hash(text: str) -> str:
 
 def moment(text: str) -> str:
     """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
-    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
-    return f"{found[1]} {found[2]} UTC" if found else text
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
+    return f"{match[1]} {match[2]} UTC" if match else text
 
 
 def cost_text(cost: CostReport) -> str:

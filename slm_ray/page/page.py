@@ -68,7 +68,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
     """One track as the template wants it: arms with roles, decisions, charts, tables and rows."""
     reports = {stage: track.reports[stage] for stage in _STAGES if stage in track.reports}
     decisions = sorted(track.decisions, key=lambda made: _STAGES.index(made.stage))
-    arms = _arms(decisions, reports, str((track.adapter or {}).get("id") or ""), noted)
+    arms = _arms(decisions, reports, str(track.adapter["id"]) if track.adapter else None, noted)
     final = decisions[-1] if decisions else None
     last = list(reports)[-1] if reports else None
     known = defined(reports[last].track_definition) if last else None
@@ -78,7 +78,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
         rows, list(arms.values()), llm=llm, slm=slm, primary=primary,
         validity=known.core[0] if known else "", run=_run(reports[last]) if last else "",
     )  # fmt: skip
-    cost, part, held = track.cost, track.partial_replacement, guards(final)
+    cost, partial, held = track.cost, track.partial_replacement, guards(final)
     shown = [_shown(made, arms) for made in decisions]
     return {
         "name": track.track,
@@ -99,10 +99,10 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
         "adapter": track.adapter,
         "timings_s": track.timings_s,
         "cost": cost,
-        "cost_rows": [(arms[spec], found) for spec, found in cost.arms.items() if spec in arms] if cost else [],
+        "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
-        "partial": part,
-        "curve": curve(part.curve, part.delta, part.validation_share) if part else None,
+        "partial": partial,
+        "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, rows) if last else None,
     }
 
@@ -136,21 +136,22 @@ def _run(report: Report) -> str:
 
 
 def _arms(
-    decisions: Sequence[StageDecision], reports: Mapping[Stage, Report], adapter: str, noted: bool
+    decisions: Sequence[StageDecision], reports: Mapping[Stage, Report], adapter: str | None, noted: bool
 ) -> dict[str, Arm]:
     """Every model by spec with its role, in reading order: the LLM, the base, the adapter, others.
 
     The first decision's SLM is the base; a later one's other SLM, or one that carries the adapter's id, is tuned.
     """
+    models = [(spec, model) for report in reports.values() for spec, model in report.models.items()]
+    tuned = {spec for spec, model in models if adapter is not None and model.facts.adapter == adapter}
+    stand_ins = {spec for spec, model in models if model.stand_in}
     roles: dict[str, str] = {}
     for position, made in enumerate(decisions):
         roles.setdefault(made.comparison.llm, "llm")
-        tuned = position > 0 or (adapter != "" and adapter in made.comparison.slm)
-        roles.setdefault(made.comparison.slm, "adapter" if tuned else "base")
-    for report in reports.values():
-        for spec in report.models:
-            roles.setdefault(spec, "other")
-    stand_ins = {spec for report in reports.values() for spec, model in report.models.items() if model.stand_in}
+        slm = made.comparison.slm
+        roles.setdefault(slm, "adapter" if position > 0 or slm in tuned else "base")
+    for spec, _ in models:
+        roles.setdefault(spec, "other")
     return {
         spec: Arm(
             spec=spec,

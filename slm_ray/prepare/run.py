@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray import storage
+from slm_ray.command import output_folder
 from slm_ray.config import PrepareConfig
 from slm_ray.corpus import formats, read
 from slm_ray.corpus.filters import Step
@@ -68,15 +69,15 @@ def prepare(
 
     `token_counter` gives an example's tokens, which `max_tokens` needs; `log` is told the table of bad rows; `executor`
     reads several large files at once, and counts tokens and looks for demonstrations of many rows. Raises DataError with
-    file:line for rows that cannot be used, ConfigError for settings that contradict each other, and ResourceError for
-    an `out_dir` that cannot be written, before anything is read.
+    file:line for rows that cannot be used, and ConfigError for settings that contradict each other and for an `out_dir`
+    that cannot be written, before anything is read.
     """
     track, most, executor = open_track(config.track), config.curation.max_tokens, executor or LocalExecutor()
     formats.check(config.format, track)
     if most is not None and token_counter is None:
         raise ConfigError("curation.max_tokens needs a tokenizer; set `base` to the base model's folder")
+    output_folder(config.out_dir, setting="out_dir")
     folder = Path(config.out_dir)
-    storage.check_writable(folder)
     digest = _digest(config, track)
     if (done := _finished(folder, digest)) is not None:
         return done

@@ -95,12 +95,13 @@ def _kept(rows: Sequence[ParsedRow], config: PrepareConfig) -> Splits:
     name = str(config.source)
     kept = split.keep(rows, name=name)
     asked = {"train": config.train_rows, "validation": config.validation_rows, "test": config.test_rows}
-    for side, wanted in asked.items():
-        if wanted is not None and len(kept[side]) < wanted:
+    for split_name, wanted in asked.items():
+        there = len(kept[split_name])
+        if wanted is not None and there < wanted:
             raise DataError(
-                f"{name}: asked for {wanted} {side} rows, the file has {len(kept[side])}; set `{side}_rows` lower"
+                f"{name}: asked for {wanted} {split_name} rows, the file has {there}; set `{split_name}_rows` lower"
             )
-    return {side: kept[side][: asked[side]] for side in SPLITS}
+    return {split_name: kept[split_name][: asked[split_name]] for split_name in SPLITS}
 
 
 def _ordered(

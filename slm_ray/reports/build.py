@@ -20,7 +20,7 @@ from slm_ray.scoring import Answered, score, score_rows, summarise
 from slm_ray.scoring.breakdown import breakdown
 from slm_ray.scoring.scorer import means
 from slm_ray.scoring.similarity import METRICS as SIMILARITIES
-from slm_ray.types import Completion, Example, RowScore
+from slm_ray.types import Completion, Example, ModelFacts, RowScore
 
 Answers = Mapping[str, Mapping[str, Completion]]
 ScoreAll = Callable[[Track, Iterable[Answered]], Iterable[RowScore]]
@@ -103,14 +103,15 @@ def build(
     examples: Sequence[Example],
     answers: Answers,
     *,
-    trained_on: Mapping[str, int],
+    facts: Mapping[str, ModelFacts],
+    trained_on: Mapping[str, int] | None = None,
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
     again: Mapping[str, Sequence[Mapping[str, Completion]]] | None = None,
 ) -> tuple[Report, ScoredRows]:
     """(report, score rows) of all models over all examples.
 
-    `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `trained_on[spec]` is
+    `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `facts[spec]` are what its provider knows of it, `trained_on[spec]` is
     how many of the examples the model's adapter was trained on (0 when not named). `similar` adds BERTScore and embedding
     cosine; `score_all` may share the work among processes. `again[spec]` holds the answers of further repeats: they give
     `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError
@@ -135,10 +136,11 @@ def build(
         rows[spec] = scored
         repeats = (again or {}).get(spec)
         models[spec] = stats.report(
+            facts[spec],
             metrics=metrics,
             issues=_counted(issue for judged in scored for issue in judged.issues),
             analysis=breakdown(track, scored, tags, lengths),
-            trained_on=trained_on.get(spec, 0),
+            trained_on=(trained_on or {}).get(spec, 0),
             noise=noise(track, examples, [given, *repeats]) if repeats else None,
         )
     report = Report(

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
-from slm_ray.costs.cost import Asked, cost
+from slm_ray.costs.cost import cost
 from slm_ray.costs.prices import PriceList, price_list
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
 from slm_ray.reports.encoding import encode
-from slm_ray.reports.files import COMPARISON, CONFIG, declared_in, folder_of, load_report, training_prompts
+from slm_ray.reports.files import COMPARISON, declared_in, folder_of, load_report
+from slm_ray.tasks import open_dataset
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, declared_words, verdict_text
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
@@ -28,22 +28,22 @@ from slm_ray.yaml_file import read_yaml
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
 
-def comparison_text(found: ComparisonReport) -> str:
+def comparison_text(report: ComparisonReport) -> str:
     """What a person reads; the last line is `FINE_TUNE=0|1`."""
-    partial = found.partial_replacement
-    parts = [cost_text(found.cost), *([partial_replacement_text(partial)] if partial else [])]
-    return verdict_text(found.comparison, found.decision, further=parts)
+    partial = report.partial_replacement
+    parts = [cost_text(report.cost), *([partial_replacement_text(partial)] if partial else [])]
+    return verdict_text(report.comparison, report.decision, further=parts)
 
 
 def compare_reports(config: CompareConfig) -> ComparisonReport:
     """Compare `config.slm` with `config.llm` by `config.rule`.
 
-    Raises ComparisonError where the two cannot be paired, DataError where a file is missing or damaged, ConfigError for a
-    price file that is none.
+    Raises ComparisonError where the two cannot be paired, DataError where a file is missing or damaged, ConfigError for
+    a price file that is none.
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
-    trained = training_prompts(config.train, report.track) if config.train else None
+    trained = open_dataset(config.train, report.track).question_hashes if config.train else None
     comparison = compare(
         report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
         resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
@@ -52,10 +52,8 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     decision = decide(comparison, rule=config.rule, delta=config.delta)
     declared = declared_in(config.report)
     kept = declared_words(declared, decision, comparison.primary)
-    asked = [_asked(config.report, report, rows)]
-    if config.other_report:
-        asked.append(_asked(config.other_report, other_report, other_rows))
-    costs = cost(asked, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
+    evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
+    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as)  # fmt: skip
     return ComparisonReport(
         comparison=comparison,
@@ -68,10 +66,10 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     )
 
 
-def write_comparison(found: ComparisonReport, config: CompareConfig) -> Path:
+def write_comparison(report: ComparisonReport, config: CompareConfig) -> Path:
     """Write it all as JSON to `config.out`, else beside the report; the path. The same reports give the same bytes."""
     path = Path(config.out) if config.out else folder_of(config.report) / COMPARISON
-    storage.write_json(path, encode(found))
+    storage.write_json(path, encode(report))
     return path
 
 
@@ -115,14 +113,6 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
         }
         joined.append(dataclasses.replace(row, models={spec: answer for spec, answer in found.items() if answer}))
     return joined
-
-
-def _asked(path: str, report: Report, rows: list[RowResult]) -> Asked:
-    """The evaluation with what the run's own config, where there is one, says of how it was asked."""
-    file = folder_of(path) / CONFIG
-    plain: Any = read_yaml(file, what="config") if file.is_file() else {}
-    concurrency = (plain.get("generation") or {}).get("concurrency")
-    return Asked(report=report, rows=rows, concurrency=concurrency)
 
 
 def _machine(config: Cost) -> Machine:

@@ -15,7 +15,6 @@ from slm_ray.corpus.tracks import defined
 from slm_ray.errors import DataError
 from slm_ray.records import DeclaredRule, Report, RowResult
 from slm_ray.reports.encoding import check_version, decode, encode
-from slm_ray.tasks import open_dataset
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -69,8 +68,3 @@ def declared_in(path: str) -> DeclaredRule | None:
 def folder_of(path: str) -> Path:
     """The run directory of a report."""
     return Path(path) if Path(path).is_dir() else Path(path).parent
-
-
-def training_prompts(path: str | Path, track_name: str) -> frozenset[str]:
-    """The prompt hashes of a training file, to find evaluation rows that were trained on."""
-    return open_dataset(path, track_name).question_hashes

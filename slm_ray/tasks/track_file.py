@@ -40,7 +40,7 @@ class TrackFile(BaseModel):
     labels: list[str] = Field(default=[])
     answer_schema: dict[str, Any] | None = None
     strip: list[Literal["fences", "reasoning"]] = Field(default=[])
-    gates: list[str] = Field(default=[])
+    guardrails: list[str] = Field(default=[])
     rubric: str = ""
 
 
@@ -101,7 +101,9 @@ def _check(path: Path, found: Track) -> None:
         raise ConfigError(f"{path}: 'answer_schema' is set, but no scorer reads it; add 'schema' to 'scorers'")
     _check_metrics(path, found, {"core": found.core}, known, "metric")
     # These decide by differences of rows, so a metric that only a run has (a macro average) cannot be one.
-    _check_metrics(path, found, {"primary": (found.primary,), "gates": found.gates}, row_metrics(found), "row metric")
+    _check_metrics(
+        path, found, {"primary": (found.primary,), "guardrails": found.guardrails}, row_metrics(found), "row metric"
+    )
     if (found.template is None) != (found.target is None):
         missing = "target" if found.target is None else "template"
         raise ConfigError(f"{path}: {missing!r} is not set; a template needs both 'template' and 'target'")

@@ -14,7 +14,6 @@ from pathlib import Path
 from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
-from slm_ray.providers import parse
 from slm_ray.records import AnswerResult
 from slm_ray.reports.files import load_report
 from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
@@ -25,6 +24,7 @@ from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy
 from slm_ray.tracing.spans import Lineage, Run, evaluation
+from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
 LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"
@@ -99,7 +99,8 @@ def _evaluated(folder: Path) -> Run:
     for row in rows:
         for spec, answer in row.models.items():
             answers[spec][row.id] = _matching(by_row.get((spec, row.id), []), answer, folder, spec, row.id)
-    return evaluation(report, rows, answers, lineage(list(report.models), _adapters_dir(folder)))
+    models = [model.facts for model in report.models.values()]
+    return evaluation(report, rows, answers, lineage(models, _adapters_dir(folder)))
 
 
 def _matching(responses: list[Response], answer: AnswerResult, folder: Path, spec: str, example_id: str) -> Response:
@@ -121,17 +122,16 @@ def _adapters_dir(folder: Path) -> str | None:
     return settings.get("adapters_dir") if isinstance(settings, dict) else None
 
 
-def lineage(specs: Iterable[str], adapters_dir: str | None) -> dict[str, Lineage]:
+def lineage(models: Iterable[ModelFacts], adapters_dir: str | None) -> dict[str, Lineage]:
     """Where the served adapters among the models come from, by spec; nothing for one whose manifest is not there."""
     found: dict[str, Lineage] = {}
-    for spec in specs:
-        adapter = parse(spec).provider.adapter
-        if not adapter:
+    for model in models:
+        if model.adapter is None:
             continue
-        found[spec] = {"adapter": adapter}
+        found[model.spec] = {"adapter": model.adapter}
         with contextlib.suppress(AdapterError):
             if adapters_dir:
-                found[spec] = adapter_facts(adapters.load_manifest(adapters_dir, adapter))
+                found[model.spec] = adapter_facts(adapters.load_manifest(adapters_dir, model.adapter))
     return found
 
 

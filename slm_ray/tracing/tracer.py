@@ -46,7 +46,7 @@ class Tracer:
 
     def evaluation(self, report: Report, rows: Rows, answers: Entries) -> None:
         """Write and offer an evaluation that has its report."""
-        origins = lineage(report.models, self._adapters_dir)
+        origins = lineage([model.facts for model in report.models.values()], self._adapters_dir)
         self._offer(evaluation(report, rows, answers, origins), self._share_s)
 
     def comparison(self, found: Comparison, decision: Decision) -> None:

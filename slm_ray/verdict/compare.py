@@ -1,6 +1,6 @@
 """Two models on the same rows, paired by example id, or one line that says why they cannot be compared.
 
-Metrics are summed again from the score rows, over the pairs only, so both sides always stand on the same rows. Reads no
+Metrics are summed again from the score rows, over the pairs only, so both arms always stand on the same rows. Reads no
 file and decides nothing.
 """
 
@@ -48,10 +48,11 @@ def compare(
     With two reports the LLM is looked for in A first and the SLM in B first. `min_paired` is the least share of the
     examples with a row of both models; `train_prompts` are prompt hashes of training rows. The track names the core
     metrics and the primary one, whose row differences give the interval; "right" means a primary score of 1. A metric
-    that is undefined for a side has no gap. A failed call counts against the side that failed, and where there are any
-    the same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
-    Raises ComparisonError, with counts: one model on both sides, model not found, other track, other rows or prompts, training rows, too few
-    pairs; and for a guardrail that is no row metric of the track.
+    that is undefined for an arm has no gap. A failed call counts against the arm that failed, and where there are any the
+    same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
+    with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
+    Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
+    training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
     if llm == slm:
         raise ComparisonError(f"{llm!r} is both the LLM and the SLM, which agrees with itself; name two models")
@@ -84,7 +85,7 @@ def _readings(
     }
 
     def defined(key: str) -> bool:
-        return all(side.score(key).value(primary) is not None for side in (left, right))
+        return all(arm.score(key).value(primary) is not None for arm in (left, right))
 
     return {
         name: pair(found) if any(map(defined, found)) else None for name, found in kept.items() if len(found) < len(ids)
@@ -128,7 +129,7 @@ def _pair(
         interval=interval(list(primary.values())),
         guardrails={
             name: interval(list(_differences(name, ids, pairs).values()))
-            for name in dict.fromkeys((*track.gates, *guardrails))
+            for name in dict.fromkeys((*track.guardrails, *guardrails))
         },
         slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval),
         deviation=statistics.pstdev(primary.values()),

@@ -117,8 +117,8 @@ def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(tmp_path: Path) -> 
             assert status(found, "POST", "/api/jobs/", body, token) in (401, 403)
         assert status(found, "GET", "/api/version", token=TOKEN) == 200
         assert answer_without_token(found.gcs) == "refusal"
-        for token in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
-            stranger = join(found, token | {"HOME": str(tmp_path)})
+        for shown in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
+            stranger = join(found, shown | {"HOME": str(tmp_path)})
             assert stranger.returncode == 2 and "ran" not in stranger.stdout
             assert "refuses the token" in stranger.stdout and "~/.ray/auth_token" in stranger.stdout
         ours = join(found, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import ray
@@ -12,15 +13,17 @@ from slm_ray.config import LoopConfig, load
 from slm_ray.loop.train import Placement, placement
 
 
-@ray.remote(num_cpus=0)
-class Holder:
+class Reservation:
     def ready(self) -> bool:
         return True
 
 
+Holder: Any = ray.remote(num_cpus=0)(Reservation)
+
+
 @contextmanager
 def held(slots: int) -> Iterator[None]:
-    holders = [Holder.options(resources={"slot": 1}).remote() for _ in range(slots)]
+    holders: list[Any] = [Holder.options(resources={"slot": 1}).remote() for _ in range(slots)]
     ray.get([holder.ready.remote() for holder in holders])
     yield
     for holder in holders:

@@ -213,7 +213,12 @@ def test_ratings_that_the_browser_will_not_keep_are_not_left_silently(browser: A
     tab.goto(written(tmp_path, sample()).as_uri())
     tab.wait_for_selector(".row")
     asked: list[str] = []
-    tab.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+
+    def dismiss(dialog: Any) -> None:
+        asked.append(dialog.type)
+        dialog.dismiss()
+
+    tab.on("dialog", dismiss)
     tab.keyboard.press("j")
     tab.keyboard.press("g")
     tab.close(run_before_unload=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,6 +11,7 @@ from slm_ray import cluster
 from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.errors import ComparisonError
 from slm_ray.evaluation import evaluate
+from slm_ray.records import Report
 from slm_ray.reports.compare import compare_reports, comparison_text
 
 pytestmark = pytest.mark.heavy
@@ -26,7 +26,7 @@ def needs_recorded_runs(ray_cluster: None) -> None:
     cluster.connect()
 
 
-def evaluated(name: str, folder: Path) -> tuple[dict[str, Any], str]:
+def evaluated(name: str, folder: Path) -> tuple[Report, str]:
     rows = [json.loads(line) for line in (RECORDED / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
     examples = folder / f"{name}.jsonl"
     lines = [json.dumps({"prompt": row["prompt"], "completion": row["reference"]}) for row in rows]

@@ -246,9 +246,9 @@ def test_deploying_what_runs_is_free_and_what_cannot_run_is_refused_at_once(serv
 def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served, spec: str) -> None:
     shown = [(row["prompt"], row["completion"]) for row in POOL[:3]]
     turns = [
-        Message(role=role, content=text)
+        turn
         for asked, said in shown
-        for role, text in (("user", asked), ("assistant", said))
+        for turn in (Message(role="user", content=asked), Message(role="assistant", content=said))
     ]
     prompt = Prompt(messages=(*turns, Message(role="user", content=POOL[4]["prompt"])))
 

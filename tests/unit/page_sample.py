@@ -2,8 +2,9 @@
 
 import copy
 import json
+from typing import Any
 
-from plain_records import plain, record
+from plain_records import facts, plain, record
 
 from slm_ray.corpus.tracks import TRACKS, definition
 from slm_ray.page.data import LoopReport
@@ -14,7 +15,17 @@ LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:st
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'
 
 
-def model(n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.042, 0.097), used=True):
+def model(
+    spec: Any,
+    n: Any,
+    metrics: Any,
+    *,
+    stand_in: Any = False,
+    failures: Any = None,
+    issues: Any = None,
+    latency: Any = (0.042, 0.097),
+    used: Any = True,
+) -> Any:
     return {
         "n": n,
         "metrics": metrics,
@@ -23,12 +34,12 @@ def model(n, metrics, *, stand_in=False, failures=None, issues=None, latency=(0.
         "failures": failures or {},
         "issues": issues or {},
         "served_by": ["stand-in:tiny-base"] if stand_in else ["tiny-base@5d1f"],
-        "stand_in": stand_in,
+        "facts": plain(facts(spec, stand_in=stand_in)),
         "trained_on": 0,
     }
 
 
-def metrics(exact, f1, partial):
+def metrics(exact: Any, f1: Any, partial: Any) -> Any:
     return {
         "json_valid": 0.98, "exact_match": exact, "field_precision": f1 + 0.013, "field_recall": f1 - 0.012,
         "field_f1": f1, "tool_name_accuracy": 0.97, "query_preservation": 0.92, "args_keys_match": None,
@@ -36,17 +47,18 @@ def metrics(exact, f1, partial):
     }  # fmt: skip
 
 
-def toolcall_metrics(exact):
+def toolcall_metrics(exact: Any) -> Any:
     return {
         "valid_call": 0.97, "name_match": 0.96, "args_exact": exact, "args_precision": exact + 0.2041,
         "args_recall": exact + 0.1932, "args_f1": exact + 0.1985,
     }  # fmt: skip
 
 
-def report(track, n, with_adapter):
+def report(track: Any, n: Any, with_adapter: Any) -> Any:
     models = {
-        LLM: model(n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
+        LLM: model(LLM, n, metrics(0.52, 0.764, 0.71), stand_in=True, issues={"value_mismatch": 31, "extra_fields": 9}),
         BASE: model(
+            BASE,
             n,
             metrics(0.18, 0.411, None),
             failures={"truncated": 2},
@@ -55,14 +67,18 @@ def report(track, n, with_adapter):
         ),
     }
     if with_adapter:
-        models[ADAPTER] = model(n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None))
+        models[ADAPTER] = model(
+            ADAPTER, n, metrics(0.63, 0.842, 0.803), issues={"value_mismatch": 24}, latency=(0.051, None)
+        )
     return {
         "track": track, "track_definition": plain(definition(TRACKS[track])),
         "examples": {"n": n, "digest": "9f2c" * 16}, "models": models, "schema_version": 1,
     }  # fmt: skip
 
 
-def decision(stage, action, estimate, lower, upper, slm, n, primary="exact_match"):
+def decision(
+    stage: Any, action: Any, estimate: Any, lower: Any, upper: Any, slm: Any, n: Any, primary: Any = "exact_match"
+) -> Any:
     because = [
         f"{primary}: SLM minus LLM is {estimate:+.4f} over {n} paired rows, with one-sided 95 % bounds {lower:+.4f} and {upper:+.4f}.",
         f"the LLM here is a stand-in ({LLM}): this says nothing about the model it stands for.",
@@ -78,18 +94,18 @@ def decision(stage, action, estimate, lower, upper, slm, n, primary="exact_match
     }  # fmt: skip
 
 
-def answer(text, right, valid=1.0, failure=None, issues=()):
+def answer(text: Any, right: Any, valid: Any = 1.0, failure: Any = None, issues: Any = ()) -> Any:
     return {
         "text": text, "failure": failure, "scores": {"json_valid": valid, "exact_match": float(right)},
         "issues": list(issues), "latency_s": None if failure else 0.043,
     }  # fmt: skip
 
 
-def call(query, **arguments):
+def call(query: Any, **arguments: Any) -> Any:
     return json.dumps({"arguments": arguments, "query": query, "tool_name": "get_forecast"}, sort_keys=True)
 
 
-def rows():
+def rows() -> Any:
     found = []
     for number, city in enumerate(("Oslo", "Lima", "Kyoto", "Accra", "Turin", "Quito")):
         query = f"Will it rain in {city} over the next {number + 2} days, in metric units please?"
@@ -122,7 +138,7 @@ def rows():
     return found
 
 
-def cost():
+def cost() -> Any:
     none = {
         "kind": "none", "basis": "", "reason": "a stand-in has no price", "hypothetical": False, "per_request_usd": None,
         "per_correct_usd": None, "requests": 100, "correct": 52, "scored": 100, "latency_s": {}, "goes_to": {"host": "127.0.0.1", "on_premise": True, "words": "127.0.0.1 (your own machine or network)"},
@@ -138,7 +154,7 @@ def cost():
     }  # fmt: skip
 
 
-def priced(break_even):
+def priced(break_even: Any) -> Any:
     """An LLM by the token, an SLM on a machine of 12 USD a day that can serve 5,000 requests a day."""
     found = cost()
     found["machine"] |= {"hourly_usd": 0.5}
@@ -150,7 +166,7 @@ def priced(break_even):
     return record(CostReport, found | {"break_even": {"requests_per_day": break_even, "because": said}})
 
 
-def part(value, n, lower, upper):
+def part(value: Any, n: Any, lower: Any, upper: Any) -> Any:
     return {
         "tag": "domain",
         "value": value,
@@ -159,10 +175,10 @@ def part(value, n, lower, upper):
     }
 
 
-def provenance(rows_scored):
+def provenance(rows_scored: Any) -> Any:
     return {
         "rows_in": 100, "rows_scored": rows_scored, "requests": 300, "retries": 4, "possibly_billed": 0, "in_doubt": 1,
-        "refused": 2, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
+        "refused": 2, "concurrency": 8, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
         "digests": {"data": "9f2c" * 16, "prompts": "1234" * 16, "config": "5678" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
         "commands": {
             "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
@@ -171,7 +187,7 @@ def provenance(rows_scored):
     }  # fmt: skip
 
 
-def partial():
+def partial() -> Any:
     points = [
         {
             "share": share, "difference": -0.02 * share, "lower": -0.05 * share, "passes": share < 0.4, "threshold": -0.1,
@@ -186,7 +202,7 @@ def partial():
     }  # fmt: skip
 
 
-def sample():
+def sample() -> Any:
     structured = {
         "track": "structured",
         "decisions": [
@@ -211,8 +227,10 @@ def sample():
         "schema_version": 1,
         "examples": {"n": 100, "digest": "1e7d" * 16},
         "models": {
-            LLM: model(100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
-            BASE: model(100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}),
+            LLM: model(LLM, 100, toolcall_metrics(0.46), stand_in=True, issues={"arguments_mismatch": 54}),
+            BASE: model(
+                BASE, 100, toolcall_metrics(0.45), issues={"arguments_mismatch": 52, "invalid_tool_call_format": 3}
+            ),
         },
     }
     toolcall = {
@@ -239,7 +257,7 @@ def sample():
     }
 
 
-def render(data):
+def render(data: Any) -> Any:
     """The page of a sample, which holds the rows of each track beside it."""
     data = copy.deepcopy(data)
     rows = {track["track"]: [record(RowResult, row) for row in track.pop("rows", [])] for track in data["tracks"]}

@@ -1,6 +1,7 @@
 """Settings: every mistake is one line that names file, key and fix."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -84,7 +85,7 @@ def test_every_shipped_yaml_is_a_mapping(name: str) -> None:
         ),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, kind, text: str, overrides: list[str], said: str) -> None:
+def test_mistakes_are_named(tmp_path: Path, kind: Any, text: str, overrides: list[str], said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(kind, write(tmp_path, text), overrides)
     assert said in str(caught.value)
@@ -128,7 +129,7 @@ EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
         (LoopConfig, "run_dir: r\ntracks: [{track: a, source: b}]", "comparison.delta=0.3", "force_delta: true"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, kind, text: str, override: str, said: str) -> None:
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, kind: Any, text: str, override: str, said: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(kind, write(tmp_path, text), [override])
     assert said in str(caught.value)
@@ -174,7 +175,9 @@ VALUES = st.recursive(
 
 
 @given(kind=st.sampled_from(KINDS), data=st.data())
-def test_whatever_a_file_says_the_answer_is_a_config_or_one_line(tmp_path_factory, kind, data) -> None:
+def test_whatever_a_file_says_the_answer_is_a_config_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, kind: Any, data: Any
+) -> None:
     keys = st.sampled_from(sorted(kind.model_fields)) | st.sampled_from(["", 1, "sead"])
     tree = data.draw(st.dictionaries(keys, VALUES | st.dictionaries(st.sampled_from(["seed", "rule", "cost"]), VALUES)))
     path = tmp_path_factory.mktemp("fuzz") / "job.yaml"

@@ -1,6 +1,7 @@
 """Filters: each drops what it names, keeps its neighbours, counts both and changes no row."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,17 +14,17 @@ from slm_ray.errors import ConfigError
 from slm_ray.types import Example, Message, Prompt
 
 
-def example(answer, question="Ask something", name="x"):
+def example(answer: Any, question: Any = "Ask something", name: Any = "x") -> Any:
     turns = (Message(role="system", content="Системный текст"), Message(role="user", content=question))
     return Example(id=name, prompt=Prompt(messages=turns), target=answer)
 
 
-def kept(step, answers):
+def kept(step: Any, answers: Any) -> Any:
     return [row.target for row in step([example(answer, name=str(place)) for place, answer in enumerate(answers)])[0]]
 
 
 @given(st.lists(st.integers(0, 9)))
-def test_a_filter_loses_nothing_and_counts_every_reason(numbers):
+def test_a_filter_loses_nothing_and_counts_every_reason(numbers: Any) -> None:
     rows = [example(str(number)) for number in numbers]
     found, step = filter_rows("odd", rows, lambda row: f"is {row.target}" if int(row.target) % 2 else None)
     assert [row.target for row in found] == [str(number) for number in numbers if number % 2 == 0]
@@ -33,11 +34,11 @@ def test_a_filter_loses_nothing_and_counts_every_reason(numbers):
     assert counts == sorted(counts, reverse=True)
 
 
-def test_a_step_reads_as_a_line():
+def test_a_step_reads_as_a_line() -> None:
     assert str(Step(name="cap", kept=1200, dropped=34)) == "cap: 34 of 1,234 rows dropped"
 
 
-def test_length_counts_the_words_of_question_and_answer():
+def test_length_counts_the_words_of_question_and_answer() -> None:
     rows = [example("one two three"), example("one, two"), example("one two three", question="short")]
     rows.append(example("one two three four five"))
     found, step = filters.length(rows, prompt_words=(2, None), target_words=(3, 4))
@@ -77,12 +78,12 @@ CUT = [
 ]
 
 
-def test_answers_that_end_are_kept():
+def test_answers_that_end_are_kept() -> None:
     assert kept(filters.cut, WHOLE) == WHOLE
 
 
 @pytest.mark.parametrize(("answer", "reason"), CUT)
-def test_answers_that_were_cut_are_named_for_what_is_open(answer, reason):
+def test_answers_that_were_cut_are_named_for_what_is_open(answer: Any, reason: Any) -> None:
     found, step = filters.cut([example(answer)])
     assert found == []
     assert step.note == f"{reason}: 1"
@@ -96,12 +97,12 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize("start", ['{"a": {"b": 1}, "c": "d}', '{"a": "]\\', '{"a": "}\\"'])
-def test_a_bracket_in_a_string_that_breaks_off_closes_nothing(start):
+def test_a_bracket_in_a_string_that_breaks_off_closes_nothing(start: Any) -> None:
     assert kept(filters.cut, [start]) == []
 
 
 @given(st.dictionaries(st.text(max_size=4), values, min_size=1, max_size=3), st.data())
-def test_json_is_whole_and_any_beginning_of_it_is_cut(value, data):
+def test_json_is_whole_and_any_beginning_of_it_is_cut(value: Any, data: Any) -> None:
     text = json.dumps(value, ensure_ascii=False)
     if text.count("```") % 2 == 0 and "<tool_call" not in text:
         assert kept(filters.cut, [text]) == [text]
@@ -134,16 +135,16 @@ ANSWERED = [
 ]
 
 
-def test_refusals_are_dropped_and_mere_regrets_are_not():
+def test_refusals_are_dropped_and_mere_regrets_are_not() -> None:
     assert kept(filters.refusals, [*DECLINED, *ANSWERED]) == ANSWERED
     assert filters.refusals([example(text) for text in DECLINED])[1].note == f"declines: {len(DECLINED)}"
 
 
-def test_a_refusal_is_looked_for_where_an_answer_opens():
+def test_a_refusal_is_looked_for_where_an_answer_opens() -> None:
     assert kept(filters.refusals, ["x" * 240 + " as an AI model, I cannot"]) != []
 
 
-def test_script_is_told_by_the_letters_of_question_and_of_answer():
+def test_script_is_told_by_the_letters_of_question_and_of_answer() -> None:
     rows = [
         example("Ein Café, bitte: 3 €", name="latin"),
         example("кофе", name="cyrillic answer"),
@@ -168,7 +169,7 @@ def test_script_is_told_by_the_letters_of_question_and_of_answer():
         ("カタカナ", "katakana"), ("漢字𠀀", "han"), ("Ꮳ", "other"),
     ],
 )  # fmt: skip
-def test_scripts_are_told_by_block(text, script):
+def test_scripts_are_told_by_block(text: Any, script: Any) -> None:
     assert set(scripts(text)) == {script}
     assert script in SCRIPTS or script == "other"
 
@@ -185,11 +186,11 @@ def test_scripts_are_told_by_block(text, script):
         ("", 0),
     ],
 )
-def test_words_of_every_script(text, count):
+def test_words_of_every_script(text: Any, count: Any) -> None:
     assert len(words(text)) == count
 
 
-def test_scripts_are_those_of_unicode_also_outside_the_first_blocks():
+def test_scripts_are_those_of_unicode_also_outside_the_first_blocks() -> None:
     assert scripts("Ꭓ𝼀 ﬁ Å ǆ") == {"latin": 5}
     assert scripts("ㇰ 𛀁 ﾊ") == {"katakana": 2, "hiragana": 1}
     assert scripts("コーヒー") == {"katakana": 2}  # ー is of hiragana and katakana alike

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -42,19 +42,19 @@ XLAM_ROW = {
 }
 
 
-def said(row, track=CHAT, name=AUTO):
+def said(row: Any, track: Any = CHAT, name: Any = AUTO) -> Any:
     """Roles and texts of the turns, and the answer."""
     made = parse(row, track, name)
     return [(turn.role, turn.content) for turn in made.turns], made.target
 
 
-def kind(row, track=CHAT, name=AUTO):
+def kind(row: Any, track: Any = CHAT, name: Any = AUTO) -> Any:
     with pytest.raises(BadRow) as caught:
         parse(row, track, name)
     return caught.value.kind
 
 
-def test_the_expected_answer_may_be_called_target():
+def test_the_expected_answer_may_be_called_target() -> None:
     assert said({"prompt": "p", "target": "t"}, CHAT) == said({"prompt": "p", "completion": "t"}, CHAT)
     turns = [{"role": "assistant", "content": "t"}]
     assert said({"prompt": "p", "target": turns}, CHAT)[1] == "t"
@@ -62,7 +62,7 @@ def test_the_expected_answer_may_be_called_target():
         parse({"prompt": "p", "target": None}, CHAT)
 
 
-def test_the_knob_knows_every_format():
+def test_the_knob_knows_every_format() -> None:
     assert set(get_args(Format)) == {AUTO, *FORMATS}
     for name in FORMATS.keys() - {"template"}:
         check(name, CHAT)
@@ -86,24 +86,24 @@ def test_the_knob_knows_every_format():
         ({"text": "a", "label": "b"}, "labelled"),
     ],
 )
-def test_a_format_is_told_by_its_keys(row, name):
+def test_a_format_is_told_by_its_keys(row: Any, name: Any) -> None:
     assert detect(row, CHAT) == name
 
 
-def test_alpaca_joins_instruction_and_input():
+def test_alpaca_joins_instruction_and_input() -> None:
     assert said({"instruction": "Do", "input": "this", "output": "done"}) == ([("user", "Do\n\nthis")], "done")
     assert said({"instruction": "Do", "output": "done"}) == ([("user", "Do")], "done")
     assert kind({"instruction": "Do", "input": 3, "output": "x"}) == "wrong_type"
     assert kind({"instruction": "Do", "input": "", "output": ""}) == "empty_text"
 
 
-def test_gsm8k_wants_a_final_number_where_numbers_are_scored():
+def test_gsm8k_wants_a_final_number_where_numbers_are_scored() -> None:
     assert said({"question": "q", "answer": "1+1\n#### 2"}, GSM8K) == ([("user", "q")], "1+1\n#### 2")
     assert kind({"question": "q", "answer": "two"}, GSM8K) == "no_final_number"
     assert said({"question": "q", "answer": "two"}, CHAT)[1] == "two"
 
 
-def test_a_label_is_answer_and_tag_and_belongs_to_the_labels():
+def test_a_label_is_answer_and_tag_and_belongs_to_the_labels() -> None:
     made = parse({"text": "t", "category": "a b", "tags": {"x": "y"}}, CLASSIFY)
     assert (made.target, dict(made.tags)) == ("a b", {"label": "a b", "x": "y"})
     closed = dataclasses.replace(CLASSIFY, labels=("ale", "stout"))
@@ -111,7 +111,7 @@ def test_a_label_is_answer_and_tag_and_belongs_to_the_labels():
     assert kind({"text": "t", "label": 3}, closed) == "wrong_type"
 
 
-def test_a_template_takes_the_rows_columns_and_leaves_other_braces():
+def test_a_template_takes_the_rows_columns_and_leaves_other_braces() -> None:
     own = dataclasses.replace(CHAT, template='Rate {text} as {"score": n}, {n} times', target="{score}")
     assert said({"text": "é", "n": 3, "score": 0.5}, own) == ([("user", 'Rate é as {"score": n}, 3 times')], "0.5")
     assert said({"prompt": "p", "completion": "c"}, own) == ([("user", "p")], "c")
@@ -122,7 +122,7 @@ def test_a_template_takes_the_rows_columns_and_leaves_other_braces():
     assert kind({"review": "dark", "style": "wine"}, beers) == "unknown_label"
 
 
-def test_openai_tools_go_into_the_system_turn_and_calls_become_the_tracks_text():
+def test_openai_tools_go_into_the_system_turn_and_calls_become_the_tracks_text() -> None:
     row = {
         "tools": [TOOL],
         "messages": [{"role": "user", "content": "Add"}, {"role": "assistant", "content": None, "tool_calls": [CALL]}],
@@ -136,7 +136,7 @@ def test_openai_tools_go_into_the_system_turn_and_calls_become_the_tracks_text()
     assert dict(parse(row, TOOLCALL).tags) == {"tool": "add"}
 
 
-def test_tool_results_are_shown_and_several_at_once_are_one_turn():
+def test_tool_results_are_shown_and_several_at_once_are_one_turn() -> None:
     row = {
         "messages": [
             {"role": "user", "content": "Add twice"},
@@ -164,12 +164,12 @@ def test_tool_results_are_shown_and_several_at_once_are_one_turn():
         ("f", "bad_call"),
     ],
 )
-def test_a_broken_tool_call_is_refused(call, expected):
+def test_a_broken_tool_call_is_refused(call: Any, expected: Any) -> None:
     turns = [{"role": "user", "content": "u"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
     assert kind({"messages": turns}, TOOLCALL) == expected
 
 
-def test_what_else_is_wrong_with_chats_and_calls():
+def test_what_else_is_wrong_with_chats_and_calls() -> None:
     user, answer = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
     both = {"role": "assistant", "content": "text", "tool_calls": [CALL]}
     assert kind({"messages": [user, both]}, TOOLCALL) == "bad_call"
@@ -180,7 +180,7 @@ def test_what_else_is_wrong_with_chats_and_calls():
     assert kind({"text": "a"}, name="messages") == "missing_key"
 
 
-def test_hermes_is_kept_or_becomes_the_tracks_own_call():
+def test_hermes_is_kept_or_becomes_the_tracks_own_call() -> None:
     assert said(HERMES_ROW, HERMES) == (
         [("system", SYSTEM), ("user", "Add")],
         HERMES_ROW["conversations"][2]["value"],
@@ -199,19 +199,19 @@ def test_hermes_is_kept_or_becomes_the_tracks_own_call():
         ('<tool_call>{"name": "f"}</tool_call>' * 2, "many_calls"),
     ],
 )
-def test_an_answer_that_is_not_one_hermes_call_is_refused(answer, expected):
+def test_an_answer_that_is_not_one_hermes_call_is_refused(answer: Any, expected: Any) -> None:
     turns = [*HERMES_ROW["conversations"][:2], {"from": "gpt", "value": answer}]
     assert kind({"conversations": turns}, HERMES, "hermes") == expected
 
 
 @pytest.mark.parametrize("row", [HERMES_ROW, XLAM_ROW], ids=["hermes", "xlam"])
 @pytest.mark.parametrize("name", ["structured", "toolcall", "hermes"])
-def test_every_call_format_gives_every_call_track_answers_that_score_1(row, name):
+def test_every_call_format_gives_every_call_track_answers_that_score_1(row: Any, name: Any) -> None:
     made = parse(row, TRACKS[name])
     assert score(TRACKS[name], "1", made.target, made.target).value(TRACKS[name].primary) == 1.0
 
 
-def test_the_prefix_stands_in_front_of_every_users_turn_once():
+def test_the_prefix_stands_in_front_of_every_users_turn_once() -> None:
     own = dataclasses.replace(STRUCTURED, prefix="Rules: raw JSON only.\n")
     rows = [{"prompt": "a", "completion": "{}"}, {"messages": [
         {"role": "user", "content": "a"}, {"role": "assistant", "content": "{}"}, {"role": "user", "content": "b"},
@@ -225,7 +225,7 @@ def test_the_prefix_stands_in_front_of_every_users_turn_once():
     assert again == first
 
 
-def test_labels_are_listed_up_to_a_hundred():
+def test_labels_are_listed_up_to_a_hundred() -> None:
     assert (
         prompt_of(dataclasses.replace(CLASSIFY, labels=("a", "b")), "x").messages[0].content.endswith("\nLabels: a, b")
     )
@@ -237,7 +237,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.
 
 
 @given(question=TEXT, answer=TEXT, escape=st.booleans())
-def test_unicode_comes_through_unchanged_in_every_shape(question, answer, escape):
+def test_unicode_comes_through_unchanged_in_every_shape(question: Any, answer: Any, escape: Any) -> None:
     rows = [
         {"prompt": question, "completion": answer},
         {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]},
@@ -252,14 +252,14 @@ def test_unicode_comes_through_unchanged_in_every_shape(question, answer, escape
 
 
 @given(st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8, unique=True), st.randoms())
-def test_ids_do_not_depend_on_order_or_on_the_file(pairs, random):
+def test_ids_do_not_depend_on_order_or_on_the_file(pairs: Any, random: Any) -> None:
     lines = [json.dumps({"prompt": prompt, "completion": completion}) for prompt, completion in pairs]
     ids = {line: examples([line], name="one", track=CHAT)[0].id for line in lines}
     random.shuffle(lines)
     assert [row.id for row in examples(lines, name="all", track=CHAT)] == [ids[line] for line in lines]
 
 
-def test_xlam_rows_that_would_be_skipped_are_never_dropped_silently():
+def test_xlam_rows_that_would_be_skipped_are_never_dropped_silently() -> None:
     gone = {**XLAM_ROW, "answers": [{"name": "gone", "arguments": {}}]}
     assert parse(gone, TOOLCALL) is None
     with pytest.raises(DataError, match="x: 1 rows answer with a tool that is not in their own tool list"):
@@ -268,12 +268,12 @@ def test_xlam_rows_that_would_be_skipped_are_never_dropped_silently():
 
 @pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason="GSM8K (shared/data/gsm8k) is not here")
 @pytest.mark.parametrize(("name", "count"), [("train", 7473), ("test", 1319)])
-def test_all_of_gsm8k_is_read(name, count):
+def test_all_of_gsm8k_is_read(name: Any, count: Any) -> None:
     lines = (DATA / "gsm8k" / f"{name}.jsonl").read_text("utf-8").split("\n")
     assert len(examples(lines, name=name, track=GSM8K)) == count
 
 
-def test_every_format_has_its_label_and_its_tool_as_a_tag():
+def test_every_format_has_its_label_and_its_tool_as_a_tag() -> None:
     closed = dataclasses.replace(CLASSIFY, labels=("ale", "stout"))
     asked = {"role": "user", "content": "Which?"}
     for row in (
@@ -292,7 +292,7 @@ def test_every_format_has_its_label_and_its_tool_as_a_tag():
         assert dict(parse(hermes, track).tags) == {"tool": "add"}
 
 
-def test_ids_groups_and_splits_are_what_they_should_be():
+def test_ids_groups_and_splits_are_what_they_should_be() -> None:
     row = {"prompt": "p", "completion": "c"}
     assert (parse(row | {"group": 7}, CHAT).group, parse(row | {"group": "a", "split": "test"}, CHAT).split) == (
         "7",

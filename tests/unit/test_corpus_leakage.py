@@ -1,5 +1,7 @@
 """Whether a held-out row asks what a training row asks: one check, one text, whatever job asks it."""
 
+from typing import Any
+
 import pytest
 
 from slm_ray.corpus.leakage import (
@@ -17,7 +19,7 @@ from slm_ray.errors import DataError
 from slm_ray.types import Example, Message, Prompt
 
 
-def asked(*questions, system="s", start=0):
+def asked(*questions: Any, system: Any = "s", start: Any = 0) -> Any:
     return [
         Example(
             id=f"r{place}",
@@ -31,7 +33,7 @@ def asked(*questions, system="s", start=0):
 LONG = "please tell me how much the day ticket to the old town costs for two adults and a dog"
 
 
-def test_leaks_are_named_with_the_training_row():
+def test_leaks_are_named_with_the_training_row() -> None:
     train = asked("one", LONG, "ONE ")
     other = asked("three", "One", LONG + " today", system="another", start=10)
     same = Leak(row="r11", train="r0", why="same prompt")
@@ -40,7 +42,7 @@ def test_leaks_are_named_with_the_training_row():
     assert leaks(train, []) == leaks([], other) == []
 
 
-def test_the_same_question_is_found_under_another_system_prompt_spacing_and_case():
+def test_the_same_question_is_found_under_another_system_prompt_spacing_and_case() -> None:
     trained = question_hashes(asked("How much?", "Where to"))
     held_out = asked("how  MUCH?", "why", "where TO ", system="other", start=5)
     assert leaked_examples(held_out, trained) == ["r5", "r7"]
@@ -48,7 +50,7 @@ def test_the_same_question_is_found_under_another_system_prompt_spacing_and_case
     assert leaked({"a": "1", "b": "2", "c": "1"}, {"1"}) == ["a", "c"]
 
 
-def test_demonstrations_in_front_do_not_hide_the_question():
+def test_demonstrations_in_front_do_not_hide_the_question() -> None:
     (row,), shots = asked("Where to"), asked("how much", "why", start=5)
     shown = Example(
         id=row.id, prompt=with_demonstrations(row.prompt, shots), target="x", tags={DEMONSTRATIONS: str(len(shots))}
@@ -58,7 +60,7 @@ def test_demonstrations_in_front_do_not_hide_the_question():
     assert question_hash(untagged) != question_hash(row)
 
 
-def test_leaked_rows_are_refused_with_counts_first_ids_and_fix():
+def test_leaked_rows_are_refused_with_counts_first_ids_and_fix() -> None:
     trained = question_hashes(asked("a", "b", "c", "d"))
     with pytest.raises(DataError) as caught:
         refuse_leakage(asked("d", "c", "b", "a", "e"), trained, rows="rows of test.jsonl", trained_name="train.jsonl")

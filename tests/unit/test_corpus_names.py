@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,12 +19,12 @@ from slm_ray.types import Example, Message, Prompt
 TOOLCALL = track("toolcall")
 
 
-def example(text, reference="r", name=None):
+def example(text: Any, reference: Any = "r", name: Any = None) -> Any:
     prompt = prompt_of(TOOLCALL, text)
     return Example(id=name or content_id(prompt, reference), prompt=prompt, target=reference)
 
 
-def test_the_tracks_of_the_house():
+def test_the_tracks_of_the_house() -> None:
     assert {name: (found.primary, len(found.core)) for name, found in TRACKS.items()} == {
         "structured": ("exact_match", 5),
         "toolcall": ("args_exact", 6),
@@ -37,7 +38,7 @@ def test_the_tracks_of_the_house():
         track("structred")
 
 
-def test_a_prompt_hash_forgets_system_spacing_and_case_only():
+def test_a_prompt_hash_forgets_system_spacing_and_case_only() -> None:
     prompt = prompt_of(TOOLCALL, "Add 2\nand  3")
     bare = Prompt(messages=prompt.messages[1:])
     assert prompt_hash(prompt) == prompt_hash(bare) == prompt_hash(prompt_of(TOOLCALL, " add 2 AND 3"))
@@ -45,7 +46,7 @@ def test_a_prompt_hash_forgets_system_spacing_and_case_only():
     assert len(prompt_hash(prompt)) == 16
 
 
-def test_content_ids_and_digests_see_every_character():
+def test_content_ids_and_digests_see_every_character() -> None:
     assert content_id(prompt_of(TOOLCALL, "a"), "b") != content_id(prompt_of(TOOLCALL, "A"), "b")
     rows = [example(str(number)) for number in range(20)]
     whole = digest(rows)
@@ -63,7 +64,7 @@ POOL = [
 ]
 
 
-def test_nearest_goes_by_rare_shared_words():
+def test_nearest_goes_by_rare_shared_words() -> None:
     assert [shot.target for shot in Retriever(POOL).nearest("Request: weather in Oslo", 1)] == ["weather"]
     assert [shot.target for shot in Retriever(POOL).nearest("Request: a flight to Paris", 2)] == [
         "flight",
@@ -74,14 +75,14 @@ def test_nearest_goes_by_rare_shared_words():
     )
 
 
-def test_nearest_never_shows_the_question_itself_and_survives_the_edges():
+def test_nearest_never_shows_the_question_itself_and_survives_the_edges() -> None:
     assert "weather" not in [shot.target for shot in Retriever(POOL).nearest("request: WEATHER in paris  tomorrow", 3)]
     assert Retriever([]).nearest("x", 3) == []
     assert Retriever(POOL).nearest("x", 0) == []
     assert len(Retriever(POOL).nearest("???", 9)) == 3
 
 
-def test_demonstrations_stand_before_the_last_user_turn():
+def test_demonstrations_stand_before_the_last_user_turn() -> None:
     prompt = with_demonstrations(prompt_of(TOOLCALL, "Q"), POOL[:2])
     assert [turn.role for turn in prompt.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [turn.content for turn in prompt.messages[2::2]] == ["flight", "weather"]
@@ -93,7 +94,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(TEXT, TEXT)
-def test_a_content_id_is_the_hash_of_compact_json(text, reference):
+def test_a_content_id_is_the_hash_of_compact_json(text: Any, reference: Any) -> None:
     prompt = prompt_of(TOOLCALL, text)
     plain = json.dumps([prompt.as_dicts(), reference], ensure_ascii=False, separators=(",", ":"))
     assert content_id(prompt, reference) == hashlib.sha256(plain.encode()).hexdigest()[:16]

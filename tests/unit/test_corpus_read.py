@@ -1,6 +1,7 @@
 """Reading rows: every accepted shape, and every bad row named by line with a reason and a fix."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -13,16 +14,16 @@ STRUCTURED = track("structured")
 GOOD = json.dumps({"prompt": "good?", "completion": "{}"})
 
 
-def read(*lines):
+def read(*lines: Any) -> Any:
     return examples(lines, name="rows.jsonl", track=STRUCTURED)
 
 
-def only(row):
+def only(row: Any) -> Any:
     (example,) = read(json.dumps(row))
     return example
 
 
-def refusal(line):
+def refusal(line: Any) -> Any:
     with pytest.raises(DataError) as caught:
         read(GOOD, line)
     return str(caught.value)
@@ -42,7 +43,7 @@ ASSISTANT = {"role": "assistant", "content": "ho"}
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]},
     ],
 )
-def test_every_shape_gives_the_same_example(row):
+def test_every_shape_gives_the_same_example(row: Any) -> None:
     example = only(row)
     assert [(turn.role, turn.content) for turn in example.prompt.messages] == [
         ("system", STRUCTURED.system),
@@ -52,13 +53,13 @@ def test_every_shape_gives_the_same_example(row):
     assert example == only({"prompt": "hi", "completion": "ho"})
 
 
-def test_a_row_keeps_its_own_system_prompt_and_earlier_turns():
+def test_a_row_keeps_its_own_system_prompt_and_earlier_turns() -> None:
     example = only({"messages": [{"role": "system", "content": "mine"}, USER, ASSISTANT, USER, ASSISTANT]})
     assert [turn.role for turn in example.prompt.messages] == ["system", "user", "assistant", "user"]
     assert example.prompt.messages[0].content == "mine"
 
 
-def test_ids_are_the_rows_own_or_stable_content_hashes():
+def test_ids_are_the_rows_own_or_stable_content_hashes() -> None:
     assert only({"id": 7, "prompt": "a", "completion": "b"}).id == "7"
     assert only({"id": "x", "prompt": "a", "completion": "b"}).id == "x"
     first, second = read('{"prompt":"a","completion":"b"}', '{"prompt":"a","completion":"c"}')
@@ -66,19 +67,19 @@ def test_ids_are_the_rows_own_or_stable_content_hashes():
     assert first.id == only({"completion": "b", "prompt": "a"}).id
 
 
-def test_tags_are_copied():
+def test_tags_are_copied() -> None:
     assert only({"prompt": "a", "completion": "b", "tags": {"tool": "t"}}).tags == {"tool": "t"}
     assert only({"prompt": "a", "completion": "b"}).tags == {}
 
 
-def test_a_written_row_reads_back_unchanged():
+def test_a_written_row_reads_back_unchanged() -> None:
     row = {"id": 7, "prompt": "a\u2028é", "completion": "b", "tags": {"tool": "t"}, "group": "g"}
     written = parse(row, STRUCTURED).as_row()
     assert written == row
     assert only(written) == only(row)
 
 
-def test_byte_order_mark_crlf_and_blank_lines_are_tolerated():
+def test_byte_order_mark_crlf_and_blank_lines_are_tolerated() -> None:
     assert len(read("\ufeff" + GOOD + "\r\n", "\r\n", "  ", '{"prompt":"2","completion":"{}"}\r\n')) == 2
 
 
@@ -128,19 +129,19 @@ ROW = {"prompt": "p", "completion": "c"}
         (GOOD, "is already used in line 1"),
     ],
 )
-def test_a_bad_row_is_named_by_line_with_reason_and_fix(line, reason):
+def test_a_bad_row_is_named_by_line_with_reason_and_fix(line: Any, reason: Any) -> None:
     message = refusal(line)
     assert message.startswith("rows.jsonl:2: ")
     assert reason in message
     assert "; " in message and "\n" not in message
 
 
-def test_duplicate_ids_are_refused_even_with_other_content():
+def test_duplicate_ids_are_refused_even_with_other_content() -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:2: the id '7' is already used in line 1; give each row its own"):
         read('{"id": 7, "prompt": "a", "completion": "b"}', '{"id": "7", "prompt": "c", "completion": "d"}')
 
 
-def test_all_bad_rows_are_collected_and_the_first_five_listed():
+def test_all_bad_rows_are_collected_and_the_first_five_listed() -> None:
     with pytest.raises(DataError) as caught:
         read(GOOD, *["nope"] * 7)
     message = str(caught.value)
@@ -149,12 +150,12 @@ def test_all_bad_rows_are_collected_and_the_first_five_listed():
 
 
 @pytest.mark.parametrize("lines", [(), ("", " \n")])
-def test_an_empty_file_is_refused(lines):
+def test_an_empty_file_is_refused(lines: Any) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl: there are no rows"):
         read(*lines)
 
 
-def test_a_group_comes_back_as_a_text_and_an_example_is_written_with_it():
+def test_a_group_comes_back_as_a_text_and_an_example_is_written_with_it() -> None:
     example = only({"prompt": "hi", "completion": "ho", "group": 7})
     assert (example.group, only({"prompt": "hi", "completion": "ho"}).group) == ("7", None)
     written = parse({"prompt": "hi", "completion": "ho", "group": 7}, STRUCTURED).as_row()

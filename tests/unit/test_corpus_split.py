@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -20,38 +21,38 @@ from slm_ray.types import Example, Message, Prompt
 CHAT = track("chat")
 
 
-def parsed(*rows):
+def parsed(*rows: Any) -> Any:
     return [
         parse(row if "messages" in row or "conversations" in row else {"completion": "x"} | row, CHAT) for row in rows
     ]
 
 
-def asks(row):
+def asks(row: Any) -> Any:
     return row.turns[-1].content
 
 
-def rows(count):
+def rows(count: Any) -> Any:
     return parsed(*({"prompt": f"question {number}"} for number in range(count)))
 
 
-def draw(given_rows, validation=3, test=4, train=None, seed=42):
+def draw(given_rows: Any, validation: Any = 3, test: Any = 4, train: Any = None, seed: Any = 42) -> Any:
     return split(given_rows, validation=validation, test=test, train=train, seed=seed)
 
 
-def test_sizes_are_exact_and_nothing_is_lost():
+def test_sizes_are_exact_and_nothing_is_lost() -> None:
     sides = draw(rows(20))
     assert {side: len(found) for side, found in sides.items()} == {"train": 13, "validation": 3, "test": 4}
     assert sorted(asks(row) for found in sides.values() for row in found) == sorted(map(asks, rows(20)))
     assert len(draw(rows(20), train=5)["train"]) == 5
 
 
-def test_the_draw_depends_on_the_seed_and_the_content_only():
+def test_the_draw_depends_on_the_seed_and_the_content_only() -> None:
     assert draw(rows(20)) == draw(rows(20)[::-1])
     assert draw(rows(20)) != draw(rows(20), seed=43)
 
 
 @given(st.lists(st.sampled_from(["a", "A ", "b", " b\n", "c", "d", "e", "f"]), min_size=1, max_size=30))
-def test_no_prompt_stands_on_two_sides(prompts):
+def test_no_prompt_stands_on_two_sides(prompts: Any) -> None:
     try:
         sides = draw(parsed(*({"prompt": prompt} for prompt in prompts)), validation=2, test=2)
     except DataError:
@@ -61,7 +62,7 @@ def test_no_prompt_stands_on_two_sides(prompts):
     assert (len(sides["validation"]), len(sides["test"])) == (2, 2)
 
 
-def test_a_group_too_large_is_cut_and_the_rest_of_it_dropped():
+def test_a_group_too_large_is_cut_and_the_rest_of_it_dropped() -> None:
     pairs = parsed(*({"prompt": f"p{number // 2}"} for number in range(20)))
     sides = draw(pairs, validation=3, test=3, train=5)
     assert [len(found) for found in sides.values()] == [5, 3, 3]
@@ -69,7 +70,7 @@ def test_a_group_too_large_is_cut_and_the_rest_of_it_dropped():
     assert sum(len(found) for found in draw(pairs, validation=3, test=3).values()) == 18
 
 
-def test_rows_are_tied_through_group_and_prompt():
+def test_rows_are_tied_through_group_and_prompt() -> None:
     tied = parsed(
         {"prompt": "p1", "group": "g1"},
         {"prompt": "p2", "group": "g1"},
@@ -81,7 +82,7 @@ def test_rows_are_tied_through_group_and_prompt():
         assert sum(any(row in found for row in tied) for found in sides.values()) == 1
 
 
-def test_both_tracks_of_one_source_split_alike():
+def test_both_tracks_of_one_source_split_alike() -> None:
     tools = [{"name": name, "parameters": {}} for name in "ab"]
     source = [
         {"id": n, "query": f"query {n % 17}", "tools": tools, "answers": [{"name": "ab"[n % 2], "arguments": {}}]}
@@ -92,13 +93,13 @@ def test_both_tracks_of_one_source_split_alike():
     assert ids["structured"] == ids["toolcall"]
 
 
-def test_examples_split_too():
+def test_examples_split_too() -> None:
     lines = [json.dumps({"prompt": f"question {number}", "completion": "x"}) for number in range(20)]
     sides = draw(examples(lines, name="x", track=track("structured")))
     assert len(sides["train"]) == 13
 
 
-def test_one_prompt_in_every_shape_is_one_prompt():
+def test_one_prompt_in_every_shape_is_one_prompt() -> None:
     user, system = {"role": "user", "content": "Ask"}, {"role": "system", "content": "s"}
     answer = {"role": "assistant", "content": "a"}
     same = parsed(
@@ -127,13 +128,13 @@ def test_one_prompt_in_every_shape_is_one_prompt():
         ({"validation": 16}, "asked for train rows, but only 0 of 20"),
     ],
 )
-def test_too_few_rows_are_refused_with_the_fix(sizes, message):
+def test_too_few_rows_are_refused_with_the_fix(sizes: Any, message: Any) -> None:
     with pytest.raises(DataError, match=message) as caught:
         draw(rows(20), **sizes)
     assert "lower `test`, `validation` or `train`, or add rows" in str(caught.value)
 
 
-def test_keep_uses_the_rows_own_split():
+def test_keep_uses_the_rows_own_split() -> None:
     given_rows = parsed(*({"prompt": f"p{side}", "split": side} for side in ("test", "val", "train", "validation")))
     sides = keep(given_rows, name="x")
     assert [len(found) for found in sides.values()] == [1, 2, 1]
@@ -151,17 +152,17 @@ def test_keep_uses_the_rows_own_split():
         ),
     ],
 )
-def test_keep_refuses_unknown_empty_and_leaking_splits(given_rows, message):
+def test_keep_refuses_unknown_empty_and_leaking_splits(given_rows: Any, message: Any) -> None:
     with pytest.raises(DataError, match=message):
         keep(parsed(*given_rows), name="x")
 
 
-def tagged(tools):
+def tagged(tools: Any) -> Any:
     return parsed(*({"prompt": f"question {place}", "tags": {"tool": tool}} for place, tool in enumerate(tools)))
 
 
 @given(st.lists(st.sampled_from("aaabbc"), min_size=20, max_size=60), st.integers(0, 5))
-def test_stratified_sides_have_each_tool_in_proportion(tools, seed):
+def test_stratified_sides_have_each_tool_in_proportion(tools: Any, seed: Any) -> None:
     given_rows = tagged(tools)
     sides = split(given_rows, validation=5, test=8, train=None, seed=seed, stratify="tool")
     assert [len(sides[side]) for side in ("train", "validation", "test")] == [len(tools) - 13, 5, 8]
@@ -176,7 +177,7 @@ def test_stratified_sides_have_each_tool_in_proportion(tools, seed):
     assert again == sides
 
 
-def test_stratifying_keeps_prompts_together_and_sizes_exact():
+def test_stratifying_keeps_prompts_together_and_sizes_exact() -> None:
     given_rows = parsed(*({"prompt": f"p{n // 3}", "tags": {"tool": "ab"[n % 2]}} for n in range(60)))
     for seed in range(5):
         sides = split(given_rows, validation=7, test=10, train=20, seed=seed, stratify="tool")
@@ -185,7 +186,7 @@ def test_stratifying_keeps_prompts_together_and_sizes_exact():
         assert sum(map(len, prompts)) == len(set.union(*prompts))
 
 
-def test_a_tag_that_no_row_has_is_refused_and_one_that_some_lack_is_not():
+def test_a_tag_that_no_row_has_is_refused_and_one_that_some_lack_is_not() -> None:
     with pytest.raises(DataError, match="no row has the tag 'tol'; did you mean 'tool'"):
         split(tagged("aab"), validation=1, test=1, train=None, seed=1, stratify="tol")
     sides = split(tagged("ab" * 5) + rows(10)[5:], validation=3, test=6, train=None, seed=1, stratify="tool")
@@ -193,17 +194,17 @@ def test_a_tag_that_no_row_has_is_refused_and_one_that_some_lack_is_not():
 
 
 @given(st.lists(st.integers(0, 12), min_size=20, max_size=40), st.integers(0, 3))
-def test_rows_of_one_group_stay_together(numbers, seed):
+def test_rows_of_one_group_stay_together(numbers: Any, seed: Any) -> None:
     assume(len(set(numbers)) > 6)
     sides = split(rows(len(numbers)), validation=3, test=3, train=None, seed=seed, groups=numbers)
-    side_of = {}
+    side_of: dict[int, str] = {}
     for side, found in sides.items():
         for row in found:
             assert side_of.setdefault(numbers[int(asks(row).split()[1])], side) == side
     assert len(side_of) == len(set(numbers))
 
 
-def test_rows_alone_split_as_they_did_without_groups():
+def test_rows_alone_split_as_they_did_without_groups() -> None:
     given_rows = rows(40)
     plain = split(given_rows, validation=5, test=6, train=20, seed=3)
     sides, step = counted(given_rows, validation=5, test=6, train=20, seed=3, groups=list(range(40)))
@@ -216,9 +217,9 @@ def test_rows_alone_split_as_they_did_without_groups():
     )
 
 
-def test_moved_rows_are_those_on_another_side_than_alone():
+def test_moved_rows_are_those_on_another_side_than_alone() -> None:
     given_rows = rows(40)
-    sizes = {"validation": 5, "test": 6, "train": None, "seed": 3}
+    sizes: dict[str, Any] = {"validation": 5, "test": 6, "train": None, "seed": 3}
     alone = split(given_rows, **sizes)
     test, train = alone["test"][0], alone["train"][0]
     numbers = list(range(40))
@@ -232,7 +233,7 @@ def test_moved_rows_are_those_on_another_side_than_alone():
     assert step.note == f"{len(moved)} rows moved to keep equal questions on one side"
 
 
-def asked(*questions, system="s", start=0):
+def asked(*questions: Any, system: Any = "s", start: Any = 0) -> Any:
     return [
         Example(
             id=f"r{place}",
@@ -243,7 +244,7 @@ def asked(*questions, system="s", start=0):
     ]
 
 
-def test_what_was_split_with_groups_does_not_leak():
+def test_what_was_split_with_groups_does_not_leak() -> None:
     texts = [" ".join(f"w{(place * 7 + word * word) % 90}" for word in range(25)) for place in range(60)]
     pool = asked(*(text + tail for text in texts for tail in ("", " please", "  ")))
     pool = [Example(id=str(n), prompt=row.prompt, target=str(n)) for n, row in enumerate(pool)]

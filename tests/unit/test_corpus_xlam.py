@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from slm_ray.errors import ConfigError, DataError
 EARLIER = Path(__file__).parents[3] / "shared/data/slm_swap"
 
 
-def row(**changes):
+def row(**changes: Any) -> Any:
     tools = [
         {"name": "add", "description": "Adds.", "parameters": {"b": {"type": "int"}, "a": {"type": "int, optional"}}}
     ]
@@ -25,22 +26,22 @@ def row(**changes):
     return {"query": "Add  2", "tools": tools, "answers": answers} | changes
 
 
-def read(text, *, name="x.json", track="structured") -> tuple[list[ParsedRow], int]:
+def read(text: Any, *, name: Any = "x.json", track: Any = "structured") -> tuple[list[ParsedRow], int]:
     """The good rows and how many were skipped; DataError for bad ones."""
     reader = Reader(track=track_named(track), format_name="xlam")
     rows = list(reader.rows((name, line, value) for line, value in rows_in(text, name)))
     refuse([found for found in rows if isinstance(found, RowError)])
-    return rows, reader.skipped
+    return [row for row in rows if isinstance(row, ParsedRow)], reader.skipped
 
 
-def one(track="structured", **changes):
+def one(track: Any = "structured", **changes: Any) -> Any:
     ((parsed,), _) = read(json.dumps([row(**changes)]), track=track)
     return parsed.as_row()
 
 
 @pytest.mark.skipif(not EARLIER.is_dir(), reason="the earlier system's data (shared/data/slm_swap) is not here")
 @pytest.mark.parametrize("track", ["structured", "toolcall"])
-def test_the_earlier_systems_files_are_reproduced(track):
+def test_the_earlier_systems_files_are_reproduced(track: Any) -> None:
     source = EARLIER / "xlam_rows.json"
     sides = keep(read(source.read_text("utf-8"), name=source.name, track=track)[0], name=source.name)
     assert [len(rows) for rows in sides.values()] == [300, 60, 50]
@@ -50,7 +51,7 @@ def test_the_earlier_systems_files_are_reproduced(track):
         assert ("\n".join(lines) + "\n").encode() == (EARLIER / track / f"{file}.jsonl").read_bytes()
 
 
-def test_the_two_templates():
+def test_the_two_templates() -> None:
     assert one() == {
         "prompt": (
             "Return a JSON object with keys query, tool_name, arguments describing the API call.\nQuery: Add  2\n"
@@ -72,7 +73,7 @@ def test_the_two_templates():
     assert (toolcall["id"], parsed.id, parsed.split, parsed.group) == (7, "7", "val", one()["group"])
 
 
-def test_array_jsonl_and_texts_inside_texts_are_the_same():
+def test_array_jsonl_and_texts_inside_texts_are_the_same() -> None:
     rows = [row(), row(query="Other", tools=json.dumps(row()["tools"]), answers=json.dumps(row()["answers"]))]
     array, _ = read("\ufeff" + json.dumps(rows, indent=1), track="toolcall")
     lines, _ = read("\r\n".join(map(json.dumps, rows)) + "\n", track="toolcall")
@@ -80,7 +81,7 @@ def test_array_jsonl_and_texts_inside_texts_are_the_same():
     assert array[0].target == array[1].target
 
 
-def test_a_row_whose_tool_is_not_listed_is_skipped():
+def test_a_row_whose_tool_is_not_listed_is_skipped() -> None:
     rows = [row(), row(answers=[{"name": "gone", "arguments": {}}])]
     found, skipped = read(json.dumps(rows))
     assert (len(found), skipped) == (1, 1)
@@ -100,7 +101,7 @@ def test_a_row_whose_tool_is_not_listed_is_skipped():
         ({"tools": [{"name": "add", "parameters": {"type": "object", "properties": {}}}]}, "not in xLAM's form"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(changes, reason):
+def test_a_bad_row_is_named_by_its_line(changes: Any, reason: Any) -> None:
     text = "[\n" + json.dumps(row()) + ",\n\n" + json.dumps(row(**changes)) + "\n]"
     with pytest.raises(DataError) as caught:
         read(text, track="toolcall")
@@ -119,12 +120,12 @@ def test_a_bad_row_is_named_by_its_line(changes, reason):
         ("[" * 100_000, "x.json:1:", "not JSON"),
     ],
 )
-def test_a_broken_file_is_named_by_line(text, where, reason):
+def test_a_broken_file_is_named_by_line(text: Any, where: Any, reason: Any) -> None:
     with pytest.raises(DataError) as caught:
         read(text)
     assert where in str(caught.value) and reason in str(caught.value)
 
 
-def test_an_unknown_track_lists_the_templates():
+def test_an_unknown_track_lists_the_templates() -> None:
     with pytest.raises(ConfigError, match="xLAM rows have no template for the track 'chat'"):
         formats.FORMATS["xlam"](row(), track_named("chat"))

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_records import facts
 
 from slm_ray.corpus.tracks import TRACKS, definition
-from slm_ray.costs.cost import Asked, arm, busy_s, cost
+from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
 from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.page.formatting import cost_text
@@ -21,22 +22,31 @@ from slm_ray.records import (
     AnswerResult,
     ArmCost,
     Attempts,
+    Commands,
     CostReport,
+    Digests,
     ExampleSet,
     Machine,
     ModelReport,
     Percentiles,
+    Provenance,
     Report,
     RowResult,
+    TrainingRowCheck,
 )
 from slm_ray.reports.encoding import encode
-from slm_ray.types import Failure, FailureKind, ModelFacts, Usage
+from slm_ray.types import Failure, FailureKind, Usage
 
 LLM, SLM = "azure:big", "served:small"
 GPT = Price(
     name="gpt-x", input_usd_per_mtok=2.0, cached_input_usd_per_mtok=0.5, output_usd_per_mtok=8.0, source="page, 2026"
 )
 PRICES = PriceList(as_of="2026-01-01", models={"gpt-x": GPT})
+ORIGIN = Provenance(
+    rows_in=0, rows_scored=0, requests=0, retries=0, possibly_billed=0, in_doubt=0, refused=0, concurrency=8,
+    training_rows=TrainingRowCheck(checked=(), left_out_of_demonstrations=0),
+    digests=Digests(data="", prompts="", config="", answers=""), versions={}, commands=Commands(reproduce="", resume=""),
+)  # fmt: skip
 MACHINE = Machine(name="one GPU", hourly_usd=0.36, utilisation=0.5)
 
 
@@ -55,16 +65,22 @@ def answer(
     )
 
 
-def facts(spec: str, endpoint: str = "http://127.0.0.1:8000") -> ModelFacts:
-    return parse(spec).facts(endpoint=endpoint, environment={"AZURE_ENDPOINT": "https://NAME.openai.azure.com"})
-
-
 def asked(
-    arms: dict[str, list[AnswerResult]], *, silent: int = 0, concurrency: int | None = 8, **summary: Any
-) -> Asked:
+    arms: dict[str, list[AnswerResult]],
+    *,
+    silent: int = 0,
+    concurrency: int | None = 8,
+    stand_in: bool = False,
+    **summary: Any,
+) -> Evaluation:
     models = {}
     for spec, answers in arms.items():
         model = ModelReport(
+            facts=facts(
+                spec,
+                stand_in=stand_in,
+                **({"billing": "machine", "host": "localhost"} if "@http://localhost" in spec else {}),
+            ),
             n=len(answers),
             metrics={},
             usage=sum((one.usage for one in answers if one.usage), Usage()),
@@ -72,9 +88,7 @@ def asked(
             latency_s=Percentiles(p50=1.0, p95=2.0, p99=3.0),
             failures={},
             served_by=("gpt-x-2026-01-02",) if spec.startswith("azure") else ("small",),
-            stand_in=False,
             trained_on=0,
-            facts=replace(facts(spec), stand_in=summary.get("stand_in", False)),
         )
         models[spec] = replace(model, **summary)
     count = len(next(iter(arms.values())))
@@ -90,12 +104,13 @@ def asked(
         track_definition=definition(TRACKS["structured"]),
         examples=ExampleSet(n=count, digest=""),
         models=models,
+        provenance=None if concurrency is None else replace(ORIGIN, concurrency=concurrency),
     )
-    return Asked(report=report, rows=rows, concurrency=concurrency)
+    return report, rows
 
 
 def one(spec: str, answers: list[AnswerResult], price_as: str | None = None, **options: Any) -> ArmCost:
-    return arm(spec, asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
+    return arm(spec, *asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
 
 
 def both(llm: list[AnswerResult], slm: list[AnswerResult], machine: Machine = MACHINE) -> CostReport:
@@ -163,7 +178,6 @@ def test_what_has_no_price_has_none_and_says_why() -> None:
         "nothing was asked of an endpoint, so nothing was billed": one("recorded:a.jsonl", [answer()]),
         "so nothing was billed": one("fake:echo", [answer()]),
         "nothing was asked of an endpoint": one("baseline:majority", [answer()]),
-        "does not say who bills": one(LLM, [answer()], facts=None),
         "no price for 'gpt-y'": one(LLM, [answer()], served_by=("gpt-y",)),
         "the answers name no model": one(LLM, [answer()], served_by=()),
         "no answer states its usage": one(LLM, [answer(usage=None)]),
@@ -246,11 +260,12 @@ def test_cost_is_finite_and_grows_with_every_price(
     usage = (prompt, completion, min(prompt, cached))
 
     def priced(amount: tuple[float, float, float]) -> ArmCost:
-        named = Price(name="gpt-x", **dict(zip(
-            ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok"), amount, strict=True
-        )))  # fmt: skip
+        asked_usd, cached_usd, answered_usd = amount
+        named = Price(
+            name="gpt-x", input_usd_per_mtok=asked_usd, cached_input_usd_per_mtok=cached_usd, output_usd_per_mtok=answered_usd,
+        )  # fmt: skip
         evaluation = asked({LLM: [answer(value, usage) for value in right]}, silent=silent)
-        return arm(LLM, evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
+        return arm(LLM, *evaluation, prices=PriceList(as_of="", models={"gpt-x": named}), machine=MACHINE)
 
     found = priced(prices)
     json.dumps(encode(found), allow_nan=False)
@@ -281,41 +296,36 @@ def test_break_even_is_where_both_cost_the_same(hourly: float, utilisation: floa
 
 
 @pytest.mark.parametrize(
-    ("spec", "endpoint", "host", "own"),
+    ("host", "own", "words"),
     [
-        ("served:small", "http://127.0.0.1:8000", "127.0.0.1", True),
-        ("served:small", "http://10.1.2.3:8000/v1", "10.1.2.3", True),
-        ("served:small", "https://slm.example.com/v1", "slm.example.com", None),
-        ("served:small", "http://[::1]:8000", "::1", True),
-        ("served:small", "http://8.8.8.8", "8.8.8.8", False),
-        ("azure:big", "", "name.openai.azure.com", False),
-        ("openai:gpt-x", "", "api.openai.com", False),
-        ("openai:m@http://gpubox:8000/v1", "", "gpubox", True),
-        ("openai:claude-3-5-sonnet@20240620", "", "api.openai.com", False),
-        ("openai:claude-3-5-sonnet@20240620+3shot", "", "api.openai.com", False),
-        ("openai:m@https://host.example/v1+3shot", "", "host.example", None),
-        ("recorded:a.jsonl", "", None, True),
+        ("127.0.0.1", True, "127.0.0.1 (your own machine or network)"),
+        ("10.1.2.3", True, "10.1.2.3 (your own machine or network)"),
+        ("gpubox", True, "gpubox (your own machine or network)"),
+        ("::1", True, "::1 (your own machine or network)"),
+        ("8.8.8.8", False, "8.8.8.8 (a vendor)"),
+        ("name.openai.azure.com", False, "name.openai.azure.com (a vendor)"),
+        ("api.openai.com", False, "api.openai.com (a vendor)"),
+        ("slm.example.com", None, "slm.example.com (unknown whose)"),
+        (None, True, "nowhere: no endpoint is asked"),
     ],
 )
-def test_where_rows_go(spec: str, endpoint: str, host: str | None, own: bool | None) -> None:
-    where = goes_to(facts(spec, endpoint))
-    assert (where.host, where.on_premise) == (host, own)
-
-
-def test_a_report_that_does_not_say_where_rows_went_is_not_guessed_at() -> None:
-    assert (goes_to(None).host, goes_to(None).on_premise) == (None, None)
-
-
-def test_a_model_of_another_vendor_with_an_at_sign_in_its_name_is_paid_by_the_token() -> None:
-    for spec in ("openai:claude-3-5-sonnet@20240620", "openai:claude-3-5-sonnet@20240620+3shot"):
-        found = one(spec, [answer()] * 2, served_by=("gpt-x",))
-        assert (found.kind, found.goes_to.host, found.goes_to.words) == (
-            "tokens", "api.openai.com", "api.openai.com (a vendor)",
-        )  # fmt: skip
+def test_where_rows_go(host: str | None, own: bool | None, words: str) -> None:
+    found = goes_to(facts("served:m", host=host))
+    assert (found.host, found.on_premise, found.words) == (host, own, words)
+    if host:
+        assert goes_to(facts("azure:m", host=host, stand_in=True)).words.startswith("a local stand-in")
 
 
 def test_a_host_is_read_without_user_port_and_path() -> None:
     assert host_of("https://user:word@Host.Example:443/a/b?c@d") == "host.example"
+
+
+@pytest.mark.parametrize("spec", ["openai:claude-3-5-sonnet@20240620", "openai:claude-3-5-sonnet@20240620+3shot"])
+def test_a_name_with_a_date_behind_an_at_is_no_machine_of_one_s_own(spec: str) -> None:
+    report, rows = asked({spec: [answer()]}, served_by=("gpt-x",))
+    model = replace(report.models[spec], facts=parse(spec).facts(endpoint="http://127.0.0.1:8000", environment={}))
+    found = arm(spec, replace(report, models={spec: model}), rows, prices=PRICES, machine=MACHINE)
+    assert (found.kind, found.goes_to.host, found.goes_to.on_premise) == ("tokens", "api.openai.com", False)
 
 
 def test_an_openai_endpoint_of_one_s_own_is_a_machine() -> None:

@@ -1,5 +1,6 @@
 """Documents are true: commands run or say why not, settings, links, modules and functions that they name exist."""
 
+import ast
 import os
 import re
 import shlex
@@ -25,6 +26,7 @@ PAGES = sorted(
 )
 JOBS = {job.name: job for job in reference.jobs()}
 _BLOCK = re.compile(r"(?:^<!-- (?P<marker>.*?) -->\n)?^```bash\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -132,8 +134,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_tests_that_a_page_names_exist(page: Path) -> None:
-    named = re.findall(r"tests/[\w/]+\.py", page.read_text(encoding="utf-8"))
-    assert [name for name in named if not (ROOT / name).is_file()] == []
+    for path, name in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).is_file(), f"{page.name}: no {path}"
+        assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8"), f"{page.name}: no {name} in {path}"
 
 
 def test_every_page_has_a_place_in_the_menu() -> None:
@@ -142,10 +145,81 @@ def test_every_page_has_a_place_in_the_menu() -> None:
     assert set(re.findall(r"[\w/-]+\.md", menu)) == pages
 
 
+def defined(tree: ast.AST) -> dict[str, ast.AST]:
+    """The names that a module or a class defines or imports."""
+    names: dict[str, ast.AST] = {}
+    for node in getattr(tree, "body", []):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names[node.name] = node
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name: node for alias in node.names}
+    return names
+
+
+def missing(name: str) -> str | None:
+    """What is not there of `room.module.Class.method`; None when all of it is."""
+    place, parts = ROOT / "slm_ray", name.split(".")
+    while parts and (place / parts[0]).is_dir():
+        place /= parts.pop(0)
+    if not parts:
+        return None
+    file = place / "__init__.py"
+    if (place / f"{parts[0]}.py").is_file():
+        file = place / f"{parts.pop(0)}.py"
+    tree: ast.AST = ast.parse(file.read_text(encoding="utf-8"))
+    for part in parts:
+        names = defined(tree)
+        if part not in names:
+            return f"{part} of {name}, looked for in {file.relative_to(ROOT)}"
+        tree = names[part]
+    return None
+
+
+def rooms() -> set[str]:
+    return {
+        path.stem for path in (ROOT / "slm_ray").iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()
+    }
+
+
+@pytest.mark.parametrize("page", ["docs/explanation/architecture.md", "docs/explanation/asking.md", "CONTRIBUTING.md"])
+def test_the_modules_functions_and_files_that_a_page_names_exist(page: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = _CODE.findall(text)
+    dotted = [name for name in names if re.fullmatch(r"[a-z_]+(\.\w+)+", name) and name.partition(".")[0] in rooms()]
+    files = [name for name in names if re.fullmatch(r"[\w./-]+\.(py|yaml|yml|toml|txt|sh|j2|md)", name) and "/" in name]
+    folders = [name for name in names if re.fullmatch(r"[\w./-]+/", name)]
+    assert dotted or files
+    assert [problem for name in dotted if (problem := missing(name))] == []
+    for name in (*files, *folders):
+        assert (ROOT / name).exists() or (ROOT / "slm_ray" / name).exists(), f"{page}: no {name}"
+
+
+def test_a_name_that_is_not_there_is_noticed() -> None:
+    assert missing("config.load.load") is None
+    assert missing("types.Prompt.as_dicts") is None
+    assert missing("config.load.lod")
+    assert missing("types.Prompt.as_tuples")
+
+
 def test_readme_is_short_and_starts_with_what_to_do() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150
     assert any("examples/tickets/prepare.yaml" in line for line in lines[:40])
+
+
+def test_readme_names_every_folder_of_the_repository() -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    if not tracked:
+        pytest.skip("no git repository here")
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What lies where")[2].partition("\n## ")[0]
+    folders = {path.split("/")[0] for path in tracked if "/" in path and not path.startswith(".")}
+    packages = {path.split("/")[1] for path in tracked if path.startswith("slm_ray/") and path.count("/") > 1}
+    assert sorted(name for name in folders | packages if f"{name}/" not in tree) == []
+    named = set(re.findall(r"([\w.]+)/", tree))
+    assert sorted(named - folders - packages - {"how-to"}) == []
 
 
 def test_every_job_and_every_setting_is_in_the_reference() -> None:

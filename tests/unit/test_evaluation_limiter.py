@@ -67,7 +67,8 @@ def simulate(
     now_s, order, jitter = 0.0, itertools.count(), random.Random(seed)
     limiter = AimdLimiter(clock_s=lambda: now_s)
     events: list[tuple[float, int, str, int]] = []
-    passed, limited = [], []
+    passed: list[float] = []
+    limited: list[float] = []
     waiting, out, queued, next_s, looks_s = rows, 0, 0, -math.inf, -math.inf
 
     def later(delay_s: float, what: str, number: int = 0) -> None:

@@ -46,9 +46,9 @@ def display(console: Console, *, no_progress_bar: bool = False) -> ProgressDispl
         completion = Completion(text=None if failure else "{}", failure=failure, attempts=2 if failure else 1)
         shown.add(spec, completion, example_id=row, primary=primary or 0.0, fresh=fresh)
 
-    for row, (llm, slm) in enumerate([(1.0, 1.0), (0.0, 1.0)]):
-        add("azure:", str(row), llm, fresh=False)
-        add("served:m:a", str(row), slm, fresh=True)
+    for row, (llm_primary, slm_primary) in enumerate([(1.0, 1.0), (0.0, 1.0)]):
+        add("azure:", str(row), llm_primary, fresh=False)
+        add("served:m:a", str(row), slm_primary, fresh=True)
     add("served:m:a", "2", None, fresh=True)
     slm = shown.stats["served:m:a"]
     slm.in_flight, slm.limit, slm.limit_per_s, slm.rejections = 1, 3, 12.5, 7

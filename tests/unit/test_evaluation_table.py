@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from plain_records import facts
+
 from slm_ray.evaluation.table import summary
 from slm_ray.records import (
     Commands,
@@ -30,18 +32,19 @@ def reported(*models: ModelReport, provenance: Provenance | None = None) -> Repo
 
 
 ASKED = ModelReport(
+    facts=facts("azure:", stand_in=True),
     n=4, metrics={"exact_match": 0.5}, latency_s=Percentiles(p50=0.25), usage=Usage(prompt_tokens=10, completion_tokens=2),
-    failures={"error": 1}, served_by=(), stand_in=True, trained_on=0,
+    failures={"error": 1}, served_by=(), trained_on=0,
 )  # fmt: skip
 ORIGIN = Provenance(
-    rows_in=4, rows_scored=4, requests=8, retries=3, possibly_billed=89, in_doubt=1, refused=2,
+    rows_in=4, rows_scored=4, requests=8, retries=3, possibly_billed=89, in_doubt=1, refused=2, concurrency=8,
     training_rows=TrainingRowCheck(checked=(), left_out_of_demonstrations=0),
     digests=Digests(data="", prompts="", config="", answers=""), versions={}, commands=Commands(reproduce="", resume=""),
 )  # fmt: skip
 
 
 def test_the_summary_marks_stand_ins_and_gaps() -> None:
-    lines = summary(reported(ASKED, replace(ASKED, stand_in=False, failures={}))).splitlines()
+    lines = summary(reported(ASKED, replace(ASKED, facts=facts("served:m"), failures={}))).splitlines()
     assert lines[0].split() == ["structured,", "4", "rows", "azure:", "[STAND-IN]", "served:m"]
     assert lines[1].split() == ["exact_match", "0.500", "0.500"]
     assert lines[-1].split() == ["failures", "1", "error", "0"]

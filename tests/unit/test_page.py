@@ -11,10 +11,11 @@ import re
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
-from plain_records import plain, record
+from plain_records import facts, plain, record
 
 from slm_ray.page.charts import daily, ticks
 from slm_ray.records import CostReport
@@ -25,34 +26,35 @@ VOID = {"meta", "input", "br", "link", "img"}
 class Document(HTMLParser):
     """Elements as (tag, attributes, text inside), in the order they end."""
 
-    def __init__(self, html):
+    def __init__(self, html: Any) -> None:
         super().__init__()
-        self.elements, self.open = [], []
+        self.elements: list[Any] = []
+        self.open: list[Any] = []
         self.feed(html)
         assert not self.open, "every element is closed"
 
-    def handle_starttag(self, tag, attrs):
+    def handle_starttag(self, tag: Any, attrs: Any) -> None:
         if tag in VOID:
             self.elements.append((tag, dict(attrs), ""))
         else:
             self.open.append((tag, dict(attrs), []))
 
-    def handle_startendtag(self, tag, attrs):
+    def handle_startendtag(self, tag: Any, attrs: Any) -> None:
         self.elements.append((tag, dict(attrs), ""))
 
-    def handle_endtag(self, tag):
+    def handle_endtag(self, tag: Any) -> None:
         name, attrs, texts = self.open.pop()
         assert name == tag
         self.elements.append((name, attrs, "".join(texts)))
         if tag in {"td", "th"}:
             self.handle_data(" ")
 
-    def handle_data(self, data):
+    def handle_data(self, data: Any) -> None:
         within = self.open[-1:] if self.open and self.open[-1][0] == "script" else self.open  # what is no text to read
         for _, _, texts in within:
             texts.append(data)
 
-    def all(self, tag, css_class=None):
+    def all(self, tag: Any, css_class: Any = None) -> Any:
         return [
             e
             for e in self.elements
@@ -64,7 +66,7 @@ HTML = render(sample())
 DOCUMENT = Document(HTML)
 
 
-def blocks(document):
+def blocks(document: Any) -> Any:
     found = [(a, text) for _, a, text in document.all("script") if a.get("type") == "application/json"]
     return [json.loads(gzip.decompress(base64.b64decode(text)) if "data-packed" in a else text) for a, text in found]
 
@@ -73,23 +75,23 @@ def blocks(document):
 (BODY,) = (text for _, _, text in DOCUMENT.all("body"))
 
 
-def test_the_same_data_gives_the_same_bytes():
+def test_the_same_data_gives_the_same_bytes() -> None:
     assert render(sample()) == HTML
     assert HTML.startswith("<!doctype html>")
 
 
-def test_a_hostile_answer_is_only_text():
+def test_a_hostile_answer_is_only_text() -> None:
     assert "onerror" in HTML and "<img" not in HTML and HTML.count("<script") == 2 and HTML.count("</script") == 2
     assert HOSTILE in [answer.get("t") for row in ROWS["rows"] for answer in row["a"]]
     assert "{{ 7*7 }}" in HTML
 
 
 @pytest.mark.parametrize("place", ["title", "run_dir", "stand_in_note", "client_snippet"])
-def test_every_text_is_escaped(place):
+def test_every_text_is_escaped(place: Any) -> None:
     assert HOSTILE in Document(render(sample() | {place: HOSTILE})).all("html")[0][2]
 
 
-def test_specs_tags_reasons_and_issue_names_are_escaped():
+def test_specs_tags_reasons_and_issue_names_are_escaped() -> None:
     data = sample()
     track = data["tracks"][0]
     track["rows"][0]["tags"] = {HOSTILE: HOSTILE}
@@ -102,7 +104,7 @@ def test_specs_tags_reasons_and_issue_names_are_escaped():
     assert found.all("script")[-1] == DOCUMENT.all("script")[-1], "the one script that runs is the page's own"
 
 
-def test_nothing_is_loaded_and_nothing_runs():
+def test_nothing_is_loaded_and_nothing_runs() -> None:
     for tag, attributes, _ in DOCUMENT.elements:
         assert tag not in {"link", "img", "iframe", "object", "embed", "form", "base"}
         for name, value in attributes.items():
@@ -112,7 +114,7 @@ def test_nothing_is_loaded_and_nothing_runs():
     assert "url(" not in style[2] and "@import" not in style[2]
 
 
-def test_the_policy_allows_exactly_the_pages_own_style():
+def test_the_policy_allows_exactly_the_pages_own_style() -> None:
     (policy,) = (a["content"] for _, a, _ in DOCUMENT.all("meta") if a.get("http-equiv") == "Content-Security-Policy")
     (style,) = DOCUMENT.all("style")
     digest = base64.b64encode(hashlib.sha256(style[2].encode()).digest()).decode()
@@ -123,7 +125,7 @@ def test_the_policy_allows_exactly_the_pages_own_style():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|https?:", script)
 
 
-def test_verdicts_come_in_words_with_their_rule_and_reasons():
+def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
     first, second = (text for _, _, text in DOCUMENT.all("article"))
     assert "Swap" in first and "fine-tune" in first and "Inconclusive" in second
     assert "Rule fixed beforehand: paired, delta 0.02" in " ".join(first.split())
@@ -132,7 +134,7 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons():
             assert all(sentence in BODY for sentence in decision["decision"]["because"])
 
 
-def test_every_number_is_there():
+def test_every_number_is_there() -> None:
     for track in sample()["tracks"]:
         for report in track["reports"].values():
             assert report["examples"]["digest"] in BODY
@@ -152,7 +154,7 @@ def test_every_number_is_there():
         assert text in BODY
 
 
-def test_undefined_is_a_dash_and_never_zero_or_nan():
+def test_undefined_is_a_dash_and_never_zero_or_nan() -> None:
     cells = [text.split() for _, _, text in DOCUMENT.all("tr", "extra")]
     assert ["args_keys_match", *["–"] * 5] in cells, "three arms and two gaps on test rows"
     assert ["args_keys_match", *["–"] * 3] in cells, "two arms and one gap on validation rows"
@@ -164,7 +166,7 @@ def test_undefined_is_a_dash_and_never_zero_or_nan():
         assert not re.search(r"\b(nan|None|inf|undefined %)\b", text)
 
 
-def test_a_stand_in_is_named_in_every_strip_table_chart_and_row():
+def test_a_stand_in_is_named_in_every_strip_table_chart_and_row() -> None:
     for tag, css_class in (("article", None), ("table", None), ("svg", None), ("div", "decision")):
         found = DOCUMENT.all(tag, css_class)
         assert found
@@ -173,7 +175,7 @@ def test_a_stand_in_is_named_in_every_strip_table_chart_and_row():
     assert [arm["standIn"] for arm in ROWS["arms"]] == [True, False, False]
 
 
-def test_a_real_llm_is_not_called_a_stand_in():
+def test_a_real_llm_is_not_called_a_stand_in() -> None:
     data = sample() | {"stand_in_note": None}
     for track in data["tracks"]:
         for decision in track["decisions"]:
@@ -181,14 +183,14 @@ def test_a_real_llm_is_not_called_a_stand_in():
             decision["decision"]["because"] = ["because."]
         for report in track["reports"].values():
             report["models"] = {"azure:large": report["models"].pop(LLM), **report["models"]}
-            report["models"]["azure:large"] |= {"stand_in": False, "served_by": ["large-2024"]}
+            report["models"]["azure:large"] |= {"facts": plain(facts("azure:large")), "served_by": ["large-2024"]}
         for row in track["rows"]:
             row["models"]["azure:large"] = row["models"].pop(LLM)
     assert "stand-in" not in Document(render(data)).all("body")[0][2]
     assert "stand-in" in Document(render(data | {"stand_in_note": "It was."})).all("article")[0][2]
 
 
-def test_filters_count_and_rows_know_theirs():
+def test_filters_count_and_rows_know_theirs() -> None:
     labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a.get("for", "")]
     assert labels == [
         "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0",
@@ -204,7 +206,7 @@ def test_filters_count_and_rows_know_theirs():
     assert found["open"] == 0, "not one that is drawn only when the list is scrolled"
 
 
-def test_a_refusal_is_its_own_outcome():
+def test_a_refusal_is_its_own_outcome() -> None:
     data = sample()
     refused = {"kind": "refused", "reason": "content filter", "status": None}
     data["tracks"][0]["rows"][0]["models"][LLM] |= {"text": None, "failure": refused}
@@ -214,7 +216,7 @@ def test_a_refusal_is_its_own_outcome():
     assert (row["a"][0]["o"], row["a"][0]["f"]) == ("refused", "refused: content filter")
 
 
-def test_wrong_lines_are_marked_and_failures_say_why():
+def test_wrong_lines_are_marked_and_failures_say_why() -> None:
     marked = {
         answer["t"].split("\n")[line].strip()
         for row in ROWS["rows"]
@@ -226,7 +228,7 @@ def test_wrong_lines_are_marked_and_failures_say_why():
     assert "truncated: stopped at 256 tokens" in [answer.get("f") for row in ROWS["rows"] for answer in row["a"]]
 
 
-def test_rows_carry_what_an_export_needs_byte_for_byte():
+def test_rows_carry_what_an_export_needs_byte_for_byte() -> None:
     for row, source in zip(ROWS["rows"], sample()["tracks"][0]["rows"], strict=True):
         assert row.get("xr", row["x"]) == source["target"]
         turns = [*ROWS["earlier"][row["e"]], ["user", row["q"]]]
@@ -236,7 +238,7 @@ def test_rows_carry_what_an_export_needs_byte_for_byte():
             assert answer.get("tr", answer.get("t")) == source["models"][spec]["text"]
 
 
-def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons():
+def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons() -> None:
     for text in (
         "a stand-in has no price",
         "127.0.0.1 (your own machine or network)",
@@ -252,7 +254,7 @@ def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons():
     assert "If not all, how much?" not in plain and "rows go to" not in plain and "no price" in plain
 
 
-def test_a_thousand_rows_stay_below_five_megabytes():
+def test_a_thousand_rows_stay_below_five_megabytes() -> None:
     data = sample()
     track = data["tracks"][0]
     track["rows"] = [{**row, "id": f"{row['id']}-{turn}"} for turn in range(170) for row in track["rows"]]
@@ -265,11 +267,11 @@ def test_a_thousand_rows_stay_below_five_megabytes():
     assert [row.get("xr", row["x"]) for row in found["rows"]] == [row["target"] for row in track["rows"]]
 
 
-def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes():
+def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes() -> None:
     chance = random.Random(42)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(5000)]
 
-    def text(tokens):
+    def text(tokens: Any) -> Any:
         return " ".join(chance.choices(words, k=tokens))
 
     data = sample()
@@ -283,7 +285,7 @@ def test_a_thousand_rows_of_words_that_hardly_repeat_stay_below_five_megabytes()
     assert len(render(data).encode()) < 5_000_000
 
 
-def test_what_a_page_is_made_of_is_installed_with_the_package():
+def test_what_a_page_is_made_of_is_installed_with_the_package() -> None:
     root = Path(__file__).parents[2]
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["slm_ray"]
     files = [path.relative_to(root / "slm_ray") for path in (root / "slm_ray" / "page").iterdir() if path.is_file()]
@@ -293,7 +295,7 @@ def test_what_a_page_is_made_of_is_installed_with_the_package():
     assert left == []
 
 
-def test_guardrails_and_slices_stand_with_their_bounds_and_how_they_are_read():
+def test_guardrails_and_slices_stand_with_their_bounds_and_how_they_are_read() -> None:
     data = sample()
     final = data["tracks"][0]["decisions"][-1]
     final["comparison"]["guardrails"] = {
@@ -322,12 +324,14 @@ def test_guardrails_and_slices_stand_with_their_bounds_and_how_they_are_read():
     assert "What else has to hold" not in Document(render(data)).all("body")[0][2], "the point rule has no guards"
 
 
-def test_the_break_even_is_drawn_where_both_lines_cross():
+def test_the_break_even_is_drawn_where_both_lines_cross() -> None:
     chart = daily(priced(break_even=2640.0))
+    assert chart is not None
     assert chart["even"]["requests"] == 2640.0
     assert abs(chart["even"]["y"] - float(chart["slm"].split()[1].split("H")[0])) < 0.2, "on the first machine's line"
     assert chart["machines"] == 2 and chart["slm"].count("V") == 1, "one machine is full before twice that volume"
     never = daily(priced(break_even=None))
+    assert never is not None
     assert never["even"] is None and never["machines"] == 4 and never["slm"].count("V") == 3
     assert daily(record(CostReport, sample()["tracks"][0]["cost"])) is None, "a stand-in has no price"
     data = sample()
@@ -336,14 +340,14 @@ def test_the_break_even_is_drawn_where_both_lines_cross():
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-0.06, 0.11), (0, 12345), (0, 0.0037), (-1, -0.9), (0, 7e-9)])
-def test_ticks_are_few_round_and_inside(low, high):
+def test_ticks_are_few_round_and_inside(low: Any, high: Any) -> None:
     found = ticks(low, high)
     assert 2 <= len(found) <= 8 and found == sorted(set(found))
     assert all(low <= tick <= high + 1e-12 for tick in found)
     assert ticks(1, 1) == []
 
 
-def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands():
+def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() -> None:
     data = sample()
     report = data["tracks"][0]["reports"]["test"]
     report["provenance"] = provenance(rows_scored=99)
@@ -363,7 +367,7 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands():
     assert any("100 rows in = 99 scored" in one for one in doubts), "rows that are missing are not ticked"
 
 
-def test_missing_rows_and_leaks_are_not_ticked():
+def test_missing_rows_and_leaks_are_not_ticked() -> None:
     data = sample()
     data["tracks"][0]["reports"]["test"]["models"][ADAPTER] |= {"n": 98, "trained_on": 3}
     doubts = [text for _, _, text in Document(render(data)).all("li", "no")]
@@ -373,7 +377,7 @@ def test_missing_rows_and_leaks_are_not_ticked():
     ]
 
 
-def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_page():
+def test_a_loop_that_only_validated_and_one_that_decided_nothing_still_have_a_page() -> None:
     data = sample()
     only = data["tracks"][0]
     only |= {
@@ -402,7 +406,7 @@ def test_a_hypothetical_cost_of_a_mixture_is_said_to_be() -> None:
     assert "USD per 1,000 requests, hypothetical" in Document(render(data)).all("body")[0][2]
 
 
-def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file():
+def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file() -> None:
     data = sample()
     data["tracks"][0]["rows"][0]["models"][BASE]["text"] = "a\ud83d\x00\r\u2028 z"
     data["tracks"][0]["decisions"][0]["decision"]["because"] = ["\ud83d"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from slm_ray.config import PrepareConfig
-from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.errors import ConfigError, DataError
 from slm_ray.prepare import SPLITS, Prepared, prepare
 from slm_ray.tasks import open_track
 
@@ -194,7 +194,9 @@ def test_an_out_dir_that_is_a_file_or_lies_under_one_is_refused_before_anything_
     tmp_path: Path, below: str
 ) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(ResourceError, match=r"cannot write to .*out: it is no folder; pick a folder") as caught:
+    with pytest.raises(
+        ConfigError, match=r"out_dir '.*' can be no folder of results: .*is a file; give a folder"
+    ) as caught:
         prepare(PrepareConfig(source=str(tmp_path / "nowhere"), track="chat", out_dir=str(tmp_path / "out" / below)))
     assert "\n" not in str(caught.value)
     assert (tmp_path / "out").read_text() == "mine"
@@ -204,7 +206,7 @@ def test_an_out_dir_without_access_is_refused_before_anything_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.access", lambda *_: False)  # what a read-only disk says, even to root
-    with pytest.raises(ResourceError, match=r"cannot write to .*: no access; pick a folder that you may write to"):
+    with pytest.raises(ConfigError, match=r"out_dir '.*' can be no folder of results: .* is read-only for this user"):
         prepare(PrepareConfig(source=str(tmp_path / "nowhere"), track="chat", out_dir=str(tmp_path / "out" / "a")))
     assert not (tmp_path / "out").exists()
 

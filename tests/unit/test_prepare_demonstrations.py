@@ -18,7 +18,9 @@ TOPICS = ("weather in Oslo", "price of tea", "train to Rome")
 
 
 def run(tmp_path: Path, name: str, **settings: Any) -> Prepared:
-    rows = [{"prompt": f"{TOPICS[n % 3]} on day {n}", "completion": f"answer {n}"} for n in range(40)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{TOPICS[n % 3]} on day {n}", "completion": f"answer {n}"} for n in range(40)
+    ]
     rows.append({"messages": [{"role": "system", "content": "Own rules."}, {"role": "user", "content": "hello"},
                               {"role": "assistant", "content": "hi"}, {"role": "user", "content": "price of tea on Monday"},
                               {"role": "assistant", "content": "two"}]})  # fmt: skip

@@ -16,7 +16,7 @@ from slm_ray.prepare import prepare
 from slm_ray.prepare.shards import Shard
 from slm_ray.types import Example
 
-FILES = {
+FILES: dict[str, list[Any]] = {
     "a.jsonl": [
         {"prompt": "grüße\u2028 und 👩‍👩‍👧", "completion": "ok", "id": 2**63 - 1, "tags": {"tool": "a"}},
         {"messages": [{"role": "user", "content": "m"}, {"role": "assistant", "content": "n"}], "group": 7},

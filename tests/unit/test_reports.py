@@ -11,28 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from plain_records import build
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError, DataError
-from slm_ray.providers import parse
-from slm_ray.records import ComparisonReport, DeclaredRule
-from slm_ray.reports.build import build
+from slm_ray.records import Commands, ComparisonReport, DeclaredRule, Digests, Provenance, TrainingRowCheck
 from slm_ray.reports.compare import compare_reports, comparison_text, load_prices, write_comparison
 from slm_ray.reports.files import declare, load_report, write_report
-from slm_ray.types import Completion, Example, ModelFacts, Usage
+from slm_ray.types import Completion, Example, Usage
 
 ROOT = Path(__file__).parents[2]
 PRICES = str(ROOT / "data/prices.yaml")
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
-
-
-def facts(spec: str) -> ModelFacts:
-    environment = {"AZURE_ENDPOINT": "https://mine.openai.azure.com"}
-    return parse(spec).facts(endpoint="http://127.0.0.1:8000", environment=environment)
+ORIGIN = Provenance(
+    rows_in=200, rows_scored=200, requests=400, retries=0, possibly_billed=0, in_doubt=0, refused=0, concurrency=8,
+    training_rows=TrainingRowCheck(checked=(), left_out_of_demonstrations=0),
+    digests=Digests(data="", prompts="", config="", answers=""), versions={}, commands=Commands(reproduce="", resume=""),
+)  # fmt: skip
 
 
 def written(
@@ -54,12 +53,7 @@ def written(
             logprob=(-0.1 if sure else -2.0) - i / 10_000 if logprobs else None,
         )  # fmt: skip
     report, scores = build(TRACK, rows, {LLM: large, SLM: small}, trained_on={SLM: trained_on})
-    models = {spec: replace(model, facts=facts(spec)) for spec, model in report.models.items()}
-    report = replace(report, models=models)
-    write_report(folder, report, scores)
-    storage.write_text(
-        folder / "config.yaml", "endpoint: http://127.0.0.1:8000\ngeneration: {concurrency: 8, max_tokens: 100}\n"
-    )
+    write_report(folder, replace(report, provenance=ORIGIN), scores)
     return folder
 
 
@@ -82,12 +76,12 @@ def run(report: Path, **changes: Any) -> ComparisonReport:
     return compare_reports(config(report, **changes))
 
 
-def test_cost_comes_from_the_usage_and_from_the_run_s_own_config(held_out: Path) -> None:
+def test_cost_comes_from_the_usage_and_from_what_providers_said(held_out: Path) -> None:
     found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
     llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
     assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
-    assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "mine.openai.azure.com", False)
+    assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "name.openai.azure.com", False)
     assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
     assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
     assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
@@ -136,7 +130,6 @@ def test_the_two_models_may_come_from_two_reports(validation: Path, held_out: Pa
         storage.write_jsonl(
             tmp_path / name / "scores.jsonl", [{**row, "models": {spec: row["models"][spec]}} for row in rows]
         )
-        shutil.copy(held_out / "config.yaml", tmp_path / name)
     apart = run(tmp_path / "llm", other_report=str(tmp_path / "slm"), validation_report=str(validation))
     assert apart == whole
 
@@ -287,7 +280,7 @@ def test_a_report_is_read_as_it_was_written(held_out: Path, tmp_path: Path) -> N
         ({"schema_version": None}, "schema_version is None and not 1"),
         ({"track_definition": {"name": "x", "wording": "y"}}, r"track_definition is no track \(.*'wording'.*\)"),
         ({"examples": {"n": "200", "digest": "x"}}, r"examples\.n: Expected `int`, got `str`"),
-        ({"models": {LLM: {"n": 1}}}, r"models\[\.\.\.\]: Object missing required field `metrics`"),
+        ({"models": {LLM: {"n": 1}}}, r"models\[\.\.\.\]: Object missing required field `facts`"),
     ],
 )
 def test_a_report_that_is_none_names_file_key_and_fix(held_out: Path, change: dict[str, Any], said: str) -> None:

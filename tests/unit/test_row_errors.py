@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,7 +22,7 @@ TOOL = {"name": "find", "description": "d", "parameters": {"a": {"type": "int"}}
 ROW = {"prompt": "p", "completion": "c"}
 
 
-def called(*calls):
+def called(*calls: Any) -> Any:
     return {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"function": c} for c in calls]}]}
 
 
@@ -70,7 +71,7 @@ ELSEWHERE = {
 GOOD = [{"id": "good", "prompt": "good?", "completion": "yes"}, {"prompt": "twice", "completion": "c"}]
 
 
-def named(name):
+def named(name: Any) -> Any:
     if name != "mood":
         return track(name)
     return type(track("classify"))(
@@ -78,13 +79,13 @@ def named(name):
     )
 
 
-def read(rows, name="structured", format_name=AUTO):
+def read(rows: Any, name: Any = "structured", format_name: Any = AUTO) -> Any:
     raw = ((f"{name}.jsonl", number, row) for number, row in enumerate(rows, start=1))
     return list(Reader(track=named(name), format_name=format_name).rows(raw))
 
 
 @pytest.mark.parametrize(("kind", "name", "row"), CASES, ids=[kind for kind, _, _ in CASES])
-def test_every_kind_is_told_with_place_reason_and_fix(kind, name, row):
+def test_every_kind_is_told_with_place_reason_and_fix(kind: Any, name: Any, row: Any) -> None:
     good = GOOD if name != "gsm8k" and name != "mood" else []
     *before, problem = read([*good, row], name)
     assert all(isinstance(found, ParsedRow) for found in before)
@@ -93,24 +94,25 @@ def test_every_kind_is_told_with_place_reason_and_fix(kind, name, row):
     assert problem.reason and problem.fix and "\n" not in str(problem)
 
 
-def test_every_kind_has_a_case():
+def test_every_kind_has_a_case() -> None:
     assert {kind for kind, _, _ in CASES} == KINDS.keys() - ELSEWHERE
     assert len(KINDS) >= 14
 
 
-def test_a_label_that_is_nearly_right_is_suggested():
+def test_a_label_that_is_nearly_right_is_suggested() -> None:
     (problem,) = read([{"text": "t", "label": "gald"}], "mood")
     assert "did you mean 'glad'?" in problem.fix
 
 
-def test_the_fix_alone_says_which_key_to_add():
+def test_the_fix_alone_says_which_key_to_add() -> None:
     (problem,) = read([{"prompt": "p"}])
     assert problem.fix == "add 'completion'"
 
 
-def test_an_equal_row_in_another_file_is_named_with_that_file():
+def test_an_equal_row_in_another_file_is_named_with_that_file() -> None:
     raw = [("a.jsonl", 4, dict(ROW)), ("b.jsonl", 9, dict(ROW))]
     _, problem = Reader(track=track("structured")).rows(raw)
+    assert isinstance(problem, RowError)
     assert (problem.kind, problem.file, problem.line) == ("duplicate_content", "b.jsonl", 9)
     assert "line 4 of a.jsonl" in problem.reason
 
@@ -148,7 +150,7 @@ ROWS = st.one_of(CHATS, FLAT, CHATS.map(json.dumps), VALUES.map(json.dumps), VAL
 XLAM = st.fixed_dictionaries({"query": WORDS, "tools": VALUES | st.just([TOOL]), "answers": VALUES | st.just([CALL])})
 
 
-def check(found):
+def check(found: Any) -> None:
     if isinstance(found, ParsedRow):
         turns = found.prompt.messages
         assert turns[-1].role == "user" and found.target.strip()
@@ -162,32 +164,32 @@ def check(found):
     name=st.sampled_from([*TRACKS, "mood"]),
     format_name=st.sampled_from([AUTO, *(FORMATS.keys() - {"xlam", "template"})]),
 )
-def test_whatever_a_row_holds_it_is_an_example_or_a_problem(row, name, format_name):
+def test_whatever_a_row_holds_it_is_an_example_or_a_problem(row: Any, name: Any, format_name: Any) -> None:
     for found in read([row], name, format_name):
         check(found)
 
 
 @given(row=XLAM, name=st.sampled_from(["structured", "toolcall", "hermes"]))
-def test_whatever_an_xlam_row_holds_it_is_an_example_or_a_problem_or_skipped(row, name):
+def test_whatever_an_xlam_row_holds_it_is_an_example_or_a_problem_or_skipped(row: Any, name: Any) -> None:
     for found in read([row], name):
         check(found)
 
 
 @given(seed=st.integers(0, 2**32), cut=st.integers(1, 19))
-def test_ids_do_not_depend_on_order_or_on_how_rows_are_spread_over_files(seed, cut):
+def test_ids_do_not_depend_on_order_or_on_how_rows_are_spread_over_files(seed: Any, cut: Any) -> None:
     rows = [{"prompt": f"p{number}", "completion": "c"} for number in range(20)]
     expected = {found.turns[-1].content: found.id for found in read(rows)}
     random.Random(seed).shuffle(rows)
     raw = [("a.jsonl", n, r) for n, r in enumerate(rows[:cut])] + [("b.jsonl", n, r) for n, r in enumerate(rows[cut:])]
     found = list(Reader(track=track("structured")).rows(raw))
-    assert {row.turns[-1].content: row.id for row in found} == expected
+    assert {row.turns[-1].content: row.id for row in found if isinstance(row, ParsedRow)} == expected
 
 
-def problem(kind, line):
+def problem(kind: Any, line: Any) -> Any:
     return BadRow(kind, f"reason {line}", f"fix {kind}").at("rows.jsonl", line)
 
 
-def test_the_table_counts_each_kind_and_shows_where_it_is_first():
+def test_the_table_counts_each_kind_and_shows_where_it_is_first() -> None:
     lines = table([problem("null", 2), problem("nan", 3), problem("null", 9), problem("empty_text", 4)]).splitlines()
     assert [line.split() for line in lines[1:]] == [
         ["2", "null", "rows.jsonl:2", "fix", "null"],
@@ -197,7 +199,7 @@ def test_the_table_counts_each_kind_and_shows_where_it_is_first():
     assert len({line.index("rows.jsonl") for line in lines[1:]}) == 1
 
 
-def test_no_problems_are_no_refusal():
+def test_no_problems_are_no_refusal() -> None:
     refuse([])
     with pytest.raises(DataError, match=r"^rows\.jsonl:2: reason 2; fix null$"):
         refuse([problem("null", 2)])

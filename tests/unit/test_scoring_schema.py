@@ -68,7 +68,7 @@ def test_without_a_schema_only_json_is_judged() -> None:
     assert summarise(track(None), rows) == {"json_valid_raw": 0.5, "schema_valid": None}
 
 
-BAD = {
+BAD: dict[str, Any] = {
     r"answer_schema\.properties\.a\.type: 'strng'": {"properties": {"a": {"type": "strng"}}},
     r"answer_schema\.anyOf\[1\]\.required: 'a' is not of type 'array'": {"anyOf": [True, {"required": "a"}]},
     r"answer_schema\.pattern: '\(' is not a 'regex'": {"pattern": "("},

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF  # type: ignore[attr-defined]
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import metrics, score, summarise

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,20 +18,20 @@ BANKING77 = Path(__file__).parents[3] / "shared" / "data" / "banking77"
 ROWS = [{"text": 'one, "two"\nthree\u2028', "label": "é"}, {"text": "four", "label": "b"}]
 
 
-def values(source):
+def values(source: Any) -> Any:
     """The rows as objects, JSON texts parsed."""
     return [json.loads(row) if isinstance(row, str) else row for _, _, row in raw_rows(str(source))]
 
 
-def places(source):
+def places(source: Any) -> Any:
     return [(Path(file).name, line) for file, line, _ in raw_rows(str(source))]
 
 
-def lines_of(rows):
+def lines_of(rows: Any) -> Any:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
-def write_csv(path, rows, delimiter=",", mark=""):
+def write_csv(path: Any, rows: Any, delimiter: Any = ",", mark: Any = "") -> Any:
     with path.open("w", encoding="utf-8", newline="") as sink:
         sink.write(mark)
         writer = csv.DictWriter(sink, ["text", "label"], delimiter=delimiter)
@@ -42,7 +43,7 @@ def write_csv(path, rows, delimiter=",", mark=""):
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.ndjson", "rows"])
-def test_lines_with_marks_and_any_line_end(tmp_path, name, end, mark):
+def test_lines_with_marks_and_any_line_end(tmp_path: Path, name: Any, end: Any, mark: Any) -> None:
     path = tmp_path / name
     path.write_bytes((mark + end.join(["", *[json.dumps(row, ensure_ascii=False) for row in ROWS], ""])).encode())
     assert values(path) == ROWS
@@ -50,7 +51,7 @@ def test_lines_with_marks_and_any_line_end(tmp_path, name, end, mark):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_an_array_is_read_whatever_the_name(tmp_path, name):
+def test_an_array_is_read_whatever_the_name(tmp_path: Path, name: Any) -> None:
     (tmp_path / name).write_text("\ufeff\n[\n" + ",\n".join(json.dumps(row) for row in ROWS) + "\n]", encoding="utf-8")
     assert values(tmp_path / name) == ROWS
     assert places(tmp_path / name) == [(name, 3), (name, 4)]
@@ -58,19 +59,19 @@ def test_an_array_is_read_whatever_the_name(tmp_path, name):
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 @pytest.mark.parametrize(("name", "delimiter"), [("a.csv", ","), ("a.tsv", "\t")])
-def test_tables_with_quotes_and_line_ends_inside(tmp_path, name, delimiter, mark):
+def test_tables_with_quotes_and_line_ends_inside(tmp_path: Path, name: Any, delimiter: Any, mark: Any) -> None:
     path = write_csv(tmp_path / name, ROWS, delimiter, mark)
     assert values(path) == ROWS
     assert places(path) == [(name, 2), (name, 4)]
 
 
-def test_gzip_of_every_text_kind(tmp_path):
+def test_gzip_of_every_text_kind(tmp_path: Path) -> None:
     for name, data in (("a.jsonl.gz", lines_of(ROWS)), ("b.csv.gz", write_csv(tmp_path / "b.csv", ROWS).read_bytes())):
         (tmp_path / name).write_bytes(gzip.compress(data))
         assert values(tmp_path / name) == ROWS
 
 
-def test_parquet_leaves_empty_cells_out(tmp_path):
+def test_parquet_leaves_empty_cells_out(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -79,7 +80,7 @@ def test_parquet_leaves_empty_cells_out(tmp_path):
     assert places(tmp_path / "a.parquet")[-1] == ("a.parquet", 3)
 
 
-def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp_path):
+def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp_path: Path) -> None:
     import datasets
     import pyarrow as pa
     import pyarrow.parquet as parquet
@@ -94,7 +95,7 @@ def test_a_call_in_a_table_has_its_own_arguments_and_not_those_of_other_rows(tmp
     assert values(tmp_path / "saved") == rows
 
 
-def test_a_folder_is_its_files_by_name_and_a_uri_is_the_same(tmp_path):
+def test_a_folder_is_its_files_by_name_and_a_uri_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_bytes(lines_of(ROWS[:1]))
     write_csv(tmp_path / "a.csv", ROWS[1:])
     (tmp_path / "README.md").write_text("no rows")
@@ -105,7 +106,7 @@ def test_a_folder_is_its_files_by_name_and_a_uri_is_the_same(tmp_path):
     assert fingerprint(str(tmp_path)) == fingerprint(tmp_path.as_uri())
 
 
-def test_data_sets_on_disk_and_by_name_give_class_labels_their_names(tmp_path):
+def test_data_sets_on_disk_and_by_name_give_class_labels_their_names(tmp_path: Path) -> None:
     import datasets
 
     features = datasets.Features(text=datasets.Value("string"), label=datasets.ClassLabel(names=["a", "b"]))
@@ -123,7 +124,7 @@ def test_data_sets_on_disk_and_by_name_give_class_labels_their_names(tmp_path):
         values(f"hf:{tmp_path / 'hub'}:tset")
 
 
-def test_single_bad_rows_are_passed_on_as_what_is_wrong(tmp_path):
+def test_single_bad_rows_are_passed_on_as_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines_of(ROWS[:1]) + b'{"text": "\xff"}\n' + lines_of(ROWS[1:]))
     write_csv(tmp_path / "a.csv", ROWS[1:]).open("a").write("too,many,fields\nfew\n")
     (tmp_path / "a.json").write_text('[{"a": 1}, 3]')
@@ -154,7 +155,7 @@ def test_single_bad_rows_are_passed_on_as_what_is_wrong(tmp_path):
         ("folder/", None, "no file in it is of a known kind"),
     ],
 )
-def test_a_source_that_cannot_be_read_is_one_line(tmp_path, name, data, says):
+def test_a_source_that_cannot_be_read_is_one_line(tmp_path: Path, name: Any, data: Any, says: Any) -> None:
     if name.endswith("/"):
         (tmp_path / name).mkdir()
     elif data is not None:
@@ -164,7 +165,7 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path, name, data, says):
     assert name.strip("/") in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_an_unknown_uri_is_one_line():
+def test_an_unknown_uri_is_one_line() -> None:
     with pytest.raises(DataError, match=r"cannot read gopher://x/y: .*; check the URI"):
         list(raw_rows("gopher://x/y"))
     with pytest.raises(ConfigError, match=r"the s3:// source holds a secret") as caught:
@@ -172,7 +173,7 @@ def test_an_unknown_uri_is_one_line():
     assert "hidden" not in str(caught.value)
 
 
-def test_a_fingerprint_sees_every_byte_and_file_name(tmp_path):
+def test_a_fingerprint_sees_every_byte_and_file_name(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(lines_of(ROWS))
     before = fingerprint(str(tmp_path))
     (tmp_path / "a.jsonl").rename(tmp_path / "b.jsonl")
@@ -185,14 +186,14 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\
 
 
 @given(st.lists(st.fixed_dictionaries({"text": CELLS, "label": CELLS}), min_size=1, max_size=5))
-def test_any_text_survives_csv_and_json_lines(tmp_path_factory, rows):
+def test_any_text_survives_csv_and_json_lines(tmp_path_factory: pytest.TempPathFactory, rows: Any) -> None:
     folder = tmp_path_factory.mktemp("rows")
     (folder / "a.jsonl").write_bytes(lines_of(rows))
     assert values(write_csv(folder / "a.csv", rows)) == values(folder / "a.jsonl") == rows
 
 
 @pytest.mark.skipif(not BANKING77.is_dir(), reason="banking77 (shared/data/banking77) is not here")
-def test_all_of_banking77_is_read():
+def test_all_of_banking77_is_read() -> None:
     found = {name: values(BANKING77 / f"{name}.csv") for name in ("train", "test")}
     assert {name: len(rows) for name, rows in found.items()} == {"train": 10_003, "test": 3_080}
     assert len({row["category"] for row in found["train"]}) == 77

@@ -127,7 +127,7 @@ def test_distractors_come_from_the_same_domain_and_do_not_give_the_place_away(
     catalogue: dict[str, Any], rows: list[dict[str, Any]]
 ) -> None:
     domains = {tool["name"]: tool["domain"] for tool in catalogue["tools"]}
-    places = Counter()
+    places: Counter[int] = Counter()
     for row in rows:
         names = [tool["name"] for tool in json.loads(row["tools"])]
         assert 1 <= len(set(names)) == len(names) <= 3

@@ -106,7 +106,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x7
 
 
 @given(system=TEXTS, prefix=TEXTS, labels=st.lists(st.sampled_from(["no", "süß", "a: b", "3", "~"]), unique=True))
-def test_any_wording_survives_the_file(tmp_path_factory, system: str, prefix: str, labels: list[str]) -> None:
+def test_any_wording_survives_the_file(
+    tmp_path_factory: pytest.TempPathFactory, system: str, prefix: str, labels: list[str]
+) -> None:
     own = Track(
         name="own", system=system, scorers=("classify",), primary="accuracy", core=("accuracy",), prefix=prefix,
         labels=tuple(labels),
@@ -120,16 +122,18 @@ def test_any_wording_survives_the_file(tmp_path_factory, system: str, prefix: st
 def test_what_decides_is_a_metric_of_rows(tmp_path: Path) -> None:
     for key, text in (
         ("primary", OWN.replace("primary: accuracy", "primary: macro_f1")),
-        ("gates", OWN + "gates: [macro_f1]\n"),
+        ("guardrails", OWN + "guardrails: [macro_f1]\n"),
     ):
         with pytest.raises(ConfigError, match=f"{key!r} = 'macro_f1' is no row metric of classify: .*accuracy"):
             open_track(file(tmp_path, text))
-    assert open_track(file(tmp_path, OWN + "gates: [in_labels]\nrubric: Is it a beer?\n")).gates == ("in_labels",)
+    assert open_track(file(tmp_path, OWN + "guardrails: [in_labels]\nrubric: Is it a beer?\n")).guardrails == (
+        "in_labels",
+    )
 
 
 @pytest.mark.parametrize("name", ["toolcall", "hermes"])
 def test_a_call_of_the_wrong_tool_does_not_pass_by_its_arguments(name: str) -> None:
-    assert open_track(name).gates == ("name_match",)
+    assert open_track(name).guardrails == ("name_match",)
 
 
 def test_a_dataset_is_examples_with_their_track_and_what_they_ask(tmp_path: Path) -> None:

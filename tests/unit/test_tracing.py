@@ -17,6 +17,7 @@ import pytest
 from google.protobuf.json_format import ParseDict
 from langfuse_server import PUBLIC, SECRET, SPANS, Fault, LangfuseServer
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from plain_records import facts
 from traced_run import LLM, SLM, finished
 
 from slm_ray.adapters import Manifest
@@ -152,7 +153,11 @@ def test_a_finished_training_run_traces_itself_from_its_files(tmp_path: Path) ->
         config_digest="c" * 64, data_digest="d" * 64, metrics={}, created="2026", rank=8, alpha=16, hidden_size=4,
         train_prompts=3, files={},
     )  # fmt: skip
-    logged = [{"loss": 2.0, "grad_norm": float("nan"), "step": 1}, {"loss": 1.0, "grad_norm": 3.0, "step": 2}, {"x": 1}]
+    logged: list[dict[str, Any]] = [
+        {"loss": 2.0, "grad_norm": float("nan"), "step": 1},
+        {"loss": 1.0, "grad_norm": 3.0, "step": 2},
+        {"x": 1},
+    ]
     trace_training(tmp_path, manifest, {})
     assert not list(tmp_path.iterdir())  # not finished, nothing to tell
     told = {"metrics": {"loss_last": 1.0}, "curve": curve(logged), "bounds_ns": [10**18, 10**18 + 5]}
@@ -187,13 +192,13 @@ def test_the_compare_job_traces_its_verdict_beside_the_report(tmp_path: Path) ->
 
 
 def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path) -> None:
-    assert lineage(["azure:gpt", "served:tiny", "recorded:a:b"], str(tmp_path)) == {}
-    assert lineage(["served:tiny:x-0123456789ab+3shot"], None) == {
+    assert lineage([facts("azure:gpt"), facts("served:tiny"), facts("recorded:a:b")], str(tmp_path)) == {}
+    assert lineage([facts("served:tiny:x-0123456789ab+3shot", adapter="x-0123456789ab")], None) == {
         "served:tiny:x-0123456789ab+3shot": {"adapter": "x-0123456789ab"}
     }
     home = tmp_path / "x-0123456789ab"
     home.mkdir()
-    facts = {"base": "tiny", "base_fingerprint": "f", "data_digest": "d", "config_digest": "c", "rank": 8}
+    manifest_facts = {"base": "tiny", "base_fingerprint": "f", "data_digest": "d", "config_digest": "c", "rank": 8}
     others = {
         "name": "x",
         "track": "t",
@@ -203,8 +208,8 @@ def test_a_served_adapter_brings_its_origin_where_its_manifest_is(tmp_path: Path
         "hidden_size": 4,
         "train_prompts": 3,
     }
-    write_json(home / "manifest.json", {"id": home.name, **facts, **others, "files": {}})
-    assert lineage(["served:tiny:x-0123456789ab"], str(tmp_path)) == {
+    write_json(home / "manifest.json", {"id": home.name, **manifest_facts, **others, "files": {}})
+    assert lineage([facts("served:tiny:x-0123456789ab")], str(tmp_path)) == {
         "served:tiny:x-0123456789ab": {
             "adapter": "x-0123456789ab", "base": "tiny", "base_fingerprint": "f", "training_data_digest": "d",
             "recipe_digest": "c", "rank": 8,

@@ -70,8 +70,8 @@ def test_a_base_without_chat_template_is_refused(tmp_path: Path) -> None:
         open_tokenizer(tmp_path)
 
 
-def test_a_held_out_file_beside_the_training_file_that_asks_the_same_is_refused(tmp_path):
-    def write(name, *prompts):
+def test_a_held_out_file_beside_the_training_file_that_asks_the_same_is_refused(tmp_path: Path) -> None:
+    def write(name: Any, *prompts: Any) -> Any:
         rows = [{"prompt": prompt, "completion": "c"} for prompt in prompts]
         (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         return str(tmp_path / name)

@@ -87,11 +87,9 @@ def test_a_mixture_by_hand() -> None:
         Routed(confidence=None, llm=1, slm=0),
     ] * 20
     half = mixture(rows, -0.2, resamples=99, seed=0)
-    assert (half.share, half.quality, half.interval.estimate) == (
-        pytest.approx(1 / 3), pytest.approx(1.0), pytest.approx(1 / 3)
-    )  # fmt: skip
+    assert (half.share, half.quality, half.interval.estimate) == pytest.approx((1 / 3, 1.0, 1 / 3))
     every = mixture(rows, -0.3, resamples=99, seed=0)
-    assert (every.share, every.quality, every.interval.estimate) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 0.0)
+    assert (every.share, every.quality, every.interval.estimate) == pytest.approx((2 / 3, 2 / 3, 0.0))
 
 
 def test_the_slm_is_asked_every_time_and_the_llm_for_the_rest() -> None:
