@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
-from urllib.parse import quote, urlencode
 
 from slm_ray.costs.data_residency import host_of
 from slm_ray.errors import ModelError
-from slm_ray.providers.provider import JSON_HEADERS, ChatAddress, ChatProvider, check_url, require
+from slm_ray.providers.provider import ChatAddress, ChatProvider, check_url, require
 from slm_ray.types import ModelFacts
 
 DEFAULT_API_VERSION = "2024-05-01-preview"
@@ -54,14 +53,13 @@ class Azure(ChatProvider):
         return f"{self.url(endpoint=endpoint, environment=environment)}/{self.model(environment)}"
 
     def address(self, *, endpoint: str, environment: Mapping[str, str]) -> ChatAddress:
-        """Azure's routes and its name for the key's header."""
-        url, secret = self.url(endpoint=endpoint, environment=environment), environment[self.key_variable].strip()
-        version = environment.get("AZURE_API_VERSION", "").strip() or DEFAULT_API_VERSION
-        deployment = f"{url}/openai/deployments/{quote(self.model(environment), safe='')}"
+        """The resource, the deployment and the version of the API."""
         return ChatAddress(
-            url=url, chat_url=f"{deployment}/chat/completions?{urlencode({'api-version': version})}", models_url=None,
-            secret=secret, headers={**JSON_HEADERS, "api-key": secret},
-        )  # fmt: skip
+            url=self.url(endpoint=endpoint, environment=environment),
+            secret=environment[self.key_variable].strip(),
+            deployment=self.model(environment),
+            api_version=environment.get("AZURE_API_VERSION", "").strip() or DEFAULT_API_VERSION,
+        )
 
     def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
         """Tokens are billed; a deployment is often, and need not be, named as its model."""

@@ -19,8 +19,6 @@ from slm_ray.errors import ConfigError, ModelError
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.types import Example, Model, ModelFacts
 
-JSON_HEADERS = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "slm-ray"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingRows:
@@ -88,13 +86,12 @@ class Provider(ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAddress:
-    """Where a chat model is asked. `url` is for errors; `models_url` lists what is served, None where nothing does."""
+    """Where a chat model is asked, and with which key. `deployment` and `api_version` are Azure's, None elsewhere."""
 
     url: str
-    chat_url: str
-    models_url: str | None
-    headers: Mapping[str, str] = field(repr=False)
     secret: str = field(repr=False)
+    deployment: str | None = None
+    api_version: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,14 +110,10 @@ class ChatProvider(Provider):
 
     def address(self, *, endpoint: str, environment: Mapping[str, str]) -> ChatAddress:
         """Where calls go and with which key: as OpenAI's API has it."""
-        url, secret = (
-            self.url(endpoint=endpoint, environment=environment),
-            environment.get(self.key_variable, "").strip(),
-        )
         return ChatAddress(
-            url=url, chat_url=f"{url}/chat/completions", models_url=f"{url}/models", secret=secret,
-            headers={**JSON_HEADERS, **({"Authorization": f"Bearer {secret}"} if secret else {})},
-        )  # fmt: skip
+            url=self.url(endpoint=endpoint, environment=environment),
+            secret=environment.get(self.key_variable, "").strip(),
+        )
 
     def open(
         self, *, endpoint: str, generation: Generation, environment: Mapping[str, str],

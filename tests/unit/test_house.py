@@ -46,7 +46,9 @@ SIDEWAYS = {
 OWNERS = {
     "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
+    "openai": {"providers"},
     "aiohttp": {"providers"},
+    "httpx2": {"providers"},
     "torch": {"training", "serving", "encoders"},
     "transformers": {"training", "encoders"},
     "trl": {"training"},
@@ -180,7 +182,7 @@ def test_light_rooms_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         + "".join(f"import {name}\n" for name in names)
-        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'aiohttp', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
+        + "print([m for m in ('ray', 'torch', 'vllm', 'transformers', 'openai', 'aiohttp', 'datasets', 'langfuse', 'opentelemetry') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -244,20 +244,18 @@ def test_an_adapter_is_told_from_its_base_and_its_demonstrations() -> None:
 @pytest.mark.parametrize(
     ("spec", "where"),
     [
-        ("openai:claude-3-5-sonnet@20240620", "https://api.openai.com/v1/chat/completions"),
-        ("openai:m@https://host.example/v1/+3shot", "https://host.example/v1/chat/completions"),
-        ("served:base:a+2shot", "http://127.0.0.1:8000/v1/chat/completions"),
-        (
-            "azure:",
-            "https://x.openai.azure.com/openai/deployments/d/chat/completions?api-version=2024-05-01-preview",
-        ),
+        ("openai:claude-3-5-sonnet@20240620", "https://api.openai.com/v1/"),
+        ("openai:m@https://host.example/v1/+3shot", "https://host.example/v1/"),
+        ("served:base:a+2shot", "http://127.0.0.1:8000/v1/"),
+        ("azure:", "https://x.openai.azure.com/openai/deployments/d/"),
+        ("azure:a b/c+1shot", "https://x.openai.azure.com/openai/deployments/a%20b%2Fc/"),
     ],
 )
 def test_calls_go_to_the_host_that_is_reported(spec: str, where: str) -> None:
     environment = {**AZURE, "OPENAI_API_KEY": "k"}
     model = parse(spec)
     opened = model.provider.open(endpoint="http://127.0.0.1:8000", generation=Generation(), environment=environment)
-    assert opened.address.chat_url == where  # type: ignore[attr-defined]
+    assert str(opened._client.base_url) == where  # type: ignore[attr-defined]
     assert urlsplit(where).hostname == model.facts(endpoint="http://127.0.0.1:8000", environment=environment).host
 
 

@@ -105,7 +105,7 @@ def test_only_what_was_sent_and_never_answered_is_possibly_billed() -> None:
                 endpoint=server.url, generation=generation(max_attempts=2), environment={}
             )
             await model.complete("1", PROMPT)
-            model.address = dataclasses.replace(model.address, chat_url=f"{url}/v1/chat/completions")  # type: ignore[attr-defined]
+            model._client.base_url = f"{url}/v1"  # type: ignore[attr-defined]
             completion = await model.complete("2", PROMPT)
             await model.close()
             return completion

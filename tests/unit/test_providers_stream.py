@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,14 @@ def test_a_streamed_answer_is_the_same_and_knows_its_first_token(spec: str) -> N
     assert completion.latency_s is not None
     assert 0.28 <= completion.first_token_s < completion.latency_s - 0.2
     assert (body["stream"], body["stream_options"], body["logprobs"]) == (True, {"include_usage": True}, True)
+
+
+def test_only_the_end_of_a_line_ends_one() -> None:
+    text = "one\u2028two\x85three\x0cfour"
+    part = json.dumps({"choices": [{"delta": {"content": text}, "finish_reason": "stop"}]}, ensure_ascii=False).encode()
+    events = b"data: " + part.replace(b"\\f", b"\\u000c") + b"\r\n\r\n" + DONE
+    with ChatServer(lambda _: streamed(events[:60], events[60:])) as server:  # split within a character
+        assert ask("served:m", server.url).text == text
 
 
 def test_an_endpoint_that_does_not_stream_is_heard_all_the_same() -> None:

@@ -154,7 +154,7 @@ with storage.lock({str(tmp_path / "run")!r}):
 def test_importing_floors_below_ray_loads_nothing_heavy() -> None:
     program = (
         "import sys; import slm_ray.storage, slm_ray.runlog, slm_ray.providers; "
-        "print([m for m in ('ray', 'torch', 'vllm', 'aiohttp', 'pyarrow') if m in sys.modules])"
+        "print([m for m in ('ray', 'torch', 'vllm', 'openai', 'aiohttp', 'pyarrow') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
