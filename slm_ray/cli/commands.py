@@ -196,7 +196,7 @@ def live(config: configs.LiveConfig) -> int:
     """Watch an evaluation that runs in another shell: give its RUN_DIR, or a YAML file that names it."""
     from slm_ray.evaluation.progress import watch
 
-    ended = watch(config.run_dir, no_progress_bar=config.no_progress_bar)
+    ended = watch(config.run_dir)
     if ended != "done":
         print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
     return 0 if ended == "done" else 1

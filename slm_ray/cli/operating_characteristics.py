@@ -12,6 +12,11 @@ from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
 
 ERR = Console(stderr=True)
+SEED = 42
+RESAMPLES = 999  # of the bootstrap behind graded bounds
+SLOWER = 20  # how many times fewer runs the graded and the partial part get
+MOST_GRADED_ROWS = 500
+PARTIAL_ROWS = (200, 400)  # validation and test rows
 
 
 def row(table: Table, *cells: str | int | float) -> None:
@@ -22,29 +27,30 @@ def binary(config: OperatingCharacteristicsConfig) -> list[Table]:
     wrong = Table("n", "discordance", "false swap", "false fine_tune", "95 % coverage", title=f"delta {config.delta:g}")
     cells = [(n, share) for n in config.rows for share in config.discordance if share >= config.delta]
     for n, share in track(cells, "binary", console=ERR):
-        found = right_or_wrong.errors(n, share, config.delta, runs=config.runs, seed=config.seed)
-        inside = right_or_wrong.coverage(n, share, -config.delta, runs=config.runs, seed=config.seed)
+        found = right_or_wrong.errors(n, share, config.delta, runs=config.runs, seed=SEED)
+        inside = right_or_wrong.coverage(n, share, -config.delta, runs=config.runs, seed=SEED)
         row(wrong, n, f"{share:g}", found.false_swap, found.false_fine_tune, inside)
     helped = Table("discordance", "rows advised", "power promised", "power found", title="advice")
     for share in config.discordance:
-        if power := right_or_wrong.power(share, config.delta, runs=config.runs, seed=config.seed):
+        if power := right_or_wrong.power(share, config.delta, runs=config.runs, seed=SEED):
             row(helped, f"{share:g}", f"{power.rows:,}", power.promised, power.found)
     return [wrong, helped]
 
 
 def graded_bounds(config: OperatingCharacteristicsConfig) -> list[Table]:
     table = Table("differences", "n", "lower bound wrong", "upper bound wrong", "95 % coverage", title="graded metrics")
-    for name, n in track([(name, n) for name in POPULATIONS for n in config.graded_rows], "graded", console=ERR):
-        found = graded(name, n, runs=config.slow_runs, resamples=config.resamples, seed=config.seed)
+    cells = [(name, n) for name in POPULATIONS for n in config.rows if n <= MOST_GRADED_ROWS]
+    for name, n in track(cells, "graded", console=ERR):
+        found = graded(name, n, runs=config.runs // SLOWER, resamples=RESAMPLES, seed=SEED)
         row(table, name, n, found.lower_wrong, found.upper_wrong, found.coverage)
     return [table]
 
 
 def parts_of_traffic(config: OperatingCharacteristicsConfig) -> list[Table]:
     names = ("confidence says", "accepted", "wrongly", "at the edge", "mean share", "possible share")
-    table = Table(*names, title=f"partial replacement, delta {config.delta:g}, rows {config.partial_rows}")
+    table = Table(*names, title=f"partial replacement, delta {config.delta:g}, rows {PARTIAL_ROWS}")
     for name, case in track(CASES.items(), "partial", console=ERR):
-        found = partials(case, config.partial_rows, config.delta, runs=config.slow_runs, seed=config.seed)
+        found = partials(case, PARTIAL_ROWS, config.delta, runs=config.runs // SLOWER, seed=SEED)
         row(table, name, found.accepted, found.wrongly_accepted, found.at_the_edge, found.mean_share, found.possible)
     return [table]
 
@@ -53,4 +59,4 @@ def report(config: OperatingCharacteristicsConfig) -> None:
     """Simulate the parts that the config names, and print a table of each."""
     parts = {"binary": binary, "graded": graded_bounds, "partial": parts_of_traffic}
     Console().print(*(table for name in config.parts for table in parts[name](config)))
-    print(f"{config.runs:,} runs per cell ({config.slow_runs:,} per graded and partial one), seed {config.seed}")
+    print(f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one), seed {SEED}")

@@ -20,7 +20,6 @@ class LoopConfig(Config):
     tracks: tuple[TrackSource, ...] = Field(min_length=1)
     llm: str = Field("azure:", description="model spec of the LLM; `azure:` takes AZURE_DEPLOYMENT")
     stand_in: bool = Field(True, description="without AZURE_* keys, let the local stand-in answer as the LLM")
-    stand_in_few_shot: int = Field(3, ge=0, description="similar training rows that the stand-in is shown")
     serving: Serving = Serving()
     evaluation: Evaluation = Field(
         Evaluation(), description="limits hold for each evaluation: of one track, on validation or on test rows"

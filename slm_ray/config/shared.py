@@ -207,8 +207,6 @@ class Workers(Config):
 
     count: int = Field(2, ge=1)
     per_worker: Resources = Field({"CPU": 1})
-    threads: int = Field(1, ge=1, description="torch threads per worker on CPU")
-    max_failures: int = Field(2, ge=0)
 
 
 class Recipe(Config):

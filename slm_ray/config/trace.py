@@ -12,6 +12,3 @@ class TraceConfig(Config):
 
     run_dir: str
     wait_s: float = Field(1800.0, gt=0, description="how long to go on, waits that Langfuse asks for included")
-    visible_within_s: float = Field(
-        30.0, ge=0, description="how long a request whose answer was lost may take to show there"
-    )

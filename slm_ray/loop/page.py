@@ -22,6 +22,8 @@ from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import load_report
 
 PAGE_ROWS = 10_000
+STAND_IN_FEW_SHOT = 3  # similar training rows that the stand-in is shown
+
 CANARY = """import zlib
 
 
@@ -86,7 +88,7 @@ def _serve_command(config: LoopConfig) -> str:
 def _stand_in_note(config: LoopConfig) -> str:
     return (
         f"No Azure key was set, so the LLM of this page is a stand-in: the local base {config.serving.name!r} shown "
-        f"{config.stand_in_few_shot} similar training rows before each question. It shows how the loop works and "
+        f"{STAND_IN_FEW_SHOT} similar training rows before each question. It shows how the loop works and "
         "says nothing about a real large model. Set AZURE_ENDPOINT, AZURE_DEPLOYMENT and AZURE_API_KEY for a real answer."
     )
 

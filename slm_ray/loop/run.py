@@ -28,7 +28,7 @@ from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.outage import outages
 from slm_ray.evaluation.table import summary
 from slm_ray.executor import RayExecutor
-from slm_ray.loop.page import write_result
+from slm_ray.loop.page import STAND_IN_FEW_SHOT, write_result
 from slm_ray.loop.steps import StepLog
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement, train_tracks
@@ -95,7 +95,7 @@ class Loop:
         stand_in = None
         if self.uses_stand_in:
             pools = {run.name: run.prepared.path("train") for run in runs}
-            stand_in = {"deployment": STAND_IN, "demonstrations": self.config.stand_in_few_shot, "pools": pools}
+            stand_in = {"deployment": STAND_IN, "demonstrations": STAND_IN_FEW_SHOT, "pools": pools}
             self.log.note("no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
         endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.log.outcome(f"{self.config.serving.name} answers at {endpoint.url}/v1")

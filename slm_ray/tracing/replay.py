@@ -28,10 +28,13 @@ from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
 LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"
+SETTLE_S = 30.0
 
 
-def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
+def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S) -> str:
     """Send every run below `run_dir`; what was sent, in one line.
+
+    `settle_s` is how long a request whose answer was lost may take to show at Langfuse.
 
     Raises DataError when there is no run, ConfigError without keys, ResourceError when Langfuse does not take it all.
     """
@@ -47,7 +50,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str]) -> str:
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=config.visible_within_s)
+        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=settle_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"

@@ -27,10 +27,11 @@ from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import silence_libraries
-from slm_ray.training.plan import Plan, WorkerPayload, plan
+from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
+MAX_FAILURES = 2  # of a group of workers, before its training is given up
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -91,7 +92,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
         run_config=RunConfig(
             name=planned.folder.name,
             storage_path=str(planned.folder.parent),
-            failure_config=FailureConfig(max_failures=config.workers.max_failures),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
             worker_runtime_env={"env_vars": _environment(config)},
@@ -183,7 +184,7 @@ def _bundles(config: TrainConfig) -> list[dict[str, float]]:
 def _environment(config: TrainConfig) -> dict[str, str]:
     return {
         "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "OMP_NUM_THREADS": str(config.workers.threads),
+        "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip
 
 
@@ -200,7 +201,7 @@ def _explained(error: Exception, config: TrainConfig) -> Exception:
     # The ranks that live on fail too, with a broken connection to the one that died.
     if any("died" in str(cause).lower() for cause in causes):
         return ResourceError(
-            f"training workers were killed more than {config.workers.max_failures} times (memory, a lost node, or someone "
+            f"training workers were killed more than {MAX_FAILURES} times (memory, a lost node, or someone "
             "stopped them): the same command continues from the last checkpoint"
         )
     return error

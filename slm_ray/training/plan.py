@@ -18,9 +18,11 @@ from slm_ray.training import rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.types import Example
 
-# Not part of what is learned: where files lie, how often a run may fail, how often it saves.
+CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
+
+# Not part of what is learned: where files lie, how often a run saves.
 _INCIDENTAL: Any = {
-    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "workers": {"max_failures"},
+    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True,
 }  # fmt: skip
 
 

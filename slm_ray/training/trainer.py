@@ -19,6 +19,7 @@ from trl import SFTConfig, SFTTrainer
 
 from slm_ray.config import Recipe
 from slm_ray.training.model import keep_masters_in_fp32
+from slm_ray.training.plan import CPU_THREADS
 
 _MAX_GRAD_NORM = 1.0
 _POOL = 8  # global batches that are sorted by length together
@@ -170,7 +171,7 @@ def optimizer_name(trainer: Any) -> str:
     return f"{type(inner).__module__.split('.')[0]}.{type(inner).__name__}"
 
 
-def deterministic(seed: int, threads: int, use_gpu: bool) -> None:
+def deterministic(seed: int, use_gpu: bool) -> None:
     """Same seed, same bits, as far as the kernels allow; warns nowhere."""
     random.seed(seed)
     torch.manual_seed(seed)
@@ -178,4 +179,4 @@ def deterministic(seed: int, threads: int, use_gpu: bool) -> None:
     # Filling fresh memory finds reads of uninitialised tensors; it changes no result and costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if not use_gpu:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(CPU_THREADS)

@@ -34,7 +34,7 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = payload.config
-    deterministic(config.seed, config.workers.threads, payload.use_gpu)
+    deterministic(config.seed, payload.use_gpu)
     longest = max(payload.lengths)
     folder = base_folder(config.base)
     refused = _agree(lambda: _check_memory(payload, folder, longest))

@@ -22,7 +22,7 @@ from slm_ray.config import TrainConfig
 from slm_ray.errors import DataError, ResourceError
 from slm_ray.storage import read_jsonl
 from slm_ray.tracing.otlp import spans_of, values
-from slm_ray.training import train, train_many
+from slm_ray.training import launch, train, train_many
 
 pytestmark = pytest.mark.heavy
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -216,8 +216,9 @@ def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> N
     assert not trainers()
 
 
-def test_workers_killed_too_often_end_in_one_line(tmp_path: Path) -> None:
-    asked = config(tmp_path, workers={"count": 2, "per_worker": {"slot": 1}, "max_failures": 0})
+def test_workers_killed_too_often_end_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MAX_FAILURES", 0)
+    asked = config(tmp_path, workers={"count": 2, "per_worker": {"slot": 1}})
     killer = KillWorker(asked.run_dir, 4)
     with pytest.raises(ResourceError, match=r"killed more than 0 times.*continues from the last checkpoint"):
         train(asked, show=False)

@@ -242,10 +242,6 @@ def test_the_set_of_knobs_is_reviewed() -> None:
 
 def test_there_are_few_knobs() -> None:
     """What people have to know: every setting of the product's jobs once, wherever it is used."""
-    counted = {
-        kind.__name__: len(knobs(kind))
-        for kind in configs()
-        if not kind.__module__.endswith(".operating_characteristics")
-    }
+    counted = {kind.__name__: len(knobs(kind)) for kind in configs()}
     assert counted["Generation"] == 9 and counted["ServeConfig"] == 0
     assert sum(counted.values()) <= 150, counted

@@ -32,8 +32,8 @@ SPANS_TOTAL = 1 + 2 + 2 * ROWS
 
 
 def send(folder: Path, server: LangfuseServer, *, wait_s: float = 60, settle_s: float = 0.5, **changes: str) -> str:
-    config = TraceConfig(run_dir=str(folder), wait_s=wait_s, visible_within_s=settle_s)
-    return replay(config, server.environment | changes)
+    config = TraceConfig(run_dir=str(folder), wait_s=wait_s)
+    return replay(config, server.environment | changes, settle_s=settle_s)
 
 
 def score_count(folder: Path) -> int:

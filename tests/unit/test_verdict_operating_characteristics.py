@@ -38,7 +38,7 @@ def test_the_true_difference_of_a_mixture_is_that_of_many_rows(name: str) -> Non
 
 
 def test_the_job_shows_a_line_per_population() -> None:
-    settings = ("parts=[graded]", "graded_rows=[50]", "slow_runs=100", "resamples=99")
+    settings = ("parts=[graded]", "rows=[50, 1000]", "runs=2000")
     found = subprocess.run(
         [sys.executable, "jobs/operating_characteristics.py", "jobs/operating_characteristics.yaml"]
         + [part for setting in settings for part in ("--set", setting)],
