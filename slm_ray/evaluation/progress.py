@@ -112,7 +112,7 @@ class PairedDifference:
         if not self._n:
             return None
         if self._binary:
-            from slm_ray.verdict.binary import bounds  # brings SciPy along, which evaluation actors do without
+            from slm_ray.verdict.non_inferiority import bounds  # brings SciPy along, which evaluation actors do without
 
             return (self._sum / self._n, *bounds(self._gained, self._lost, self._n))
         n = self._n + 2  # one pair at +1 and one at -1 added

@@ -24,7 +24,7 @@ from slm_ray.verdict.arms import (
     refuse_training_rows,
     track_of,
 )
-from slm_ray.verdict.binary import ONE_SIDED
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.stats import paired_interval
 
 

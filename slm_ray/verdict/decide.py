@@ -12,7 +12,7 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.records import DeclaredRule
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
-from slm_ray.verdict.binary import rows_for_power
+from slm_ray.verdict.non_inferiority import rows_for_power
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided

@@ -17,8 +17,8 @@ from scipy import stats
 
 from slm_ray.records import AnswerResult, Metrics, RowResult
 from slm_ray.types import Interval
-from slm_ray.verdict.binary import ONE_SIDED, shows
 from slm_ray.verdict.decide import not_worse
+from slm_ray.verdict.non_inferiority import ONE_SIDED, shows
 from slm_ray.verdict.stats import paired_interval
 
 FORMS = ("json_valid", "valid_call", "schema_valid")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from slm_ray.types import Interval
-from slm_ray.verdict.binary import ONE_SIDED, bounds
+from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds
 
 _BCA_PAIRS = 20
 _SPARSE = 10

@@ -26,7 +26,7 @@ from slm_ray.evaluation.limiter import ThrottleStatus
 from slm_ray.evaluation.progress import LogFeed, PairedDifference, ProgressDisplay, RunningStats, watch
 from slm_ray.runlog import RUN_FILE, PlannedRequest, Response, RunLog, end_note, throttle_note, write_plan
 from slm_ray.types import Completion, Failure
-from slm_ray.verdict.binary import bounds
+from slm_ray.verdict.non_inferiority import bounds
 from slm_ray.verdict.stats import paired_interval
 
 SPECS = ["azure:", "served:m"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from slm_ray.verdict.binary import bounds, rows_for_power, shows
+from slm_ray.verdict.non_inferiority import bounds, rows_for_power, shows
 
 Counts = NDArray[np.int64]
 

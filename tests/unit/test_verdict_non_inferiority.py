@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slm_ray.verdict.binary import ONE_SIDED, bounds, rows_for_power, shows, swap_power, tango_score
+from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds, rows_for_power, shows, swap_power, tango_score
 
 
 def false_swaps(n: int, discordance: float, delta: float) -> float:
