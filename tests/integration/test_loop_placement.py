@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ray
@@ -13,17 +13,15 @@ from slm_ray.config import LoopConfig, load
 from slm_ray.loop.train import Placement, placement
 
 
-class Reservation:
+@ray.remote(num_cpus=0)  # a decorator: a worker does not find this file, so the class must travel by value
+class Holder:
     def ready(self) -> bool:
         return True
 
 
-Holder: Any = ray.remote(num_cpus=0)(Reservation)
-
-
 @contextmanager
 def held(slots: int) -> Iterator[None]:
-    holders: list[Any] = [Holder.options(resources={"slot": 1}).remote() for _ in range(slots)]
+    holders: list[Any] = [cast(Any, Holder).options(resources={"slot": 1}).remote() for _ in range(slots)]
     ray.get([holder.ready.remote() for holder in holders])
     yield
     for holder in holders:
