@@ -20,6 +20,7 @@ from slm_ray.evaluation.limiter import ArmLimiter
 from slm_ray.runlog import Request, Response, encoded
 from slm_ray.types import Completion, Model
 
+_AT_ONCE = 2  # calls begun in one turn of the loop: calls that begin together come back together, round after round
 _DRAIN_S = 0.2  # so long calls in flight may still end when one of them has ended the run
 
 
@@ -53,6 +54,7 @@ class Engine:
         self._budget = budget
         self._owned = owned
         self._calls: dict[asyncio.Task[Completion], tuple[ArmQueue, Request]] = {}
+        self._due: deque[tuple[ArmQueue, Request]] = deque()  # in the log as started, and about to be
         self._arrived: list[tuple[ArmQueue, Request, Completion, int]] = []
         self._error: BaseException | None = None
         self._stopped = False  # the budget, or nobody's interest, lets nothing start
@@ -71,7 +73,7 @@ class Engine:
                 if self._error is not None:
                     raise self._error
                 left = sum(len(arm.waiting) for arm in self._arms)
-                if not self._calls and not self._arrived and (not left or self._stopped):
+                if not (self._calls or self._due or self._arrived) and (not left or self._stopped):
                     return left
                 await self._wake.wait()
                 self._wake.clear()
@@ -90,10 +92,19 @@ class Engine:
         if arrived or starting:
             responses = [_response(request, completion, at_ns) for _, request, completion, at_ns in arrived]
             await self._log.append(encoded([*responses, *(request.key for _, request in starting)]))
-        for arm, request in starting:
+        is_beginning = bool(self._due)
+        self._due.extend(starting)
+        if not is_beginning:
+            self._begin()
+
+    def _begin(self) -> None:
+        for _ in range(min(_AT_ONCE, len(self._due))):
+            arm, request = self._due.popleft()
             call = asyncio.create_task(arm.model.complete(request.example_id, request.prompt))
             self._calls[call] = arm, request
             call.add_done_callback(self._ended)
+        if self._due:
+            asyncio.get_running_loop().call_soon(self._begin)
 
     def _next(self) -> list[tuple[ArmQueue, Request]]:
         """The requests that may start now, arm by arm in turn, their worst cost reserved."""
@@ -136,6 +147,7 @@ class Engine:
 
     async def _drain(self) -> None:
         """What is paid for and arrives in a moment is kept."""
+        self._due.clear()
         for arm in self._arms:
             arm.limiter.close()
         if self._calls:
