@@ -151,8 +151,8 @@ class CutExperiment:
 class AimdLimiter:
     """What one endpoint allows: `in_flight` calls at most, none beyond `limit`. Decides; a `RateLimiter` keeps to it."""
 
-    def __init__(self, *, in_flight: int = FIRST_IN_FLIGHT, clock_s: Callable[[], float] = time.monotonic) -> None:
-        self.in_flight = in_flight
+    def __init__(self, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+        self.in_flight = FIRST_IN_FLIGHT
         self.limit = Limit()
         self._clock_s = clock_s
         self._began_s = clock_s()

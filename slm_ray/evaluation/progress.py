@@ -255,7 +255,7 @@ class LogFeed:
         stats.usd = sum(costs) if costs else None
 
 
-def watch(run_dir: str | Path, *, no_progress_bar: bool = False, console: Console | None = None) -> str:
+def watch(run_dir: str | Path, *, console: Console | None = None) -> str:
     """Show the run in `run_dir` until it ends; says how it ended: `done`, `stopped` or `gone`.
 
     A run that is over is shown once. DataError when none has begun there.
@@ -265,7 +265,7 @@ def watch(run_dir: str | Path, *, no_progress_bar: bool = False, console: Consol
         dataset = open_dataset(facts["examples"], facts["track"])
         with ProgressDisplay(
             dataset.track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
-            no_progress_bar=no_progress_bar, console=console,
+            console=console,
         ) as display:  # fmt: skip
             feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in dataset.examples})
             caught_up = False
