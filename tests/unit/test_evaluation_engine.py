@@ -122,7 +122,7 @@ def test_arms_of_one_endpoint_share_what_it_allows_and_none_starves(tmp_path: Pa
 
 def test_few_calls_go_out_before_the_first_answer(tmp_path: Path) -> None:
     def script(request: Request) -> Reply:
-        return Reply(body=answer("{}").body, after_s=0.3 if request.nth < 3 else 0.02)
+        return Reply(body=answer("{}").body, after_s=0.3 if request.nth < 3 else 0.2)
 
     with ChatServer(script) as server:
         run(tmp_path / "a.jsonl", server.url, slots=32)
