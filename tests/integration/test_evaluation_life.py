@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -106,8 +107,12 @@ def test_arms_with_demonstrations_baselines_and_repeats_in_one_run(ray_cluster: 
         "".join(json.dumps({"prompt": f"task {n}", "completion": reference(n % 3 // 2)}) + "\n" for n in range(6))
     )
 
+    asked: Counter[int] = Counter()
+
     def unsteady(request: Request) -> Reply:
-        return right(request) if request.nth % 2 else Reply(body={**right(request).body, "choices": []})
+        turns = len(request.body["messages"])  # the two arms interleave as they please: each has a count of its own
+        asked[turns] += 1
+        return right(request) if asked[turns] % 2 else Reply(body={**right(request).body, "choices": []})
 
     with ChatServer(unsteady) as server:
         models = ["served:m", "served:m+2shot", "baseline:majority", "baseline:nearest"]
