@@ -252,7 +252,10 @@ class AnswerResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
-    """One row of a report: what was asked, what was expected, and every model's answer by spec."""
+    """One row of a report: what was asked, what was expected, and every model's answer by spec.
+
+    Rows of one `group` are not independent (see `Example`); a row without one is a group of its own.
+    """
 
     id: str
     prompt_hash: str
@@ -260,6 +263,7 @@ class RowResult:
     target: str
     tags: Mapping[str, str]
     models: Mapping[str, AnswerResult]
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
