@@ -212,12 +212,17 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON."""
+    """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON.
+
+    `order_seed` is the seed that the order of the rows was drawn from before the first call, and None where rows were
+    asked as they stand in the file.
+    """
 
     track: str
     track_definition: Mapping[str, Any]
     examples: ExampleSet
     models: Mapping[str, ModelReport]
+    order_seed: int | None = None
     provenance: Provenance | None = None
     schema_version: int = SCHEMA_VERSION
 
