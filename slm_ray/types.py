@@ -225,6 +225,8 @@ class DeclaredRule:
     """
 
     rule: str
+    stop: str
+    candidates: int | None
     delta: float
     primary: str
     guardrails: tuple[str, ...]

@@ -195,6 +195,7 @@ def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) 
     [
         ({"delta": 0.03}, "delta is 0.03 and was 0.02"),
         ({"rule": "point"}, "rule is point and was paired"),
+        ({"candidates": 3}, "candidates is 3 and was not set"),
         ({"guardrails": ("field_f1",)}, "guardrails is field_f1 and was not set"),
         ({"slice_rows": 100_000}, "slice_rows is 100000 and was 20"),
         ({"min_paired_share": 0.5}, "min_paired_share is 0.5 and was 0.95"),
