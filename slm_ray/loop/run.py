@@ -130,7 +130,7 @@ class Loop:
         )  # fmt: skip
         found = compare_reports(config)
         write_comparison(found, config)
-        run.compared[stage] = found
+        run.compared[stage], run.compare_configs[stage] = found, config
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
         self.log.say(comparison_text(found))
         self.log.outcome(f"verdict: {found.decision.action}")
