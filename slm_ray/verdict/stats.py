@@ -19,7 +19,7 @@ from scipy import stats
 from slm_ray.types import Interval
 from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds
 
-FEWEST_GROUPS = 10  # below it nothing is decided: what groups have in common is not to be seen in so few
+FEWEST_GROUPS = 10  # of several rows; below it nothing is decided: so few do not show how they differ
 _FEW = 30  # groups below which the spread of graded differences is not to be trusted
 _FEW_FOR_SKEW = 50  # and below which a few rows that lose all may not have been seen
 _SPARSE = 10  # groups that depart from the usual difference, below which likewise
@@ -76,7 +76,7 @@ def paired_interval(
     `groups` names the group of each difference (None: one of its own); left out, all are of their own.
     - Differences of right and wrong answers (-1, 0, 1): score bounds, see `non_inferiority.bounds`. Of groups: the counts
       are divided by the design effect, and the quantile is Student's (Korn & Graubard 1998 do so for one share).
-    - Others: studentised bootstrap over groups. Where it cannot be trusted, with fewer than 30 groups or fewer than *10
+    - Others: studentised bootstrap over groups. Where it cannot be trusted, with fewer than 30 groups (in Kish's count) or fewer than *10
       that depart* from the usual difference: a Bayesian bootstrap in which one further group, the largest, is at the
       worst (Gaffke 2005; no distribution is known for which it is too narrow). With fewer than 50 groups the bounds are
       at least the plus-two bounds (one at +1 and one at -1 added, normal bounds; Bonett & Price 2012).
@@ -95,11 +95,11 @@ def paired_interval(
         method, (lower, upper) = "no departure", _unseen(float(values[0]), clusters.effective, one_sided)
     elif bool(np.isin(values, (-1.0, 0.0, 1.0)).all()):
         method, (lower, upper) = "score", _score(values, clusters if grouped else None, one_sided)
-    elif clusters.departing < _SPARSE or clusters.sizes.size < _FEW:
+    elif clusters.departing < _SPARSE or clusters.effective < _FEW:
         method, (lower, upper) = "worst-case bootstrap", _worst_case(clusters, resamples, seed, one_sided)
     else:
         method, (lower, upper) = "studentised bootstrap", _studentised(clusters, resamples, seed, one_sided)
-        if clusters.sizes.size < _FEW_FOR_SKEW:
+        if clusters.effective < _FEW_FOR_SKEW:
             low, high = _plus_two(clusters, one_sided)
             lower, upper = min(lower, low), max(upper, high)
     return Interval(
