@@ -1,0 +1,131 @@
+"use strict";
+// One pair at a time, in the drawn order: said by button or key, kept in this browser, downloaded as JSON Lines.
+// Text from data enters the page as text nodes only.
+
+// Characters that show nothing or turn the direction of those after them: they would make two answers look alike.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\u{e0000}-\u{e007f}]/u;
+const UNSEEN_AT_MOST = 500;
+const SAYINGS = ["A", "tie", "B"];
+const at = (id) => document.getElementById(id);
+let data = null;
+let place = 0;
+let said = new Map();
+
+function fill(node, text) {
+  node.replaceChildren();
+  let rest = String(text);
+  for (let marked = 0; marked < UNSEEN_AT_MOST; marked += 1) {
+    const start = rest.search(UNSEEN);
+    if (start < 0) break;
+    const sign = String.fromCodePoint(rest.codePointAt(start));
+    const mark = document.createElement("bdo");
+    mark.className = "unseen";
+    mark.dir = "ltr";
+    mark.dataset.code = `U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+    mark.textContent = sign;
+    node.append(rest.slice(0, start), mark);
+    rest = rest.slice(start + sign.length);
+  }
+  node.append(rest);
+}
+
+async function read() {
+  const node = at("data");
+  if (node.dataset.packed !== "gzip") return JSON.parse(node.textContent);
+  const bytes = Uint8Array.from(atob(node.textContent), (sign) => sign.charCodeAt(0));
+  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
+}
+
+const store = () => `slm_ray labels ${data.queue}`;
+
+function recalled() {
+  try {
+    const kept = JSON.parse(localStorage.getItem(store()) || "{}");
+    at("labeller").value = kept.labeller || "";
+    return new Map(Object.entries(kept.said || {}));
+  } catch {
+    return new Map(); // a browser may refuse to keep anything for a file
+  }
+}
+
+function keep() {
+  try {
+    localStorage.setItem(store(), JSON.stringify({ labeller: at("labeller").value, said: Object.fromEntries(said) }));
+    at("kept").textContent = "";
+  } catch {
+    at("kept").textContent = "This browser keeps nothing: download before you close the page.";
+  }
+}
+
+function firstOpen() {
+  const open = data.rows.findIndex((row) => !said.has(row.id));
+  return open < 0 ? data.rows.length - 1 : open;
+}
+
+function show() {
+  const row = data.rows[place];
+  at("progress").textContent = `pair ${data.rows.length ? place + 1 : 0} of ${data.rows.length}, ${said.size} labelled`;
+  at("save").disabled = said.size === 0;
+  if (!row) return;
+  fill(at("prompt"), row.prompt);
+  at("expected").hidden = row.target === null;
+  fill(at("target"), row.target ?? "");
+  for (const side of ["A", "B"]) {
+    fill(at(side), row[side]);
+    at(side).scrollTop = 0;
+  }
+  for (const saying of SAYINGS) at(`say-${saying}`).setAttribute("aria-pressed", String(said.get(row.id) === saying));
+}
+
+function go(to) {
+  place = Math.min(Math.max(to, 0), data.rows.length - 1);
+  show();
+}
+
+function say(saying) {
+  const row = data.rows[place];
+  if (!row) return;
+  said.set(row.id, saying);
+  keep();
+  go(place + 1);
+}
+
+function save() {
+  const labeller = at("labeller").value.trim();
+  if (!labeller) {
+    at("labeller").focus();
+    at("kept").textContent = "Write your initials first.";
+    return;
+  }
+  const lines = data.rows.filter((row) => said.has(row.id)).map((row) =>
+    `${JSON.stringify({ queue: data.queue, id: row.id, labeller, prefers: said.get(row.id), A: row.A, B: row.B })}\n`);
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob(lines, { type: "application/jsonl" }));
+  link.download = "labels.jsonl";
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+const KEYS = {
+  1: () => say("A"), 2: () => say("tie"), 3: () => say("B"), s: save,
+  ArrowLeft: () => go(place - 1), ArrowRight: () => go(place + 1),
+};
+
+read().then((found) => {
+  data = found;
+  said = recalled();
+  for (const saying of SAYINGS) at(`say-${saying}`).addEventListener("click", () => say(saying));
+  at("back").addEventListener("click", () => go(place - 1));
+  at("next").addEventListener("click", () => go(place + 1));
+  at("save").addEventListener("click", save);
+  at("labeller").addEventListener("input", keep);
+  document.addEventListener("keydown", (event) => {
+    if (event.target.tagName === "INPUT" || event.ctrlKey || event.metaKey || event.altKey) return;
+    const act = KEYS[event.key];
+    if (!act) return;
+    event.preventDefault();
+    act();
+  });
+  place = firstOpen();
+  show();
+});
