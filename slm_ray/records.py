@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slm_ray.types import Comparison, Decision, Failure, Message, ModelFacts, Usage
+from slm_ray.types import Comparison, Decision, DeclaredRule, Failure, Message, ModelFacts, Usage
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
@@ -376,16 +376,6 @@ class PartialReplacement:
     test: MixturePoint | None = None
     curve: tuple[MixturePoint, ...] = ()
     cost_hypothetical: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeclaredRule:
-    """Rule, margin and metric as they were fixed when so many answers were already there."""
-
-    rule: str
-    delta: float
-    primary: str
-    answers_before: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
