@@ -1,32 +1,15 @@
-"use strict";
 // One pair at a time, in the drawn order: said by button or key, kept in this browser, downloaded as JSON Lines.
-// Text from data enters the page as text nodes only.
+// `fill` is that of page.js: text from data enters the page as text nodes only.
 
-// Characters that show nothing or turn the direction of those after them: they would make two answers look alike.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u115f\u1160\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\u{e0000}-\u{e007f}]/u;
-const UNSEEN_AT_MOST = 500;
 const SAYINGS = ["A", "tie", "B"];
 const at = (id) => document.getElementById(id);
 let data = null;
 let place = 0;
 let said = new Map();
 
-function fill(node, text) {
+function put(node, text) {
   node.replaceChildren();
-  let rest = String(text);
-  for (let marked = 0; marked < UNSEEN_AT_MOST; marked += 1) {
-    const start = rest.search(UNSEEN);
-    if (start < 0) break;
-    const sign = String.fromCodePoint(rest.codePointAt(start));
-    const mark = document.createElement("bdo");
-    mark.className = "unseen";
-    mark.dir = "ltr";
-    mark.dataset.code = `U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
-    mark.textContent = sign;
-    node.append(rest.slice(0, start), mark);
-    rest = rest.slice(start + sign.length);
-  }
-  node.append(rest);
+  fill(node, text);
 }
 
 async function read() {
@@ -67,11 +50,11 @@ function show() {
   at("progress").textContent = `pair ${data.rows.length ? place + 1 : 0} of ${data.rows.length}, ${said.size} labelled`;
   at("save").disabled = said.size === 0;
   if (!row) return;
-  fill(at("prompt"), row.prompt);
+  put(at("prompt"), row.prompt);
   at("expected").hidden = row.target === null;
-  fill(at("target"), row.target ?? "");
+  put(at("target"), row.target ?? "");
   for (const side of ["A", "B"]) {
-    fill(at(side), row[side]);
+    put(at(side), row[side]);
     at(side).scrollTop = 0;
   }
   for (const saying of SAYINGS) at(`say-${saying}`).setAttribute("aria-pressed", String(said.get(row.id) === saying));
