@@ -214,12 +214,17 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON."""
+    """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON.
+
+    `order_seed` is the seed that the order of the rows was drawn from before the first call, and None where rows were
+    asked as they stand in the file.
+    """
 
     track: str
     track_definition: Mapping[str, Any]
     examples: ExampleSet
     models: Mapping[str, ModelReport]
+    order_seed: int | None = None
     provenance: Provenance | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -254,7 +259,10 @@ class AnswerResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowResult:
-    """One row of a report: what was asked, what was expected, and every model's answer by spec."""
+    """One row of a report: what was asked, what was expected, and every model's answer by spec.
+
+    Rows of one `group` are not independent (see `Example`); a row without one is a group of its own.
+    """
 
     id: str
     prompt_hash: str
@@ -262,6 +270,7 @@ class RowResult:
     target: str
     tags: Mapping[str, str]
     models: Mapping[str, AnswerResult]
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

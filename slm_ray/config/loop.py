@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Comparison, Config, Evaluation, Recipe, Rule, Search, Serving, Source
+from slm_ray.config.shared import Comparison, Config, Evaluation, FixedRule, Recipe, Search, Serving, Source
 
 
 class TrackSource(Source):
@@ -25,7 +25,7 @@ class LoopConfig(Config):
         Evaluation(), description="limits hold for each evaluation: of one track, on validation or on test rows"
     )
     comparison: Comparison = Field(Comparison(), description="its rule is for test rows: may the SLM take over")
-    validation_rule: Rule = Field("point", description="rule on validation rows: is training worth a try")
+    validation_rule: FixedRule = Field("point", description="rule on validation rows: is training worth a try")
     sweep: bool = Field(False, description="look for learning rate and LoRA rank before training, as `search` says")
     search: Search = Search()
     training: Recipe = Recipe()

@@ -13,7 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 WIDEST_DELTA = 0.2
-Rule = Literal["paired", "point"]
+FixedRule = Literal["paired", "point"]  # over rows whose number was fixed beforehand
+Rule = Literal["paired", "sequential", "point"]
 Format = Literal[
     "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled"
 ]  # fmt: skip
@@ -101,7 +102,18 @@ class Evaluation(Requests):
 class Declaration(Config):
     """The rule and the margin of a verdict, as they can be declared before a run's first call."""
 
-    rule: Rule = Field("paired", description="bound on the paired difference, or no interval (point)")
+    rule: Rule = Field(
+        "paired",
+        description="one look at a bound, a bound that may be looked at any time (sequential), or none (point)",
+    )
+    stop: Literal["never", "when_decided"] = Field(
+        "never", description="sequential: ask every row, or end the asking of a model once it is decided"
+    )
+    candidates: int | None = Field(
+        None,
+        ge=1,
+        description="SLMs that will be tried on these rows and share the error; a decreasing part each if not set",
+    )
     delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
 
@@ -111,6 +123,11 @@ class Declaration(Config):
             raise ValueError(
                 f"delta {self.delta:g} lets an SLM pass that is that much worse; the widest is {WIDEST_DELTA:g}, or set"
                 " force_delta: true"
+            )
+        if self.stop == "when_decided" and self.rule != "sequential":
+            raise ValueError(
+                f"stop: when_decided looks at the rows as they come, which the rule {self.rule} does not allow; set rule:"
+                " sequential, or stop: never"
             )
         return self
 

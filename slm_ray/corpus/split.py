@@ -8,6 +8,7 @@ tag only when asked (`stratify`). Whether sets that were not split here share a 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,6 +80,21 @@ def keep(rows: Sequence[ParsedRow], *, name: str) -> dict[str, list[ParsedRow]]:
             where = " and ".join(sorted(named))
             raise DataError(f"{name}: one prompt is in {where} ({_keys(group[0])[-1][:60]!r}…); keep it in one split")
     return splits
+
+
+def with_groups(rows: Sequence[ParsedRow], groups: Sequence[int] | None = None) -> list[ParsedRow]:
+    """The rows, each with the `group` of all rows that it is tied to, so that whoever measures on them knows of the ties.
+
+    Rows are tied as for a split. A row tied to no other keeps what it has. Others take the first of the groups that they
+    name among them, or a name made of their question.
+    """
+    named: dict[int, str] = {}
+    for tied in _groups(rows, groups):
+        if len(tied) > 1:
+            own = [row.group for row in tied if row.group is not None]
+            name = min(own, default="") or _hash(0, tied)[:16]
+            named |= {id(row): name for row in tied}
+    return [dataclasses.replace(row, group=named.get(id(row), row.group)) for row in rows]
 
 
 def _draw(

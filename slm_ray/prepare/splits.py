@@ -44,6 +44,8 @@ def splits(rows: Mapping[str, Sequence[ParsedRow]], config: PrepareConfig) -> tu
     if config.curation.order != "none":
         found["train"], step = _ordered(found["train"], drawn, config)
         steps.append(step)
+    for name in ("validation", "test"):
+        found[name] = split.with_groups(found[name], _near(found[name], config))
     return {name: found[name] for name in SPLITS}, steps
 
 
@@ -79,7 +81,6 @@ def _apart(
 
 
 def _drawn(rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, int]) -> tuple[Splits, Step]:
-    near = duplicates.groups(rows, seed=config.seed) if config.separate_near else None
     return split.counted(
         rows,
         validation=own.get("validation", config.validation_rows or 0),
@@ -87,8 +88,13 @@ def _drawn(rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, i
         train=config.train_rows,
         seed=config.seed,
         stratify=config.stratify,
-        groups=near,
+        groups=_near(rows, config),
     )
+
+
+def _near(rows: Sequence[ParsedRow], config: PrepareConfig) -> list[int] | None:
+    """The groups of near-duplicates, where they are to stay together."""
+    return duplicates.groups(rows, seed=config.seed) if config.separate_near else None
 
 
 def _kept(rows: Sequence[ParsedRow], config: PrepareConfig) -> Splits:

@@ -79,6 +79,7 @@ class ScoredRows(Sequence[RowResult]):
             target=example.target,
             tags=dict(sorted(example.tags.items())),
             models={spec: _result(self._answers[spec][example.id], rows[at]) for spec, rows in self._scored.items()},
+            group=example.group,
         )
 
 

@@ -45,6 +45,10 @@ class ComparedArm:
         failure = self.rows[example_id].models[self.spec].failure
         return failure is None or failure.kind != "error"
 
+    def group(self, example_id: str) -> str | None:
+        """The group that the row belongs to; None: it is one of its own."""
+        return self.rows[example_id].group
+
     def score(self, example_id: str) -> RowScore:
         """The scores of one row."""
         answer = self.rows[example_id].models[self.spec]

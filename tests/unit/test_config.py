@@ -112,6 +112,14 @@ EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
         (EvaluateConfig, EVALUATE, r'run_dir="a\0b"', "NUL byte"),
         (EvaluateConfig, EVALUATE, r'models=["a\0b"]', "NUL byte"),
         (EvaluateConfig, EVALUATE, r'declare={rule: "pa\0ired"}', "'declare.rule'"),
+        (EvaluateConfig, EVALUATE, "declare={stop: when_decided}", "which the rule paired does not allow"),
+        (EvaluateConfig, EVALUATE, "declare={candidates: 0}", "'declare.candidates'"),
+        (
+            LoopConfig,
+            "run_dir: r\ntracks: [{track: a, source: b}]",
+            "validation_rule=sequential",
+            "'validation_rule'",
+        ),
         (
             CompareConfig,
             "report: r\nllm: a\nslm: b",

@@ -154,6 +154,8 @@ def test_near_duplicates_stand_on_one_side_when_asked(tmp_path: Path) -> None:
     side_of = {row["prompt"]: name for name in found.rows for row in rows_of(found, name)}
     assert len(side_of) == 40
     assert all(side_of[prompt] == side_of[f"{prompt} now"] for prompt in side_of if not prompt.endswith(" now"))
+    groups = Counter(row["group"] for name in ("validation", "test") for row in rows_of(found, name))
+    assert list(groups.values()) == [2] * 6
 
 
 def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> None:
@@ -177,6 +179,18 @@ def test_a_group_is_split_together_written_and_read_back(tmp_path: Path) -> None
     assert [len(names) for names in groups] == [4, 1, 1]
     assert set.union(*groups) == {str(n) for n in range(6)}
     assert {row["group"] for row in rows_of(found, "train")} == groups[0]
+
+
+def test_held_out_rows_of_one_question_are_written_as_one_group(tmp_path: Path) -> None:
+    other = {"prompt": "Question  A?", "completion": "another answer"}
+    rows = [{"prompt": "question a?", "completion": "an answer"}, other, *pairs(4, "alone")]
+    rows += [{"prompt": "question b?", "completion": str(n), "group": name} for n, name in enumerate("yx")]
+    test, train = write(tmp_path / "test.jsonl", rows), write(tmp_path / "rows.jsonl", pairs(20, start=100))
+    found = run(tmp_path, train, test_source=test, test_rows=None)
+    groups = [example.group for example in found.dataset("test").examples]
+    assert groups[0] is not None and groups[0] == groups[1]
+    assert groups[2:] == [None] * 4 + ["x", "x"]
+    assert all("group" not in row for row in rows_of(found, "test")[2:6] + rows_of(found, "train"))
 
 
 def test_rows_of_tools_they_do_not_list_are_counted_and_alone_refused(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ def test_report_by_hand() -> None:
     assert [row.id for row in rows] == ["e0", "e1", "e2", "e3"]
     assert plain(rows[2]) == {
         "id": "e2",
+        "group": None,
         "prompt_hash": prompt_hash(EXAMPLES[2].prompt),
         "prompt": EXAMPLES[2].prompt.as_dicts(),
         "target": '{"answer": 2}',
@@ -166,6 +167,13 @@ def test_a_text_scores_the_same_whichever_model_said_it(texts: list[str | None],
     assert replace(one, facts=other.facts) == other
     assert one.analysis is not None
     assert all(row.models["azure:big"] == row.models["served:small"] for row in rows)
+
+
+def test_a_rows_group_goes_from_the_example_to_the_file_and_back(tmp_path: Path) -> None:
+    rows = [replace(row, group=name) for row, name in zip(EXAMPLES[:2], ("dialogue 7", None), strict=True)]
+    report, scored = build(TRACK, rows, {"fake:m": {row.id: ANSWERS[row.id] for row in rows}}, trained_on={})
+    write_report(tmp_path, report, scored)
+    assert [row.group for row in load_report(tmp_path)[1]] == ["dialogue 7", None]
 
 
 def test_unicode_goes_from_the_answer_to_the_file_as_it_is(tmp_path: Path) -> None:
