@@ -14,10 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from slm_ray.corpus.tracks import defined
+from slm_ray.cost_records import ArmCost, CostReport, Machine
 from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.costs.volume import break_even, machines_for, priced_by_volume, training_cost
-from slm_ray.records import AnswerResult, ArmCost, CostReport, Machine, ModelReport, Report, RowResult
+from slm_ray.records import AnswerResult, ModelReport, Report, RowResult
 from slm_ray.types import Usage
 
 UNIT = "USD"

@@ -14,20 +14,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from slm_ray.records import (
+from slm_ray.cost_records import (
     ArmCost,
     BreakEven,
     CascadeCost,
     CostReport,
     Machine,
-    ModelReport,
-    Percentiles,
-    RowResult,
     TrainingCost,
     VolumeCost,
     VolumePrice,
     Way,
 )
+from slm_ray.records import ModelReport, RowResult
+from slm_ray.types import Percentiles
 
 VOLUMES = (100.0, 1_000.0, 10_000.0, 100_000.0, 1_000_000.0)  # requests a day
 DAYS_PER_MONTH = 365 / 12
@@ -159,6 +158,7 @@ def _at(costs: CostReport, requests: float) -> VolumeCost:
         mixed = None if rest is None else small + rest
     ways: tuple[tuple[Way, float | None], ...] = (("llm", large), ("slm", small), ("cascade", mixed))
     priced = {way: usd for way, usd in ways if usd is not None}
+    cheapest: Way = min(priced, key=priced.__getitem__)
     saving = None if large is None or small is None else large - small
     training = costs.training.usd
     return VolumeCost(
@@ -168,7 +168,7 @@ def _at(costs: CostReport, requests: float) -> VolumeCost:
         llm=_price(large, requests),
         slm=_price(small, requests),
         cascade=_price(mixed, requests),
-        cheapest=min(priced, key=lambda way: priced[way]) if len(priced) > 1 else None,
+        cheapest=cheapest if len(priced) > 1 else None,
         payback_days=training / saving if training and saving is not None and saving > 0 else None,
     )
 

@@ -74,7 +74,7 @@ def write_report(
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
     models = {
-        spec: replace(model, busy_s=_busy_s(answers[spec]), training=_training(model, config.adapters_dir))
+        spec: replace(model, busy_s=_busy_s(answers[spec]), training=training_of(model, config.adapters_dir))
         for spec, model in report.models.items()
     }
     report = replace(report, models=models, provenance=origin)
@@ -88,7 +88,7 @@ def _busy_s(answers: Mapping[str, Response]) -> float | None:
     return busy_s((entry.answered_ns, entry.completion.latency_s) for entry in answers.values())
 
 
-def _training(model: ModelReport, adapters_dir: str | None) -> TrainingEffort | None:
+def training_of(model: ModelReport, adapters_dir: str | None) -> TrainingEffort | None:
     """What the training of a served adapter took; None where its record is not at hand."""
     if model.facts.adapter is None or adapters_dir is None:
         return None

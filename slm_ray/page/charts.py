@@ -13,9 +13,10 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
-from slm_ray.records import ArmCost, CostReport, MixturePoint, ModelReport, Percentiles, Report, RowResult
-from slm_ray.types import Interval
+from slm_ray.records import MixturePoint, ModelReport, Report, RowResult
+from slm_ray.types import Interval, Percentiles
 
 _LEFT, _RIGHT = 190.0, 700.0
 _ROW = 46.0

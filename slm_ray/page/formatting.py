@@ -16,7 +16,8 @@ from typing import Any
 
 import markupsafe
 
-from slm_ray.records import ArmCost, CostReport, PartialReplacement
+from slm_ray.cost_records import ArmCost, CostReport
+from slm_ray.records import PartialReplacement
 from slm_ray.tables import format_table
 
 DASH = "–"

@@ -12,12 +12,13 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
+from slm_ray.cost_records import CostReport, Machine
 from slm_ray.costs.cost import cost
 from slm_ray.costs.prices import PriceList, price_list
 from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
-from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
+from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, folder_of, load_report
 from slm_ray.tasks import open_dataset

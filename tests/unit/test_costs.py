@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from plain_records import facts
 
 from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.cost_records import ArmCost, CostReport, Machine
 from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
 from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
@@ -21,15 +22,11 @@ from slm_ray.page.formatting import cost_text
 from slm_ray.providers import parse
 from slm_ray.records import (
     AnswerResult,
-    ArmCost,
     Attempts,
     Commands,
-    CostReport,
     Digests,
     ExampleSet,
-    Machine,
     ModelReport,
-    Percentiles,
     Provenance,
     Report,
     RowResult,
@@ -37,7 +34,7 @@ from slm_ray.records import (
     TrainingRowCheck,
 )
 from slm_ray.reports.encoding import encode
-from slm_ray.types import Failure, FailureKind, Usage
+from slm_ray.types import Failure, FailureKind, Percentiles, Usage
 
 LLM, SLM = "azure:big", "served:small"
 GPT = Price(
