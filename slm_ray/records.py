@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_ray.cost_records import CostReport
-from slm_ray.types import Comparison, Decision, Failure, Message, ModelFacts, Percentiles, Usage
+from slm_ray.types import Comparison, Decision, DeclaredRule, Failure, Message, ModelFacts, Percentiles, Usage
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
@@ -312,16 +312,6 @@ class PartialReplacement:
     test: MixturePoint | None = None
     curve: tuple[MixturePoint, ...] = ()
     cost_hypothetical: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeclaredRule:
-    """Rule, margin and metric as they were fixed when so many answers were already there."""
-
-    rule: str
-    delta: float
-    primary: str
-    answers_before: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -100,7 +100,7 @@ class Evaluation(Requests):
 
 
 class Declaration(Config):
-    """The rule and the margin of a verdict, as they can be declared before a run's first call."""
+    """Every setting that can turn a verdict, as it can be declared before a run's first call."""
 
     rule: Rule = Field(
         "paired",
@@ -116,6 +116,15 @@ class Declaration(Config):
     )
     delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
+    guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
+    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
+    min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
+    quality_floor: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="primary metric that the SLM must be shown to exceed, besides every `baseline:` asked",
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> Declaration:
@@ -160,11 +169,8 @@ class Cost(Config):
 
 
 class Comparison(Declaration):
-    """How two models are compared: the declared rule and margin, and what else has to hold."""
+    """How two models are compared: what can be declared, and what they cost."""
 
-    guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
-    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
-    min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
     cost: Cost = Cost()
 
 

@@ -29,6 +29,7 @@ _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it,
 _DIFFERENCE = re.compile(r"(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
 _MARGIN = re.compile(r"\b(by|than|delta) ([01](?:\.\d+)?)(?![\d%])(?! %)")
 _LEVEL = re.compile(r"(?<![\w.+−-])[01]\.\d{4}(?!\d)")
+_SESSION = re.compile(r"/[^\s\"']*/runtime_resources/working_dir_files/_ray_pkg_\w+/")
 # Spaces that are no space, fillers, joiners, selectors, controls, marks of direction, tags, private and missing letters.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
@@ -74,10 +75,13 @@ def in_points(text: str) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Text with a code in the place of each character that shows nothing or turns the direction of those after it."""
+    """Text with a code in the place of each character that shows nothing or turns the direction of those after it.
+
+    Of a path in the copy of the working folder that Ray makes for a job, and removes with it, what stands below the copy.
+    """
     if isinstance(value, markupsafe.Markup) or not isinstance(value, str):
         return value
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", _SESSION.sub("", value))
 
 
 def seconds(value: float | None) -> str:

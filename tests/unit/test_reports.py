@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError, DataError
-from slm_ray.records import Commands, ComparisonReport, DeclaredRule, Digests, Provenance, TrainingRowCheck
+from slm_ray.records import Commands, ComparisonReport, Digests, Provenance, TrainingRowCheck
 from slm_ray.reports.compare import compare_reports, comparison_text, load_prices, write_comparison
-from slm_ray.reports.files import declare, load_report, write_report
-from slm_ray.types import Completion, Example, Usage
+from slm_ray.reports.files import declare, declared_rule, load_report, write_report
+from slm_ray.types import Completion, DeclaredRule, Example, Usage
 
 ROOT = Path(__file__).parents[2]
 PRICES = str(ROOT / "data/prices.yaml")
@@ -175,23 +175,103 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
     assert "no data/prices.yaml here" in str(elsewhere.cost.arms[LLM].reason)
 
 
+def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples: str = "", **settings: Any) -> None:
+    """What the evaluation would have written before its first call."""
+    rule = declared_rule(
+        Declaration(**settings), TRACK, examples=examples, rows=rows, baselines=(), answers_before=answers_before
+    )
+    declare(folder, rule)
+
+
 def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
     assert "no rule was declared before the first call" in run(held_out).decision.because[-1]
-    declare(held_out, Declaration(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
+    declared(held_out, delta=0.05)
     kept = run(held_out, delta=0.05)
-    assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
-    assert kept.declared == DeclaredRule(rule="paired", delta=0.05, primary="exact_match", answers_before=0)
-    for changes in ({"delta": 0.3, "force_delta": True}, {"delta": 0.05, "rule": "point"}):
-        assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
-    declare(held_out, Declaration(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
+    assert kept.decision.because[-1] == (
+        "declared before the first call: rule paired, delta 0.05 on exact_match, slice_rows 20, min_paired_share 0.95."
+    )
+    assert (kept.decision.action, kept.decision.exploratory) == ("fine_tune", None)
+    assert kept.declared is not None and (kept.declared.delta, kept.declared.answers_before) == (0.05, 0)
+    declared(held_out, delta=0.3, force_delta=True)
     assert run(held_out, delta=0.05).declared == kept.declared  # what was declared first stays
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"delta": 0.03}, "delta is 0.03 and was 0.02"),
+        ({"rule": "point"}, "rule is point and was paired"),
+        ({"candidates": 3}, "candidates is 3 and was not set"),
+        ({"guardrails": ("field_f1",)}, "guardrails is field_f1 and was not set"),
+        ({"slice_rows": 100_000}, "slice_rows is 100000 and was 20"),
+        ({"min_paired_share": 0.5}, "min_paired_share is 0.5 and was 0.95"),
+        ({"quality_floor": 0.1}, "quality_floor is 0.1 and was not set"),
+    ],
+)
+def test_any_setting_that_can_turn_the_verdict_makes_it_exploratory(
+    changes: dict[str, Any], said: str, held_out: Path
+) -> None:
+    declared(held_out)
+    assert run(held_out).decision.action == "fine_tune"
+    found = run(held_out, **changes)
+    assert (found.decision.action, found.decision.exploratory) == ("inconclusive", "fine_tune")
+    assert found.decision.because[-1].startswith(f"exploratory: {said}. Under these settings the rows say fine_tune")
+    text = comparison_text(found)
+    assert "verdict: inconclusive (exploratory: fine_tune under settings that were not declared" in text
+    assert text.splitlines()[-1] == "FINE_TUNE=0"
+
+
+def test_every_setting_of_a_declaration_is_written_down() -> None:
+    """A setting that is added to the config and not to the record would be free to move after the answers are in."""
+    names = {field.name for field in fields(DeclaredRule)}
+    assert set(Declaration.model_fields) - {"force_delta"} <= names
+
+
+def test_another_definition_of_the_track_and_other_rows_are_not_what_was_declared(held_out: Path) -> None:
+    declared(held_out, rows=300)
+    assert "rows is 200 and was 300" in run(held_out).decision.because[-1]
+    (held_out / "declared.json").unlink()
+    declared(held_out, examples="a file that was replaced")
+    assert "the file of rows is another" in run(held_out).decision.because[-1]
+    (held_out / "declared.json").unlink()
+    declared(held_out)
+    report = storage.read_json(held_out / "report.json")
+    report["track_definition"]["guardrails"] = ["field_f1"]
+    storage.write_json(held_out / "report.json", report)
+    found = run(held_out)
+    assert "the track's definition is another" in found.decision.because[-1] and found.decision.exploratory
+
+
+def test_a_smoke_test_is_the_start_of_the_run_but_the_run_is_not_cut_to_its_first_rows(held_out: Path) -> None:
+    declared(held_out, rows=20)
+    assert run(held_out).decision.action == "fine_tune"
+    declared(held_out, rows=400)  # the same file: the whole of it is asked now
+    assert "rows is 200 and was 400" in run(held_out).decision.because[-1]
+
+
 def test_a_margin_declared_after_answers_were_in_is_told_apart(held_out: Path) -> None:
-    declare(held_out, None, primary="exact_match", answers_before=0)
     assert not (held_out / "declared.json").exists()
-    declare(held_out, Declaration(), primary="exact_match", answers_before=12)
+    declared(held_out, answers_before=12)
     assert "were declared when 12 answers were already there" in run(held_out).decision.because[-1]
+
+
+def test_recorded_answers_are_older_than_any_declaration(held_out: Path) -> None:
+    declared(held_out)
+    assert "recorded" not in comparison_text(run(held_out))
+    report = storage.read_json(held_out / "report.json")
+    report["models"][SLM]["facts"]["kind"] = "recorded"
+    storage.write_json(held_out / "report.json", report)
+    assert any(
+        s.startswith("the answers of served:small were recorded before this") for s in run(held_out).decision.because
+    )
+
+
+def test_a_declaration_that_is_damaged_is_refused(held_out: Path) -> None:
+    declared(held_out)
+    plain = storage.read_json(held_out / "declared.json")
+    storage.write_json(held_out / "declared.json", {name: v for name, v in plain.items() if name != "slice_rows"})
+    with pytest.raises(DataError, match=r"declared\.json: .*slice_rows.*; evaluate into a folder of its own"):
+        run(held_out)
 
 
 def job(*settings: str) -> subprocess.CompletedProcess[bytes]:
@@ -248,6 +328,14 @@ def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, hel
 
 def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
     assert run(broken(held_out, LLM, "error", 4)).decision.action == "fine_tune"
+
+
+def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
+    declared(held_out, delta=0.2)
+    assert run(held_out, delta=0.2).decision.exploratory is None
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.2", "slice_rows=100000")
+    assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
+    assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 
 
 def test_a_margin_wider_than_a_fifth_has_to_be_meant(held_out: Path) -> None:
