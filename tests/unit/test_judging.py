@@ -81,6 +81,7 @@ def test_the_order_is_drawn_once_and_kept(tmp_path: Path) -> None:
         ({"delta": 0.1}, "delta was declared as 0.05 before the first label and is 0.1 now"),
         ({"looks": (40,)}, r"looks was declared as \(40, 80\)"),
         ({"pair": (SLM, LLM)}, "llm was declared as"),
+        ({"judge": "fake:y"}, "judge was declared as 'fake:x' before the first label and is 'fake:y'"),
     ],
 )
 def test_what_was_declared_by_the_queue_stays(tmp_path: Path, settings: dict[str, Any], why: str) -> None:
@@ -94,6 +95,13 @@ def test_other_answers_want_another_queue(tmp_path: Path) -> None:
     kept_queue(config(tmp_path), [row(number) for number in range(100)])
     with pytest.raises(ConfigError, match="drawn for other answers"):
         kept_queue(config(tmp_path), [row(number, slm="retrained") for number in range(100)])
+
+
+def test_a_judge_who_is_asked_otherwise_wants_another_queue(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(100)]
+    kept_queue(config(tmp_path), rows, asked="one rubric")
+    with pytest.raises(ConfigError, match="rubric, show_target or a generation setting is another"):
+        kept_queue(config(tmp_path), rows, asked="another rubric")
 
 
 def test_looks_at_too_few_labels_are_refused(tmp_path: Path) -> None:
@@ -230,7 +238,7 @@ def test_people_who_find_no_difference_let_the_slm_pass(tmp_path: Path) -> None:
     queue = kept_queue(config(tmp_path, looks=(100,)), rows)
     found = verdict(rows, queue, people_of(queue, 100, 1000) | {queue.units[0][0]: 0.0}, kind(rows))
     assert found.decision.action == "swap" and found.seen is not None and found.seen.interval.lower > -0.05
-    assert list(lines(found))[-1] == "FINE_TUNE=0"
+    assert list(lines(found))[-1] == "FINE_TUNE=0" and found.missing == 0
 
 
 def test_a_flattering_judge_does_not_hide_what_people_see(tmp_path: Path) -> None:
