@@ -8,42 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judged_pairs import LLM, OUTAGE, REFUSED, SLM, config, row
 from plain_records import facts
 
-from slm_ray.config import JudgeConfig
 from slm_ray.errors import ComparisonError, ConfigError, DataError
 from slm_ray.judging.labels import Labels, read_labels
 from slm_ray.judging.queue import Queue, kept_queue, write_page
 from slm_ray.judging.verdict import JudgedVerdict, judged_verdict, lines
-from slm_ray.records import AnswerResult, ExampleSet, ModelReport, Percentiles, Report, RowResult
-from slm_ray.types import Failure, Usage
-
-LLM, SLM = "openai:big", "served:small"
-OUTAGE = Failure(kind="error", reason="HTTP 500", status=500)
-REFUSED = Failure(kind="refused", reason="no")
-
-
-def answered(text: str | Failure) -> AnswerResult:
-    failure = text if isinstance(text, Failure) else None
-    return AnswerResult(text=None if failure else str(text), failure=failure, scores={})
-
-
-def row(
-    number: int, llm: str | Failure = "by the large", slm: str | Failure = "by the small", **more: Any
-) -> RowResult:
-    name = f"q{number:03}"
-    texts = [f"{text} {name}" if isinstance(text, str) else text for text in (llm, slm)]
-    return RowResult(
-        id=name, prompt_hash=name, prompt=(), target="t", tags={},
-        models={LLM: answered(texts[0]), SLM: answered(texts[1])}, **more,
-    )  # fmt: skip
-
-
-def config(folder: Path, **settings: Any) -> JudgeConfig:
-    values: dict[str, Any] = {
-        "judge": "fake:x", "report": "runs/evaluate", "run_dir": str(folder), "pair": (LLM, SLM), "looks": (40, 80), **settings
-    }  # fmt: skip
-    return JudgeConfig(**values)
+from slm_ray.records import ExampleSet, ModelReport, Report, RowResult
+from slm_ray.types import Percentiles, Usage
 
 
 def label(queue: Queue, row_id: str, better: str, labeller: str = "ann", **more: Any) -> dict[str, Any]:
