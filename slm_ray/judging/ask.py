@@ -117,7 +117,7 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
         result = Judgement(judge=config.judge, rubric=config.rubric, advisory=_advisory(config))
         if config.pair:
             # Drawn before anything is asked: nobody has seen a judgement when the order and the margin are fixed.
-            queue = kept_queue(config, rows)
+            queue = kept_queue(config, rows, asked=_key(config))
             write_page(config, queue, rows)
             labels = read_labels(config.labels, queue, rows)
             pair, shares = _pair(config, rows, environment)

@@ -31,11 +31,13 @@ class Queue:
     """What was fixed before the first label. `units` are the ids of each unit's rows in their order.
 
     `looks` are the numbers of labelled units at which the verdict is made. `answers` is the digest of what both models
-    said.
+    said, `asked` that of how the judge is asked: to try judges until one suits would be to test many times.
     """
 
     llm: str
     slm: str
+    judge: str
+    asked: str
     delta: float
     looks: tuple[int, ...]
     seed: int
@@ -53,13 +55,13 @@ class Queue:
         return random.Random(f"side {self.seed} {self.answers} {row_id}").random() < 0.5
 
 
-def kept_queue(config: JudgeConfig, rows: Sequence[RowResult]) -> Queue:
+def kept_queue(config: JudgeConfig, rows: Sequence[RowResult], *, asked: str = "") -> Queue:
     """The queue of the run directory, drawn now where there is none; ConfigError when it was drawn for something else."""
     if config.looks[0] < LEAST_LABELS:
         raise ConfigError(
             f"looks: {config.looks[0]} labels are too few for bounds that hold; look from {LEAST_LABELS} on"
         )
-    drawn = _drawn(config, rows)
+    drawn = _drawn(config, rows, asked)
     path = Path(config.run_dir) / QUEUE
     if not path.exists():
         storage.write_json(path, encode(drawn))
@@ -67,13 +69,18 @@ def kept_queue(config: JudgeConfig, rows: Sequence[RowResult]) -> Queue:
     plain = storage.read_json(path)
     check_version(plain, where=str(path), fix=_FRESH)
     kept = decode(plain, Queue, where=str(path), fix=_FRESH)
-    for name in ("llm", "slm", "delta", "looks", "seed"):
+    for name in ("llm", "slm", "judge", "delta", "looks", "seed"):
         before, now = getattr(kept, name), getattr(drawn, name)
         if before != now:
             raise ConfigError(
                 f"{path}: {name} was declared as {before!r} before the first label and is {now!r} now; set it back, or"
                 f" {_FRESH}"
             )
+    if kept.asked != drawn.asked:
+        raise ConfigError(
+            f"{path}: rubric, show_target or a generation setting is another than before the first label; set it back, or"
+            f" {_FRESH}"
+        )
     if kept != drawn:
         raise ConfigError(f"{path}: was drawn for other answers than those of {config.report}; {_FRESH}")
     return kept
@@ -101,7 +108,7 @@ def write_page(config: JudgeConfig, queue: Queue, rows: Sequence[RowResult]) -> 
     return path
 
 
-def _drawn(config: JudgeConfig, rows: Sequence[RowResult]) -> Queue:
+def _drawn(config: JudgeConfig, rows: Sequence[RowResult], asked: str) -> Queue:
     llm, slm = config.pair
     units: dict[str, list[str]] = {}
     for row in sorted(rows, key=lambda row: row.id):
@@ -112,6 +119,6 @@ def _drawn(config: JudgeConfig, rows: Sequence[RowResult]) -> Queue:
     seed = config.generation.seed
     random.Random(f"order {seed} {answers}").shuffle(order)
     return Queue(
-        llm=llm, slm=slm, delta=config.delta, looks=tuple(dict.fromkeys(min(look, len(order)) for look in config.looks)),
+        llm=llm, slm=slm, judge=config.judge, asked=asked, delta=config.delta, looks=tuple(dict.fromkeys(min(look, len(order)) for look in config.looks)),
         seed=seed, answers=answers, units=tuple(order),
     )  # fmt: skip

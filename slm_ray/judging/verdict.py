@@ -116,7 +116,9 @@ def judged_verdict(
             action, seen, because = _look(case, look)
             if action != "inconclusive":
                 break
-        if action == "inconclusive":
+        if action != "inconclusive":
+            base = replace(base, missing=0)
+        else:
             because += _missing(case, seen, labelled, later)
     because += _stand_ins(report, queue)
     return replace(base, decision=replace(base.decision, action=action, because=tuple(because)), seen=seen)

@@ -54,7 +54,8 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
     assert (grades.n, grades.unread, grades.mean) == (4, 1, 0.5)
     assert grades.minus_first is not None and grades.minus_first.estimate == -0.5
     assert found.pair is not None and (found.pair.second_wins, found.pair.same_place_twice) == (0.75, 2)
-    assert all("advisory" in line for line in lines(found))
+    *figures, last = lines(found)
+    assert all("advisory" in line for line in figures) and "no verdict by the judge alone" in last
     assert judge(config, {}) == found
 
     people = [{"prompt": f"p{i}", "prediction": "x", "human": 1 + i % 7} for i in range(35)]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from judged_pairs import config, row
 
 from slm_ray.judging.labels import read_labels
 from slm_ray.judging.queue import kept_queue, write_page
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from test_judging import config, row
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytestmark = [

@@ -8,42 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from judged_pairs import LLM, OUTAGE, REFUSED, SLM, config, row
 from plain_records import facts
 
-from slm_ray.config import JudgeConfig
 from slm_ray.errors import ComparisonError, ConfigError, DataError
 from slm_ray.judging.labels import Labels, read_labels
 from slm_ray.judging.queue import Queue, kept_queue, write_page
 from slm_ray.judging.verdict import JudgedVerdict, judged_verdict, lines
-from slm_ray.records import AnswerResult, ExampleSet, ModelReport, Percentiles, Report, RowResult
-from slm_ray.types import Failure, Usage
-
-LLM, SLM = "openai:big", "served:small"
-OUTAGE = Failure(kind="error", reason="HTTP 500", status=500)
-REFUSED = Failure(kind="refused", reason="no")
-
-
-def answered(text: str | Failure) -> AnswerResult:
-    failure = text if isinstance(text, Failure) else None
-    return AnswerResult(text=None if failure else str(text), failure=failure, scores={})
-
-
-def row(
-    number: int, llm: str | Failure = "by the large", slm: str | Failure = "by the small", **more: Any
-) -> RowResult:
-    name = f"q{number:03}"
-    texts = [f"{text} {name}" if isinstance(text, str) else text for text in (llm, slm)]
-    return RowResult(
-        id=name, prompt_hash=name, prompt=(), target="t", tags={},
-        models={LLM: answered(texts[0]), SLM: answered(texts[1])}, **more,
-    )  # fmt: skip
-
-
-def config(folder: Path, **settings: Any) -> JudgeConfig:
-    values: dict[str, Any] = {
-        "judge": "fake:x", "report": "runs/evaluate", "run_dir": str(folder), "pair": (LLM, SLM), "looks": (40, 80), **settings
-    }  # fmt: skip
-    return JudgeConfig(**values)
+from slm_ray.records import ExampleSet, ModelReport, Report, RowResult
+from slm_ray.types import Percentiles, Usage
 
 
 def label(queue: Queue, row_id: str, better: str, labeller: str = "ann", **more: Any) -> dict[str, Any]:
@@ -81,6 +54,7 @@ def test_the_order_is_drawn_once_and_kept(tmp_path: Path) -> None:
         ({"delta": 0.1}, "delta was declared as 0.05 before the first label and is 0.1 now"),
         ({"looks": (40,)}, r"looks was declared as \(40, 80\)"),
         ({"pair": (SLM, LLM)}, "llm was declared as"),
+        ({"judge": "fake:y"}, "judge was declared as 'fake:x' before the first label and is 'fake:y'"),
     ],
 )
 def test_what_was_declared_by_the_queue_stays(tmp_path: Path, settings: dict[str, Any], why: str) -> None:
@@ -94,6 +68,13 @@ def test_other_answers_want_another_queue(tmp_path: Path) -> None:
     kept_queue(config(tmp_path), [row(number) for number in range(100)])
     with pytest.raises(ConfigError, match="drawn for other answers"):
         kept_queue(config(tmp_path), [row(number, slm="retrained") for number in range(100)])
+
+
+def test_a_judge_who_is_asked_otherwise_wants_another_queue(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(100)]
+    kept_queue(config(tmp_path), rows, asked="one rubric")
+    with pytest.raises(ConfigError, match="rubric, show_target or a generation setting is another"):
+        kept_queue(config(tmp_path), rows, asked="another rubric")
 
 
 def test_looks_at_too_few_labels_are_refused(tmp_path: Path) -> None:
@@ -230,7 +211,7 @@ def test_people_who_find_no_difference_let_the_slm_pass(tmp_path: Path) -> None:
     queue = kept_queue(config(tmp_path, looks=(100,)), rows)
     found = verdict(rows, queue, people_of(queue, 100, 1000) | {queue.units[0][0]: 0.0}, kind(rows))
     assert found.decision.action == "swap" and found.seen is not None and found.seen.interval.lower > -0.05
-    assert list(lines(found))[-1] == "FINE_TUNE=0"
+    assert list(lines(found))[-1] == "FINE_TUNE=0" and found.missing == 0
 
 
 def test_a_flattering_judge_does_not_hide_what_people_see(tmp_path: Path) -> None:
