@@ -180,6 +180,39 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialPoint:
+    """The confidence sequence after `rows` rows in `groups` groups: the mean difference and its bounds then."""
+
+    rows: int
+    groups: int
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialResult:
+    """What the sequential rule saw of rows in their asking order.
+
+    `level` is the error of this candidate; `rows` and `groups` were looked at. `action` is "swap" or "fine_tune" from row
+    `decided_at` on, whatever came after it, else both are None. `interval` is the confidence sequence now, each bound of it
+    wrong at any time at all with probability `level` at most. `e_not_worse` and `e_worse` are the capitals now of the bets
+    against "worse by delta or more" and against its mirror. `path` is for the picture: at most 200 points, the last of
+    them now.
+    """
+
+    level: float
+    rows: int
+    groups: int
+    action: Action | None
+    decided_at: int | None
+    interval: Interval
+    e_not_worse: float
+    e_worse: float
+    path: tuple[SequentialPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric.
 
@@ -187,7 +220,8 @@ class Comparison:
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
     answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
     row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
-    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left.
+    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left. `sequential` is what the sequential
+    rule saw, where that was asked for.
     """
 
     track: str
@@ -211,6 +245,7 @@ class Comparison:
     llm_failed: int = 0
     slm_failed: int = 0
     readings: Mapping[str, Comparison | None] = field(default_factory=dict)
+    sequential: SequentialResult | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
