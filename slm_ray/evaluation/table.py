@@ -39,7 +39,9 @@ def _looks(run: SequentialRun | None) -> list[str]:
         return []
     lines = []
     for spec, look in run.candidates.items():
-        decided = f"decided at row {look.decided_at}: {look.action}" if look.action else f"not decided by {look.rows} rows"
+        decided = (
+            f"decided at row {look.decided_at}: {look.action}" if look.action else f"not decided by {look.rows} rows"
+        )
         lines.append(f"{spec}: {decided} (of {run.rows} rows; sequential, delta {run.delta:g}, level {look.level:.2%})")
     rest = [one for one in run.rest.values() if one.calls]
     if rest:
