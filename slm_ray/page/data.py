@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slm_ray.records import SCHEMA_VERSION, CostReport, PartialReplacement, Report
+from slm_ray.records import SCHEMA_VERSION, CostReport, DeclaredRule, PartialReplacement, Report
 from slm_ray.types import Comparison, Decision
 
 Stage = Literal["validation", "test"]
@@ -14,11 +14,12 @@ Stage = Literal["validation", "test"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageDecision:
-    """What was decided on the rows of one stage, and from what."""
+    """What was decided on the rows of one stage, and from what; `declared` is what was fixed before, None: nothing."""
 
     stage: Stage
     comparison: Comparison
     decision: Decision
+    declared: DeclaredRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,11 +18,21 @@ import markupsafe
 
 from slm_ray.records import ArmCost, CostReport, PartialReplacement
 from slm_ray.tables import format_table
+from slm_ray.types import Interval
 
 DASH = "–"
 _SHOWN = 5
 _PACKED_FROM = 1_000_000  # characters
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
+_DIFFERENCE = re.compile(r"(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
+_MARGIN = re.compile(r"\b(by|than|delta) ([01](?:\.\d+)?)(?![\d%])(?! %)")
+_LEVEL = re.compile(r"(?<![\w.+−-])[01]\.\d{4}(?!\d)")
+# Spaces that are no space, fillers, joiners, selectors, controls, marks of direction, tags, private and missing letters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
+    "\u205f-\u206f\u2800\u3000\u3164\ud800-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff]"
+)
 
 
 def undefined(value: float | None) -> bool:
@@ -43,9 +53,29 @@ def points(value: float | None) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def signed(value: float | None) -> str:
-    """A difference as the verdict says it."""
-    return DASH if value is None or undefined(value) else f"{value:+.4f}".replace("-", "−")
+def half_width(interval: Interval) -> str:
+    """How far the wider side of an interval reaches, in percentage points."""
+    width = max(interval.upper - interval.estimate, interval.estimate - interval.lower)
+    return DASH if undefined(width) else f"±{100 * width:.1f}"
+
+
+def margin(delta: float) -> str:
+    """A margin delta, in percentage points."""
+    return f"{100 * delta:.3g} point{'' if delta == 0.01 else 's'}"
+
+
+def in_points(text: str) -> str:
+    """A sentence of the verdict with its shares as the rest of the page writes them: points, and percent for levels."""
+    text = _DIFFERENCE.sub(lambda found: f"{points(float(found[0].replace('−', '-')))} points", text)
+    text = _MARGIN.sub(lambda found: f"{found[1]} {margin(float(found[2]))}", text)
+    return _LEVEL.sub(lambda found: percent(float(found[0])), text)
+
+
+def visible(value: Any) -> Any:
+    """Text with a code in the place of each character that shows nothing or turns the direction of those after it."""
+    if isinstance(value, markupsafe.Markup) or not isinstance(value, str):
+        return value
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
 
 
 def seconds(value: float | None) -> str:

@@ -18,7 +18,8 @@ from slm_ray.corpus.tracks import track
 from slm_ray.storage import read_lines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, render, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, priced, render, sample
+from plain_records import plain
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytestmark = [
@@ -233,7 +234,7 @@ def test_ratings_that_the_browser_will_not_keep_are_not_left_silently(browser: A
 
 def test_what_cannot_be_seen_is_shown_and_leaves_the_browser_as_it_came(browser: Any, tmp_path: Path) -> None:
     data = sample()
-    odd = 'right\u202eto\u200bleft \ud83d\x00\ufeff "q" \r\n end\n'
+    odd = 'right\u202eto\u200bleft \ud83d\x00\ufeff \u2028\u3164\U000e0041\u2800 "q" 👩\u200d🚀 \r\n end\n'
     row = data["tracks"][0]["rows"][0]
     row["models"][ADAPTER] |= {"text": odd, "failure": None}
     row["prompt"][-1]["content"] = odd
@@ -241,7 +242,8 @@ def test_what_cannot_be_seen_is_shown_and_leaves_the_browser_as_it_came(browser:
     found.tab.keyboard.press("j")
     found.tab.keyboard.press("g")
     codes = found.tab.locator(".row[open] .column .unseen").evaluate_all("(all) => all.map((one) => one.dataset.code)")
-    assert [code for code in codes if code != "U+000D"] == ["U+202E", "U+200B", "U+0000", "U+FEFF"]
+    seen = ["U+202E", "U+200B", "U+D83D", "U+0000", "U+FEFF", "U+2028", "U+3164", "U+E0041", "U+2800", "U+000D"]
+    assert codes == seen, "each, but not the joiner within a picture"
     with found.tab.expect_download() as event:
         found.tab.locator(".export").first.click()
     event.value.save_as(tmp_path / "ratings.jsonl")
@@ -286,6 +288,40 @@ def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any,
     assert wide == 0, "nothing is cut off on paper"
     assert found.tab.pdf(path=str(tmp_path / "page.pdf"))[:5] == b"%PDF-"
     found.tab.context.close()
+
+
+def test_on_a_phone_no_shape_and_no_letter_is_cut_off_and_lengths_tell(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    shares = {LLM: 0.827, BASE: 0.589, ADAPTER: 0.857}
+    for spec, share in shares.items():
+        data["tracks"][0]["reports"]["test"]["models"][spec]["metrics"]["exact_match"] = share
+    data["tracks"][0]["cost"] = plain(priced(break_even=2640.0))
+    found = Opened(browser, written(tmp_path, data), viewport={"width": 390, "height": 800})
+    outside = found.tab.evaluate(
+        """() => [...document.querySelectorAll("svg rect, svg circle, svg line, svg text")].filter((one) => {
+            const box = one.getBoundingClientRect(); return one.checkVisibility() && (box.left < 0 || box.right > 390.5); })
+            .map((one) => one.outerHTML)"""
+    )
+    assert outside == []
+    drawn = found.tab.locator(".bar").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().width)")[:3]
+    assert [round(width / drawn[0], 2) for width in drawn] == [round(share / 0.827, 2) for share in shares.values()]
+    small = found.tab.evaluate(
+        """() => [...document.querySelectorAll("svg text")].filter((one) => one.checkVisibility())
+            .map((one) => one.getBoundingClientRect().height)"""
+    )
+    assert small and min(small) >= 11, "no letter shrinks with the width"
+    found.tab.context.close()
+
+
+def test_an_answer_shows_the_words_that_differ_and_is_copied_as_it_was(opened: Opened) -> None:
+    row = opened.tab.locator(".row", has_text="Kyoto").first
+    if row.get_attribute("open") is None:
+        row.locator("summary").click()
+    wrong = row.locator(".column.wrong pre").last
+    assert wrong.locator("mark").all_text_contents() == ["Tokyo"]
+    assert wrong.locator("del").evaluate_all("(all) => all.map((one) => one.dataset.text)") == ["Kyoto"]
+    source = sample()["tracks"][0]["rows"][2]["models"][ADAPTER]["text"]
+    assert json.loads(wrong.text_content() or "") == json.loads(source), "what is struck out is no part of the answer"
 
 
 CONTRAST = """() => {

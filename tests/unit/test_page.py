@@ -17,7 +17,9 @@ import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
 from plain_records import facts, plain, record
 
+from slm_ray.page import page as page_module
 from slm_ray.page.charts import daily, ticks
+from slm_ray.page.formatting import in_points, visible
 from slm_ray.records import CostReport
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -128,10 +130,40 @@ def test_the_policy_allows_exactly_the_pages_own_style() -> None:
 def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
     first, second = (text for _, _, text in DOCUMENT.all("article"))
     assert "Swap" in first and "fine-tune" in first and "Inconclusive" in second
-    assert "Rule fixed beforehand: paired, delta 0.02" in " ".join(first.split())
+    assert "Exploratory: no rule was declared before the first call: rule paired, delta 2 points" in " ".join(
+        first.split()
+    )
     for track in sample()["tracks"]:
         for decision in track["decisions"]:
-            assert all(sentence in BODY for sentence in decision["decision"]["because"])
+            assert all(in_points(sentence) in BODY for sentence in decision["decision"]["because"])
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        (None, "Exploratory: no rule was declared before the first call"),
+        ({"answers_before": 0}, "Declared before the first call: rule paired"),
+        ({"answers_before": 200}, "Exploratory: the rule was declared when 200 answers were already there"),
+        ({"answers_before": 0, "delta": 0.05}, "Exploratory: not the rule that was declared before the first call"),
+    ],
+)
+def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
+    data = sample()
+    rule = {"rule": "paired", "delta": 0.02, "primary": "exact_match"}
+    data["tracks"][0]["decisions"][1]["declared"] = declared and rule | declared
+    first = " ".join(Document(render(data)).all("article")[0][2].split())
+    assert words in first and first.count("eclared") == 1
+
+
+def test_sentences_of_the_verdict_count_in_points_and_percent_as_the_page_does() -> None:
+    said = "f1: the LLM leads by 0.0333, more than 0.02 (LLM 0.5333, SLM 0.5000); lower bound -0.4667, upper +0.0410"
+    assert in_points(said) == (
+        "f1: the LLM leads by 3.33 points, more than 2 points (LLM 53.3 %, SLM 50.0 %); lower bound −46.7 points,"
+        " upper +4.1 points"
+    )
+    assert (
+        in_points("by 12 rows, more than 2 % failed, gpt-4.1-0001") == "by 12 rows, more than 2 % failed, gpt-4.1-0001"
+    )
 
 
 def test_every_number_is_there() -> None:
@@ -147,7 +179,7 @@ def test_every_number_is_there() -> None:
                     assert re.search(rf"{issue.replace('_', ' ')} [\d ]*\b{count}\b", BODY)
         for decision in track["decisions"]:
             for value in decision["comparison"]["interval"].values():
-                assert f"{value:+.4f}".replace("-", "−") in BODY
+                assert f"{100 * value:+.1f}".replace("-", "−") in BODY
     for text in ("+11.0", "−34.0", "42 ms", "97 ms", "62.1", "41.3", "10,340", "2 truncated", "2 min 12 s", "2.60.0"):
         assert text in BODY
     for text in ("60 rows in, 60 scored", "100 rows in, 100 scored", "5d1f" * 8, "make setup", "base_url"):
@@ -167,7 +199,7 @@ def test_undefined_is_a_dash_and_never_zero_or_nan() -> None:
 
 
 def test_a_stand_in_is_named_in_every_strip_table_chart_and_row() -> None:
-    for tag, css_class in (("article", None), ("table", None), ("svg", None), ("div", "decision")):
+    for tag, css_class in (("article", None), ("table", None), ("div", "chart"), ("div", "decision")):
         found = DOCUMENT.all(tag, css_class)
         assert found
         for _, _, text in found:
@@ -193,10 +225,11 @@ def test_a_real_llm_is_not_called_a_stand_in() -> None:
 def test_filters_count_and_rows_know_theirs() -> None:
     labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a.get("for", "")]
     assert labels == [
-        "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0",
+        "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0", "Both right 4",
+        "Both wrong 0",
     ]  # fmt: skip
     assert [row["k"] for row in ROWS["rows"]] == [
-        [], ["different", "won"], ["different", "lost"], ["invalid"], ["invalid"], [],
+        ["both"], ["different", "won"], ["different", "lost"], ["both", "invalid"], ["both", "invalid"], ["both"],
     ]  # fmt: skip
     assert ROWS["open"] == 2, "the first lost row is open"
     data = sample()
@@ -216,16 +249,100 @@ def test_a_refusal_is_its_own_outcome() -> None:
     assert (row["a"][0]["o"], row["a"][0]["f"]) == ("refused", "refused: content filter")
 
 
-def test_wrong_lines_are_marked_and_failures_say_why() -> None:
-    marked = {
-        answer["t"].split("\n")[line].strip()
-        for row in ROWS["rows"]
-        for answer in row["a"]
-        for line in answer.get("d", ())
-    }
-    assert '"city": "Tokyo",' in marked and '"days": 1' in marked
-    assert '"city": "Kyoto",' not in marked
+def test_failures_say_why() -> None:
     assert "truncated: stopped at 256 tokens" in [answer.get("f") for row in ROWS["rows"] for answer in row["a"]]
+
+
+def outcomes(scores: Any, *, issues: Any = (), primary: str = "exact_match") -> list[list[str]]:
+    """What the arms' answers to the first row are called, and the row's filters."""
+    data = sample()
+    row = data["tracks"][0]["rows"][0]
+    for answer, score, issue in zip(row["models"].values(), scores, [*issues, (), (), ()], strict=False):
+        answer |= {"scores": {primary: score}, "issues": list(issue)}
+    data["tracks"][0]["rows"] = [row]
+    (found,) = blocks(Document(render(data)))
+    (drawn,) = found["rows"]
+    return [[answer["o"] for answer in drawn["a"]], drawn["k"]]
+
+
+def test_only_an_answer_that_could_not_be_read_is_invalid() -> None:
+    assert outcomes([1, 0, 0], issues=[(), ("wrong_number",), ("no_number",)]) == [
+        ["right", "wrong", "invalid"], ["different", "lost", "invalid"],
+    ]  # fmt: skip
+    assert outcomes([0, 0, 0], issues=[("wrong_label",)] * 3) == [["wrong"] * 3, ["neither"]]
+
+
+def test_a_graded_answer_is_told_by_its_score_and_never_called_right_or_wrong() -> None:
+    assert outcomes([0.86, 1.0, 0.31]) == [["graded"] * 3, ["different", "lost"]]
+    assert outcomes([0.5, None, 0.5]) == [["graded", "unscored", "graded"], ["both"]]
+    data = sample()
+    for row in data["tracks"][0]["rows"]:
+        row["models"][LLM]["scores"]["exact_match"] = 0.86
+    document = Document(render(data))
+    labels = " ".join(text for _, _, text in document.all("label"))
+    assert "SLM scored lower" in labels and "wrong" not in labels and "SLM lost" not in labels
+    assert "Wilson" not in document.all("body")[0][2], "a mean of grades is no share of rows"
+
+
+def test_a_demonstration_is_never_green() -> None:
+    def tones(data: Any) -> set[str]:
+        document = Document(render(data))
+        marked = [*document.all("article"), *document.all("div", "decision"), *document.all("li")]
+        return {name for _, attributes, _ in marked for name in attributes.get("class", "").split()}
+
+    assert "demonstration" in tones(sample()) and not {"swap", "fine_tune"} & tones(sample())
+    assert "A demonstration: a stand-in answered as the LLM" in DOCUMENT.all("article")[0][2]
+
+
+def test_characters_that_do_not_show_are_spelled_out_wherever_a_text_stands() -> None:
+    data = sample()
+    unseen = [
+        "\u202e",
+        "\u2028",
+        "\u3164",
+        "\U000e0041",
+        "\u200b",
+        "\u00a0",
+        "\ufe0f",
+        "\u2800",
+        "\u180e",
+        "\x07",
+        "\ue000",
+    ]
+    text = "|".join(unseen)
+    data["tracks"][0]["decisions"][0]["decision"]["because"] = [text]
+    data["tracks"][0]["reports"]["test"]["models"][ADAPTER]["issues"] = {text: 1}
+    html = render(data)
+    shown = "|".join(f"⟨U+{ord(sign):04X}⟩" for sign in unseen)
+    assert html.count(shown) >= 2
+    assert not [sign for sign in unseen if sign in html]
+    assert visible("é ß 漢字 \tline\n 😀") == "é ß 漢字 \tline\n 😀"
+
+
+def test_a_page_of_many_long_rows_keeps_to_its_limit_and_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page_module.LIMIT_BYTES == 20_000_000
+    monkeypatch.setattr(page_module, "LIMIT_BYTES", 2_000_000)
+    chance = random.Random(42)
+    data = sample()
+    track = data["tracks"][0]
+    same, _, differs, invalid, *_ = track["rows"]
+    track["rows"] = []
+    for number in range(200):
+        row = copy.deepcopy(differs if number % 20 == 7 else invalid if number % 20 == 13 else same)
+        row["models"][LLM]["text"] = chance.randbytes(10_000).hex()  # 4 MB of it in all
+        track["rows"].append({**row, "id": f"row-{number:05d}"})
+    html = render(data)
+    assert 500_000 < len(html.encode()) < 2_000_000
+    document = Document(html)
+    (found,) = blocks(document)
+    kept = [row["i"] for row in found["rows"]]
+    assert kept == sorted(kept), "in the order of the file"
+    for number in range(200):
+        assert number % 20 not in (7, 13) or f"row-{number:05d}" in kept, "what is worth reading most is there"
+    (said,) = (text for _, _, text in document.all("p", "left-out"))
+    assert f"{200 - len(kept):,} rows are not on this page" in said
+    assert " 2 MB" in said and "runs/demo/structured/test/scores.jsonl" in said
+    assert not DOCUMENT.all("p", "left-out")
 
 
 def test_rows_carry_what_an_export_needs_byte_for_byte() -> None:
@@ -245,7 +362,7 @@ def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons() -> None:
         "0.00125",
         "0.00198",
         "RTX 3090",
-        "SLM can take 25 % at delta 0.02",
+        "SLM can take 25 % at delta 2 points",
     ):
         assert text in BODY
     without = sample()
