@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from slm_ray.config import EvaluateConfig, dump
+from slm_ray.config import Declaration, EvaluateConfig, dump
 from slm_ray.encoders import similar_by
 from slm_ray.errors import ConfigError, ResourceError, SlmRayError
 from slm_ray.evaluation.asking_order import keep_order
@@ -28,7 +28,7 @@ from slm_ray.evaluation.score import sequential_run, write_report
 from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
-from slm_ray.reports.files import declare, declared_in
+from slm_ray.reports.files import declare, declared_in, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
     LogWriter,
@@ -44,6 +44,7 @@ from slm_ray.scoring import score_all
 from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
+from slm_ray.types import DeclaredRule
 
 CONFIG = "config.yaml"
 
@@ -79,7 +80,8 @@ def evaluate(
         asked = [arm for arm in planned.arms if stops is None or stops.is_needed(arm.spec)]
         requests = [request for arm in asked for request in arm.pending(planned.examples, log)]
         answered = sum(log.is_finished(request.key) for request in planned.requests())
-        declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
+        if config.declare is not None:
+            declare(run_dir, _declared(config.declare, planned, answers_before=answered))
         if requests:
             _ask(planned, requests, config, log, Budget(config, prices), stopping)
         del requests  # one for every row, and the report needs none
@@ -89,6 +91,14 @@ def evaluate(
             sequential=sequential_run(planned, log, config, stopping, Budget(config, prices)) if stopping else None,
             rows={arm.spec: stops.rows_of(arm.spec) for arm in planned.arms} if stops else None,
         )  # fmt: skip
+
+
+def _declared(settings: Declaration, planned: Plan, *, answers_before: int) -> DeclaredRule:
+    """What the verdict on the planned rows is to be made by."""
+    return declared_rule(
+        settings, planned.track, examples=planned.digest, rows=len(planned.examples), answers_before=answers_before,
+        baselines=[arm.spec for arm in planned.arms if arm.facts.kind == "baseline"],
+    )  # fmt: skip
 
 
 def _refuse_other_rule(config: EvaluateConfig) -> None:
@@ -112,7 +122,8 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     settings = SequentialSettings(
         llm=llm.spec, levels=levels(candidates, config.declare.candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.facts.kind == "baseline"),
-        guardrails=planned.track.guardrails, largest_group=planned.order.largest_group,
+        guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
+        largest_group=planned.order.largest_group,
     )  # fmt: skip
     ahead = config.generation.concurrency if config.stops_when_decided else None
     stopping = Stopping(planned.track, planned.examples, settings, ahead)

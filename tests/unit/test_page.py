@@ -17,10 +17,10 @@ import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
 from plain_records import facts, plain, record
 
+from slm_ray.cost_records import CostReport
 from slm_ray.page import page as page_module
 from slm_ray.page.charts import daily, ticks
 from slm_ray.page.formatting import in_points, visible
-from slm_ray.records import CostReport
 
 VOID = {"meta", "input", "br", "link", "img"}
 
@@ -482,6 +482,33 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() ->
         assert words in text, words
     doubts = [found for _, _, found in document.all("li", "no")]
     assert any("100 rows in = 99 scored" in one for one in doubts), "rows that are missing are not ticked"
+
+
+def test_a_path_of_a_sessions_copy_is_shortened_to_what_outlives_it() -> None:
+    data = sample()
+    copy_of = (
+        "/tmp/ray/session_2026-11-27_17-33-26_035022_23940/runtime_resources/working_dir_files/_ray_pkg_19e814822069/"
+    )
+    data["tracks"][0]["adapter"]["base"] = f"{copy_of}data/tiny_base"
+    html = render(data)
+    assert "base data/tiny_base" in Document(html).all("body")[0][2] and "_ray_pkg" not in html
+
+
+def test_what_to_do_next_is_what_the_verdict_says() -> None:
+    data = sample() | {"serve_command": "slm-ray serve", "canary": "def takes_slm", "stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    final = data["tracks"][0]["decisions"][-1]["decision"]
+
+    def next_step() -> str:
+        return " ".join(Document(render(data)).all("section")[-1][2].split())
+
+    assert "slm-ray serve" in next_step() and "takes_slm" in next_step()
+    for action in ("fine_tune", "inconclusive"):
+        final["action"] = action
+        assert not [words for words in ("slm-ray serve", "takes_slm", "base_url") if words in next_step()], action
+        assert "Get the same result" in next_step()
 
 
 def test_missing_rows_and_leaks_are_not_ticked() -> None:
