@@ -19,6 +19,7 @@ from slm_ray.page.charts import Difference, bars, curve, daily, differences, mea
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
 from slm_ray.page.rows_view import Sides, graded, rows_view
+from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Interval, Usage
 
@@ -97,6 +98,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
     binary = bool(rows) and not sides.graded
     cost, partial, held = track.cost, track.partial_replacement, guards(final, stand_in)
     shown = [_shown(made, arms, stand_in) for made in decisions]
+    drawn = rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room)
     return {
         "name": track.track,
         "primary": primary,
@@ -115,7 +117,10 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
             for stage in reversed(reports)
         ],
         "last": last,
-        "rows": rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room),
+        "rows": drawn,
+        "summary": summary(
+            track, final, reports[last] if last else None, drawn.lost_by, stand_in=stand_in, graded=sides.graded
+        ),
         "rows_of": reports[last].examples.n if last else 0,
         "adapter": track.adapter,
         "timings_s": track.timings_s,

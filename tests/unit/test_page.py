@@ -494,6 +494,47 @@ def test_a_path_of_a_sessions_copy_is_shortened_to_what_outlives_it() -> None:
     assert "base data/tiny_base" in Document(html).all("body")[0][2] and "_ray_pkg" not in html
 
 
+def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> None:
+    data = sample() | {"stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    track = data["tracks"][0]
+    final = track["decisions"][-1]
+    final["comparison"] |= {"slm_only_right": 17, "llm_only_right": 6, "slices": [part("bad", 24, -0.41, -0.11)]}
+    track["cost"] = plain(priced(break_even=2640.0))
+
+    def head() -> str:
+        return " ".join(Document(render(data)).all("article")[0][2].split())
+
+    for words in (
+        "From 2,640 requests/day a machine costs less",
+        "USD per 1,000 requests: 4.545 for the LLM, 0.00125 for the SLM.",
+        "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
+        "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
+        "Most often: value mismatch (24).",
+        "On Monday Serve the adapter and send it 5 % of the traffic",
+    ):
+        assert words in head(), words
+    final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
+    assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
+
+
+def test_who_was_right_is_counted_over_all_rows_and_not_where_answers_are_graded() -> None:
+    (table,) = (" ".join(text.split()) for _, _, text in DOCUMENT.all("table", "two-by-two"))
+    assert "tuned SLM right 4 1 tuned SLM wrong 1 0" in table and "stand-in" in table
+    data = sample()
+    data["tracks"][0]["rows"][0]["models"][LLM]["scores"]["exact_match"] = 0.5
+    assert not Document(render(data)).all("table", "two-by-two")
+
+
+def test_every_place_of_the_contents_is_there() -> None:
+    identifiers = [attributes["id"] for _, attributes, _ in DOCUMENT.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    links = [attributes["href"] for tag, attributes, _ in DOCUMENT.elements if tag == "a"]
+    assert len(links) > 8 and {link.removeprefix("#") for link in links} <= set(identifiers)
+
+
 def test_what_to_do_next_is_what_the_verdict_says() -> None:
     data = sample() | {"serve_command": "slm-ray serve", "canary": "def takes_slm", "stand_in_note": None}
     for track in data["tracks"]:
