@@ -24,5 +24,5 @@ class EvaluateConfig(Evaluation):
         None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
     declare: Declaration | None = Field(
-        None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"
+        None, description="what the verdict will be made by, fixed before the first call: `{rule: paired, delta: 0.02}`"
     )

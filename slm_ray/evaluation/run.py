@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 
-from slm_ray.config import EvaluateConfig, dump
+from slm_ray.config import Declaration, EvaluateConfig, dump
 from slm_ray.encoders import similar_by
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget, prices_of
@@ -25,7 +25,7 @@ from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import write_report
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
-from slm_ray.reports.files import declare
+from slm_ray.reports.files import declare, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
     LogWriter,
@@ -41,6 +41,7 @@ from slm_ray.scoring import score_all
 from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
+from slm_ray.types import DeclaredRule
 
 CONFIG = "config.yaml"
 
@@ -70,12 +71,21 @@ def evaluate(
         log.read()
         requests = [request for arm in planned.arms for request in arm.pending(planned.examples, log)]
         answered = sum(1 for _ in planned.requests()) - len(requests)
-        declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
+        if config.declare is not None:
+            declare(run_dir, _declared(config.declare, planned, answers_before=answered))
         if requests:
             _ask(planned, requests, config, log, Budget(config, prices))
         del requests  # one for every row, and the report needs none
         scored = partial(score_all, executor=executor)
         return write_report(planned, log, config, train_prompts or {}, tracer, similar=similar, score_all=scored)
+
+
+def _declared(settings: Declaration, planned: Plan, *, answers_before: int) -> DeclaredRule:
+    """What the verdict on the planned rows is to be made by."""
+    return declared_rule(
+        settings, planned.track, examples=planned.digest, rows=len(planned.examples), answers_before=answers_before,
+        baselines=[arm.spec for arm in planned.arms if arm.facts.kind == "baseline"],
+    )  # fmt: skip
 
 
 def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log: RunLog, budget: Budget) -> None:

@@ -166,7 +166,7 @@ class Loop:
             with self.log.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
-        tracks_to_train = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
+        tracks_to_train = [run for run in runs if _wants_training(run.compared["validation"].decision)]
         if tracks_to_train:
             self.train(tracks_to_train, runs)
         for run in runs:
@@ -204,6 +204,11 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
                 shutdown()
         offer_all(config.run_dir, environment, took_s=time.monotonic() - began_s)
         return actions
+
+
+def _wants_training(decision: Decision) -> bool:
+    """Whether training is worth a try; it may be under settings that were not declared, for it decides nothing."""
+    return "fine_tune" in (decision.action, decision.exploratory)
 
 
 def _stand_in_environment(config: LoopConfig, environment: Mapping[str, str]) -> dict[str, str]:

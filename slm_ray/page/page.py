@@ -152,7 +152,7 @@ def _declared(made: StageDecision) -> str:
         return "Exploratory: no rule was declared before the first call"
     if declared.answers_before:
         return f"Exploratory: the rule was declared when {declared.answers_before:,} answers were already there"
-    if (declared.rule, declared.delta, declared.primary) != (decision.rule, decision.delta, made.comparison.primary):
+    if decision.exploratory is not None:
         return "Exploratory: not the rule that was declared before the first call"
     return "Declared before the first call"
 
