@@ -78,7 +78,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
         data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
-        margin=formatting.margin, in_points=formatting.in_points,
+        margin=formatting.margin, in_points=formatting.in_points, money=formatting.money,
     )  # fmt: skip
     return environment
 
@@ -127,6 +127,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         "cost": cost,
         "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
+        "volumes": formatting.volumes(cost),
         "partial": partial,
         "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, binary) if last else None,

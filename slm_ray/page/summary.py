@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from slm_ray.cost_records import CostReport
 from slm_ray.page import formatting
 from slm_ray.page.data import StageDecision, TrackResult
-from slm_ray.records import CostReport, Report
+from slm_ray.records import Report
 from slm_ray.types import Comparison
 from slm_ray.verdict.decide import clearly_worse, not_worse
 
@@ -68,8 +69,8 @@ def _money(cost: CostReport | None) -> tuple[str, ...]:
     if cost is None:
         return ("No cost was worked out.",)
     llm, slm = cost.arms.get(cost.llm), cost.arms.get(cost.slm)
-    said = []
-    if llm and slm and llm.per_request_usd is not None and slm.per_request_usd is not None:
+    said = [formatting.sentence(cost.at_my_volume)] if cost.at_my_volume else []
+    if not said and llm and slm and llm.per_request_usd is not None and slm.per_request_usd is not None:
         mark = " (hypothetical)" if llm.hypothetical or slm.hypothetical else ""
         said.append(
             f"USD per 1,000 requests: {formatting.thousand_usd(llm.per_request_usd)} for the LLM,"

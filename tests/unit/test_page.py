@@ -149,8 +149,15 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
 )
 def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
     data = sample()
-    rule = {"rule": "paired", "delta": 0.02, "primary": "exact_match"}
-    data["tracks"][0]["decisions"][1]["declared"] = declared and rule | declared
+    rule = {
+        "rule": "paired", "stop": "never", "candidates": None, "delta": 0.02, "primary": "exact_match", "guardrails": [],
+        "slice_rows": 20, "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
+        "rows": 100,
+    }  # fmt: skip
+    made = data["tracks"][0]["decisions"][1]
+    made["declared"] = declared and rule | declared
+    if declared and "delta" in declared:
+        made["decision"] |= {"action": "inconclusive", "exploratory": "swap"}
     first = " ".join(Document(render(data)).all("article")[0][2].split())
     assert words in first and first.count("eclared") == 1
 
