@@ -15,7 +15,7 @@ import jinja2
 
 from slm_ray.corpus.tracks import defined
 from slm_ray.page import formatting
-from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality
+from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality, sequence
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
 from slm_ray.page.rows_view import Sides, graded, rows_view
@@ -35,6 +35,7 @@ _ACTIONS: dict[str, dict[str, str]] = {
 }
 _RULES = {
     "paired": "swap only if the lower bound of SLM − LLM, row by row, is above −delta",
+    "sequential": "swap or fine-tune as soon as the confidence sequence clears −delta, however often one looks",
     "point": "fine-tune if the LLM leads by more than delta on any core metric",
 }
 LIMIT_BYTES = 20_000_000  # of the file, nearly: what stands beside the rows is small and bounded
@@ -110,6 +111,9 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         "stand_in": stand_in,
         "tuned": any(arm.role == "adapter" for arm in arms.values()),
         "differences": differences([_difference(made, arms) for made in decisions]),
+        "sequence": sequence(final.comparison.sequential, final.decision.delta)
+        if final and final.comparison.sequential
+        else None,
         "guards": held,
         "guard_chart": differences(held.shown) if held else None,
         "stages": [
@@ -141,7 +145,7 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool) -> dict
         "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "tone": "demonstration" if stand_in else decision.action,
         "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
-        "primary": comparison.primary, "interval": comparison.interval,
+        "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made),
     }  # fmt: skip
 
@@ -165,7 +169,7 @@ def _difference(made: StageDecision, arms: Mapping[str, Arm]) -> Difference:
     return Difference(
         title=f"{made.stage} rows",
         sub=" − ".join(arm.label for arm in pair) + " (stand-in)" * stand_in,
-        interval=made.comparison.interval,
+        interval=made.interval,
         delta=made.decision.delta,
         tone="demonstration" if stand_in else made.decision.action,
     )
@@ -255,7 +259,7 @@ def _bounds(made: StageDecision | None, spec: str, name: str) -> Interval | None
     """The paired bounds that the comparison has for a model and a metric: those of the primary one and of guardrails."""
     if made is None or made.comparison.slm != spec:
         return None
-    return made.comparison.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
+    return made.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
 
 
 def _per_call(model: ModelReport) -> dict[str, float | None]:

@@ -83,14 +83,14 @@ def _why(final: StageDecision | None) -> tuple[str, ...]:
     """The deciding figure and how it is read, where the bounds decided; else the first reason."""
     if final is None:
         return ("Nothing was compared.",)
-    interval, decision = final.comparison.interval, final.decision
+    interval, decision = final.interval, final.decision
     margin = formatting.points(-decision.delta)
     words = {
         "swap": (not_worse, f"even its lower bound, {formatting.points(interval.lower)}, is above {margin}"),
         "fine_tune": (clearly_worse, f"even its upper bound, {formatting.points(interval.upper)}, is below {margin}"),
     }
     reading = words.get(decision.action)
-    if decision.rule != "paired" or reading is None or not reading[0](interval, decision.delta):
+    if decision.rule == "point" or reading is None or not reading[0](interval, decision.delta):
         return tuple(formatting.in_points(said) for said in _telling(decision.because))
     said = (
         f"SLM − LLM is {formatting.points(interval.estimate)} points {formatting.half_width(interval)}: {reading[1]}."
