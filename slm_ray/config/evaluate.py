@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Declaration, Evaluation
+from slm_ray.config.shared import Declaration, Evaluation, Priced
 
 
-class EvaluateConfig(Evaluation):
+class EvaluateConfig(Evaluation, Priced):
     """The same examples to every model, scored by the same code."""
 
     track: str
