@@ -1,4 +1,4 @@
-"""The records that a run leaves behind: a report with its models and rows, what it cost, and a comparison of two models.
+"""The records that a run leaves behind: a report with its models and rows, and a comparison of two models.
 
 JSON is their encoding and nothing else (`slm_ray.reports.encoding`); a field that is not known is None. They hold values
 only: who makes one says what its figures mean.
@@ -8,23 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from slm_ray.types import Comparison, Decision, DeclaredRule, Failure, Message, ModelFacts, Usage
+from slm_ray.cost_records import CostReport
+from slm_ray.types import Comparison, Decision, DeclaredRule, Failure, Message, ModelFacts, Percentiles, Usage
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
 
 Metrics = Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Percentiles:
-    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
-
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +115,21 @@ class Breakdown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEffort:
+    """What the training of an adapter took: hours of the whole run, on so many workers with so many GPUs in all."""
+
+    hours: float
+    workers: int
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """One model on the rows of a report.
 
     `facts` are its provider's, with `stand_in` as its answers told it. Latencies are of answered rows, usage includes
     failed calls that were billed. `trained_on` counts the rows that its adapter was trained on. `busy_s` are the seconds
-    in which it had calls in flight; `error_reasons` the commonest ones.
+    in which it had calls in flight; `error_reasons` the commonest ones. `training` is what its adapter's record states.
     """
 
     facts: ModelFacts
@@ -146,6 +147,7 @@ class ModelReport:
     analysis: Breakdown | None = None
     noise: Noise | None = None
     busy_s: float | None = None
+    training: TrainingEffort | None = None
 
     @property
     def stand_in(self) -> bool:
@@ -269,72 +271,6 @@ class RowResult:
     tags: Mapping[str, str]
     models: Mapping[str, AnswerResult]
     group: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What serves the small model: its name, its price while it stands there, and the share of time that it is busy."""
-
-    name: str
-    hourly_usd: float
-    utilisation: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataResidency:
-    """Where the rows of an arm go; `on_premise` is None where that cannot be told from the host."""
-
-    host: str | None
-    on_premise: bool | None
-    words: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmCost:
-    """What one model costs in USD, and of what that was worked out (`basis`) or why it was not (`reason`).
-
-    `hypothetical`: the price is that of a model that did not give these answers. `correct` is None where the primary
-    metric grades; `scored` counts the answers that it is defined for.
-    """
-
-    goes_to: DataResidency
-    latency_s: Percentiles
-    requests: int
-    correct: int | None
-    scored: int
-    kind: Literal["tokens", "machine", "none"] = "none"
-    basis: str = ""
-    reason: str | None = None
-    hypothetical: bool = False
-    priced_as: str | None = None
-    per_request_usd: float | None = None
-    per_correct_usd: float | None = None
-    per_correct_reason: str | None = None
-    seconds_per_request: float | None = None
-    capacity_requests_per_day: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """From how many requests a day a machine costs less than the LLM by the token; None where it never does."""
-
-    requests_per_day: float | None = None
-    machines: int | None = None
-    hypothetical: bool = False
-    because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostReport:
-    """What each arm costs, by spec."""
-
-    unit: str
-    prices_as_of: str
-    machine: Machine
-    llm: str
-    slm: str
-    arms: Mapping[str, ArmCost]
-    break_even: BreakEven
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

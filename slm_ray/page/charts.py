@@ -14,10 +14,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
 from slm_ray.page.formatting import half_width, percent, seconds
-from slm_ray.records import ArmCost, CostReport, MixturePoint, ModelReport, Percentiles, Report
-from slm_ray.types import Interval
+from slm_ray.records import MixturePoint, ModelReport, Report
+from slm_ray.types import Interval, Percentiles
 
 _MACHINES = 4  # to show where no volume pays
 _NEAR = 15.0  # percent from an edge, where a text beside a line turns inwards

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slm_ray.records import SCHEMA_VERSION, CostReport, PartialReplacement, Report
+from slm_ray.cost_records import CostReport
+from slm_ray.records import SCHEMA_VERSION, PartialReplacement, Report
 from slm_ray.types import Comparison, Decision, DeclaredRule
 
 Stage = Literal["validation", "test"]

@@ -14,18 +14,13 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
+from slm_ray.cost_records import CostReport, Machine
 from slm_ray.costs.cost import cost
 from slm_ray.costs.prices import PriceList, price_list
+from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
-from slm_ray.records import (
-    ComparisonReport,
-    CostReport,
-    Machine,
-    PartialReplacement,
-    Report,
-    RowResult,
-)
+from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
 from slm_ray.reports.candidates import candidate_of, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
@@ -38,6 +33,7 @@ from slm_ray.verdict.decide import decide, out_of_reach, verdict_text
 from slm_ray.verdict.declared import departures, hold
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
+from slm_ray.verdict.routing import taken
 from slm_ray.yaml_file import read_yaml
 
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
@@ -80,13 +76,14 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
             opened.note(decision.action)
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
-                 llm_price_as=config.cost.llm_price_as)  # fmt: skip
+                 llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
+    partial = _partial_replacement(config, report, joined, costs) if config.validation_report else None
     return ComparisonReport(
         comparison=comparison,
         decision=decision,
         declared=next(iter(declared.values()), None),
-        cost=costs,
-        partial_replacement=_partial_replacement(config, report, joined, costs) if config.validation_report else None,
+        cost=_with_cascade(config, costs, partial, joined),
+        partial_replacement=partial,
     )
 
 
@@ -153,6 +150,16 @@ def _partial_replacement(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
         delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
     )  # fmt: skip
+
+
+def _with_cascade(
+    config: CompareConfig, costs: CostReport, partial: PartialReplacement | None, rows: list[RowResult]
+) -> CostReport:
+    """With what a cascade costs and takes, where the SLM may take a part."""
+    if partial is None or partial.threshold is None or not 0 < partial.share < 1:
+        return costs
+    by_slm = taken(rows, llm=config.llm, slm=config.slm, threshold=partial.threshold)
+    return with_cascade(costs, rows, share=partial.share, taken=by_slm)
 
 
 def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowResult]) -> list[RowResult]:

@@ -7,9 +7,10 @@ from typing import Any
 from plain_records import facts, plain, record
 
 from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.cost_records import CostReport
 from slm_ray.page.data import LoopReport
 from slm_ray.page.page import page
-from slm_ray.records import CostReport, RowResult
+from slm_ray.records import RowResult
 
 LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:structured-0a1b2c3d4e5f"
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'

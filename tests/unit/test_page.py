@@ -17,10 +17,10 @@ import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
 from plain_records import facts, plain, record
 
+from slm_ray.cost_records import CostReport
 from slm_ray.page import page as page_module
 from slm_ray.page.charts import daily, ticks
 from slm_ray.page.formatting import in_points, visible
-from slm_ray.records import CostReport
 
 VOID = {"meta", "input", "br", "link", "img"}
 

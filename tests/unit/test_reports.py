@@ -77,12 +77,12 @@ def run(report: Path, **changes: Any) -> ComparisonReport:
 
 
 def test_cost_comes_from_the_usage_and_from_what_providers_said(held_out: Path) -> None:
-    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
+    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5, "requests_per_day": 2000})
     llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
     assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
     assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "name.openai.azure.com", False)
-    assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
+    assert slm.per_request_usd == pytest.approx(24 * 0.36 / 2000)
     assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
     assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
     assert found.cost.break_even.requests_per_day == pytest.approx(0.36 * 24 / llm.per_request_usd)
@@ -100,6 +100,12 @@ def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validat
     assert partial.test.per_request_usd == pytest.approx(
         arms[SLM].per_request_usd + (1 - partial.share) * arms[LLM].per_request_usd
     )
+    cascade = found.cost.cascade
+    assert cascade is not None and cascade.share == partial.share and cascade.rows == 200
+    # Three rows of four stay with the SLM (2 s), the fourth goes on to the LLM (1 s).
+    assert (cascade.latency_s.p50, cascade.latency_s.p95) == (2.0, 3.0)
+    assert cascade.mean_latency_s == pytest.approx(2.0 + (1 - partial.share))
+    assert found.cost.by_volume[0].cascade is not None
     lines = comparison_text(found).splitlines()
     assert lines[-1] == "FINE_TUNE=1"
     assert any(line.startswith(f"partial: SLM can take {100 * partial.share:.0f} % at delta 0.02") for line in lines)
