@@ -144,13 +144,22 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
         (None, "Exploratory: no rule was declared before the first call"),
         ({"answers_before": 0}, "Declared before the first call: rule paired"),
         ({"answers_before": 200}, "Exploratory: the rule was declared when 200 answers were already there"),
-        ({"answers_before": 0, "delta": 0.05}, "Exploratory: not the rule that was declared before the first call"),
+        (
+            {"answers_before": 0, "exploratory": "swap"},
+            "Exploratory: not the rule that was declared before the first call",
+        ),
     ],
 )
 def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
     data = sample()
-    rule = {"rule": "paired", "delta": 0.02, "primary": "exact_match"}
-    data["tracks"][0]["decisions"][1]["declared"] = declared and rule | declared
+    rule = {
+        "rule": "paired", "stop": "never", "candidates": None, "delta": 0.02, "primary": "exact_match", "guardrails": [],
+        "slice_rows": 20, "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
+        "rows": 100,
+    }  # fmt: skip
+    decided = data["tracks"][0]["decisions"][1]
+    decided["declared"] = declared and rule | {"answers_before": declared["answers_before"]}
+    decided["decision"]["exploratory"] = declared and declared.get("exploratory")
     first = " ".join(Document(render(data)).all("article")[0][2].split())
     assert words in first and first.count("eclared") == 1
 
