@@ -115,6 +115,21 @@ def thousand_usd(value: float | None) -> str:
     return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
 
 
+def money(value: float | None) -> str:
+    """USD: cents where there are any to speak of, else three digits."""
+    if value is None or undefined(value):
+        return DASH
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+
+
+def volumes(cost: CostReport | None) -> dict[str, Any] | None:
+    """The ways of answering that have a price at some volume, and what each is called; None without a table."""
+    if cost is None or not cost.by_volume:
+        return None
+    ways = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) for row in cost.by_volume)]
+    return {"ways": ways, "names": _WAYS}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """What stands in a script element as data: JSON, or where `packed`, gzip of it in base64."""

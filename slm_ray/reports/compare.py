@@ -16,7 +16,7 @@ from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
 from slm_ray.cost_records import CostReport, Machine
 from slm_ray.costs.cost import cost
-from slm_ray.costs.prices import PriceList, price_list
+from slm_ray.costs.prices import PriceList
 from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
@@ -24,6 +24,7 @@ from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowRes
 from slm_ray.reports.candidates import candidate_of, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
+from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
 from slm_ray.types import Decision, DeclaredRule
 from slm_ray.verdict.arms import track_of
@@ -34,7 +35,6 @@ from slm_ray.verdict.declared import departures, hold
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
-from slm_ray.yaml_file import read_yaml
 
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
@@ -75,7 +75,7 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
         if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
             opened.note(decision.action)
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
-    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
+    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
     partial = _partial_replacement(config, report, joined, costs) if config.validation_report else None
     return ComparisonReport(
@@ -124,19 +124,12 @@ def write_comparison(report: ComparisonReport, config: CompareConfig) -> Path:
     return path
 
 
-def load_prices(config: Cost) -> PriceList:
-    """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not.
-
-    The shipped list may be out of reach (a job that runs in another folder): then nothing has a price, and that is said.
-    """
-    if config.prices == Cost().prices and not Path(config.prices).exists():
-        prices = PriceList(as_of=f"never: no {config.prices} here", models={})
-    else:
-        prices = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
-    if config.llm_price_as is not None and config.llm_price_as not in prices.models:
+def load_prices(config: CompareConfig) -> PriceList:
+    """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not."""
+    prices, price_as = open_prices(config.prices), config.cost.llm_price_as
+    if price_as is not None and price_as not in prices.models:
         raise ConfigError(
-            f"cost.llm_price_as: no price for {config.llm_price_as!r} in {config.prices}:"
-            f" {choices(config.llm_price_as, prices.models)}"
+            f"cost.llm_price_as: no price for {price_as!r} in {name_of(config.prices)}: {choices(price_as, prices.models)}"
         )
     return prices
 

@@ -176,6 +176,20 @@ def part(value: Any, n: Any, lower: Any, upper: Any) -> Any:
     }
 
 
+def sequential(decided_at: Any, rows: Any = 100) -> Any:
+    """What the sequential rule saw of rows of which the SLM gained one in five and lost one in ten."""
+    path = []
+    for n in range(1, rows + 1):
+        estimate, width = (n // 5 - n // 10) / n, min(1.0, 1.8 / n**0.5)
+        bounds = {"lower": max(-1.0, estimate - width), "upper": min(1.0, estimate + width)}
+        path.append({"rows": n, "groups": n, "estimate": estimate, **bounds})
+    last = {name: path[-1][name] for name in ("estimate", "lower", "upper")}
+    return {
+        "level": 0.05, "rows": rows, "groups": rows, "action": "swap" if decided_at else None, "decided_at": decided_at,
+        "interval": {**last, "method": "confidence sequence"}, "e_not_worse": 31.0, "e_worse": 0.01, "path": path,
+    }  # fmt: skip
+
+
 def provenance(rows_scored: Any) -> Any:
     return {
         "rows_in": 100, "rows_scored": rows_scored, "requests": 300, "retries": 4, "possibly_billed": 0, "in_doubt": 1,
