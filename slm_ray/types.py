@@ -103,6 +103,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What a model's provider knows of it, decided once, so that nobody else reads a spec.
 
@@ -225,8 +234,8 @@ class Comparison:
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
     answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
     row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
-    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left. `sequential` is what the sequential
-    rule saw, where that was asked for.
+    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left.
+    `sequential` is what the sequential rule saw, where that was asked for.
     """
 
     track: str
@@ -288,6 +297,7 @@ class Decision:
     """What to do, under which rule and margin, and why; `because` is never empty.
 
     `exploratory` is what the rows say under settings that are not the declared ones; the action is then inconclusive.
+    `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts.
     """
 
     action: Action
@@ -295,6 +305,7 @@ class Decision:
     delta: float
     because: tuple[str, ...]
     exploratory: Action | None = None
+    candidate: int | None = None
 
     def __post_init__(self) -> None:
         if not self.because:

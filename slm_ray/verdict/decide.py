@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
-from slm_ray.verdict.non_inferiority import rows_for_power
+from slm_ray.verdict.non_inferiority import rows_by_width, rows_for_power
+from slm_ray.verdict.stats import FEWEST_GROUPS
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
@@ -43,12 +45,12 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     Either rule: no swap below a floor. Two models at 0 on the primary metric are below it, and so is an SLM that is not
     better than a trivial baseline that was asked, or than a declared number (`point`: by the estimate; else the lower
     bound says so, which needs no correction, since every floor has to be exceeded). `paired`: fewer than 14 pairs, on
-    which no unforced margin can be shown, are no swap.
+    which no unforced margin can be shown, are no swap, and rows of fewer than 10 groups decide nothing.
     """
     rules = {"paired": _paired, "point": _point}
     if rule not in rules:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
-    because = _outage(comparison)
+    because = [*_outage(comparison), *(_few_groups(comparison) if rule != "point" else [])]
     action: Action = "inconclusive"
     if not because:
         action, because = rules[rule](comparison, delta)
@@ -67,7 +69,7 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
     """
     llm, slm = (f"{spec}{_mark(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
     lines = [
-        f"track {comparison.track}, {comparison.n} paired rows, examples {comparison.digest}",
+        f"track {comparison.track}, {rows_text(comparison)}, examples {comparison.digest}",
         f"LLM: {llm}",
         f"SLM: {slm}",
         "",
@@ -88,8 +90,9 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
 def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     name, interval = comparison.primary, comparison.interval
     because = [
-        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided 95 % bounds"
-        f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {rows_text(comparison)}, with one-sided"
+        f" {100 * (1 - comparison.level):.4g} % bounds {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method});"
+        f" the SLM alone is right on"
         f" {comparison.slm_only_right} rows, the LLM alone on {comparison.llm_only_right}.",
         *_answered(comparison),
     ]
@@ -105,6 +108,17 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     return action, because
 
 
+def rows_text(comparison: Comparison) -> str:
+    """How much a verdict stands on: rows and, where rows are in groups, groups and how many independent rows they equal."""
+    effective = comparison.effective_n
+    if comparison.largest_group == 1 or effective is None:
+        return f"{comparison.n} paired rows"
+    return (
+        f"{comparison.n} paired rows in {comparison.groups} groups, the largest of {comparison.largest_group}"
+        f" ({effective:.0f} effective rows)"
+    )
+
+
 def not_worse(interval: Interval, delta: float) -> bool:
     """The rule of a swap: the lower bound is above -`delta` (at it is not above it)."""
     return interval.lower > -delta + _ROUNDING
@@ -113,6 +127,11 @@ def not_worse(interval: Interval, delta: float) -> bool:
 def too_many_failed(failed: int, n: int) -> bool:
     """The rule of an outage: `failed` of `n` calls did not come to an end, and that is more than 2 %."""
     return failed > n * MOST_FAILED + _ROUNDING
+
+
+def out_of_reach(comparison: Comparison) -> bool:
+    """Whether a model's calls failed on too many rows for any verdict."""
+    return any(too_many_failed(failed, comparison.n) for failed in (comparison.llm_failed, comparison.slm_failed))
 
 
 def clearly_worse(interval: Interval, delta: float) -> bool:
@@ -155,6 +174,8 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             reasons.append(f"the guardrail {bounds}: holds.")
         else:
             reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
+            if found == "inconclusive":
+                reasons += _guardrail_advice(comparison, name, delta)
             action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
         if clearly_worse(worst.interval, delta):
@@ -186,6 +207,16 @@ def _below_floor(comparison: Comparison, rule: str) -> list[str]:
             f"{comparison.n} pairs are too few for a swap at any margin that is not forced; evaluate {FEWEST_ROWS} or more."
         )
     return found
+
+
+def _few_groups(comparison: Comparison) -> list[str]:
+    """Why nothing can be decided: rows in too few groups; empty where they are not, or in none."""
+    if comparison.largest_group == 1 or comparison.groups >= FEWEST_GROUPS:
+        return []
+    return [
+        f"no verdict: the {comparison.n} rows come from {comparison.groups} groups, and fewer than {FEWEST_GROUPS} do not show"
+        " how groups differ, however many rows each has; evaluate rows of more groups."
+    ]
 
 
 def _outage(comparison: Comparison) -> list[str]:
@@ -239,16 +270,41 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
+def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> list[str]:
+    width = comparison.guardrails[name].upper - comparison.guardrails[name].lower
+    rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level) if delta >= _LEAST_MARGIN else None
+    if rows is None or rows <= comparison.n:
+        return []
+    return [f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."]
+
+
+def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
+    """Fresh rows that would show two equally good models, as often of different opinion as here, to be so: 80 % power.
+
+    Rows of groups like these, where there are groups: each says less. None where it takes more than a million.
+    """
+    if delta < _LEAST_MARGIN:
+        return None
+    rows = rows_for_power(min(_spread(comparison), 1.0), delta, one_sided=level)
+    if rows is None or comparison.effective_n is None:
+        return rows
+    return math.ceil(rows * comparison.n / comparison.effective_n)
+
+
+def _spread(comparison: Comparison) -> float:
+    """Discordance; where rows are not just right or wrong the squared deviation, which is the same for those that are."""
+    if "bootstrap" in comparison.interval.method:
+        return comparison.deviation**2
+    return (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
+
+
 def _advice(comparison: Comparison, delta: float) -> str:
-    """How many fresh rows would do, were both models equally good and as often of different opinion as here."""
+    """How many fresh rows would do, and what allows to add rows instead."""
     if delta < _LEAST_MARGIN:
         return (
             f"with delta {delta:g} no affordable number of rows shows that the SLM is as good; declare a wider margin."
         )
-    different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
-    # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
-    spread = different if not comparison.interval.method.endswith("bootstrap") else comparison.deviation**2
-    rows = rows_for_power(min(spread, 1.0), delta)
+    rows = rows_advised(comparison, delta, level=comparison.level)
     if rows is None:
         return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."
     if rows <= comparison.n:
@@ -257,9 +313,9 @@ def _advice(comparison: Comparison, delta: float) -> str:
             " probably not equal."
         )
     return (
-        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance ({spread:.3f}):"
-        f" evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them (to add rows until it passes"
-        " is to test many times)."
+        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance"
+        f" ({_spread(comparison):.3f}): evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them, or"
+        " declare rule: sequential for the next run, which may then be extended until it decides."
     )
 
 
@@ -298,6 +354,10 @@ def _caveats(comparison: Comparison) -> list[str]:
         for role, spec in (("LLM", comparison.llm), ("SLM", comparison.slm))
         if spec in comparison.stand_ins
     ]
+    if comparison.undefined:
+        found.append(
+            f"{comparison.primary} is undefined on {comparison.undefined} more paired rows, which have no part in this."
+        )
     return found
 
 

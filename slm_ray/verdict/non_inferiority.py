@@ -83,6 +83,15 @@ def rows_for_power(
     return high
 
 
+def rows_by_width(width: float, n: int, delta: float, *, power: float = 0.8, one_sided: float = ONE_SIDED) -> int:
+    """Rows that show "not worse by `delta`" with probability `power`, were both models equally good, by normal bounds.
+
+    `width` is how far apart the bounds of `n` rows lie, which is all that is known of the spread of their differences.
+    """
+    z = float(stats.norm.ppf(1 - one_sided))
+    return math.ceil(n * (width / 2 / z * (z + float(stats.norm.ppf(power))) / delta) ** 2)
+
+
 def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = ONE_SIDED) -> float:
     """The probability that `n` rows of two equally good models have a lower bound above -`delta`."""
     spread = 8 * math.sqrt(n * discordance * (1 - discordance)) + 8

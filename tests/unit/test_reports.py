@@ -24,7 +24,6 @@ from slm_ray.reports.files import declare, declared_rule, load_report, write_rep
 from slm_ray.types import Completion, DeclaredRule, Example, Usage
 
 ROOT = Path(__file__).parents[2]
-PRICES = str(ROOT / "data/prices.yaml")
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
 ORIGIN = Provenance(
@@ -69,7 +68,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def config(report: Path, **changes: Any) -> CompareConfig:
     cost = changes.pop("cost", {})
-    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(prices=PRICES, **cost), **changes)
+    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(**cost), **changes)
 
 
 def run(report: Path, **changes: Any) -> ComparisonReport:
@@ -77,12 +76,12 @@ def run(report: Path, **changes: Any) -> ComparisonReport:
 
 
 def test_cost_comes_from_the_usage_and_from_what_providers_said(held_out: Path) -> None:
-    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
+    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5, "requests_per_day": 2000})
     llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
     assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
     assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "name.openai.azure.com", False)
-    assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
+    assert slm.per_request_usd == pytest.approx(24 * 0.36 / 2000)
     assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
     assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
     assert found.cost.break_even.requests_per_day == pytest.approx(0.36 * 24 / llm.per_request_usd)
@@ -100,6 +99,12 @@ def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validat
     assert partial.test.per_request_usd == pytest.approx(
         arms[SLM].per_request_usd + (1 - partial.share) * arms[LLM].per_request_usd
     )
+    cascade = found.cost.cascade
+    assert cascade is not None and cascade.share == partial.share and cascade.rows == 200
+    # Three rows of four stay with the SLM (2 s), the fourth goes on to the LLM (1 s).
+    assert (cascade.latency_s.p50, cascade.latency_s.p95) == (2.0, 3.0)
+    assert cascade.mean_latency_s == pytest.approx(2.0 + (1 - partial.share))
+    assert found.cost.by_volume[0].cascade is not None
     lines = comparison_text(found).splitlines()
     assert lines[-1] == "FINE_TUNE=1"
     assert any(line.startswith(f"partial: SLM can take {100 * partial.share:.0f} % at delta 0.02") for line in lines)
@@ -158,15 +163,15 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
         "as_of: 2026-02-03\nmodels:\n  gpt-4o: {input_usd_per_mtok: 1, cached_input_usd_per_mtok: null,"
         " output_usd_per_mtok: 2, source: our contract of 2026}\n"
     )
-    found = compare_reports(config(held_out).model_copy(update={"cost": Cost(prices=str(mine))}))
+    found = compare_reports(config(held_out, prices=str(mine)))
     assert found.cost.arms[LLM].per_request_usd == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
     assert "prices as of 2026-02-03" in comparison_text(found) and "our contract of 2026" in comparison_text(found)
     mine.write_text("models: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml:1: not YAML"):
-        load_prices(Cost(prices=str(mine)))
+        load_prices(config(held_out, prices=str(mine)))
     monkeypatch.chdir(tmp_path)
-    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))
-    assert "no data/prices.yaml here" in str(elsewhere.cost.arms[LLM].reason)
+    elsewhere = run(held_out)
+    assert elsewhere.cost.arms[LLM].priced_as == "gpt-4o", "the shipped prices are there in every folder"
 
 
 def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples: str = "", **settings: Any) -> None:
@@ -325,9 +330,9 @@ def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
 
 
 def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
-    declared(held_out, delta=0.2)
-    assert run(held_out, delta=0.2).decision.exploratory is None
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.2", "slice_rows=100000")
+    declared(held_out)
+    assert run(held_out).decision.exploratory is None
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "slice_rows=100000")
     assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
     assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 
