@@ -138,13 +138,19 @@ class Block:
     packed: bool
 
 
-def data_block(value: Any) -> Block:
-    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
-    there. Much of it is packed."""
+def json_text(value: Any) -> str:
+    """JSON in which nothing ends an element or begins a comment, and that UTF-8 can spell."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def data_block(value: Any) -> Block:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
+    there. Much of it is packed."""
+    text = json_text(value)
     if len(text) < _PACKED_FROM:
         return Block(text=markupsafe.Markup(text), packed=False)
     packed = base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)).decode("ascii")

@@ -18,7 +18,7 @@ from slm_ray.page import formatting
 from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality, sequence
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
-from slm_ray.page.rows_view import Sides, graded, rows_view
+from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Interval, Usage
@@ -59,6 +59,7 @@ def page(data: LoopReport, rows: Mapping[str, Sequence[RowResult]]) -> str:
             actions=_ACTIONS,
             rules=_RULES,
             limit_mb=LIMIT_BYTES // 1_000_000,
+            most_rows=MOST_ROWS,
         )
     )
     # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
@@ -115,6 +116,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         if final and final.comparison.sequential
         else None,
         "guards": held,
+        "floors": final.comparison.floors if final else {},
         "guard_chart": differences(held.shown) if held else None,
         "stages": [
             _stage(stage, reports[stage], arms, primary, llm, decisions, binary and stage == last)
