@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slm_ray.cost_records import CostReport
-from slm_ray.types import Comparison, Decision, DeclaredRule, Failure, Message, ModelFacts, Percentiles, Usage
+from slm_ray.types import (
+    Action,
+    Comparison,
+    Decision,
+    DeclaredRule,
+    Failure,
+    Message,
+    ModelFacts,
+    Percentiles,
+    Usage,
+)
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
@@ -195,7 +205,8 @@ class Provenance:
 
     `requests`, `retries` and `refused` count over all repeats. Two kinds of calls may have been billed for nothing:
     `possibly_billed` were sent and never answered though their row was finished later, `in_doubt` were under way when a
-    run was cut off. `concurrency` is how many calls were in flight at most.
+    run was cut off. `concurrency` is how many calls were in flight at most. `unscored` answers arrived when the asking of
+    their model had ended with a decision: they are paid for, kept in the log and in no figure.
     """
 
     rows_in: int
@@ -210,6 +221,44 @@ class Provenance:
     digests: Digests
     versions: Mapping[str, str]
     commands: Commands
+    unscored: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateLook:
+    """What the sequential rule made of one candidate while the rows were asked: `rows` seen at `level`.
+
+    `action` and `decided_at` (rows) are None where these rows did not decide.
+    """
+
+    level: float
+    rows: int
+    action: Action | None
+    decided_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """What was asked beyond the row at which it was decided: calls that are billed, tokens, USD where there is a price."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialRun:
+    """A run whose rows were looked at as they came. `rows` are in the set, `largest_group` of them in one group at most.
+
+    `rest` is by model, for those that need not have been asked any more; `stop` says whether they were (`never`).
+    """
+
+    delta: float
+    stop: str
+    rows: int
+    largest_group: int
+    candidates: Mapping[str, CandidateLook]
+    rest: Mapping[str, Rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +266,7 @@ class Report:
     """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON.
 
     `order_seed` is the seed that the order of the rows was drawn from before the first call, and None where rows were
-    asked as they stand in the file.
+    asked as they stand in the file; `sequential` is what the sequential rule saw by then.
     """
 
     track: str
@@ -225,6 +274,7 @@ class Report:
     examples: ExampleSet
     models: Mapping[str, ModelReport]
     order_seed: int | None = None
+    sequential: SequentialRun | None = None
     provenance: Provenance | None = None
     schema_version: int = SCHEMA_VERSION
 

@@ -59,6 +59,14 @@ def _reservable(resources: dict[str, float]) -> dict[str, float]:
 Resources = Annotated[dict[str, float], AfterValidator(_reservable)]
 
 
+class Priced(Config):
+    """A job that needs to know what tokens cost."""
+
+    prices: str | None = Field(
+        None, description="your own dated prices, USD per million tokens by model name; the shipped ones when not set"
+    )
+
+
 class Generation(Config):
     """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
 
@@ -82,7 +90,6 @@ class Requests(Config):
     max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
     max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
-    prices: str = Field("data/prices.yaml", description="USD per million tokens by model name, for max_cost_usd")
     no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
@@ -144,7 +151,6 @@ class Declaration(Config):
 class Cost(Config):
     """What models cost per token and what the machine costs that serves the SLM."""
 
-    prices: str = Field("data/prices.yaml", description="dated prices, USD per million tokens by model name")
     llm_price_as: str | None = Field(
         None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
     )
@@ -155,7 +161,7 @@ class Cost(Config):
     hourly_usd: float = Field(
         0.39,
         gt=0,
-        description="USD per hour of the machine that serves the SLM; source of the default: data/prices.yaml",
+        description="USD per hour of the machine that serves the SLM; source of the default: slm_ray/costs/prices.yaml",
     )
     utilisation: float = Field(
         0.5,

@@ -111,7 +111,7 @@ class Loop:
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, adapters_dir=self.config.serving.adapters_dir,
             declare=Declaration(**{name: getattr(comparison, name) for name in Declaration.model_fields}),
-            **dict(self.config.evaluation),
+            prices=self.config.prices, **dict(self.config.evaluation),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.log.say(summary(run.reports[stage]))
@@ -126,7 +126,7 @@ class Loop:
         config = CompareConfig(
             report=str(run.folder / stage), llm=self.llm, slm=slm, train=run.prepared.path("train"),
             validation_report=str(run.folder / "validation") if stage == "test" else None,
-            **dict(self.comparison(stage)),
+            prices=self.config.prices, **dict(self.comparison(stage)),
         )  # fmt: skip
         found = compare_reports(config)
         write_comparison(found, config)

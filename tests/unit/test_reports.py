@@ -24,7 +24,6 @@ from slm_ray.reports.files import declare, declared_rule, load_report, write_rep
 from slm_ray.types import Completion, DeclaredRule, Example, Usage
 
 ROOT = Path(__file__).parents[2]
-PRICES = str(ROOT / "data/prices.yaml")
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
 ORIGIN = Provenance(
@@ -69,7 +68,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def config(report: Path, **changes: Any) -> CompareConfig:
     cost = changes.pop("cost", {})
-    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(prices=PRICES, **cost), **changes)
+    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(**cost), **changes)
 
 
 def run(report: Path, **changes: Any) -> ComparisonReport:
@@ -164,15 +163,15 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
         "as_of: 2026-02-03\nmodels:\n  gpt-4o: {input_usd_per_mtok: 1, cached_input_usd_per_mtok: null,"
         " output_usd_per_mtok: 2, source: our contract of 2026}\n"
     )
-    found = compare_reports(config(held_out).model_copy(update={"cost": Cost(prices=str(mine))}))
+    found = compare_reports(config(held_out, prices=str(mine)))
     assert found.cost.arms[LLM].per_request_usd == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
     assert "prices as of 2026-02-03" in comparison_text(found) and "our contract of 2026" in comparison_text(found)
     mine.write_text("models: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml:1: not YAML"):
-        load_prices(Cost(prices=str(mine)))
+        load_prices(config(held_out, prices=str(mine)))
     monkeypatch.chdir(tmp_path)
-    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))
-    assert "no data/prices.yaml here" in str(elsewhere.cost.arms[LLM].reason)
+    elsewhere = run(held_out)
+    assert elsewhere.cost.arms[LLM].priced_as == "gpt-4o", "the shipped prices are there in every folder"
 
 
 def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples: str = "", **settings: Any) -> None:
@@ -331,9 +330,9 @@ def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
 
 
 def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
-    declared(held_out, delta=0.2)
-    assert run(held_out, delta=0.2).decision.exploratory is None
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.2", "slice_rows=100000")
+    declared(held_out)
+    assert run(held_out).decision.exploratory is None
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "slice_rows=100000")
     assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
     assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 
