@@ -74,6 +74,16 @@ def in_points(text: str) -> str:
     return _LEVEL.sub(lambda found: percent(float(found[0])), text)
 
 
+def share(value: float) -> str:
+    """A small share, such as the error that a test may make."""
+    return f"{100 * value:.2g} %"
+
+
+def sure(level: float) -> str:
+    """How sure a bound is that is wrong with probability `level`."""
+    return f"{100 - 100 * level:.4g} %"
+
+
 def visible(value: Any) -> Any:
     """Text with a code in the place of each character that shows nothing or turns the direction of those after it.
 
