@@ -51,7 +51,7 @@ def clustered(values: _Values, groups: Sequence[str | None]) -> Clusters:
     usual, counts = np.unique(values, return_counts=True)
     departs = values != usual[counts.argmax()]
     return Clusters(
-        totals=np.bincount(at, weights=values),
+        totals=np.bincount(at, weights=values).astype(np.float64),
         sizes=np.bincount(at).astype(np.float64),
         departing=int(np.unique(at[departs]).size),
     )
