@@ -209,7 +209,7 @@ def _ask(
     evaluate(
         EvaluateConfig(
             track=str(folder / "track.yaml"), examples=str(folder / "questions.jsonl"), models=(config.judge,), run_dir=str(folder),
-            endpoint=config.endpoint, **{name: getattr(config, name) for name in Requests.model_fields},
+            endpoint=config.endpoint, prices=config.prices, **{name: getattr(config, name) for name in Requests.model_fields},
         ),
         environment=environment,
     )  # fmt: skip

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Generation, Requests
+from slm_ray.config.shared import Generation, Priced, Requests
 
 
-class JudgeConfig(Requests):
+class JudgeConfig(Requests, Priced):
     """A model as judge of a finished evaluation, or of answers that people have graded."""
 
     report: str = Field("", description="a finished evaluation: its run directory or report.json")

@@ -14,10 +14,11 @@ from typing import Any
 
 from scipy.stats import binomtest
 
+from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
 from slm_ray.page.formatting import half_width, percent, seconds
-from slm_ray.records import ArmCost, CostReport, MixturePoint, ModelReport, Percentiles, Report
-from slm_ray.types import Interval
+from slm_ray.records import MixturePoint, ModelReport, Report
+from slm_ray.types import Interval, Percentiles, SequentialResult
 
 _MACHINES = 4  # to show where no volume pays
 _NEAR = 15.0  # percent from an edge, where a text beside a line turns inwards
@@ -123,6 +124,38 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(unit * part for part in (1, 2, 5, 10) if unit * part >= rough)
     places = max(0, 2 - math.floor(math.log10(step)))
     return [round(number * step, places) + 0.0 for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def sequence(result: SequentialResult, delta: float) -> dict[str, Any] | None:
+    """The estimate with its band over the rows asked, minus delta, and the row at which it was decided; None without rows.
+
+    The axis is that of the later rows, where the band is narrow enough to be read; early on it leaves the frame.
+    """
+    path = result.path
+    if not path:
+        return None
+    late = path[len(path) // 3 :]
+    edges = [0.0, -delta, *(value for point in late for value in (point.estimate, point.lower, point.upper))]
+    room = max(max(edges) - min(edges), 0.05) * 0.08
+    low, high = max(min(edges) - room, -1.05), min(max(edges) + room, 1.05)
+
+    def x(rows: float) -> float:
+        return _share(rows, 0.0, result.rows)
+
+    def y(value: float) -> float:
+        return _share(value, high, low)
+
+    band = [(x(point.rows), y(point.upper)) for point in path] + [
+        (x(point.rows), y(point.lower)) for point in reversed(path)
+    ]
+    return {
+        "line": _line([(x(point.rows), y(point.estimate)) for point in path]), "band": f"{_line(band)}Z",
+        "margin": y(-delta), "zero": y(0.0), "rows": result.rows,
+        "decided": None if result.decided_at is None else {"x": x(result.decided_at), "at": result.decided_at},
+        "rest": 0 if result.decided_at is None else result.rows - result.decided_at,
+        "x_ticks": [{"x": x(value), "label": f"{value:,.0f}"} for value in ticks(0.0, result.rows) if value == int(value)],
+        "y_ticks": [{"y": y(value), "label": _signed(value)} for value in ticks(low, high)],
+    }  # fmt: skip
 
 
 def daily(cost: CostReport) -> dict[str, Any] | None:

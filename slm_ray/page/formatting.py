@@ -16,17 +16,20 @@ from typing import Any
 
 import markupsafe
 
-from slm_ray.records import ArmCost, CostReport, PartialReplacement
+from slm_ray.cost_records import ArmCost, CostReport
+from slm_ray.records import PartialReplacement
 from slm_ray.tables import format_table
 from slm_ray.types import Interval
 
 DASH = "–"
 _SHOWN = 5
+_WAYS = {"llm": "LLM", "slm": "SLM", "cascade": "cascade"}
 _PACKED_FROM = 1_000_000  # characters
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
 _DIFFERENCE = re.compile(r"(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
 _MARGIN = re.compile(r"\b(by|than|delta) ([01](?:\.\d+)?)(?![\d%])(?! %)")
 _LEVEL = re.compile(r"(?<![\w.+−-])[01]\.\d{4}(?!\d)")
+_SESSION = re.compile(r"/[^\s\"']*/runtime_resources/working_dir_files/_ray_pkg_\w+/")
 # Spaces that are no space, fillers, joiners, selectors, controls, marks of direction, tags, private and missing letters.
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
@@ -72,10 +75,13 @@ def in_points(text: str) -> str:
 
 
 def visible(value: Any) -> Any:
-    """Text with a code in the place of each character that shows nothing or turns the direction of those after it."""
+    """Text with a code in the place of each character that shows nothing or turns the direction of those after it.
+
+    Of a path in the copy of the working folder that Ray makes for a job, and removes with it, what stands below the copy.
+    """
     if isinstance(value, markupsafe.Markup) or not isinstance(value, str):
         return value
-    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", value)
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", _SESSION.sub("", value))
 
 
 def seconds(value: float | None) -> str:
@@ -107,6 +113,21 @@ def figure(value: Any) -> str:
 def thousand_usd(value: float | None) -> str:
     """USD per request as USD per thousand of them."""
     return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
+
+
+def money(value: float | None) -> str:
+    """USD: cents where there are any to speak of, else three digits."""
+    if value is None or undefined(value):
+        return DASH
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+
+
+def volumes(cost: CostReport | None) -> dict[str, Any] | None:
+    """The ways of answering that have a price at some volume, and what each is called; None without a table."""
+    if cost is None or not cost.by_volume:
+        return None
+    ways = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) for row in cost.by_volume)]
+    return {"ways": ways, "names": _WAYS}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,11 +174,49 @@ def cost_text(cost: CostReport) -> str:
         [
             *format_table(lines, left=(0, 6)),
             f"prices as of {cost.prices_as_of}; machine: {machine.name}, {machine.hourly_usd:g} USD/h,"
-            f" utilisation {machine.utilisation:g}",
+            f" busy at most {machine.utilisation:.0%} of the time",
+            *volume_lines(cost),
+            *([f"- {cost.at_my_volume}"] if cost.at_my_volume else []),
             f"- {cost.break_even.because}",
+            f"- {cost.training.words}",
+            *_cascade(cost),
             *notes,
         ]
     )
+
+
+def volume_lines(cost: CostReport) -> list[str]:
+    """The table by volume; the reader's own has a mark, and a column of a way that has no price is left out."""
+    table = cost.by_volume
+    if not table:
+        return []
+    shown = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) is not None for row in table)]
+    head = ["requests/day", "machines", *(f"{label}/month" for _, label in shown)]
+    head += [*(f"{label}/1,000" for _, label in shown), "cheapest", "payback days"]
+    lines = [head]
+    for row in table:
+        prices = [getattr(row, name) for name, _ in shown]
+        lines.append([
+            f"{'* ' if row.is_mine else ''}{row.requests_per_day:,.0f}",
+            "-" if row.machines is None else f"{row.machines:,}",
+            *("-" if price is None else f"{price.month_usd:,.2f}" for price in prices),
+            *("-" if price is None else f"{price.per_thousand_usd:,.4g}" for price in prices),
+            _WAYS.get(row.cheapest or "", "-"), "-" if row.payback_days is None else f"{row.payback_days:,.1f}",
+        ])  # fmt: skip
+    said = ", hypothetical" if cost.break_even.hypothetical else ""
+    return [f"by volume, in USD{said}{' (* yours)' if cost.requests_per_day else ''}", *format_table(lines, left=())]
+
+
+def _cascade(cost: CostReport) -> list[str]:
+    cascade = cost.cascade
+    if cascade is None:
+        return []
+    times = [cascade.latency_s.p50, cascade.latency_s.p95, cascade.mean_latency_s]
+    median, slow, mean = (_number(value) for value in times)
+    return [
+        f"- cascade, the SLM first and the LLM for the {1 - cascade.share:.0%} that it does not take: p50 {median} s,"
+        f" p95 {slow} s, mean {mean} s, worked out from {cascade.rows} rows; {cascade.break_even.because}"
+    ]
 
 
 def partial_replacement_text(partial: PartialReplacement) -> str:
@@ -185,7 +244,8 @@ def _arm(spec: str, arm: ArmCost) -> list[str]:
 def _based(arm: ArmCost) -> str:
     said = arm.basis
     if arm.hypothetical:
-        said = f"hypothetical, as if {arm.priced_as} had used these tokens: {said}"
+        supposed = "had used these tokens" if arm.kind == "tokens" else "had served in these seconds, which a CPU took"
+        said = f"hypothetical, as if {arm.priced_as} {supposed}: {said}"
     return said if arm.per_correct_usd is not None else f"{said}; no cost per correct answer: {arm.per_correct_reason}"
 
 

@@ -15,10 +15,11 @@ import jinja2
 
 from slm_ray.corpus.tracks import defined
 from slm_ray.page import formatting
-from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality
+from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality, sequence
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
 from slm_ray.page.rows_view import Sides, graded, rows_view
+from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Interval, Usage
 
@@ -34,6 +35,7 @@ _ACTIONS: dict[str, dict[str, str]] = {
 }
 _RULES = {
     "paired": "swap only if the lower bound of SLM − LLM, row by row, is above −delta",
+    "sequential": "swap or fine-tune as soon as the confidence sequence clears −delta, however often one looks",
     "point": "fine-tune if the LLM leads by more than delta on any core metric",
 }
 LIMIT_BYTES = 20_000_000  # of the file, nearly: what stands beside the rows is small and bounded
@@ -77,7 +79,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
         data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
-        margin=formatting.margin, in_points=formatting.in_points,
+        margin=formatting.margin, in_points=formatting.in_points, money=formatting.money,
     )  # fmt: skip
     return environment
 
@@ -97,6 +99,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
     binary = bool(rows) and not sides.graded
     cost, partial, held = track.cost, track.partial_replacement, guards(final, stand_in)
     shown = [_shown(made, arms, stand_in) for made in decisions]
+    drawn = rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room)
     return {
         "name": track.track,
         "primary": primary,
@@ -108,6 +111,9 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         "stand_in": stand_in,
         "tuned": any(arm.role == "adapter" for arm in arms.values()),
         "differences": differences([_difference(made, arms) for made in decisions]),
+        "sequence": sequence(final.comparison.sequential, final.decision.delta)
+        if final and final.comparison.sequential
+        else None,
         "guards": held,
         "guard_chart": differences(held.shown) if held else None,
         "stages": [
@@ -115,13 +121,17 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
             for stage in reversed(reports)
         ],
         "last": last,
-        "rows": rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room),
+        "rows": drawn,
+        "summary": summary(
+            track, final, reports[last] if last else None, drawn.lost_by, stand_in=stand_in, graded=sides.graded
+        ),
         "rows_of": reports[last].examples.n if last else 0,
         "adapter": track.adapter,
         "timings_s": track.timings_s,
         "cost": cost,
         "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
+        "volumes": formatting.volumes(cost),
         "partial": partial,
         "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, binary) if last else None,
@@ -135,7 +145,7 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool) -> dict
         "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "tone": "demonstration" if stand_in else decision.action,
         "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
-        "primary": comparison.primary, "interval": comparison.interval,
+        "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made),
     }  # fmt: skip
 
@@ -147,7 +157,7 @@ def _declared(made: StageDecision) -> str:
         return "Exploratory: no rule was declared before the first call"
     if declared.answers_before:
         return f"Exploratory: the rule was declared when {declared.answers_before:,} answers were already there"
-    if (declared.rule, declared.delta, declared.primary) != (decision.rule, decision.delta, made.comparison.primary):
+    if decision.exploratory is not None:
         return "Exploratory: not the rule that was declared before the first call"
     return "Declared before the first call"
 
@@ -159,7 +169,7 @@ def _difference(made: StageDecision, arms: Mapping[str, Arm]) -> Difference:
     return Difference(
         title=f"{made.stage} rows",
         sub=" − ".join(arm.label for arm in pair) + " (stand-in)" * stand_in,
-        interval=made.comparison.interval,
+        interval=made.interval,
         delta=made.decision.delta,
         tone="demonstration" if stand_in else made.decision.action,
     )
@@ -249,7 +259,7 @@ def _bounds(made: StageDecision | None, spec: str, name: str) -> Interval | None
     """The paired bounds that the comparison has for a model and a metric: those of the primary one and of guardrails."""
     if made is None or made.comparison.slm != spec:
         return None
-    return made.comparison.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
+    return made.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
 
 
 def _per_call(model: ModelReport) -> dict[str, float | None]:

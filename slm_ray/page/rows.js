@@ -2,12 +2,28 @@
 // Ratings stay in this browser until they are exported.
 
 const BATCH = 60;
+const CHOICES = 300; // values of tags, or issues, to choose from
 const views = [];
 let active = null;
 
 // An outcome as people say it: a graded answer by its score, never as right or wrong.
 function outcome(answer) {
   return answer.o === "graded" ? percent(answer.v) : answer.o === "unscored" ? "no score" : answer.o;
+}
+
+function copier(caption, text) {
+  const button = make("button", "copy", caption);
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "The browser did not let it be copied";
+    }
+    setTimeout(() => { button.textContent = caption; }, 2000);
+  });
+  return button;
 }
 
 // Words that an answer lacks: shown struck out, and no part of the text that is selected or copied.
@@ -41,12 +57,51 @@ class View {
         wait = setTimeout(() => this.show(this.kind), 120);
       });
     }
+    this.slice = this.choice(".slice", (row) => Object.entries(row.g).map(([tag, value]) => `${tag}: ${value}`));
+    this.issue = this.choice(".issue", (row) => row.a.flatMap((one) => (one.s || []).map((issue) => issue.replaceAll("_", " "))));
+    for (const button of root.querySelectorAll("[data-show]")) {
+      button.addEventListener("click", () => this.choose(button.dataset.show));
+    }
     root.querySelector(".export").addEventListener("click", () => this.exportRatings());
     this.tell();
     root.addEventListener("focusin", () => { active = this; });
     this.end = make("div", "end");
     new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) this.draw(); }, { root: this.list, rootMargin: "800px" }).observe(this.end);
     this.show(this.kind, this.data.open);
+  }
+
+  // A list of what rows have of a kind, with how many have it, the most frequent first; hidden where none has.
+  choice(selector, values) {
+    const select = this.root.querySelector(selector), counts = new Map();
+    const having = this.data.rows.map((row) => new Set(values(row)));
+    for (const each of having) for (const value of each) counts.set(value, (counts.get(value) || 0) + 1);
+    const option = (value, text) => Object.assign(make("option", "", text), { value });
+    const most = [...counts].sort((one, other) => other[1] - one[1] || one[0].localeCompare(other[0])).slice(0, CHOICES);
+    select.replaceChildren(option("", "any"), ...most.map(([value, n]) => option(value, `${value} (${n})`)));
+    select.closest("label").hidden = counts.size === 0;
+    select.addEventListener("change", () => this.show(this.kind));
+    return { select, having };
+  }
+
+  // Show the rows of a filter, as if it had been pressed.
+  choose(kind) {
+    const input = this.root.querySelector(`input[value='${kind}']`);
+    input.checked = true;
+    this.show(kind);
+  }
+
+  // Open one row, whatever is filtered; false where the page does not have it.
+  reveal(id) {
+    const place = this.data.rows.findIndex((row) => row.i === id);
+    if (place < 0) return false;
+    this.search.value = this.slice.select.value = this.issue.select.value = "";
+    this.choose("all");
+    while (this.drawn <= place) this.draw();
+    const box = this.list.children[place];
+    box.open = true;
+    box.querySelector("summary").focus();
+    box.scrollIntoView({ block: "nearest" });
+    return true;
   }
 
   recalled() {
@@ -82,6 +137,7 @@ class View {
     this.data.rows.forEach((row, place) => {
       if (this.kind !== "all" && !row.k.includes(this.kind)) return;
       if (wanted && !this.haystack[place].includes(wanted)) return;
+      if ([this.slice, this.issue].some(({ select, having }) => select.value && !having[place].has(select.value))) return;
       found.push(place);
     });
     return found;
@@ -134,8 +190,19 @@ class View {
     expected.append(make("h4", "", "Expected"), make("pre", "text", row.x));
     columns.append(expected);
     for (const answer of row.a) columns.append(this.answer(answer, row.x));
-    body.append(columns, this.rating(row));
+    body.append(columns, this.sharing(row), this.rating(row));
     return body;
+  }
+
+  // A link to the row and what it holds, for a message to someone else.
+  sharing(row) {
+    const box = make("p", "sharing");
+    const link = make("a", "", "Link to this row");
+    link.href = `#row=${encodeURIComponent(this.root.dataset.track)}:${encodeURIComponent(row.i)}`;
+    const answers = () => Object.fromEntries(row.a.map((one) => [this.data.arms[one.m].spec, one.f || (one.tr ?? one.t)]));
+    const record = () => JSON.stringify({ id: row.i, question: row.q, expected: row.xr ?? row.x, answers: answers(), tags: row.g }, null, 2);
+    box.append(link, " ", copier("Copy link", () => link.href), " ", copier("Copy row", record));
+    return box;
   }
 
   answer(answer, expected) {
@@ -234,8 +301,7 @@ class View {
     } else if (/^[1-8]$/.test(key)) {
       const input = this.root.querySelectorAll("input[type='radio']")[Number(key) - 1];
       if (!input) return false;
-      input.checked = true;
-      this.show(input.value);
+      this.choose(input.value);
     } else return false;
     return true;
   }
@@ -244,7 +310,7 @@ class View {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || views.length === 0) return;
   const within = event.target;
-  if (within.matches("textarea, input[type='search']")) {
+  if (within.matches("textarea, select, input[type='search']")) {
     if (event.key === "Escape") within.blur();
     return;
   }
@@ -272,6 +338,18 @@ async function begin() {
   const roots = [...document.querySelectorAll(".sides")];
   const found = await Promise.all(roots.map((root) => rowsIn(root.querySelector("script[type='application/json']"))));
   roots.forEach((root, place) => views.push(new View(root, found[place])));
+  follow();
 }
+
+// `#row=TRACK:ID` opens that row.
+function follow() {
+  const named = location.hash.match(/^#row=([^:]*):(.*)$/);
+  if (!named) return;
+  const [track, id] = named.slice(1).map(decodeURIComponent);
+  const view = views.find((one) => one.root.dataset.track === track);
+  if (view && !view.reveal(id)) view.said.textContent = `Row ${id} is not on this page; ${view.said.textContent}`;
+}
+
+window.addEventListener("hashchange", follow);
 
 begin();

@@ -42,6 +42,7 @@ def compare(
     train_prompts: Set[str] | None = None,
     guardrails: Sequence[str] = (),
     slice_rows: int = 20,
+    quality_floor: float | None = None,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
@@ -51,6 +52,7 @@ def compare(
     that is undefined for an arm has no gap. A failed call counts against the arm that failed, and where there are any the
     same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
+    `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
@@ -66,8 +68,10 @@ def compare(
     pair = functools.partial(
         _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed
     )
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed)
     return replace(
         pair(ids),
+        floors={name: interval(values) for name, values in _floors(left, right, ids, quality_floor).items()},
         llm_failed=sum(not left.reached(key) for key in ids),
         slm_failed=sum(not right.reached(key) for key in ids),
         readings=_readings(left, right, ids, pair),
@@ -90,6 +94,29 @@ def _readings(
     return {
         name: pair(found) if any(map(defined, found)) else None for name, found in kept.items() if len(found) < len(ids)
     }
+
+
+def _floors(
+    left: ComparedArm, right: ComparedArm, ids: Sequence[str], quality_floor: float | None
+) -> dict[str, list[float]]:
+    """The SLM's primary metric minus each floor, on the rows where both are defined."""
+    primary = track_of(right.report).primary
+    own = {key: value for key in ids if (value := right.score(key).value(primary)) is not None}
+    found = {}
+    if quality_floor is not None:
+        found[f"the declared floor {quality_floor:g}"] = [value - quality_floor for value in own.values()]
+    for arm in (left, right):
+        for spec, model in arm.report.models.items():
+            if model.facts.kind != "baseline" or spec in (left.spec, right.spec):
+                continue
+            other = replace(arm, spec=spec)
+            scored = other.scored()
+            found[spec] = [
+                value - base
+                for key, value in own.items()
+                if key in scored and (base := other.score(key).value(primary)) is not None
+            ]
+    return {name: values for name, values in found.items() if values}
 
 
 def _pair(

@@ -161,6 +161,81 @@ def test_filters_search_and_keys(opened: Opened) -> None:
     assert opened.complaints == []
 
 
+def test_rows_are_filtered_by_slice_by_issue_and_by_who_was_right(opened: Opened) -> None:
+    tab = opened.tab
+    assert tab.locator(".slice option").all_text_contents()[:2] == ["any", "domain: weather (6)"]
+    tab.locator(".issue").select_option("value mismatch")
+    assert len(opened.titles()) == 1 and "Kyoto" in opened.titles()[0]
+    tab.locator(".issue").select_option("")
+    tab.locator("[data-show=won]").click()
+    assert len(opened.titles()) == 1 and "Lima" in opened.titles()[0]
+    assert tab.locator("input[value=won]").is_checked()
+    assert opened.complaints == []
+
+
+def test_a_link_opens_its_row_and_what_is_copied_is_the_row(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, many(300))
+    found = Opened(browser, path, permissions=["clipboard-read", "clipboard-write"])
+    found.tab.locator(".issue").select_option("value mismatch")
+    found.tab.goto(f"{path.as_uri()}#row=structured:row-00218")
+    found.tab.wait_for_function("() => document.activeElement.matches('.row[open] > summary')")
+    row = found.tab.locator(".row[open]", has_text="row-00218")
+    assert row.is_visible()
+    row.get_by_role("button", name="Copy link").click()
+    row.get_by_role("button", name="Copied").wait_for()
+    assert found.tab.evaluate("() => navigator.clipboard.readText()") == f"{path.as_uri()}#row=structured:row-00218"
+    row.get_by_role("button", name="Copy row").click()
+    found.tab.wait_for_function("async () => (await navigator.clipboard.readText()).startsWith('{')")
+    copied = json.loads(found.tab.evaluate("() => navigator.clipboard.readText()"))
+    source = sample()["tracks"][0]["rows"][2]
+    assert copied["expected"] == source["target"]
+    assert copied["answers"] == {spec: answer["text"] for spec, answer in source["models"].items()}
+    found.tab.goto(f"{path.as_uri()}#row=structured:gone")
+    found.tab.wait_for_function(
+        "() => document.querySelector('.shown').textContent.includes('gone is not on this page')"
+    )
+    assert found.complaints == []
+    found.tab.context.close()
+
+
+def test_columns_are_sorted_by_a_press_and_what_is_undefined_stays_last(opened: Opened) -> None:
+    table = opened.tab.locator("table", has_text="exact_match").first
+    head = table.get_by_role("button", name="tuned SLM served")
+    column = table.locator("thead th").all_text_contents().index(head.text_content())
+
+    def shown() -> list[str]:
+        return [cells[column] for cells in table.locator("tbody tr").evaluate_all(CELLS)]
+
+    before = shown()
+    head.click()
+    values = [float(text.split()[0]) for text in shown() if "–" not in text]
+    assert values == sorted(values, reverse=True) and sorted(shown()) == sorted(before)
+    assert table.locator("th[aria-sort=descending]").count() == 1
+    head.press("Enter")
+    values = [float(text.split()[0]) for text in shown() if "–" not in text]
+    assert values == sorted(values) and "–" in shown()[-1]
+
+
+def test_the_contents_stay_in_sight_and_say_where_the_reader_is(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, sample())
+    for width in (390, 1400):
+        found = Opened(browser, path, viewport={"width": width, "height": 800}, reduced_motion="reduce")
+        found.tab.locator("nav a[href='#provenance']").click()
+        found.tab.wait_for_function(
+            "() => document.querySelector(\"nav a[href='#provenance']\").hasAttribute('aria-current')"
+        )
+        box = found.tab.locator("nav").bounding_box()
+        assert box is not None and 0 <= box["y"] < 60, "it is still there"
+        title = found.tab.locator("#provenance h2").bounding_box()
+        assert title is not None and title["y"] >= (box["y"] + box["height"] if width == 390 else 0), (
+            "and hides nothing"
+        )
+        found.tab.context.close()
+
+
+CELLS = "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
+
+
 def test_ratings_are_exported_as_training_rows(opened: Opened, tmp_path: Path) -> None:
     tab = opened.tab
     for _ in range(2):

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample, sequential
 from plain_records import facts, plain, record
 
+from slm_ray.cost_records import CostReport
 from slm_ray.page import page as page_module
-from slm_ray.page.charts import daily, ticks
+from slm_ray.page.charts import daily, sequence, ticks
 from slm_ray.page.formatting import in_points, visible
-from slm_ray.records import CostReport
+from slm_ray.types import SequentialResult
 
 VOID = {"meta", "input", "br", "link", "img"}
 
@@ -149,8 +150,15 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
 )
 def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
     data = sample()
-    rule = {"rule": "paired", "delta": 0.02, "primary": "exact_match"}
-    data["tracks"][0]["decisions"][1]["declared"] = declared and rule | declared
+    rule = {
+        "rule": "paired", "stop": "never", "candidates": None, "delta": 0.02, "primary": "exact_match", "guardrails": [],
+        "slice_rows": 20, "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
+        "rows": 100,
+    }  # fmt: skip
+    made = data["tracks"][0]["decisions"][1]
+    made["declared"] = declared and rule | declared
+    if declared and "delta" in declared:
+        made["decision"] |= {"action": "inconclusive", "exploratory": "swap"}
     first = " ".join(Document(render(data)).all("article")[0][2].split())
     assert words in first and first.count("eclared") == 1
 
@@ -482,6 +490,119 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() ->
         assert words in text, words
     doubts = [found for _, _, found in document.all("li", "no")]
     assert any("100 rows in = 99 scored" in one for one in doubts), "rows that are missing are not ticked"
+
+
+def test_a_path_of_a_sessions_copy_is_shortened_to_what_outlives_it() -> None:
+    data = sample()
+    copy_of = (
+        "/tmp/ray/session_2026-11-27_17-33-26_035022_23940/runtime_resources/working_dir_files/_ray_pkg_19e814822069/"
+    )
+    data["tracks"][0]["adapter"]["base"] = f"{copy_of}data/tiny_base"
+    html = render(data)
+    assert "base data/tiny_base" in Document(html).all("body")[0][2] and "_ray_pkg" not in html
+
+
+def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> None:
+    data = sample() | {"stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    track = data["tracks"][0]
+    final = track["decisions"][-1]
+    final["comparison"] |= {"slm_only_right": 17, "llm_only_right": 6, "slices": [part("bad", 24, -0.41, -0.11)]}
+    track["cost"] = plain(priced(break_even=2640.0))
+
+    def head() -> str:
+        return " ".join(Document(render(data)).all("article")[0][2].split())
+
+    for words in (
+        "From 2,640 requests/day a machine costs less",
+        "USD per 1,000 requests: 4.545 for the LLM, 0.00125 for the SLM.",
+        "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
+        "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
+        "Most often: value mismatch (24).",
+        "On Monday Serve the adapter and send it 5 % of the traffic",
+    ):
+        assert words in head(), words
+    final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
+    assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
+
+
+def test_who_was_right_is_counted_over_all_rows_and_not_where_answers_are_graded() -> None:
+    (table,) = (" ".join(text.split()) for _, _, text in DOCUMENT.all("table", "two-by-two"))
+    assert "tuned SLM right 4 1 tuned SLM wrong 1 0" in table and "stand-in" in table
+    data = sample()
+    data["tracks"][0]["rows"][0]["models"][LLM]["scores"]["exact_match"] = 0.5
+    assert not Document(render(data)).all("table", "two-by-two")
+
+
+def test_every_place_of_the_contents_is_there() -> None:
+    identifiers = [attributes["id"] for _, attributes, _ in DOCUMENT.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    links = [attributes["href"] for tag, attributes, _ in DOCUMENT.elements if tag == "a"]
+    assert len(links) > 8 and {link.removeprefix("#") for link in links} <= set(identifiers)
+
+
+def test_the_confidence_sequence_is_a_picture_over_rows_with_the_row_that_decided() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"]["sequential"] = sequential(decided_at=37)
+    final["decision"]["rule"] = "sequential"
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert "Decided at row 37 of 100. The 63 rows after it were not needed" in text and "decided at row 37" in text
+    assert "+10.0 ±18.0" in text and "−8.0 to +28.0 points" in text, "the bounds that may be looked at at any time"
+    final["comparison"]["sequential"] = sequential(decided_at=None)
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert "Not decided after 100 rows" in text and "decided at row" not in text
+    assert "As the rows came in" not in BODY
+
+
+def test_the_sequence_is_drawn_where_its_figures_are() -> None:
+    chart = sequence(record(SequentialResult, sequential(decided_at=50)), 0.02)
+    assert chart is not None and chart["decided"] == {"x": 50.0, "at": 50} and chart["rest"] == 50
+    assert chart["zero"] < chart["margin"] < 100, "minus delta is drawn below zero"
+    last = [float(number) for number in chart["line"].split("L")[-1].split()]
+    assert last[0] == 100 and last[1] < chart["zero"], "the last row stands at the right, a gain above zero"
+    assert chart["band"].endswith("Z") and chart["band"].count("L") == 2 * 100 - 1
+    assert sequence(record(SequentialResult, sequential(decided_at=None) | {"path": []}), 0.02) is None
+
+
+def test_the_cost_by_volume_marks_the_readers_own_and_heads_the_page() -> None:
+    data = sample()
+    price = {"month_usd": 1234.5, "per_thousand_usd": 0.411}
+    line = {"machines": 1, "llm": price, "slm": price | {"month_usd": 99.0}, "cascade": None, "cheapest": "slm"}
+    data["tracks"][0]["cost"] |= {
+        "requests_per_day": 100_000.0, "at_my_volume": "at your 100,000 requests/day the SLM is cheapest.",
+        "by_volume": [
+            line | {"requests_per_day": 1000.0, "is_mine": False, "machines": None, "slm": None, "cheapest": None},
+            line | {"requests_per_day": 100_000.0, "is_mine": True, "payback_days": 12.25},
+        ],
+        "training": {"words": "training: 3 GPU hours"},
+    }  # fmt: skip
+    document = Document(render(data))
+    mine = [" ".join(text.split()) for _, _, text in document.all("tr", "primary")]
+    assert "100,000 yours 1 1,234.50 99.00 0.411 0.411 SLM 12.2" in mine
+    (others,) = (" ".join(text.split()) for _, _, text in document.all("tr") if text.strip().startswith("1,000 "))
+    assert others == "1,000 – 1,234.50 – 0.411 – – –", "what has no price is a dash"
+    assert "Money At your 100,000 requests/day the SLM is cheapest." in " ".join(document.all("article")[0][2].split())
+    assert "cascade" not in " ".join(mine)
+
+
+def test_what_to_do_next_is_what_the_verdict_says() -> None:
+    data = sample() | {"serve_command": "slm-ray serve", "canary": "def takes_slm", "stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    final = data["tracks"][0]["decisions"][-1]["decision"]
+
+    def next_step() -> str:
+        return " ".join(Document(render(data)).all("section")[-1][2].split())
+
+    assert "slm-ray serve" in next_step() and "takes_slm" in next_step()
+    for action in ("fine_tune", "inconclusive"):
+        final["action"] = action
+        assert not [words for words in ("slm-ray serve", "takes_slm", "base_url") if words in next_step()], action
+        assert "Get the same result" in next_step()
 
 
 def test_missing_rows_and_leaks_are_not_ticked() -> None:
