@@ -54,6 +54,7 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
         report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
         resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
         slice_rows=config.slice_rows, quality_floor=config.quality_floor,
+        sequential_delta=config.delta if config.rule == "sequential" else None,
     )  # fmt: skip
     decision, declared = _as_declared(
         decide(comparison, rule=config.rule, delta=config.delta), config, report, other_report
