@@ -258,6 +258,7 @@ class Comparison:
     slm_failed: int = 0
     readings: Mapping[str, Comparison | None] = field(default_factory=dict)
     sequential: SequentialResult | None = None
+    level: float = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +290,7 @@ class Decision:
     """What to do, under which rule and margin, and why; `because` is never empty.
 
     `exploratory` is what the rows say under settings that are not the declared ones; the action is then inconclusive.
+    `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts.
     """
 
     action: Action
@@ -296,6 +298,7 @@ class Decision:
     delta: float
     because: tuple[str, ...]
     exploratory: Action | None = None
+    candidate: int | None = None
 
     def __post_init__(self) -> None:
         if not self.because:

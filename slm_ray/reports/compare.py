@@ -8,6 +8,8 @@ nothing. The same reports give the same decision and the same bytes.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from slm_ray import storage
@@ -19,15 +21,18 @@ from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
+from slm_ray.reports.candidates import candidate_of, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
 from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
 from slm_ray.types import Decision, DeclaredRule
 from slm_ray.verdict.arms import track_of
+from slm_ray.verdict.candidates import counted
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.decide import decide, verdict_text
+from slm_ray.verdict.decide import decide, out_of_reach, verdict_text
 from slm_ray.verdict.declared import departures, hold
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
 
@@ -49,49 +54,66 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
-    trained = open_dataset(config.train, report.track).question_hashes if config.train else None
-    comparison = compare(
-        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
-        resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
-        slice_rows=config.slice_rows, quality_floor=config.quality_floor,
-        sequential_delta=config.delta if config.rule == "sequential" else None,
-    )  # fmt: skip
-    decision, declared = _as_declared(
-        decide(comparison, rule=config.rule, delta=config.delta), config, report, other_report
-    )
+    joined = _joined(config, rows, other_rows)
+    settings = _settings_now(config, report, declared := _declared(config))
+    with ExitStack() as stack:
+        opened = None
+        if config.rule != "point":  # which knows no chance, so that there is no error to share
+            candidate = candidate_of(settings, joined, llm=config.llm, slm=config.slm)
+            opened = stack.enter_context(turn_on_rows(candidate, config.report, planned=config.candidates))
+        trained = open_dataset(config.train, report.track).question_hashes if config.train else None
+        comparison = compare(
+            report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
+            resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
+            slice_rows=config.slice_rows, quality_floor=config.quality_floor,
+            level=(opened.turn.level if opened else 0.0) or ONE_SIDED,
+            sequential_delta=config.delta if config.rule == "sequential" else None,
+        )  # fmt: skip
+        decision = decide(comparison, rule=config.rule, delta=config.delta)
+        if opened:
+            decision = counted(decision, opened.turn, comparison, planned=config.candidates, caveat=opened.caveat)
+        decision = _as_declared(decision, config, declared, report, other_report)
+        if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
+            opened.note(decision.action)
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
-    joined = _joined(config, rows, other_rows)
     partial = _partial_replacement(config, report, joined, costs) if config.validation_report else None
     return ComparisonReport(
         comparison=comparison,
         decision=decision,
-        declared=declared,
+        declared=next(iter(declared.values()), None),
         cost=_with_cascade(config, costs, partial, joined),
         partial_replacement=partial,
     )
 
 
-def _as_declared(decision: Decision, config: CompareConfig, *reports: Report) -> tuple[Decision, DeclaredRule | None]:
-    """The decision, held to what the run of either report declared; what was declared, the first report's first."""
+def _declared(config: CompareConfig) -> dict[str, DeclaredRule]:
+    """What was declared, by report: of the first and of the other one, where they declared anything."""
     paths = [config.report, *([config.other_report] if config.other_report else [])]
-    declared = {path: rule for path in paths if (rule := declared_in(path)) is not None}
+    return {path: rule for path in paths if (rule := declared_in(path)) is not None}
+
+
+def _as_declared(
+    decision: Decision, config: CompareConfig, declared: Mapping[str, DeclaredRule], *reports: Report
+) -> Decision:
+    """The decision, held to what the run of either report declared."""
     differing = []
-    for (path, rule), report in zip(((path, declared.get(path)) for path in paths), reports, strict=False):
-        if rule is not None:
-            where = f" in {path}" if len(paths) > 1 else ""
-            differing += [words + where for words in departures(rule, _settings_now(config, report, rule))]
+    for path, report in zip((config.report, config.other_report), reports, strict=True):
+        if path is not None and path in declared:
+            where = f" in {path}" if config.other_report else ""
+            now = _settings_now(config, report, declared)
+            differing += [words + where for words in departures(declared[path], now)]
     kinds = {spec: model.facts.kind for report in reports for spec, model in report.models.items()}
     recorded = [spec for spec in (config.llm, config.slm) if kinds[spec] == "recorded"]
-    first = next(iter(declared.values()), None)
-    now = _settings_now(config, reports[0], first)
-    return hold(decision, first, now, differing=differing, recorded=recorded), first
+    now = _settings_now(config, reports[0], declared)
+    return hold(decision, next(iter(declared.values()), None), now, differing=differing, recorded=recorded)
 
 
-def _settings_now(config: CompareConfig, report: Report, declared: DeclaredRule | None) -> DeclaredRule:
+def _settings_now(config: CompareConfig, report: Report, declared: Mapping[str, DeclaredRule]) -> DeclaredRule:
     """What this comparison is made by; a report that does not say which file its rows are of is taken at its word."""
-    digest = report.provenance.digests.data if report.provenance else declared.examples if declared else ""
+    first = next(iter(declared.values()), None)
+    digest = report.provenance.digests.data if report.provenance else first.examples if first else ""
     baselines = [spec for spec, model in report.models.items() if model.facts.kind == "baseline"]
     return declared_rule(config, track_of(report), examples=digest, rows=report.examples.n, baselines=baselines)
 

@@ -44,6 +44,7 @@ def compare(
     guardrails: Sequence[str] = (),
     slice_rows: int = 20,
     quality_floor: float | None = None,
+    level: float = ONE_SIDED,
     sequential_delta: float | None = None,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
@@ -54,7 +55,7 @@ def compare(
     that is undefined for an arm has no gap. A failed call counts against the arm that failed, and where there are any the
     same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
-    `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
+    Every bound is wrong with probability `level` at most. `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
     With `sequential_delta` the sequential rule looks at the rows in their asking order too, at that margin.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
@@ -69,9 +70,10 @@ def compare(
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     refuse_too_few(left, right, len(ids), min_paired)
     pair = functools.partial(
-        _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed
-    )
-    interval = functools.partial(paired_interval, resamples=resamples, seed=seed)
+        _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed,
+        level=level,
+    )  # fmt: skip
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed, one_sided=level)
     return replace(
         pair(ids),
         floors={name: interval(values) for name, values in _floors(left, right, ids, quality_floor).items()},
@@ -80,7 +82,7 @@ def compare(
         readings=_readings(left, right, ids, pair),
         sequential=None
         if sequential_delta is None
-        else replay(left, right, delta=sequential_delta, level=ONE_SIDED, guardrails=guardrails),
+        else replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails),
     )
 
 
@@ -134,6 +136,7 @@ def _pair(
     slice_rows: int,
     resamples: int,
     seed: int,
+    level: float,
 ) -> Comparison:
     track = track_of(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]
@@ -141,7 +144,7 @@ def _pair(
     slm_metrics = summarise(track, [b for _, b in pairs])
     primary = _differences(track.primary, ids, pairs)
     answered = {key: primary[key] for key in primary if left.answered(key) and right.answered(key)}
-    interval = functools.partial(paired_interval, resamples=resamples, seed=seed)
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed, one_sided=level)
     defined = [
         (a.value(track.primary) or 0.0, b.value(track.primary) or 0.0) for a, b in pairs if a.example_id in primary
     ]
@@ -164,7 +167,8 @@ def _pair(
             name: interval(list(_differences(name, ids, pairs).values()))
             for name in dict.fromkeys((*track.guardrails, *guardrails))
         },
-        slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval),
+        slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval, level),
+        level=level,
         deviation=statistics.pstdev(primary.values()),
         answered=interval(list(answered.values())) if answered and len(answered) < len(primary) else None,
         answered_n=len(answered),
@@ -179,6 +183,7 @@ def sliced(
     tags: Mapping[str, Mapping[str, str]],
     fewest: int,
     interval: Callable[..., Interval],
+    level: float = ONE_SIDED,
 ) -> tuple[Slice, ...]:
     """The differences by tag value, for values on at least `fewest` rows and not on all of them.
 
@@ -191,7 +196,7 @@ def sliced(
             found.setdefault((tag, value), []).append(difference)
     kept = {place: values for place, values in sorted(found.items()) if fewest <= len(values) < len(differences)}
     return tuple(
-        Slice(tag=tag, value=value, n=len(values), interval=interval(values, one_sided=ONE_SIDED / len(kept)))
+        Slice(tag=tag, value=value, n=len(values), interval=interval(values, one_sided=level / len(kept)))
         for (tag, value), values in kept.items()
     )
 

@@ -92,8 +92,8 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
 def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     name, interval = comparison.primary, comparison.interval
     because = [
-        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided 95 % bounds"
-        f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided"
+        f" {100 * (1 - comparison.level):.4g} % bounds {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
         f" {comparison.slm_only_right} rows, the LLM alone on {comparison.llm_only_right}.",
         *_answered(comparison),
     ]
@@ -117,6 +117,11 @@ def not_worse(interval: Interval, delta: float) -> bool:
 def too_many_failed(failed: int, n: int) -> bool:
     """The rule of an outage: `failed` of `n` calls did not come to an end, and that is more than 2 %."""
     return failed > n * MOST_FAILED + _ROUNDING
+
+
+def out_of_reach(comparison: Comparison) -> bool:
+    """Whether a model's calls failed on too many rows for any verdict."""
+    return any(too_many_failed(failed, comparison.n) for failed in (comparison.llm_failed, comparison.slm_failed))
 
 
 def clearly_worse(interval: Interval, delta: float) -> bool:
@@ -243,16 +248,30 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
+def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
+    """Fresh rows that would show two equally good models, as often of different opinion as here, to be so: 80 % power.
+
+    None where it takes more than a million.
+    """
+    if delta < _LEAST_MARGIN:
+        return None
+    return rows_for_power(min(_spread(comparison), 1.0), delta, one_sided=level)
+
+
+def _spread(comparison: Comparison) -> float:
+    """Discordance; where rows are not just right or wrong the squared deviation, which is the same for those that are."""
+    if comparison.interval.method.endswith("bootstrap"):
+        return comparison.deviation**2
+    return (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
+
+
 def _advice(comparison: Comparison, delta: float) -> str:
-    """How many fresh rows would do, were both models equally good and as often of different opinion as here."""
+    """How many fresh rows would do, and what allows to add rows instead."""
     if delta < _LEAST_MARGIN:
         return (
             f"with delta {delta:g} no affordable number of rows shows that the SLM is as good; declare a wider margin."
         )
-    different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
-    # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
-    spread = different if not comparison.interval.method.endswith("bootstrap") else comparison.deviation**2
-    rows = rows_for_power(min(spread, 1.0), delta)
+    rows = rows_advised(comparison, delta, level=comparison.level)
     if rows is None:
         return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."
     if rows <= comparison.n:
@@ -261,9 +280,9 @@ def _advice(comparison: Comparison, delta: float) -> str:
             " probably not equal."
         )
     return (
-        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance ({spread:.3f}):"
-        f" evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them (to add rows until it passes"
-        " is to test many times)."
+        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance"
+        f" ({_spread(comparison):.3f}): evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them, or"
+        " declare rule: sequential for the next run, which may then be extended until it decides."
     )
 
 

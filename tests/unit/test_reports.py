@@ -330,9 +330,9 @@ def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
 
 
 def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
-    declared(held_out, delta=0.2)
-    assert run(held_out, delta=0.2).decision.exploratory is None
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "delta=0.2", "slice_rows=100000")
+    declared(held_out)
+    assert run(held_out).decision.exploratory is None
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "slice_rows=100000")
     assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
     assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 
