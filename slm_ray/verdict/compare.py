@@ -26,6 +26,7 @@ from slm_ray.verdict.arms import (
     track_of,
 )
 from slm_ray.verdict.non_inferiority import ONE_SIDED
+from slm_ray.verdict.replay import replay
 from slm_ray.verdict.stats import effective_rows, paired_interval
 
 
@@ -45,6 +46,7 @@ def compare(
     slice_rows: int = 20,
     quality_floor: float | None = None,
     level: float = ONE_SIDED,
+    sequential_delta: float | None = None,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
@@ -56,6 +58,7 @@ def compare(
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
     Rows of one group count as what they are (`stats.paired_interval`). Each bound is wrong with probability `level`.
     `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
+    With `sequential_delta` the sequential rule looks at the rows in their asking order too, at that margin.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
@@ -80,6 +83,9 @@ def compare(
         llm_failed=sum(not left.reached(key) for key in defined),
         slm_failed=sum(not right.reached(key) for key in defined),
         readings=_readings(left, right, defined, pair),
+        sequential=None
+        if sequential_delta is None
+        else replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails),
     )
 
 
