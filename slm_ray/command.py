@@ -2,15 +2,18 @@
 
 `--NAME VALUE` is `--set NAME=VALUE` for a setting without a dot. The config file may be left out: `Usage` says what is read
 then. `run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
-and status 2; Ctrl-C and SIGTERM (what `ray job stop` sends) end in status 130 after the job's own clean-up has run.
+and status 2; Ctrl-C, SIGTERM (what `ray job stop` sends) and SIGHUP (a closed terminal) end in status 130 after the job's own clean-up has run.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -27,6 +30,8 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 # A line that says how far a job is begins so; on a terminal the next one takes its place. The variable: seconds between them.
 PROGRESS_MARK, PROGRESS_EVERY = "… ", "SLM_RAY_PROGRESS_EVERY_S"
+_PLAIN = re.compile(r"[A-Za-z/][\w./-]*")
+_WORDS_OF_YAML = frozenset(("true", "false", "null", "yes", "no", "on", "off", "y", "n"))
 QUIET = {
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -118,6 +123,43 @@ def read(kind: type[Config], description: str, argv: Sequence[str] | None = None
         overrides = [f"{usage.folder}={arguments.config}", *arguments.overrides]
         return load(kind, usage.settings, overrides)
     return load(kind, arguments.config or usage.settings, arguments.overrides)
+
+
+def command_line(name: str, config: BaseModel, settings: str | None = None, **changed: str) -> str:
+    """`slm-ray NAME …` in one line for a shell, which `read` reads as `config`; only what is not the default is in it.
+
+    With `settings`, the file that holds them, only what is `changed` stands beside it.
+    """
+    overrides = list(changed.items()) if settings else _changed(config.model_dump(mode="json"), type(config))
+    words = [settings] if settings else []
+    for key, value in overrides:
+        plain = isinstance(value, str) and _PLAIN.fullmatch(value) and value.lower() not in _WORDS_OF_YAML
+        words += ["--set", f"{key}={value if plain else json.dumps(value, ensure_ascii=False)}"]
+    return shlex.join(["slm-ray", name, *words])
+
+
+def _changed(
+    values: Mapping[str, Any], kind: type[BaseModel], default: BaseModel | None = None
+) -> list[tuple[str, Any]]:
+    """(key with dots, value) of what differs from the defaults."""
+    found: list[tuple[str, Any]] = []
+    for name, field in kind.model_fields.items():
+        value = values[name]
+        annotation: Any = field.annotation
+        known = None
+        if default is not None:
+            known = getattr(default, name)
+        elif not field.is_required():
+            known = field.get_default(call_default_factory=True)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, Mapping):
+            found += [(f"{name}.{key}", inner) for key, inner in _changed(value, annotation, known)]
+        elif (field.is_required() and default is None) or value != _as_json(known):
+            found.append((name, value))
+    return found
+
+
+def _as_json(value: Any) -> Any:
+    return [_as_json(one) for one in value] if isinstance(value, tuple) else value
 
 
 def output_folder(path: str, *, setting: str = "run_dir", is_written: bool = True) -> Path:

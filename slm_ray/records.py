@@ -1,4 +1,4 @@
-"""The records that a run leaves behind: a report with its models and rows, what it cost, and a comparison of two models.
+"""The records that a run leaves behind: a report with its models and rows, and a comparison of two models.
 
 JSON is their encoding and nothing else (`slm_ray.reports.encoding`); a field that is not known is None. They hold values
 only: who makes one says what its figures mean.
@@ -8,23 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from slm_ray.types import Comparison, Decision, Failure, Message, ModelFacts, Usage
+from slm_ray.cost_records import CostReport
+from slm_ray.types import (
+    Action,
+    Comparison,
+    Decision,
+    DeclaredRule,
+    Failure,
+    Message,
+    ModelFacts,
+    Percentiles,
+    Usage,
+)
 
 SCHEMA_VERSION = 1
 _ROUNDING = 1e-9
 
 Metrics = Mapping[str, float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Percentiles:
-    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
-
-    p50: float | None = None
-    p95: float | None = None
-    p99: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,12 +125,21 @@ class Breakdown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingEffort:
+    """What the training of an adapter took: hours of the whole run, on so many workers with so many GPUs in all."""
+
+    hours: float
+    workers: int
+    gpus: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelReport:
     """One model on the rows of a report.
 
     `facts` are its provider's, with `stand_in` as its answers told it. Latencies are of answered rows, usage includes
     failed calls that were billed. `trained_on` counts the rows that its adapter was trained on. `busy_s` are the seconds
-    in which it had calls in flight; `error_reasons` the commonest ones.
+    in which it had calls in flight; `error_reasons` the commonest ones. `training` is what its adapter's record states.
     """
 
     facts: ModelFacts
@@ -146,6 +157,7 @@ class ModelReport:
     analysis: Breakdown | None = None
     noise: Noise | None = None
     busy_s: float | None = None
+    training: TrainingEffort | None = None
 
     @property
     def stand_in(self) -> bool:
@@ -193,7 +205,8 @@ class Provenance:
 
     `requests`, `retries` and `refused` count over all repeats. Two kinds of calls may have been billed for nothing:
     `possibly_billed` were sent and never answered though their row was finished later, `in_doubt` were under way when a
-    run was cut off. `concurrency` is how many calls were in flight at most.
+    run was cut off. `concurrency` is how many calls were in flight at most. `unscored` answers arrived when the asking of
+    their model had ended with a decision: they are paid for, kept in the log and in no figure.
     """
 
     rows_in: int
@@ -208,6 +221,44 @@ class Provenance:
     digests: Digests
     versions: Mapping[str, str]
     commands: Commands
+    unscored: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateLook:
+    """What the sequential rule made of one candidate while the rows were asked: `rows` seen at `level`.
+
+    `action` and `decided_at` (rows) are None where these rows did not decide.
+    """
+
+    level: float
+    rows: int
+    action: Action | None
+    decided_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rest:
+    """What was asked beyond the row at which it was decided: calls that are billed, tokens, USD where there is a price."""
+
+    calls: int
+    tokens: int
+    usd: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialRun:
+    """A run whose rows were looked at as they came. `rows` are in the set, `largest_group` of them in one group at most.
+
+    `rest` is by model, for those that need not have been asked any more; `stop` says whether they were (`never`).
+    """
+
+    delta: float
+    stop: str
+    rows: int
+    largest_group: int
+    candidates: Mapping[str, CandidateLook]
+    rest: Mapping[str, Rest]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +266,7 @@ class Report:
     """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON.
 
     `order_seed` is the seed that the order of the rows was drawn from before the first call, and None where rows were
-    asked as they stand in the file.
+    asked as they stand in the file; `sequential` is what the sequential rule saw by then.
     """
 
     track: str
@@ -223,6 +274,7 @@ class Report:
     examples: ExampleSet
     models: Mapping[str, ModelReport]
     order_seed: int | None = None
+    sequential: SequentialRun | None = None
     provenance: Provenance | None = None
     schema_version: int = SCHEMA_VERSION
 
@@ -272,72 +324,6 @@ class RowResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """What serves the small model: its name, its price while it stands there, and the share of time that it is busy."""
-
-    name: str
-    hourly_usd: float
-    utilisation: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DataResidency:
-    """Where the rows of an arm go; `on_premise` is None where that cannot be told from the host."""
-
-    host: str | None
-    on_premise: bool | None
-    words: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmCost:
-    """What one model costs in USD, and of what that was worked out (`basis`) or why it was not (`reason`).
-
-    `hypothetical`: the price is that of a model that did not give these answers. `correct` is None where the primary
-    metric grades; `scored` counts the answers that it is defined for.
-    """
-
-    goes_to: DataResidency
-    latency_s: Percentiles
-    requests: int
-    correct: int | None
-    scored: int
-    kind: Literal["tokens", "machine", "none"] = "none"
-    basis: str = ""
-    reason: str | None = None
-    hypothetical: bool = False
-    priced_as: str | None = None
-    per_request_usd: float | None = None
-    per_correct_usd: float | None = None
-    per_correct_reason: str | None = None
-    seconds_per_request: float | None = None
-    capacity_requests_per_day: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakEven:
-    """From how many requests a day a machine costs less than the LLM by the token; None where it never does."""
-
-    requests_per_day: float | None = None
-    machines: int | None = None
-    hypothetical: bool = False
-    because: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CostReport:
-    """What each arm costs, by spec."""
-
-    unit: str
-    prices_as_of: str
-    machine: Machine
-    llm: str
-    slm: str
-    arms: Mapping[str, ArmCost]
-    break_even: BreakEven
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MixturePoint:
     """Rows at or above a confidence of `threshold` answered by the SLM, the others by the LLM.
 
@@ -376,16 +362,6 @@ class PartialReplacement:
     test: MixturePoint | None = None
     curve: tuple[MixturePoint, ...] = ()
     cost_hypothetical: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeclaredRule:
-    """Rule, margin and metric as they were fixed when so many answers were already there."""
-
-    rule: str
-    delta: float
-    primary: str
-    answers_before: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

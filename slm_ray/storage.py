@@ -1,12 +1,13 @@
 """Text files in and out of a run directory: read with a clear error, written whole or not at all, locked by one owner.
 
 A reader never sees half a file: every write goes to a temporary file in the same folder, is synced, and then takes the
-name in one step. It does not append; what grows is in a run's log.
+name in one step. What grows is a run's log, and `growing_jsonl`: appended line by line, by one process at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import itertools
@@ -170,6 +171,55 @@ def lock(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         # The file stays: removing it would let two owners hold locks on two files of the same name.
+        os.close(handle)
+
+
+class GrowingFile:
+    """The whole lines of a JSONL file with their numbers, and a way to add one; made by `growing_jsonl`."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        with open(handle, "rb", closefd=False) as source:
+            raw = source.read()
+        self._path, self._handle = path, handle
+        self._end = raw.rfind(b"\n") + 1  # behind the last whole line: what follows was cut short
+        fix = "mend the line or remove it"
+        self.rows = [
+            (number, row_of(line, where=f"{path}:{number}", fix=fix))
+            for number, line in enumerate(raw[: self._end].split(b"\n"), start=1)
+            if line.strip()
+        ]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one line and sync it; ResourceError, and the file as it was, where it cannot be written."""
+        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        try:
+            os.ftruncate(self._handle, self._end)
+            if os.pwrite(self._handle, line, self._end) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._handle)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._handle, self._end)
+            raise _cannot_write(self._path, error) from None
+        self._end += len(line)
+
+
+@contextlib.contextmanager
+def growing_jsonl(path: str | Path) -> Iterator[GrowingFile]:
+    """Own a JSONL file that grows (made when absent) until the block ends; a second owner waits.
+
+    A last line without its end is no line. ResourceError where the file cannot be written, DataError with file:line for
+    one that holds no object.
+    """
+    target = Path(path)
+    try:
+        handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise _cannot_write(target, error) from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield GrowingFile(target, handle)
+    finally:
         os.close(handle)
 
 

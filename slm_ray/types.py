@@ -103,6 +103,15 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Percentiles:
+    """Of times in seconds; all None where there are none, `p99` also where nobody asked for it."""
+
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFacts:
     """What a model's provider knows of it, decided once, so that nobody else reads a spec.
 
@@ -180,14 +189,50 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialPoint:
+    """The confidence sequence after `rows` rows in `groups` groups: the mean difference and its bounds then."""
+
+    rows: int
+    groups: int
+    estimate: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequentialResult:
+    """What the sequential rule saw of rows in their asking order.
+
+    `level` is the error of this candidate; `rows` and `groups` were looked at. `action` is "swap" or "fine_tune" from row
+    `decided_at` on, whatever came after it, else both are None. `interval` is the confidence sequence now, each bound of it
+    wrong at any time at all with probability `level` at most. `e_not_worse` and `e_worse` are the capitals now of the bets
+    against "worse by delta or more" and against its mirror. `path` is for the picture: at most 200 points, the last of
+    them now.
+    """
+
+    level: float
+    rows: int
+    groups: int
+    action: Action | None
+    decided_at: int | None
+    interval: Interval
+    e_not_worse: float
+    e_worse: float
+    path: tuple[SequentialPoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
     """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric.
 
-    `stand_ins` are the specs of those whose answers came from a stand-in.     `guardrails` are further metrics that must not be worse either. `deviation` is the standard deviation of the row
+    `stand_ins` are the specs of those whose answers came from a stand-in. `guardrails` are further metrics that must not
+    be worse either. `floors` are what the SLM's primary metric has to exceed for a swap: the difference to each trivial
+    baseline that was asked, and to a declared number. `deviation` is the standard deviation of the row
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
     answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
     row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
-    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left.
+    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left. `sequential` is what the sequential
+    rule saw, where that was asked for.
     """
 
     track: str
@@ -204,6 +249,7 @@ class Comparison:
     llm_only_right: int
     stand_ins: tuple[str, ...] = ()
     guardrails: Mapping[str, Interval] = field(default_factory=dict)
+    floors: Mapping[str, Interval] = field(default_factory=dict)
     slices: tuple[Slice, ...] = ()
     deviation: float = 0.0
     answered: Interval | None = None
@@ -211,16 +257,48 @@ class Comparison:
     llm_failed: int = 0
     slm_failed: int = 0
     readings: Mapping[str, Comparison | None] = field(default_factory=dict)
+    sequential: SequentialResult | None = None
+    level: float = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredRule:
+    """Every setting that can turn a verdict, as it was fixed when so many answers were already there.
+
+    `guardrails` are those of the settings; the track's own stand in its definition, of which `track` is the digest, as
+    `examples` is of the whole file of rows. `rows` of it were to be asked at most, `baselines` beside the models.
+    """
+
+    rule: str
+    stop: str
+    candidates: int | None
+    delta: float
+    primary: str
+    guardrails: tuple[str, ...]
+    slice_rows: int
+    min_paired_share: float
+    quality_floor: float | None
+    baselines: tuple[str, ...]
+    track: str
+    examples: str
+    rows: int
+    answers_before: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """What to do, under which rule and margin, and why; `because` is never empty."""
+    """What to do, under which rule and margin, and why; `because` is never empty.
+
+    `exploratory` is what the rows say under settings that are not the declared ones; the action is then inconclusive.
+    `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts.
+    """
 
     action: Action
     rule: str
     delta: float
     because: tuple[str, ...]
+    exploratory: Action | None = None
+    candidate: int | None = None
 
     def __post_init__(self) -> None:
         if not self.because:

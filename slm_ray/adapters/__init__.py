@@ -11,10 +11,11 @@ from slm_ray.adapters.registry import (
     load_manifest,
     publish,
     train_prompts,
+    training_effort,
     verify,
 )
 
 __all__ = [
     "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "check_base", "list_adapters",
-    "load_manifest", "publish", "tensors", "train_prompts", "verify",
+    "load_manifest", "publish", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

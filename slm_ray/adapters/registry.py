@@ -24,6 +24,7 @@ from typing import Any
 
 from slm_ray.adapters.base_model import base_config, base_fingerprint, tensors
 from slm_ray.errors import AdapterError, SlmRayError, choices
+from slm_ray.records import TrainingEffort
 from slm_ray.storage import file_digest, read_json, write_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
@@ -107,6 +108,20 @@ def load_manifest(adapters_dir: str | Path, adapter_id: str) -> Manifest:
         return Manifest(**read_json(path))
     except (SlmRayError, TypeError) as error:
         raise AdapterError(f"{path} is damaged ({error}); delete the folder {adapter_id} and publish again") from None
+
+
+def training_effort(manifest: Manifest) -> TrainingEffort | None:
+    """What the adapter's training took, by its manifest; None where that does not say.
+
+    The time of a training that was interrupted is that of its last attempt, brought up to all of its steps.
+    """
+    metrics = manifest.metrics
+    known = [metrics.get(name) for name in ("train_s", "steps", "steps_run", "workers", "gpus")]
+    numbers = [float(value) for value in known if isinstance(value, int | float)]
+    if len(numbers) < len(known) or not numbers[2]:
+        return None
+    seconds, steps, steps_run, workers, gpus = numbers
+    return TrainingEffort(hours=seconds * steps / steps_run / 3600, workers=int(workers), gpus=gpus)
 
 
 def list_adapters(adapters_dir: str | Path) -> list[Manifest]:

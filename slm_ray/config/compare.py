@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Comparison
+from slm_ray.config.shared import Comparison, Priced
 
 
-class CompareConfig(Comparison):
+class CompareConfig(Comparison, Priced):
     """One report with both models, or two reports over the same rows."""
 
     report: str

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Declaration, Evaluation
+from slm_ray.config.shared import Declaration, Evaluation, Priced
 
 
-class EvaluateConfig(Evaluation):
+class EvaluateConfig(Evaluation, Priced):
     """The same examples to every model, scored by the same code."""
 
     track: str
@@ -20,9 +20,39 @@ class EvaluateConfig(Evaluation):
     adapters_dir: str | None = Field(
         None, description="published adapters: rows that a served one was trained on are refused"
     )
+    extend: str | tuple[str, ...] = Field(
+        (), description="sequential: files of further rows, asked behind those of `examples`; finished rows are kept"
+    )
     demonstrations: str | None = Field(
         None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
     declare: Declaration | None = Field(
-        None, description="rule and margin, fixed before the first call: `{rule: paired, delta: 0.02}`"
+        None, description="what the verdict will be made by, fixed before the first call: `{rule: paired, delta: 0.02}`"
     )
+
+    @property
+    def is_sequential(self) -> bool:
+        """Whether the sequential rule is declared."""
+        return self.declare is not None and self.declare.rule == "sequential"
+
+    @property
+    def stops_when_decided(self) -> bool:
+        """Whether the asking ends once the rule has seen enough."""
+        return self.declare is not None and self.declare.stop == "when_decided"
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """The files of further rows, in their order."""
+        return (self.extend,) if isinstance(self.extend, str) else self.extend
+
+    @model_validator(mode="after")
+    def _looks_are_allowed(self) -> EvaluateConfig:
+        if self.extensions and not self.is_sequential:
+            raise ValueError(
+                "extend adds rows to an evaluation whose answers were looked at, which only the sequential rule allows;"
+                " evaluate the new rows alone, in a run_dir of their own, or declare {rule: sequential} before the first"
+                " call of the next evaluation"
+            )
+        if self.stops_when_decided and self.repeats > 1:
+            raise ValueError("stop: when_decided asks every row once; set repeats: 1, or stop: never")
+        return self

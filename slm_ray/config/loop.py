@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Comparison, Config, Evaluation, FixedRule, Recipe, Search, Serving, Source
+from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
 
 
 class TrackSource(Source):
@@ -13,7 +13,7 @@ class TrackSource(Source):
     track: str = Field(description="a track's name, or the path of its YAML file")
 
 
-class LoopConfig(Config):
+class LoopConfig(Priced):
     """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
 
     run_dir: str

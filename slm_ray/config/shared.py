@@ -59,6 +59,14 @@ def _reservable(resources: dict[str, float]) -> dict[str, float]:
 Resources = Annotated[dict[str, float], AfterValidator(_reservable)]
 
 
+class Priced(Config):
+    """A job that needs to know what tokens cost."""
+
+    prices: str | None = Field(
+        None, description="your own dated prices, USD per million tokens by model name; the shipped ones when not set"
+    )
+
+
 class Generation(Config):
     """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
 
@@ -82,7 +90,6 @@ class Requests(Config):
     max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
     max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
-    prices: str = Field("data/prices.yaml", description="USD per million tokens by model name, for max_cost_usd")
     no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
@@ -100,7 +107,7 @@ class Evaluation(Requests):
 
 
 class Declaration(Config):
-    """The rule and the margin of a verdict, as they can be declared before a run's first call."""
+    """Every setting that can turn a verdict, as it can be declared before a run's first call."""
 
     rule: Rule = Field(
         "paired",
@@ -116,6 +123,15 @@ class Declaration(Config):
     )
     delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
+    guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
+    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
+    min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
+    quality_floor: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="primary metric that the SLM must be shown to exceed, besides every `baseline:` asked",
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> Declaration:
@@ -135,29 +151,32 @@ class Declaration(Config):
 class Cost(Config):
     """What models cost per token and what the machine costs that serves the SLM."""
 
-    prices: str = Field("data/prices.yaml", description="dated prices, USD per million tokens by model name")
     llm_price_as: str | None = Field(
         None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
     )
     machine: str = Field(
-        "RTX 3090 (24 GB), on demand", description="what `hourly_usd` rents; only named, not looked up"
+        "RTX 3090 (24 GB), on demand",
+        description="what `hourly_usd` rents; only named, not looked up. Say CPU if it has no GPU",
     )
     hourly_usd: float = Field(
         0.39,
         gt=0,
-        description="USD per hour of the machine that serves the SLM; source of the default: data/prices.yaml",
+        description="USD per hour of the machine that serves the SLM; source of the default: slm_ray/costs/prices.yaml",
     )
     utilisation: float = Field(
-        0.5, gt=0, le=1, description="share of the rented time in which it has requests to serve"
+        0.5,
+        gt=0,
+        le=1,
+        description="share of its time that a machine is planned to be busy at most; the rest is for peaks",
+    )
+    requests_per_day: float | None = Field(
+        None, gt=0, description="your volume: what a machine costs per request, and when training is paid back"
     )
 
 
 class Comparison(Declaration):
-    """How two models are compared: the declared rule and margin, and what else has to hold."""
+    """How two models are compared: what can be declared, and what they cost."""
 
-    guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
-    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
-    min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
     cost: Cost = Cost()
 
 

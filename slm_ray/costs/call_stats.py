@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from slm_ray.records import Attempts, Breakdown, Metrics, ModelReport, Noise, Percentiles
-from slm_ray.types import Completion, ModelFacts, Usage
+from slm_ray.records import Attempts, Breakdown, Metrics, ModelReport, Noise
+from slm_ray.types import Completion, ModelFacts, Percentiles, Usage
 
 STAND_IN = "stand-in:"
 _KINDS = 1000  # reasons that are told apart: one that names its row must not be kept a hundred thousand times

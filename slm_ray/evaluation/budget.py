@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from slm_ray.config import EvaluateConfig
-from slm_ray.costs.prices import Price, price_list, price_of
+from slm_ray.costs.prices import Price, price_of
 from slm_ray.errors import ConfigError
+from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.runlog import Request
 from slm_ray.types import Completion, ModelFacts, Prompt
-from slm_ray.yaml_file import read_yaml
 
 _TEMPLATE_TOKENS = 64  # what a chat template adds around a conversation, and per turn
 _TURN_TOKENS = 8
@@ -59,6 +58,15 @@ class Budget:
     def is_limited(self) -> bool:
         """Whether there is a limit at all."""
         return any(getattr(self._config, name) is not None for name in _LIMITS)
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether anything is made of what is spent: a limit, or a price that is shown."""
+        return self.is_limited or bool(self._prices)
+
+    def of_shard(self, number: int) -> Budget:
+        """The account of one of several shards: what was spent before stands in the first one's, so that it is summed once."""
+        return self if number == 0 else Budget(self._config, self._prices)
 
     def reserve(self, request: Request) -> bool:
         """Whether the request may be asked; what it can cost at most is then held until `charge`."""
@@ -129,14 +137,14 @@ def prices_of(config: EvaluateConfig, models: Sequence[ModelFacts]) -> dict[str,
     """
     names = {model.spec: model.model for model in models if model.model is not None}
     by_token = [model.spec for model in models if model.billing == "tokens"]
-    if not names or ((config.max_cost_usd is None or not by_token) and not Path(config.prices).is_file()):
+    if not names:
         return {}
-    listed = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
+    listed = open_prices(config.prices)
     prices = {spec: price_of(listed, name) for spec, name in names.items()}
     missing = [f"{spec} ({names[spec]})" for spec in by_token if prices.get(spec) is None]
     if missing and config.max_cost_usd is not None:
         raise ConfigError(
-            f"max_cost_usd needs a price, and {config.prices} has none for {', '.join(missing)}: known: "
-            f"{', '.join(listed.models)}; add it there, or limit max_calls or max_tokens_total instead"
+            f"max_cost_usd needs a price, and {name_of(config.prices)} has none for {', '.join(missing)}: known: "
+            f"{', '.join(listed.models)}; name a list that has it with `prices`, or limit max_calls or max_tokens_total instead"
         )
     return {spec: price for spec, price in prices.items() if price is not None}

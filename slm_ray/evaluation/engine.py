@@ -4,6 +4,7 @@ Take a request, keep to its endpoint's limits, note it as started, call the mode
 of it but the calls themselves. What arrives in one turn of the loop and what starts in its place are appended to the log
 together, before any call of them begins: never more calls than slots are paid for and not in the log, whichever process
 is killed. Nothing starts once a call has raised, once the log cannot be written, or once nobody owns the run any more.
+With a `Stopping` no arm is asked far ahead of the others, and none once it is decided.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Protocol
 
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.limiter import ArmLimiter
+from slm_ray.evaluation.stopping import Stopping
 from slm_ray.runlog import Request, Response, encoded
 from slm_ray.types import Completion, Model
 
@@ -46,13 +48,16 @@ class Engine:
     """The calls of one evaluation actor. Lives on one event loop; `run` is called once."""
 
     def __init__(
-        self, arms: Sequence[ArmQueue], log: Log, budget: Budget, *, owned: Callable[[], bool] = lambda: True
-    ) -> None:
-        """`owned` says whether somebody still wants the answers; it is asked before every start."""
+        self, arms: Sequence[ArmQueue], log: Log, budget: Budget, *, owned: Callable[[], bool] = lambda: True,
+        stopping: Stopping | None = None,
+    ) -> None:  # fmt: skip
+        """`owned` says whether somebody still wants the answers; it is asked before every start. `stopping` says which
+        arms are still needed and which of their rows may be asked; it is fed every answer."""
         self._arms = list(arms)
         self._log = log
         self._budget = budget
         self._owned = owned
+        self._stopping = stopping
         self._calls: dict[asyncio.Task[Completion], tuple[ArmQueue, Request]] = {}
         self._due: deque[tuple[ArmQueue, Request]] = deque()  # in the log as started, and about to be
         self._arrived: list[tuple[ArmQueue, Request, Completion, int]] = []
@@ -88,6 +93,8 @@ class Engine:
         for arm, request, completion, _ in arrived:
             arm.in_flight -= 1
             self._budget.charge(request.spec, request.key, request.prompt, completion)
+            if self._stopping is not None:
+                self._stopping.add(request.spec, request.example_id, completion)
         starting = self._next()
         if arrived or starting:
             responses = [_response(request, completion, at_ns) for _, request, completion, at_ns in arrived]
@@ -112,6 +119,10 @@ class Engine:
         self._stopped = self._error is not None or not self._owned()
         if self._stopped:
             return starting
+        if self._stopping is not None:
+            for arm in self._arms:
+                if not self._stopping.is_needed(arm.spec):
+                    arm.waiting.clear()
         ready = deque(arm for arm in self._arms if arm.waiting)
         while ready:
             arm = ready.popleft()
@@ -129,6 +140,8 @@ class Engine:
         return starting
 
     def _has_room(self, arm: ArmQueue) -> bool:
+        if self._stopping is not None and not self._stopping.may_ask(arm.waiting[0].example_id):
+            return False
         limiter = arm.limiter.shared
         return arm.in_flight < arm.slots and limiter.in_flight > sum(
             other.in_flight for other in self._arms if other.limiter.shared is limiter

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from slm_ray import adapters
 from slm_ray.config import EvaluateConfig
-from slm_ray.corpus.leakage import refuse_leakage
+from slm_ray.corpus import render
+from slm_ray.corpus.leakage import question_hash, question_hashes, refuse_leakage
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.evaluation.asking_order import AskingOrder, drawn, largest_group, whole_groups
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
 from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
-from slm_ray.tasks import open_dataset
+from slm_ray.tasks import Dataset, open_dataset
 from slm_ray.types import Example, ModelFacts, Prompt
 
 
@@ -59,7 +61,11 @@ class Arm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The rows and the arms of one evaluation. `left_out` counts training rows that no arm is shown: they are asked."""
+    """The rows and the arms of one evaluation, rows in the order in which they are asked.
+
+    `order` is what a drawn order follows from; None: rows are asked as they stand in the file. `left_out` counts training
+    rows that no arm is shown: they are asked.
+    """
 
     track: Track
     examples: tuple[Example, ...]
@@ -67,6 +73,20 @@ class Plan:
     digest: str
     prompts_digest: str = ""
     left_out: int = 0
+    order: AskingOrder | None = None
+
+    def upto(self, rows: Mapping[str, int]) -> Plan:
+        """The plan of the first rows only: so many for each arm, by spec."""
+        count = max(rows.values())
+        ids = [row.id for row in self.examples]
+        arms = tuple(
+            replace(
+                arm, keys=(cut := [{key: keys[key] for key in ids[: rows[arm.spec]]} for keys in arm.repeats])[0],
+                again=tuple(cut[1:]),
+            )
+            for arm in self.arms
+        )  # fmt: skip
+        return replace(self, examples=self.examples[:count], arms=arms)
 
     @property
     def id(self) -> str:
@@ -95,30 +115,93 @@ def plan(
     models = [parse(spec) for spec in config.models]
     for model in models:
         model.provider.check(environment)
+    if config.stops_when_decided and len(models) < 2:
+        raise ConfigError(
+            f"models: only {models[0].spec}; stop: when_decided needs two or more, the LLM first: name a candidate, or set"
+            " stop: never"
+        )
     dataset = open_dataset(config.examples, config.track)
-    # The digest is that of the whole file: a smoke test on its first rows is the start of the full run.
-    data, rows = dataset.digest, dataset.examples[: config.limit]
+    further = [open_dataset(path, config.track) for path in config.extensions]
+    parts = _parts(config, dataset, further)
+    rows = tuple(row for _, part in parts for row in part)
     _refuse_training_rows(config, models, rows, train_prompts or {})
     shown = open_demonstrations(config.demonstrations or config.train, models, config.track, dataset.examples)
-    arms = tuple(_arm(model, config, environment, data, rows, shown) for model in models)
+    if shown:
+        for one in further:  # to leave them out now would change what the first rows were shown
+            refuse_leakage(
+                one.examples, question_hashes(shown.rows), rows=f"rows of {one.path}", trained_name="demonstrations"
+            )
+    arms = tuple(_arm(model, config, environment, parts, shown) for model in models)
+    digests = tuple(data for data, _ in parts)
     return Plan(
-        track=dataset.track, examples=rows, arms=arms, digest=data, prompts_digest=_prompts_digest(rows, arms),
+        track=dataset.track, examples=rows, arms=arms, prompts_digest=_prompts_digest(rows, arms),
+        digest=render.digest([*dataset.examples, *(row for one in further for row in one.examples)])
+        if further else digests[0],
         left_out=shown.left_out if shown else 0,
+        order=AskingOrder(
+            seed=config.generation.seed, files=digests, largest_group=largest_group(dataset.examples)
+        ) if config.is_sequential else None,
     )  # fmt: skip
 
 
+_Parts = list[tuple[str, tuple[Example, ...]]]
+
+
+def _parts(config: EvaluateConfig, dataset: Dataset, further: Sequence[Dataset]) -> _Parts:
+    """The rows to ask, in their order, by the file that they are of, each with its digest.
+
+    A digest is that of a whole file: a smoke test on its first rows is the start of the full run, and a run that is added
+    to keeps its answers.
+    """
+    if not config.is_sequential:
+        return [(dataset.digest, dataset.examples[: config.limit])]
+    earlier = list(dataset.examples)
+    for one in further:
+        _refuse_unfit(one, dataset, earlier)
+        earlier += one.examples
+    orders = [(one.digest, drawn(one.examples, config.generation.seed)) for one in (dataset, *further)]
+    kept = {row.id for row in whole_groups([row for _, order in orders for row in order], config.limit)}
+    return [(data, tuple(row for row in order if row.id in kept)) for data, order in orders]
+
+
+def _refuse_unfit(further: Dataset, first: Dataset, earlier: Sequence[Example]) -> None:
+    """DataError for rows that were there before, share a group with those, or have larger groups than the bets allow."""
+    if further.track != first.track:
+        raise DataError(f"{further.path}: its track is not that of {first.path}; give rows of one track")
+    asked, ids = question_hashes(earlier), {row.id for row in earlier}
+    groups = {row.group for row in earlier} - {None}
+    for what, found in (
+        ("ask what earlier rows ask", [row.id for row in further.examples if question_hash(row) in asked]),
+        ("have the id of an earlier row", [row.id for row in further.examples if row.id in ids]),
+        ("are of the group of an earlier row", [row.id for row in further.examples if row.group in groups]),
+    ):
+        if found:
+            raise DataError(
+                f"{further.path}: {len(found)} of {len(further.examples)} rows {what} ({', '.join(found[:3])}); extend takes"
+                f" fresh rows only: take them out, or evaluate both files as one in another run_dir"
+            )
+    most = largest_group(first.examples)
+    if (largest := largest_group(further.examples)) > most:
+        raise DataError(
+            f"{further.path}: a group of {largest} rows, and {first.path} has none of more than {most}, by which the"
+            " sequential rule sized its bets; give groups of at most as many rows, or evaluate both files as one in another"
+            " run_dir"
+        )
+
+
 def _arm(
-    model: ModelSpec, config: EvaluateConfig, environment: Mapping[str, str], data: str, rows: tuple[Example, ...],
+    model: ModelSpec, config: EvaluateConfig, environment: Mapping[str, str], parts: _Parts,
     shown: Demonstrations | None,
 ) -> Arm:  # fmt: skip
+    rows = tuple(row for _, part in parts for row in part)
     provider = model.provider.bind(rows, shown.files if shown else None)
     who = provider.identity(endpoint=config.endpoint, environment=environment)
     prompts = {row.id: shown.prompt(row.prompt, k) for row in rows} if shown and (k := model.demonstrations) else {}
-    bodies = ((row.id, request_body(prompts.get(row.id, row.prompt), config.generation)) for row in rows)
     repeats: tuple[dict[str, str], ...] = tuple({} for _ in range(config.repeats))
-    for example_id, body in bodies:
+    for data, row in ((data, row) for data, part in parts for row in part):
+        body = request_body(prompts.get(row.id, row.prompt), config.generation)
         for repeat, keys in enumerate(repeats):
-            keys[example_id] = request_key(data, example_id, who, body, repeat)
+            keys[row.id] = request_key(data, row.id, who, body, repeat)
     return Arm(
         spec=model.spec, provider=provider, facts=model.facts(endpoint=config.endpoint, environment=environment),
         environment=provider.select(environment), keys=repeats[0], again=repeats[1:], prompts=prompts,

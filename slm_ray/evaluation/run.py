@@ -12,20 +12,23 @@ import os
 import socket
 import uuid
 from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from slm_ray.config import EvaluateConfig, dump
+from slm_ray.config import Declaration, EvaluateConfig, dump
 from slm_ray.encoders import similar_by
-from slm_ray.errors import ResourceError, SlmRayError
+from slm_ray.errors import ConfigError, ResourceError, SlmRayError
+from slm_ray.evaluation.asking_order import keep_order
 from slm_ray.evaluation.budget import Budget, prices_of
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.provenance import commands
-from slm_ray.evaluation.score import write_report
+from slm_ray.evaluation.score import sequential_run, write_report
+from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
-from slm_ray.reports.files import declare
+from slm_ray.reports.files import declare, declared_in, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
     LogWriter,
@@ -41,6 +44,7 @@ from slm_ray.scoring import score_all
 from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
+from slm_ray.types import DeclaredRule
 
 CONFIG = "config.yaml"
 
@@ -65,21 +69,75 @@ def evaluate(
     similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), contextlib.closing(RunLog(run_dir)) as log:
+        if planned.order is not None:
+            _refuse_other_rule(config)
+            keep_order(run_dir, planned.order)
         write_text(run_dir / CONFIG, dump(config))
         await_writers(log.folder)
         log.read()
-        requests = [request for arm in planned.arms for request in arm.pending(planned.examples, log)]
-        answered = sum(1 for _ in planned.requests()) - len(requests)
-        declare(run_dir, config.declare, primary=planned.track.primary, answers_before=answered)
+        stopping = _stopping(planned, config, log)
+        stops = stopping if config.stops_when_decided else None
+        asked = [arm for arm in planned.arms if stops is None or stops.is_needed(arm.spec)]
+        requests = [request for arm in asked for request in arm.pending(planned.examples, log)]
+        answered = sum(log.is_finished(request.key) for request in planned.requests())
+        if config.declare is not None:
+            declare(run_dir, _declared(config.declare, planned, answers_before=answered))
         if requests:
-            _ask(planned, requests, config, log, Budget(config, prices))
+            _ask(planned, requests, config, log, Budget(config, prices), stopping)
         del requests  # one for every row, and the report needs none
-        scored = partial(score_all, executor=executor)
-        return write_report(planned, log, config, train_prompts or {}, tracer, similar=similar, score_all=scored)
+        return write_report(
+            planned, log, config, train_prompts or {}, tracer, similar=similar,
+            score_all=partial(score_all, executor=executor),
+            sequential=sequential_run(planned, log, config, stopping, Budget(config, prices)) if stopping else None,
+            rows={arm.spec: stops.rows_of(arm.spec) for arm in planned.arms} if stops else None,
+        )  # fmt: skip
 
 
-def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log: RunLog, budget: Budget) -> None:
-    """Ask the pending requests on Ray; what is shown comes from the log."""
+def _declared(settings: Declaration, planned: Plan, *, answers_before: int) -> DeclaredRule:
+    """What the verdict on the planned rows is to be made by."""
+    return declared_rule(
+        settings, planned.track, examples=planned.digest, rows=len(planned.examples), answers_before=answers_before,
+        baselines=[arm.spec for arm in planned.arms if arm.facts.kind == "baseline"],
+    )  # fmt: skip
+
+
+def _refuse_other_rule(config: EvaluateConfig) -> None:
+    declared = declared_in(config.run_dir)
+    if declared is not None and declared.rule != "sequential":
+        raise ConfigError(
+            f"{config.run_dir} was declared under the rule {declared.rule}, and its rows were not asked in a drawn order;"
+            " choose another run_dir for rule: sequential"
+        )
+
+
+def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | None:
+    """The sequential rule on what is answered already; None where another rule is declared.
+
+    A failed call does not count yet: it is asked again.
+    """
+    if config.declare is None or planned.order is None:
+        return None
+    llm, *others = planned.arms
+    candidates = [arm.spec for arm in others if arm.facts.kind != "baseline"]
+    settings = SequentialSettings(
+        llm=llm.spec, levels=levels(candidates, config.declare.candidates), delta=config.declare.delta,
+        companions=tuple(arm.spec for arm in others if arm.facts.kind == "baseline"),
+        guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
+        largest_group=planned.order.largest_group,
+    )  # fmt: skip
+    ahead = config.generation.concurrency if config.stops_when_decided else None
+    stopping = Stopping(planned.track, planned.examples, settings, ahead)
+    for request in planned.requests():
+        if request.repeat == 0 and log.is_finished(request.key) and (response := log.response(request.key)):
+            stopping.add(request.spec, request.example_id, response.completion)
+    return stopping
+
+
+def _ask(
+    planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log: RunLog, budget: Budget,
+    stopping: Stopping | None,
+) -> None:  # fmt: skip
+    """Ask the pending requests on Ray; what is shown comes from the log, which feeds the driver's `stopping` too."""
     from slm_ray import cluster
     from slm_ray.evaluation.shards import ask_all  # Ray takes seconds to import, and a finished run needs none of it
 
@@ -87,13 +145,17 @@ def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log
     _charge_earlier(planned, log, budget)
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     display = ProgressDisplay(
-        planned.track, specs, total, concurrency=config.generation.concurrency, no_progress_bar=config.no_progress_bar
-    )
+        planned.track, specs, total, concurrency=config.generation.concurrency, no_progress_bar=config.no_progress_bar,
+        stopping=stopping,
+    )  # fmt: skip
     with display, SignalGuard():
         feed = LogFeed(log, display, planned.requests(), {row.id: row.target for row in planned.examples})
-        with _noted(planned, config, log) as run:
+        with _noted(planned, config, log, stopping) as run:
             try:
-                result = ask_all(requests, planned.arms, config, budget, run=run, tick=feed.read)
+                result = ask_all(
+                    requests, planned.arms, config, budget, run=run, tick=feed.read,
+                    stopping=stopping if config.stops_when_decided else None,
+                )  # fmt: skip
             finally:
                 feed.read()
     if result.left:
@@ -101,7 +163,12 @@ def _ask(planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log
 
 
 def _charge_earlier(planned: Plan, log: RunLog, budget: Budget) -> None:
-    """What earlier runs of this plan have spent counts, and what they started without an answer as its worst case."""
+    """What earlier runs of this plan have spent counts, and what they started without an answer as its worst case.
+
+    Where nothing is made of it the log is not read for it: it may hold a hundred thousand answers.
+    """
+    if not budget.is_counted:
+        return
     shown = {arm.spec: arm.prompts for arm in planned.arms}
     own = {row.id: row.prompt for row in planned.examples}
     requests = {request.key: request for request in planned.requests()}
@@ -124,13 +191,15 @@ def _over_budget(left: int, config: EvaluateConfig, budget: Budget) -> str:
 
 
 @contextlib.contextmanager
-def _noted(planned: Plan, config: EvaluateConfig, log: RunLog) -> Iterator[str]:
+def _noted(planned: Plan, config: EvaluateConfig, log: RunLog, stopping: Stopping | None) -> Iterator[str]:
     """The log says when the asking begins and ends, for whoever watches the run from elsewhere; gives the run's id."""
     track = config.track if not Path(config.track).is_file() else str(Path(config.track).absolute())
     facts = {
         "examples": str(Path(config.examples).absolute()), "track": track, "models": list(config.models),
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
         "concurrency": config.generation.concurrency,
+        "extend": [str(Path(path).absolute()) for path in config.extensions],
+        "sequential": asdict(stopping.settings) if stopping else None,
     }  # fmt: skip
     run, ended = uuid.uuid4().hex[:8], "stopped"
     write_plan(log.folder, planned.id, planned.requests())

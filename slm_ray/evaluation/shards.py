@@ -4,8 +4,9 @@ One by default, since one event loop keeps a thousand calls in flight; more when
 waits for the end and watches the log. A lost one is started again by Ray, reads its own log and goes on. It begins nothing
 once the run directory is nobody's any more (the driver's lock on it is free), so a killed driver is noticed at the next
 call. Where a shard does not see the run directory, `LogKeeper` writes its file beside the driver. Two shards and more
-share what an endpoint allows through one `LimiterHub`, which no call waits for. A run with a budget has one shard: a
-limit is one account. Keys travel as call arguments, never as environment variables that Ray would show.
+share what an endpoint allows through one `LimiterHub`, which no call waits for. A run with a budget (one account) or that
+stops when it is decided (each start depends on all answers) has one shard. Keys travel as call arguments, never as
+environment variables that Ray would show.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine, Log
 from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
 from slm_ray.evaluation.plan import Arm
+from slm_ray.evaluation.stopping import Stopping
 from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
 from slm_ray.runlog import records as log_records
 from slm_ray.storage import LOCK_NAME
@@ -57,6 +59,7 @@ class Work:
     budget: Budget
     environments: Mapping[str, Mapping[str, str]] = field(repr=False)
     driver_node: str
+    stopping: Stopping | None = None
 
     @property
     def log_path(self) -> Path:
@@ -198,7 +201,7 @@ class Shard:
         noting = asyncio.ensure_future(_note_throttle(work, arms, log))
         exchanging = asyncio.ensure_future(_exchange(work.number, limiters, hub)) if hub else None
         try:
-            left = await Engine(arms, log, work.budget, owned=_owned(work)).run()
+            left = await Engine(arms, log, work.budget, owned=_owned(work), stopping=work.stopping).run()
             return ShardResult(left=left, budget=work.budget)
         finally:
             for task in (noting, exchanging):
@@ -213,11 +216,9 @@ def _queue(work: Work, arm: Arm, limiters: dict[str, RateLimiter], finished: set
     """An arm's queue; arms of one endpoint share its limiter, and what is no endpoint has none."""
     environment = work.environments[arm.spec]
     key = arm.provider.rate_limit_key(endpoint=work.config.endpoint, environment=environment)
+    limiter = RateLimiter() if key is None else limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
     if key is None:
-        limiter = RateLimiter()
         limiter.keep_to(Limit(), work.slots[arm.spec])
-    else:
-        limiter = limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
     mine = ArmLimiter(limiter)
     model = arm.provider.open(
         endpoint=work.config.endpoint, generation=work.config.generation, environment=environment, limiter=mine
@@ -238,6 +239,8 @@ def _charge_earlier(work: Work, lines: bytes) -> set[str]:
             open_calls[record.key] -= 1
             work.budget.charge(record.spec, record.key, prompts[record.key].prompt, record.completion)
             done.add(record.key)  # a failed call was tried as often as it may be
+            if work.stopping is not None:
+                work.stopping.add(record.spec, record.example_id, record.completion)
     for key, calls in open_calls.items():
         for _ in range(calls):
             work.budget.charge_worst_case(prompts[key].spec, prompts[key].prompt)
@@ -291,14 +294,14 @@ async def _exchange(number: int, limiters: Mapping[str, RateLimiter], hub: Any) 
 
 def ask_all(
     requests: Sequence[Request], arms: Sequence[Arm], config: EvaluateConfig, budget: Budget, *, run: str,
-    tick: Callable[[], None],
+    tick: Callable[[], None], stopping: Stopping | None = None,
 ) -> ShardResult:  # fmt: skip
-    """Ask all requests, all arms at once, and return when that is over; `tick` is called a few times a second.
+    """Ask all requests, all arms at once; with `stopping`, which has seen the earlier answers, as many as a decision needs.
 
-    Raises what a model raised, or ResourceError when shards cannot be placed, are lost too often, or cannot write. Whatever
-    ends it, no actor is left behind.
+    `tick` is called a few times a second. Raises what a model raised, or ResourceError when shards cannot be placed, are
+    lost too often, or cannot write. Whatever ends it, no actor is left behind.
     """
-    works = _split(requests, arms, config, budget, run)
+    works = _split(requests, arms, config, budget, run, stopping)
     cluster.require([config.shard_resources] * len(works), setting="shards x shard_resources")
     actors = [_actor(Shard, config.shard_resources, here=number == 0) for number in range(len(works))]
     try:
@@ -341,19 +344,19 @@ def _result(ref: Any, number: int) -> ShardResult:
 
 
 def _split(
-    requests: Sequence[Request], arms: Sequence[Arm], config: EvaluateConfig, budget: Budget, run: str
-) -> list[Work]:
+    requests: Sequence[Request], arms: Sequence[Arm], config: EvaluateConfig, budget: Budget, run: str, stopping: Stopping | None
+) -> list[Work]:  # fmt: skip
     """At most `shards` parts, whose calls in flight add up to at most `concurrency` for each arm."""
     concurrency = config.generation.concurrency
     driver_node = ray.get_runtime_context().get_node_id()
-    count = 1 if budget.is_limited else min(config.shards, concurrency, len(requests))
+    count = 1 if budget.is_limited or stopping else min(config.shards, concurrency, len(requests))
     asked = {request.spec for request in requests}
     return [
         Work(
-            run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget,
+            run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget.of_shard(number),
             arms=tuple(replace(arm, environment={}, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
             requests=tuple(requests[number::count]), environments={arm.spec: dict(arm.environment) for arm in arms},
-            driver_node=driver_node, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
+            driver_node=driver_node, stopping=stopping, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
         )
         for number in range(count)
     ]  # fmt: skip

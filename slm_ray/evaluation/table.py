@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from slm_ray.records import ModelReport, Percentiles, Provenance, Report
+from slm_ray.records import ModelReport, Provenance, Report, SequentialRun
 from slm_ray.tables import format_table
-from slm_ray.types import Usage
+from slm_ray.types import Percentiles, Usage
 
 
 def summary(report: Report) -> str:
@@ -30,7 +30,26 @@ def summary(report: Report) -> str:
         )
     if any(model.trained_on for model in models):
         lines.append(["rows trained on", *(str(model.trained_on) for model in models)])
-    return "\n".join([*format_table(lines), *_origin(report.provenance)])
+    return "\n".join([*format_table(lines), *_looks(report.sequential), *_origin(report.provenance)])
+
+
+def _looks(run: SequentialRun | None) -> list[str]:
+    """At which row each candidate was decided, and what was asked beyond that."""
+    if run is None:
+        return []
+    lines = []
+    for spec, look in run.candidates.items():
+        decided = (
+            f"decided at row {look.decided_at}: {look.action}" if look.action else f"not decided by {look.rows} rows"
+        )
+        lines.append(f"{spec}: {decided} (of {run.rows} rows; sequential, delta {run.delta:g}, level {look.level:.2%})")
+    rest = [one for one in run.rest.values() if one.calls]
+    if rest:
+        priced = [one.usd for one in rest if one.usd is not None]
+        usd = f", {sum(priced):.4f} USD" if priced else ""
+        when = "beyond that row" if run.stop == "never" else "in flight when it was decided"
+        lines.append(f"{when}: {sum(one.calls for one in rest)} calls, {sum(one.tokens for one in rest)} tokens{usd}")
+    return lines
 
 
 def _origin(provenance: Provenance | None) -> list[str]:

@@ -14,14 +14,14 @@ import psutil
 
 from slm_ray import storage
 from slm_ray.cluster import package_versions
-from slm_ray.config import LoopConfig
+from slm_ray.command import command_line
+from slm_ray.config import LoopConfig, ServeConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.page.data import LoopReport, StageDecision, TrackResult
 from slm_ray.page.page import page
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import load_report
 
-PAGE_ROWS = 10_000
 STAND_IN_FEW_SHOT = 3  # similar training rows that the stand-in is shown
 
 CANARY = """import zlib
@@ -45,19 +45,13 @@ def write_result(
         stand_in_note=_stand_in_note(config) if uses_stand_in else None,
         tracks=tuple(_track(run, timings_s) for run in results),
         environment=_environment(),
-        reproduce=(
-            f"python jobs/loop.py {folder.name}/config.yaml",
-            *(
-                f"python jobs/compare.py jobs/compare.yaml --set report={folder.name}/{run.name}/test"
-                for run in results
-            ),
-        ),
-        serve_command=_serve_command(config),
+        reproduce=commands(config, results),
+        serve_command=serve_command(config),
         canary=CANARY,
         client_snippet=_client_snippet(config, results),
     )
     storage.write_json(folder / "report.json", encode(result))
-    rows = {run.name: load_report(run.folder / "test")[1][:PAGE_ROWS] for run in results}
+    rows = {run.name: load_report(run.folder / "test")[1] for run in results}
     storage.write_text(folder / "report.html", page(result, rows))
 
 
@@ -66,7 +60,7 @@ def _track(run: TrackRun, timings_s: Mapping[str, float]) -> TrackResult:
     return TrackResult(
         track=run.name,
         decisions=tuple(
-            StageDecision(stage=stage, comparison=found.comparison, decision=found.decision)
+            StageDecision(stage=stage, comparison=found.comparison, decision=found.decision, declared=found.declared)
             for stage, found in run.compared.items()
         ),
         reports=dict(run.reports),
@@ -77,12 +71,17 @@ def _track(run: TrackRun, timings_s: Mapping[str, float]) -> TrackResult:
     )
 
 
-def _serve_command(config: LoopConfig) -> str:
-    serving = config.serving
-    return (
-        f"python jobs/serve.py jobs/serve.yaml --set config={serving.config} --set base={serving.base} "
-        f"--set name={serving.name} --set adapters_dir={serving.adapters_dir}"
-    )
+def commands(config: LoopConfig, results: Sequence[TrackRun]) -> tuple[str, ...]:
+    """What gives the same result: the loop into another folder, and the comparisons of its test rows alone."""
+    again = command_line("loop", config, f"{config.run_dir}/config.yaml", run_dir=f"{config.run_dir}-again")
+    return again, *(command_line("compare", run.compare_configs["test"]) for run in results)
+
+
+def serve_command(config: LoopConfig) -> str:
+    """What serves the base and the adapters of the loop."""
+    known = ServeConfig.model_fields.keys()
+    serving = {name: value for name, value in config.serving.model_dump().items() if name in known}
+    return command_line("serve", ServeConfig(**serving))
 
 
 def _stand_in_note(config: LoopConfig) -> str:

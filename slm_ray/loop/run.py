@@ -53,10 +53,9 @@ class Loop:
         self.config = config
         self.folder = Path(config.run_dir)
         self.log = StepLog(self.folder / LOG)
+        llm = parse(config.llm).provider
         self.uses_stand_in = (
-            config.stand_in
-            and config.llm.startswith("azure:")
-            and not any(environment.get(name) for name in AZURE_NAMES)
+            config.stand_in and llm.kind == "azure" and not any(environment.get(name) for name in AZURE_NAMES)
         )
         # The steps only write their traces: the loop sends them all when it is done, in the time that befits a loop.
         self.environment = {**environment, "LANGFUSE_DISABLED": "1"}
@@ -111,7 +110,7 @@ class Loop:
             track=run.name, examples=run.prepared.path(stage), models=tuple(models),
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, adapters_dir=self.config.serving.adapters_dir,
             declare=Declaration(**{name: getattr(comparison, name) for name in Declaration.model_fields}),
-            **dict(self.config.evaluation),
+            prices=self.config.prices, **dict(self.config.evaluation),
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.log.say(summary(run.reports[stage]))
@@ -126,11 +125,11 @@ class Loop:
         config = CompareConfig(
             report=str(run.folder / stage), llm=self.llm, slm=slm, train=run.prepared.path("train"),
             validation_report=str(run.folder / "validation") if stage == "test" else None,
-            **dict(self.comparison(stage)),
+            prices=self.config.prices, **dict(self.comparison(stage)),
         )  # fmt: skip
         found = compare_reports(config)
         write_comparison(found, config)
-        run.compared[stage] = found
+        run.compared[stage], run.compare_configs[stage] = found, config
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)
         self.log.say(comparison_text(found))
         self.log.outcome(f"verdict: {found.decision.action}")
@@ -166,7 +165,7 @@ class Loop:
             with self.log.step(f"evaluate {run.name} (validation rows)"):
                 self.evaluate(run, "validation", [self.llm, self.base], {})
                 self.decide(run, "validation", self.base)
-        tracks_to_train = [run for run in runs if run.compared["validation"].decision.action == "fine_tune"]
+        tracks_to_train = [run for run in runs if _wants_training(run.compared["validation"].decision)]
         if tracks_to_train:
             self.train(tracks_to_train, runs)
         for run in runs:
@@ -204,6 +203,11 @@ def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> di
                 shutdown()
         offer_all(config.run_dir, environment, took_s=time.monotonic() - began_s)
         return actions
+
+
+def _wants_training(decision: Decision) -> bool:
+    """Whether training is worth a try; it may be under settings that were not declared, for it decides nothing."""
+    return "fine_tune" in (decision.action, decision.exploratory)
 
 
 def _stand_in_environment(config: LoopConfig, environment: Mapping[str, str]) -> dict[str, str]:

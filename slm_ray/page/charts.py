@@ -1,60 +1,90 @@
-"""The charts of the page, in SVG units: bars per arm, differences with bounds, the break-even, panels, the curve of shares.
+"""The charts of the page: values per arm, differences with bounds, the break-even, the curve of shares.
 
-Numbers in, rounded coordinates out; the template draws them. What is undefined has no shape, what is not known is said in
-words, and different units share no axis.
+Numbers in, positions out, in percent of whatever width and height the reader's screen has (0 at the left and at the top):
+nothing is cut on a phone and no letter shrinks. What is undefined has no shape, what is not known is said in words, and
+different units share no axis.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scipy.stats import binomtest
 
+from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
-from slm_ray.records import ArmCost, CostReport, MixturePoint, ModelReport, Percentiles, Report, RowResult
-from slm_ray.types import Interval
+from slm_ray.page.formatting import half_width, percent, seconds
+from slm_ray.records import MixturePoint, ModelReport, Report
+from slm_ray.types import Interval, Percentiles, SequentialResult
 
-_LEFT, _RIGHT = 190.0, 700.0
-_ROW = 46.0
-_TOP = 26.0
-_TITLE = 22  # letters that fit beside a row
-_DAY_LEFT, _DAY_RIGHT, _DAY_TOP, _DAY_BOTTOM = 90.0, 700.0, 30.0, 220.0
 _MACHINES = 4  # to show where no volume pays
-_PANEL_LEFT, _PANEL_WIDTH, _PANEL_GAP = 130.0, 200.0, 50.0
-_PANEL_TOP, _PANEL_ROW = 62.0, 52.0
-_TEXT_ROOM = 60.0
+_NEAR = 15.0  # percent from an edge, where a text beside a line turns inwards
 _UNKNOWN = "not known"
 
 
-def bars(arms: Sequence[tuple[Arm, float | None]]) -> dict[str, Any]:
-    """One horizontal bar per (arm, value in [0, 1] or None), on a scale from 0 to 100 %."""
-    width = _RIGHT - _LEFT
-    rows = [
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One arm's value with its whisker; `text` is how it reads, or why there is none, `half` the whisker's width."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    text: str
+    half: str = ""
+
+
+def quality(value: float | None, n: int, binary: bool) -> Measure:
+    """A share of n rows; with its 95 % Wilson interval where rows are right or wrong."""
+    if value is None:
+        return Measure(value=None, text=_UNKNOWN)
+    bounds = wilson(value, n) if binary else None
+    if bounds is None:
+        return Measure(value=value, text=percent(value))
+    half = half_width(Interval(estimate=value, lower=bounds[0], upper=bounds[1]))
+    return Measure(value=value, low=bounds[0], high=bounds[1], text=percent(value), half=half)
+
+
+def wilson(share: float | None, n: int) -> tuple[float, float] | None:
+    """The 95 % Wilson score interval of a share of n right-or-wrong rows."""
+    if share is None or n == 0:
+        return None
+    low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+def bars(arms: Sequence[tuple[Arm, Measure]], largest: float | None = None) -> list[dict[str, Any]]:
+    """One row per (arm, measure) on a scale from 0 to `largest`, else to the largest that is drawn."""
+    ends = [value for _, one in arms for value in (one.value, one.high) if value is not None]
+    highest = largest or max(ends, default=0.0) or 1.0
+
+    def at(value: float | None) -> float | None:
+        return None if value is None else _share(value, 0.0, highest)
+
+    return [
         {
             "arm": arm,
-            "value": value,
-            "y": _TOP + _ROW * index,
-            "width": round(width * value, 1) if value is not None else None,
-            "end": round(_LEFT + width * (value or 0), 1),
+            "text": one.text,
+            "half": one.half,
+            "value": at(one.value),
+            "low": at(one.low),
+            "high": at(one.high),
         }
-        for index, (arm, value) in enumerate(arms)
+        for arm, one in arms
     ]
-    ticks = [{"x": round(_LEFT + width * share / 4, 1), "label": f"{25 * share} %"} for share in range(5)]
-    return {"left": _LEFT, "right": _RIGHT, "height": _TOP + _ROW * len(rows), "rows": rows, "ticks": ticks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One row of the chart of differences; `action` is how it is read."""
+    """One row of the chart of differences; `tone` is how it is read: an action, or `demonstration`."""
 
     title: str
     sub: str
     interval: Interval
     delta: float
-    action: str
+    tone: str
 
 
 def differences(shown: Sequence[Difference]) -> dict[str, Any] | None:
@@ -68,29 +98,21 @@ def differences(shown: Sequence[Difference]) -> dict[str, Any] | None:
     low, high = min(edges) - margin, max(edges) + margin
 
     def at(value: float) -> float:
-        return round(_LEFT + (_RIGHT - _LEFT) * (value - low) / (high - low), 1)
+        return _share(value, low, high)
 
     rows = [
         {
-            "title": one.title, "sub": one.sub, "action": one.action, "interval": one.interval,
-            "short": one.title if len(one.title) <= _TITLE else one.title[: _TITLE - 1] + "…",
-            "y": _TOP + _ROW * (index + 0.5),
-            "margin": at(-one.delta),
+            "title": one.title, "sub": one.sub, "tone": one.tone, "interval": one.interval, "margin": at(-one.delta),
             "estimate": at(one.interval.estimate), "lower": at(one.interval.lower), "upper": at(one.interval.upper),
         }
-        for index, one in enumerate(shown)
+        for one in shown
     ]  # fmt: skip
     return {
-        "left": _LEFT,
-        "right": _RIGHT,
-        "height": _TOP + _ROW * len(rows) + 8,
         "rows": rows,
         "zero": at(0.0),
-        "margins": sorted({at(-one.delta) for one in shown}),
-        "ticks": [
-            {"x": at(value), "label": f"{100 * value:+g}".replace("-", "−")} for value in ticks(low, high) if value
-        ],
-    }
+        "margins": [{"x": x, "anchor": "start" if x < _NEAR else "end"} for x in sorted({at(-one.delta) for one in shown})],
+        "ticks": [{"x": at(value), "label": _signed(value)} for value in ticks(low, high)],
+    }  # fmt: skip
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -102,6 +124,38 @@ def ticks(low: float, high: float) -> list[float]:
     step = next(unit * part for part in (1, 2, 5, 10) if unit * part >= rough)
     places = max(0, 2 - math.floor(math.log10(step)))
     return [round(number * step, places) + 0.0 for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def sequence(result: SequentialResult, delta: float) -> dict[str, Any] | None:
+    """The estimate with its band over the rows asked, minus delta, and the row at which it was decided; None without rows.
+
+    The axis is that of the later rows, where the band is narrow enough to be read; early on it leaves the frame.
+    """
+    path = result.path
+    if not path:
+        return None
+    late = path[len(path) // 3 :]
+    edges = [0.0, -delta, *(value for point in late for value in (point.estimate, point.lower, point.upper))]
+    room = max(max(edges) - min(edges), 0.05) * 0.08
+    low, high = max(min(edges) - room, -1.05), min(max(edges) + room, 1.05)
+
+    def x(rows: float) -> float:
+        return _share(rows, 0.0, result.rows)
+
+    def y(value: float) -> float:
+        return _share(value, high, low)
+
+    band = [(x(point.rows), y(point.upper)) for point in path] + [
+        (x(point.rows), y(point.lower)) for point in reversed(path)
+    ]
+    return {
+        "line": _line([(x(point.rows), y(point.estimate)) for point in path]), "band": f"{_line(band)}Z",
+        "margin": y(-delta), "zero": y(0.0), "rows": result.rows,
+        "decided": None if result.decided_at is None else {"x": x(result.decided_at), "at": result.decided_at},
+        "rest": 0 if result.decided_at is None else result.rows - result.decided_at,
+        "x_ticks": [{"x": x(value), "label": f"{value:,.0f}"} for value in ticks(0.0, result.rows) if value == int(value)],
+        "y_ticks": [{"y": y(value), "label": _signed(value)} for value in ticks(low, high)],
+    }  # fmt: skip
 
 
 def daily(cost: CostReport) -> dict[str, Any] | None:
@@ -118,10 +172,10 @@ def daily(cost: CostReport) -> dict[str, Any] | None:
     highest = 1.08 * max(slope * most, machine_usd * machines)
 
     def x(requests: float) -> float:
-        return round(_DAY_LEFT + (_DAY_RIGHT - _DAY_LEFT) * requests / most, 1)
+        return _share(requests, 0.0, most)
 
     def y(usd: float) -> float:
-        return round(_DAY_BOTTOM - (_DAY_BOTTOM - _DAY_TOP) * usd / highest, 1)
+        return _share(usd, highest, 0.0)
 
     steps = [f"M{x(0)} {y(machine_usd)}"]
     for number in range(1, machines + 1):
@@ -129,9 +183,7 @@ def daily(cost: CostReport) -> dict[str, Any] | None:
         if number < machines:
             steps.append(f"V{y((number + 1) * machine_usd)}")
     return {
-        "left": _DAY_LEFT, "right": _DAY_RIGHT, "top": _DAY_TOP, "bottom": _DAY_BOTTOM,
-        "llm": f"M{x(0)} {y(0)}L{x(most)} {y(slope * most)}", "slm": "".join(steps),
-        "llm_end": y(slope * most), "slm_end": y(machines * machine_usd), "machines": machines,
+        "llm": f"M{x(0)} {y(0)}L{x(most)} {y(slope * most)}", "slm": "".join(steps), "machines": machines,
         "hypothetical": llm.hypothetical,
         "even": None if even is None else {"x": x(even), "y": y(slope * even), "requests": even},
         "x_ticks": [{"x": x(value), "label": f"{value:,.0f}" if most > 10 else f"{value:,.1f}"} for value in ticks(0.0, most)],
@@ -140,36 +192,80 @@ def daily(cost: CostReport) -> dict[str, Any] | None:
 
 
 def measured(
-    arms: Sequence[Arm],
-    report: Report,
-    primary: str,
-    cost: CostReport | None,
-    rows: Sequence[RowResult],
+    arms: Sequence[Arm], report: Report, primary: str, cost: CostReport | None, binary: bool
 ) -> dict[str, Any] | None:
-    """The panels of one evaluation; the quality has its interval where every row is right or wrong."""
+    """Quality, cost and latency of one evaluation, each on a scale of its own; the interval where rows are `binary`."""
     shown = [arm for arm in arms if arm.spec in report.models]
     if not shown or not primary:
         return None
     models = [report.models[arm.spec] for arm in shown]
-    binary = all(
-        answer.scores.get(primary) in (0, 1) for row in rows for answer in row.models.values()
-    )  # fmt: skip
     priced = cost.arms if cost else {}
-    found = {
-        ("Quality", f"{primary}, %"): [_quality(model, primary, binary and bool(rows)) for model in models],
+    panels: dict[tuple[str, str], list[Measure]] = {
+        ("Quality", primary): [_quality(model, primary, binary) for model in models],
         ("Cost", "USD per 1,000 requests"): [_cost(priced.get(arm.spec)) for arm in shown],
-        ("Latency", "seconds, p50 to p95"): [_latency(model.latency_s) for model in models],
+        ("Latency", "p50, whisker to p95"): [_latency(model.latency_s) for model in models],
     }
-    return {**panels(shown, found), "wilson": binary and bool(rows)}
+    return {
+        "panels": [
+            {"title": title, "unit": unit, "rows": bars(list(zip(shown, measures, strict=True)))}
+            for (title, unit), measures in panels.items()
+        ],
+        "wilson": binary,
+    }  # fmt: skip
+
+
+def curve(points: Sequence[MixturePoint], delta: float, chosen: float | None) -> dict[str, Any] | None:
+    """Difference and lower bound of the mixture by the SLM's share (0 to 1), below it its cost; None without two points."""
+    if len(points) < 2:
+        return None
+    ordered = sorted(points, key=lambda point: point.share)
+    values = [value for point in ordered for value in (point.difference, point.lower)] + [0.0, -delta]
+    room = max(max(values) - min(values), 0.02) * 0.08
+    low, high = min(values) - room, max(values) + room
+
+    def y(value: float) -> float:
+        return _share(value, high, low)
+
+    def line(values: Sequence[float]) -> str:
+        return _line([(100 * point.share, y(value)) for point, value in zip(ordered, values, strict=True)])
+
+    marks = [point for point in ordered if chosen is not None and abs(point.share - chosen) < 1e-9]
+    return {
+        "margin": y(-delta), "line": line([point.difference for point in ordered]),
+        "lower": line([point.lower for point in ordered]),
+        "x_ticks": [{"x": 25.0 * part, "label": f"{25 * part} %"} for part in range(5)],
+        "y_ticks": [{"y": y(value), "label": _signed(value)} for value in ticks(low, high)],
+        "cost": _share_cost(ordered),
+        "chosen": [{"x": round(100 * point.share, 2), "y": y(point.difference)} for point in marks[:1]],
+    }  # fmt: skip
+
+
+def _share_cost(points: Sequence[MixturePoint]) -> dict[str, Any] | None:
+    """USD per 1,000 requests over the same shares, on a scale of its own that starts at 0; None where a price is missing."""
+    usd = [1000 * point.per_request_usd for point in points if point.per_request_usd is not None]
+    if len(usd) < len(points):
+        return None
+    highest = max(usd) * 1.1 or 1.0
+    line = _line([(100 * point.share, _share(value, highest, 0.0)) for point, value in zip(points, usd, strict=True)])
+    labels = [{"y": _share(value, highest, 0.0), "label": f"{value:.10g}"} for value in ticks(0.0, highest)]
+    return {"line": line, "y_ticks": labels[:: 1 + len(labels) // 5]}
+
+
+def _share(value: float, start: float, end: float) -> float:
+    """Where a value lies between two, in percent of the way."""
+    return round(100 * (value - start) / (end - start), 2)
+
+
+def _line(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{round(x, 2)} {round(y, 2)}" for x, y in points)
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+g}".replace("-", "−") if value else "0"
 
 
 def _quality(model: ModelReport, primary: str, binary: bool) -> Measure:
-    value = model.metrics.get(primary)
-    if value is None:
-        return Measure(value=None, text=_UNKNOWN)
-    low, high = (wilson(value, model.n) if binary else None) or (None, None)
-    percent = [None if one is None else 100 * one for one in (value, low, high)]
-    return Measure(value=percent[0], low=percent[1], high=percent[2], text=f"{100 * value:.1f} %")
+    return quality(model.metrics.get(primary), model.n, binary)
 
 
 def _cost(arm: ArmCost | None) -> Measure:
@@ -183,100 +279,4 @@ def _latency(latency_s: Percentiles) -> Measure:
     median, slow = latency_s.p50, latency_s.p95
     if median is None:
         return Measure(value=None, text=_UNKNOWN)
-    return Measure(value=median, low=median, high=slow if slow is not None else median, text=f"{median:.3g} s")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One arm's value with its whisker; `text` is how it reads, or why there is none."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    text: str
-
-
-def wilson(share: float | None, n: int) -> tuple[float, float] | None:
-    """The 95 % Wilson score interval of a share of n right-or-wrong rows."""
-    if share is None or n == 0:
-        return None
-    low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
-    return float(low), float(high)
-
-
-def panels(arms: Sequence[Arm], measures: Mapping[tuple[str, str], Sequence[Measure]]) -> dict[str, Any]:
-    """One panel per (title, unit), its measures in the order of `arms`; every scale starts at 0."""
-    rows = [(arm, _PANEL_TOP + _PANEL_ROW * place) for place, arm in enumerate(arms)]
-    drawn = []
-    for place, ((title, unit), found) in enumerate(measures.items()):
-        left = _PANEL_LEFT + place * (_PANEL_WIDTH + _PANEL_GAP)
-        marks = [_mark(one, *row, left, _largest(found)) for one, row in zip(found, rows, strict=True)]
-        drawn.append({"title": title, "unit": unit, "left": left, "marks": marks})
-    return {
-        "height": _PANEL_TOP + _PANEL_ROW * len(rows) - 8,
-        "rows": [{"arm": arm, "y": y} for arm, y in rows],
-        "panels": drawn,
-    }
-
-
-def curve(points: Sequence[MixturePoint], delta: float, chosen: float | None) -> dict[str, Any] | None:
-    """Difference and lower bound of the mixture by the SLM's share (0 to 1), below it its cost; None without two points."""
-    if len(points) < 2:
-        return None
-    ordered = sorted(points, key=lambda point: point.share)
-    values = [value for point in ordered for value in (point.difference, point.lower)] + [0.0, -delta]
-    low, high = min(values), max(values)
-    room = max(high - low, 0.02) * 0.08
-    low, high = low - room, high + room
-    left, right, top, bottom = 90.0, 830.0, 20.0, 260.0
-
-    def x(share: float) -> float:
-        return round(left + (right - left) * share, 1)
-
-    def y(value: float) -> float:
-        return round(bottom - (bottom - top) * (value - low) / (high - low), 1)
-
-    def path(values: Sequence[float]) -> str:
-        return "M" + "L".join(f"{x(point.share)} {y(value)}" for point, value in zip(ordered, values, strict=True))
-
-    marks = [point for point in ordered if chosen is not None and abs(point.share - chosen) < 1e-9]
-    return {
-        "left": left, "right": right, "height": bottom, "margin": y(-delta), "line": path([point.difference for point in ordered]),
-        "lower": path([point.lower for point in ordered]),
-        "x_ticks": [{"x": x(part / 4), "label": f"{25 * part} %"} for part in range(5)],
-        "y_ticks": [{"y": y(value), "label": f"{100 * value:+g}".replace("-", "−") if value else "0"} for value in ticks(low, high)],
-        "cost": _share_cost(ordered, x, bottom + 60),
-        "chosen": [{"x": x(point.share), "y": y(point.difference)} for point in marks[:1]],
-    }  # fmt: skip
-
-
-def _share_cost(points: Sequence[MixturePoint], x: Callable[[float], float], top: float) -> dict[str, Any] | None:
-    """USD per 1,000 requests over the same shares, on a scale of its own that starts at 0; None where a price is missing."""
-    usd = [1000 * point.per_request_usd for point in points if point.per_request_usd is not None]
-    if len(usd) < len(points):
-        return None
-    bottom, highest = top + 110, max(usd) * 1.1 or 1.0
-
-    def y(value: float) -> float:
-        return round(bottom - (bottom - top) * value / highest, 1)
-
-    path = "L".join(f"{x(point.share)} {y(value)}" for point, value in zip(points, usd, strict=True))
-    labels = [{"y": y(value), "label": f"{value:.10g}"} for value in ticks(0.0, highest)]
-    return {"top": top, "bottom": bottom, "line": f"M{path}", "y_ticks": labels[:: 1 + len(labels) // 5]}
-
-
-def _largest(found: Sequence[Measure]) -> float:
-    return max([value for one in found for value in (one.value, one.high) if value is not None], default=0.0) or 1.0
-
-
-def _mark(one: Measure, arm: Arm, y: float, left: float, largest: float) -> dict[str, Any]:
-    def at(value: float | None) -> float | None:
-        return None if value is None else round(left + (_PANEL_WIDTH - 20) * value / largest, 1)
-
-    x = at(one.value)
-    end = (x or 0.0) > left + _PANEL_WIDTH - _TEXT_ROOM
-    return {
-        "x": x, "y": y, "low": at(one.low), "high": at(one.high), "text": one.text, "role": arm.role,
-        "shape": "square" if arm.role == "llm" else "circle",
-        "text_x": (x or 0.0) + (6 if end else -6), "anchor": "end" if end else "start",
-    }  # fmt: skip
+    return Measure(value=median, low=median, high=slow if slow is not None else median, text=seconds(median))

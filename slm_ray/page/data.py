@@ -6,19 +6,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from slm_ray.records import SCHEMA_VERSION, CostReport, PartialReplacement, Report
-from slm_ray.types import Comparison, Decision
+from slm_ray.cost_records import CostReport
+from slm_ray.records import SCHEMA_VERSION, PartialReplacement, Report
+from slm_ray.types import Comparison, Decision, DeclaredRule, Interval
 
 Stage = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageDecision:
-    """What was decided on the rows of one stage, and from what."""
+    """What was decided on the rows of one stage, and from what; `declared` is what was fixed before, None: nothing."""
 
     stage: Stage
     comparison: Comparison
     decision: Decision
+    declared: DeclaredRule | None = None
+
+    @property
+    def interval(self) -> Interval:
+        """The bounds that decided: under the sequential rule those of the confidence sequence."""
+        looked = self.comparison.sequential
+        return looked.interval if looked and self.decision.rule == "sequential" else self.comparison.interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,27 +29,30 @@ class Guards:
     count: int
 
 
-def guards(made: StageDecision | None) -> Guards | None:
+def guards(made: StageDecision | None, stand_in: bool) -> Guards | None:
     """Guardrails, then slices with the lowest upper bounds first; None without any."""
     if made is None or made.decision.rule != "paired":
         return None
     delta = made.decision.delta
     found = [
-        _guard(name, "guardrail", interval, delta, "not shown to hold")
+        _guard(name, "guardrail", interval, delta, "not shown to hold", stand_in)
         for name, interval in made.comparison.guardrails.items()
     ]
     for part in sorted(made.comparison.slices, key=lambda part: part.interval.upper):
-        found.append(_guard(f"{part.tag}: {part.value}", f"{part.n} rows", part.interval, delta, "not shown worse"))
+        found.append(
+            _guard(f"{part.tag}: {part.value}", f"{part.n} rows", part.interval, delta, "not shown worse", stand_in)
+        )
     return Guards(shown=tuple(found[:_GUARDS]), count=len(found)) if found else None
 
 
-def _guard(title: str, sub: str, interval: Interval, delta: float, unclear: str) -> Difference:
-    action, reading = "inconclusive", unclear
+def _guard(title: str, sub: str, interval: Interval, delta: float, unclear: str, stand_in: bool) -> Difference:
+    tone, reading = "inconclusive", unclear
     if clearly_worse(interval, delta):
-        action, reading = "fine_tune", "worse"
+        tone, reading = "fine_tune", "worse"
     elif not_worse(interval, delta):
-        action, reading = "swap", "not worse"
-    return Difference(title=title, sub=f"{sub}, {reading}", interval=interval, delta=delta, action=action)
+        tone, reading = "swap", "not worse"
+    tone = "demonstration" if stand_in else tone
+    return Difference(title=title, sub=f"{sub}, {reading}", interval=interval, delta=delta, tone=tone)
 
 
 def slices(report: Report, present: Sequence[Arm], llm: str, primary: str) -> list[dict[str, Any]]:

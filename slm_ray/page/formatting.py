@@ -16,13 +16,26 @@ from typing import Any
 
 import markupsafe
 
-from slm_ray.records import ArmCost, CostReport, PartialReplacement
+from slm_ray.cost_records import ArmCost, CostReport
+from slm_ray.records import PartialReplacement
 from slm_ray.tables import format_table
+from slm_ray.types import Interval
 
 DASH = "–"
 _SHOWN = 5
+_WAYS = {"llm": "LLM", "slm": "SLM", "cascade": "cascade"}
 _PACKED_FROM = 1_000_000  # characters
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
+_DIFFERENCE = re.compile(r"(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
+_MARGIN = re.compile(r"\b(by|than|delta) ([01](?:\.\d+)?)(?![\d%])(?! %)")
+_LEVEL = re.compile(r"(?<![\w.+−-])[01]\.\d{4}(?!\d)")
+_SESSION = re.compile(r"/[^\s\"']*/runtime_resources/working_dir_files/_ray_pkg_\w+/")
+# Spaces that are no space, fillers, joiners, selectors, controls, marks of direction, tags, private and missing letters.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\xa0\xad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200f\u2028-\u202f"
+    "\u205f-\u206f\u2800\u3000\u3164\ud800-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U0010ffff]"
+)
 
 
 def undefined(value: float | None) -> bool:
@@ -43,9 +56,42 @@ def points(value: float | None) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def signed(value: float | None) -> str:
-    """A difference as the verdict says it."""
-    return DASH if value is None or undefined(value) else f"{value:+.4f}".replace("-", "−")
+def half_width(interval: Interval) -> str:
+    """How far the wider side of an interval reaches, in percentage points."""
+    width = max(interval.upper - interval.estimate, interval.estimate - interval.lower)
+    return DASH if undefined(width) else f"±{100 * width:.1f}"
+
+
+def margin(delta: float) -> str:
+    """A margin delta, in percentage points."""
+    return f"{100 * delta:.3g} point{'' if delta == 0.01 else 's'}"
+
+
+def in_points(text: str) -> str:
+    """A sentence of the verdict with its shares as the rest of the page writes them: points, and percent for levels."""
+    text = _DIFFERENCE.sub(lambda found: f"{points(float(found[0].replace('−', '-')))} points", text)
+    text = _MARGIN.sub(lambda found: f"{found[1]} {margin(float(found[2]))}", text)
+    return _LEVEL.sub(lambda found: percent(float(found[0])), text)
+
+
+def share(value: float) -> str:
+    """A small share, such as the error that a test may make."""
+    return f"{100 * value:.2g} %"
+
+
+def sure(level: float) -> str:
+    """How sure a bound is that is wrong with probability `level`."""
+    return f"{100 - 100 * level:.4g} %"
+
+
+def visible(value: Any) -> Any:
+    """Text with a code in the place of each character that shows nothing or turns the direction of those after it.
+
+    Of a path in the copy of the working folder that Ray makes for a job, and removes with it, what stands below the copy.
+    """
+    if isinstance(value, markupsafe.Markup) or not isinstance(value, str):
+        return value
+    return _UNSEEN.sub(lambda found: f"⟨U+{ord(found[0]):04X}⟩", _SESSION.sub("", value))
 
 
 def seconds(value: float | None) -> str:
@@ -79,6 +125,21 @@ def thousand_usd(value: float | None) -> str:
     return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
 
 
+def money(value: float | None) -> str:
+    """USD: cents where there are any to speak of, else three digits."""
+    if value is None or undefined(value):
+        return DASH
+    return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
+
+
+def volumes(cost: CostReport | None) -> dict[str, Any] | None:
+    """The ways of answering that have a price at some volume, and what each is called; None without a table."""
+    if cost is None or not cost.by_volume:
+        return None
+    ways = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) for row in cost.by_volume)]
+    return {"ways": ways, "names": _WAYS}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """What stands in a script element as data: JSON, or where `packed`, gzip of it in base64."""
@@ -87,13 +148,19 @@ class Block:
     packed: bool
 
 
-def data_block(value: Any) -> Block:
-    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
-    there. Much of it is packed."""
+def json_text(value: Any) -> str:
+    """JSON in which nothing ends an element or begins a comment, and that UTF-8 can spell."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def data_block(value: Any) -> Block:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
+    there. Much of it is packed."""
+    text = json_text(value)
     if len(text) < _PACKED_FROM:
         return Block(text=markupsafe.Markup(text), packed=False)
     packed = base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)).decode("ascii")
@@ -123,11 +190,49 @@ def cost_text(cost: CostReport) -> str:
         [
             *format_table(lines, left=(0, 6)),
             f"prices as of {cost.prices_as_of}; machine: {machine.name}, {machine.hourly_usd:g} USD/h,"
-            f" utilisation {machine.utilisation:g}",
+            f" busy at most {machine.utilisation:.0%} of the time",
+            *volume_lines(cost),
+            *([f"- {cost.at_my_volume}"] if cost.at_my_volume else []),
             f"- {cost.break_even.because}",
+            f"- {cost.training.words}",
+            *_cascade(cost),
             *notes,
         ]
     )
+
+
+def volume_lines(cost: CostReport) -> list[str]:
+    """The table by volume; the reader's own has a mark, and a column of a way that has no price is left out."""
+    table = cost.by_volume
+    if not table:
+        return []
+    shown = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) is not None for row in table)]
+    head = ["requests/day", "machines", *(f"{label}/month" for _, label in shown)]
+    head += [*(f"{label}/1,000" for _, label in shown), "cheapest", "payback days"]
+    lines = [head]
+    for row in table:
+        prices = [getattr(row, name) for name, _ in shown]
+        lines.append([
+            f"{'* ' if row.is_mine else ''}{row.requests_per_day:,.0f}",
+            "-" if row.machines is None else f"{row.machines:,}",
+            *("-" if price is None else f"{price.month_usd:,.2f}" for price in prices),
+            *("-" if price is None else f"{price.per_thousand_usd:,.4g}" for price in prices),
+            _WAYS.get(row.cheapest or "", "-"), "-" if row.payback_days is None else f"{row.payback_days:,.1f}",
+        ])  # fmt: skip
+    said = ", hypothetical" if cost.break_even.hypothetical else ""
+    return [f"by volume, in USD{said}{' (* yours)' if cost.requests_per_day else ''}", *format_table(lines, left=())]
+
+
+def _cascade(cost: CostReport) -> list[str]:
+    cascade = cost.cascade
+    if cascade is None:
+        return []
+    times = [cascade.latency_s.p50, cascade.latency_s.p95, cascade.mean_latency_s]
+    median, slow, mean = (_number(value) for value in times)
+    return [
+        f"- cascade, the SLM first and the LLM for the {1 - cascade.share:.0%} that it does not take: p50 {median} s,"
+        f" p95 {slow} s, mean {mean} s, worked out from {cascade.rows} rows; {cascade.break_even.because}"
+    ]
 
 
 def partial_replacement_text(partial: PartialReplacement) -> str:
@@ -155,7 +260,8 @@ def _arm(spec: str, arm: ArmCost) -> list[str]:
 def _based(arm: ArmCost) -> str:
     said = arm.basis
     if arm.hypothetical:
-        said = f"hypothetical, as if {arm.priced_as} had used these tokens: {said}"
+        supposed = "had used these tokens" if arm.kind == "tokens" else "had served in these seconds, which a CPU took"
+        said = f"hypothetical, as if {arm.priced_as} {supposed}: {said}"
     return said if arm.per_correct_usd is not None else f"{said}; no cost per correct answer: {arm.per_correct_reason}"
 
 

@@ -1,14 +1,12 @@
 "use strict";
-// The rows of every track: drawn as they are scrolled to, filtered, searched, walked by keys, rated and exported.
-// Text from data enters the page as text nodes only. Ratings stay in this browser until they are exported.
+// What every part of the page needs: text that shows each of its characters, and the words in which two texts differ.
+// Text from data enters the page as text nodes only.
 
-const BATCH = 60;
-const KINDS = ["all", "different", "lost", "won", "invalid", "refused"];
-// Characters that show nothing or turn the direction of those after them: they would make two answers look alike.
-const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/;
+// Characters that show nothing or turn the direction of those after them: they would make two answers look alike. A
+// selector or joiner within a picture (an emoji) is no such thing.
+const UNSEEN = /(?<!\p{Extended_Pictographic})\ufe0f|(?<!\p{Extended_Pictographic}\ufe0f?)\u200d|(?![ \t\n\ufe0f\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Z}\p{Default_Ignorable_Code_Point}\u2800]/gu;
 const UNSEEN_AT_MOST = 500;
-const views = [];
-let active = null;
+const WORDS_AT_MOST = 2000; // of a text that is compared word by word
 
 function make(tag, className, text) {
   const node = document.createElement(tag);
@@ -19,19 +17,62 @@ function make(tag, className, text) {
 
 // The text as it is, with a code before each character that cannot be seen.
 function fill(node, text) {
-  let rest = String(text);
-  for (let marked = 0; marked < UNSEEN_AT_MOST; marked += 1) {
-    const at = rest.search(UNSEEN);
-    if (at < 0) break;
-    const found = document.createElement("bdo");
-    found.className = "unseen";
-    found.dir = "ltr";
-    found.dataset.code = `U+${rest.charCodeAt(at).toString(16).toUpperCase().padStart(4, "0")}`;
-    found.textContent = rest[at];
-    node.append(rest.slice(0, at), found);
-    rest = rest.slice(at + 1);
+  const whole = String(text);
+  let from = 0, marked = 0;
+  for (const found of whole.matchAll(UNSEEN)) {
+    if (marked === UNSEEN_AT_MOST) {
+      node.append(whole.slice(from, found.index), make("span", "tag", "more characters that cannot be seen"));
+      from = found.index;
+      break;
+    }
+    const box = document.createElement("bdo");
+    box.className = "unseen";
+    box.dir = "ltr";
+    box.dataset.code = code(found[0]);
+    box.textContent = found[0];
+    node.append(whole.slice(from, found.index), box);
+    from = found.index + found[0].length;
+    marked += 1;
   }
-  node.append(rest);
+  node.append(whole.slice(from));
+}
+
+function code(sign) {
+  return `U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+}
+
+// An answer beside the expected text as [kind, text] parts: 0 in both, 1 in the answer alone, -1 in the expected one alone.
+// The longest common sequence of words and signs; null where they share none or are too long for it.
+function differences(expected, answer) {
+  const words = (text) => text.match(/[\p{L}\p{N}_]+|\s+|[^]/gu) || [];
+  let left = words(expected), right = words(answer);
+  let start = 0, end = 0;
+  while (start < Math.min(left.length, right.length) && left[start] === right[start]) start += 1;
+  while (end < Math.min(left.length, right.length) - start && left[left.length - 1 - end] === right[right.length - 1 - end]) end += 1;
+  const before = right.slice(0, start).join(""), after = right.slice(right.length - end).join("");
+  left = left.slice(start, left.length - end);
+  right = right.slice(start, right.length - end);
+  if (left.length > WORDS_AT_MOST || right.length > WORDS_AT_MOST) return null;
+  const width = right.length + 1, longest = new Uint16Array((left.length + 1) * width);
+  for (let i = left.length - 1; i >= 0; i -= 1) {
+    for (let j = right.length - 1; j >= 0; j -= 1) {
+      longest[i * width + j] = left[i] === right[j] ? longest[(i + 1) * width + j + 1] + 1 : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
+    }
+  }
+  const parts = before ? [[0, before]] : [];
+  const add = (kind, text) => {
+    const last = parts.at(-1);
+    if (last && last[0] === kind) last[1] += text;
+    else parts.push([kind, text]);
+  };
+  let i = 0, j = 0;
+  while (i < left.length || j < right.length) {
+    if (i < left.length && j < right.length && left[i] === right[j]) { add(0, right[j]); i += 1; j += 1; }
+    else if (i < left.length && (j === right.length || longest[(i + 1) * width + j] >= longest[i * width + j + 1])) { add(-1, left[i]); i += 1; }
+    else { add(1, right[j]); j += 1; }
+  }
+  if (after) add(0, after);
+  return parts.some(([kind, text]) => kind === 0 && text.trim()) ? parts : null;
 }
 
 function seconds(value) {
@@ -39,260 +80,8 @@ function seconds(value) {
   return value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(2)} s`;
 }
 
-class View {
-  constructor(root, data) {
-    this.root = root;
-    this.data = data;
-    this.list = root.querySelector(".list");
-    this.search = root.querySelector("input[type='search']");
-    this.said = root.querySelector(".shown");
-    this.kind = "all";
-    this.at = -1;
-    this.place = `slm_ray ratings ${root.dataset.track} ${data.run}`;
-    this.ratings = this.recalled();
-    this.unkept = false;
-    this.haystack = null;
-    for (const input of root.querySelectorAll("input[type='radio']")) {
-      input.addEventListener("change", () => this.show(input.value));
-      if (input.checked) this.kind = input.value; // browsers keep a choice over a reload
-    }
-    let wait = 0;
-    for (const change of ["input", "search"]) { // Escape clears the field and tells of it by the second alone
-      this.search.addEventListener(change, () => {
-        clearTimeout(wait);
-        wait = setTimeout(() => this.show(this.kind), 120);
-      });
-    }
-    root.querySelector(".export").addEventListener("click", () => this.exportRatings());
-    this.tell();
-    root.addEventListener("focusin", () => { active = this; });
-    this.end = make("div", "end");
-    new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting)) this.draw(); }, { root: this.list, rootMargin: "800px" }).observe(this.end);
-    this.show(this.kind, this.data.open);
-  }
-
-  recalled() {
-    try {
-      return new Map(Object.entries(JSON.parse(localStorage.getItem(this.place) || "{}")));
-    } catch {
-      return new Map(); // a browser may refuse to keep anything for a file
-    }
-  }
-
-  keep() {
-    try {
-      localStorage.setItem(this.place, JSON.stringify(Object.fromEntries(this.ratings)));
-      this.unkept = false;
-    } catch {
-      this.unkept = this.ratings.size > 0;
-    }
-    this.tell();
-  }
-
-  tell() {
-    const button = this.root.querySelector(".export");
-    button.textContent = `Export ${this.ratings.size} rated rows (JSONL)`;
-    button.disabled = this.ratings.size === 0;
-  }
-
-  matches() {
-    const wanted = this.search.value.trim().toLowerCase();
-    if (wanted && !this.haystack) {
-      this.haystack = this.data.rows.map((row) => [row.i, row.q, row.x, ...Object.values(row.g), ...row.a.map((one) => one.t || one.f || "")].join("\n").toLowerCase());
-    }
-    const found = [];
-    this.data.rows.forEach((row, place) => {
-      if (this.kind !== "all" && !row.k.includes(this.kind)) return;
-      if (wanted && !this.haystack[place].includes(wanted)) return;
-      found.push(place);
-    });
-    return found;
-  }
-
-  show(kind, opened) {
-    this.kind = kind;
-    this.found = this.matches();
-    this.drawn = 0;
-    this.at = -1;
-    this.list.replaceChildren(this.end);
-    this.said.textContent = `${this.found.length} of ${this.data.rows.length} rows`;
-    this.draw();
-    const place = this.found.indexOf(opened);
-    if (place >= 0 && place < this.drawn) this.list.children[place].open = true;
-  }
-
-  draw() {
-    const until = Math.min(this.found.length, this.drawn + BATCH);
-    const batch = document.createDocumentFragment();
-    for (; this.drawn < until; this.drawn += 1) batch.append(this.row(this.data.rows[this.found[this.drawn]]));
-    this.list.insertBefore(batch, this.end);
-  }
-
-  row(row) {
-    const box = make("details", "row");
-    const head = make("summary");
-    head.append(make("span", "title", row.t));
-    const marks = make("span", "marks");
-    for (const answer of row.a) {
-      const arm = this.data.arms[answer.m];
-      marks.append(make("span", `mark ${answer.o}`, `${arm.label}${arm.standIn ? " (stand-in)" : ""}: ${answer.o}`));
-    }
-    head.append(marks);
-    box.append(head);
-    box.addEventListener("toggle", () => { if (box.open && box.children.length === 1) box.append(this.body(row)); });
-    box.addEventListener("focusin", () => { this.at = [...this.list.children].indexOf(box); });
-    return box;
-  }
-
-  body(row) {
-    const body = make("div", "body");
-    for (const [role, content] of this.data.earlier[row.e]) body.append(make("p", "label", role), make("pre", "text", content), make("br"));
-    const label = make("p", "label", "Input ");
-    label.append(make("span", "pill mono", row.i));
-    for (const [name, value] of Object.entries(row.g)) label.append(" ", make("span", "pill", `${name}: ${value}`));
-    body.append(label, make("pre", "text", row.q));
-    const columns = make("div", "columns");
-    const expected = make("div", "column");
-    expected.append(make("h4", "", "Expected"), make("pre", "text", row.x));
-    columns.append(expected);
-    for (const answer of row.a) columns.append(this.answer(answer));
-    body.append(columns, this.rating(row));
-    return body;
-  }
-
-  answer(answer) {
-    const arm = this.data.arms[answer.m];
-    const column = make("div", `column ${answer.o}`);
-    const head = make("h4", "", `${arm.label} `);
-    if (arm.standIn) head.append(make("span", "tag", "stand-in"), " ");
-    head.append(make("span", `mark ${answer.o}`, answer.o));
-    const text = make("pre", "text");
-    if (answer.f) fill(text, answer.f);
-    else if (!answer.d) fill(text, answer.t);
-    else {
-      const odd = new Set(answer.d);
-      answer.t.split("\n").forEach((line, place) => { text.append(make(odd.has(place) ? "mark" : "span", "", line), "\n"); });
-    }
-    const facts = [`${this.data.primary} ${answer.v === null || answer.v === undefined ? "–" : answer.v}`, seconds(answer.l)];
-    if (answer.u) facts.push(`${answer.u[0]} + ${answer.u[1]} tokens`);
-    for (const issue of answer.s || []) facts.push(issue.replaceAll("_", " "));
-    column.append(head, text, make("p", "note", facts.join(" · ")));
-    return column;
-  }
-
-  rating(row) {
-    const box = make("div", "rating");
-    const known = this.ratings.get(row.i) || { rating: "", comment: "", corrected: "" };
-    const keep = (change) => {
-      Object.assign(known, change);
-      if (known.rating || known.comment || known.corrected) this.ratings.set(row.i, known);
-      else this.ratings.delete(row.i);
-      this.keep();
-    };
-    box.append(make("span", "label", "SLM’s answer: "));
-    const buttons = ["good", "bad"].map((value) => {
-      const button = make("button", "rate", value);
-      button.type = "button";
-      button.setAttribute("aria-pressed", String(known.rating === value));
-      button.addEventListener("click", () => {
-        keep({ rating: known.rating === value ? "" : value });
-        for (const other of buttons) other.setAttribute("aria-pressed", String(other.textContent === known.rating));
-      });
-      return button;
-    });
-    const field = (name, caption) => {
-      const label = make("label", "field", caption);
-      const input = make("textarea", name);
-      input.rows = 1;
-      input.value = known[name];
-      input.addEventListener("input", () => keep({ [name]: input.value }));
-      label.append(input);
-      return label;
-    };
-    box.append(...buttons, field("comment", "comment"), field("corrected", "right answer, if not the expected one"));
-    return box;
-  }
-
-  exportRatings() {
-    const lines = [];
-    for (const row of this.data.rows) {
-      const known = this.ratings.get(row.i);
-      if (!known) continue;
-      const slm = row.a.find((answer) => answer.m === this.data.slm);
-      const said = slm && !slm.f ? (slm.tr ?? slm.t) : null;
-      const expected = row.xr ?? row.x;
-      const prompt = [...this.data.earlier[row.e].map(([role, content]) => ({ role, content })), { role: "user", content: row.q }];
-      const tags = { ...row.g, ...(known.rating && { rating: known.rating }), ...(known.comment && { comment: known.comment }) };
-      lines.push(JSON.stringify({ id: row.i, prompt, completion: known.corrected || (known.rating === "good" && said) || expected, tags }));
-    }
-    const link = make("a");
-    link.href = URL.createObjectURL(new Blob(lines.map((line) => `${line}\n`), { type: "application/jsonl" }));
-    link.download = `${this.root.dataset.track}-ratings.jsonl`;
-    link.click();
-    this.unkept = false;
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
-  }
-
-  step(by) {
-    const next = Math.max(0, Math.min(this.found.length - 1, this.at + by));
-    while (this.drawn <= next && this.drawn < this.found.length) this.draw();
-    const box = this.list.children[next];
-    if (!box || box === this.end) return;
-    this.at = next;
-    box.querySelector("summary").focus();
-    box.scrollIntoView({ block: "nearest" });
-  }
-
-  press(key) {
-    const box = this.at >= 0 ? this.list.children[this.at] : null;
-    if (key === "j") this.step(1);
-    else if (key === "k") this.step(-1);
-    else if (key === "o" && box) box.open = !box.open;
-    else if (key === "/") this.search.focus();
-    else if ((key === "g" || key === "b") && box) {
-      box.open = true;
-      if (box.children.length === 1) box.append(this.body(this.data.rows[this.found[this.at]]));
-      box.querySelectorAll(".rate")[key === "g" ? 0 : 1].click();
-    } else if (/^[1-6]$/.test(key)) {
-      const input = this.root.querySelector(`input[value='${KINDS[Number(key) - 1]}']`);
-      input.checked = true;
-      this.show(input.value);
-    } else return false;
-    return true;
-  }
+// A share as everywhere on the page.
+function percent(value) {
+  return value === null || value === undefined ? "–" : `${(100 * value).toFixed(1)} %`;
 }
 
-document.addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || views.length === 0) return;
-  const within = event.target;
-  if (within.matches("textarea, input[type='search']")) {
-    if (event.key === "Escape") within.blur();
-    return;
-  }
-  const help = document.getElementById("keys");
-  if (event.key === "?") {
-    if (help.open) help.close();
-    else help.showModal();
-    event.preventDefault();
-  } else if (!help.open && (active || views[0]).press(event.key)) {
-    active = active || views[0];
-    event.preventDefault();
-  }
-});
-document.getElementById("close-keys").addEventListener("click", () => document.getElementById("keys").close());
-window.addEventListener("beforeunload", (event) => { if (views.some((view) => view.unkept)) event.preventDefault(); });
-
-// Many rows are packed: gzip in base64.
-async function rowsIn(block) {
-  if (block.dataset.packed !== "gzip") return JSON.parse(block.textContent);
-  const bytes = Uint8Array.from(atob(block.textContent), (sign) => sign.charCodeAt(0));
-  return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).json();
-}
-
-async function begin() {
-  const roots = [...document.querySelectorAll(".sides")];
-  const found = await Promise.all(roots.map((root) => rowsIn(root.querySelector("script[type='application/json']"))));
-  roots.forEach((root, place) => views.push(new View(root, found[place])));
-}
-
-begin();

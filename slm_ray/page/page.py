@@ -7,6 +7,7 @@ metric: it subtracts and averages what the reports say.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ import jinja2
 
 from slm_ray.corpus.tracks import defined
 from slm_ray.page import formatting
-from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured
+from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality, sequence
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
-from slm_ray.page.rows_view import FILTERS, rows_view
+from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
+from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Interval, Usage
 
@@ -33,38 +35,57 @@ _ACTIONS: dict[str, dict[str, str]] = {
 }
 _RULES = {
     "paired": "swap only if the lower bound of SLM − LLM, row by row, is above −delta",
+    "sequential": "swap or fine-tune as soon as the confidence sequence clears −delta, however often one looks",
     "point": "fine-tune if the LLM leads by more than delta on any core metric",
 }
+LIMIT_BYTES = 20_000_000  # of the file, nearly: what stands beside the rows is small and bounded
+_FOR_THE_REST = 500_000
 _STAGES: tuple[Stage, ...] = ("validation", "test")
 _ROLES = {"llm": "LLM", "base": "base SLM", "adapter": "tuned SLM", "other": "other"}
 
 
 def page(data: LoopReport, rows: Mapping[str, Sequence[RowResult]]) -> str:
-    """Render the page; `rows` are the test rows by track, as many of them as the page shall show."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, signed=formatting.signed, csp_hash=formatting.csp_hash,
-        data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment,
-    )  # fmt: skip
-    html = environment.get_template("page.html.j2").render(
-        data=data,
-        tracks=[_track(track, rows.get(track.track, ()), data.stand_in_note is not None) for track in data.tracks],
-        actions=_ACTIONS,
-        rules=_RULES,
-        filters=FILTERS,
+    """Render the page, of `LIMIT_BYTES` at most; `rows` are all rows of each track's last report."""
+    room = (LIMIT_BYTES - _FOR_THE_REST) // max(1, sum(bool(rows.get(track.track)) for track in data.tracks))
+    html = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            data=data,
+            tracks=[
+                _track(track, rows.get(track.track, ()), noted=data.stand_in_note is not None, room=room)
+                for track in data.tracks
+            ],
+            actions=_ACTIONS,
+            rules=_RULES,
+            limit_mb=LIMIT_BYTES // 1_000_000,
+            most_rows=MOST_ROWS,
+        )
     )
     # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
     return html.encode("utf-8", "replace").decode("utf-8")
 
 
-def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[str, Any]:
+@functools.cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("slm_ray", "page"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=formatting.visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
+        data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
+        margin=formatting.margin, in_points=formatting.in_points, money=formatting.money, share=formatting.share, sure=formatting.sure,
+    )  # fmt: skip
+    return environment
+
+
+def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: int) -> dict[str, Any]:
     """One track as the template wants it: arms with roles, decisions, charts, tables and rows."""
     reports = {stage: track.reports[stage] for stage in _STAGES if stage in track.reports}
     decisions = sorted(track.decisions, key=lambda made: _STAGES.index(made.stage))
@@ -74,12 +95,12 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
     known = defined(reports[last].track_definition) if last else None
     primary = final.comparison.primary if final else known.primary if known else ""
     llm, slm = (final.comparison.llm, final.comparison.slm) if final else ("", "")
-    shown_rows = rows_view(
-        rows, list(arms.values()), llm=llm, slm=slm, primary=primary,
-        validity=known.core[0] if known else "", run=_run(reports[last]) if last else "",
-    )  # fmt: skip
-    cost, partial, held = track.cost, track.partial_replacement, guards(final)
-    shown = [_shown(made, arms) for made in decisions]
+    stand_in = any(arm.stand_in for arm in arms.values())
+    sides = Sides(arms=tuple(arms.values()), llm=llm, slm=slm, primary=primary, graded=graded(rows, primary))
+    binary = bool(rows) and not sides.graded
+    cost, partial, held = track.cost, track.partial_replacement, guards(final, stand_in)
+    shown = [_shown(made, arms, stand_in, reports.get(made.stage)) for made in decisions]
+    drawn = rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room)
     return {
         "name": track.track,
         "primary": primary,
@@ -87,46 +108,84 @@ def _track(track: TrackResult, rows: Sequence[RowResult], noted: bool) -> dict[s
         "decisions": shown,
         "final": shown[-1] if shown else None,
         "action": final.decision.action if final else "none",
-        "stand_in": any(arm.stand_in for arm in arms.values()),
+        "tone": "demonstration" if stand_in and final else final.decision.action if final else "none",
+        "stand_in": stand_in,
         "tuned": any(arm.role == "adapter" for arm in arms.values()),
         "differences": differences([_difference(made, arms) for made in decisions]),
+        "rest": _rest(reports[last], arms) if last else [],
+        "sequence": sequence(final.comparison.sequential, final.decision.delta)
+        if final and final.comparison.sequential
+        else None,
         "guards": held,
+        "floors": final.comparison.floors if final else {},
         "guard_chart": differences(held.shown) if held else None,
-        "stages": [_stage(stage, reports[stage], arms, primary, llm, decisions) for stage in reversed(reports)],
+        "stages": [
+            _stage(stage, reports[stage], arms, primary, llm, decisions, binary and stage == last)
+            for stage in reversed(reports)
+        ],
         "last": last,
-        "rows": shown_rows,
+        "rows": drawn,
+        "summary": summary(
+            track, final, reports[last] if last else None, drawn.lost_by, stand_in=stand_in, graded=sides.graded
+        ),
         "rows_of": reports[last].examples.n if last else 0,
         "adapter": track.adapter,
         "timings_s": track.timings_s,
         "cost": cost,
         "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
+        "volumes": formatting.volumes(cost),
         "partial": partial,
         "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
-        "panels": measured(list(arms.values()), reports[last], primary, cost, rows) if last else None,
+        "panels": measured(list(arms.values()), reports[last], primary, cost, binary) if last else None,
     }
 
 
-def _shown(made: StageDecision, arms: Mapping[str, Arm]) -> dict[str, Any]:
+def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report: Report | None) -> dict[str, Any]:
     """A decision as the template wants it."""
     comparison, decision = made.comparison, made.decision
     return {
         "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
+        "tone": "demonstration" if stand_in else decision.action,
         "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
-        "primary": comparison.primary, "interval": comparison.interval,
-        "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm],
+        "primary": comparison.primary, "interval": made.interval,
+        "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
+        "candidate": decision.candidate, "level": comparison.level,
     }  # fmt: skip
+
+
+def _declared(made: StageDecision, report: Report | None) -> str:
+    """What is known of when the rule was fixed."""
+    pair = (made.comparison.llm, made.comparison.slm)
+    recorded = [spec for spec, model in (report.models if report else {}).items() if model.facts.kind == "recorded"]
+    if set(pair) & set(recorded):
+        return "Exploratory: recorded answers were there before any rule could be declared"
+    declared, decision = made.declared, made.decision
+    if declared is None:
+        return "Exploratory: no rule was declared before the first call"
+    if declared.answers_before:
+        return f"Exploratory: the rule was declared when {declared.answers_before:,} answers were already there"
+    if decision.exploratory is not None:
+        return "Exploratory: not the rule that was declared before the first call"
+    return "Declared before the first call"
+
+
+def _rest(report: Report, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """What each arm was asked beyond the row that decided."""
+    rest = report.sequential.rest if report.sequential else {}
+    return [{"arm": arms[spec], "of": of} for spec, of in rest.items() if spec in arms and of.calls]
 
 
 def _difference(made: StageDecision, arms: Mapping[str, Arm]) -> Difference:
     """A decision as the chart of differences wants it."""
     pair = (arms[made.comparison.slm], arms[made.comparison.llm])
+    stand_in = any(arm.stand_in for arm in pair)
     return Difference(
-        title=made.stage,
-        sub=" − ".join(arm.label for arm in pair) + " (stand-in)" * any(arm.stand_in for arm in pair),
-        interval=made.comparison.interval,
+        title=f"{made.stage} rows",
+        sub=" − ".join(arm.label for arm in pair) + " (stand-in)" * stand_in,
+        interval=made.interval,
         delta=made.decision.delta,
-        action=made.decision.action,
+        tone="demonstration" if stand_in else made.decision.action,
     )
 
 
@@ -170,6 +229,7 @@ def _stage(
     primary: str,
     llm: str,
     decisions: Sequence[StageDecision],
+    binary: bool,
 ) -> dict[str, Any]:
     """One evaluation: its arms, a table of metrics with gaps to the LLM, service figures and issue counts."""
     models = report.models
@@ -188,7 +248,9 @@ def _stage(
         "slices": slices(report, present, llm, primary),
         "classes": classes(report, present),
         "provenance": report.provenance,
-        "bars": bars([(arm, models[arm.spec].metrics.get(primary)) for arm in present]),
+        "bars": bars(
+            [(arm, quality(models[arm.spec].metrics.get(primary), models[arm.spec].n, binary)) for arm in present], 1.0
+        ),
     }
 
 
@@ -211,7 +273,7 @@ def _bounds(made: StageDecision | None, spec: str, name: str) -> Interval | None
     """The paired bounds that the comparison has for a model and a metric: those of the primary one and of guardrails."""
     if made is None or made.comparison.slm != spec:
         return None
-    return made.comparison.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
+    return made.interval if name == made.comparison.primary else made.comparison.guardrails.get(name)
 
 
 def _per_call(model: ModelReport) -> dict[str, float | None]:

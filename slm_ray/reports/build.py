@@ -78,7 +78,11 @@ class ScoredRows(Sequence[RowResult]):
             prompt=example.prompt.messages,
             target=example.target,
             tags=dict(sorted(example.tags.items())),
-            models={spec: _result(self._answers[spec][example.id], rows[at]) for spec, rows in self._scored.items()},
+            models={
+                spec: _result(self._answers[spec][example.id], rows[at])
+                for spec, rows in self._scored.items()
+                if at < len(rows)
+            },
             group=example.group,
         )
 
@@ -109,13 +113,15 @@ def build(
     similar: Similar | None = None,
     score_all: ScoreAll = score_rows,
     again: Mapping[str, Sequence[Mapping[str, Completion]]] | None = None,
+    asked: Mapping[str, int] | None = None,
 ) -> tuple[Report, ScoredRows]:
     """(report, score rows) of all models over all examples.
 
     `answers[spec][example_id]` holds every model's completion; answers to other ids are ignored. `facts[spec]` are what its provider knows of it, `trained_on[spec]` is
     how many of the examples the model's adapter was trained on (0 when not named). `similar` adds BERTScore and embedding
     cosine; `score_all` may share the work among processes. `again[spec]` holds the answers of further repeats: they give
-    `noise` and change no other figure. Latencies are seconds over answered rows, None when there are none. ValueError
+    `noise` and change no other figure. `asked[spec]` is how many of the examples, from the first on, a model is taken by: all
+    where it is not named. Latencies are seconds over answered rows, None when there are none. ValueError
     when an example has no answer: an unfinished run has no report. Answers are taken one by one, in the order of the
     examples, and again for the rows, which are made as they are asked for; only `similar` needs all texts at once.
     """
@@ -126,13 +132,14 @@ def build(
     tags = {example.id: example.tags for example in examples}
     lengths = {example.id: len(words(question(example))) for example in examples}
     for spec, given in answers.items():
+        own = examples[: (asked or {}).get(spec)]
         stats = CallStats()
         shared = SharedParts()
-        scored = [shared.lean(row) for row in score_all(track, _answered(spec, examples, given, stats))]
+        scored = [shared.lean(row) for row in score_all(track, _answered(spec, own, given, stats))]
         metrics = summarise(track, scored)
         if similar is not None:
-            texts = [given[example.id].text for example in examples]
-            scored = similar(scored, texts, [example.target for example in examples])
+            texts = [given[example.id].text for example in own]
+            scored = similar(scored, texts, [example.target for example in own])
             metrics |= means(*SIMILARITIES)(scored, track)
         rows[spec] = scored
         repeats = (again or {}).get(spec)
@@ -142,7 +149,7 @@ def build(
             issues=_counted(issue for judged in scored for issue in judged.issues),
             analysis=breakdown(track, scored, tags, lengths),
             trained_on=(trained_on or {}).get(spec, 0),
-            noise=noise(track, examples, [given, *repeats]) if repeats else None,
+            noise=noise(track, own, [given, *repeats]) if repeats else None,
         )
     report = Report(
         track=track.name,

@@ -1,29 +1,40 @@
 """Reports on disk into a decision: read one or two evaluations, pair them, decide, and say what both sides cost.
 
-Two evaluations of different rows, or of rows that a model was trained on, are refused with the counts. The rule and the
-margin of a run are declared in a file of their own before its first call; a comparison says whether it kept to them. The
-same reports give the same decision and the same bytes.
+Two evaluations of different rows, or of rows that a model was trained on, are refused with the counts. All that can turn
+the verdict of a run is declared in a file of its own before its first call; a comparison that does not keep to it decides
+nothing. The same reports give the same decision and the same bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig, Cost
+from slm_ray.cost_records import CostReport, Machine
 from slm_ray.costs.cost import cost
-from slm_ray.costs.prices import PriceList, price_list
+from slm_ray.costs.prices import PriceList
+from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
-from slm_ray.records import ComparisonReport, CostReport, Machine, PartialReplacement, Report, RowResult
+from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
+from slm_ray.reports.candidates import candidate_of, turn_on_rows
 from slm_ray.reports.encoding import encode
-from slm_ray.reports.files import COMPARISON, declared_in, folder_of, load_report
+from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
+from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
+from slm_ray.types import Decision, DeclaredRule
+from slm_ray.verdict.arms import track_of
+from slm_ray.verdict.candidates import counted
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.decide import decide, declared_words, verdict_text
+from slm_ray.verdict.decide import decide, out_of_reach, verdict_text
+from slm_ray.verdict.declared import departures, hold
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
-from slm_ray.yaml_file import read_yaml
+from slm_ray.verdict.routing import taken
 
 RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 
@@ -43,27 +54,67 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     """
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
-    trained = open_dataset(config.train, report.track).question_hashes if config.train else None
-    comparison = compare(
-        report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
-        resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
-        slice_rows=config.slice_rows,
-    )  # fmt: skip
-    decision = decide(comparison, rule=config.rule, delta=config.delta)
-    declared = declared_in(config.report)
-    kept = declared_words(declared, decision, comparison.primary)
+    joined = _joined(config, rows, other_rows)
+    settings = _settings_now(config, report, declared := _declared(config))
+    with ExitStack() as stack:
+        opened = None
+        if config.rule != "point":  # which knows no chance, so that there is no error to share
+            candidate = candidate_of(settings, joined, llm=config.llm, slm=config.slm)
+            opened = stack.enter_context(turn_on_rows(candidate, config.report, planned=config.candidates))
+        trained = open_dataset(config.train, report.track).question_hashes if config.train else None
+        comparison = compare(
+            report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
+            resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
+            slice_rows=config.slice_rows, quality_floor=config.quality_floor,
+            level=(opened.turn.level if opened else 0.0) or ONE_SIDED,
+        )  # fmt: skip
+        decision = decide(comparison, rule=config.rule, delta=config.delta)
+        if opened:
+            decision = counted(decision, opened.turn, comparison, planned=config.candidates, caveat=opened.caveat)
+        decision = _as_declared(decision, config, declared, report, other_report)
+        if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
+            opened.note(decision.action)
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
-    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config.cost), machine=_machine(config.cost),
-                 llm_price_as=config.cost.llm_price_as)  # fmt: skip
+    costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
+                 llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
+    partial = _partial_replacement(config, report, joined, costs) if config.validation_report else None
     return ComparisonReport(
         comparison=comparison,
-        decision=dataclasses.replace(decision, because=(*decision.because, kept)),
-        declared=declared,
-        cost=costs,
-        partial_replacement=_partial_replacement(config, report, _joined(config, rows, other_rows), costs)
-        if config.validation_report
-        else None,
+        decision=decision,
+        declared=next(iter(declared.values()), None),
+        cost=_with_cascade(config, costs, partial, joined),
+        partial_replacement=partial,
     )
+
+
+def _declared(config: CompareConfig) -> dict[str, DeclaredRule]:
+    """What was declared, by report: of the first and of the other one, where they declared anything."""
+    paths = [config.report, *([config.other_report] if config.other_report else [])]
+    return {path: rule for path in paths if (rule := declared_in(path)) is not None}
+
+
+def _as_declared(
+    decision: Decision, config: CompareConfig, declared: Mapping[str, DeclaredRule], *reports: Report
+) -> Decision:
+    """The decision, held to what the run of either report declared."""
+    differing = []
+    for path, report in zip((config.report, config.other_report), reports, strict=True):
+        if path is not None and path in declared:
+            where = f" in {path}" if config.other_report else ""
+            now = _settings_now(config, report, declared)
+            differing += [words + where for words in departures(declared[path], now)]
+    kinds = {spec: model.facts.kind for report in reports for spec, model in report.models.items()}
+    recorded = [spec for spec in (config.llm, config.slm) if kinds[spec] == "recorded"]
+    now = _settings_now(config, reports[0], declared)
+    return hold(decision, next(iter(declared.values()), None), now, differing=differing, recorded=recorded)
+
+
+def _settings_now(config: CompareConfig, report: Report, declared: Mapping[str, DeclaredRule]) -> DeclaredRule:
+    """What this comparison is made by; a report that does not say which file its rows are of is taken at its word."""
+    first = next(iter(declared.values()), None)
+    digest = report.provenance.digests.data if report.provenance else first.examples if first else ""
+    baselines = [spec for spec, model in report.models.items() if model.facts.kind == "baseline"]
+    return declared_rule(config, track_of(report), examples=digest, rows=report.examples.n, baselines=baselines)
 
 
 def write_comparison(report: ComparisonReport, config: CompareConfig) -> Path:
@@ -73,19 +124,12 @@ def write_comparison(report: ComparisonReport, config: CompareConfig) -> Path:
     return path
 
 
-def load_prices(config: Cost) -> PriceList:
-    """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not.
-
-    The shipped list may be out of reach (a job that runs in another folder): then nothing has a price, and that is said.
-    """
-    if config.prices == Cost().prices and not Path(config.prices).exists():
-        prices = PriceList(as_of=f"never: no {config.prices} here", models={})
-    else:
-        prices = price_list(read_yaml(config.prices, what="prices"), where=config.prices)
-    if config.llm_price_as is not None and config.llm_price_as not in prices.models:
+def load_prices(config: CompareConfig) -> PriceList:
+    """The price list that the config names, which holds `llm_price_as`; ConfigError where it does not."""
+    prices, price_as = open_prices(config.prices), config.cost.llm_price_as
+    if price_as is not None and price_as not in prices.models:
         raise ConfigError(
-            f"cost.llm_price_as: no price for {config.llm_price_as!r} in {config.prices}:"
-            f" {choices(config.llm_price_as, prices.models)}"
+            f"cost.llm_price_as: no price for {price_as!r} in {name_of(config.prices)}: {choices(price_as, prices.models)}"
         )
     return prices
 
@@ -99,6 +143,16 @@ def _partial_replacement(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
         delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
     )  # fmt: skip
+
+
+def _with_cascade(
+    config: CompareConfig, costs: CostReport, partial: PartialReplacement | None, rows: list[RowResult]
+) -> CostReport:
+    """With what a cascade costs and takes, where the SLM may take a part."""
+    if partial is None or partial.threshold is None or not 0 < partial.share < 1:
+        return costs
+    by_slm = taken(rows, llm=config.llm, slm=config.slm, threshold=partial.threshold)
+    return with_cascade(costs, rows, share=partial.share, taken=by_slm)
 
 
 def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowResult]) -> list[RowResult]:

@@ -1,20 +1,24 @@
 """The files of a run directory that hold a report: where they are, how they are written and how they are read.
 
-`report.json` has one line of `scores.jsonl` per row beside it. The rule and the margin of a run are declared in a file of
-their own before its first call; what was declared first stays.
+`report.json` has one line of `scores.jsonl` per row beside it. Every setting that can turn a run's verdict is declared in a
+file of its own before the first call; what was declared first stays.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import Declaration
-from slm_ray.corpus.tracks import defined
+from slm_ray.corpus.tracks import Track, defined, definition
 from slm_ray.errors import DataError
-from slm_ray.records import DeclaredRule, Report, RowResult
+from slm_ray.records import Report, RowResult
 from slm_ray.reports.encoding import check_version, decode, encode
+from slm_ray.types import DeclaredRule
 
 REPORT = "report.json"
 SCORES = "scores.jsonl"
@@ -49,15 +53,36 @@ def write_report(run_dir: str | Path, report: Report, rows: Iterable[RowResult])
     storage.write_json(Path(run_dir) / REPORT, encode(report))
 
 
-def declare(run_dir: str | Path, declared: Declaration | None, *, primary: str, answers_before: int) -> None:
-    """Write down rule, margin and metric of a run before its first call; what was declared first stays."""
+def declared_rule(
+    settings: Declaration, track: Track, *, examples: str, rows: int, baselines: Iterable[str], answers_before: int = 0
+) -> DeclaredRule:
+    """The settings as a record, the same for what is declared and for what is compared by.
+
+    `examples` is the digest of the whole file of rows, of which the first `rows` are asked. What the code does not let
+    anyone set (level, resamples, seeds) is not in it.
+    """
+    fields = {name: getattr(settings, name) for name in Declaration.model_fields if name != "force_delta"}
+    plain = json.dumps(definition(track), sort_keys=True, ensure_ascii=False)
+    return DeclaredRule(
+        **fields, primary=track.primary, baselines=tuple(sorted(baselines)),
+        track=hashlib.sha256(plain.encode()).hexdigest(), examples=examples, rows=rows, answers_before=answers_before,
+    )  # fmt: skip
+
+
+def declare(run_dir: str | Path, declared: DeclaredRule) -> None:
+    """Write down the settings of a verdict before the run's first call; what was declared first stays.
+
+    Only the number of rows may grow, within one file: a smoke test on its first rows is the start of the whole run.
+    """
     path = Path(run_dir) / DECLARED
-    if declared is not None and not path.exists():
-        rule = DeclaredRule(rule=declared.rule, delta=declared.delta, primary=primary, answers_before=answers_before)
-        storage.write_json(path, encode(rule))
+    first = declared_in(run_dir)
+    if first is None:
+        storage.write_json(path, encode(declared))
+    elif first.examples == declared.examples and declared.rows > first.rows:
+        storage.write_json(path, encode(dataclasses.replace(first, rows=declared.rows)))
 
 
-def declared_in(path: str) -> DeclaredRule | None:
+def declared_in(path: str | Path) -> DeclaredRule | None:
     """What was declared before the first call of the run; None when nothing was."""
     file = folder_of(path) / DECLARED
     if not file.is_file():
@@ -65,6 +90,6 @@ def declared_in(path: str) -> DeclaredRule | None:
     return decode(storage.read_json(file), DeclaredRule, where=str(file), fix="evaluate into a folder of its own")
 
 
-def folder_of(path: str) -> Path:
+def folder_of(path: str | Path) -> Path:
     """The run directory of a report."""
     return Path(path) if Path(path).is_dir() else Path(path).parent

@@ -117,7 +117,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
             "token_accuracy": logged[-1].get("mean_token_accuracy") if logged else None,
             "train_s": round(self._train_s, 2),
             "tokens_per_s": round(tokens * steps_run / state.global_step / max(self._train_s, 1e-6)),
-            "workers": trainer.args.world_size, "optimizer": optimizer_name(trainer),
+            "workers": trainer.args.world_size,
+            "gpus": config.workers.count * config.workers.per_worker.get("GPU", 0), "optimizer": optimizer_name(trainer),
             "peak_bytes": _peak_bytes(self._payload.use_gpu),
         }  # fmt: skip
 

@@ -42,6 +42,8 @@ def compare(
     train_prompts: Set[str] | None = None,
     guardrails: Sequence[str] = (),
     slice_rows: int = 20,
+    quality_floor: float | None = None,
+    level: float = ONE_SIDED,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
@@ -51,6 +53,7 @@ def compare(
     that is undefined for an arm has no gap. A failed call counts against the arm that failed, and where there are any the
     same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
+    Every bound is wrong with probability `level` at most. `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
@@ -64,10 +67,13 @@ def compare(
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     refuse_too_few(left, right, len(ids), min_paired)
     pair = functools.partial(
-        _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed
-    )
+        _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed,
+        level=level,
+    )  # fmt: skip
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed, one_sided=level)
     return replace(
         pair(ids),
+        floors={name: interval(values) for name, values in _floors(left, right, ids, quality_floor).items()},
         llm_failed=sum(not left.reached(key) for key in ids),
         slm_failed=sum(not right.reached(key) for key in ids),
         readings=_readings(left, right, ids, pair),
@@ -92,6 +98,29 @@ def _readings(
     }
 
 
+def _floors(
+    left: ComparedArm, right: ComparedArm, ids: Sequence[str], quality_floor: float | None
+) -> dict[str, list[float]]:
+    """The SLM's primary metric minus each floor, on the rows where both are defined."""
+    primary = track_of(right.report).primary
+    own = {key: value for key in ids if (value := right.score(key).value(primary)) is not None}
+    found = {}
+    if quality_floor is not None:
+        found[f"the declared floor {quality_floor:g}"] = [value - quality_floor for value in own.values()]
+    for arm in (left, right):
+        for spec, model in arm.report.models.items():
+            if model.facts.kind != "baseline" or spec in (left.spec, right.spec):
+                continue
+            other = replace(arm, spec=spec)
+            scored = other.scored()
+            found[spec] = [
+                value - base
+                for key, value in own.items()
+                if key in scored and (base := other.score(key).value(primary)) is not None
+            ]
+    return {name: values for name, values in found.items() if values}
+
+
 def _pair(
     left: ComparedArm,
     right: ComparedArm,
@@ -101,6 +130,7 @@ def _pair(
     slice_rows: int,
     resamples: int,
     seed: int,
+    level: float,
 ) -> Comparison:
     track = track_of(left.report)
     pairs = [(left.score(key), right.score(key)) for key in ids]
@@ -108,7 +138,7 @@ def _pair(
     slm_metrics = summarise(track, [b for _, b in pairs])
     primary = _differences(track.primary, ids, pairs)
     answered = {key: primary[key] for key in primary if left.answered(key) and right.answered(key)}
-    interval = functools.partial(paired_interval, resamples=resamples, seed=seed)
+    interval = functools.partial(paired_interval, resamples=resamples, seed=seed, one_sided=level)
     defined = [
         (a.value(track.primary) or 0.0, b.value(track.primary) or 0.0) for a, b in pairs if a.example_id in primary
     ]
@@ -131,7 +161,8 @@ def _pair(
             name: interval(list(_differences(name, ids, pairs).values()))
             for name in dict.fromkeys((*track.guardrails, *guardrails))
         },
-        slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval),
+        slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, interval, level),
+        level=level,
         deviation=statistics.pstdev(primary.values()),
         answered=interval(list(answered.values())) if answered and len(answered) < len(primary) else None,
         answered_n=len(answered),
@@ -146,6 +177,7 @@ def sliced(
     tags: Mapping[str, Mapping[str, str]],
     fewest: int,
     interval: Callable[..., Interval],
+    level: float = ONE_SIDED,
 ) -> tuple[Slice, ...]:
     """The differences by tag value, for values on at least `fewest` rows and not on all of them.
 
@@ -158,7 +190,7 @@ def sliced(
             found.setdefault((tag, value), []).append(difference)
     kept = {place: values for place, values in sorted(found.items()) if fewest <= len(values) < len(differences)}
     return tuple(
-        Slice(tag=tag, value=value, n=len(values), interval=interval(values, one_sided=ONE_SIDED / len(kept)))
+        Slice(tag=tag, value=value, n=len(values), interval=interval(values, one_sided=level / len(kept)))
         for (tag, value), values in kept.items()
     )
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from slm_ray.errors import ConfigError, choices
-from slm_ray.records import DeclaredRule
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.non_inferiority import rows_for_power
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
+
+FEWEST_ROWS = 14  # with every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
@@ -38,8 +39,11 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     gap and no say, and with none defined the result is inconclusive.
     Either rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
     either side the result is inconclusive; below that the rows that both models were reached on have to give the same
-    action, and a swap has to hold over the rows that both answered too, else the result is inconclusive. Two models at
-    0 on the primary metric are no swap either.
+    action, and a swap has to hold over the rows that both answered too, else the result is inconclusive.
+    Either rule: no swap below a floor. Two models at 0 on the primary metric are below it, and so is an SLM that is not
+    better than a trivial baseline that was asked, or than a declared number (`point`: by the estimate; else the lower
+    bound says so, which needs no correction, since every floor has to be exceeded). `paired`: fewer than 14 pairs, on
+    which no unforced margin can be shown, are no swap.
     """
     rules = {"paired": _paired, "point": _point}
     if rule not in rules:
@@ -50,26 +54,10 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
         action, because = rules[rule](comparison, delta)
         action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
         because += more
-        if action == "swap" and _at_zero(comparison):
+        if action == "swap" and (short := _below_floor(comparison, rule)):
             action = "inconclusive"
-            because.append(
-                f"both models are at 0 on {comparison.primary}: neither does this task, so that neither can take the"
-                " other's place. Look at the answers: the prompt, the cap on tokens or the metric does not fit."
-            )
+            because += short
     return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
-
-
-def declared_words(declared: DeclaredRule | None, decision: Decision, primary: str) -> str:
-    """Whether the rule, margin and metric of this decision are those that were fixed before the run's first call."""
-    now = f"rule {decision.rule}, delta {decision.delta:g} on {primary}"
-    if declared is None:
-        return f"no rule was declared before the first call: {now} may have been chosen after the answers were seen."
-    then = f"rule {declared.rule}, delta {declared.delta:g} on {declared.primary}"
-    if declared.answers_before:
-        return f"{then} were declared when {declared.answers_before} answers were already there; this is {now}."
-    if then != now:
-        return f"declared before the first call: {then}. This is {now}, so it is not the test that was declared."
-    return f"declared before the first call: {then}."
 
 
 def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequence[str] = ()) -> str:
@@ -88,7 +76,7 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
             left=(0, 4),
         ),
         "",
-        f"verdict: {decision.action} ({_MEANING[decision.action]}); rule {decision.rule}, delta {decision.delta:g}",
+        f"verdict: {decision.action} ({_meaning(decision)}); rule {decision.rule}, delta {decision.delta:g}",
         *(f"- {sentence}" for sentence in decision.because),
         *(f"\n{part}" for part in further),
         *([""] if further else []),
@@ -100,8 +88,8 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
 def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     name, interval = comparison.primary, comparison.interval
     because = [
-        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided 95 % bounds"
-        f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided"
+        f" {100 * (1 - comparison.level):.4g} % bounds {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
         f" {comparison.slm_only_right} rows, the LLM alone on {comparison.llm_only_right}.",
         *_answered(comparison),
     ]
@@ -125,6 +113,11 @@ def not_worse(interval: Interval, delta: float) -> bool:
 def too_many_failed(failed: int, n: int) -> bool:
     """The rule of an outage: `failed` of `n` calls did not come to an end, and that is more than 2 %."""
     return failed > n * MOST_FAILED + _ROUNDING
+
+
+def out_of_reach(comparison: Comparison) -> bool:
+    """Whether a model's calls failed on too many rows for any verdict."""
+    return any(too_many_failed(failed, comparison.n) for failed in (comparison.llm_failed, comparison.slm_failed))
 
 
 def clearly_worse(interval: Interval, delta: float) -> bool:
@@ -179,8 +172,25 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     return action, reasons
 
 
-def _at_zero(comparison: Comparison) -> bool:
-    return all(side.get(comparison.primary) == 0 for side in (comparison.llm_metrics, comparison.slm_metrics))
+def _below_floor(comparison: Comparison, rule: str) -> list[str]:
+    """Why an SLM that is no worse than the LLM may not take its place all the same; empty where nothing is in the way."""
+    name = comparison.primary
+    found = [
+        f"{name}: SLM minus {what} is {floor.estimate:+.4f}, with a lower bound of {floor.lower:+.4f}: not shown to be"
+        " better, which blocks the swap. Two models that do no better than this are equally useless."
+        for what, floor in comparison.floors.items()
+        if (floor.estimate if rule == "point" else floor.lower) <= _ROUNDING
+    ]
+    if all(side.get(name) == 0 for side in (comparison.llm_metrics, comparison.slm_metrics)):
+        found.append(
+            f"both models are at 0 on {name}: neither does this task, so that neither can take the other's place. Look at"
+            " the answers: the prompt, the cap on tokens or the metric does not fit."
+        )
+    if rule != "point" and comparison.n < FEWEST_ROWS:
+        found.append(
+            f"{comparison.n} pairs are too few for a swap at any margin that is not forced; evaluate {FEWEST_ROWS} or more."
+        )
+    return found
 
 
 def _outage(comparison: Comparison) -> list[str]:
@@ -234,16 +244,30 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
+def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
+    """Fresh rows that would show two equally good models, as often of different opinion as here, to be so: 80 % power.
+
+    None where it takes more than a million.
+    """
+    if delta < _LEAST_MARGIN:
+        return None
+    return rows_for_power(min(_spread(comparison), 1.0), delta, one_sided=level)
+
+
+def _spread(comparison: Comparison) -> float:
+    """Discordance; where rows are not just right or wrong the squared deviation, which is the same for those that are."""
+    if comparison.interval.method.endswith("bootstrap"):
+        return comparison.deviation**2
+    return (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
+
+
 def _advice(comparison: Comparison, delta: float) -> str:
-    """How many fresh rows would do, were both models equally good and as often of different opinion as here."""
+    """How many fresh rows would do, and what allows to add rows instead."""
     if delta < _LEAST_MARGIN:
         return (
             f"with delta {delta:g} no affordable number of rows shows that the SLM is as good; declare a wider margin."
         )
-    different = (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
-    # Where rows are not just right or wrong, the squared deviation is what discordance is for those that are.
-    spread = different if not comparison.interval.method.endswith("bootstrap") else comparison.deviation**2
-    rows = rows_for_power(min(spread, 1.0), delta)
+    rows = rows_advised(comparison, delta, level=comparison.level)
     if rows is None:
         return f"at delta {delta:g} more than a million rows would be needed; declare a wider margin."
     if rows <= comparison.n:
@@ -252,9 +276,9 @@ def _advice(comparison: Comparison, delta: float) -> str:
             " probably not equal."
         )
     return (
-        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance ({spread:.3f}):"
-        f" evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them (to add rows until it passes"
-        " is to test many times)."
+        f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance"
+        f" ({_spread(comparison):.3f}): evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them, or"
+        " declare rule: sequential for the next run, which may then be extended until it decides."
     )
 
 
@@ -294,6 +318,12 @@ def _caveats(comparison: Comparison) -> list[str]:
         if spec in comparison.stand_ins
     ]
     return found
+
+
+def _meaning(decision: Decision) -> str:
+    if decision.exploratory is not None:
+        return f"exploratory: {decision.exploratory} under settings that were not declared, see below"
+    return _MEANING[decision.action]
 
 
 def _mark(comparison: Comparison, spec: str) -> str:

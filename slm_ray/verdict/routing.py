@@ -64,8 +64,7 @@ def ranked(
 ) -> tuple[list[Routed], str]:
     """The rows as `Routed`, and in words what ranks them."""
     both = [row.models for row in rows if {llm, slm} <= row.models.keys()]
-    logprobs = any(models[slm].logprob is not None for models in both)
-    forms = [name for name in FORMS if any(models[slm].scores.get(name) is not None for models in both)]
+    forms, logprobs = _seen([models[slm] for models in both])
     found = [
         Routed(
             confidence=_confidence(models[slm], forms, logprobs),
@@ -81,6 +80,14 @@ def ranked(
         found,
         f"{form}, then mean token log-probability" if logprobs else f"{form} only (rows carry no log-probability)",
     )
+
+
+def taken(rows: Sequence[RowResult], *, llm: str, slm: str, threshold: float) -> dict[str, bool]:
+    """By id of the rows that both models answered, whether the SLM takes the row at this threshold."""
+    both = {row.id: row.models[slm] for row in rows if {llm, slm} <= row.models.keys()}
+    forms, logprobs = _seen(list(both.values()))
+    sure = {row: _confidence(answer, forms, logprobs) for row, answer in both.items()}
+    return {row: confidence is not None and confidence >= threshold for row, confidence in sure.items()}
 
 
 def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: int) -> Mixture:
@@ -141,6 +148,12 @@ def _confirmed(differences: NDArray[np.float64], n: int, *, delta: float, seed: 
 
 def _gaps(llm: Metrics, slm: Metrics, names: Sequence[str]) -> dict[str, float]:
     return {name: b - a for name in names if (a := llm.get(name)) is not None and (b := slm.get(name)) is not None}
+
+
+def _seen(answers: Sequence[AnswerResult]) -> tuple[list[str], bool]:
+    """Which forms these answers of the SLM are checked for, and whether they carry log-probabilities."""
+    forms = [name for name in FORMS if any(answer.scores.get(name) is not None for answer in answers)]
+    return forms, any(answer.logprob is not None for answer in answers)
 
 
 def _confidence(answer: AnswerResult, forms: Sequence[str], logprobs: bool) -> float | None:

@@ -18,7 +18,8 @@ from slm_ray.corpus.tracks import track
 from slm_ray.storage import read_lines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, render, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, priced, render, sample
+from plain_records import plain
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 pytestmark = [
@@ -160,6 +161,81 @@ def test_filters_search_and_keys(opened: Opened) -> None:
     assert opened.complaints == []
 
 
+def test_rows_are_filtered_by_slice_by_issue_and_by_who_was_right(opened: Opened) -> None:
+    tab = opened.tab
+    assert tab.locator(".slice option").all_text_contents()[:2] == ["any", "domain: weather (6)"]
+    tab.locator(".issue").select_option("value mismatch")
+    assert len(opened.titles()) == 1 and "Kyoto" in opened.titles()[0]
+    tab.locator(".issue").select_option("")
+    tab.locator("[data-show=won]").click()
+    assert len(opened.titles()) == 1 and "Lima" in opened.titles()[0]
+    assert tab.locator("input[value=won]").is_checked()
+    assert opened.complaints == []
+
+
+def test_a_link_opens_its_row_and_what_is_copied_is_the_row(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, many(300))
+    found = Opened(browser, path, permissions=["clipboard-read", "clipboard-write"])
+    found.tab.locator(".issue").select_option("value mismatch")
+    found.tab.goto(f"{path.as_uri()}#row=structured:row-00218")
+    found.tab.wait_for_function("() => document.activeElement.matches('.row[open] > summary')")
+    row = found.tab.locator(".row[open]", has_text="row-00218")
+    assert row.is_visible()
+    row.get_by_role("button", name="Copy link").click()
+    row.get_by_role("button", name="Copied").wait_for()
+    assert found.tab.evaluate("() => navigator.clipboard.readText()") == f"{path.as_uri()}#row=structured:row-00218"
+    row.get_by_role("button", name="Copy row").click()
+    found.tab.wait_for_function("async () => (await navigator.clipboard.readText()).startsWith('{')")
+    copied = json.loads(found.tab.evaluate("() => navigator.clipboard.readText()"))
+    source = sample()["tracks"][0]["rows"][2]
+    assert copied["expected"] == source["target"]
+    assert copied["answers"] == {spec: answer["text"] for spec, answer in source["models"].items()}
+    found.tab.goto(f"{path.as_uri()}#row=structured:gone")
+    found.tab.wait_for_function(
+        "() => document.querySelector('.shown').textContent.includes('gone is not on this page')"
+    )
+    assert found.complaints == []
+    found.tab.context.close()
+
+
+def test_columns_are_sorted_by_a_press_and_what_is_undefined_stays_last(opened: Opened) -> None:
+    table = opened.tab.locator("table", has_text="exact_match").first
+    head = table.get_by_role("button", name="tuned SLM served")
+    column = table.locator("thead th").all_text_contents().index(head.text_content())
+
+    def shown() -> list[str]:
+        return [cells[column] for cells in table.locator("tbody tr").evaluate_all(CELLS)]
+
+    before = shown()
+    head.click()
+    values = [float(text.split()[0]) for text in shown() if "–" not in text]
+    assert values == sorted(values, reverse=True) and sorted(shown()) == sorted(before)
+    assert table.locator("th[aria-sort=descending]").count() == 1
+    head.press("Enter")
+    values = [float(text.split()[0]) for text in shown() if "–" not in text]
+    assert values == sorted(values) and "–" in shown()[-1]
+
+
+def test_the_contents_stay_in_sight_and_say_where_the_reader_is(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, sample())
+    for width in (390, 1400):
+        found = Opened(browser, path, viewport={"width": width, "height": 800}, reduced_motion="reduce")
+        found.tab.locator("nav a[href='#provenance']").click()
+        found.tab.wait_for_function(
+            "() => document.querySelector(\"nav a[href='#provenance']\").hasAttribute('aria-current')"
+        )
+        box = found.tab.locator("nav").bounding_box()
+        assert box is not None and 0 <= box["y"] < 60, "it is still there"
+        title = found.tab.locator("#provenance h2").bounding_box()
+        assert title is not None and title["y"] >= (box["y"] + box["height"] if width == 390 else 0), (
+            "and hides nothing"
+        )
+        found.tab.context.close()
+
+
+CELLS = "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
+
+
 def test_ratings_are_exported_as_training_rows(opened: Opened, tmp_path: Path) -> None:
     tab = opened.tab
     for _ in range(2):
@@ -233,7 +309,7 @@ def test_ratings_that_the_browser_will_not_keep_are_not_left_silently(browser: A
 
 def test_what_cannot_be_seen_is_shown_and_leaves_the_browser_as_it_came(browser: Any, tmp_path: Path) -> None:
     data = sample()
-    odd = 'right\u202eto\u200bleft \ud83d\x00\ufeff "q" \r\n end\n'
+    odd = 'right\u202eto\u200bleft \ud83d\x00\ufeff \u2028\u3164\U000e0041\u2800 "q" 👩\u200d🚀 \r\n end\n'
     row = data["tracks"][0]["rows"][0]
     row["models"][ADAPTER] |= {"text": odd, "failure": None}
     row["prompt"][-1]["content"] = odd
@@ -241,7 +317,8 @@ def test_what_cannot_be_seen_is_shown_and_leaves_the_browser_as_it_came(browser:
     found.tab.keyboard.press("j")
     found.tab.keyboard.press("g")
     codes = found.tab.locator(".row[open] .column .unseen").evaluate_all("(all) => all.map((one) => one.dataset.code)")
-    assert [code for code in codes if code != "U+000D"] == ["U+202E", "U+200B", "U+0000", "U+FEFF"]
+    seen = ["U+202E", "U+200B", "U+D83D", "U+0000", "U+FEFF", "U+2028", "U+3164", "U+E0041", "U+2800", "U+000D"]
+    assert codes == seen, "each, but not the joiner within a picture"
     with found.tab.expect_download() as event:
         found.tab.locator(".export").first.click()
     event.value.save_as(tmp_path / "ratings.jsonl")
@@ -286,6 +363,40 @@ def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any,
     assert wide == 0, "nothing is cut off on paper"
     assert found.tab.pdf(path=str(tmp_path / "page.pdf"))[:5] == b"%PDF-"
     found.tab.context.close()
+
+
+def test_on_a_phone_no_shape_and_no_letter_is_cut_off_and_lengths_tell(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    shares = {LLM: 0.827, BASE: 0.589, ADAPTER: 0.857}
+    for spec, share in shares.items():
+        data["tracks"][0]["reports"]["test"]["models"][spec]["metrics"]["exact_match"] = share
+    data["tracks"][0]["cost"] = plain(priced(break_even=2640.0))
+    found = Opened(browser, written(tmp_path, data), viewport={"width": 390, "height": 800})
+    outside = found.tab.evaluate(
+        """() => [...document.querySelectorAll("svg rect, svg circle, svg line, svg text")].filter((one) => {
+            const box = one.getBoundingClientRect(); return one.checkVisibility() && (box.left < 0 || box.right > 390.5); })
+            .map((one) => one.outerHTML)"""
+    )
+    assert outside == []
+    drawn = found.tab.locator(".bar").evaluate_all("(all) => all.map((one) => one.getBoundingClientRect().width)")[:3]
+    assert [round(width / drawn[0], 2) for width in drawn] == [round(share / 0.827, 2) for share in shares.values()]
+    small = found.tab.evaluate(
+        """() => [...document.querySelectorAll("svg text")].filter((one) => one.checkVisibility())
+            .map((one) => one.getBoundingClientRect().height)"""
+    )
+    assert small and min(small) >= 11, "no letter shrinks with the width"
+    found.tab.context.close()
+
+
+def test_an_answer_shows_the_words_that_differ_and_is_copied_as_it_was(opened: Opened) -> None:
+    row = opened.tab.locator(".row", has_text="Kyoto").first
+    if row.get_attribute("open") is None:
+        row.locator("summary").click()
+    wrong = row.locator(".column.wrong pre").last
+    assert wrong.locator("mark").all_text_contents() == ["Tokyo"]
+    assert wrong.locator("del").evaluate_all("(all) => all.map((one) => one.dataset.text)") == ["Kyoto"]
+    source = sample()["tracks"][0]["rows"][2]["models"][ADAPTER]["text"]
+    assert json.loads(wrong.text_content() or "") == json.loads(source), "what is struck out is no part of the answer"
 
 
 CONTRAST = """() => {

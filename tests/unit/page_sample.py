@@ -7,9 +7,10 @@ from typing import Any
 from plain_records import facts, plain, record
 
 from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.cost_records import CostReport
 from slm_ray.page.data import LoopReport
 from slm_ray.page.page import page
-from slm_ray.records import CostReport, RowResult
+from slm_ray.records import RowResult
 
 LLM, BASE, ADAPTER = "served:stand-in", "served:tiny-base", "served:tiny-base:structured-0a1b2c3d4e5f"
 HOSTILE = '</script><script>alert(1)</script><img src=x onerror="alert(2)"> {{ 7*7 }}'
@@ -173,6 +174,20 @@ def part(value: Any, n: Any, lower: Any, upper: Any) -> Any:
         "n": n,
         "interval": {"estimate": (lower + upper) / 2, "lower": lower, "upper": upper},
     }
+
+
+def sequential(decided_at: Any, rows: Any = 100) -> Any:
+    """What the sequential rule saw of rows of which the SLM gained one in five and lost one in ten."""
+    path = []
+    for n in range(1, rows + 1):
+        estimate, width = (n // 5 - n // 10) / n, min(1.0, 1.8 / n**0.5)
+        bounds = {"lower": max(-1.0, estimate - width), "upper": min(1.0, estimate + width)}
+        path.append({"rows": n, "groups": n, "estimate": estimate, **bounds})
+    last = {name: path[-1][name] for name in ("estimate", "lower", "upper")}
+    return {
+        "level": 0.05, "rows": rows, "groups": rows, "action": "swap" if decided_at else None, "decided_at": decided_at,
+        "interval": {**last, "method": "confidence sequence"}, "e_not_worse": 31.0, "e_worse": 0.01, "path": path,
+    }  # fmt: skip
 
 
 def provenance(rows_scored: Any) -> Any:

@@ -16,6 +16,7 @@ import pytest
 
 from slm_ray import adapters
 from slm_ray.errors import AdapterError
+from slm_ray.records import TrainingEffort
 
 
 def safetensors(path: Path, shapes: dict[str, tuple[int, ...]], fill: int = 0) -> Path:
@@ -93,6 +94,16 @@ def test_the_same_content_is_one_adapter_whenever_and_wherever_it_is_published(
     )
     assert second == first
     assert [manifest.id for manifest in adapters.list_adapters(root)] == [first.id]
+
+
+def test_a_manifest_states_what_its_training_took(shelf: tuple[Path, Path, Path, str]) -> None:
+    """One hour for the last 100 of 400 steps is four for all of them, on two workers with a GPU each."""
+    source, root, _, fingerprint = shelf
+    timed = {"train_s": 3600.0, "steps": 400, "steps_run": 100, "workers": 2, "gpus": 2.0}
+    known = publish(source, root, fingerprint, metrics=timed, name="timed")
+    assert adapters.training_effort(known) == TrainingEffort(hours=4.0, workers=2, gpus=2.0)
+    for at, lacking in enumerate([{"loss": 0.5}, {**timed, "gpus": None}, {**timed, "steps_run": 0}]):
+        assert adapters.training_effort(publish(source, root, fingerprint, metrics=lacking, name=f"n{at}")) is None
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
             "cost.hourly_usd=.inf",
             "'cost.hourly_usd' = inf: input should be a",
         ),
-        (CompareConfig, "report: r\nllm: a\nslm: b", r'cost.prices="\0"', "NUL byte"),
+        (CompareConfig, "report: r\nllm: a\nslm: b", r'prices="\0"', "NUL byte"),
         (PrepareConfig, "source: a\nout_dir: b", r'source={"a\0": 1}', "NUL byte"),
         (
             LoopConfig,

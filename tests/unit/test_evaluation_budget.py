@@ -139,7 +139,7 @@ def test_a_machine_of_one_s_own_needs_no_price_and_counts_where_its_model_is_lis
     file.write_text(PRICES)
     mine = [priced("openai:gpt@http://127.0.0.1", "gpt", "machine"), priced("openai:x@http://gpu", "x", "machine")]
     assert set(prices_of(config(prices=str(file), max_cost_usd=1.0), mine)) == {"openai:gpt@http://127.0.0.1"}
-    assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), mine) == {}
+    assert prices_of(config(max_cost_usd=1.0), mine) == {}
 
 
 def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
@@ -152,10 +152,23 @@ def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     }
     with pytest.raises(ConfigError, match=r"has none for openai:new \(new\).*known: gpt.*max_calls"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)
-    assert prices_of(config(prices="nowhere.yaml"), names) == {}
     assert prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), []) == {}
     with pytest.raises(ConfigError, match=r"cannot read the prices nowhere.yaml"):
-        prices_of(config(prices="nowhere.yaml", max_cost_usd=1.0), names)
+        prices_of(config(prices="nowhere.yaml"), names)
     file.write_text("models: [1, 2]")
     with pytest.raises(ConfigError, match="not a price file"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)
+
+
+def test_what_was_spent_before_is_counted_once_however_many_shards_go_on() -> None:
+    """The display sums what the shards have noted."""
+    budget = Budget(config(shards=3), {"azure:gpt": PRICE})
+    budget.charge("azure:gpt", "k", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=1000, completion_tokens=10)))
+    before = budget.usd("azure:gpt")
+    assert before is not None and before > 0
+    assert sum(budget.of_shard(number).usd("azure:gpt") for number in range(3)) == before
+
+
+def test_nothing_is_made_of_spending_without_a_limit_or_a_price() -> None:
+    assert not Budget(config(), {}).is_counted
+    assert Budget(config(), {"azure:gpt": PRICE}).is_counted and Budget(config(max_calls=1), {}).is_counted

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ConfigError, DataError, ModelError
+from slm_ray.evaluation.asking_order import AskingOrder, drawn, keep_order
 from slm_ray.evaluation.plan import plan
 
 
@@ -59,3 +62,133 @@ def test_a_plan_shows_no_key(tmp_path: Path) -> None:
     planned = plan(config(tmp_path, models=["azure:"]), environment)
     assert "canary" not in repr(planned)
     assert "OTHER" not in planned.arms[0].environment
+
+
+def sequential(tmp_path: Path, **changes: Any) -> EvaluateConfig:
+    return config(tmp_path, declare={"rule": "sequential"}, **changes)
+
+
+def more(tmp_path: Path, name: str, *lines: dict[str, Any]) -> str:
+    path = tmp_path / name
+    path.write_text("".join(json.dumps({"completion": "{}", **line}) + "\n" for line in lines))
+    return str(path)
+
+
+def many(tmp_path: Path, count: int = 60, **changes: Any) -> EvaluateConfig:
+    rows = more(
+        tmp_path, "many.jsonl", *({"id": f"m{n}", "prompt": f"p{n}", "group": f"g{n % 20}"} for n in range(count))
+    )
+    return sequential(tmp_path, examples=rows, **changes)
+
+
+def order_of(settings: EvaluateConfig) -> list[str]:
+    return [row.id for row in plan(settings, {}).examples]
+
+
+def test_an_order_is_drawn_from_the_seed_with_groups_together(tmp_path: Path) -> None:
+    order = order_of(many(tmp_path))
+    assert order == order_of(many(tmp_path, run_dir="elsewhere", models=["fake:x", "fake:y"]))
+    groups = [int(row[1:]) % 20 for row in order]
+    assert [groups[at] for at in range(0, 60, 3)] == [groups[at + 2] for at in range(0, 60, 3)]
+    assert sorted(groups) != groups
+    another = order_of(many(tmp_path, generation={"seed": 7}))
+    assert another != order and sorted(another) == sorted(order)
+    paired = many(tmp_path).model_copy(update={"declare": None})
+    assert order_of(paired) == [f"m{n}" for n in range(60)]
+
+
+def test_the_order_does_not_depend_on_that_of_the_file_and_a_limit_cuts_no_group(tmp_path: Path) -> None:
+    order = order_of(many(tmp_path))
+    backwards = [json.loads(line) for line in (tmp_path / "many.jsonl").read_text().splitlines()][::-1]
+    again = order_of(sequential(tmp_path, examples=more(tmp_path, "backwards.jsonl", *backwards)))
+    assert [int(row[1:]) % 20 for row in again] == [int(row[1:]) % 20 for row in order]
+    assert order_of(many(tmp_path, limit=10)) == order[:9]
+    assert order_of(many(tmp_path, limit=2)) == order[:3]
+
+
+def test_each_place_of_an_order_is_any_rows_place(tmp_path: Path) -> None:
+    rows = plan(config(tmp_path), {}).examples
+    first = Counter(drawn(rows, seed)[0].id for seed in range(2000))
+    assert set(first) == {row.id for row in rows}
+    assert all(320 < count < 480 for count in first.values())  # 400 each, give or take four standard deviations
+
+
+def test_further_rows_come_behind_the_first_and_keep_their_keys(tmp_path: Path) -> None:
+    first, second = (
+        more(tmp_path, f"{name}.jsonl", *({"id": f"{name}{n}", "prompt": f"{name} asks {n}"} for n in range(8)))
+        for name in ("x", "y")
+    )
+    short, long, longest = (plan(sequential(tmp_path, extend=extend), {}) for extend in ((), first, (first, second)))
+    assert short.examples == long.examples[:5] and long.examples == longest.examples[:13]
+    assert {row.id[0] for row in longest.examples[13:]} == {"y"}
+    assert [row.id for row in long.examples[5:]] != [f"x{n}" for n in range(8)]
+    keys = [dict(one.arms[0].keys) for one in (short, long, longest)]
+    assert keys[0].items() < keys[1].items() < keys[2].items()
+    assert len({one.digest for one in (short, long, longest)}) == 3
+    assert short.digest == plan(config(tmp_path), {}).digest
+    assert longest.order is not None and len(longest.order.files) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"id": "new", "prompt": " Q3 "}, r"1 of 1 rows ask what earlier rows ask \(new\)"),
+        ({"id": "r3", "prompt": "new"}, r"1 of 1 rows have the id of an earlier row \(r3\)"),
+    ],
+)
+def test_further_rows_that_were_there_before_are_refused(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        plan(sequential(tmp_path, extend=more(tmp_path, "more.jsonl", row)), {})
+
+
+def test_further_rows_share_no_group_and_have_none_larger_than_the_first(tmp_path: Path) -> None:
+    shared = more(tmp_path, "shared.jsonl", {"id": "a", "prompt": "a", "group": "g3"})
+    with pytest.raises(DataError, match=r"1 of 1 rows are of the group of an earlier row \(a\)"):
+        plan(many(tmp_path, extend=shared), {})
+    large = more(tmp_path, "large.jsonl", *({"id": f"a{n}", "prompt": f"a{n}", "group": "new"} for n in range(4)))
+    with pytest.raises(DataError, match=r"a group of 4 rows, and .* has none of more than 3"):
+        plan(many(tmp_path, extend=large), {})
+
+
+def test_further_rows_may_be_no_training_rows(tmp_path: Path) -> None:
+    train = more(tmp_path, "train.jsonl", {"id": "t", "prompt": "seen"}, {"id": "u", "prompt": "also seen"})
+    extend = more(tmp_path, "more.jsonl", {"id": "a", "prompt": "seen"})
+    with pytest.raises(DataError, match=r"1 of 6 rows of .* are training rows"):
+        plan(sequential(tmp_path, extend=extend, train=train), {})
+    with pytest.raises(DataError, match=r"1 of 1 rows of .* are training rows of demonstrations"):
+        plan(sequential(tmp_path, extend=extend, demonstrations=train, models=["baseline:majority"]), {})
+
+
+def test_rows_are_added_under_the_sequential_rule_only(tmp_path: Path) -> None:
+    for declared in (None, {"rule": "paired"}, {"rule": "point"}):
+        with pytest.raises(ValueError, match="evaluate the new rows alone, in a run_dir of their own"):
+            config(tmp_path, extend="more.jsonl", declare=declared)
+
+
+def test_a_run_that_may_stop_has_a_candidate_and_asks_once(tmp_path: Path) -> None:
+    stops = {"rule": "sequential", "stop": "when_decided"}
+    with pytest.raises(ConfigError, match=r"only fake:\{\}; stop: when_decided needs two or more, the LLM first"):
+        plan(config(tmp_path, declare=stops), {})
+    with pytest.raises(ValueError, match="repeats: 1, or stop: never"):
+        config(tmp_path, declare=stops, repeats=2)
+
+
+def test_an_order_is_kept_and_another_one_refused(tmp_path: Path) -> None:
+    first = AskingOrder(seed=1, files=("a",), largest_group=2)
+    keep_order(tmp_path, first)
+    keep_order(tmp_path, replace(first, files=("a", "b")))
+    keep_order(tmp_path, first)  # a run on fewer rows forgets nothing
+    for other, said in (
+        (replace(first, seed=2), "drawn from seed 1, and generation.seed is 2 now"),
+        (replace(first, files=("c",)), "drawn for other rows"),
+        (replace(first, files=("a", "c")), "drawn for other rows"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            keep_order(tmp_path, other)
+
+
+def test_a_plan_of_the_first_rows_holds_so_many_of_each_arm(tmp_path: Path) -> None:
+    whole = plan(sequential(tmp_path, models=["fake:{}", "fake:x"]), {})
+    part = whole.upto({"fake:{}": 4, "fake:x": 2})
+    assert part.examples == whole.examples[:4]
+    assert [list(arm.keys) for arm in part.arms] == [[row.id for row in whole.examples[:n]] for n in (4, 2)]

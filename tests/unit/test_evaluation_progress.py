@@ -6,6 +6,7 @@ import io
 import json
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -26,8 +27,6 @@ from slm_ray.evaluation.limiter import ThrottleStatus
 from slm_ray.evaluation.progress import LogFeed, PairedDifference, ProgressDisplay, RunningStats, watch
 from slm_ray.runlog import RUN_FILE, PlannedRequest, Response, RunLog, end_note, throttle_note, write_plan
 from slm_ray.types import Completion, Failure
-from slm_ray.verdict.non_inferiority import bounds
-from slm_ray.verdict.stats import paired_interval
 
 SPECS = ["azure:", "served:m"]
 TARGETS = {f"r{n}": '{"a": 1}' for n in range(4)}
@@ -66,8 +65,7 @@ def test_off_a_terminal_it_is_plain_lines_now_and_then() -> None:
     assert lines[0] == (
         "azure:: rows 2/4, so far 0.500, difference -, failed 0, retried 0, 429 -, in flight 0, rate -, cost 0.2500 USD, left ?"
     )
-    low, high = bounds(1, 0, 2)
-    assert f"served:m:a: rows 3/4, so far 0.667, difference +0.500 [{low:+.3f}, {high:+.3f}], failed 1" in lines[1]
+    assert "served:m:a: rows 3/4, so far 0.667, difference +0.500 (no bound until the end), failed 1" in lines[1]
     assert "retried 1, 429 7, in flight 1/3, rate" in lines[1]
     assert "/s (limit 12.5/s), cost -" in lines[1]
     assert "\x1b" not in out.getvalue()
@@ -78,7 +76,7 @@ def test_on_a_terminal_it_is_a_table_that_is_rewritten() -> None:
     with display(Console(file=out, force_terminal=True, width=200)) as shown:
         shown.show()
     assert "structured: exact_match" in out.getvalue()
-    assert "+0.500 [" in out.getvalue()
+    assert "+0.500" in out.getvalue()
     assert "served:m:" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is given back
 
@@ -107,14 +105,9 @@ def test_the_difference_is_that_of_the_rows_both_have_in_whatever_order_they_com
             difference.add(stats, row)
     differences = [b - a for a, b in rows if a is not None and b is not None]
     if not differences:
-        assert difference.interval() is None
-        return
-    wanted = paired_interval(differences, resamples=99, seed=1)
-    interval = difference.interval()
-    assert interval is not None
-    assert interval[0] == pytest.approx(wanted.estimate)
-    if wanted.method == "score":
-        assert interval[1:] == pytest.approx((wanted.lower, wanted.upper))
+        assert difference.text() == "-"
+    else:
+        assert difference.text() == f"{sum(differences) / len(differences):+.3f} (no bound until the end)"
 
 
 def facts(run_dir: Path, **changes: Any) -> dict[str, Any]:
@@ -122,7 +115,7 @@ def facts(run_dir: Path, **changes: Any) -> dict[str, Any]:
     (run_dir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "examples": str(run_dir / "rows.jsonl"), "track": "structured", "models": SPECS, "repeats": 1, "rows": 4,
-        "pid": os.getpid(), "host": socket.gethostname(), "concurrency": 16, **changes,
+        "pid": os.getpid(), "host": socket.gethostname(), "concurrency": 16, "extend": [], "sequential": None, **changes,
     }  # fmt: skip
 
 
@@ -165,7 +158,7 @@ def test_a_log_shows_rows_differences_and_calls_in_flight(tmp_path: Path, read_b
     feed.read()
     feed.read()
     assert "rows 3/4, so far 0.000, difference -, failed 1, retried 0, 429 -, in flight 1," in shown.lines()[0]
-    assert "rows 1/4, so far 1.000, difference +1.000 [" in shown.lines()[1]
+    assert "rows 1/4, so far 1.000, difference +1.000 (no bound until the end)" in shown.lines()[1]
     assert "in flight 1," in shown.lines()[1]
 
 
@@ -231,3 +224,53 @@ def test_the_job_takes_a_folder_and_tells_how_the_run_ended(tmp_path: Path) -> N
     assert live.returncode == 1
     assert "azure:: rows 1/4" in live.stderr
     assert live.stderr.splitlines()[-1] == "the run is not complete (stopped); its own command continues it"
+
+
+ORDER = [f"r{n}" for n in (*range(30, 40), *range(30))]  # as it was drawn: not that of the file
+
+
+def sequential_run(run_dir: Path, answers: list[Response], **settings: Any) -> None:
+    """A run of forty rows under the sequential rule, with these answers so far."""
+    rows = [{"id": f"r{n}", "prompt": f"question {n}", "completion": '{"a": 1}'} for n in range(30)]
+    further = [{"id": f"r{n}", "prompt": f"question {n}", "completion": '{"a": 1}'} for n in range(30, 40)]
+    for name, lines in (("first", rows), ("more", further)):
+        (run_dir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    rule = {
+        "llm": "azure:", "levels": {"served:m": 0.05}, "companions": [], "delta": 0.1, "guardrails": [],
+        "largest_group": 1, **settings,
+    }  # fmt: skip
+    log_of(
+        run_dir, **facts(run_dir, rows=40, examples=str(run_dir / "first.jsonl"), extend=[str(run_dir / "more.jsonl")], sequential=rule)
+    ).close()  # fmt: skip
+    planned = [PlannedRequest(key=f"{spec}{row[1:]}", spec=spec, example_id=row) for spec in SPECS for row in ORDER]
+    write_plan(run_dir / "log", "p", planned)
+    append(run_dir, answers)
+
+
+def watched(run_dir: Path) -> str:
+    """What is shown of a run that is over."""
+    out = io.StringIO()
+    append(run_dir, [end_note("done")], file=RUN_FILE)
+    assert watch(run_dir, console=Console(file=out, width=300)) == "done"
+    return out.getvalue().splitlines()[-1]
+
+
+def test_under_the_sequential_rule_a_watcher_sees_the_confidence_sequence_of_the_rows_looked_at(tmp_path: Path) -> None:
+    llm = [answer("azure:", int(row[1:]), '{"a": 1}') for row in ORDER[:20]]
+    slm = [answer("served:m", int(row[1:]), '{"a": 1}') for row in (*ORDER[:5], *ORDER[6:20])]
+    sequential_run(tmp_path, [*llm, *slm])
+    line = watched(tmp_path)
+    assert "rows 19/40, so far 1.000, difference +0.000 [" in line
+    assert "] over 5 rows, failed 0" in line  # the sixth row of the order is not answered by both
+
+
+def test_a_watcher_sees_at_which_row_it_was_decided(tmp_path: Path) -> None:
+    answers = [answer(spec, int(row[1:]), '{"a": 1}' if spec == "azure:" else "{}") for spec in SPECS for row in ORDER]
+    sequential_run(tmp_path, answers)
+    line = watched(tmp_path)
+    found = re.search(
+        r"difference decided at row (\d+): fine_tune \(-1.000 \[-1.000, -[\d.]+\] over (\d+) rows\)", line
+    )
+    assert found, line
+    assert found[1] == found[2]
+    assert 3 <= int(found[1]) <= 15

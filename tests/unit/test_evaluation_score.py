@@ -11,18 +11,21 @@ from typing import Any
 
 import pytest
 from log_files import log_of
+from plain_records import facts
 
+from slm_ray.adapters import MANIFEST, Manifest
 from slm_ray.config import EvaluateConfig
 from slm_ray.errors import DataError
 from slm_ray.evaluation.answers import Answers
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.provenance import provenance
-from slm_ray.evaluation.score import write_report
+from slm_ray.evaluation.score import training_of, write_report
+from slm_ray.records import ModelReport, TrainingEffort
 from slm_ray.reports.files import load_report
 from slm_ray.runlog import Response, RunLog
-from slm_ray.storage import read_jsonl
+from slm_ray.storage import read_jsonl, write_json
 from slm_ray.tracing import Tracer
-from slm_ray.types import Completion, Failure, ModelFacts, Usage
+from slm_ray.types import Completion, Failure, ModelFacts, Percentiles, Usage
 
 MODELS = ("fake:a", "fake:b")
 
@@ -161,3 +164,19 @@ def reported(folder: Path, rows: int) -> int:
         before = tracemalloc.get_traced_memory()[0]
         write_report(made, log, config, {}, Tracer(config.run_dir, {}))
         return tracemalloc.get_traced_memory()[1] - before
+
+
+def test_the_report_keeps_what_an_adapter_s_training_took(tmp_path: Path) -> None:
+    """Twenty steps in half an hour on one GPU; without the adapter's folder nothing is known of it."""
+    model = ModelReport(
+        facts=facts("served:m:structured-0123456789ab"), n=0, metrics={}, latency_s=Percentiles(), usage=Usage(),
+        failures={}, served_by=(), trained_on=0,
+    )  # fmt: skip
+    manifest = Manifest(
+        id="structured-0123456789ab", name="structured", track="structured", base="m", base_fingerprint="", config_digest="",
+        data_digest="", created="", rank=4, alpha=8, hidden_size=None, train_prompts=0, files={},
+        metrics={"train_s": 1800.0, "steps": 20, "steps_run": 20, "workers": 1, "gpus": 1.0},
+    )  # fmt: skip
+    write_json(tmp_path / manifest.id / MANIFEST, dataclasses.asdict(manifest))
+    assert training_of(model, str(tmp_path)) == TrainingEffort(hours=0.5, workers=1, gpus=1.0)
+    assert training_of(model, str(tmp_path / "elsewhere")) is None and training_of(model, None) is None

@@ -7,18 +7,8 @@ from dataclasses import replace
 from plain_records import facts
 
 from slm_ray.evaluation.table import summary
-from slm_ray.records import (
-    Commands,
-    Digests,
-    ExampleSet,
-    ModelReport,
-    Noise,
-    Percentiles,
-    Provenance,
-    Report,
-    TrainingRowCheck,
-)
-from slm_ray.types import Usage
+from slm_ray.records import Commands, Digests, ExampleSet, ModelReport, Noise, Provenance, Report, TrainingRowCheck
+from slm_ray.types import Percentiles, Usage
 
 
 def reported(*models: ModelReport, provenance: Provenance | None = None) -> Report:

@@ -17,7 +17,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
+    {"types", "records", "cost_records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
@@ -27,7 +27,7 @@ FLOORS = [
     {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
-    ("errors", "errors"), ("records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
+    ("errors", "errors"), ("records", "types"), ("records", "cost_records"), ("cost_records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
     ("ray_environment", "errors"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample, sequential
 from plain_records import facts, plain, record
 
-from slm_ray.page.charts import daily, ticks
-from slm_ray.records import CostReport
+from slm_ray.cost_records import CostReport
+from slm_ray.page import page as page_module
+from slm_ray.page.charts import daily, sequence, ticks
+from slm_ray.page.formatting import in_points, visible
+from slm_ray.types import SequentialResult
 
 VOID = {"meta", "input", "br", "link", "img"}
 
@@ -128,10 +131,47 @@ def test_the_policy_allows_exactly_the_pages_own_style() -> None:
 def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
     first, second = (text for _, _, text in DOCUMENT.all("article"))
     assert "Swap" in first and "fine-tune" in first and "Inconclusive" in second
-    assert "Rule fixed beforehand: paired, delta 0.02" in " ".join(first.split())
+    assert "Exploratory: no rule was declared before the first call: rule paired, delta 2 points" in " ".join(
+        first.split()
+    )
     for track in sample()["tracks"]:
         for decision in track["decisions"]:
-            assert all(sentence in BODY for sentence in decision["decision"]["because"])
+            assert all(in_points(sentence) in BODY for sentence in decision["decision"]["because"])
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        (None, "Exploratory: no rule was declared before the first call"),
+        ({"answers_before": 0}, "Declared before the first call: rule paired"),
+        ({"answers_before": 200}, "Exploratory: the rule was declared when 200 answers were already there"),
+        ({"answers_before": 0, "delta": 0.05}, "Exploratory: not the rule that was declared before the first call"),
+    ],
+)
+def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
+    data = sample()
+    rule = {
+        "rule": "paired", "stop": "never", "candidates": None, "delta": 0.02, "primary": "exact_match", "guardrails": [],
+        "slice_rows": 20, "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
+        "rows": 100,
+    }  # fmt: skip
+    made = data["tracks"][0]["decisions"][1]
+    made["declared"] = declared and rule | declared
+    if declared and "delta" in declared:
+        made["decision"] |= {"action": "inconclusive", "exploratory": "swap"}
+    first = " ".join(Document(render(data)).all("article")[0][2].split())
+    assert words in first and first.count("eclared") == 1
+
+
+def test_sentences_of_the_verdict_count_in_points_and_percent_as_the_page_does() -> None:
+    said = "f1: the LLM leads by 0.0333, more than 0.02 (LLM 0.5333, SLM 0.5000); lower bound -0.4667, upper +0.0410"
+    assert in_points(said) == (
+        "f1: the LLM leads by 3.33 points, more than 2 points (LLM 53.3 %, SLM 50.0 %); lower bound −46.7 points,"
+        " upper +4.1 points"
+    )
+    assert (
+        in_points("by 12 rows, more than 2 % failed, gpt-4.1-0001") == "by 12 rows, more than 2 % failed, gpt-4.1-0001"
+    )
 
 
 def test_every_number_is_there() -> None:
@@ -147,7 +187,7 @@ def test_every_number_is_there() -> None:
                     assert re.search(rf"{issue.replace('_', ' ')} [\d ]*\b{count}\b", BODY)
         for decision in track["decisions"]:
             for value in decision["comparison"]["interval"].values():
-                assert f"{value:+.4f}".replace("-", "−") in BODY
+                assert f"{100 * value:+.1f}".replace("-", "−") in BODY
     for text in ("+11.0", "−34.0", "42 ms", "97 ms", "62.1", "41.3", "10,340", "2 truncated", "2 min 12 s", "2.60.0"):
         assert text in BODY
     for text in ("60 rows in, 60 scored", "100 rows in, 100 scored", "5d1f" * 8, "make setup", "base_url"):
@@ -167,7 +207,7 @@ def test_undefined_is_a_dash_and_never_zero_or_nan() -> None:
 
 
 def test_a_stand_in_is_named_in_every_strip_table_chart_and_row() -> None:
-    for tag, css_class in (("article", None), ("table", None), ("svg", None), ("div", "decision")):
+    for tag, css_class in (("article", None), ("table", None), ("div", "chart"), ("div", "decision")):
         found = DOCUMENT.all(tag, css_class)
         assert found
         for _, _, text in found:
@@ -193,10 +233,11 @@ def test_a_real_llm_is_not_called_a_stand_in() -> None:
 def test_filters_count_and_rows_know_theirs() -> None:
     labels = [" ".join(t.split()) for _, a, t in DOCUMENT.all("label") if "structured" in a.get("for", "")]
     assert labels == [
-        "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0",
+        "All 6", "LLM and SLM disagree 2", "SLM lost 1", "SLM won 1", "Invalid or failed 2", "Refused 0", "Both right 4",
+        "Both wrong 0",
     ]  # fmt: skip
     assert [row["k"] for row in ROWS["rows"]] == [
-        [], ["different", "won"], ["different", "lost"], ["invalid"], ["invalid"], [],
+        ["both"], ["different", "won"], ["different", "lost"], ["both", "invalid"], ["both", "invalid"], ["both"],
     ]  # fmt: skip
     assert ROWS["open"] == 2, "the first lost row is open"
     data = sample()
@@ -216,16 +257,100 @@ def test_a_refusal_is_its_own_outcome() -> None:
     assert (row["a"][0]["o"], row["a"][0]["f"]) == ("refused", "refused: content filter")
 
 
-def test_wrong_lines_are_marked_and_failures_say_why() -> None:
-    marked = {
-        answer["t"].split("\n")[line].strip()
-        for row in ROWS["rows"]
-        for answer in row["a"]
-        for line in answer.get("d", ())
-    }
-    assert '"city": "Tokyo",' in marked and '"days": 1' in marked
-    assert '"city": "Kyoto",' not in marked
+def test_failures_say_why() -> None:
     assert "truncated: stopped at 256 tokens" in [answer.get("f") for row in ROWS["rows"] for answer in row["a"]]
+
+
+def outcomes(scores: Any, *, issues: Any = (), primary: str = "exact_match") -> list[list[str]]:
+    """What the arms' answers to the first row are called, and the row's filters."""
+    data = sample()
+    row = data["tracks"][0]["rows"][0]
+    for answer, score, issue in zip(row["models"].values(), scores, [*issues, (), (), ()], strict=False):
+        answer |= {"scores": {primary: score}, "issues": list(issue)}
+    data["tracks"][0]["rows"] = [row]
+    (found,) = blocks(Document(render(data)))
+    (drawn,) = found["rows"]
+    return [[answer["o"] for answer in drawn["a"]], drawn["k"]]
+
+
+def test_only_an_answer_that_could_not_be_read_is_invalid() -> None:
+    assert outcomes([1, 0, 0], issues=[(), ("wrong_number",), ("no_number",)]) == [
+        ["right", "wrong", "invalid"], ["different", "lost", "invalid"],
+    ]  # fmt: skip
+    assert outcomes([0, 0, 0], issues=[("wrong_label",)] * 3) == [["wrong"] * 3, ["neither"]]
+
+
+def test_a_graded_answer_is_told_by_its_score_and_never_called_right_or_wrong() -> None:
+    assert outcomes([0.86, 1.0, 0.31]) == [["graded"] * 3, ["different", "lost"]]
+    assert outcomes([0.5, None, 0.5]) == [["graded", "unscored", "graded"], ["both"]]
+    data = sample()
+    for row in data["tracks"][0]["rows"]:
+        row["models"][LLM]["scores"]["exact_match"] = 0.86
+    document = Document(render(data))
+    labels = " ".join(text for _, _, text in document.all("label"))
+    assert "SLM scored lower" in labels and "wrong" not in labels and "SLM lost" not in labels
+    assert "Wilson" not in document.all("body")[0][2], "a mean of grades is no share of rows"
+
+
+def test_a_demonstration_is_never_green() -> None:
+    def tones(data: Any) -> set[str]:
+        document = Document(render(data))
+        marked = [*document.all("article"), *document.all("div", "decision"), *document.all("li")]
+        return {name for _, attributes, _ in marked for name in attributes.get("class", "").split()}
+
+    assert "demonstration" in tones(sample()) and not {"swap", "fine_tune"} & tones(sample())
+    assert "A demonstration: a stand-in answered as the LLM" in DOCUMENT.all("article")[0][2]
+
+
+def test_characters_that_do_not_show_are_spelled_out_wherever_a_text_stands() -> None:
+    data = sample()
+    unseen = [
+        "\u202e",
+        "\u2028",
+        "\u3164",
+        "\U000e0041",
+        "\u200b",
+        "\u00a0",
+        "\ufe0f",
+        "\u2800",
+        "\u180e",
+        "\x07",
+        "\ue000",
+    ]
+    text = "|".join(unseen)
+    data["tracks"][0]["decisions"][0]["decision"]["because"] = [text]
+    data["tracks"][0]["reports"]["test"]["models"][ADAPTER]["issues"] = {text: 1}
+    html = render(data)
+    shown = "|".join(f"⟨U+{ord(sign):04X}⟩" for sign in unseen)
+    assert html.count(shown) >= 2
+    assert not [sign for sign in unseen if sign in html]
+    assert visible("é ß 漢字 \tline\n 😀") == "é ß 漢字 \tline\n 😀"
+
+
+def test_a_page_of_many_long_rows_keeps_to_its_limit_and_says_what_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert page_module.LIMIT_BYTES == 20_000_000
+    monkeypatch.setattr(page_module, "LIMIT_BYTES", 2_000_000)
+    chance = random.Random(42)
+    data = sample()
+    track = data["tracks"][0]
+    same, _, differs, invalid, *_ = track["rows"]
+    track["rows"] = []
+    for number in range(200):
+        row = copy.deepcopy(differs if number % 20 == 7 else invalid if number % 20 == 13 else same)
+        row["models"][LLM]["text"] = chance.randbytes(10_000).hex()  # 4 MB of it in all
+        track["rows"].append({**row, "id": f"row-{number:05d}"})
+    html = render(data)
+    assert 500_000 < len(html.encode()) < 2_000_000
+    document = Document(html)
+    (found,) = blocks(document)
+    kept = [row["i"] for row in found["rows"]]
+    assert kept == sorted(kept), "in the order of the file"
+    for number in range(200):
+        assert number % 20 not in (7, 13) or f"row-{number:05d}" in kept, "what is worth reading most is there"
+    (said,) = (text for _, _, text in document.all("p", "left-out"))
+    assert f"{200 - len(kept):,} rows are not on this page" in said
+    assert " 2 MB" in said and "runs/demo/structured/test/scores.jsonl" in said
+    assert not DOCUMENT.all("p", "left-out")
 
 
 def test_rows_carry_what_an_export_needs_byte_for_byte() -> None:
@@ -245,7 +370,7 @@ def test_cost_and_the_share_it_may_take_are_shown_with_their_reasons() -> None:
         "0.00125",
         "0.00198",
         "RTX 3090",
-        "SLM can take 25 % at delta 0.02",
+        "SLM can take 25 % at delta 2 points",
     ):
         assert text in BODY
     without = sample()
@@ -365,6 +490,152 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() ->
         assert words in text, words
     doubts = [found for _, _, found in document.all("li", "no")]
     assert any("100 rows in = 99 scored" in one for one in doubts), "rows that are missing are not ticked"
+
+
+def test_a_path_of_a_sessions_copy_is_shortened_to_what_outlives_it() -> None:
+    data = sample()
+    copy_of = (
+        "/tmp/ray/session_2026-11-27_17-33-26_035022_23940/runtime_resources/working_dir_files/_ray_pkg_19e814822069/"
+    )
+    data["tracks"][0]["adapter"]["base"] = f"{copy_of}data/tiny_base"
+    html = render(data)
+    assert "base data/tiny_base" in Document(html).all("body")[0][2] and "_ray_pkg" not in html
+
+
+def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> None:
+    data = sample() | {"stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    track = data["tracks"][0]
+    final = track["decisions"][-1]
+    final["comparison"] |= {"slm_only_right": 17, "llm_only_right": 6, "slices": [part("bad", 24, -0.41, -0.11)]}
+    track["cost"] = plain(priced(break_even=2640.0))
+
+    def head() -> str:
+        return " ".join(Document(render(data)).all("article")[0][2].split())
+
+    for words in (
+        "From 2,640 requests/day a machine costs less",
+        "USD per 1,000 requests: 4.545 for the LLM, 0.00125 for the SLM.",
+        "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
+        "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
+        "Most often: value mismatch (24).",
+        "On Monday Serve the adapter and send it 5 % of the traffic",
+    ):
+        assert words in head(), words
+    final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
+    assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
+
+
+def test_who_was_right_is_counted_over_all_rows_and_not_where_answers_are_graded() -> None:
+    (table,) = (" ".join(text.split()) for _, _, text in DOCUMENT.all("table", "two-by-two"))
+    assert "tuned SLM right 4 1 tuned SLM wrong 1 0" in table and "stand-in" in table
+    data = sample()
+    data["tracks"][0]["rows"][0]["models"][LLM]["scores"]["exact_match"] = 0.5
+    assert not Document(render(data)).all("table", "two-by-two")
+
+
+def test_every_place_of_the_contents_is_there() -> None:
+    identifiers = [attributes["id"] for _, attributes, _ in DOCUMENT.elements if "id" in attributes]
+    assert len(identifiers) == len(set(identifiers))
+    links = [attributes["href"] for tag, attributes, _ in DOCUMENT.elements if tag == "a"]
+    assert len(links) > 8 and {link.removeprefix("#") for link in links} <= set(identifiers)
+
+
+def test_the_confidence_sequence_is_a_picture_over_rows_with_the_row_that_decided() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"]["sequential"] = sequential(decided_at=37)
+    final["decision"]["rule"] = "sequential"
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert "Decided at row 37 of 100. The 63 rows after it were not needed" in text and "decided at row 37" in text
+    assert "+10.0 ±18.0" in text and "−8.0 to +28.0 points" in text, "the bounds that may be looked at at any time"
+    final["comparison"]["sequential"] = sequential(decided_at=None)
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert "Not decided after 100 rows" in text and "decided at row" not in text
+    assert "As the rows came in" not in BODY
+
+
+def test_what_the_rest_of_the_rows_took_stands_beside_the_row_that_decided() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"]["sequential"] = sequential(decided_at=37)
+    data["tracks"][0]["reports"]["test"]["sequential"] = {
+        "delta": 0.02, "stop": "never", "rows": 100, "largest_group": 1, "candidates": {},
+        "rest": {LLM: {"calls": 63, "tokens": 12_345, "usd": 0.1234}, ADAPTER: {"calls": 63, "tokens": 9000, "usd": None}},
+    }  # fmt: skip
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert (
+        "they took 63 calls of LLM stand-in (12,345 tokens, 0.123 USD), 63 calls of tuned SLM (9,000 tokens, no price)"
+        in text
+    )
+
+
+def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    assert "Candidate" not in DOCUMENT.all("article")[0][2] and "two one-sided 95 % bounds" in BODY
+    final["decision"]["candidate"], final["comparison"]["level"] = 3, 0.00338
+    document = Document(render(data))
+    assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
+    assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
+
+
+def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:
+    data = sample()
+    data["tracks"][0]["reports"]["test"]["models"][LLM]["facts"]["kind"] = "recorded"
+    assert (
+        "recorded answers were there before any rule could be declared" in Document(render(data)).all("article")[0][2]
+    )
+
+
+def test_the_sequence_is_drawn_where_its_figures_are() -> None:
+    chart = sequence(record(SequentialResult, sequential(decided_at=50)), 0.02)
+    assert chart is not None and chart["decided"] == {"x": 50.0, "at": 50} and chart["rest"] == 50
+    assert chart["zero"] < chart["margin"] < 100, "minus delta is drawn below zero"
+    last = [float(number) for number in chart["line"].split("L")[-1].split()]
+    assert last[0] == 100 and last[1] < chart["zero"], "the last row stands at the right, a gain above zero"
+    assert chart["band"].endswith("Z") and chart["band"].count("L") == 2 * 100 - 1
+    assert sequence(record(SequentialResult, sequential(decided_at=None) | {"path": []}), 0.02) is None
+
+
+def test_the_cost_by_volume_marks_the_readers_own_and_heads_the_page() -> None:
+    data = sample()
+    price = {"month_usd": 1234.5, "per_thousand_usd": 0.411}
+    line = {"machines": 1, "llm": price, "slm": price | {"month_usd": 99.0}, "cascade": None, "cheapest": "slm"}
+    data["tracks"][0]["cost"] |= {
+        "requests_per_day": 100_000.0, "at_my_volume": "at your 100,000 requests/day the SLM is cheapest.",
+        "by_volume": [
+            line | {"requests_per_day": 1000.0, "is_mine": False, "machines": None, "slm": None, "cheapest": None},
+            line | {"requests_per_day": 100_000.0, "is_mine": True, "payback_days": 12.25},
+        ],
+        "training": {"words": "training: 3 GPU hours"},
+    }  # fmt: skip
+    document = Document(render(data))
+    mine = [" ".join(text.split()) for _, _, text in document.all("tr", "primary")]
+    assert "100,000 yours 1 1,234.50 99.00 0.411 0.411 SLM 12.2" in mine
+    (others,) = (" ".join(text.split()) for _, _, text in document.all("tr") if text.strip().startswith("1,000 "))
+    assert others == "1,000 – 1,234.50 – 0.411 – – –", "what has no price is a dash"
+    assert "Money At your 100,000 requests/day the SLM is cheapest." in " ".join(document.all("article")[0][2].split())
+    assert "cascade" not in " ".join(mine)
+
+
+def test_what_to_do_next_is_what_the_verdict_says() -> None:
+    data = sample() | {"serve_command": "slm-ray serve", "canary": "def takes_slm", "stand_in_note": None}
+    for track in data["tracks"]:
+        for report in track["reports"].values():
+            report["models"][LLM] |= {"facts": plain(facts(LLM)), "served_by": ["large"]}
+    final = data["tracks"][0]["decisions"][-1]["decision"]
+
+    def next_step() -> str:
+        return " ".join(Document(render(data)).all("section")[-1][2].split())
+
+    assert "slm-ray serve" in next_step() and "takes_slm" in next_step()
+    for action in ("fine_tune", "inconclusive"):
+        final["action"] = action
+        assert not [words for words in ("slm-ray serve", "takes_slm", "base_url") if words in next_step()], action
+        assert "Get the same result" in next_step()
 
 
 def test_missing_rows_and_leaks_are_not_ticked() -> None:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ from slm_ray.config import CompareConfig, Cost, Declaration, LoopConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError, ConfigError, DataError
-from slm_ray.records import Commands, ComparisonReport, DeclaredRule, Digests, Provenance, TrainingRowCheck
+from slm_ray.records import Commands, ComparisonReport, Digests, Provenance, TrainingRowCheck
 from slm_ray.reports.compare import compare_reports, comparison_text, load_prices, write_comparison
-from slm_ray.reports.files import declare, load_report, write_report
-from slm_ray.types import Completion, Example, Usage
+from slm_ray.reports.files import declare, declared_rule, load_report, write_report
+from slm_ray.types import Completion, DeclaredRule, Example, Usage
 
 ROOT = Path(__file__).parents[2]
-PRICES = str(ROOT / "data/prices.yaml")
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
 ORIGIN = Provenance(
@@ -69,7 +68,7 @@ def held_out(tmp_path: Path) -> Path:
 
 def config(report: Path, **changes: Any) -> CompareConfig:
     cost = changes.pop("cost", {})
-    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(prices=PRICES, **cost), **changes)
+    return CompareConfig(report=str(report), llm=LLM, slm=SLM, cost=Cost(**cost), **changes)
 
 
 def run(report: Path, **changes: Any) -> ComparisonReport:
@@ -77,12 +76,12 @@ def run(report: Path, **changes: Any) -> ComparisonReport:
 
 
 def test_cost_comes_from_the_usage_and_from_what_providers_said(held_out: Path) -> None:
-    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5})
+    found = run(held_out, cost={"hourly_usd": 0.36, "utilisation": 0.5, "requests_per_day": 2000})
     llm, slm = found.cost.arms[LLM], found.cost.arms[SLM]
     # 600 fresh tokens at 2.50, 400 cached at 1.25, 50 of answer at 10, per million
     assert llm.per_request_usd == pytest.approx((600 * 2.5 + 400 * 1.25 + 50 * 10) / 1e6)
     assert (llm.priced_as, llm.goes_to.host, llm.goes_to.on_premise) == ("gpt-4o", "name.openai.azure.com", False)
-    assert slm.per_request_usd == pytest.approx(2.0 / 8 * 0.36 / 3600 / 0.5)
+    assert slm.per_request_usd == pytest.approx(24 * 0.36 / 2000)
     assert slm.per_correct_usd == pytest.approx(slm.per_request_usd / 0.75)
     assert slm.goes_to.host == "127.0.0.1" and slm.goes_to.on_premise
     assert found.cost.break_even.requests_per_day == pytest.approx(0.36 * 24 / llm.per_request_usd)
@@ -100,6 +99,12 @@ def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validat
     assert partial.test.per_request_usd == pytest.approx(
         arms[SLM].per_request_usd + (1 - partial.share) * arms[LLM].per_request_usd
     )
+    cascade = found.cost.cascade
+    assert cascade is not None and cascade.share == partial.share and cascade.rows == 200
+    # Three rows of four stay with the SLM (2 s), the fourth goes on to the LLM (1 s).
+    assert (cascade.latency_s.p50, cascade.latency_s.p95) == (2.0, 3.0)
+    assert cascade.mean_latency_s == pytest.approx(2.0 + (1 - partial.share))
+    assert found.cost.by_volume[0].cascade is not None
     lines = comparison_text(found).splitlines()
     assert lines[-1] == "FINE_TUNE=1"
     assert any(line.startswith(f"partial: SLM can take {100 * partial.share:.0f} % at delta 0.02") for line in lines)
@@ -158,34 +163,114 @@ def test_prices_of_one_s_own(held_out: Path, tmp_path: Path, monkeypatch: pytest
         "as_of: 2026-02-03\nmodels:\n  gpt-4o: {input_usd_per_mtok: 1, cached_input_usd_per_mtok: null,"
         " output_usd_per_mtok: 2, source: our contract of 2026}\n"
     )
-    found = compare_reports(config(held_out).model_copy(update={"cost": Cost(prices=str(mine))}))
+    found = compare_reports(config(held_out, prices=str(mine)))
     assert found.cost.arms[LLM].per_request_usd == pytest.approx((1000 * 1 + 50 * 2) / 1e6)
     assert "prices as of 2026-02-03" in comparison_text(found) and "our contract of 2026" in comparison_text(found)
     mine.write_text("models: [")
     with pytest.raises(ConfigError, match=r"mine\.yaml:1: not YAML"):
-        load_prices(Cost(prices=str(mine)))
+        load_prices(config(held_out, prices=str(mine)))
     monkeypatch.chdir(tmp_path)
-    elsewhere = compare_reports(config(held_out).model_copy(update={"cost": Cost()}))
-    assert "no data/prices.yaml here" in str(elsewhere.cost.arms[LLM].reason)
+    elsewhere = run(held_out)
+    assert elsewhere.cost.arms[LLM].priced_as == "gpt-4o", "the shipped prices are there in every folder"
+
+
+def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples: str = "", **settings: Any) -> None:
+    """What the evaluation would have written before its first call."""
+    rule = declared_rule(
+        Declaration(**settings), TRACK, examples=examples, rows=rows, baselines=(), answers_before=answers_before
+    )
+    declare(folder, rule)
 
 
 def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
     assert "no rule was declared before the first call" in run(held_out).decision.because[-1]
-    declare(held_out, Declaration(rule="paired", delta=0.05), primary="exact_match", answers_before=0)
+    declared(held_out, delta=0.05)
     kept = run(held_out, delta=0.05)
-    assert kept.decision.because[-1] == "declared before the first call: rule paired, delta 0.05 on exact_match."
-    assert kept.declared == DeclaredRule(rule="paired", delta=0.05, primary="exact_match", answers_before=0)
-    for changes in ({"delta": 0.3, "force_delta": True}, {"delta": 0.05, "rule": "point"}):
-        assert "so it is not the test that was declared" in run(held_out, **changes).decision.because[-1]
-    declare(held_out, Declaration(delta=0.3, force_delta=True), primary="exact_match", answers_before=0)
+    assert kept.decision.because[-1] == (
+        "declared before the first call: rule paired, delta 0.05 on exact_match, slice_rows 20, min_paired_share 0.95."
+    )
+    assert (kept.decision.action, kept.decision.exploratory) == ("fine_tune", None)
+    assert kept.declared is not None and (kept.declared.delta, kept.declared.answers_before) == (0.05, 0)
+    declared(held_out, delta=0.3, force_delta=True)
     assert run(held_out, delta=0.05).declared == kept.declared  # what was declared first stays
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"delta": 0.03}, "delta is 0.03 and was 0.02"),
+        ({"rule": "point"}, "rule is point and was paired"),
+        ({"candidates": 3}, "candidates is 3 and was not set"),
+        ({"guardrails": ("field_f1",)}, "guardrails is field_f1 and was not set"),
+        ({"slice_rows": 100_000}, "slice_rows is 100000 and was 20"),
+        ({"min_paired_share": 0.5}, "min_paired_share is 0.5 and was 0.95"),
+        ({"quality_floor": 0.1}, "quality_floor is 0.1 and was not set"),
+    ],
+)
+def test_any_setting_that_can_turn_the_verdict_makes_it_exploratory(
+    changes: dict[str, Any], said: str, held_out: Path
+) -> None:
+    declared(held_out)
+    assert run(held_out).decision.action == "fine_tune"
+    found = run(held_out, **changes)
+    assert (found.decision.action, found.decision.exploratory) == ("inconclusive", "fine_tune")
+    assert found.decision.because[-1].startswith(f"exploratory: {said}. Under these settings the rows say fine_tune")
+    text = comparison_text(found)
+    assert "verdict: inconclusive (exploratory: fine_tune under settings that were not declared" in text
+    assert text.splitlines()[-1] == "FINE_TUNE=0"
+
+
+def test_every_setting_of_a_declaration_is_written_down() -> None:
+    """A setting that is added to the config and not to the record would be free to move after the answers are in."""
+    names = {field.name for field in fields(DeclaredRule)}
+    assert set(Declaration.model_fields) - {"force_delta"} <= names
+
+
+def test_another_definition_of_the_track_and_other_rows_are_not_what_was_declared(held_out: Path) -> None:
+    declared(held_out, rows=300)
+    assert "rows is 200 and was 300" in run(held_out).decision.because[-1]
+    (held_out / "declared.json").unlink()
+    declared(held_out, examples="a file that was replaced")
+    assert "the file of rows is another" in run(held_out).decision.because[-1]
+    (held_out / "declared.json").unlink()
+    declared(held_out)
+    report = storage.read_json(held_out / "report.json")
+    report["track_definition"]["guardrails"] = ["field_f1"]
+    storage.write_json(held_out / "report.json", report)
+    found = run(held_out)
+    assert "the track's definition is another" in found.decision.because[-1] and found.decision.exploratory
+
+
+def test_a_smoke_test_is_the_start_of_the_run_but_the_run_is_not_cut_to_its_first_rows(held_out: Path) -> None:
+    declared(held_out, rows=20)
+    assert run(held_out).decision.action == "fine_tune"
+    declared(held_out, rows=400)  # the same file: the whole of it is asked now
+    assert "rows is 200 and was 400" in run(held_out).decision.because[-1]
+
+
 def test_a_margin_declared_after_answers_were_in_is_told_apart(held_out: Path) -> None:
-    declare(held_out, None, primary="exact_match", answers_before=0)
     assert not (held_out / "declared.json").exists()
-    declare(held_out, Declaration(), primary="exact_match", answers_before=12)
+    declared(held_out, answers_before=12)
     assert "were declared when 12 answers were already there" in run(held_out).decision.because[-1]
+
+
+def test_recorded_answers_are_older_than_any_declaration(held_out: Path) -> None:
+    declared(held_out)
+    assert "recorded" not in comparison_text(run(held_out))
+    report = storage.read_json(held_out / "report.json")
+    report["models"][SLM]["facts"]["kind"] = "recorded"
+    storage.write_json(held_out / "report.json", report)
+    assert any(
+        s.startswith("the answers of served:small were recorded before this") for s in run(held_out).decision.because
+    )
+
+
+def test_a_declaration_that_is_damaged_is_refused(held_out: Path) -> None:
+    declared(held_out)
+    plain = storage.read_json(held_out / "declared.json")
+    storage.write_json(held_out / "declared.json", {name: v for name, v in plain.items() if name != "slice_rows"})
+    with pytest.raises(DataError, match=r"declared\.json: .*slice_rows.*; evaluate into a folder of its own"):
+        run(held_out)
 
 
 def job(*settings: str) -> subprocess.CompletedProcess[bytes]:
@@ -242,6 +327,14 @@ def test_an_outage_ends_as_inconclusive_and_gives_no_share(validation: Path, hel
 
 def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
     assert run(broken(held_out, LLM, "error", 4)).decision.action == "fine_tune"
+
+
+def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
+    declared(held_out)
+    assert run(held_out).decision.exploratory is None
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "slice_rows=100000")
+    assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
+    assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 
 
 def test_a_margin_wider_than_a_fifth_has_to_be_meant(held_out: Path) -> None:

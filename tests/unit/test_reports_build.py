@@ -14,10 +14,10 @@ from plain_records import build, plain
 
 from slm_ray.corpus.render import digest, prompt_hash, prompt_of
 from slm_ray.corpus.tracks import TRACKS
-from slm_ray.records import Attempts, ExampleSet, Noise, Percentiles
+from slm_ray.records import Attempts, ExampleSet, Noise
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import load_report, write_report
-from slm_ray.types import Completion, Example, Failure, Usage
+from slm_ray.types import Completion, Example, Failure, Percentiles, Usage
 
 TRACK = TRACKS["structured"]
 EXAMPLES = [

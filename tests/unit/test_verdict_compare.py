@@ -328,3 +328,29 @@ def test_two_reports_that_judge_by_other_metrics_are_refused() -> None:
     report, rows = build(other, ROWS, {SLM: answered(ROWS, right=set())}, trained_on={})
     with pytest.raises(ComparisonError, match="judge structured by other strip"):
         run(built(ROWS, llm=set()), (report, rows))
+
+
+def test_the_floors_are_the_baselines_that_were_asked_and_the_declared_number() -> None:
+    answers = {
+        LLM: answered(ROWS, right=set(range(30))),
+        SLM: answered(ROWS, right=set(range(28))),
+        "baseline:majority": answered(ROWS, right=set(range(25))),
+    }
+    both = build(TRACKS["structured"], ROWS, answers)
+    assert run(BOTH).floors == {}
+    found = run(both, quality_floor=0.5).floors
+    assert found.keys() == {"baseline:majority", "the declared floor 0.5"}
+    assert found["baseline:majority"].estimate == pytest.approx(3 / 40)
+    assert found["the declared floor 0.5"].estimate == pytest.approx(0.2)
+    assert run(both, slm="baseline:majority").floors == {}  # it is not its own floor
+    apart = run(build(TRACKS["structured"], ROWS, {LLM: answers[LLM], "baseline:majority": answers["baseline:majority"]}),
+                build(TRACKS["structured"], ROWS, {SLM: answers[SLM]}))  # fmt: skip
+    assert apart.floors["baseline:majority"] == found["baseline:majority"]
+
+
+def test_equally_useless_models_are_no_swap() -> None:
+    """Both answer the commonest label, and so does the baseline: right on 38 of 40 rows, and nobody has learnt anything."""
+    same = answered(ROWS, right=set(range(38)))
+    found = run(build(TRACKS["structured"], ROWS, {LLM: same, SLM: same, "baseline:majority": same}))
+    assert decide(found, rule="paired", delta=0.1).action == "inconclusive"
+    assert decide(replace(found, floors={}), rule="paired", delta=0.1).action == "swap"

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm_ray.config.shared import WIDEST_DELTA
 from slm_ray.errors import ConfigError
 from slm_ray.types import Comparison, Interval, Slice
-from slm_ray.verdict.decide import EXIT, decide, verdict_text
+from slm_ray.verdict.decide import EXIT, FEWEST_ROWS, decide, verdict_text
+from slm_ray.verdict.non_inferiority import shows
 
 
 def comparison(
@@ -236,3 +238,38 @@ def test_two_models_that_get_nothing_right_are_no_swap(rule: str) -> None:
     assert "both models are at 0 on exact_match" in decision.because[-1]
     little: dict[str, float | None] = {"json_valid": 1.0, "exact_match": 0.01}
     assert decide(comparison(llm=nothing, slm=little), rule=rule, delta=0.02).action == "swap"
+
+
+@pytest.mark.parametrize(
+    ("floor", "rule", "action"),
+    [
+        (GOOD, "paired", "swap"),
+        (GOOD, "point", "swap"),
+        (UNSURE, "paired", "inconclusive"),
+        (Interval(estimate=0.1, lower=-0.1, upper=0.3), "point", "swap"),  # it knows no chance
+        (BAD, "paired", "inconclusive"),
+        (BAD, "point", "inconclusive"),
+    ],
+)
+def test_a_swap_needs_more_than_a_trivial_baseline(floor: Interval, rule: str, action: str) -> None:
+    found = replace(comparison(), interval=GOOD, floors={"baseline:majority": floor})
+    decision = decide(found, rule=rule, delta=0.02)
+    assert decision.action == action
+    said = [sentence for sentence in decision.because if "baseline:majority" in sentence]
+    assert bool(said) == (action != "swap") and all("not shown to be better" in sentence for sentence in said)
+
+
+def test_a_floor_asks_nothing_of_a_model_that_is_to_be_trained() -> None:
+    found = replace(comparison(), interval=BAD, floors={"baseline:majority": BAD})
+    assert decide(found, rule="paired", delta=0.02).action == "fine_tune"
+
+
+def test_a_forced_margin_does_not_swap_on_one_row() -> None:
+    one = Interval(estimate=0.0, lower=-0.95, upper=0.95, method="score")
+    decision = decide(replace(comparison(), interval=one, n=1), rule="paired", delta=0.96)
+    assert decision.action == "inconclusive" and any("1 pairs are too few" in s for s in decision.because)
+
+
+def test_no_swap_is_lost_to_the_fewest_rows_at_a_margin_that_is_not_forced() -> None:
+    """With all pairs equal one row fewer cannot show a difference within the widest margin, whatever the fewest says."""
+    assert not shows(0, 0, FEWEST_ROWS - 1, WIDEST_DELTA) and shows(0, 0, FEWEST_ROWS, WIDEST_DELTA)

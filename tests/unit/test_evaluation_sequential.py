@@ -1,0 +1,195 @@
+"""A run under the sequential rule from its log to its files: rows up to the stop, in the order they were asked in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from log_files import log_of
+
+from slm_ray.config import Declaration, EvaluateConfig
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ConfigError
+from slm_ray.evaluation import evaluate
+from slm_ray.evaluation.plan import plan
+from slm_ray.evaluation.table import summary
+from slm_ray.records import CandidateLook, Rest
+from slm_ray.reports.files import declared_rule, load_report
+from slm_ray.runlog import PlannedRequest, Response
+from slm_ray.storage import read_jsonl
+from slm_ray.types import Completion, Failure, Usage
+from slm_ray.verdict.declared import departures
+
+LLM, SLM = "openai:llm@http://127.0.0.1:9/v1", "served:slm"
+KEY = {"OPENAI_API_KEY": "none"}
+TARGET = '{"a": 1}'
+AHEAD = 3  # rows that were in flight behind the stop
+
+
+def config(folder: Path, *, rows: int = 60, stop: str = "when_decided", **changes: Any) -> EvaluateConfig:
+    path = folder / "rows.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": f"r{n}", "prompt": f"q{n}", "completion": TARGET}) + "\n" for n in range(rows))
+    )
+    prices = folder / "prices.yaml"
+    prices.write_text(
+        "as_of: 2026-09-23\nmodels: {llm: {input_usd_per_mtok: 1000, cached_input_usd_per_mtok: 500, output_usd_per_mtok: 2000}}"
+    )
+    return EvaluateConfig.model_validate(
+        {"track": "structured", "examples": str(path), "run_dir": str(folder / "run"), "models": [LLM, SLM],
+         "declare": {"rule": "sequential", "stop": stop, "delta": 0.1, "candidates": 1}, "prices": str(prices),
+         **changes}
+    )  # fmt: skip
+
+
+def completion(request: PlannedRequest) -> Completion:
+    text = TARGET if request.spec == LLM else "{}"
+    return Completion(text=text, latency_s=0.1, usage=Usage(prompt_tokens=7, completion_tokens=3))
+
+
+def asked(settings: EvaluateConfig, rows: int, **failing: Completion) -> None:
+    """The log of a run that asked the first rows of the order; `failing` rows of the SLM end otherwise."""
+    planned = plan(settings, KEY)
+    first = {row.id for row in planned.examples[:rows]}
+    log_of(
+        Path(settings.run_dir),
+        [
+            Response(key=one.key, spec=one.spec, example_id=one.example_id, answered_ns=10**18 + at,
+                     completion=failing.get(one.example_id, completion(one)) if one.spec == SLM else completion(one))
+            for at, one in enumerate(planned.requests())
+            if one.example_id in first
+        ],
+    ).close()  # fmt: skip
+
+
+def decided_at(folder: Path) -> int:
+    settings = config(folder, stop="never", run_dir=str(folder / "all"))
+    asked(settings, 60)
+    run = evaluate(settings, environment=KEY).sequential
+    assert run is not None and run.candidates[SLM].action == "fine_tune"
+    return run.candidates[SLM].decided_at or 0
+
+
+def test_the_report_ends_at_the_stop_and_what_was_in_flight_is_counted_and_not_scored(tmp_path: Path) -> None:
+    stop = decided_at(tmp_path)
+    settings = config(tmp_path)
+    asked(settings, stop + AHEAD)
+    report = evaluate(settings, environment=KEY)
+    order = [row.id for row in plan(settings, KEY).examples]
+    lines = list(read_jsonl(tmp_path / "run" / "scores.jsonl"))
+    assert [line["id"] for line in lines] == order[:stop]
+    assert (report.examples.n, report.models[LLM].n, report.models[SLM].n) == (stop, stop, stop)
+    assert report.order_seed == settings.generation.seed == 42
+    assert report.provenance is not None and report.sequential is not None
+    assert (report.provenance.rows_in, report.provenance.rows_scored) == (60, stop)
+    assert (report.provenance.requests, report.provenance.unscored) == (2 * stop, 2 * AHEAD)
+    assert report.provenance.retries == 0
+    assert report.sequential.candidates == {
+        SLM: CandidateLook(level=0.05, rows=stop, action="fine_tune", decided_at=stop)
+    }
+    assert report.sequential.rest == {
+        LLM: Rest(calls=AHEAD, tokens=10 * AHEAD, usd=round(0.013 * AHEAD, 6)),
+        SLM: Rest(calls=AHEAD, tokens=10 * AHEAD, usd=None),
+    }
+    assert load_report(tmp_path / "run")[0] == report
+
+
+def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight(tmp_path: Path) -> None:
+    stop = decided_at(tmp_path)
+    scores = set()
+    for number, beyond in enumerate((0, 1, 7)):
+        settings = config(tmp_path, run_dir=str(tmp_path / f"run{number}"))
+        asked(settings, stop + beyond)
+        files = []
+        for _ in range(2):
+            evaluate(settings, environment=KEY)
+            files.append([(tmp_path / f"run{number}" / name).read_bytes() for name in ("report.json", "scores.jsonl")])
+        assert files[0] == files[1]
+        scores.add(files[0][1])
+    assert len(scores) == 1
+
+
+def test_a_refusal_before_the_stop_is_an_answer_and_holds_up_nothing(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    second = plan(settings, KEY).examples[1].id
+    asked(settings, 60, **{second: Completion(failure=Failure(kind="refused", reason="filter"))})
+    report = evaluate(settings, environment=KEY)
+    assert report.sequential is not None and report.sequential.candidates[SLM].action == "fine_tune"
+    assert report.models[SLM].failures == {"refused": 1}
+
+
+def test_all_rows_are_scored_with_stop_never_and_the_summary_says_what_the_rest_cost(tmp_path: Path) -> None:
+    settings = config(tmp_path, stop="never")
+    asked(settings, 60)
+    report = evaluate(settings, environment=KEY)
+    assert report.sequential is not None and report.examples.n == 60
+    stop = report.sequential.candidates[SLM].decided_at
+    assert stop is not None and 2 < stop < 20
+    lines = summary(report).splitlines()
+    assert f"{SLM}: decided at row {stop}: fine_tune (of 60 rows; sequential, delta 0.1, level 5.00%)" in lines
+    rest = 60 - stop
+    assert f"beyond that row: {2 * rest} calls, {20 * rest} tokens, {0.013 * rest:.4f} USD" in lines
+
+
+def test_rows_that_do_not_decide_are_said_so(tmp_path: Path) -> None:
+    settings = config(tmp_path, rows=3)
+    asked(settings, 3)
+    report = evaluate(settings, environment=KEY)
+    assert report.examples.n == 3
+    assert f"{SLM}: not decided by 3 rows" in summary(report)
+    assert report.sequential is not None and all(
+        one == Rest(calls=0, tokens=0, usd=one.usd) for one in report.sequential.rest.values()
+    )
+
+
+def test_a_run_directory_keeps_its_seed_and_its_rule(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    asked(settings, 60)
+    evaluate(settings, environment=KEY)
+    other = settings.model_copy(update={"generation": settings.generation.model_copy(update={"seed": 1})})
+    with pytest.raises(ConfigError, match=r"order\.json: the order of the rows was drawn from seed 42"):
+        evaluate(other, environment=KEY)
+    paired = settings.model_copy(update={"run_dir": str(tmp_path / "paired"), "declare": Declaration()})
+    asked(paired, 60)
+    assert evaluate(paired, environment=KEY).order_seed is None
+    with pytest.raises(ConfigError, match=r"declared under the rule paired, .*choose another run_dir"):
+        evaluate(settings.model_copy(update={"run_dir": str(tmp_path / "paired")}), environment=KEY)
+
+
+def test_further_rows_are_scored_behind_the_first(tmp_path: Path) -> None:
+    short = config(tmp_path, rows=4, stop="never")
+    asked(short, 4)
+    before = evaluate(short, environment=KEY)
+    first = (tmp_path / "run" / "scores.jsonl").read_bytes()
+    (tmp_path / "more.jsonl").write_text(
+        "".join(json.dumps({"id": f"x{n}", "prompt": f"x{n}", "completion": TARGET}) + "\n" for n in range(30))
+    )
+    long = short.model_copy(update={"extend": str(tmp_path / "more.jsonl")})
+    asked(long, 34)
+    after = evaluate(long, environment=KEY)
+    assert (tmp_path / "run" / "scores.jsonl").read_bytes().startswith(first)
+    assert (before.examples.n, after.examples.n) == (4, 34)
+    assert before.provenance is not None and after.provenance is not None
+    assert before.provenance.digests.data != after.provenance.digests.data
+    assert after.sequential is not None and after.sequential.candidates[SLM].action == "fine_tune"
+    assert replace(after, models={}).order_seed == before.order_seed
+
+
+def test_whether_the_rest_is_asked_turns_no_verdict(tmp_path: Path) -> None:
+    """A comparison need not say when the asking ended, though what was declared does."""
+    rules = [
+        declared_rule(
+            Declaration.model_validate({"rule": "sequential", "stop": stop}),
+            track("structured"),
+            examples="d",
+            rows=rows,
+            baselines=(),
+        )
+        for stop, rows in (("when_decided", 60), ("never", 12))
+    ]
+    assert departures(*rules) == []
+    other = replace(rules[1], delta=0.1)
+    assert len(departures(rules[0], other)) == 1

@@ -1,0 +1,93 @@
+"""The record of candidates beside a file of rows: appended, read past a torn end, shared by processes, kept elsewhere if need be."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from slm_ray import storage
+from slm_ray.errors import DataError
+from slm_ray.reports.candidates import turn_on_rows
+from slm_ray.verdict.candidates import Candidate
+
+ROWS = ("00000001", "00000002")
+
+
+def candidate(name: str) -> Candidate:
+    return Candidate(llm="azure:big", slm=f"served:{name}", rule="paired", settings="s", rows=ROWS, answers=name)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run whose rows lie in another folder."""
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/test.jsonl").write_text("{}\n")
+    storage.write_text(tmp_path / "run/config.yaml", f"examples: {tmp_path}/rows/test.jsonl\n")
+    return tmp_path / "run"
+
+
+def record(run_dir: Path) -> Path:
+    return run_dir.parent / "rows/test.jsonl.candidates.jsonl"
+
+
+def take(run_dir: Path, name: str) -> int:
+    with turn_on_rows(candidate(name), str(run_dir), planned=None) as opened:
+        opened.note("inconclusive")
+        return opened.turn.number
+
+
+def test_every_run_on_the_rows_adds_to_one_record(run_dir: Path) -> None:
+    assert [take(run_dir, name) for name in ("a", "b", "a")] == [1, 2, 1]
+    lines = [json.loads(line) for line in record(run_dir).read_text().splitlines()]
+    assert [line["candidate"]["slm"] for line in lines] == ["served:a", "served:b"]
+    assert [line["candidate"]["rows"] for line in lines] == [list(ROWS), []]  # written once
+    assert {"number", "level", "action", "date", "rows_digest"} <= lines[0].keys()
+    another = run_dir.parent / "another"
+    storage.write_text(another / "config.yaml", (run_dir / "config.yaml").read_text())
+    assert take(another, "c") == 3
+
+
+def test_a_turn_that_is_not_noted_was_not_taken(run_dir: Path) -> None:
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
+        assert opened.turn.number == 1 and opened.caveat == ""
+    assert take(run_dir, "b") == 1
+
+
+def test_a_line_that_was_cut_short_was_never_written_and_a_damaged_one_is_named(run_dir: Path) -> None:
+    take(run_dir, "a")
+    whole = record(run_dir).read_bytes()
+    record(run_dir).write_bytes(whole + whole[:40])
+    assert take(run_dir, "b") == 2
+    assert [json.loads(line)["number"] for line in record(run_dir).read_text().splitlines()] == [1, 2]
+    record(run_dir).write_bytes(b'{"candidate": 3}\n' + whole)
+    with pytest.raises(DataError, match=r"candidates\.jsonl:1: no candidate; remove the line"):
+        take(run_dir, "c")
+
+
+def test_comparisons_at_once_get_a_level_each(run_dir: Path) -> None:
+    """Each waits for the one before: two that read the same record would both be the first."""
+    context = multiprocessing.get_context("fork")
+    workers = [context.Process(target=take, args=(run_dir, f"m{i}")) for i in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    numbers = [json.loads(line)["number"] for line in record(run_dir).read_text().splitlines()]
+    assert sorted(numbers) == list(range(1, 9))
+
+
+def test_without_the_rows_the_record_is_in_the_run_directory_and_that_is_said(run_dir: Path) -> None:
+    (run_dir.parent / "rows/test.jsonl").unlink()
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
+        opened.note("swap")
+        assert "knows of this run alone" in opened.caveat
+    assert (run_dir / "candidates.jsonl").is_file() and not record(run_dir).exists()
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(run_dir: Path) -> None:
+    record(run_dir).mkdir()  # as a read-only folder would, this lets nobody open the record; root may write anywhere
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
+        assert "may only be read" in opened.caveat

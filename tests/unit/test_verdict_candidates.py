@@ -1,0 +1,127 @@
+"""Many candidates on one set of rows: levels that never sum to more than alpha, the same test once, one look under paired."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm_ray.errors import ComparisonError
+from slm_ray.types import Comparison, Decision, Interval
+from slm_ray.verdict.candidates import (
+    Candidate,
+    CandidateTest,
+    Turn,
+    counted,
+    fewest_rows,
+    percent,
+    turn_of,
+    turn_text,
+)
+from slm_ray.verdict.non_inferiority import shows
+
+ROWS = tuple(f"{i:08x}" for i in range(100))
+FIRST = Candidate(llm="azure:big", slm="served:a", rule="paired", settings="s", rows=ROWS, answers="x")
+
+
+def other(name: str) -> Candidate:
+    return replace(FIRST, slm=f"served:{name}", answers=name)
+
+
+def made(candidate: Candidate, record: list[CandidateTest], planned: int | None = None) -> CandidateTest:
+    turn = turn_of(candidate, record, planned=planned)
+    test = CandidateTest(
+        candidate=candidate, number=turn.number, level=turn.level, action="inconclusive", date="2026-01-01"
+    )
+    record.append(test)
+    return test
+
+
+def test_levels_fall_with_every_candidate_and_never_sum_to_more_than_five_percent() -> None:
+    record: list[CandidateTest] = []
+    for k in range(1, 170):
+        assert made(other(str(k)), record).level == pytest.approx(0.05 * 6 / (math.pi * k) ** 2)
+    assert record[2].number == 3 and percent(record[2].level) == "0.34 %"
+    assert 0.0497 < math.fsum(test.level for test in record) <= 0.05
+
+
+def test_a_planned_number_shares_in_equal_parts_and_then_nothing_is_left() -> None:
+    record: list[CandidateTest] = []
+    assert [made(other(str(k)), record, planned=4).level for k in range(5)] == pytest.approx([0.0125] * 4 + [0.0])
+    assert made(FIRST, [], planned=1).level == 0.05
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(st.none(), st.integers(1, 5)), min_size=1, max_size=12))
+def test_whatever_plans_are_mixed_the_sum_stays(plans: list[int | None]) -> None:
+    """Who changes the plan half-way gets what is left, not a second five percent."""
+    record: list[CandidateTest] = []
+    for k, planned in enumerate(plans):
+        made(other(str(k)), record, planned=planned)
+    assert math.fsum(test.level for test in record) <= 0.05 + 1e-12
+
+
+def test_the_same_test_again_is_no_new_one_and_all_else_is() -> None:
+    record: list[CandidateTest] = []
+    first = made(FIRST, record)
+    made(other("b"), record)
+    assert turn_of(FIRST, record, planned=None) == Turn(number=1, level=first.level)
+    assert turn_of(replace(FIRST, answers=None), record, planned=None).number == 1  # failed rows were asked again
+    for change in ({"answers": "trained anew"}, {"settings": "t"}, {"llm": "azure:other"}, {"rule": "sequential"}):
+        assert turn_of(replace(FIRST, **change), record, planned=None).number == 3  # type: ignore[arg-type]
+
+
+def test_fresh_rows_begin_anew() -> None:
+    record: list[CandidateTest] = []
+    made(FIRST, record)
+    fresh = tuple(f"{i:08x}" for i in range(100, 200))
+    assert turn_of(replace(FIRST, rows=fresh), record, planned=None).number == 1
+
+
+def test_a_second_look_at_grown_rows_is_refused_under_paired_and_free_under_sequential() -> None:
+    grown = (*ROWS, *(f"{i:08x}" for i in range(100, 150)))
+    record: list[CandidateTest] = []
+    made(FIRST, record)
+    for rows in (grown, ROWS[:50]):
+        with pytest.raises(ComparisonError, match=r"rows were already compared for served:a .*fresh rows.*sequential"):
+            turn_of(replace(FIRST, rows=rows), record, planned=None)
+    assert turn_of(replace(other("b"), rows=grown), record, planned=None).number == 2  # not looked at yet
+    running = replace(FIRST, rule="sequential")
+    record = []
+    first = made(running, record)
+    assert turn_of(replace(running, rows=grown, answers="more"), record, planned=None) == Turn(
+        number=1, level=first.level
+    )
+
+
+@pytest.mark.parametrize("level", [0.05, 0.0304, 0.0034, 1e-5])
+@pytest.mark.parametrize("delta", [0.02, 0.05, 0.2])
+def test_the_fewest_rows_are_those_that_show_two_equal_models_to_be_so(level: float, delta: float) -> None:
+    fewest = fewest_rows(level, delta)
+    assert fewest is not None
+    lost = 0
+    assert 1 - level ** (1 / fewest) < delta + 1e-9 and 1 - level ** (1 / (fewest - 1)) > delta - 1e-9
+    assert not shows(0, lost, fewest - 1, delta, one_sided=level)
+
+
+def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_little_is_left() -> None:
+    assert turn_text(Turn(number=3, level=0.05 * 6 / (9 * math.pi**2)), planned=None).startswith(
+        "third candidate on these rows: tested at 0.34 %"
+    )
+    interval = Interval(estimate=0.0, lower=-0.06, upper=0.06, method="score")
+    comparison = Comparison(
+        track="t", llm="a", slm="b", n=100, digest="d", primary="p", llm_metrics={"p": 0.9}, slm_metrics={"p": 0.9},
+        gaps={}, interval=interval, slm_only_right=2, llm_only_right=2,
+    )  # fmt: skip
+    undecided = Decision(action="inconclusive", rule="paired", delta=0.02, because=("x",))
+    said = counted(undecided, Turn(number=4, level=0.0019), comparison, planned=None)
+    assert said.candidate == 4 and said.because[1].startswith("fourth candidate on these rows: tested at 0.19 %")
+    assert "100 rows are too few even for two models that never differ; evaluate " in said.because[-1]
+    swap = replace(undecided, action="swap")
+    assert counted(swap, Turn(number=1, level=0.03), comparison, planned=None).action == "swap"
+    used_up = counted(swap, Turn(number=3, level=0.0), comparison, planned=2)
+    assert used_up.action == "inconclusive" and "nothing is left" in used_up.because[1]
+    assert "fresh rows, none of these 100 among them" in used_up.because[-1]
