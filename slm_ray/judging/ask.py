@@ -25,6 +25,7 @@ from slm_ray.judging.labels import read_labels
 from slm_ray.judging.queue import PAGE, kept_queue, write_page
 from slm_ray.judging.verdict import JudgedVerdict, judged_verdict
 from slm_ray.judging.verdict import lines as verdict_lines
+from slm_ray.judging.verdict import note as label_note
 from slm_ray.records import SCHEMA_VERSION, Report, RowResult
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import load_report
@@ -124,6 +125,8 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
             labels = read_labels(config.labels, queue, rows)
             pair, shares = _pair(config, rows, environment)
             verdict = judged_verdict(report, rows, queue, shares, labels) if config.labels else None
+            if verdict:
+                write_page(config, queue, rows, note=label_note(verdict))
             result = replace(result, pair=pair, verdict=verdict)
         result = replace(result, grades=_grades(config, rows, models, environment))
     storage.write_json(Path(config.run_dir) / RESULT, encode(result))

@@ -86,26 +86,30 @@ def kept_queue(config: JudgeConfig, rows: Sequence[RowResult], *, asked: str = "
     return kept
 
 
-def write_page(config: JudgeConfig, queue: Queue, rows: Sequence[RowResult]) -> Path:
-    """The page on which people label, as far as the last look goes; its path."""
+def write_page(config: JudgeConfig, queue: Queue, rows: Sequence[RowResult], *, note: str = "") -> Path:
+    """The page on which people label, as far as the last look goes; its path. `note` says how far the labels are."""
     known = {row.id: row for row in rows}
-    wanted = [key for unit in queue.units[: queue.looks[-1]] for key in unit]
-    pairs = []
-    for key in wanted:
-        row = known[key]
-        llm, slm = (row.models[spec].text for spec in (queue.llm, queue.slm))
-        if llm is None or slm is None:
-            continue  # an answer that is not there has lost; nobody is asked
-        first, second = (slm, llm) if queue.slm_first(key) else (llm, slm)
-        prompt = "\n\n".join(turn.content for turn in row.prompt if turn.role != "system")
-        pairs.append(
-            PairToLabel(
-                id=key, prompt=prompt, target=row.target if config.show_target else None, first=first, second=second
-            )
-        )
+    pairs: list[PairToLabel] = []
+    looks = []
+    for place, unit in enumerate(queue.units[: queue.looks[-1]], start=1):
+        pairs += [pair for key in unit if (pair := _pair(config, queue, known[key])) is not None]
+        if place in queue.looks:
+            looks.append(len(pairs))
     path = Path(config.run_dir) / PAGE
-    storage.write_text(path, label_page(pairs, queue=queue.key, rubric=config.rubric))
+    storage.write_text(path, label_page(pairs, queue=queue.key, rubric=config.rubric, looks=looks, note=note))
     return path
+
+
+def _pair(config: JudgeConfig, queue: Queue, row: RowResult) -> PairToLabel | None:
+    """What a person is shown of a row; None where an answer is missing, which has lost without being asked."""
+    llm, slm = (row.models[spec].text for spec in (queue.llm, queue.slm))
+    if llm is None or slm is None:
+        return None
+    first, second = (slm, llm) if queue.slm_first(row.id) else (llm, slm)
+    prompt = "\n\n".join(turn.content for turn in row.prompt if turn.role != "system")
+    return PairToLabel(
+        id=row.id, prompt=prompt, target=row.target if config.show_target else None, first=first, second=second
+    )
 
 
 def _drawn(config: JudgeConfig, rows: Sequence[RowResult], asked: str) -> Queue:

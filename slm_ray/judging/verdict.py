@@ -25,6 +25,7 @@ from slm_ray.verdict.prediction_powered import (
     JudgedUnit,
     PredictionPowered,
     labels_for_decision,
+    labels_for_width,
     prediction_powered,
 )
 
@@ -36,7 +37,8 @@ class JudgedVerdict:
     """A decision by judge and people, and what it rests on.
 
     `labelled` counts the units (groups, or rows without one) at the head of the queue that are labelled without a gap,
-    `aside` the labelled rows behind a gap, which wait. `seen` is None before the first look; `agreement` is the share of rows
+    `aside` the labelled rows behind a gap, which wait, `missing` the units to the next look, and `needed` about how many
+    would decide if the estimate stayed what it is (None: no look yet, decided, or not even all). `seen` is None before the first look; `agreement` is the share of rows
     on which judge and people name the same answer, or both none, with Cohen's `kappa`.
     """
 
@@ -48,6 +50,7 @@ class JudgedVerdict:
     labellers: tuple[str, ...]
     aside: int
     missing: int
+    needed: int | None = None
     agreement: float | None = None
     kappa: float | None = None
     seen: PredictionPowered | None = None
@@ -116,10 +119,12 @@ def judged_verdict(
             action, seen, because = _look(case, look)
             if action != "inconclusive":
                 break
-        if action != "inconclusive":
-            base = replace(base, missing=0)
+        if action == "inconclusive":
+            needed = labels_for_decision(seen, queue.delta) if seen else None
+            base = replace(base, needed=None if needed is None else max(needed, labelled + 1))
+            because += _missing(case, seen, labelled, later, base.needed)
         else:
-            because += _missing(case, seen, labelled, later)
+            base = replace(base, missing=0)
     because += _stand_ins(report, queue)
     return replace(base, decision=replace(base.decision, action=action, because=tuple(because)), seen=seen)
 
@@ -144,6 +149,16 @@ def lines(verdict: JudgedVerdict) -> Iterator[str]:
     yield f"verdict: {decision.action}; rule {decision.rule}, delta {decision.delta:g} on wins minus losses"
     yield from (f"- {sentence}" for sentence in decision.because)
     yield f"FINE_TUNE={int(decision.action == 'fine_tune')}"
+
+
+def note(verdict: JudgedVerdict) -> str:
+    """How far the labels are, for those who label: it does not say which way they point."""
+    if verdict.decision.action != "inconclusive":
+        return "The verdict is made: no more labels are needed."
+    if verdict.seen is None:
+        return f"{verdict.labelled} of {verdict.looks[0]} labels for the first verdict have been read."
+    enough = "more rows are needed than these" if verdict.needed is None else f"about {verdict.needed} would do"
+    return f"{verdict.seen.labels} labels did not decide; {enough}."
 
 
 def _look(case: _Case, look: int) -> tuple[Action, PredictionPowered, list[str]]:
@@ -211,8 +226,10 @@ def _impossible(case: _Case) -> list[str]:
     return found
 
 
-def _missing(case: _Case, seen: PredictionPowered | None, labelled: int, later: Sequence[int]) -> list[str]:
-    """What is missing to the next look, and about how many labels would decide."""
+def _missing(
+    case: _Case, seen: PredictionPowered | None, labelled: int, later: Sequence[int], needed: int | None
+) -> list[str]:
+    """What is missing to the next look, and about how many labels would decide or be as narrow as the margin."""
     found = []
     if later:
         found.append(
@@ -221,13 +238,21 @@ def _missing(case: _Case, seen: PredictionPowered | None, labelled: int, later: 
         )
     else:
         found.append("that was the last look: a verdict needs fresh rows, or another queue (run_dir) and fresh labels.")
-    if seen:
-        needed = labels_for_decision(seen, case.queue.delta)
+    if seen is None:
+        return found
+    bounds, delta = seen.interval, case.queue.delta
+    stays = f"if the estimate stayed at {bounds.estimate:+.4f}"
+    found.append(
+        f"{stays}, about {needed} labels would decide."
+        if needed is not None
+        else f"{stays}, not even labels on all {seen.units} units would decide: more rows, or a wider margin declared for fresh"
+        " ones."
+    )
+    narrow = labels_for_width(seen, delta) if delta else None
+    if narrow is not None and narrow > seen.labels:
+        half = (bounds.upper - bounds.lower) / 2
         found.append(
-            f"if the estimate stayed at {seen.interval.estimate:+.4f}, about {max(needed, labelled + 1)} labels would decide."
-            if needed is not None
-            else f"if the estimate stayed at {seen.interval.estimate:+.4f}, not even labels on all {seen.units} units would"
-            " decide: more rows, or a wider margin declared for fresh ones."
+            f"half the distance of the bounds is {half:.4f}; about {narrow} labels would bring it to {delta:g}."
         )
     return found
 

@@ -47,7 +47,11 @@ function firstOpen() {
 
 function show() {
   const row = data.rows[place];
-  at("progress").textContent = `pair ${data.rows.length ? place + 1 : 0} of ${data.rows.length}, ${said.size} labelled`;
+  const open = data.rows.findIndex((one) => !said.has(one.id));
+  const done = open < 0 ? data.rows.length : open; // without a gap
+  const look = data.looks.find((one) => one > done);
+  const left = look === undefined ? "all that a verdict takes" : `${look - done} more to the next verdict`;
+  at("progress").textContent = `pair ${data.rows.length ? place + 1 : 0} of ${data.rows.length}, ${said.size} labelled, ${left}`;
   at("save").disabled = said.size === 0;
   if (!row) return;
   put(at("prompt"), row.prompt);

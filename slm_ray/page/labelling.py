@@ -26,8 +26,11 @@ class PairToLabel:
     second: str
 
 
-def label_page(pairs: Sequence[PairToLabel], *, queue: str, rubric: str) -> str:
-    """The page; `queue` is what every label names, `rubric` what the person is asked to look at."""
+def label_page(pairs: Sequence[PairToLabel], *, queue: str, rubric: str, looks: Sequence[int], note: str = "") -> str:
+    """The page; `queue` is what every label names, `rubric` what the person is asked to look at.
+
+    `looks` are the numbers of pairs after which a verdict is made, `note` says how far it is.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("slm_ray", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
@@ -36,7 +39,7 @@ def label_page(pairs: Sequence[PairToLabel], *, queue: str, rubric: str) -> str:
     rows = [
         {"id": one.id, "prompt": one.prompt, "target": one.target, "A": one.first, "B": one.second} for one in pairs
     ]
-    data = formatting.data_block({"queue": queue, "rows": rows})
-    html = environment.get_template("labelling.html.j2").render(data=data, rubric=rubric, count=len(pairs))
+    data = formatting.data_block({"queue": queue, "looks": looks, "rows": rows})
+    html = environment.get_template("labelling.html.j2").render(data=data, rubric=rubric, count=len(pairs), note=note)
     # The rubric may hold half of a surrogate pair, which no UTF-8 file can.
     return html.encode("utf-8", "replace").decode("utf-8")

@@ -25,6 +25,7 @@ from slm_ray.verdict.arms import (
     track_of,
 )
 from slm_ray.verdict.non_inferiority import ONE_SIDED
+from slm_ray.verdict.replay import replay
 from slm_ray.verdict.stats import paired_interval
 
 
@@ -44,6 +45,7 @@ def compare(
     slice_rows: int = 20,
     quality_floor: float | None = None,
     level: float = ONE_SIDED,
+    sequential_delta: float | None = None,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
@@ -54,6 +56,7 @@ def compare(
     same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
     Every bound is wrong with probability `level` at most. `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
+    With `sequential_delta` the sequential rule looks at the rows in their asking order too, at that margin.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
@@ -77,6 +80,9 @@ def compare(
         llm_failed=sum(not left.reached(key) for key in ids),
         slm_failed=sum(not right.reached(key) for key in ids),
         readings=_readings(left, right, ids, pair),
+        sequential=None
+        if sequential_delta is None
+        else replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails),
     )
 
 

@@ -12,6 +12,7 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.non_inferiority import rows_for_power
+from slm_ray.verdict.replay import sequential_reasons
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
@@ -30,11 +31,13 @@ _MEANING: dict[Action, str] = {
 
 
 def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
-    """Apply `rule` ("paired" or "point") with margin `delta` in [0, 1]; ConfigError names the known rules.
+    """Apply `rule` ("paired", "sequential" or "point") with margin `delta` in [0, 1]; ConfigError names the known rules.
 
     paired: swap when the lower bound is above -delta, fine_tune when the upper bound is below -delta, else
     inconclusive (a bound exactly at -delta shows neither). A guardrail that does not hold or a slice that is clearly worse
     blocks a swap and is named.
+    sequential: what the bets decided at some row, however often they were looked at (`verdict.sequential`); they hold both
+    readings of failed calls and the guardrails themselves.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
     Either rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
@@ -45,15 +48,16 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     bound says so, which needs no correction, since every floor has to be exceeded). `paired`: fewer than 14 pairs, on
     which no unforced margin can be shown, are no swap.
     """
-    rules = {"paired": _paired, "point": _point}
+    rules = {"paired": _paired, "sequential": sequential_reasons, "point": _point}
     if rule not in rules:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
     because = _outage(comparison)
     action: Action = "inconclusive"
     if not because:
         action, because = rules[rule](comparison, delta)
-        action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
-        because += more
+        if rule != "sequential":
+            action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
+            because += more
         if action == "swap" and (short := _below_floor(comparison, rule)):
             action = "inconclusive"
             because += short
@@ -186,7 +190,7 @@ def _below_floor(comparison: Comparison, rule: str) -> list[str]:
             f"both models are at 0 on {name}: neither does this task, so that neither can take the other's place. Look at"
             " the answers: the prompt, the cap on tokens or the metric does not fit."
         )
-    if rule != "point" and comparison.n < FEWEST_ROWS:
+    if rule == "paired" and comparison.n < FEWEST_ROWS:
         found.append(
             f"{comparison.n} pairs are too few for a swap at any margin that is not forced; evaluate {FEWEST_ROWS} or more."
         )

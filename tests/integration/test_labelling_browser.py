@@ -50,7 +50,7 @@ def test_pairs_are_labelled_by_keys_and_come_back_as_labels(browser: Any, tmp_pa
     tab.on("dialog", lambda dialog: complaints.append(f"dialog {dialog.message}"))
     url = write_page(settings, queue, rows).as_uri()
     tab.goto(url)
-    tab.get_by_text("pair 1 of 30, 0 labelled").wait_for()
+    tab.get_by_text("pair 1 of 30, 0 labelled, 30 more to the next verdict").wait_for()
     order = [key for (key,) in queue.units]
     slm_side = "A" if queue.slm_first(order[0]) else "B"
     assert tab.locator(f"#{slm_side}").text_content().startswith(HOSTILE)
@@ -62,9 +62,9 @@ def test_pairs_are_labelled_by_keys_and_come_back_as_labels(browser: Any, tmp_pa
     tab.locator("#labeller").blur()
     for key in ("1", "2", "3", "3", "ArrowLeft", "1"):
         tab.keyboard.press(key)
-    tab.get_by_text("pair 5 of 30, 4 labelled").wait_for()
+    tab.get_by_text("pair 5 of 30, 4 labelled, 26 more to the next verdict").wait_for()
     tab.reload()
-    tab.get_by_text("pair 5 of 30, 4 labelled").wait_for()
+    tab.get_by_text("pair 5 of 30, 4 labelled, 26 more to the next verdict").wait_for()
     with tab.expect_download() as event:
         tab.get_by_text("Download labels").click()
     path = tmp_path / "labels.jsonl"

@@ -20,7 +20,7 @@ from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import ArmLimiter, Limit, RateLimiter
-from slm_ray.evaluation.shards import LocalLog
+from slm_ray.evaluation.local import LocalLog
 from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask

@@ -14,7 +14,7 @@ from plain_records import facts
 from slm_ray.errors import ComparisonError, ConfigError, DataError
 from slm_ray.judging.labels import Labels, read_labels
 from slm_ray.judging.queue import Queue, kept_queue, write_page
-from slm_ray.judging.verdict import JudgedVerdict, judged_verdict, lines
+from slm_ray.judging.verdict import JudgedVerdict, judged_verdict, lines, note
 from slm_ray.records import ExampleSet, ModelReport, Report, RowResult
 from slm_ray.types import Percentiles, Usage
 
@@ -204,6 +204,7 @@ def test_a_judge_alone_never_gives_a_swap_and_says_how_many_labels_are_missing(t
         found = verdict(rows, queue, people_of(queue, labelled, 1000), kind(rows))
         assert (found.decision.action, found.missing, found.seen) == ("inconclusive", missing, None)
         assert any(f"{missing} labels are missing to the look at 40" in reason for reason in found.decision.because)
+        assert note(found) == f"{labelled} of 40 labels for the first verdict have been read."
 
 
 def test_people_who_find_no_difference_let_the_slm_pass(tmp_path: Path) -> None:
@@ -235,6 +236,20 @@ def test_labels_behind_a_gap_wait_and_more_labels_than_a_look_change_nothing(tmp
     assert (later.labelled, later.aside, later.missing) == (60, 89, 140)
     assert later.seen == at_the_look.seen and later.seen is not None and later.seen.labels == 40
     assert "89 more wait" in "\n".join(lines(later))
+
+
+def test_an_open_look_says_how_many_labels_would_do_but_not_to_whom_they_point(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(300)]
+    queue = kept_queue(config(tmp_path, looks=(40, 200)), rows)
+    found = verdict(rows, queue, people_of(queue, 40, 6), {one.id: 0.5 for one in rows})
+    assert found.needed is not None and 40 < found.needed < 200
+    assert any(f"about {found.needed} labels would decide" in reason for reason in found.decision.because)
+    assert any("labels would bring it to 0.05" in reason for reason in found.decision.because)
+    assert note(found) == f"40 labels did not decide; about {found.needed} would do."
+    even = verdict(rows, queue, people_of(queue, 40, 20), {one.id: 0.5 for one in rows})
+    assert even.needed is None and note(even) == "40 labels did not decide; more rows are needed than these."
+    page = write_page(config(tmp_path), queue, rows, note=note(found)).read_text(encoding="utf-8")
+    assert note(found) in page
 
 
 def test_the_first_look_that_decides_stands_and_looks_share_the_error(tmp_path: Path) -> None:
