@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,9 @@ def completion(request: PlannedRequest, right: tuple[str, ...]) -> Completion:
     return Completion(text=text, latency_s=0.1, usage=Usage(prompt_tokens=7, completion_tokens=3))
 
 
-def asked(settings: EvaluateConfig, rows: int, *, right: tuple[str, ...] = (LLM,), **failing: Completion) -> None:
+def asked(
+    settings: EvaluateConfig, rows: int, *, right: tuple[str, ...] = (LLM,), failing: Mapping[str, Completion] | None = None
+) -> None:  # fmt: skip
     """The log of a run that asked the first rows of the order; `failing` rows of the SLM end otherwise."""
     planned = plan(settings, KEY)
     first = {row.id for row in planned.examples[:rows]}
@@ -60,7 +63,7 @@ def asked(settings: EvaluateConfig, rows: int, *, right: tuple[str, ...] = (LLM,
         Path(settings.run_dir),
         [
             Response(key=one.key, spec=one.spec, example_id=one.example_id, answered_ns=10**18 + at,
-                     completion=failing.get(one.example_id, completion(one, right)) if one.spec == SLM else completion(one, right))
+                     completion=(failing or {}).get(one.example_id, completion(one, right)) if one.spec == SLM else completion(one, right))
             for at, one in enumerate(planned.requests())
             if one.example_id in first
         ],
@@ -117,7 +120,7 @@ def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight
 def test_a_refusal_before_the_stop_is_an_answer_and_holds_up_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     second = plan(settings, KEY).examples[1].id
-    asked(settings, 60, **{second: Completion(failure=Failure(kind="refused", reason="filter"))})
+    asked(settings, 60, failing={second: Completion(failure=Failure(kind="refused", reason="filter"))})
     report = evaluate(settings, environment=KEY)
     assert report.sequential is not None and report.sequential.candidates[SLM].action == "fine_tune"
     assert report.models[SLM].failures == {"refused": 1}
