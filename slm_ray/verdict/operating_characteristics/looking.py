@@ -1,0 +1,167 @@
+"""How a verdict is really used, simulated under both rules: watched, extended, repeated for many candidates, on groups.
+
+Every error here is counted where it is hardest to avoid, at a true difference of exactly -delta, where a swap and a
+fine_tune are both false. `paired` is judged by the bounds of a real comparison and `sequential` by the bets of the real
+test. Rows are right or wrong, and candidates are independent of each other, which is about the worst case for a family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
+from slm_ray.verdict.sequential_runs import Runs, played
+
+_Signs = NDArray[np.int8]
+_Rows = NDArray[np.int64]
+_ADVISED_LOOKS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrong:
+    """Shares of runs that ended in a swap and in a fine_tune, both false, when `rule` was used as `how` says."""
+
+    how: str
+    rule: str
+    false_swap: float
+    false_fine_tune: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """The share of families of `candidates` in which at least one was swapped in falsely, by how the error is shared."""
+
+    candidates: int
+    unshared: float
+    paired: float
+    sequential: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """Shares of runs whose confidence sequence held the true difference at every row: each bound at 5 %, and the
+    two-sided 95 % sequence, whose bounds stand at 2.5 % each."""
+
+    difference: float
+    lower: float
+    upper: float
+    both: float
+
+
+def draws(runs: int, rows: int, discordance: float, difference: float, seed: int) -> _Signs:
+    """runs x rows of 1 (the SLM alone is right), -1 (the LLM alone) and 0."""
+    chance = np.random.default_rng((seed, rows, round(1e6 * discordance), round(1e6 * (1 + difference))))
+    uniform = chance.random((runs, rows), dtype=np.float32)
+    gain, loss = (discordance + difference) / 2, (discordance - difference) / 2
+    return (uniform < gain).astype(np.int8) - (uniform > 1 - loss).astype(np.int8)
+
+
+def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
+    """Both rules on the same rows: one look, watched, following the advice, extended while it is not decided."""
+    rows = signs.shape[1]
+    gained, lost = (np.cumsum(signs == sign, axis=1, dtype=np.int32) for sign in (1, -1))
+    every = {step: tuple(range(step, rows + 1, step)) for step in (10, 50)}
+    first, extended = rows // 4, [rows // 4]
+    while extended[-1] * 3 // 2 <= rows:
+        extended.append(extended[-1] * 3 // 2)
+    advised = rows_for_power(discordance, delta) or rows
+    advice = [first + advised * again for again in range(_ADVISED_LOOKS) if first + advised * again <= rows]
+    ways = {
+        f"one look at {rows} rows": (rows,),
+        **{f"a look every {step} rows, stop when it is clear": times for step, times in every.items()},
+        f"{first} rows, then {advised} more, as advised, {len(advice)} looks": advice,
+        f"{first} rows, then half as many again, {len(extended)} looks": extended,
+    }
+    found = [_watched(how, gained, lost, times, delta) for how, times in ways.items()]
+    runs = played(signs, delta=delta)
+    return [
+        *found,
+        _sequential(f"a look after every row up to {rows}", runs, rows),
+        _sequential(f"{first} rows, then extended up to {rows}", runs, rows, started=first),
+    ]
+
+
+def families(signs: _Signs, delta: float, sizes: Sequence[int]) -> list[Family]:
+    """Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
+    rows = signs.shape[1]
+    gained, lost = (signs == 1).sum(axis=1), (signs == -1).sum(axis=1)
+    peaks = played(signs, delta=delta).peak_not_worse
+    levels = [ONE_SIDED * 6 / (np.pi * place) ** 2 for place in range(1, max(sizes) + 1)]
+    once = float(np.mean(shows(gained, lost, rows, delta)))
+    paired = [float(np.mean(shows(gained, lost, rows, delta, one_sided=level))) for level in levels]
+    sequential = [float(np.mean(peaks >= -np.log(level))) for level in levels]
+    return [
+        Family(
+            candidates=size,
+            unshared=1 - (1 - once) ** size,
+            paired=float(1 - np.prod([1 - share for share in paired[:size]])),
+            sequential=float(1 - np.prod([1 - share for share in sequential[:size]])),
+        )
+        for size in sizes
+    ]
+
+
+def grouped(runs: int, groups: int, size: int, alike: float, discordance: float, delta: float, seed: int) -> _Signs:
+    """runs x groups x `size`: a share `alike` of the groups holds one row `size` times, the others independent rows."""
+    rows = draws(runs, groups * size, discordance, -delta, seed).reshape(runs, groups, size)
+    same = np.random.default_rng((seed, size)).random((runs, groups)) < alike
+    return np.where(same[:, :, None], rows[:, :, :1], rows)
+
+
+def grouped_looks(signs: _Signs, delta: float, how: str) -> list[Wrong]:
+    """Rows in groups: one look at the rows as if they were independent, and a bet on each group."""
+    _, groups, size = signs.shape
+    gained, lost = ((signs == sign).sum(axis=(1, 2))[:, None] for sign in (1, -1))
+    row_wise = _watched(f"{how}, rows as if independent, one look", gained, lost, (groups * size,), delta)
+    bets = played(signs.sum(axis=2), delta=delta, size=size)
+    return [row_wise, _sequential(f"{how}, a look after every group", bets, groups)]
+
+
+def coverage(signs: _Signs, difference: float, delta: float) -> Coverage:
+    """The bets against the true mean itself: a bound is wrong at some row just when one of them has ever passed 1/level.
+
+    The bounds of the real test lie between the means that it tries, on the safe side of this.
+    """
+    runs = played(signs, delta=delta, against=difference)
+    low, high = runs.peak_not_worse, runs.peak_worse
+    return Coverage(
+        difference=difference,
+        lower=float((low < -np.log(ONE_SIDED)).mean()),
+        upper=float((high < -np.log(ONE_SIDED)).mean()),
+        both=float((np.maximum(low, high) < -np.log(ONE_SIDED / 2)).mean()),
+    )
+
+
+def _watched(
+    how: str, gained: NDArray[np.integer], lost: NDArray[np.integer], times: Sequence[int], delta: float
+) -> Wrong:
+    """Looks after `times` rows (the last columns where there is one only), stopped at the first that decides."""
+    decided = np.zeros(len(gained), dtype=np.int8)
+    for rows in times:
+        right, wrong = (counts[:, min(rows, counts.shape[1]) - 1] for counts in (gained, lost))
+        for sign, one, other, margin in ((1, right, wrong, delta), (-1, wrong, right, -delta)):
+            open_ = decided == 0
+            decided[open_] = np.where(shows(one[open_], other[open_], rows, margin), sign, 0)
+    return Wrong(
+        how=how,
+        rule="paired",
+        false_swap=float((decided == 1).mean()),
+        false_fine_tune=float((decided == -1).mean()),
+    )
+
+
+def _sequential(how: str, runs: Runs, most: int, *, started: int = 1) -> Wrong:
+    """First decisions; one that was there before the row `started` is made at that row all the same."""
+    swap, fine_tune = (np.where(at == 0, most + 1, np.maximum(at, started)) for at in (runs.swap, runs.fine_tune))
+    first = np.where((runs.fine_tune > 0) & ((runs.swap == 0) | (runs.fine_tune < runs.swap)), -1, 1)
+    decided = np.minimum(swap, fine_tune) <= most
+    return Wrong(
+        how=how,
+        rule="sequential",
+        false_swap=float((decided & (first == 1)).mean()),
+        false_fine_tune=float((decided & (first == -1)).mean()),
+    )
