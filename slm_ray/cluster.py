@@ -104,10 +104,21 @@ def noted_address() -> str | None:
 
 
 def start_local(**settings: Any) -> None:
-    """A Ray for this process alone, as `ray_environment` has it; `settings` go to `ray.init`."""
+    """A Ray for this process alone, as `ray_environment` has it; `settings` go to `ray.init`.
+
+    ResourceError where it does not start in the time that Ray gives itself.
+    """
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
-    ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
+    try:
+        ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
+    except Exception as error:  # Ray raises a plain one
+        if "timed out" not in str(error).lower():
+            raise
+        raise ResourceError(
+            f"Ray did not start on this machine in time ({str(error).splitlines()[0]}): it is overloaded or short of memory;"
+            " stop what else runs, then run the same command again"
+        ) from None
 
 
 def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:

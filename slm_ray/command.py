@@ -2,7 +2,7 @@
 
 `--NAME VALUE` is `--set NAME=VALUE` for a setting without a dot. The config file may be left out: `Usage` says what is read
 then. `run(job, kind, argv)` reads the config and calls the job. A problem that the person can fix ends in one line on stderr
-and status 2; Ctrl-C and SIGTERM (what `ray job stop` sends) end in status 130 after the job's own clean-up has run.
+and status 2; Ctrl-C, SIGTERM (what `ray job stop` sends) and SIGHUP (a closed terminal) end in status 130 after the job's own clean-up has run.
 """
 
 from __future__ import annotations

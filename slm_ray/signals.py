@@ -1,8 +1,9 @@
-"""Ctrl-C and SIGTERM (what `ray job stop` sends), handled here and nowhere else.
+"""Ctrl-C, SIGTERM (what `ray job stop` sends) and SIGHUP (a closed terminal), handled here and nowhere else.
 
 Within a `SignalGuard` the first signal raises KeyboardInterrupt. Those that follow leave the clean-up it has started
 alone: they are answered with one line. One that comes a minute later raises again, because then the first was lost in
-somebody's callback, or the clean-up hangs. `deferred` holds a signal back until a block is done.
+somebody's callback, or the clean-up hangs. `deferred` holds a signal back until a block is done. Who ignores SIGHUP, as
+`nohup` does, means that the job goes on.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LOST_AFTER_S = 60.0
 
 
@@ -37,10 +38,10 @@ _state = _State()
 
 
 class SignalGuard:
-    """A context manager in which both signals raise KeyboardInterrupt, once.
+    """A context manager in which these signals raise KeyboardInterrupt, once.
 
     A guard within another one puts the handlers back in place (`ray.init` has one of its own for SIGTERM) and shares the
-    outer one's state. Where the outermost ends, the handlers are what they were; with `ends_process` both signals are
+    outer one's state. Where the outermost ends, the handlers are what they were; with `ends_process` they are
     ignored from there on, so that nothing breaks into what the interpreter still does. Does nothing outside the main
     thread, where Python allows no handlers.
     """
@@ -52,7 +53,7 @@ class SignalGuard:
     def __enter__(self) -> SignalGuard:
         self._is_active = threading.current_thread() is threading.main_thread()
         if self._is_active:
-            before = {number: signal.signal(number, _handle) for number in _SIGNALS}
+            before = {number: signal.signal(number, _handle) for number in _handled()}
             if not _state.guards:
                 _state.before = before
             _state.guards += 1
@@ -87,7 +88,7 @@ class SignalGuard:
 
 @contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
-    """Whatever the block does to the handlers of both signals is undone at its end."""
+    """Whatever the block does to the handlers of these signals is undone at its end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -105,12 +106,17 @@ def wait_for_signal() -> None:
         signal.pause()
 
 
+def _handled() -> list[signal.Signals]:
+    return [one for one in _SIGNALS if one != signal.SIGHUP or signal.getsignal(one) is not signal.SIG_IGN]
+
+
 def _handle(number: int, frame: FrameType | None) -> None:
     is_cleaning_up = _state.raised_at_s is not None and time.monotonic() - _state.raised_at_s < _LOST_AFTER_S
     if is_cleaning_up or _state.is_pending:
         if not _state.has_answered:
             _state.has_answered = True
-            os.write(2, b"stopping...\n")  # not print: the signal may have come in the middle of one
+            with contextlib.suppress(OSError):  # the terminal may be closed
+                os.write(2, b"stopping...\n")  # not print: the signal may have come in the middle of one
         return
     if _state.deferring:
         _state.is_pending = True

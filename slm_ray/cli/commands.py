@@ -182,14 +182,21 @@ def _token_ids(folder: str, prompt: Prompt) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def judge(config: configs.JudgeConfig) -> None:
-    """A model as judge of a finished evaluation, or (calibrate) of answers that people have graded; writes RUN_DIR/judge.json."""
+def judge(config: configs.JudgeConfig) -> int:
+    """A model as judge of a finished evaluation, or (calibrate) of answers that people have graded; writes RUN_DIR/judge.json.
+
+    With a pair it writes RUN_DIR/label.html, on which people label some of the answers; with their labels: swap (exit 0),
+    fine_tune (exit 10) or inconclusive (exit 20).
+    """
     from slm_ray.judging import judge as judge_run
     from slm_ray.judging import lines
+    from slm_ray.verdict.decide import EXIT
 
     folder = output_folder(config.run_dir)
-    for line in lines(judge_run(config.model_copy(update={"run_dir": str(folder)}))):
+    result = judge_run(config.model_copy(update={"run_dir": str(folder)}))
+    for line in lines(result):
         print(line)
+    return EXIT[result.verdict.decision.action] if result.verdict else 0
 
 
 def live(config: configs.LiveConfig) -> int:

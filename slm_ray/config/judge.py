@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from slm_ray.config.shared import Generation, Priced, Requests
+from slm_ray.config.shared import WIDEST_DELTA, Generation, Priced, Requests
 
 
 class JudgeConfig(Requests, Priced):
@@ -17,8 +17,24 @@ class JudgeConfig(Requests, Priced):
     show_target: bool = Field(True, description="show the expected answer to the judge")
     models: tuple[str, ...] = Field((), description="whose answers to grade; all of the report's when empty")
     pair: tuple[str, ...] = Field((), description="two models, LLM first, to be judged against each other")
+    labels: tuple[str, ...] = Field((), description="JSONL of what people said of the pair, from the labelling page")
+    looks: tuple[int, ...] = Field(
+        (100, 200, 400), min_length=1, description="numbers of labels at which the verdict is made; they share the 5 %"
+    )
+    delta: float = Field(
+        0.05, ge=0, le=WIDEST_DELTA, description="non-inferiority margin of the pair, on wins minus losses"
+    )
     calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe reference")
     calibration: str | None = Field(None, description="run directory of a calibration; without one a judge is advisory")
     run_dir: str
     endpoint: str = "http://127.0.0.1:8000"
     generation: Generation = Generation(max_tokens=200)
+
+    @field_validator("looks")
+    @classmethod
+    def _growing(cls, looks: tuple[int, ...]) -> tuple[int, ...]:
+        if list(looks) != sorted(set(looks)) or looks[0] < 1:
+            raise ValueError(
+                f"{list(looks)} are no numbers of labels to look at: write growing ones, such as [100, 200]"
+            )
+        return looks

@@ -59,6 +59,15 @@ class Budget:
         """Whether there is a limit at all."""
         return any(getattr(self._config, name) is not None for name in _LIMITS)
 
+    @property
+    def is_counted(self) -> bool:
+        """Whether anything is made of what is spent: a limit, or a price that is shown."""
+        return self.is_limited or bool(self._prices)
+
+    def of_shard(self, number: int) -> Budget:
+        """The account of one of several shards: what was spent before stands in the first one's, so that it is summed once."""
+        return self if number == 0 else Budget(self._config, self._prices)
+
     def reserve(self, request: Request) -> bool:
         """Whether the request may be asked; what it can cost at most is then held until `charge`."""
         if not self.is_limited:

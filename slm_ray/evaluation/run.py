@@ -174,7 +174,12 @@ def _ask(
 
 
 def _charge_earlier(planned: Plan, log: RunLog, budget: Budget) -> None:
-    """What earlier runs of this plan have spent counts, and what they started without an answer as its worst case."""
+    """What earlier runs of this plan have spent counts, and what they started without an answer as its worst case.
+
+    Where nothing is made of it the log is not read for it: it may hold a hundred thousand answers.
+    """
+    if not budget.is_counted:
+        return
     shown = {arm.spec: arm.prompts for arm in planned.arms}
     own = {row.id: row.prompt for row in planned.examples}
     requests = {request.key: request for request in planned.requests()}

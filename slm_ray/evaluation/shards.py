@@ -353,7 +353,7 @@ def _split(
     asked = {request.spec for request in requests}
     return [
         Work(
-            run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget,
+            run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget.of_shard(number),
             arms=tuple(replace(arm, environment={}, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
             requests=tuple(requests[number::count]), environments={arm.spec: dict(arm.environment) for arm in arms},
             driver_node=driver_node, stopping=stopping, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},

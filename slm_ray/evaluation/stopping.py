@@ -11,8 +11,10 @@ fast it answers and however slow the other is. Knows nothing of Ray, logs and fi
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import score
@@ -65,6 +67,10 @@ class Stopping:
             )
             for spec, level in self.settings.levels.items()
         }  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As bytes: arrays that travel beside an object come back from Ray read-only, and tests go on counting in theirs."""
+        return _restored, (pickle.dumps({slot: getattr(self, slot) for slot in self.__slots__}),)
 
     def add(self, spec: str, example_id: str, completion: Completion, scored: RowScore | None = None) -> None:
         """An answer that counts, or a call that failed for good; `scored` where it is scored already."""
@@ -137,3 +143,10 @@ class Stopping:
 
     def _arms(self) -> tuple[str, ...]:
         return (self.settings.llm, *self.settings.companions, *self._tests)
+
+
+def _restored(state: bytes) -> Stopping:
+    stopping: Stopping = object.__new__(Stopping)
+    for slot, value in pickle.loads(state).items():
+        setattr(stopping, slot, value)
+    return stopping

@@ -53,10 +53,9 @@ class Loop:
         self.config = config
         self.folder = Path(config.run_dir)
         self.log = StepLog(self.folder / LOG)
+        llm = parse(config.llm).provider
         self.uses_stand_in = (
-            config.stand_in
-            and config.llm.startswith("azure:")
-            and not any(environment.get(name) for name in AZURE_NAMES)
+            config.stand_in and llm.kind == "azure" and not any(environment.get(name) for name in AZURE_NAMES)
         )
         # The steps only write their traces: the loop sends them all when it is done, in the time that befits a loop.
         self.environment = {**environment, "LANGFUSE_DISABLED": "1"}

@@ -74,6 +74,16 @@ def in_points(text: str) -> str:
     return _LEVEL.sub(lambda found: percent(float(found[0])), text)
 
 
+def share(value: float) -> str:
+    """A small share, such as the error that a test may make."""
+    return f"{100 * value:.2g} %"
+
+
+def sure(level: float) -> str:
+    """How sure a bound is that is wrong with probability `level`."""
+    return f"{100 - 100 * level:.4g} %"
+
+
 def visible(value: Any) -> Any:
     """Text with a code in the place of each character that shows nothing or turns the direction of those after it.
 
@@ -138,13 +148,19 @@ class Block:
     packed: bool
 
 
-def data_block(value: Any) -> Block:
-    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
-    there. Much of it is packed."""
+def json_text(value: Any) -> str:
+    """JSON in which nothing ends an element or begins a comment, and that UTF-8 can spell."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
     for sign in "<>&":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
+
+
+def data_block(value: Any) -> Block:
+    """JSON that may stand in a script element: nothing in it can end the element or begin a comment, and all of it is
+    there. Much of it is packed."""
+    text = json_text(value)
     if len(text) < _PACKED_FROM:
         return Block(text=markupsafe.Markup(text), packed=False)
     packed = base64.b64encode(gzip.compress(text.encode("utf-8"), compresslevel=6, mtime=0)).decode("ascii")

@@ -18,7 +18,7 @@ from slm_ray.page import formatting
 from slm_ray.page.charts import Difference, bars, curve, daily, differences, measured, quality, sequence
 from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
-from slm_ray.page.rows_view import Sides, graded, rows_view
+from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Interval, Usage
@@ -59,6 +59,7 @@ def page(data: LoopReport, rows: Mapping[str, Sequence[RowResult]]) -> str:
             actions=_ACTIONS,
             rules=_RULES,
             limit_mb=LIMIT_BYTES // 1_000_000,
+            most_rows=MOST_ROWS,
         )
     )
     # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
@@ -79,7 +80,7 @@ def _environment() -> jinja2.Environment:
     environment.filters.update(
         percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
         data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
-        margin=formatting.margin, in_points=formatting.in_points, money=formatting.money,
+        margin=formatting.margin, in_points=formatting.in_points, money=formatting.money, share=formatting.share, sure=formatting.sure,
     )  # fmt: skip
     return environment
 
@@ -98,7 +99,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
     sides = Sides(arms=tuple(arms.values()), llm=llm, slm=slm, primary=primary, graded=graded(rows, primary))
     binary = bool(rows) and not sides.graded
     cost, partial, held = track.cost, track.partial_replacement, guards(final, stand_in)
-    shown = [_shown(made, arms, stand_in) for made in decisions]
+    shown = [_shown(made, arms, stand_in, reports.get(made.stage)) for made in decisions]
     drawn = rows_view(rows, sides, run=_run(reports[last]) if last else "", limit_bytes=room)
     return {
         "name": track.track,
@@ -111,10 +112,12 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         "stand_in": stand_in,
         "tuned": any(arm.role == "adapter" for arm in arms.values()),
         "differences": differences([_difference(made, arms) for made in decisions]),
+        "rest": _rest(reports[last], arms) if last else [],
         "sequence": sequence(final.comparison.sequential, final.decision.delta)
         if final and final.comparison.sequential
         else None,
         "guards": held,
+        "floors": final.comparison.floors if final else {},
         "guard_chart": differences(held.shown) if held else None,
         "stages": [
             _stage(stage, reports[stage], arms, primary, llm, decisions, binary and stage == last)
@@ -138,7 +141,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
     }
 
 
-def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool) -> dict[str, Any]:
+def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report: Report | None) -> dict[str, Any]:
     """A decision as the template wants it."""
     comparison, decision = made.comparison, made.decision
     return {
@@ -146,12 +149,17 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool) -> dict
         "tone": "demonstration" if stand_in else decision.action,
         "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
         "primary": comparison.primary, "interval": made.interval,
-        "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made),
+        "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
+        "candidate": decision.candidate, "level": comparison.level,
     }  # fmt: skip
 
 
-def _declared(made: StageDecision) -> str:
+def _declared(made: StageDecision, report: Report | None) -> str:
     """What is known of when the rule was fixed."""
+    pair = (made.comparison.llm, made.comparison.slm)
+    recorded = [spec for spec, model in (report.models if report else {}).items() if model.facts.kind == "recorded"]
+    if set(pair) & set(recorded):
+        return "Exploratory: recorded answers were there before any rule could be declared"
     declared, decision = made.declared, made.decision
     if declared is None:
         return "Exploratory: no rule was declared before the first call"
@@ -160,6 +168,12 @@ def _declared(made: StageDecision) -> str:
     if decision.exploratory is not None:
         return "Exploratory: not the rule that was declared before the first call"
     return "Declared before the first call"
+
+
+def _rest(report: Report, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:
+    """What each arm was asked beyond the row that decided."""
+    rest = report.sequential.rest if report.sequential else {}
+    return [{"arm": arms[spec], "of": of} for spec, of in rest.items() if spec in arms and of.calls]
 
 
 def _difference(made: StageDecision, arms: Mapping[str, Arm]) -> Difference:

@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from slm_ray.page.data import Arm
+from slm_ray.page.formatting import json_text
 from slm_ray.records import AnswerResult, RowResult
 
 _CALL = re.compile(r'\s*(<tool_call name="[^"]*">)(.*)(</tool_call>)\s*', re.DOTALL)
 _TITLE = 150
 _STATIC = 5  # rows that are there without the script
 _DRAWN = 60  # rows that the script draws at once
+MOST_ROWS = 20_000
+_UNPACKED = 4  # times what a page may hold packed: what a browser has to read
 _MISFITS = 100  # rows in turn that are too large for what room is left, after which no smaller one is looked for
 _UNREADABLE = frozenset(
     ("prediction_not_valid_json", "not_json", "invalid_tool_call_format", "no_number", "outside_labels")
@@ -80,7 +83,7 @@ def graded(rows: Sequence[RowResult], primary: str) -> bool:
 
 
 def rows_view(rows: Sequence[RowResult], sides: Sides, *, run: str = "", limit_bytes: int) -> RowsView:
-    """The rows for the page, turns that rows share only once, as JSON of `limit_bytes` at most. `run` says whose they are."""
+    """The rows for the page, turns that rows share only once, of `limit_bytes` at most as the page packs them. `run` says whose they are."""
     kinds = [_kinds(row, sides) for row in rows]
     earlier: dict[str, int] = {}
     places = dict(_fitting(rows, kinds, sides, earlier, limit_bytes))
@@ -116,25 +119,22 @@ def _fitting(
         rank = 0 if "different" in kinds[place] else 1 if "invalid" in kinds[place] else 2
         return rank, zlib.crc32(rows[place].id.encode("utf-8", "replace")), place
 
-    room, misfits = limit_bytes, 0
-    for place in sorted(range(len(rows)), key=worth):
+    # The fastest packing is the least tight, so that the page's own takes less than what is counted here.
+    packer = zlib.compressobj(1)
+    room, unpacked, misfits = limit_bytes, _UNPACKED * limit_bytes, 0
+    for place in sorted(range(len(rows)), key=worth)[:MOST_ROWS]:
         turns = json.dumps([[turn.role, turn.content] for turn in rows[place].prompt[:-1]])
         drawn = _row(rows[place], kinds[place], sides, earlier.get(turns, len(earlier)))
-        size = _bytes(drawn.data) + (0 if turns in earlier else len(turns))
-        if size > room:
+        text = (json_text(drawn.data) + ("" if turns in earlier else turns)).encode("utf-8", "replace")
+        packed = 4 * len(packer.compress(text) + packer.flush(zlib.Z_SYNC_FLUSH)) // 3
+        if packed > room or len(text) > unpacked:
             misfits += 1
             if misfits == _MISFITS:
                 return
             continue
-        room, misfits = room - size, 0
+        room, unpacked, misfits = room - packed, unpacked - len(text), 0
         earlier.setdefault(turns, len(earlier))
         yield place, drawn
-
-
-def _bytes(data: Mapping[str, Any]) -> int:
-    """What a row takes in the page, the signs counted that are spelled out there."""
-    text = json.dumps(data, ensure_ascii=False)
-    return len(text.encode("utf-8", "surrogatepass")) + 5 * sum(text.count(sign) for sign in "<>&")
 
 
 def _row(row: RowResult, kinds: Sequence[str], sides: Sides, earlier: int) -> DrawnRow:

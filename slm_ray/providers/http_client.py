@@ -11,6 +11,9 @@ comes out as a failure to connect), so they are told apart by what aiohttp said.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import resource
 from collections.abc import Iterator
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -28,12 +31,14 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CONNECT_TIMEOUT_S = 10.0
 _KEPT_ALIVE_S = 5.0  # an idle connection: less than servers keep theirs
 _CONNECTIONS = 65_535  # as many as there are ports; no number at all would be aiohttp's hundred
+_OPEN_FILES = _CONNECTIONS + 1_024  # and what else a process holds
 _NO_KEY = "none"  # the package insists on a key; our endpoint without one ignores it
 _UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ProxyError)
 
 
 def open_client(address: ChatAddress, *, timeout_s: float) -> openai.AsyncOpenAI:
     """The client of an Azure resource's deployment or of an OpenAI-compatible endpoint; `timeout_s` is per read."""
+    _allow_open_files()
     transport = openai.DefaultAioHttpClient(
         timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
         limits=httpx2.Limits(
@@ -68,9 +73,20 @@ def broken(error: BaseException) -> tuple[Break, str]:
     """
     chain = list(_causes(error))
     words = next((text for cause in reversed(chain) if (text := str(cause))), type(chain[-1]).__name__)
+    if any(isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE) for cause in chain):
+        words = f"{words}: lower generation.concurrency, or raise the hard limit of open files (ulimit -Hn)"
     if any(isinstance(cause, _UNCONNECTED) for cause in chain):
         return "unconnected", words
     return ("late" if any(isinstance(cause, TimeoutError) for cause in chain) else "lost"), words
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files, 1,024 on many systems, as far as it may be: every call in flight is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):  # some systems allow less than their hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

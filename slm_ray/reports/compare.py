@@ -70,7 +70,7 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
             resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
             slice_rows=config.slice_rows, quality_floor=config.quality_floor,
             level=(opened.turn.level if opened else 0.0) or ONE_SIDED,
-            watched_delta=config.delta if config.rule == "sequential" else None,
+            sequential_delta=config.delta if config.rule == "sequential" else None,
         )  # fmt: skip
         decision = decide(comparison, rule=config.rule, delta=config.delta)
         if opened:

@@ -110,6 +110,23 @@ def agreement(rows: Sequence[RowScore]) -> Agreement:
     return Agreement(n=len(read), unread=len(asked) - len(read), spearman=spearman, kappa=kappa)
 
 
+def preference_agreement(pairs: Sequence[tuple[float, float]]) -> tuple[float | None, float | None]:
+    """Judge and people on pairs of answers, differences in [-1, 1]: the share of equal signs, and Cohen's kappa over three.
+
+    None where undefined: no pair, or one side that always says the same.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    signs = [((judge > 0) - (judge < 0), (people > 0) - (people < 0)) for judge, people in pairs]
+    if not signs:
+        return None, None
+    judge, people = [one for one, _ in signs], [one for _, one in signs]
+    kappa = None
+    if len(set(judge)) > 1 and len(set(people)) > 1:
+        kappa = float(cohen_kappa_score(judge, people, labels=[-1, 0, 1]))
+    return sum(one == other for one, other in signs) / len(signs), kappa
+
+
 def _asked(text: str) -> Prompt:
     return Prompt(messages=(Message(role="system", content=SYSTEM), Message(role="user", content=text)))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from slm_ray.config import Recipe
-from slm_ray.errors import ResourceError
+from slm_ray.errors import ModelError, ResourceError
 
 GB = 1e9
 _NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale per 64 weights, an fp32 scale per 256 of those
@@ -19,6 +19,7 @@ _BF16_BYTES, _FP32_BYTES = 2, 4
 _GPU_OVERHEAD_BYTES = 0.9e9  # CUDA context, cuBLAS and NCCL buffers
 _CPU_OVERHEAD_BYTES = 0.9e9  # what torch, transformers, TRL and Ray occupy in a worker that has loaded nothing
 _FRAGMENTATION = 1.10  # what a caching allocator holds above the peak of live tensors
+_NEEDED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
 _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a time
 
 
@@ -50,7 +51,7 @@ def estimate(
     use_gpu: bool,
     checkpointing: bool,
 ) -> Estimate:
-    """Bytes for a Llama-like base described by its config.json, rows padded to `row_tokens`.
+    """Bytes for a Llama-like base described by its config.json, rows padded to `row_tokens`; ModelError for another.
 
     `checkpointing`: only layer inputs are kept and one layer at a time is computed again.
     """
@@ -105,6 +106,12 @@ class _Shape:
 
     @classmethod
     def of(cls, architecture: Mapping[str, Any]) -> _Shape:
+        architecture = {**architecture, **(architecture.get("text_config") or {})}  # of a base that also sees or hears
+        if missing := [name for name in _NEEDED if not isinstance(architecture.get(name), int)]:
+            raise ModelError(
+                f"config.json of a base of type {architecture.get('model_type', 'unknown')!r} states no {', '.join(missing)}:"
+                " the memory estimate and QLoRA here know bases with Llama's layers (Llama, Mistral, Qwen, Gemma, ...); take one"
+            )
         hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
         head = architecture.get("head_dim") or hidden // heads
         return cls(

@@ -25,8 +25,8 @@ from slm_ray.verdict.arms import (
     track_of,
 )
 from slm_ray.verdict.non_inferiority import ONE_SIDED
+from slm_ray.verdict.replay import replay
 from slm_ray.verdict.stats import paired_interval
-from slm_ray.verdict.watched import watched
 
 
 def compare(
@@ -45,7 +45,7 @@ def compare(
     slice_rows: int = 20,
     quality_floor: float | None = None,
     level: float = ONE_SIDED,
-    watched_delta: float | None = None,
+    sequential_delta: float | None = None,
 ) -> Comparison:
     """Pair `llm` and `slm` over the rows of one report (B left out) or of two.
 
@@ -55,8 +55,8 @@ def compare(
     that is undefined for an arm has no gap. A failed call counts against the arm that failed, and where there are any the
     same comparison is made without them (`readings`), so that whoever decides can ask both. `guardrails` are row metrics
     with an interval of their own, besides those that the track names; tag values on at least `slice_rows` rows are slices.
-    Every bound is wrong with probability `level` at most. With `watched_delta` also what the sequential rule saw
-    at that margin, in as few pairs as it needed. `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
+    Every bound is wrong with probability `level` at most. `floors` are the trivial baselines of the reports and, where it is set, `quality_floor`.
+    With `sequential_delta` the sequential rule looks at the rows in their asking order too, at that margin.
     Raises ComparisonError, with counts: one model for both arms, model not found, other track, other rows or prompts,
     training rows, too few pairs; and for a guardrail that is no row metric of the track.
     """
@@ -69,9 +69,9 @@ def compare(
     ids = sorted(left.scored() & right.scored())
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     seen = None
-    if watched_delta is not None:
-        seen = watched(left, right, delta=watched_delta, level=level, guardrails=guardrails)
-    refuse_too_few(left, right, len(ids), min_paired if seen is None else 0.0)
+    if sequential_delta is not None:
+        seen = replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails)
+    refuse_too_few(left, right, len(ids), min_paired if seen is None else 0.0)  # a model is asked until it is decided
     pair = functools.partial(
         _pair, left, right, guardrails=guardrails, slice_rows=slice_rows, resamples=resamples, seed=seed,
         level=level,

@@ -13,7 +13,7 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.non_inferiority import rows_for_power
-from slm_ray.verdict.watched import sequential_verdict
+from slm_ray.verdict.replay import sequential_reasons
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
@@ -38,7 +38,7 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     inconclusive (a bound exactly at -delta shows neither). A guardrail that does not hold or a slice that is clearly worse
     blocks a swap and is named.
     sequential: what `Comparison.sequential` decided while rows came in, guardrails and readings of failed calls included
-    (see `watched`); a slice that is clearly worse makes a swap inconclusive. ComparisonError where it is None.
+    (see `replay`); a slice that is clearly worse makes a swap inconclusive. ComparisonError where it is None.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
     Any rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
@@ -181,7 +181,7 @@ def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
 
 
 def _sequential(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
-    return sequential_verdict(comparison, delta, blocked=_worse_slices(comparison, delta))
+    return sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
 
 
 def _below_floor(comparison: Comparison, rule: str) -> list[str]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from slm_ray.types import Decision, DeclaredRule
 
-_LATER = ("examples", "rows")  # more rows are a fault only where the rule allows one look
+_LATER = ("examples", "rows", "stop")  # more rows or fewer are a fault only where the rule allows one look
 _WORDS = {
     "rule": "rule", "delta": "delta", "primary": "primary metric", "track": "the track's definition",
     "examples": "the file of rows", "rows": "rows",

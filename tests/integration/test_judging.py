@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from chat_server import ChatServer, Reply, Request, answer
 
 from slm_ray import storage
+from slm_ray.cli.commands import judge as judge_command
 from slm_ray.config import EvaluateConfig, JudgeConfig
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError
@@ -52,7 +54,8 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
     assert (grades.n, grades.unread, grades.mean) == (4, 1, 0.5)
     assert grades.minus_first is not None and grades.minus_first.estimate == -0.5
     assert found.pair is not None and (found.pair.second_wins, found.pair.same_place_twice) == (0.75, 2)
-    assert all("advisory" in line for line in lines(found))
+    *figures, last = lines(found)
+    assert all("advisory" in line for line in figures) and "no verdict by the judge alone" in last
     assert judge(config, {}) == found
 
     people = [{"prompt": f"p{i}", "prediction": "x", "human": 1 + i % 7} for i in range(35)]
@@ -107,3 +110,55 @@ def test_a_track_file_and_a_config_have_the_word(ray_cluster: None, tmp_path: Pa
     ]
     for text, rubric in zip(found, ("Is it in verse?", "Is it in prose?", "Does it rhyme?"), strict=True):
         assert f"Rubric: {rubric}\n" in text and TRACKS["chat"].rubric not in text
+
+
+def labelled(page: Path, labels: int, better: str) -> list[dict[str, object]]:
+    """What a person who sees only the page says of its first pairs: the answer with the word in it is better."""
+    shown = json.loads(page.read_text(encoding="utf-8").split('id="data">')[1].split("</script>")[0])
+    return [
+        {"queue": shown["queue"], "id": row["id"], "labeller": "ann", "prefers": "A" if better in row["A"] else "B"}
+        for row in shown["rows"][:labels]
+    ]
+
+
+def test_a_judge_who_flatters_the_slm_is_overruled_by_the_people(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: list[dict[str, object]] = [
+        {"id": f"q{i}", "prompt": f"question {i}", "completion": "the answer"} for i in range(60)
+    ]
+    examples, report = written(tmp_path / "rows.jsonl", rows), str(tmp_path / "run")
+    evaluate(EvaluateConfig(track="chat", examples=examples, models=(LLM, SLM), run_dir=report), environment={})
+
+    def flatter(request: Request) -> Reply:
+        if "Answer A:" not in request.text:
+            return answer("Score: 5")
+        return answer("Verdict: A" if "Answer A:\nsmall" in request.text else "Verdict: B")
+
+    with ChatServer(flatter, models=("judge",)) as server:
+        config = JudgeConfig(
+            report=report, judge="served:judge", endpoint=server.url, models=(SLM,), pair=(LLM, SLM), looks=(40,),
+            run_dir=str(tmp_path / "judge"),
+        )  # fmt: skip
+        page = tmp_path / "judge" / "label.html"
+        assert judge_command(config) == 0
+        said = capsys.readouterr().out
+        assert f"{SLM} wins 100.0% against {LLM}" in said and "no verdict by the judge alone" in said
+        paid = len(server.requests)
+        assert paid == 60 + 2 * 60
+
+        labels = tmp_path / "labels.jsonl"
+        with_labels = config.model_copy(update={"labels": (str(labels),)})
+        written(labels, labelled(page, 10, "big"))
+        assert judge_command(with_labels) == 20
+        assert "30 labels are missing to the look at 40" in capsys.readouterr().out
+
+        written(labels, labelled(page, 40, "big"))
+        assert judge_command(with_labels) == 10
+        said = capsys.readouterr().out
+        assert "verdict: fine_tune; rule paired, delta 0.05 on wins minus losses" in said
+        assert "judge alone, on all rows: +1.0000" in said and "its bias is +2.0000" in said
+        assert said.endswith("FINE_TUNE=1\n")
+        assert len(server.requests) == paid, "labels cost no call"
+    record = storage.read_json(tmp_path / "judge" / "judge.json")["verdict"]
+    assert record["decision"]["action"] == "fine_tune" and record["seen"]["labels"] == 40

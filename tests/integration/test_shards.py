@@ -14,10 +14,11 @@ from endpoint import Endpoint
 from test_faults import quiet_after, settings
 
 from slm_ray.config import EvaluateConfig
+from slm_ray.costs.prices import Price
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.plan import plan
-from slm_ray.evaluation.shards import LogKeeper, Shard, ShardResult, Work
+from slm_ray.evaluation.shards import LogKeeper, Shard, ShardResult, Work, _split
 from slm_ray.runlog import RUN_FILE, LogWriter, RunLog, begin_note, encoded
 
 pytestmark = pytest.mark.heavy
@@ -57,6 +58,20 @@ def test_a_shard_that_does_not_see_the_run_directory_writes_beside_the_driver(
     with RunLog(tmp_path / "run") as log:
         assert log.count() == 40
         assert log.in_doubt(request.key for request in work.requests) == {}
+
+
+def test_shards_that_go_on_show_earlier_spending_once(ray_cluster: None, tmp_path: Path) -> None:
+    with Endpoint("fine") as endpoint:
+        config = settings(tmp_path, 12, endpoint).model_copy(update={"shards": 3})
+        planned = plan(config, {})
+    (arm,) = planned.arms
+    requests = arm.pending(planned.examples, RunLog(tmp_path / "none"))
+    price = Price(name="m", input_usd_per_mtok=1.0, cached_input_usd_per_mtok=1.0, output_usd_per_mtok=1.0)
+    budget = Budget(config, {arm.spec: price})
+    budget.charge_worst_case(arm.spec, requests[0].prompt)
+    works = _split(requests, [arm], config, budget, "abcd0123", None)
+    assert len(works) == 3
+    assert sum(work.budget.usd(arm.spec) or 0.0 for work in works) == budget.usd(arm.spec) != 0.0
 
 
 def test_after_the_driver_is_killed_no_more_calls_begin_than_may_be_in_flight(

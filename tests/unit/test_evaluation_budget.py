@@ -158,3 +158,17 @@ def test_a_price_is_needed_where_money_is_limited(tmp_path: Path) -> None:
     file.write_text("models: [1, 2]")
     with pytest.raises(ConfigError, match="not a price file"):
         prices_of(config(prices=str(file), max_cost_usd=1.0), names)
+
+
+def test_what_was_spent_before_is_counted_once_however_many_shards_go_on() -> None:
+    """The display sums what the shards have noted."""
+    budget = Budget(config(shards=3), {"azure:gpt": PRICE})
+    budget.charge("azure:gpt", "k", PROMPT, Completion(text="x", usage=Usage(prompt_tokens=1000, completion_tokens=10)))
+    before = budget.usd("azure:gpt")
+    assert before is not None and before > 0
+    assert sum(budget.of_shard(number).usd("azure:gpt") for number in range(3)) == before
+
+
+def test_nothing_is_made_of_spending_without_a_limit_or_a_price() -> None:
+    assert not Budget(config(), {}).is_counted
+    assert Budget(config(), {"azure:gpt": PRICE}).is_counted and Budget(config(max_calls=1), {}).is_counted

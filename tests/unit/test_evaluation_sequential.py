@@ -11,16 +11,18 @@ import pytest
 from log_files import log_of
 
 from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
+from slm_ray.corpus.tracks import track
 from slm_ray.errors import ComparisonError, ConfigError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.table import summary
 from slm_ray.records import CandidateLook, Rest
 from slm_ray.reports.compare import compare_reports
-from slm_ray.reports.files import load_report
+from slm_ray.reports.files import declared_rule, load_report
 from slm_ray.runlog import PlannedRequest, Response
 from slm_ray.storage import read_jsonl
 from slm_ray.types import Completion, Failure, Usage
+from slm_ray.verdict.declared import departures
 
 LLM, SLM = "openai:llm@http://127.0.0.1:9/v1", "served:slm"
 KEY = {"OPENAI_API_KEY": "none"}
@@ -200,3 +202,20 @@ def test_further_rows_are_scored_behind_the_first(tmp_path: Path) -> None:
     assert before.provenance.digests.data != after.provenance.digests.data
     assert after.sequential is not None and after.sequential.candidates[SLM].action == "fine_tune"
     assert replace(after, models={}).order_seed == before.order_seed
+
+
+def test_whether_the_rest_is_asked_turns_no_verdict(tmp_path: Path) -> None:
+    """A comparison need not say when the asking ended, though what was declared does."""
+    rules = [
+        declared_rule(
+            Declaration.model_validate({"rule": "sequential", "stop": stop}),
+            track("structured"),
+            examples="d",
+            rows=rows,
+            baselines=(),
+        )
+        for stop, rows in (("when_decided", 60), ("never", 12))
+    ]
+    assert departures(*rules) == []
+    other = replace(rules[1], delta=0.1)
+    assert len(departures(rules[0], other)) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
 from collections import deque
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_a_candidate_that_is_decided_is_dropped_and_the_others_go_on() -> None:
     assert {spec: stopping.rows_of(spec) for spec in (SLM, OTHER, LLM, "baseline:majority")} == {
         SLM: first.decided_at, OTHER: second.decided_at, LLM: second.decided_at, "baseline:majority": second.decided_at,
     }  # fmt: skip
+
+
+def test_it_goes_on_in_another_process_as_it_would_have_here() -> None:
+    """Sent as Ray sends it: arrays beside the object, which come back read-only."""
+    everything = answers(60, slm_wrong_every=2)
+    buffers: list[pickle.PickleBuffer] = []
+    sent = pickle.dumps(feed(rule(60), everything[:15]), protocol=5, buffer_callback=buffers.append)
+    there = pickle.loads(sent, buffers=[buffer.raw().toreadonly() for buffer in buffers])
+    assert feed(there, everything[15:]).results == feed(rule(60), everything).results
 
 
 def test_rows_that_do_not_decide_count_all() -> None:

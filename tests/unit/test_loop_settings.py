@@ -1,5 +1,6 @@
 """What the loop hands on to its steps, without running any."""
 
+import json
 from pathlib import Path
 
 from slm_ray.config import LoopConfig, load
@@ -14,3 +15,12 @@ def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> No
     validation, test = loop.comparison("validation"), loop.comparison("test")
     assert (validation.rule, test.rule) == ("point", "paired")
     assert validation.model_copy(update={"rule": "paired"}) == test == config.comparison
+
+
+def test_the_stand_in_answers_for_azure_without_keys_and_for_nobody_else() -> None:
+    def loop(llm: str, **environment: str) -> Loop:
+        return Loop(load(LoopConfig, ROOT / "jobs/loop.yaml", [f"llm={json.dumps(llm)}"]), environment)
+
+    assert loop("azure:").uses_stand_in and loop("azure:gpt-4o+3shot").uses_stand_in
+    assert not loop("azure:", AZURE_API_KEY="k").uses_stand_in
+    assert not loop("openai:m").uses_stand_in and not loop("recorded:azure:").uses_stand_in

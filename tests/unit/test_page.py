@@ -557,6 +557,39 @@ def test_the_confidence_sequence_is_a_picture_over_rows_with_the_row_that_decide
     assert "As the rows came in" not in BODY
 
 
+def test_what_the_rest_of_the_rows_took_stands_beside_the_row_that_decided() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"]["sequential"] = sequential(decided_at=37)
+    data["tracks"][0]["reports"]["test"]["sequential"] = {
+        "delta": 0.02, "stop": "never", "rows": 100, "largest_group": 1, "candidates": {},
+        "rest": {LLM: {"calls": 63, "tokens": 12_345, "usd": 0.1234}, ADAPTER: {"calls": 63, "tokens": 9000, "usd": None}},
+    }  # fmt: skip
+    text = " ".join(Document(render(data)).all("body")[0][2].split())
+    assert (
+        "they took 63 calls of LLM stand-in (12,345 tokens, 0.123 USD), 63 calls of tuned SLM (9,000 tokens, no price)"
+        in text
+    )
+
+
+def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> None:
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    assert "Candidate" not in DOCUMENT.all("article")[0][2] and "two one-sided 95 % bounds" in BODY
+    final["decision"]["candidate"], final["comparison"]["level"] = 3, 0.00338
+    document = Document(render(data))
+    assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
+    assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
+
+
+def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:
+    data = sample()
+    data["tracks"][0]["reports"]["test"]["models"][LLM]["facts"]["kind"] = "recorded"
+    assert (
+        "recorded answers were there before any rule could be declared" in Document(render(data)).all("article")[0][2]
+    )
+
+
 def test_the_sequence_is_drawn_where_its_figures_are() -> None:
     chart = sequence(record(SequentialResult, sequential(decided_at=50)), 0.02)
     assert chart is not None and chart["decided"] == {"x": 50.0, "at": 50} and chart["rest"] == 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from slm_ray import cluster
 from slm_ray.errors import ResourceError
 from slm_ray.ray_environment import CLUSTER_SETTINGS, LOCAL_SETTINGS, check_token, local_resources
 from slm_ray.submit import submit
@@ -160,3 +162,22 @@ def test_ray_looks_for_its_token_where_the_check_does(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ResourceError, match="it is no text"):
         check_token({"RAY_AUTH_TOKEN_PATH": str(file)})
+
+
+def test_a_ray_that_does_not_start_in_time_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray raises a plain Exception with these words after half a minute, which no test can wait for."""
+    import ray
+    from ray._private import node
+
+    words = "The current node timed out during startup."
+    assert words in inspect.getsource(node.Node)
+
+    def too_slow(**_: object) -> None:
+        raise Exception(f"{words} This could happen because the GCS has become overloaded.")
+
+    monkeypatch.setattr(ray, "init", too_slow)
+    with pytest.raises(
+        ResourceError, match=r"did not start .* in time .*overloaded .*run the same command again"
+    ) as said:
+        cluster.start_local()
+    assert "\n" not in str(said.value)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first ends the job, those that follow do not break into its clean-up."""
+"""Ctrl-C, SIGTERM and SIGHUP: the first ends the job, those that follow do not break into its clean-up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ run(main, ServeConfig, "test", sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_three_signals_in_a_row_leave_the_clean_up_whole(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "config.yaml").write_text("config: c\nbase: b\n", encoding="utf-8")
     job = subprocess.Popen(
@@ -80,3 +80,13 @@ def test_a_guard_within_a_guard_takes_the_handler_back_and_the_outermost_restore
     assert signal.getsignal(signal.SIGTERM) == before
     with pytest.raises(KeyboardInterrupt), SignalGuard():  # the next run in this process can be interrupted too
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_job_under_nohup_outlives_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalGuard():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from slm_ray.config import Recipe
-from slm_ray.errors import ResourceError
+from slm_ray.errors import ModelError, ResourceError
 from slm_ray.training.estimate import GB, check, estimate
 
 LLAMA_8B = {
@@ -86,3 +86,14 @@ def test_the_tiny_base_fits_any_laptop() -> None:
     needed = estimate(config, Recipe(per_device_batch=8), row_tokens=400, use_gpu=False, checkpointing=False)
     check(needed, 2 * GB, Recipe(per_device_batch=8), row_tokens=400)
     assert needed.total > 0.9 * GB
+
+
+def test_a_base_of_another_kind_is_refused_in_one_line_and_one_with_a_text_part_is_not() -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257}
+    with pytest.raises(
+        ModelError, match=r"type 'gpt2' states no hidden_size, num_attention_heads, .*Llama's layers"
+    ) as said:
+        estimate(gpt2, Recipe(), row_tokens=64, use_gpu=False, checkpointing=False)
+    assert "\n" not in str(said.value)
+    nested = {"model_type": "sees", "text_config": LLAMA_8B}
+    assert estimate(nested, Recipe(), row_tokens=2048, use_gpu=True, checkpointing=True) == llama(Recipe())

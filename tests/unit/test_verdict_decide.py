@@ -110,7 +110,9 @@ def test_exit_statuses_and_the_last_line() -> None:
 
 
 def test_unknown_rule_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match=r"unknown rule 'pared': did you mean 'paired'\? known: paired, point"):
+    with pytest.raises(
+        ConfigError, match=r"unknown rule 'pared': did you mean 'paired'\? known: paired, point, sequential"
+    ):
         decide(comparison(), rule="pared", delta=0.02)
 
 

@@ -1,11 +1,25 @@
 """The sequential rule decides what is clear, keeps its decision, and does not care when it is looked at."""
 
+import itertools
+import math
+import random
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from plain_records import build
 
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import ComparisonError
+from slm_ray.records import Report, RowResult
+from slm_ray.types import Comparison, Completion, Example, Interval, Slice
+from slm_ray.verdict.compare import compare
+from slm_ray.verdict.decide import decide
 from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential_runs import played as played_at_once
 
 
 def rows(
@@ -110,3 +124,175 @@ def test_what_would_break_the_bets_is_refused_and_changes_nothing(bad: list[Pair
 def test_settings_without_a_meaning_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="sequential rule"):
         played([], **settings)
+
+
+# An implementation as plain as can be, without logs, arrays or increments: the definition, for one row a group.
+def by_definition(differences: list[float], mean: float, side: int, delta: float) -> float:
+    experts = []
+    for expert, weight in enumerate((0.6, 0.1, 0.1, 0.06, 0.06, 0.08)):
+        capital = weight
+        for at, value in enumerate(differences):
+            spread = (1 + sum(past**2 for past in differences[:at])) / (2 + at)
+            target = (1, 3, 9, 0, 0, 0)[expert] * delta
+            if target:
+                bet = (-spread + math.sqrt(spread**2 + 4 * target**2)) / (2 * target)
+            else:
+                bet = (0, 0, 0, 0.5, 0.95, math.sqrt(2 * math.log(20) / (spread * (at + 1) * math.log(at + 2))))[expert]
+            capital *= 1 + min(bet, 0.95) * side * (value - mean) / (1 + side * mean)
+        experts.append(capital)
+    return sum(experts)
+
+
+GRADED = [0.5, -0.25, 0.0, 1.0, -1.0, 0.125, 0.0, 0.75, 0.0, -0.5, 0.25, 1.0, 1.0, 0.5, 0.0, 1.0, 0.75, 0.5, 1.0, 0.25]
+
+
+@pytest.mark.parametrize("differences", [GRADED, [1.0, 0, 0, -1, 0, 0, 1, 1, 0, 0, 1, 0], [-1.0] * 9 + [0.0]])
+@pytest.mark.parametrize("delta", [0.02, 0.1])
+def test_the_capital_is_that_of_the_definition(differences: list[float], delta: float) -> None:
+    for rows in (1, 2, len(differences)):
+        result = played(differences[:rows], delta=delta).result
+        assert result.e_not_worse == pytest.approx(by_definition(differences[:rows], -delta, 1, delta), rel=1e-9)
+        assert result.e_worse == pytest.approx(by_definition(differences[:rows], -delta, -1, delta), rel=1e-9)
+
+
+@pytest.mark.parametrize("differences", [GRADED * 2, [0.0] * 60, [1.0, 0, 0, -1, 0] * 20])
+def test_the_bounds_are_the_means_that_the_definition_never_rejected(differences: list[float]) -> None:
+    """Between the last mean that the bets reject and the first that they do not, to a quarter of a point, on the safe side."""
+    interval = played(differences).result.interval
+
+    def rejected(mean: float, side: int) -> bool:
+        looks = range(1, len(differences) + 1)
+        return any(by_definition(differences[:look], mean, side, 0.05) >= 20 for look in looks)
+
+    assert rejected(interval.lower - 1e-9, 1) and not rejected(interval.lower + 0.0026, 1)
+    assert rejected(interval.upper + 1e-9, -1) and not rejected(interval.upper - 0.0026, -1)
+
+
+VALUES = {"right or wrong": (1.0, 0.0, -1.0), "graded": (0.5, 0.0, -1.0)}
+
+
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize(("discordance", "delta"), [(0.1, 0.1), (0.3, 0.02), (1.0, 0.2)])
+def test_on_the_boundary_capital_does_not_grow_and_seldom_passes_the_level(
+    kind: str, discordance: float, delta: float
+) -> None:
+    """Every outcome of up to 10 rows, each with its probability: exact, but for rounding."""
+    values, rows = np.array(VALUES[kind]), 10
+    gain = (discordance - delta) / (1 + values[0])  # so that the mean is exactly -delta
+    chances = np.array([gain, 1 - discordance, discordance - gain])
+    outcomes = np.array(list(itertools.product(range(3), repeat=rows)))
+    for look in range(1, rows + 1):
+        seen = outcomes[:: 3 ** (rows - look), :look]
+        weights = chances[seen].prod(axis=1)
+        runs = played_at_once(values[seen], delta=delta)
+        assert weights.sum() == pytest.approx(1)
+        for capital in (runs.not_worse, runs.worse):
+            assert weights @ np.exp(capital) == pytest.approx(1, abs=1e-9)
+    for peak in (runs.peak_not_worse, runs.peak_worse):
+        for level in (0.2, 0.05, 0.01):
+            assert weights @ (peak >= -math.log(level)) <= level
+
+
+def test_simulated_runs_are_those_of_the_test() -> None:
+    chance = np.random.default_rng(4)
+    rows = chance.choice([-1, 0, 0, 1], size=(5, 40, 3))
+    runs = played_at_once(rows.sum(axis=2), delta=0.05, level=0.3, size=3)
+    for at, groups in enumerate(rows):
+        test = SequentialTest(primary="exact", delta=0.05, level=0.3, largest_group=3)
+        for name, group in enumerate(groups):
+            test.add([*rows_of(group, str(name))])
+        assert test.result.e_not_worse == pytest.approx(math.exp(runs.not_worse[at]))
+        assert test.result.e_worse == pytest.approx(math.exp(runs.worse[at]))
+        first = min((int(one[at]) for one in (runs.swap, runs.fine_tune) if one[at]), default=0)
+        assert (test.result.decided_at or 0) == 3 * first
+
+
+def rows_of(group: Iterable[float], name: str) -> list[PairedRow]:
+    return rows([float(value) for value in group], group=name)
+
+
+def test_a_row_that_stands_ten_times_in_its_group_is_no_more_evidence_than_once() -> None:
+    alike = SequentialTest(primary="exact", delta=0.05, level=0.05, largest_group=10)
+    for at, value in enumerate(GRADED):
+        alike.add(rows_of([value] * 10, str(at)))
+    once = played(GRADED).result
+    assert alike.result.e_not_worse == pytest.approx(once.e_not_worse)
+    assert alike.result.interval.lower == pytest.approx(once.interval.lower)
+
+
+def test_more_right_answers_are_never_less_evidence() -> None:
+    chance = random.Random(3)
+    for _ in range(20):
+        differences = [chance.choice((-1.0, 0.0, 0.0, 1.0)) for _ in range(60)]
+        better = [*differences[:-1], min(1.0, differences[-1] + 1)]
+        low, high = played(differences).result, played(better).result
+        assert high.e_not_worse >= low.e_not_worse and high.e_worse <= low.e_worse
+        assert high.interval.lower >= low.interval.lower and high.interval.upper >= low.interval.upper
+
+
+def test_looking_changes_nothing_and_a_replay_comes_to_the_same() -> None:
+    watched = SequentialTest(primary="exact", delta=0.05, level=0.05)
+    for value in GRADED:
+        watched.add(rows([value]))
+        assert watched.result.rows == watched.result.path[-1].rows
+    assert watched.result == played(GRADED).result
+
+
+def test_a_stricter_level_takes_longer() -> None:
+    at = [played([1.0] * 30, level=level).result.decided_at or 0 for level in (0.05, 0.01, 0.0003)]
+    assert 0 < at[0] < at[1] < at[2]
+
+
+ROWS = [
+    Example(id=f"e{at:02}", prompt=prompt_of(TRACKS["structured"], f"question {at}"), target=f'{{"a": {at}}}')
+    for at in range(60)
+]
+
+
+def report(order_seed: int | None = 42, *, right: Iterable[int]) -> tuple[Report, list[RowResult]]:
+    """A run whose LLM is right on all 60 rows, and whose SLM on those."""
+    texts = {"azure:big": range(60), "served:small": right}
+    answers = {
+        spec: {
+            row.id: Completion(text=row.target if at in which else "{}", served_by="m") for at, row in enumerate(ROWS)
+        }
+        for spec, which in texts.items()
+    }
+    found, scored = build(TRACKS["structured"], ROWS, answers)
+    return replace(found, order_seed=order_seed), list(scored)
+
+
+def run(evaluation: tuple[Report, list[RowResult]], **settings: Any) -> Comparison:
+    return compare(*evaluation, llm="azure:big", slm="served:small", min_paired=0.95, resamples=199, seed=0, **settings)
+
+
+def test_a_comparison_replays_the_rows_in_their_order_and_decides_by_it() -> None:
+    late = run(report(right=set(range(20))), sequential_delta=0.05)  # the SLM fails from row 21 on
+    early = run(report(right=set(range(40, 60))), sequential_delta=0.05)
+    assert late.sequential and early.sequential and early.sequential.decided_at and late.sequential.decided_at
+    assert early.sequential.decided_at < 20 < late.sequential.decided_at
+    decision = decide(early, rule="sequential", delta=0.05)
+    assert decision.action == "fine_tune"
+    assert f"decided at row {early.sequential.decided_at}" in " ".join(decision.because)
+    assert run(report(right=set())).sequential is None
+
+
+def test_rows_that_were_asked_as_they_stood_in_the_file_are_refused() -> None:
+    with pytest.raises(ComparisonError, match="an order drawn beforehand"):
+        run(report(None, right=set()), sequential_delta=0.05)
+    with pytest.raises(ComparisonError, match="asking order"):
+        decide(run(report(None, right=set())), rule="sequential", delta=0.05)
+
+
+def test_an_undecided_run_may_be_extended() -> None:
+    found = run(report(right=set(range(60))), sequential_delta=0.01)
+    decision = decide(found, rule="sequential", delta=0.01)
+    assert decision.action == "inconclusive" and "extend=FILE" in " ".join(decision.because)
+
+
+def test_a_worse_slice_takes_a_swap_back_and_is_no_fine_tune() -> None:
+    found = replace(run(report(right=range(60))), sequential=played([1.0] * 30).result)
+    worse = Slice(tag="tool", value="b", n=40, interval=Interval(estimate=-0.4, lower=-0.6, upper=-0.2))
+    assert decide(found, rule="sequential", delta=0.05).action == "swap"
+    blocked = decide(replace(found, slices=(worse,)), rule="sequential", delta=0.05)
+    assert blocked.action == "inconclusive" and "tool is 'b'" in " ".join(blocked.because)

@@ -4,14 +4,15 @@ Grades every model's answers (1 to 7), or two models' answers against each other
 people have graded (calibration). What makes an answer good is the config's rubric, else that of the track, else a
 general one. A judge that has not been calibrated on at least `ENOUGH` rows with a kappa of at least
 `AGREES`, under the same rubric, is marked advisory wherever its score is written. A failed call gets the lowest grade
-unasked; a judgement that cannot be read is unscored and counted, never 0.
+unasked; a judgement that cannot be read is unscored and counted, never 0. A pair comes with a queue of answers for people
+to label; their labels and the judge's sayings together give a verdict (`judging.verdict`), the judge alone none.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from slm_ray.config import EvaluateConfig, JudgeConfig, Requests
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
+from slm_ray.judging.labels import read_labels
+from slm_ray.judging.queue import PAGE, kept_queue, write_page
+from slm_ray.judging.verdict import JudgedVerdict, judged_verdict
+from slm_ray.judging.verdict import lines as verdict_lines
+from slm_ray.judging.verdict import note as label_note
 from slm_ray.records import SCHEMA_VERSION, Report, RowResult
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import load_report
@@ -82,7 +88,10 @@ class Preference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
-    """What a judge said: grades by model and perhaps a pair, or how far it agrees with people (`calibration`, `key`)."""
+    """What a judge said: grades by model and perhaps a pair, or how far it agrees with people (`calibration`, `key`).
+
+    `verdict` is that of judge and people together, where labels were given.
+    """
 
     judge: str
     rubric: str
@@ -91,6 +100,7 @@ class Judgement:
     pair: Preference | None = None
     calibration: Agreement | None = None
     key: str | None = None
+    verdict: JudgedVerdict | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -105,13 +115,18 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
         report, rows = load_report(config.report)
         config = config.model_copy(update={"rubric": _rubric(config, report)})
         models = _models(config, report)
-        result = Judgement(
-            judge=config.judge,
-            rubric=config.rubric,
-            advisory=_advisory(config),
-            grades=_grades(config, rows, models, environment),
-            pair=_pair(config, rows, environment) if len(config.pair) == 2 else None,
-        )
+        result = Judgement(judge=config.judge, rubric=config.rubric, advisory=_advisory(config))
+        if config.pair:
+            # Drawn before anything is asked: nobody has seen a judgement when the order and the margin are fixed.
+            queue = kept_queue(config, rows, asked=_key(config))
+            write_page(config, queue, rows)
+            labels = read_labels(config.labels, queue, rows)
+            pair, shares = _pair(config, rows, environment)
+            verdict = judged_verdict(report, rows, queue, shares, labels) if config.labels else None
+            if verdict:
+                write_page(config, queue, rows, note=label_note(verdict))
+            result = replace(result, pair=pair, verdict=verdict)
+        result = replace(result, grades=_grades(config, rows, models, environment))
     storage.write_json(Path(config.run_dir) / RESULT, encode(result))
     return result
 
@@ -151,8 +166,10 @@ def _grades(
     return found
 
 
-def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, str] | None) -> Preference:
-    """The second model's win share against the first, each pair asked in both orders; a tie is one half."""
+def _pair(
+    config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, str] | None
+) -> tuple[Preference, dict[str, float | None]]:
+    """The second model's win share against the first, each pair asked in both orders; a tie is one half. And by row id."""
     one, two = config.pair
     pairs = [
         (row.id, row, second, first)
@@ -165,13 +182,14 @@ def _pair(config: JudgeConfig, rows: list[RowResult], environment: Mapping[str, 
         for order, a, b in (("ab", second, first), ("ba", first, second))
     ]
     said = _ask(config, "preference", questions, environment)
-    shares = [both_orders(said[f"ab|{key}"], said[f"ba|{key}"]) for key, *_ in pairs]
-    read = [share for share in shares if share is not None]
+    shares = {key: both_orders(said[f"ab|{key}"], said[f"ba|{key}"]) for key, *_ in pairs}
+    read = [share for share in shares.values() if share is not None]
     swayed = sum(said[f"ab|{key}"] == said[f"ba|{key}"] != 0.5 for key, *_ in pairs if said[f"ab|{key}"] is not None)
-    return Preference(
+    preference = Preference(
         first=one, second=two, n=len(rows), both_answered=len(pairs), unread=len(shares) - len(read),
         second_wins=_mean(read), same_place_twice=swayed,
     )  # fmt: skip
+    return preference, shares
 
 
 def _calibrated(config: JudgeConfig, environment: Mapping[str, str] | None) -> Judgement:
@@ -248,6 +266,10 @@ def _models(config: JudgeConfig, report: Report) -> list[str]:
             raise ConfigError(f"{model!r} is not in the report {config.report}: {choices(model, report.models)}")
     if len(config.pair) not in (0, 2):
         raise ConfigError(f"pair names {len(config.pair)} models; give two, LLM first, or none")
+    if config.labels and not config.pair:
+        raise ConfigError("labels are of two models' answers; name both in pair, LLM first")
+    if len(set(config.pair)) == 1:
+        raise ConfigError(f"pair names {config.pair[0]!r} twice, which agrees with itself; name two models")
     return wanted
 
 
@@ -294,6 +316,10 @@ def lines(result: Judgement) -> Iterator[str]:
             f"{pair.second} wins {wins} against {pair.first} ({pair.both_answered} pairs in both orders, "
             f"{pair.unread} unread, {pair.same_place_twice} decided by place){mark}"
         )
+        if not result.verdict:
+            yield f"no verdict by the judge alone: label the pairs in {PAGE} beside {RESULT}, then give them as labels"
+    if result.verdict:
+        yield from verdict_lines(result.verdict)
 
 
 def _number(value: float | None) -> str:

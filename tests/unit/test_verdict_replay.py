@@ -52,7 +52,7 @@ def report(
 
 def run(built: tuple[Report, list[RowResult]], *, delta: float = 0.1, level: float = 0.05) -> Comparison:
     return compare(
-        *built, llm=LLM, slm=SLM, min_paired=0.95, resamples=99, seed=0, level=level, watched_delta=delta
+        *built, llm=LLM, slm=SLM, min_paired=0.95, resamples=99, seed=0, level=level, sequential_delta=delta
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_rows_in_no_drawn_order_are_refused() -> None:
     with pytest.raises(ComparisonError, match="drawn from 42, those of served:small in one from 7"):
         compare(
             replace(built, models={LLM: built.models[LLM]}), rows, replace(built, models={SLM: built.models[SLM]}, order_seed=7),
-            rows, llm=LLM, slm=SLM, min_paired=0.95, resamples=99, seed=0, watched_delta=0.1,
+            rows, llm=LLM, slm=SLM, min_paired=0.95, resamples=99, seed=0, sequential_delta=0.1,
         )  # fmt: skip
     with pytest.raises(ComparisonError, match="not made by the rule sequential"):
         decide(replace(run((built, rows)), sequential=None), rule="sequential", delta=0.1)

@@ -22,10 +22,12 @@ from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential import PairedRow, SequentialTest
 
 
-def watched(
+def replay(
     left: ComparedArm, right: ComparedArm, *, delta: float, level: float, guardrails: Sequence[str] = ()
 ) -> SequentialResult:
     """What the rule saw of the SLM (`right`) against the LLM (`left`), each group one bet.
+
+    A candidate is tested at the level of its run where that is stricter than `level`.
 
     ComparisonError where either report's rows were not asked in a drawn order, or in another one.
     """
@@ -46,8 +48,9 @@ def watched(
     keys = list(itertools.takewhile(lambda key: key in scored, left.rows))
     groups = [list(rows) for _, rows in itertools.groupby(keys, lambda key: left.rows[key].group or (key,))]
     drawn = [arm.report.sequential.largest_group for arm in (left, right) if arm.report.sequential]
+    asked = right.report.sequential.candidates.get(right.spec) if right.report.sequential else None
     test = SequentialTest(
-        primary=track.primary, delta=delta, level=level, guardrails=metrics[1:],
+        primary=track.primary, delta=delta, level=min(level, asked.level) if asked else level, guardrails=metrics[1:],
         largest_group=max([*drawn, *map(len, groups)], default=1),
     )  # fmt: skip
     for group in groups:
@@ -55,7 +58,7 @@ def watched(
     return test.result
 
 
-def sequential_verdict(comparison: Comparison, delta: float, *, blocked: Sequence[str]) -> tuple[Action, list[str]]:
+def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequence[str]) -> tuple[Action, list[str]]:
     """The action and why; `blocked` are sentences on slices that are clearly worse, which stand in the way of a swap."""
     seen = comparison.sequential
     if seen is None:
