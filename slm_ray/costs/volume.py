@@ -76,7 +76,7 @@ def training_cost(model: ModelReport, machine: Machine) -> TrainingCost:
     """What the fine-tune of an arm cost, by the GPU hours that its training record states; not known without one."""
     effort = model.training
     if model.facts.kind == "served" and model.facts.adapter is None:
-        return TrainingCost(usd=0.0, words="training: none, the SLM is an untrained base")
+        return TrainingCost(usd=0.0, words="training: none counted, the SLM is served without an adapter")
     if effort is None:
         return TrainingCost(words="training: not known, no training record of the SLM was at hand")
     hours = effort.hours * (effort.gpus or 1)

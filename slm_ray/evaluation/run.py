@@ -2,7 +2,7 @@
 
 The run directory holds config.yaml, log/, report.json, scores.jsonl, answers.parquet and traces.jsonl, and one process
 owns it. Stopped at any point (Ctrl-C, SIGTERM, a kill, a lost node), the same command continues; with nothing left to ask
-it touches neither Ray nor a model and writes the same report again.
+it touches neither Ray nor a model and writes the same report again. Recorded answers and baselines need no Ray either.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from slm_ray.config import Declaration, EvaluateConfig, dump
 from slm_ray.corpus.render import prompt_hash
@@ -22,6 +23,7 @@ from slm_ray.encoders import similar_by
 from slm_ray.errors import ConfigError, ResourceError, SlmRayError
 from slm_ray.evaluation.asking_order import keep_order
 from slm_ray.evaluation.budget import Budget, prices_of
+from slm_ray.evaluation.local import ask_here, is_local
 from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.provenance import commands
@@ -148,11 +150,9 @@ def _ask(
     planned: Plan, requests: Sequence[Request], config: EvaluateConfig, log: RunLog, budget: Budget,
     stopping: Stopping | None,
 ) -> None:  # fmt: skip
-    """Ask the pending requests on Ray; what is shown comes from the log, which feeds the driver's `stopping` too."""
-    from slm_ray import cluster
-    from slm_ray.evaluation.shards import ask_all  # Ray takes seconds to import, and a finished run needs none of it
-
-    cluster.connect()
+    """Ask the pending requests, on Ray where one is of an endpoint; what is shown comes from the log, which feeds the
+    driver's `stopping` too."""
+    ask = ask_here if is_local(requests, planned.arms) else _on_ray()
     _charge_earlier(planned, log, budget)
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     display = ProgressDisplay(
@@ -163,7 +163,7 @@ def _ask(
         feed = LogFeed(log, display, planned.requests(), {row.id: row.target for row in planned.examples})
         with _noted(planned, config, log, stopping) as run:
             try:
-                result = ask_all(
+                result = ask(
                     requests, planned.arms, config, budget, run=run, tick=feed.read,
                     stopping=stopping if config.stops_when_decided else None,
                 )  # fmt: skip
@@ -171,6 +171,15 @@ def _ask(
                 feed.read()
     if result.left:
         raise ResourceError(_over_budget(result.left, config, result.budget))
+
+
+def _on_ray() -> Any:
+    """`ask_all`, once there is a cluster."""
+    from slm_ray import cluster
+    from slm_ray.evaluation.shards import ask_all  # Ray takes seconds to import, and a finished run needs none of it
+
+    cluster.connect()
+    return ask_all
 
 
 def _charge_earlier(planned: Plan, log: RunLog, budget: Budget) -> None:

@@ -32,6 +32,7 @@ from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine, Log
 from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
+from slm_ray.evaluation.local import LocalLog, ShardResult
 from slm_ray.evaluation.plan import Arm
 from slm_ray.evaluation.stopping import Stopping
 from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
@@ -70,41 +71,6 @@ class Work:
     def mark(self) -> Path:
         """A file that is there while the run is: who sees it sees the driver's run directory."""
         return self.folder / FOLDER / f".{self.run}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShardResult:
-    """How a shard ended: the requests that the budget left, and the budget as it stands."""
-
-    left: int
-    budget: Budget
-
-
-class LocalLog:
-    """A shard's log file on a disk that it sees; synced in groups, in a thread, one sync at a time."""
-
-    def __init__(self, path: Path) -> None:
-        self._writer = LogWriter(path)
-        self._syncing: asyncio.Future[None] | None = None
-        self._dirty = False
-
-    async def append(self, lines: bytes) -> None:
-        """As `LogWriter.append`."""
-        self._writer.append(lines)
-        self._dirty = True
-        if self._syncing is None or self._syncing.done():
-            self._syncing = asyncio.ensure_future(self._sync())
-
-    async def close(self) -> None:
-        """Sync and give up the file."""
-        if self._syncing is not None:
-            await self._syncing
-        self._writer.close()
-
-    async def _sync(self) -> None:
-        while self._dirty:
-            self._dirty = False
-            await asyncio.to_thread(self._writer.sync)
 
 
 class RemoteLog:

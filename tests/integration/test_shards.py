@@ -17,8 +17,9 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.costs.prices import Price
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.budget import Budget
+from slm_ray.evaluation.local import ShardResult
 from slm_ray.evaluation.plan import plan
-from slm_ray.evaluation.shards import LogKeeper, Shard, ShardResult, Work, _split
+from slm_ray.evaluation.shards import LogKeeper, Shard, Work, _split
 from slm_ray.runlog import RUN_FILE, LogWriter, RunLog, begin_note, encoded
 
 pytestmark = pytest.mark.heavy

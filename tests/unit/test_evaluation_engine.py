@@ -17,7 +17,7 @@ from slm_ray.errors import ModelError, ResourceError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Limit, RateLimiter
-from slm_ray.evaluation.shards import LocalLog
+from slm_ray.evaluation.local import LocalLog
 from slm_ray.providers import parse
 from slm_ray.runlog import Record, Response, records
 from slm_ray.runlog import Request as Ask

@@ -19,7 +19,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import ArmLimiter, Limit, RateLimiter
-from slm_ray.evaluation.shards import LocalLog
+from slm_ray.evaluation.local import LocalLog
 from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask
