@@ -517,7 +517,7 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
 
     for words in (
         "From 2,640 requests/day a machine costs less",
-        "USD per 1,000 requests: 4.545 for the LLM, 0.00125 for the SLM.",
+        "USD per 1,000 requests: 4.55 for the LLM, 0.00125 for the SLM.",
         "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
         "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
         "Most often: value mismatch (24).",
@@ -580,6 +580,17 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     document = Document(render(data))
     assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
     assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
+
+
+def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> None:
+    data = sample()
+    comparison = data["tracks"][0]["decisions"][-1]["comparison"]
+    assert "100 paired rows)" in DOCUMENT.all("article")[0][2] and "groups" not in DOCUMENT.all("article")[0][2]
+    comparison |= {"groups": 25, "largest_group": 4, "effective_n": 61.4, "undefined": 3}
+    said = "100 paired rows in 25 groups of 4 at most, worth 61 independent ones; on 3 more exact_match is not defined"
+    document = Document(render(data))
+    assert said in document.all("article")[0][2]
+    assert any(said in text for _, _, text in document.all("div", "decision"))
 
 
 def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:
@@ -686,6 +697,16 @@ def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file() -> None:
     (found,) = blocks(Document(html))
     answer = next(answer for answer in found["rows"][0]["a"] if answer["m"] == 1)
     assert answer.get("tr", answer["t"]) == "a\ud83d\x00\r\u2028 z"
+
+
+def test_a_line_ends_where_a_line_feed_stands_and_nowhere_else() -> None:
+    data = sample()
+    texts = ["a\u2028b\r\nc\x0bd\n", '{"city": "Os\u2028lo"}']
+    for row, text in zip(data["tracks"][0]["rows"], texts, strict=False):
+        row["models"][ADAPTER] |= {"text": text, "failure": None}
+    (found,) = blocks(Document(render(data)))
+    shown = [row["a"][2]["t"] for row in found["rows"]]
+    assert shown[0] == texts[0] and "Os\u2028lo" in shown[1]
 
 
 def test_a_time_is_shown_as_people_write_it() -> None:
