@@ -64,3 +64,16 @@ class RaceConfig(Config):
     )
     inspect: str | None = Field(None, description="inspect-ai's executable (inspect), in its own environment")
     out_dir: str = "runs/bench_evaluate"
+
+
+class LearningCurveBenchConfig(Config):
+    """How often the intervals of a learning curve hold, on simulated curves and on those of stand-in learners."""
+
+    sizes: tuple[int, ...] = Field((50, 100, 200, 400, 800), description="what the fit sees")
+    validation_rows: int = Field(200, ge=1)
+    curves: int = Field(300, ge=0, description="simulated, of each kind; none when 0")
+    train: str | None = Field(None, description="CSV with text and label; with `test`, adds real curves")
+    test: str | None = Field(None, description="CSV with text and label")
+    seeds: int = Field(30, ge=1, description="real curves of each learner")
+    targets: int = Field(5, ge=1, description="targets asked of each real curve")
+    seed: int = 42

@@ -139,6 +139,26 @@ def sweep(config: configs.SweepConfig) -> None:
     print(f"best: lr {result['best']['learning_rate']:g}, rank {result['best']['rank']}")
 
 
+def learning_curve(config: configs.LearningCurveConfig) -> None:
+    """How many training rows until the metric reaches the target: nested sizes trained side by side, and an interval of rows.
+
+    Each size is trained once and scored on the validation rows; a curve through them says at how many rows `target` (or
+    the LLM's metric of `report` less delta) is reached, as far as that can be promised: up to four times the largest
+    size. Writes RUN_DIR/learning_curve.json. More sizes later train only what is new.
+    """
+    training = config.training
+    check_base(training.base, setting="training.base")
+    folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
+    from slm_ray.cluster import connect
+    from slm_ray.learning_curve import RESULT, summary
+    from slm_ray.learning_curve import learning_curve as measure
+
+    connect()
+    result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
+    print("\n".join(summary(result)))
+    print(f"curve: {folders['run_dir']}/{RESULT}")
+
+
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
     check_base(config.serving.base, setting="serving.base")
@@ -259,6 +279,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(config=configs.CompareConfig, function=compare),
     "train": Command(config=configs.TrainConfig, function=train),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
+    "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
     "infer": Command(config=configs.InferConfig, function=infer),

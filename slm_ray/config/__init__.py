@@ -4,6 +4,7 @@ from slm_ray.config.compare import CompareConfig
 from slm_ray.config.evaluate import EvaluateConfig
 from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
+from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import LoopConfig, TrackSource
@@ -44,6 +45,7 @@ __all__ = [
     "Generation",
     "InferConfig",
     "JudgeConfig",
+    "LearningCurveConfig",
     "LiveConfig",
     "LoopConfig",
     "Lora",

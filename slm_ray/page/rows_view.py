@@ -225,8 +225,8 @@ def _lines(text: str) -> list[str]:
     try:
         body = json.dumps(json.loads(body), indent=2, sort_keys=True, ensure_ascii=False)
     except (ValueError, RecursionError):
-        return text.splitlines() or [""]
-    return [line for line in (before, *body.splitlines(), after) if line]
+        return text.split("\n")  # and not at what only Unicode calls a line's end, which would hide it
+    return [line for line in (before, *body.split("\n"), after) if line]
 
 
 def _title(text: str) -> str:

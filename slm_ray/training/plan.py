@@ -62,11 +62,11 @@ class WorkerPayload:
         return max(1, round(config.epochs * -(-len(self.rows) // batch)))
 
 
-def plan(config: TrainConfig, *, limit: int | None = None) -> Plan:
-    """Read and check everything that needs no worker; `limit` takes the first rows only."""
+def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
+    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
-    read = rows.read(config.train, config.track).first(limit)
+    read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
     lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)

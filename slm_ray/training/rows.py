@@ -34,6 +34,14 @@ class Rows:
         """The first `limit` rows; all of them for None."""
         return Rows(path=self.path, examples=self.examples[:limit], lines=self.lines[:limit])
 
+    def chosen(self, places: Sequence[int]) -> Rows:
+        """The rows at `places`, counted from 0, in that order."""
+        return Rows(
+            path=self.path,
+            examples=tuple(self.examples[place] for place in places),
+            lines=tuple(self.lines[place] for place in places),
+        )
+
 
 def read(path: str, track_name: str) -> Rows:
     """The examples of a JSONL file in order; DataError with file:line for every bad row."""

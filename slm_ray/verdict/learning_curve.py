@@ -162,10 +162,14 @@ def in_words(answer: RowsAnswer) -> str:
     """The answer as one sentence, rows to two digits: "about 900 rows (600 to 1,600): …"."""
     if answer.outcome == "refused":
         return f"no answer: {answer.because}"
+    smallest = answer.forecasts[0].rows if answer.forecasts else 0
     if answer.rows is not None and answer.lower is not None and answer.upper is not None:
-        return f"about {_two_digits(answer.rows)} rows ({_two_digits(answer.lower)} to {_two_digits(answer.upper)}): {answer.because}"
-    fewest = "" if answer.lower is None else f"; fewer than {_two_digits(answer.lower)} rows are unlikely to do"
-    return f"not at any number of rows that these sizes can promise: {answer.because}{fewest}"
+        fewest = _two_digits(answer.lower) + (" or fewer" if answer.lower <= smallest else "")
+        if answer.upper <= smallest:
+            return f"{fewest}, the smallest size: {answer.because}"
+        return f"about {_two_digits(answer.rows)} rows ({fewest} to {_two_digits(answer.upper)}): {answer.because}"
+    unlikely = "" if answer.lower is None else f"; fewer than {_two_digits(answer.lower)} rows are unlikely to do"
+    return f"not at any number of rows that these sizes can promise: {answer.because}{unlikely}"
 
 
 @dataclass(frozen=True, slots=True)

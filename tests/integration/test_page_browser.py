@@ -436,7 +436,7 @@ def test_every_text_stands_out_from_its_ground(browser: Any, tmp_path: Path, sch
 def test_every_control_has_a_name_and_headings_go_down_by_one(opened: Opened) -> None:
     opened.tab.locator(".row > summary").first.click()
     nameless = opened.tab.evaluate(
-        """() => [...document.querySelectorAll("input, textarea, button, svg")].filter((one) =>
+        """() => [...document.querySelectorAll("input, textarea, select, button, svg:not([aria-hidden] *, [aria-hidden])")].filter((one) =>
             !(one.labels && one.labels.length) && !one.textContent.trim() && !one.getAttribute("aria-label")).length"""
     )
     assert nameless == 0

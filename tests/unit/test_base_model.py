@@ -75,8 +75,11 @@ def test_base_names() -> None:
 
 @pytest.mark.parametrize(
     ("job", "setting"),
-    [("train", "base"), ("serve", "base"), ("sweep", "training.base"), ("loop", "serving.base")],
-)
+    [
+        ("train", "base"), ("serve", "base"), ("sweep", "training.base"), ("learning_curve", "training.base"),
+        ("loop", "serving.base"),
+    ],
+)  # fmt: skip
 def test_a_job_says_so_before_it_loads_ray(job: str, setting: str, tmp_path: Path) -> None:
     started_s = time.process_time()
     found = subprocess.run(
@@ -96,6 +99,7 @@ def test_a_job_says_so_before_it_loads_ray(job: str, setting: str, tmp_path: Pat
     [
         ("train", "run_dir", "file"), ("train", "adapters_dir", "/proc/self/read_only"),
         ("serve", "adapters_dir", "file/under"), ("sweep", "training.run_dir", "file/under"),
+        ("learning_curve", "training.run_dir", "file/under"),
         ("loop", "serving.adapters_dir", "file"),
     ],
 )  # fmt: skip

@@ -13,6 +13,7 @@ from slm_ray.config import (
     EvaluateConfig,
     InferConfig,
     JudgeConfig,
+    LearningCurveConfig,
     LiveConfig,
     LoopConfig,
     PrepareConfig,
@@ -164,7 +165,7 @@ def test_the_loop_takes_all_that_an_evaluation_and_a_comparison_take() -> None:
 
 def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
     for kind, name in ((EvaluateConfig, "evaluate"), (CompareConfig, "compare"), (PrepareConfig, "prepare"),
-                       (TrainConfig, "train"), (SweepConfig, "sweep"), (ServeConfig, "serve"), (LoopConfig, "loop"),
+                       (TrainConfig, "train"), (SweepConfig, "sweep"), (LearningCurveConfig, "learning_curve"), (ServeConfig, "serve"), (LoopConfig, "loop"),
                        (InferConfig, "infer"), (JudgeConfig, "judge"), (LiveConfig, "live"), (TraceConfig, "trace"),
                        (TrainConfig, "train_llama31_8b")):  # fmt: skip
         assert load(kind, ROOT / "jobs" / f"{name}.yaml")
@@ -172,7 +173,7 @@ def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
 
 KINDS = [
     EvaluateConfig, CompareConfig, PrepareConfig, TrainConfig, SweepConfig, ServeConfig, LoopConfig, InferConfig,
-    JudgeConfig, LiveConfig, TraceConfig,
+    JudgeConfig, LearningCurveConfig, LiveConfig, TraceConfig,
 ]  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["CPU", "a\0b"])

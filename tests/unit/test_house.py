@@ -23,7 +23,7 @@ FLOORS = [
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
     },
-    {"cluster", "executor", "training", "sweep", "serving", "evaluation", "judging", "loop", "submit"},
+    {"cluster", "executor", "training", "sweep", "learning_curve", "serving", "evaluation", "judging", "loop", "submit"},
     {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
@@ -38,13 +38,13 @@ SIDEWAYS = {
     ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
-    ("training", "cluster"), ("sweep", "cluster"), ("sweep", "training"), ("serving", "cluster"),
+    ("training", "cluster"), ("sweep", "training"), ("learning_curve", "training"), ("serving", "cluster"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
 }  # fmt: skip
 OWNERS = {
-    "ray": {"cluster", "executor", "training", "sweep", "serving", "evaluation", "loop", "submit"},
+    "ray": {"cluster", "executor", "training", "learning_curve", "serving", "evaluation", "loop", "submit"},
     "grpc": {"cluster"},
     "openai": {"providers"},
     "aiohttp": {"providers"},

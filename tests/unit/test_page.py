@@ -688,6 +688,16 @@ def test_half_a_surrogate_pair_is_kept_and_does_not_break_the_file() -> None:
     assert answer.get("tr", answer["t"]) == "a\ud83d\x00\r\u2028 z"
 
 
+def test_a_line_ends_where_a_line_feed_stands_and_nowhere_else() -> None:
+    data = sample()
+    texts = ["a\u2028b\r\nc\x0bd\n", '{"city": "Os\u2028lo"}']
+    for row, text in zip(data["tracks"][0]["rows"], texts, strict=False):
+        row["models"][ADAPTER] |= {"text": text, "failure": None}
+    (found,) = blocks(Document(render(data)))
+    shown = [row["a"][2]["t"] for row in found["rows"]]
+    assert shown[0] == texts[0] and "Os\u2028lo" in shown[1]
+
+
 def test_a_time_is_shown_as_people_write_it() -> None:
     base = {"title": "t", "run_dir": "r", "tracks": []}
     assert "2026-11-21 13:59 UTC ·" in render({**base, "generated": "2026-11-21T13:59:15+00:00"})

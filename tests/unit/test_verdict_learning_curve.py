@@ -210,6 +210,14 @@ def test_words_round_to_two_digits() -> None:
     assert in_words(answer) == "about 910 rows (600 to 1,600): why"
 
 
+def test_a_target_that_the_smallest_size_reaches_is_said_to_take_no_more() -> None:
+    answer = rows_to_target(exact(rectified), Target(score=0.05), seed=1)
+    assert (answer.lower, answer.rows, answer.upper) == (50, 50, 50)
+    assert in_words(answer).startswith("50 or fewer, the smallest size: ")
+    near = rows_to_target(measured(rectified, seed=1), Target(score=rectified(55)), seed=1)
+    assert near.lower == 50 and "(50 or fewer to " in in_words(near)
+
+
 def test_labels_cost_what_is_missing_and_pay_back_by_what_a_swap_saves() -> None:
     answer = RowsAnswer(outcome="rows", because="why", rows=900, lower=600, upper=1600)
     cost = labelling(answer, labelled=800, usd_per_row=0.5, saved_per_request_usd=0.001)
