@@ -269,7 +269,7 @@ def rows(config: configs.RowsConfig) -> None:
     """
     from slm_ray.verdict.sample_size import plan, plan_text
 
-    plans = plan(config.differences, config.discordance, config.delta, level=config.level)
+    plans = plan(config.differences, config.discordance, config.delta)
     print(plan_text(plans, config.delta))
 
 

@@ -13,4 +13,3 @@ class RowsConfig(Config):
     delta: float = Field(0.02, gt=0, lt=1, description="non-inferiority margin")
     discordance: float = Field(0.2, gt=0, le=1, description="share of rows that one model alone gets right")
     differences: tuple[float, ...] = Field((0.0, 0.1, -0.1), description="assumed true differences, SLM minus LLM")
-    level: float = Field(0.05, gt=0, lt=1, description="error that this candidate may be tested with")
