@@ -170,7 +170,7 @@ class RowScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A mean difference (SLM minus LLM) with its two one-sided 95 % bounds, and the method behind them."""
+    """A mean difference (SLM minus LLM) with its two one-sided bounds (95 % unless a level is set), and their method."""
 
     estimate: float
     lower: float
@@ -225,14 +225,17 @@ class SequentialResult:
 class Comparison:
     """Two models on the same rows, paired by example id. Gaps are SLM minus LLM, per core metric.
 
+    `n` counts the pairs with a primary metric, which the verdict stands on; on `undefined` more it is not defined. They
+    make up `groups` groups (0: no row has one), the largest of `largest_group` rows, and say as much as `effective_n`
+    independent rows (None without groups). Bounds are wrong with probability `level` at most, each.
     `stand_ins` are the specs of those whose answers came from a stand-in. `guardrails` are further metrics that must not
     be worse either. `floors` are what the SLM's primary metric has to exceed for a swap: the difference to each trivial
     baseline that was asked, and to a declared number. `deviation` is the standard deviation of the row
     differences. `answered` is the interval over the `answered_n` rows that both models answered at all; None when they
     answered every row. `llm_failed` and `slm_failed` count the rows on which a model's call failed in transport: such a
     row is no wrong answer but a missing one. `readings` hold the same comparison over fewer rows, where there are
-    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left. `sequential` is what the sequential
-    rule saw, where that was asked for.
+    failures: `reached` without calls that failed in transport, `answered` without any failure; None where no row is left.
+    `sequential` is what the sequential rule saw, where that was asked for.
     """
 
     track: str
@@ -257,8 +260,12 @@ class Comparison:
     llm_failed: int = 0
     slm_failed: int = 0
     readings: Mapping[str, Comparison | None] = field(default_factory=dict)
-    sequential: SequentialResult | None = None
+    undefined: int = 0
+    groups: int = 0
+    largest_group: int = 1
+    effective_n: float | None = None
     level: float = 0.05
+    sequential: SequentialResult | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,7 +91,7 @@ def swaps(labels: int, delta: float, runs: int, level: float) -> tuple[float, fl
 
 def main() -> None:
     """Print both tables."""
-    room._DRAWS = 2000  # coarser quantiles, no other bias: a simulation asks often
+    room._DRAWS = 1000  # coarser quantiles, no other bias: a simulation asks often
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
     errors = [(labels, worst_errors(labels, 300, runs)) for labels in (30, 100)]
     lines = [["labels", "worst error", "of normal bounds"]]

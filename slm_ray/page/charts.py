@@ -16,7 +16,7 @@ from scipy.stats import binomtest
 
 from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
-from slm_ray.page.formatting import half_width, percent, seconds
+from slm_ray.page.formatting import half_width, percent, seconds, thousand_usd
 from slm_ray.records import MixturePoint, ModelReport, Report
 from slm_ray.types import Interval, Percentiles, SequentialResult
 
@@ -271,8 +271,8 @@ def _quality(model: ModelReport, primary: str, binary: bool) -> Measure:
 def _cost(arm: ArmCost | None) -> Measure:
     if arm is None or arm.per_request_usd is None:
         return Measure(value=None, text="no price")
-    thousand = 1000 * arm.per_request_usd
-    return Measure(value=thousand, text=f"{thousand:.3g}{' (hypothetical)' if arm.hypothetical else ''}")
+    text = thousand_usd(arm.per_request_usd) + " (hypothetical)" * arm.hypothetical
+    return Measure(value=1000 * arm.per_request_usd, text=text)
 
 
 def _latency(latency_s: Percentiles) -> Measure:

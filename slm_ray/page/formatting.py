@@ -122,7 +122,7 @@ def figure(value: Any) -> str:
 
 def thousand_usd(value: float | None) -> str:
     """USD per request as USD per thousand of them."""
-    return DASH if value is None or undefined(value) else f"{1000 * value:.4g}"
+    return DASH if value is None else money(1000 * value)
 
 
 def money(value: float | None) -> str:

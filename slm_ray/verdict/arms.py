@@ -142,13 +142,21 @@ def refuse_training_rows(left: ComparedArm, right: ComparedArm, ids: Sequence[st
             raise ComparisonError(f"{arm.spec} was trained on {count} of the {total} rows; evaluate on held-out rows")
 
 
-def refuse_too_few(left: ComparedArm, right: ComparedArm, paired: int, min_paired: float) -> None:
-    """Fewer than `min_paired` of the examples with a row of both models."""
+def refuse_too_few(left: ComparedArm, right: ComparedArm, paired: int, defined: int, min_paired: float) -> None:
+    """Fewer than `min_paired` of the examples with a row of both models, or with the primary metric `defined` on both."""
     total = max(left.report.examples.n, right.report.examples.n)
     if paired == 0 or paired < min_paired * total:
         raise ComparisonError(
             f"only {paired} of {total} examples have a row of both models ({len(left.scored())} of {left.spec},"
             f" {len(right.scored())} of {right.spec}), fewer than {min_paired:.0%}; finish the evaluation"
+        )
+    primary = track_of(left.report).primary
+    if defined == 0:
+        raise ComparisonError(f"{primary} is undefined on all {paired} shared rows; check their targets")
+    if defined < min_paired * total:
+        raise ComparisonError(
+            f"{primary} is defined for both models on {defined} of {total} examples, fewer than {min_paired:.0%}; check the"
+            " other targets, or lower min_paired_share for a verdict on those rows alone"
         )
 
 

@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
-from slm_ray.verdict.non_inferiority import rows_for_power
+from slm_ray.verdict.non_inferiority import rows_by_width, rows_for_power
 from slm_ray.verdict.replay import sequential_reasons
+from slm_ray.verdict.stats import FEWEST_GROUPS
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
@@ -46,12 +48,12 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     Either rule: no swap below a floor. Two models at 0 on the primary metric are below it, and so is an SLM that is not
     better than a trivial baseline that was asked, or than a declared number (`point`: by the estimate; else the lower
     bound says so, which needs no correction, since every floor has to be exceeded). `paired`: fewer than 14 pairs, on
-    which no unforced margin can be shown, are no swap.
+    which no unforced margin can be shown, are no swap, and rows of fewer than 10 groups decide nothing.
     """
     rules = {"paired": _paired, "sequential": sequential_reasons, "point": _point}
     if rule not in rules:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
-    because = _outage(comparison)
+    because = [*_outage(comparison), *(_few_groups(comparison) if rule == "paired" else [])]
     action: Action = "inconclusive"
     if not because:
         action, because = rules[rule](comparison, delta)
@@ -71,7 +73,7 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
     """
     llm, slm = (f"{spec}{_mark(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
     lines = [
-        f"track {comparison.track}, {comparison.n} paired rows, examples {comparison.digest}",
+        f"track {comparison.track}, {rows_text(comparison)}, examples {comparison.digest}",
         f"LLM: {llm}",
         f"SLM: {slm}",
         "",
@@ -92,8 +94,9 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
 def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     name, interval = comparison.primary, comparison.interval
     because = [
-        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {comparison.n} paired rows, with one-sided"
-        f" {100 * (1 - comparison.level):.4g} % bounds {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}); the SLM alone is right on"
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {rows_text(comparison)}, with one-sided"
+        f" {100 * (1 - comparison.level):.4g} % bounds {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method});"
+        f" the SLM alone is right on"
         f" {comparison.slm_only_right} rows, the LLM alone on {comparison.llm_only_right}.",
         *_answered(comparison),
     ]
@@ -107,6 +110,17 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
         action, reasons = _guarded(comparison, delta)
         because += reasons
     return action, because
+
+
+def rows_text(comparison: Comparison) -> str:
+    """How much a verdict stands on: rows and, where rows are in groups, groups and how many independent rows they equal."""
+    effective = comparison.effective_n
+    if comparison.largest_group == 1 or effective is None:
+        return f"{comparison.n} paired rows"
+    return (
+        f"{comparison.n} paired rows in {comparison.groups} groups, the largest of {comparison.largest_group}"
+        f" ({effective:.0f} effective rows)"
+    )
 
 
 def not_worse(interval: Interval, delta: float) -> bool:
@@ -164,6 +178,8 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             reasons.append(f"the guardrail {bounds}: holds.")
         else:
             reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
+            if found == "inconclusive":
+                reasons += _guardrail_advice(comparison, name, delta)
             action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
         if clearly_worse(worst.interval, delta):
@@ -195,6 +211,16 @@ def _below_floor(comparison: Comparison, rule: str) -> list[str]:
             f"{comparison.n} pairs are too few for a swap at any margin that is not forced; evaluate {FEWEST_ROWS} or more."
         )
     return found
+
+
+def _few_groups(comparison: Comparison) -> list[str]:
+    """Why nothing can be decided: rows in too few groups; empty where they are not, or in none."""
+    if comparison.largest_group == 1 or comparison.groups >= FEWEST_GROUPS:
+        return []
+    return [
+        f"no verdict: the {comparison.n} rows come from {comparison.groups} groups, and fewer than {FEWEST_GROUPS} do not show"
+        " how groups differ, however many rows each has; evaluate rows of more groups."
+    ]
 
 
 def _outage(comparison: Comparison) -> list[str]:
@@ -248,19 +274,30 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
+def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> list[str]:
+    width = comparison.guardrails[name].upper - comparison.guardrails[name].lower
+    rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level) if delta >= _LEAST_MARGIN else None
+    if rows is None or rows <= comparison.n:
+        return []
+    return [f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."]
+
+
 def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
     """Fresh rows that would show two equally good models, as often of different opinion as here, to be so: 80 % power.
 
-    None where it takes more than a million.
+    Rows of groups like these, where there are groups: each says less. None where it takes more than a million.
     """
     if delta < _LEAST_MARGIN:
         return None
-    return rows_for_power(min(_spread(comparison), 1.0), delta, one_sided=level)
+    rows = rows_for_power(min(_spread(comparison), 1.0), delta, one_sided=level)
+    if rows is None or comparison.effective_n is None:
+        return rows
+    return math.ceil(rows * comparison.n / comparison.effective_n)
 
 
 def _spread(comparison: Comparison) -> float:
     """Discordance; where rows are not just right or wrong the squared deviation, which is the same for those that are."""
-    if comparison.interval.method.endswith("bootstrap"):
+    if "bootstrap" in comparison.interval.method:
         return comparison.deviation**2
     return (comparison.slm_only_right + comparison.llm_only_right + 1) / (comparison.n + 2)
 
@@ -321,6 +358,10 @@ def _caveats(comparison: Comparison) -> list[str]:
         for role, spec in (("LLM", comparison.llm), ("SLM", comparison.slm))
         if spec in comparison.stand_ins
     ]
+    if comparison.undefined:
+        found.append(
+            f"{comparison.primary} is undefined on {comparison.undefined} more paired rows, which have no part in this."
+        )
     return found
 
 

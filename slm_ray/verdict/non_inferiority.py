@@ -20,9 +20,16 @@ _MANY = 500  # discordant rows from which on the normal approximation is exact e
 _EDGE = 1 - 1e-9
 
 
-def bounds(gained: int, lost: int, n: int, *, one_sided: float = ONE_SIDED) -> tuple[float, float]:
-    """Lower and upper bound of the mean difference, each wrong with probability `one_sided`."""
-    return _lower(gained, lost, n, one_sided), -_lower(lost, gained, n, one_sided)
+def bounds(
+    gained: float, lost: float, n: float, *, one_sided: float = ONE_SIDED, freedom: float | None = None
+) -> tuple[float, float]:
+    """Lower and upper bound of the mean difference, each wrong with probability `one_sided`.
+
+    Counts need not be whole, as those of effective rows are not; with `freedom` the quantile is Student's with so many
+    degrees of freedom, since a design effect is estimated.
+    """
+    z = float(stats.norm.ppf(1 - one_sided) if freedom is None else stats.t.ppf(1 - one_sided, freedom))
+    return _lower(gained, lost, n, one_sided, z), -_lower(lost, gained, n, one_sided, z)
 
 
 def shows(gained: Any, lost: Any, n: int, delta: float, *, one_sided: float = ONE_SIDED) -> Any:
@@ -36,7 +43,7 @@ def shows(gained: Any, lost: Any, n: int, delta: float, *, one_sided: float = ON
     return shown.reshape(np.broadcast(gained, lost).shape)
 
 
-def tango_score(gained: Any, lost: Any, n: int, difference: float) -> Any:
+def tango_score(gained: Any, lost: Any, n: float, difference: float) -> Any:
     """Tango's statistic for "the true difference is `difference`", standard normal when it is; arrays or numbers.
 
     It falls as `difference` grows.
@@ -76,6 +83,15 @@ def rows_for_power(
     return high
 
 
+def rows_by_width(width: float, n: int, delta: float, *, power: float = 0.8, one_sided: float = ONE_SIDED) -> int:
+    """Rows that show "not worse by `delta`" with probability `power`, were both models equally good, by normal bounds.
+
+    `width` is how far apart the bounds of `n` rows lie, which is all that is known of the spread of their differences.
+    """
+    z = float(stats.norm.ppf(1 - one_sided))
+    return math.ceil(n * (width / 2 / z * (z + float(stats.norm.ppf(power))) / delta) ** 2)
+
+
 def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = ONE_SIDED) -> float:
     """The probability that `n` rows of two equally good models have a lower bound above -`delta`."""
     spread = 8 * math.sqrt(n * discordance * (1 - discordance)) + 8
@@ -91,8 +107,8 @@ def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = O
     return total
 
 
-def _lower(gained: int, lost: int, n: int, one_sided: float) -> float:
-    z, mean = float(stats.norm.ppf(1 - one_sided)), (gained - lost) / n
+def _lower(gained: float, lost: float, n: float, one_sided: float, z: float) -> float:
+    mean = (gained - lost) / n
     if mean <= -_EDGE:
         return -1.0
     found: Any = optimize.brentq(lambda d: float(tango_score(gained, lost, n, d)) - z, -_EDGE, mean, xtol=1e-12)
@@ -104,12 +120,12 @@ def _lower(gained: int, lost: int, n: int, one_sided: float) -> float:
     return max(lower, -1.0)
 
 
-def _plus_two(gained: Any, lost: Any, n: int, z: float) -> Any:
+def _plus_two(gained: Any, lost: Any, n: float, z: float) -> Any:
     """Normal bound after one row gained and one lost were added (Bonett & Price 2012)."""
     mean = (gained - lost) / (n + 2)
     return mean - z * np.sqrt(((gained + lost + 2) / (n + 2) - mean**2) / (n + 2))
 
 
-def _at_most(lost: Any, n: int, one_sided: float) -> Any:
+def _at_most(lost: Any, n: float, one_sided: float) -> Any:
     """Clopper and Pearson's bound on the share of lost rows: all there is to go by when none was gained."""
     return stats.beta.ppf(1 - one_sided, lost + 1, np.maximum(n - lost, 1e-9))

@@ -517,7 +517,7 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
 
     for words in (
         "From 2,640 requests/day a machine costs less",
-        "USD per 1,000 requests: 4.545 for the LLM, 0.00125 for the SLM.",
+        "USD per 1,000 requests: 4.55 for the LLM, 0.00125 for the SLM.",
         "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
         "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
         "Most often: value mismatch (24).",

@@ -167,8 +167,15 @@ def test_an_undefined_row_is_left_out_and_not_counted_as_wrong() -> None:
         if position < 20:
             row["models"][SLM]["scores"]["exact_match"] = None
 
-    found = run((BOTH[0], changed(BOTH[1], undefine)))
+    half = (BOTH[0], changed(BOTH[1], undefine))
+    found = run(half, min_paired=0.5)
     assert found.interval.estimate == pytest.approx(16 / 20)  # of the 20 rows that both are defined on
+    assert (found.n, found.undefined) == (20, 20)
+    with pytest.raises(ComparisonError, match=r"defined for both models on 20 of 40 .* lower min_paired_share"):
+        run(half, min_paired=0.51)
+    assert "20 paired rows" in decide(found, rule="paired", delta=0.02).because[0]
+    with pytest.raises(ComparisonError, match="exact_match is undefined on all 20 shared rows"):
+        run((BOTH[0], changed(BOTH[1][:20], undefine)), min_paired=0.1)
 
 
 def test_refuses_other_tracks() -> None:
@@ -354,3 +361,48 @@ def test_equally_useless_models_are_no_swap() -> None:
     found = run(build(TRACKS["structured"], ROWS, {LLM: same, SLM: same, "baseline:majority": same}))
     assert decide(found, rule="paired", delta=0.1).action == "inconclusive"
     assert decide(replace(found, floors={}), rule="paired", delta=0.1).action == "swap"
+
+
+def in_groups(found: Built, size: int) -> Built:
+    return found[0], [replace(row, group=f"g{at // size}") for at, row in enumerate(found[1])]
+
+
+def test_groups_of_one_are_rows_and_larger_ones_say_less() -> None:
+    """Ten answers to one question say what one answer to it says: here every group is alike throughout."""
+    rows = examples(0, 400)
+    right, wrong = {i for i in range(400) if i // 4 % 5}, {i for i in range(400) if i // 4 % 5 != 1}
+    both = built(rows, llm=right, slm=wrong)
+    alone, ones, fours = run(both), run(in_groups(both, 1)), run(in_groups(both, 4))
+    assert replace(ones, groups=0, effective_n=None) == alone
+    assert (alone.groups, alone.largest_group, alone.effective_n) == (0, 1, None)
+    assert (ones.groups, ones.largest_group, ones.effective_n) == (400, 1, 400)
+    assert (fours.n, fours.groups, fours.largest_group) == (400, 100, 4)
+    assert fours.effective_n == pytest.approx(100, rel=0.02)
+    assert fours.interval.lower < alone.interval.lower < alone.interval.upper < fours.interval.upper
+    assert fours.interval.estimate == alone.interval.estimate
+
+
+def test_slices_guardrails_floors_and_readings_stand_on_groups_too() -> None:
+    rows = [replace(row, tags={"kind": "ab"[i % 8 > 3]}) for i, row in enumerate(examples(0, 400))]
+    right, other = {i for i in range(400) if i // 4 % 5}, {i for i in range(400) if i // 4 % 5 != 1}
+    failed = {i for i in range(400) if i // 4 == 7}
+    answers = {LLM: answered(rows, right=right, failed=failed), SLM: answered(rows, right=other)}
+    both = build(TRACKS["structured"], rows, answers, trained_on={})
+    alone, fours = (
+        run(found, guardrails=["json_valid"], quality_floor=0.5, resamples=999) for found in (both, in_groups(both, 4))
+    )
+    reached = [found.readings["reached"] for found in (alone, fours)]
+    assert reached[0] is not None and reached[1] is not None
+    for narrow, wide in (
+        *zip([part.interval for part in alone.slices], [part.interval for part in fours.slices], strict=True),
+        (alone.floors["the declared floor 0.5"], fours.floors["the declared floor 0.5"]),
+        (alone.guardrails["json_valid"], fours.guardrails["json_valid"]),
+        (reached[0].interval, reached[1].interval),
+    ):
+        assert wide.upper - wide.lower > 1.3 * (narrow.upper - narrow.lower)
+
+
+def test_bounds_are_those_of_the_level() -> None:
+    found = [run(BOTH, level=level) for level in (0.05, 0.005)]
+    assert [one.level for one in found] == [0.05, 0.005]
+    assert found[1].interval.lower < found[0].interval.lower < found[0].interval.upper < found[1].interval.upper

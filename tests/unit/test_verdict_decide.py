@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from slm_ray.config.shared import WIDEST_DELTA
 from slm_ray.errors import ConfigError
 from slm_ray.types import Comparison, Interval, Slice
-from slm_ray.verdict.decide import EXIT, FEWEST_ROWS, decide, verdict_text
+from slm_ray.verdict.decide import EXIT, FEWEST_ROWS, decide, rows_advised, verdict_text
 from slm_ray.verdict.non_inferiority import shows
 
 
@@ -144,6 +144,41 @@ def test_every_guardrail_has_to_hold(guardrails: dict[str, Interval], action: st
     decision = decide(found, rule="paired", delta=0.02)
     assert decision.action == action
     assert any(said in sentence for sentence in decision.because)
+
+
+def test_a_guardrail_that_is_not_sure_says_how_many_rows_would_make_it_so() -> None:
+    """100 rows whose bounds are 0.2 apart: the spread of their differences is (0.1 / 1.645)^2 a hundredfold."""
+    found = replace(comparison(), interval=GOOD, guardrails={"name_match": UNSURE})
+    said = " ".join(decide(found, rule="paired", delta=0.02).because)
+    assert "were both equally good on name_match, 5,713 fresh held-out rows would show it" in said
+    assert "fresh held-out rows" not in " ".join(decide(found, rule="paired", delta=0.0).because)
+
+
+def test_rows_groups_and_effective_rows_are_said_and_advised() -> None:
+    grouped = replace(comparison(), interval=UNSURE, groups=25, largest_group=4, effective_n=50.0)
+    decision = decide(grouped, rule="paired", delta=0.02)
+    words = "100 paired rows in 25 groups, the largest of 4 (50 effective rows)"
+    assert words in decision.because[0] and words in verdict_text(grouped, decision)
+    alone, doubled = (rows_advised(found, 0.02, level=0.05) for found in (comparison(), grouped))
+    assert alone is not None and doubled == 2 * alone
+    ones = replace(comparison(), groups=100, effective_n=100.0)
+    assert "groups" not in verdict_text(ones, decide(ones, rule="paired", delta=0.02))
+
+
+@pytest.mark.parametrize(("groups", "action"), [(9, "inconclusive"), (10, "swap")])
+def test_rows_of_few_groups_decide_nothing(groups: int, action: str) -> None:
+    found = replace(comparison(), interval=GOOD, groups=groups, largest_group=20, effective_n=12.0)
+    decision = decide(found, rule="paired", delta=0.02)
+    assert decision.action == action
+    refused = [sentence for sentence in decision.because if "fewer than 10" in sentence]
+    assert len(refused) == (action == "inconclusive")
+    assert all("the 100 rows come from 9 groups" in sentence for sentence in refused)
+
+
+def test_rows_without_a_primary_metric_are_counted_apart() -> None:
+    found = decide(replace(comparison(), undefined=900), rule="paired", delta=0.02)
+    assert "over 100 paired rows" in found.because[0]
+    assert any("exact_match is undefined on 900 more paired rows" in sentence for sentence in found.because)
 
 
 def test_a_slice_that_is_clearly_worse_blocks_the_swap_and_is_named() -> None:
