@@ -16,6 +16,7 @@ from scipy import stats
 
 from slm_ray.tables import format_table
 from slm_ray.types import Action
+from slm_ray.verdict.decide import FEWEST_ROWS
 from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
 from slm_ray.verdict.sequential_runs import rows_to_decision
 
@@ -95,7 +96,7 @@ def rows_for_one_look(discordance: float, difference: float, delta: float, *, po
         middle = (low + high) // 2
         enough = _power(middle, discordance, difference, delta, level) >= power
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return max(high, FEWEST_ROWS) if difference > -delta else high
 
 
 def _power(n: int, discordance: float, difference: float, delta: float, level: float) -> float:
