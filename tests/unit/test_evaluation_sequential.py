@@ -13,13 +13,14 @@ import pyarrow.parquet as parquet
 import pytest
 from log_files import log_of
 
-from slm_ray.config import Declaration, EvaluateConfig
+from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError
+from slm_ray.errors import ComparisonError, ConfigError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.table import summary
 from slm_ray.records import CandidateLook, Rest
+from slm_ray.reports.compare import compare_reports
 from slm_ray.reports.files import declared_rule, load_report
 from slm_ray.runlog import PlannedRequest, Response
 from slm_ray.storage import read_jsonl
@@ -100,6 +101,31 @@ def test_the_report_ends_at_the_stop_and_what_was_in_flight_is_counted_and_not_s
         SLM: Rest(calls=AHEAD, tokens=10 * AHEAD, usd=None),
     }
     assert load_report(tmp_path / "run")[0] == report
+
+
+def test_a_comparison_decides_what_the_run_decided_at_the_same_row_and_charges_once(tmp_path: Path) -> None:
+    stop = decided_at(tmp_path)
+    settings = config(tmp_path)
+    asked(settings, stop + AHEAD)
+    report = evaluate(settings, environment=KEY)
+    ways = {"rule": "sequential", "stop": "when_decided", "delta": 0.1, "candidates": 1}
+    found = compare_reports(CompareConfig(report=settings.run_dir, llm=LLM, slm=SLM, **ways))
+    assert (found.decision.action, found.decision.candidate, found.decision.exploratory) == ("fine_tune", 1, None)
+    seen = found.comparison.sequential
+    assert seen is not None and report.sequential is not None
+    look = report.sequential.candidates[SLM]
+    assert (seen.decided_at, seen.rows, seen.level) == (look.decided_at, look.rows, look.level) == (stop, stop, 0.05)
+    lines = read_jsonl(tmp_path / "rows.jsonl.candidates.jsonl")
+    assert [(line["number"], line["action"]) for line in lines] == [(1, "inconclusive"), (1, "fine_tune")]
+    with pytest.raises(ComparisonError, match="the rule paired allows one look"):  # whoever watched has looked
+        compare_reports(CompareConfig(report=settings.run_dir, llm=LLM, slm=SLM, delta=0.1, candidates=1))
+
+
+def test_a_candidate_for_whom_nothing_is_left_is_refused_before_it_is_asked(tmp_path: Path) -> None:
+    decided_at(tmp_path)
+    another = config(tmp_path, models=[LLM, "served:other"], run_dir=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"served:other: second candidate .*nothing is left.*Evaluate fresh rows"):
+        evaluate(another, environment=KEY)
 
 
 def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight(tmp_path: Path) -> None:

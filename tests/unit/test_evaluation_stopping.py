@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import ArmLimiter, Limit, RateLimiter
 from slm_ray.evaluation.local import LocalLog
-from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
+from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask
 from slm_ray.types import Completion, Example, Failure, Message, Prompt
@@ -144,17 +143,6 @@ def test_rows_that_do_not_decide_count_all() -> None:
     stopping = feed(rule(5), answers(5, slm_wrong_every=2))
     assert stopping.results[SLM].action is None
     assert stopping.rows_of(SLM) == stopping.rows_of(LLM) == 5
-
-
-def test_candidates_share_five_percent() -> None:
-    assert levels(["a", "b"], 2) == {"a": 0.025, "b": 0.025}
-    assert levels(["a"], 5) == {"a": 0.01}
-    open_ended = levels([str(n) for n in range(1000)], None)
-    assert open_ended["0"] == pytest.approx(0.0304, abs=1e-4)
-    assert open_ended["2"] == pytest.approx(open_ended["0"] / 9)
-    assert 0.0499 < sum(open_ended.values()) < 0.05
-    with pytest.raises(ConfigError, match=r"declare\.candidates is 1, and models names 2: a, b"):
-        levels(["a", "b"], 1)
 
 
 @pytest.mark.parametrize(("llm_s", "slm_s"), [(0.0, 0.0), (0.0, 0.03), (0.03, 0.0)])

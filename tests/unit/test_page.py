@@ -582,6 +582,17 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
 
 
+def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> None:
+    data = sample()
+    comparison = data["tracks"][0]["decisions"][-1]["comparison"]
+    assert "100 paired rows)" in DOCUMENT.all("article")[0][2] and "groups" not in DOCUMENT.all("article")[0][2]
+    comparison |= {"groups": 25, "largest_group": 4, "effective_n": 61.4, "undefined": 3}
+    said = "100 paired rows in 25 groups of 4 at most, worth 61 independent ones; on 3 more exact_match is not defined"
+    document = Document(render(data))
+    assert said in document.all("article")[0][2]
+    assert any(said in text for _, _, text in document.all("div", "decision"))
+
+
 def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:
     data = sample()
     data["tracks"][0]["reports"]["test"]["models"][LLM]["facts"]["kind"] = "recorded"
