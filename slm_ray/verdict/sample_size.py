@@ -16,8 +16,7 @@ from scipy import stats
 
 from slm_ray.tables import format_table
 from slm_ray.types import Action
-from slm_ray.verdict.decide import FEWEST_ROWS
-from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
+from slm_ray.verdict.non_inferiority import FEWEST_ROWS, ONE_SIDED, rows_for_power, shows
 from slm_ray.verdict.sequential_runs import rows_to_decision
 
 _DRAWS = 4000  # simulated evaluations behind a power
