@@ -219,7 +219,7 @@ def _noted(planned: Plan, config: EvaluateConfig, log: RunLog, stopping: Stoppin
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
         "concurrency": config.generation.concurrency,
         "extend": [str(Path(path).absolute()) for path in config.extensions],
-        "sequential": asdict(stopping.settings) if stopping else None,
+        "sequential": asdict(stopping.settings) if stopping else None, "stops": config.stops_when_decided,
     }  # fmt: skip
     run, ended = uuid.uuid4().hex[:8], "stopped"
     write_plan(log.folder, planned.id, planned.requests())
