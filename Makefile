@@ -7,7 +7,11 @@ RUN    ?= $(CURDIR)/runs/demo
 SLOTS  ?= 4
 JOB    ?= jobs/loop.py jobs/loop.yaml
 
-.PHONY: help install demo serve lint unit test docs lock clean
+UNIT   ?= tests/unit/test_*.py
+# What trains or serves a model takes as long as all other integration tests together.
+MODELS := $(addprefix tests/integration/test_,loop.py loop_placement.py serving.py sweep.py training.py)
+
+.PHONY: help install demo serve lint unit calls models test docs lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
@@ -28,11 +32,18 @@ serve: install ## the base and its adapters on http://127.0.0.1:8000, until Ctrl
 lint: install ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-unit: install ## the fast tests
-	@$(BIN)/python -m pytest tests/unit
+unit: install ## the fast tests, in two processes
+	@ls $(UNIT) | awk 'NR % 2' | xargs $(BIN)/python -m pytest & \
+	ls $(UNIT) | awk 'NR % 2 == 0' | xargs $(BIN)/python -m pytest; \
+	second=$$?; wait $$! && exit $$second
 
-test: install lint ## everything: style, types, unit and integration tests
-	@$(BIN)/python -m pytest
+calls: install ## the integration tests that train and serve nothing
+	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(MODELS))
+
+models: install ## the integration tests that train or serve a model
+	@$(BIN)/python -m pytest $(MODELS)
+
+test: install lint unit calls models ## everything: style, types, unit and integration tests
 
 docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.docs.lock

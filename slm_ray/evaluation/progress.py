@@ -63,8 +63,8 @@ class RunningStats:
         self.retried += completion.attempts - 1
         self.fresh += fresh
 
-    def cells(self, difference: str, elapsed_s: float) -> tuple[str, ...]:
-        """The figures as text, in the order of `_COLUMNS`."""
+    def cells(self, difference: str, elapsed_s: float, *, is_over: bool = False) -> tuple[str, ...]:
+        """The figures as text, in the order of `_COLUMNS`; `is_over` where what is left will not be asked."""
         rate = self.fresh / max(elapsed_s, 1e-9)
         left = self.total - self.done
         shown = f"{rate:.1f}/s" if self.fresh else "-"
@@ -74,7 +74,7 @@ class RunningStats:
             f"{self.in_flight}" if self.limit is None else f"{self.in_flight}/{self.limit}",
             shown if self.limit_per_s is None else f"{shown} (limit {self.limit_per_s:.1f}/s)",
             "-" if self.usd is None else f"{self.usd:.4f} USD",
-            "done" if not left else f"{left / rate:.0f} s" if rate else "?",
+            "done" if is_over or not left else f"{left / rate:.0f} s" if rate else "?",
         )  # fmt: skip
 
 
@@ -187,7 +187,8 @@ class ProgressDisplay:
             difference = looked(results[spec])
         else:
             difference = self._differences[spec].text() if spec in self._differences else "-"
-        return self.stats[spec].cells(difference, self._clock_s() - self._started_s)
+        is_over = self.stopping is not None and self.stopping.ahead is not None and not self.stopping.is_needed(spec)
+        return self.stats[spec].cells(difference, self._clock_s() - self._started_s, is_over=is_over)
 
 
 class LogFeed:
@@ -265,7 +266,8 @@ def watch(run_dir: str | Path, *, console: Console | None = None) -> str:
             settings = decode(
                 facts["sequential"], SequentialSettings, where=str(log.folder), fix="run the evaluation's command again"
             )
-            stopping = Stopping(dataset.track, [rows[example_id] for example_id in order], settings)
+            ahead = facts["concurrency"] if facts["stops"] else None
+            stopping = Stopping(dataset.track, [rows[example_id] for example_id in order], settings, ahead)
         with ProgressDisplay(
             dataset.track, facts["models"], facts["rows"] * facts["repeats"], concurrency=facts["concurrency"],
             console=console, stopping=stopping,

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.config import Declaration, EvaluateConfig, dump
+from slm_ray.corpus.render import prompt_hash
 from slm_ray.encoders import similar_by
 from slm_ray.errors import ConfigError, ResourceError, SlmRayError
 from slm_ray.evaluation.asking_order import keep_order
@@ -27,9 +28,10 @@ from slm_ray.evaluation.plan import Plan, plan
 from slm_ray.evaluation.progress import LogFeed, ProgressDisplay
 from slm_ray.evaluation.provenance import commands
 from slm_ray.evaluation.score import sequential_run, write_report
-from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
+from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
+from slm_ray.reports.candidates import candidate_of, reserve
 from slm_ray.reports.files import declare, declared_in, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
@@ -122,7 +124,7 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     llm, *others = planned.arms
     candidates = [arm.spec for arm in others if arm.facts.kind != "baseline"]
     settings = SequentialSettings(
-        llm=llm.spec, levels=levels(candidates, config.declare.candidates), delta=config.declare.delta,
+        llm=llm.spec, levels=_levels(planned, config, llm.spec, candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.facts.kind == "baseline"),
         guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
         largest_group=planned.order.largest_group,
@@ -133,6 +135,15 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
         if request.repeat == 0 and log.is_finished(request.key) and (response := log.response(request.key)):
             stopping.add(request.spec, request.example_id, response.completion)
     return stopping
+
+
+def _levels(planned: Plan, config: EvaluateConfig, llm: str, candidates: Sequence[str]) -> dict[str, float]:
+    """The error that each candidate may be tested with, beside all that were tried on these rows before."""
+    assert config.declare is not None and planned.order is not None
+    now = _declared(config.declare, planned, answers_before=0)
+    prompts = [prompt_hash(row.prompt) for row in planned.examples]
+    tried = [candidate_of(now, llm=llm, slm=slm, prompts=prompts, order_seed=planned.order.seed) for slm in candidates]
+    return reserve(tried, config.run_dir, examples=config.examples, planned=config.declare.candidates)
 
 
 def _ask(
@@ -208,7 +219,7 @@ def _noted(planned: Plan, config: EvaluateConfig, log: RunLog, stopping: Stoppin
         "repeats": config.repeats, "rows": len(planned.examples), "pid": os.getpid(), "host": socket.gethostname(),
         "concurrency": config.generation.concurrency,
         "extend": [str(Path(path).absolute()) for path in config.extensions],
-        "sequential": asdict(stopping.settings) if stopping else None,
+        "sequential": asdict(stopping.settings) if stopping else None, "stops": config.stops_when_decided,
     }  # fmt: skip
     run, ended = uuid.uuid4().hex[:8], "stopped"
     write_plan(log.folder, planned.id, planned.requests())

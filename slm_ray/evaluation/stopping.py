@@ -11,19 +11,15 @@ fast it answers and however slow the other is. Knows nothing of Ray, logs and fi
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError
 from slm_ray.scoring import score
 from slm_ray.types import Completion, Example, RowScore, SequentialResult
 from slm_ray.verdict.sequential import PairedRow, SequentialTest
-
-ALPHA = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,21 +35,6 @@ class SequentialSettings:
     delta: float
     guardrails: tuple[str, ...]
     largest_group: int
-
-
-def levels(candidates: Sequence[str], planned: int | None) -> dict[str, float]:
-    """The error that each candidate may be tested with, so that all together stay at 5 %.
-
-    `planned` candidates share it equally; where nobody knows how many will come, candidate k gets 6/(pi k)^2 of it, which
-    adds up to all of it over endlessly many.
-    """
-    if planned is not None and len(candidates) > planned:
-        raise ConfigError(
-            f"declare.candidates is {planned}, and models names {len(candidates)}: {', '.join(candidates)}"
-        )
-    return {
-        spec: ALPHA / planned if planned else ALPHA * 6 / (math.pi * k) ** 2 for k, spec in enumerate(candidates, 1)
-    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,6 +115,8 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
         report, rows = load_report(config.report)
         config = config.model_copy(update={"rubric": _rubric(config, report)})
         models = _models(config, report)
+        # A candidate whose asking ended with a decision has answers to the first rows only.
+        rows = [row for row in rows if row.models.keys() >= {*models, *config.pair}]
         result = Judgement(judge=config.judge, rubric=config.rubric, advisory=_advisory(config))
         if config.pair:
             # Drawn before anything is asked: nobody has seen a judgement when the order and the margin are fixed.

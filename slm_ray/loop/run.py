@@ -138,7 +138,9 @@ class Loop:
     def comparison(self, stage: Stage) -> Comparison:
         """Training is cheap and can be thrown away, so validation rows may have a lenient rule; test rows decide."""
         comparison = self.config.comparison
-        return comparison if stage == "test" else comparison.model_copy(update={"rule": self.config.validation_rule})
+        if stage == "test":
+            return comparison
+        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never"})
 
     def train(self, tracks_to_train: list[TrackRun], runs: list[TrackRun]) -> None:
         """One adapter per track; the endpoint stays up unless training cannot fit beside it."""

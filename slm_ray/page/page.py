@@ -21,7 +21,7 @@ from slm_ray.page.error_slices import classes, guards, slices
 from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
 from slm_ray.records import ModelReport, Report, RowResult
-from slm_ray.types import Interval, Usage
+from slm_ray.types import Comparison, Interval, Usage
 
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
@@ -147,11 +147,23 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report:
     return {
         "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "tone": "demonstration" if stand_in else decision.action,
-        "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
+        "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n, "rows": _paired(comparison),
         "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
         "candidate": decision.candidate, "level": comparison.level,
     }  # fmt: skip
+
+
+def _paired(comparison: Comparison) -> str:
+    """On how many rows the decision stands, and what they are worth where they come in groups."""
+    said = f"{comparison.n:,} paired rows"
+    if comparison.groups:
+        said += f" in {comparison.groups:,} groups of {comparison.largest_group:,} at most"
+    if comparison.effective_n is not None:
+        said += f", worth {comparison.effective_n:,.0f} independent ones"
+    if comparison.undefined:
+        said += f"; on {comparison.undefined:,} more {comparison.primary} is not defined"
+    return said
 
 
 def _declared(made: StageDecision, report: Report | None) -> str:

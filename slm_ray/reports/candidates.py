@@ -10,18 +10,18 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm_ray import storage
-from slm_ray.errors import DataError, ResourceError
+from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.records import RowResult
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
 from slm_ray.types import Action, DeclaredRule
-from slm_ray.verdict.candidates import HASH_DIGITS, Candidate, CandidateTest, Turn, turn_of
+from slm_ray.verdict.candidates import HASH_DIGITS, Candidate, CandidateTest, Turn, turn_of, turn_text
 from slm_ray.yaml_file import read_yaml
 
 SUFFIX = ".candidates.jsonl"
@@ -43,37 +43,73 @@ class OpenTurn:
 def turn_on_rows(candidate: Candidate, report_path: str, *, planned: int | None) -> Iterator[OpenTurn]:
     """This candidate's turn. Raises as `turn_of` does, and DataError for a record that is damaged."""
     with ExitStack() as stack:
-        path, file, caveat = _opened(stack, report_path)
+        path, file, caveat = _opened(stack, report_path, _examples(report_path))
         record = _tests(file.rows, path)
         turn = turn_of(candidate, record, planned=planned)
 
         def note(action: Action) -> None:
             if any(test.candidate == candidate and test.action == action for test in record):
                 return
-            date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-            test = CandidateTest(candidate=candidate, number=turn.number, level=turn.level, action=action, date=date)
-            file.append(_line(test, record))
+            file.append(_line(_noted(candidate, turn, action), record))
 
         yield OpenTurn(turn=turn, caveat=caveat, note=note)
 
 
-def candidate_of(now: DeclaredRule, rows: Sequence[RowResult], *, llm: str, slm: str) -> Candidate:
-    """What a comparison by the settings `now` tests on these rows."""
-    alike = replace(now, answers_before=0, rows=0, examples="", candidates=None)  # these make no other test of it
-    plain = json.dumps(encode(alike), sort_keys=True, ensure_ascii=False)
+def reserve(
+    candidates: Sequence[Candidate], run_dir: str | Path, *, examples: str, planned: int | None
+) -> dict[str, float]:
+    """The level of each SLM, noted before its first answer: under `sequential` whoever watches has looked.
+
+    ConfigError where nothing is left of the error that all candidates on these rows share.
+    """
+    with ExitStack() as stack:
+        path, file, _ = _opened(stack, run_dir, examples)
+        record = _tests(file.rows, path)
+        levels = {}
+        for candidate in candidates:
+            turn = turn_of(candidate, record, planned=planned)
+            if turn.level == 0:
+                raise ConfigError(
+                    f"{candidate.slm}: {turn_text(turn, planned=planned)} Evaluate fresh rows; see {path}"
+                )
+            if not turn.again:
+                test = _noted(candidate, turn, "inconclusive")
+                file.append(_line(test, record))
+                record.append(test)
+            levels[candidate.slm] = turn.level
+        return levels
+
+
+def candidate_of(
+    now: DeclaredRule, *, llm: str, slm: str, prompts: Iterable[str], order_seed: int | None = None,
+    answers: str | None = None,
+) -> Candidate:  # fmt: skip
+    """What a comparison by the settings `now` tests; `prompts` are hashes, and another drawn order is another test."""
+    alike = replace(
+        now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
+    )  # these make no other test of it
+    plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
+    rows = tuple(sorted(prompt[:HASH_DIGITS] for prompt in prompts))
+    return Candidate(llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain), rows=rows, answers=answers)
+
+
+def answers_digest(rows: Sequence[RowResult], slm: str) -> str | None:
+    """What the SLM answered, in a digest; None where a call failed, since that row may be asked again."""
     answers = [(row.prompt_hash, row.models[slm]) for row in rows if slm in row.models]
-    failed = any(answer.failure is not None and answer.failure.kind == "error" for _, answer in answers)
-    told = json.dumps(sorted((prompt, answer.text or "") for prompt, answer in answers))
-    return Candidate(
-        llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain),
-        rows=tuple(sorted(row.prompt_hash[:HASH_DIGITS] for row in rows)), answers=None if failed else _sha256(told),
-    )  # fmt: skip
+    if any(answer.failure is not None and answer.failure.kind == "error" for _, answer in answers):
+        return None
+    return _sha256(json.dumps(sorted((prompt, answer.text or "") for prompt, answer in answers)))
 
 
-def _opened(stack: ExitStack, report_path: str) -> tuple[Path, storage.GrowingFile, str]:
+def _noted(candidate: Candidate, turn: Turn, action: Action) -> CandidateTest:
+    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    return CandidateTest(candidate=candidate, number=turn.number, level=turn.level, action=action, date=date)
+
+
+def _opened(stack: ExitStack, report_path: str | Path, examples: str | None) -> tuple[Path, storage.GrowingFile, str]:
     """Where the record is, the record, and what has to be said of it."""
-    if (examples := _examples(report_path)) is not None:
-        path = examples.with_name(examples.name + SUFFIX)
+    if examples is not None:
+        path = Path(examples + SUFFIX)
         with suppress(ResourceError):  # a folder that may only be read
             return path, stack.enter_context(storage.growing_jsonl(path)), ""
     path = folder_of(report_path) / SUFFIX.removeprefix(".")
@@ -84,14 +120,14 @@ def _opened(stack: ExitStack, report_path: str) -> tuple[Path, storage.GrowingFi
     return path, stack.enter_context(storage.growing_jsonl(path)), caveat
 
 
-def _examples(report_path: str) -> Path | None:
+def _examples(report_path: str) -> str | None:
     """The file of rows that the run names, where it is here."""
     config = folder_of(report_path) / CONFIG
     if not config.is_file():
         return None
     named = read_yaml(config, what="config")
     examples = named.get("examples") if isinstance(named, dict) else None
-    return Path(examples) if isinstance(examples, str) and Path(examples).is_file() else None
+    return examples if isinstance(examples, str) and Path(examples).is_file() else None
 
 
 def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[CandidateTest]:

@@ -21,7 +21,7 @@ from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
-from slm_ray.reports.candidates import candidate_of, turn_on_rows
+from slm_ray.reports.candidates import answers_digest, candidate_of, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
 from slm_ray.reports.prices import name_of, open_prices
@@ -59,7 +59,10 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     with ExitStack() as stack:
         opened = None
         if config.rule != "point":  # which knows no chance, so that there is no error to share
-            candidate = candidate_of(settings, joined, llm=config.llm, slm=config.slm)
+            candidate = candidate_of(
+                settings, llm=config.llm, slm=config.slm, prompts=[row.prompt_hash for row in joined],
+                order_seed=report.order_seed, answers=answers_digest(joined, config.slm),
+            )  # fmt: skip
             opened = stack.enter_context(turn_on_rows(candidate, config.report, planned=config.candidates))
         trained = open_dataset(config.train, report.track).question_hashes if config.train else None
         comparison = compare(

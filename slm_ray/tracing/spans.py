@@ -63,7 +63,7 @@ def evaluation(report: Report, rows: Rows, answers: Entries, lineage: Mapping[st
     track, data = report.track, report.examples.digest
     ids = [row.id for row in rows]
     session = digest_of(itertools.chain(("evaluation", track, data), _identities(ids, answers)))
-    entries = (answers[spec][one] for spec in report.models for one in ids)
+    entries = (answers[spec][one] for spec in report.models for one in ids if one in answers[spec])
     bounds = _bounds(entries)
     made = functools.partial(_spans, report, rows, answers, lineage or {}, session, bounds)
     return Run(kind="evaluate", session=session, spans=Made(made))
@@ -97,7 +97,8 @@ def _spans(
         )  # fmt: skip
         shared = {SESSION: session, DATASET: f"{track}-{data[:12]}", **experiment, **_metadata(known)}
         for row in rows:
-            yield _answer(track, spec, row, answers[spec][row.id], shared)
+            if spec in row.models:  # one that was decided early is on the first rows only
+                yield _answer(track, spec, row, answers[spec][row.id], shared)
 
 
 def comparison(found: Comparison, decision: Decision, *, at_ns: int) -> Run:
@@ -216,8 +217,9 @@ def _bounds(entries: Iterable[Response]) -> tuple[int, int]:
 def _identities(ids: Sequence[str], answers: Entries) -> Iterator[str]:
     for spec, given in answers.items():
         for example_id in ids:
-            entry = given[example_id]
-            yield f"{spec}\n{example_id}\n{entry.answered_ns}\n{_said(entry.completion)}"
+            if example_id in given:
+                entry = given[example_id]
+                yield f"{spec}\n{example_id}\n{entry.answered_ns}\n{_said(entry.completion)}"
 
 
 def _said(completion: Completion) -> str:

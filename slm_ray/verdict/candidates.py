@@ -56,10 +56,11 @@ class CandidateTest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Turn:
-    """Which candidate this is on its rows, and its level; 0 where nothing is left."""
+    """Which candidate this is on its rows, and its level; 0 where nothing is left. `again`: it is in the record already."""
 
     number: int
     level: float
+    again: bool = False
 
 
 def turn_of(candidate: Candidate, record: Sequence[CandidateTest], *, planned: int | None) -> Turn:
@@ -70,14 +71,14 @@ def turn_of(candidate: Candidate, record: Sequence[CandidateTest], *, planned: i
     """
     rows = frozenset(candidate.rows)
     earlier = [test for test in record if not rows.isdisjoint(test.candidate.rows)]
-    for test in earlier:
+    tests = {(test.number, _name(test.candidate)): test for test in earlier}  # of each what is known last
+    for test in tests.values():
         if _same(candidate, test.candidate):
-            return Turn(number=test.number, level=test.level)
+            return Turn(number=test.number, level=test.level, again=True)
     if candidate.rule == "paired":
         _refuse_second_look(candidate, earlier)
-    levels = {test.number: test.level for test in earlier}
-    number = max(levels, default=0) + 1
-    left = ONE_SIDED - math.fsum(levels.values())
+    number = max((test.number for test in earlier), default=0) + 1
+    left = ONE_SIDED - math.fsum(test.level for test in tests.values())
     level = min(_share(number, planned), left)
     return Turn(number=number, level=level if level >= LEAST_LEVEL else 0.0)
 
@@ -138,11 +139,15 @@ def _share(number: int, planned: int | None) -> float:
 
 
 def _same(one: Candidate, other: Candidate) -> bool:
-    """Whether the two are one test: as far as rows go, `sequential` may have been given more of them since."""
-    named = (one.llm, one.slm, one.rule, one.settings) == (other.llm, other.slm, other.rule, other.settings)
+    """Whether the two are one test: under `sequential` more rows may have come since, or it stopped before the last."""
+    named = _name(one) == _name(other)
     if one.rows != other.rows:
-        return named and one.rule == "sequential" and set(one.rows) > set(other.rows)
+        return named and one.rule == "sequential"
     return named and (one.answers == other.answers or None in (one.answers, other.answers))
+
+
+def _name(candidate: Candidate) -> tuple[str, ...]:
+    return (candidate.llm, candidate.slm, candidate.rule, candidate.settings)
 
 
 def _refuse_second_look(candidate: Candidate, earlier: Sequence[CandidateTest]) -> None:

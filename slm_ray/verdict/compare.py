@@ -72,6 +72,10 @@ def compare(
     refuse_training_rows(left, right, ids, train_prompts or frozenset())
     primary = track_of(left.report).primary
     defined = [key for key in ids if all(arm.score(key).value(primary) is not None for arm in (left, right))]
+    seen = None
+    if sequential_delta is not None:
+        seen = replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails)
+        min_paired = 0.0  # a model is asked only until it is decided
     refuse_too_few(left, right, len(ids), len(defined), min_paired)
     bounds = Bounds(
         groups={key: left.group(key) or right.group(key) for key in ids}, level=level, resamples=resamples, seed=seed
@@ -83,9 +87,7 @@ def compare(
         llm_failed=sum(not left.reached(key) for key in defined),
         slm_failed=sum(not right.reached(key) for key in defined),
         readings=_readings(left, right, defined, pair),
-        sequential=None
-        if sequential_delta is None
-        else replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails),
+        sequential=seen,
     )
 
 

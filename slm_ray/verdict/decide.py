@@ -1,7 +1,8 @@
 """From a comparison to what to do, in words with the numbers in them, and as an exit status.
 
 `paired` (the default) asks whether the SLM can be *shown* to be no more than `delta` worse on the primary metric;
-`point` is the earlier system's rule and has no notion of chance. Decides only; trains and prints nothing.
+`sequential` asks the same of rows that were looked at as they came; `point` is the earlier system's rule and has no notion
+of chance. Decides only; trains and prints nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from collections.abc import Callable, Sequence
 from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
-from slm_ray.verdict.non_inferiority import rows_by_width, rows_for_power
+from slm_ray.verdict.non_inferiority import FEWEST_ROWS, rows_by_width, rows_for_power
 from slm_ray.verdict.replay import sequential_reasons
 from slm_ray.verdict.stats import FEWEST_GROUPS
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
 
-FEWEST_ROWS = 14  # with every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
@@ -38,26 +38,26 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     paired: swap when the lower bound is above -delta, fine_tune when the upper bound is below -delta, else
     inconclusive (a bound exactly at -delta shows neither). A guardrail that does not hold or a slice that is clearly worse
     blocks a swap and is named.
-    sequential: what the bets decided at some row, however often they were looked at (`verdict.sequential`); they hold both
-    readings of failed calls and the guardrails themselves.
+    sequential: what `Comparison.sequential` decided while rows came in, guardrails and readings of failed calls included
+    (see `replay`); a slice that is clearly worse makes a swap inconclusive. ComparisonError where it is None.
     point: fine_tune when the LLM leads on any core metric by more than delta, else swap; an undefined metric has no
     gap and no say, and with none defined the result is inconclusive.
-    Either rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
+    Any rule: a call that failed in transport is a missing answer, not a wrong one. With more than 2 % of them on
     either side the result is inconclusive; below that the rows that both models were reached on have to give the same
     action, and a swap has to hold over the rows that both answered too, else the result is inconclusive.
-    Either rule: no swap below a floor. Two models at 0 on the primary metric are below it, and so is an SLM that is not
+    Any rule: no swap below a floor. Two models at 0 on the primary metric are below it, and so is an SLM that is not
     better than a trivial baseline that was asked, or than a declared number (`point`: by the estimate; else the lower
     bound says so, which needs no correction, since every floor has to be exceeded). `paired`: fewer than 14 pairs, on
     which no unforced margin can be shown, are no swap, and rows of fewer than 10 groups decide nothing.
     """
-    rules = {"paired": _paired, "sequential": sequential_reasons, "point": _point}
+    rules = {"paired": _paired, "sequential": _sequential, "point": _point}
     if rule not in rules:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
     because = [*_outage(comparison), *(_few_groups(comparison) if rule == "paired" else [])]
     action: Action = "inconclusive"
     if not because:
         action, because = rules[rule](comparison, delta)
-        if rule != "sequential":
+        if rule != "sequential":  # which holds every reading to its own bets
             action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
             because += more
         if action == "swap" and (short := _below_floor(comparison, rule)):
@@ -181,15 +181,22 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             if found == "inconclusive":
                 reasons += _guardrail_advice(comparison, name, delta)
             action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
-    for worst in sorted(comparison.slices, key=lambda part: part.interval.upper):
-        if clearly_worse(worst.interval, delta):
-            reasons.append(
-                f"the SLM is worse where {worst.tag} is {worst.value!r}: {worst.interval.estimate:+.4f} over {worst.n}"
-                f" rows, upper bound {worst.interval.upper:+.4f} (shared among {len(comparison.slices)} slices), which"
-                " blocks the swap."
-            )
-            action = "fine_tune"
-    return action, reasons
+    worse = _worse_slices(comparison, delta)
+    return ("fine_tune" if worse else action), [*reasons, *worse]
+
+
+def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
+    """The slices on which the SLM is clearly worse, the worst first, in words."""
+    return [
+        f"the SLM is worse where {worst.tag} is {worst.value!r}: {worst.interval.estimate:+.4f} over {worst.n} rows, upper"
+        f" bound {worst.interval.upper:+.4f} (shared among {len(comparison.slices)} slices), which blocks the swap."
+        for worst in sorted(comparison.slices, key=lambda part: part.interval.upper)
+        if clearly_worse(worst.interval, delta)
+    ]
+
+
+def _sequential(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+    return sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
 
 
 def _below_floor(comparison: Comparison, rule: str) -> list[str]:

@@ -1,101 +1,125 @@
-"""The sequential rule on the rows of a report, replayed in the order in which they were asked, and in words.
+"""The sequential rule over a finished report: its rows go through the test once more in their asking order, and into words.
 
-The same rows give the same decision at the same row as the run that asked them. Refuses a report whose rows were not asked
-in a drawn order: rows as they stand in a file need not begin like the rest.
+The order is that in which the rows were drawn before the first call, which is the order of the report's rows; a report
+without a drawn order is refused, since any other order may have been chosen after the answers were seen. Looked at is the
+longest beginning of the order for which both models have an answer, whole groups at a time, so that a model which was no
+longer asked once it was decided needs no more rows.
+
+Held to the same standard as the primary metric, over all looks together: every guardrail, and every reading of failed
+calls (an intersection-union over their own bets). Not held to it: slices and floors, whose bounds are those of one look.
+They can only block a swap, which makes swaps rarer, and never turn it into a fine_tune.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from slm_ray.errors import ComparisonError
 from slm_ray.types import Action, Comparison, SequentialResult
 from slm_ray.verdict.arms import ComparedArm, track_of
+from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential import PairedRow, SequentialTest
 
 
 def replay(
-    left: ComparedArm, right: ComparedArm, *, delta: float, level: float, guardrails: Sequence[str]
+    left: ComparedArm, right: ComparedArm, *, delta: float, level: float, guardrails: Sequence[str] = ()
 ) -> SequentialResult:
-    """The LLM (`left`) and the SLM over the rows that both have, in the order of the LLM's report.
+    """What the rule saw of the SLM (`right`) against the LLM (`left`), each group one bet.
 
-    `guardrails` are row metrics besides those that the track names. A candidate is tested at the level of its run where
-    that is stricter than `level`. ComparisonError without a drawn order.
+    A candidate is tested at the level of its run where that is stricter than `level`.
+
+    ComparisonError where either report's rows were not asked in a drawn order, or in another one.
     """
-    report, track = left.report, track_of(left.report)
-    if report.order_seed is None:
+    for arm in (left, right):
+        if arm.report.order_seed is None:
+            raise ComparisonError(
+                f"the rows of {arm.spec} were not asked in an order that was drawn before the first call, which the rule"
+                " sequential needs; evaluate with declare: {rule: sequential}, or compare by the rule paired"
+            )
+    if left.report.order_seed != right.report.order_seed:
         raise ComparisonError(
-            "the sequential rule needs rows that were asked in an order drawn beforehand, and this report's were asked as"
-            " they stand in the file; evaluate into a new run_dir with declare: {rule: sequential}, or compare with rule:"
-            " paired, once"
+            f"the rows of {left.spec} were asked in an order drawn from {left.report.order_seed}, those of {right.spec} in"
+            f" one from {right.report.order_seed}; evaluate both models with one seed"
         )
-    both = [row for key, row in left.rows.items() if key in left.scored() and key in right.scored()]
-    groups = [
-        [row.id for row in rows]
-        for _, rows in itertools.groupby(both, key=lambda row: (row.group is None and row.id, row.group))
-    ]
-    seen = max(map(len, groups), default=1)
-    asked = report.sequential.candidates.get(right.spec) if report.sequential else None
+    track = track_of(left.report)
+    metrics = tuple(dict.fromkeys((track.primary, *track.guardrails, *guardrails)))
+    scored = left.scored() & right.scored()
+    keys = list(itertools.takewhile(lambda key: key in scored, left.rows))
+    groups = [list(rows) for _, rows in itertools.groupby(keys, lambda key: left.rows[key].group or (key,))]
+    drawn = [arm.report.sequential.largest_group for arm in (left, right) if arm.report.sequential]
+    asked = right.report.sequential.candidates.get(right.spec) if right.report.sequential else None
     test = SequentialTest(
-        primary=track.primary,
-        delta=delta,
-        level=min(level, asked.level) if asked else level,
-        guardrails=tuple(dict.fromkeys((*track.guardrails, *guardrails))),
-        largest_group=max(seen, report.sequential.largest_group if report.sequential else 1),
-    )
-    names = (track.primary, *track.guardrails, *guardrails)
-    for ids in groups:
-        test.add([_paired(left, right, key, names) for key in ids])
+        primary=track.primary, delta=delta, level=min(level, asked.level) if asked else level, guardrails=metrics[1:],
+        largest_group=max([*drawn, *map(len, groups)], default=1),
+    )  # fmt: skip
+    for group in groups:
+        test.add([_paired(left, right, key, metrics) for key in group])
     return test.result
 
 
-def sequential_reasons(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
-    """The action of the sequential rule and why. ComparisonError where the comparison was made without it.
-
-    Slices are not watched row by row: a clearly worse one takes a swap back, and is no fine_tune by itself.
-    """
-    looked, name = comparison.sequential, comparison.primary
-    if looked is None:
-        raise ComparisonError(
-            "the sequential rule decides on rows in their asking order, which were not looked at here"
-        )
-    now = looked.interval
+def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequence[str]) -> tuple[Action, list[str]]:
+    """The action and why; `blocked` are sentences on slices that are clearly worse, which stand in the way of a swap."""
+    seen = comparison.sequential
+    if seen is None:
+        raise ComparisonError("this comparison was not made by the rule sequential; compare the report again by it")
+    name, interval = comparison.primary, seen.interval
+    groups = f" in {seen.groups} groups" if seen.groups != seen.rows else ""
     because = [
-        f"{name}: SLM minus LLM is {now.estimate:+.4f} over {looked.rows} rows"
-        f"{f' in {looked.groups} groups' if looked.groups < looked.rows else ''} in the order they were asked; confidence"
-        f" sequence {now.lower:+.4f} to {now.upper:+.4f}, each bound wrong at any time in at most {looked.level:.2%} of runs,"
-        " however often it is looked at."
+        f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {seen.rows} rows{groups} in the order in which they were"
+        f" asked; the confidence sequence is {interval.lower:+.4f} to {interval.upper:+.4f}, each end wrong at any row at all"
+        f" with a chance of {100 * seen.level:.3g} % at most.",
+        f"the e-values (what a bet of 1 has become, {1 / seen.level:,.4g} decide) are {_number(seen.e_not_worse)} against"
+        f" worse by {delta:g} or more, and {_number(seen.e_worse)} against its opposite.",
     ]
-    if looked.action is None:
-        because.append(
-            f"{looked.rows} rows show neither that the SLM trails by more than {delta:g} nor that it does not"
-            f"{' with the guardrails' if comparison.guardrails else ''} (capital of the bets {looked.e_not_worse:.3g} and"
-            f" {looked.e_worse:.3g}, {1 / looked.level:,.0f} decides). This run may be extended: evaluate further rows"
-            " with extend=FILE, and it goes on where it is."
-        )
-        return "inconclusive", because
-    because.append(f"decided at row {looked.decided_at}; rows after it do not change that.")
-    worst = min(comparison.slices, key=lambda part: part.interval.upper, default=None)
-    if looked.action == "swap" and worst is not None and worst.interval.upper < -delta:
-        because.append(
-            f"the SLM is worse where {worst.tag} is {worst.value!r}: {worst.interval.estimate:+.4f} over {worst.n} rows,"
-            f" upper bound {worst.interval.upper:+.4f}, which blocks the swap. Slices were not watched row by row, so that"
-            " this is no fine_tune either."
-        )
-        return "inconclusive", because
-    return looked.action, because
+    if seen.action is None:
+        return "inconclusive", [*because, _more_rows(comparison, seen, delta)]
+    more = seen.rows - (seen.decided_at or seen.rows)
+    what = (
+        f"the SLM is not worse by {delta:g} or more"
+        if seen.action == "swap"
+        else f"the SLM trails by more than {delta:g}"
+    )
+    after = f"; the {more} rows after it were not needed" if more else ""
+    because.append(f"decided at row {seen.decided_at}: {what}{after}.")
+    if seen.action == "swap" and blocked:
+        return "inconclusive", [*because, *blocked]
+    return seen.action, because
 
 
-def _paired(left: ComparedArm, right: ComparedArm, key: str, names: Sequence[str]) -> PairedRow:
-    llm, slm = left.score(key), right.score(key)
-    differences = {}
-    for name in names:
-        a, b = llm.value(name), slm.value(name)
-        differences[name] = None if a is None or b is None else b - a
+def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> str:
+    """How many rows it will take, were the true difference the one seen, and were both models equal."""
+    wrong = comparison.deviation**2 + seen.interval.estimate**2  # discordance, where rows are right or wrong
+    found = []
+    for difference, what in ((seen.interval.estimate, "the difference seen"), (0.0, "no difference")):
+        (one,) = plan([difference], min(max(wrong, 1 / (seen.rows + 2)), 1.0), delta, level=seen.level)
+        if one.median is None:
+            found.append(f"were {what} the true one, more than 40,000 rows")
+        elif one.median <= seen.rows:
+            found.append(f"were {what} the true one, a decision would be due by now")
+        else:
+            ninety = f", {one.ninety - seen.rows:,} in nine of ten runs" if one.ninety else ""
+            found.append(f"were {what} the true one, about {one.median - seen.rows:,} more rows{ninety}")
+    return (
+        f"not decided yet after {seen.rows} rows; {'; '.join(found)}. Rows may be added: evaluate again with extend:"
+        " FILE.jsonl, then compare."
+    )
+
+
+def _paired(left: ComparedArm, right: ComparedArm, key: str, metrics: Sequence[str]) -> PairedRow:
+    llm, slm = left.rows[key].models[left.spec].scores, right.rows[key].models[right.spec].scores
     return PairedRow(
         group=left.rows[key].group,
-        differences=differences,
+        differences={name: _difference(llm, slm, name) for name in metrics},
         reached=left.reached(key) and right.reached(key),
         answered=left.answered(key) and right.answered(key),
     )
+
+
+def _difference(llm: Mapping[str, float | None], slm: Mapping[str, float | None], name: str) -> float | None:
+    a, b = llm.get(name), slm.get(name)
+    return None if a is None or b is None else b - a
+
+
+def _number(value: float) -> str:
+    return f"{value:,.3g}" if value < 1e6 else f"{value:.1e}"

@@ -115,7 +115,7 @@ def facts(run_dir: Path, **changes: Any) -> dict[str, Any]:
     (run_dir / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {
         "examples": str(run_dir / "rows.jsonl"), "track": "structured", "models": SPECS, "repeats": 1, "rows": 4,
-        "pid": os.getpid(), "host": socket.gethostname(), "concurrency": 16, "extend": [], "sequential": None, **changes,
+        "pid": os.getpid(), "host": socket.gethostname(), "concurrency": 16, "extend": [], "sequential": None, "stops": False, **changes,
     }  # fmt: skip
 
 
@@ -229,18 +229,22 @@ def test_the_job_takes_a_folder_and_tells_how_the_run_ended(tmp_path: Path) -> N
 ORDER = [f"r{n}" for n in (*range(30, 40), *range(30))]  # as it was drawn: not that of the file
 
 
-def sequential_run(run_dir: Path, answers: list[Response], **settings: Any) -> None:
+def sequential_run(run_dir: Path, answers: list[Response], *, stops: bool = False) -> None:
     """A run of forty rows under the sequential rule, with these answers so far."""
     rows = [{"id": f"r{n}", "prompt": f"question {n}", "completion": '{"a": 1}'} for n in range(30)]
     further = [{"id": f"r{n}", "prompt": f"question {n}", "completion": '{"a": 1}'} for n in range(30, 40)]
     for name, lines in (("first", rows), ("more", further)):
         (run_dir / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     rule = {
-        "llm": "azure:", "levels": {"served:m": 0.05}, "companions": [], "delta": 0.1, "guardrails": [],
-        "largest_group": 1, **settings,
-    }  # fmt: skip
+        "llm": "azure:",
+        "levels": {"served:m": 0.05},
+        "companions": [],
+        "delta": 0.1,
+        "guardrails": [],
+        "largest_group": 1,
+    }
     log_of(
-        run_dir, **facts(run_dir, rows=40, examples=str(run_dir / "first.jsonl"), extend=[str(run_dir / "more.jsonl")], sequential=rule)
+        run_dir, **facts(run_dir, rows=40, examples=str(run_dir / "first.jsonl"), extend=[str(run_dir / "more.jsonl")], sequential=rule, stops=stops)
     ).close()  # fmt: skip
     planned = [PlannedRequest(key=f"{spec}{row[1:]}", spec=spec, example_id=row) for spec in SPECS for row in ORDER]
     write_plan(run_dir / "log", "p", planned)
@@ -274,3 +278,11 @@ def test_a_watcher_sees_at_which_row_it_was_decided(tmp_path: Path) -> None:
     assert found, line
     assert found[1] == found[2]
     assert 3 <= int(found[1]) <= 15
+
+
+@pytest.mark.parametrize(("stops", "left"), [(True, "left done"), (False, "left ?")])
+def test_what_a_decision_made_needless_is_not_left_to_do(tmp_path: Path, stops: bool, left: str) -> None:
+    asked = ORDER[:20]
+    answers = [answer(spec, int(row[1:]), '{"a": 1}' if spec == "azure:" else "{}") for spec in SPECS for row in asked]
+    sequential_run(tmp_path, answers, stops=stops)
+    assert watched(tmp_path).endswith(left)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as parquet
 import pytest
 from log_files import log_of
 
-from slm_ray.config import Declaration, EvaluateConfig
+from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError
+from slm_ray.errors import ComparisonError, ConfigError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.plan import plan
 from slm_ray.evaluation.table import summary
 from slm_ray.records import CandidateLook, Rest
+from slm_ray.reports.compare import compare_reports
 from slm_ray.reports.files import declared_rule, load_report
 from slm_ray.runlog import PlannedRequest, Response
 from slm_ray.storage import read_jsonl
@@ -45,12 +49,14 @@ def config(folder: Path, *, rows: int = 60, stop: str = "when_decided", **change
     )  # fmt: skip
 
 
-def completion(request: PlannedRequest) -> Completion:
-    text = TARGET if request.spec == LLM else "{}"
+def completion(request: PlannedRequest, right: tuple[str, ...]) -> Completion:
+    text = TARGET if request.spec in right else "{}"
     return Completion(text=text, latency_s=0.1, usage=Usage(prompt_tokens=7, completion_tokens=3))
 
 
-def asked(settings: EvaluateConfig, rows: int, **failing: Completion) -> None:
+def asked(
+    settings: EvaluateConfig, rows: int, *, right: tuple[str, ...] = (LLM,), failing: Mapping[str, Completion] | None = None
+) -> None:  # fmt: skip
     """The log of a run that asked the first rows of the order; `failing` rows of the SLM end otherwise."""
     planned = plan(settings, KEY)
     first = {row.id for row in planned.examples[:rows]}
@@ -58,7 +64,7 @@ def asked(settings: EvaluateConfig, rows: int, **failing: Completion) -> None:
         Path(settings.run_dir),
         [
             Response(key=one.key, spec=one.spec, example_id=one.example_id, answered_ns=10**18 + at,
-                     completion=failing.get(one.example_id, completion(one)) if one.spec == SLM else completion(one))
+                     completion=(failing or {}).get(one.example_id, completion(one, right)) if one.spec == SLM else completion(one, right))
             for at, one in enumerate(planned.requests())
             if one.example_id in first
         ],
@@ -97,6 +103,31 @@ def test_the_report_ends_at_the_stop_and_what_was_in_flight_is_counted_and_not_s
     assert load_report(tmp_path / "run")[0] == report
 
 
+def test_a_comparison_decides_what_the_run_decided_at_the_same_row_and_charges_once(tmp_path: Path) -> None:
+    stop = decided_at(tmp_path)
+    settings = config(tmp_path)
+    asked(settings, stop + AHEAD)
+    report = evaluate(settings, environment=KEY)
+    ways = {"rule": "sequential", "stop": "when_decided", "delta": 0.1, "candidates": 1}
+    found = compare_reports(CompareConfig(report=settings.run_dir, llm=LLM, slm=SLM, **ways))
+    assert (found.decision.action, found.decision.candidate, found.decision.exploratory) == ("fine_tune", 1, None)
+    seen = found.comparison.sequential
+    assert seen is not None and report.sequential is not None
+    look = report.sequential.candidates[SLM]
+    assert (seen.decided_at, seen.rows, seen.level) == (look.decided_at, look.rows, look.level) == (stop, stop, 0.05)
+    lines = read_jsonl(tmp_path / "rows.jsonl.candidates.jsonl")
+    assert [(line["number"], line["action"]) for line in lines] == [(1, "inconclusive"), (1, "fine_tune")]
+    with pytest.raises(ComparisonError, match="the rule paired allows one look"):  # whoever watched has looked
+        compare_reports(CompareConfig(report=settings.run_dir, llm=LLM, slm=SLM, delta=0.1, candidates=1))
+
+
+def test_a_candidate_for_whom_nothing_is_left_is_refused_before_it_is_asked(tmp_path: Path) -> None:
+    decided_at(tmp_path)
+    another = config(tmp_path, models=[LLM, "served:other"], run_dir=str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match=r"served:other: second candidate .*nothing is left.*Evaluate fresh rows"):
+        evaluate(another, environment=KEY)
+
+
 def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight(tmp_path: Path) -> None:
     stop = decided_at(tmp_path)
     scores = set()
@@ -115,7 +146,7 @@ def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight
 def test_a_refusal_before_the_stop_is_an_answer_and_holds_up_nothing(tmp_path: Path) -> None:
     settings = config(tmp_path)
     second = plan(settings, KEY).examples[1].id
-    asked(settings, 60, **{second: Completion(failure=Failure(kind="refused", reason="filter"))})
+    asked(settings, 60, failing={second: Completion(failure=Failure(kind="refused", reason="filter"))})
     report = evaluate(settings, environment=KEY)
     assert report.sequential is not None and report.sequential.candidates[SLM].action == "fine_tune"
     assert report.models[SLM].failures == {"refused": 1}
@@ -193,3 +224,26 @@ def test_whether_the_rest_is_asked_turns_no_verdict(tmp_path: Path) -> None:
     assert departures(*rules) == []
     other = replace(rules[1], delta=0.1)
     assert len(departures(rules[0], other)) == 1
+
+
+def test_a_candidate_that_is_out_is_in_the_first_rows_only_of_every_file(tmp_path: Path) -> None:
+    good = "served:good"
+    declared = {"rule": "sequential", "stop": "when_decided", "delta": 0.15, "candidates": 2}
+    settings = config(tmp_path, models=[LLM, SLM, good], declare=declared)
+    asked(settings, 60, right=(LLM, good))
+    report = evaluate(settings, environment=KEY)
+    assert report.sequential is not None
+    ends = {spec: look.decided_at or 0 for spec, look in report.sequential.candidates.items()}
+    assert 2 < ends[SLM] < ends[good] <= 60
+    assert {spec: model.n for spec, model in report.models.items()} == {**ends, LLM: ends[good]}
+    rows = load_report(tmp_path / "run")[1]
+    assert [SLM in row.models for row in rows] == [at < ends[SLM] for at in range(ends[good])]
+    spans = [
+        span["name"]
+        for line in read_jsonl(tmp_path / "run" / "traces.jsonl")
+        for span in line["resourceSpans"][0]["scopeSpans"][0]["spans"]
+    ]
+    assert spans.count(f"structured {SLM}") == ends[SLM]
+    assert spans.count(f"structured {LLM}") == ends[good]
+    answers = parquet.read_table(tmp_path / "run" / "answers.parquet").to_pylist()
+    assert Counter(row["spec"] for row in answers) == {**ends, LLM: ends[good]}

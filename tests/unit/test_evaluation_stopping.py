@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import pickle
 import random
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ from hypothesis import strategies as st
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine
 from slm_ray.evaluation.limiter import ArmLimiter, Limit, RateLimiter
 from slm_ray.evaluation.local import LocalLog
-from slm_ray.evaluation.stopping import SequentialSettings, Stopping, levels
+from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask
+from slm_ray.runlog import Response, records
 from slm_ray.types import Completion, Example, Failure, Message, Prompt
 
 LLM, SLM, OTHER = "served:llm", "served:slm", "served:other"
@@ -146,15 +147,25 @@ def test_rows_that_do_not_decide_count_all() -> None:
     assert stopping.rows_of(SLM) == stopping.rows_of(LLM) == 5
 
 
-def test_candidates_share_five_percent() -> None:
-    assert levels(["a", "b"], 2) == {"a": 0.025, "b": 0.025}
-    assert levels(["a"], 5) == {"a": 0.01}
-    open_ended = levels([str(n) for n in range(1000)], None)
-    assert open_ended["0"] == pytest.approx(0.0304, abs=1e-4)
-    assert open_ended["2"] == pytest.approx(open_ended["0"] / 9)
-    assert 0.0499 < sum(open_ended.values()) < 0.05
-    with pytest.raises(ConfigError, match=r"declare\.candidates is 1, and models names 2: a, b"):
-        levels(["a", "b"], 1)
+async def engine(
+    url: str, path: Path, stopping: Stopping, *, owned: Callable[[], bool] = lambda: True, answered: Set[str] = frozenset()
+) -> Stopping:  # fmt: skip
+    """Ask what is not answered, four calls of each model in flight, until it is decided or nobody wants it any more."""
+    limiter, arms = RateLimiter(None), []
+    limiter.keep_to(Limit(), 100)
+    config = EvaluateConfig.model_validate(
+        {"track": "structured", "examples": "x", "models": [LLM, SLM], "run_dir": "x", "endpoint": url}
+    )
+    for spec in (LLM, SLM):
+        mine = ArmLimiter(limiter)
+        model = parse(spec).provider.open(endpoint=url, generation=config.generation, environment={}, limiter=mine)
+        asks = (Ask(key=f"{spec} {row.id}", spec=spec, example_id=row.id, prompt=row.prompt) for row in stopping.rows)
+        waiting = deque(ask for ask in asks if ask.key not in answered)
+        arms.append(ArmQueue(spec=spec, model=model, limiter=mine, waiting=waiting, slots=4))
+    log = LocalLog(path)
+    await Engine(arms, log, Budget(config, {}), owned=owned, stopping=stopping).run()
+    await log.close()
+    return stopping
 
 
 @pytest.mark.parametrize(("llm_s", "slm_s"), [(0.0, 0.0), (0.0, 0.03), (0.03, 0.0)])
@@ -167,26 +178,29 @@ def test_an_engine_asks_no_more_rows_than_the_decision_needs_and_calls_in_flight
         is_llm = request.body["model"] == "llm"
         return Reply(body=answer(TARGET if is_llm else "{}").body, after_s=llm_s if is_llm else slm_s)
 
-    async def run(url: str) -> Stopping:
-        stopping, limiter, arms = rule(ahead=4), RateLimiter(None), []
-        limiter.keep_to(Limit(), 100)
-        config = EvaluateConfig.model_validate(
-            {"track": "structured", "examples": "x", "models": [LLM, SLM], "run_dir": "x", "endpoint": url}
-        )
-        for spec in (LLM, SLM):
-            mine = ArmLimiter(limiter)
-            model = parse(spec).provider.open(endpoint=url, generation=config.generation, environment={}, limiter=mine)
-            waiting = deque(
-                Ask(key=f"{spec} {row.id}", spec=spec, example_id=row.id, prompt=row.prompt) for row in stopping.rows
-            )
-            arms.append(ArmQueue(spec=spec, model=model, limiter=mine, waiting=waiting, slots=4))
-        log = LocalLog(tmp_path / "a.jsonl")
-        assert await Engine(arms, log, Budget(config, {}), stopping=stopping).run() == 0
-        await log.close()
-        return stopping
-
     with ChatServer(script) as server:
-        stopping = asyncio.run(run(server.url))
+        stopping = asyncio.run(engine(server.url, tmp_path / "a.jsonl", rule(ahead=4)))
         asked = {name: sum(request.body["model"] == name for request in server.requests) for name in ("llm", "slm")}
     assert stopping.results[SLM].decided_at == DECIDED
     assert all(DECIDED <= count < DECIDED + 4 for count in asked.values()), asked
+
+
+@pytest.mark.parametrize("ended_after", [1, 6, 13, 20, 27])
+def test_a_run_that_ended_anywhere_goes_on_to_the_same_row(tmp_path: Path, ended_after: int) -> None:
+    path = tmp_path / "a.jsonl"
+
+    def script(request: Request) -> Reply:
+        return Reply(body=answer(TARGET if request.body["model"] == "llm" else "{}").body, after_s=0.005)
+
+    with ChatServer(script) as server:
+        asyncio.run(engine(server.url, path, rule(ahead=4), owned=lambda: len(server.requests) < ended_after))
+        kept = [one for one in records(path.read_bytes(), str(path)) if isinstance(one, Response)]
+        again = rule(ahead=4)
+        for one in kept:
+            again.add(one.spec, one.example_id, one.completion)
+        keys = {one.key for one in kept}
+        stopping = asyncio.run(engine(server.url, tmp_path / "b.jsonl", again, answered=keys))
+        asked = Counter((request.body["model"], request.text) for request in server.requests)
+    assert stopping.results[SLM].decided_at == DECIDED
+    assert set(asked.values()) == {1}
+    assert all(DECIDED <= sum(name == model for name, _ in asked) < DECIDED + 4 for model in ("llm", "slm")), asked

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from slm_ray.config import LoopConfig, load
+from slm_ray.config import Comparison, LoopConfig, load
 from slm_ray.loop.run import Loop
 
 ROOT = Path(__file__).parents[2]
@@ -15,6 +15,13 @@ def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> No
     validation, test = loop.comparison("validation"), loop.comparison("test")
     assert (validation.rule, test.rule) == ("point", "paired")
     assert validation.model_copy(update={"rule": "paired"}) == test == config.comparison
+
+
+def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:
+    stops = ["comparison.rule=sequential", "comparison.stop=when_decided"]
+    loop = Loop(load(LoopConfig, ROOT / "jobs/loop.yaml", stops), {})
+    assert [loop.comparison(stage).stop for stage in ("validation", "test")] == ["never", "when_decided"]
+    Comparison.model_validate(loop.comparison("validation").model_dump())  # no rule that is told to stop and may not
 
 
 def test_the_stand_in_answers_for_azure_without_keys_and_for_nobody_else() -> None:

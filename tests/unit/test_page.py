@@ -526,6 +526,8 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
         assert words in head(), words
     final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
     assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
+    final["decision"]["rule"] = "sequential"
+    assert "Ask further rows and go on where this ended" in head() and "fresh test rows" not in head()
 
 
 def test_who_was_right_is_counted_over_all_rows_and_not_where_answers_are_graded() -> None:
@@ -580,6 +582,17 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     document = Document(render(data))
     assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
     assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
+
+
+def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> None:
+    data = sample()
+    comparison = data["tracks"][0]["decisions"][-1]["comparison"]
+    assert "100 paired rows)" in DOCUMENT.all("article")[0][2] and "groups" not in DOCUMENT.all("article")[0][2]
+    comparison |= {"groups": 25, "largest_group": 4, "effective_n": 61.4, "undefined": 3}
+    said = "100 paired rows in 25 groups of 4 at most, worth 61 independent ones; on 3 more exact_match is not defined"
+    document = Document(render(data))
+    assert said in document.all("article")[0][2]
+    assert any(said in text for _, _, text in document.all("div", "decision"))
 
 
 def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:

@@ -68,7 +68,7 @@ def test_the_same_test_again_is_no_new_one_and_all_else_is() -> None:
     record: list[CandidateTest] = []
     first = made(FIRST, record)
     made(other("b"), record)
-    assert turn_of(FIRST, record, planned=None) == Turn(number=1, level=first.level)
+    assert turn_of(FIRST, record, planned=None) == Turn(number=1, level=first.level, again=True)
     assert turn_of(replace(FIRST, answers=None), record, planned=None).number == 1  # failed rows were asked again
     for change in ({"answers": "trained anew"}, {"settings": "t"}, {"llm": "azure:other"}, {"rule": "sequential"}):
         assert turn_of(replace(FIRST, **change), record, planned=None).number == 3  # type: ignore[arg-type]
@@ -93,7 +93,7 @@ def test_a_second_look_at_grown_rows_is_refused_under_paired_and_free_under_sequ
     record = []
     first = made(running, record)
     assert turn_of(replace(running, rows=grown, answers="more"), record, planned=None) == Turn(
-        number=1, level=first.level
+        number=1, level=first.level, again=True
     )
 
 
@@ -125,3 +125,20 @@ def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_litt
     used_up = counted(swap, Turn(number=3, level=0.0), comparison, planned=2)
     assert used_up.action == "inconclusive" and "nothing is left" in used_up.because[1]
     assert "fresh rows, none of these 100 among them" in used_up.because[-1]
+
+
+def test_a_reservation_becomes_the_test_that_was_reserved_and_no_other() -> None:
+    """The answers are not known when it is made; once they are, the same name with other answers is another candidate."""
+    record: list[CandidateTest] = []
+    made(replace(FIRST, answers=None), record)
+    assert made(FIRST, record).number == 1
+    assert turn_of(replace(FIRST, answers="trained anew"), record, planned=None).number == 2
+
+
+def test_rows_that_join_two_sets_are_charged_for_both() -> None:
+    fresh = tuple(f"{i:08x}" for i in range(100, 200))
+    record: list[CandidateTest] = []
+    made(FIRST, record, planned=2)
+    made(replace(other("b"), rows=fresh), record, planned=2)
+    assert [test.number for test in record] == [1, 1]
+    assert turn_of(replace(other("c"), rows=(*ROWS, *fresh)), record, planned=None).level == 0
