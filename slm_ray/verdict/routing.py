@@ -31,13 +31,15 @@ _DRAWS = 500
 class Routed:
     """One row that both models have a score for; `confidence` is None where the SLM's answer is not in the right form.
 
-    `guardrails` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
+    `guardrails` holds SLM minus LLM of the further metrics that must not be worse, where both are defined. Bounds stand on
+    the rows' groups.
     """
 
     confidence: float | None
     llm: float
     slm: float
     guardrails: Mapping[str, float] = field(default_factory=dict)
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,16 +65,17 @@ def ranked(
     rows: Sequence[RowResult], *, llm: str, slm: str, primary: str, guardrails: Sequence[str] = ()
 ) -> tuple[list[Routed], str]:
     """The rows as `Routed`, and in words what ranks them."""
-    both = [row.models for row in rows if {llm, slm} <= row.models.keys()]
-    forms, logprobs = _seen([models[slm] for models in both])
+    both = [(row.group, row.models) for row in rows if {llm, slm} <= row.models.keys()]
+    forms, logprobs = _seen([models[slm] for _, models in both])
     found = [
         Routed(
             confidence=_confidence(models[slm], forms, logprobs),
             llm=float(a),
             slm=float(b),
             guardrails=_gaps(models[llm].scores, models[slm].scores, guardrails),
+            group=group,
         )
-        for models in both
+        for group, models in both
         if (a := models[llm].scores.get(primary)) is not None and (b := models[slm].scores.get(primary)) is not None
     ]
     form = " and ".join(forms) or "an answer at all"
@@ -99,7 +102,15 @@ def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: i
         differences[name] = [
             row.guardrails[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.guardrails
         ]
-    intervals = {name: paired_interval(values, resamples=resamples, seed=seed) for name, values in differences.items()}
+    grouped = any(row.group is not None for row in rows)
+    groups = {
+        name: [row.group for row in rows if not name or name in row.guardrails] if grouped else []
+        for name in differences
+    }
+    intervals = {
+        name: paired_interval(values, resamples=resamples, seed=seed, groups=groups[name])
+        for name, values in differences.items()
+    }
     return Mixture(
         threshold=threshold,
         share=sum(taken) / len(rows),
