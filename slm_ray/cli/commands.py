@@ -260,6 +260,19 @@ def operating_characteristics(config: configs.OperatingCharacteristicsConfig) ->
     report(config)
 
 
+def rows(config: configs.RowsConfig) -> None:
+    """How many rows will it take: until a decision under both rules, for assumed true differences, before any call.
+
+    One look (paired) needs its number of rows whatever they say; the sequential rule stops when it is clear. During a run,
+    give the discordance and the difference seen so far:
+        slm-ray rows --delta 0.02 --discordance 0.15 --differences "[0, 0.05, -0.05]"
+    """
+    from slm_ray.verdict.sample_size import plan, plan_text
+
+    plans = plan(config.differences, config.discordance, config.delta)
+    print(plan_text(plans, config.delta))
+
+
 COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
@@ -273,6 +286,7 @@ COMMANDS: Mapping[str, Command] = {
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "rows": Command(config=configs.RowsConfig, function=rows),
     "operating-characteristics": Command(
         config=configs.OperatingCharacteristicsConfig, function=operating_characteristics
     ),

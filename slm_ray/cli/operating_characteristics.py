@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from slm_ray.config import OperatingCharacteristicsConfig
-from slm_ray.verdict.operating_characteristics import right_or_wrong
+from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
+from slm_ray.verdict.sample_size import plan
+from slm_ray.verdict.sequential_runs import played
 
 ERR = Console(stderr=True)
 SEED = 42
@@ -17,6 +21,10 @@ RESAMPLES = 999  # of the bootstrap behind graded bounds
 SLOWER = 20  # how many times fewer runs the graded and the partial part get
 MOST_GRADED_ROWS = 500
 PARTIAL_ROWS = (200, 400)  # validation and test rows
+LOOKED_AT, LOOKED_DISCORDANCE = 1500, 0.2  # rows at most, and the share of them that one model alone gets right
+GROUPS = ((4, 0.5, "half of them alike"), (10, 1.0, "all alike"))
+CANDIDATES = (1, 2, 3, 5, 10)
+DIFFERENCES = (0.6, 0.2, 0.1, 0.0, -0.1, -0.2, -0.6)
 
 
 def row(table: Table, *cells: str | int | float) -> None:
@@ -55,8 +63,50 @@ def parts_of_traffic(config: OperatingCharacteristicsConfig) -> list[Table]:
     return [table]
 
 
+def looks(config: OperatingCharacteristicsConfig) -> list[Table]:
+    """Errors at a true difference of exactly -delta, the confidence sequence's coverage, and rows to a decision."""
+    delta, runs = config.delta, config.runs // 2
+    wrong = Table("how it is used", "rule", "false swap", "false fine_tune", title=f"true difference -{delta:g}")
+    signs = looking.draws(runs, LOOKED_AT, LOOKED_DISCORDANCE, -delta, SEED)
+    bets = played(signs, delta=delta)
+    found = looking.looks(signs, bets, LOOKED_DISCORDANCE, delta)
+    for size, alike, said in track(GROUPS, "groups", console=ERR):
+        groups = looking.grouped(runs, LOOKED_AT // size, size, alike, LOOKED_DISCORDANCE, delta, SEED)
+        found += looking.grouped_looks(groups, delta, said)
+    for one in found:
+        row(wrong, one.how, one.rule, one.false_swap, one.false_fine_tune)
+    shared = Table("candidates", "one look, 5 % each", "one look, shared", "sequential, shared", title="any false swap")
+    for family in looking.families(signs, bets, delta, CANDIDATES):
+        row(shared, family.candidates, family.unshared, family.paired, family.sequential)
+    held = Table("true difference", "lower bound", "upper bound", "95 % sequence", title="right at every row")
+    for difference in track((-delta, 0.0, 0.1), "coverage", console=ERR):
+        drawn = looking.draws(runs, LOOKED_AT, LOOKED_DISCORDANCE, difference, SEED)
+        inside = looking.coverage(drawn, difference, delta)
+        row(held, f"{difference:+g}", inside.lower, inside.upper, inside.both)
+    return [wrong, shared, held]
+
+
+def rows_needed(config: OperatingCharacteristicsConfig) -> list[Table]:
+    names = ("true difference", "discordance", "ends in", "one look, 80 %", "90 %", "sequential median", "mean", "90 %")
+    table = Table(*names, title=f"rows to a decision, delta {config.delta:g}")
+    for one in plan(DIFFERENCES, LOOKED_DISCORDANCE, config.delta, seed=SEED):
+        rows = (one.paired_80, one.paired_90, one.median, one.mean, one.ninety)
+        row(table, f"{one.difference:+g}", f"{one.discordance:g}", one.action, *(f"{n:,}" if n else "-" for n in rows))
+    return [table]
+
+
 def report(config: OperatingCharacteristicsConfig) -> None:
     """Simulate the parts that the config names, and print a table of each."""
-    parts = {"binary": binary, "graded": graded_bounds, "partial": parts_of_traffic}
+    parts = {
+        "binary": binary,
+        "graded": graded_bounds,
+        "partial": parts_of_traffic,
+        "looks": looks,
+        "rows": rows_needed,
+    }
     Console().print(*(table for name in config.parts for table in parts[name](config)))
-    print(f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one), seed {SEED}")
+    error = 1.96 * math.sqrt(0.05 * 0.95 / (config.runs // 2))
+    print(
+        f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one), seed {SEED}; looks: {config.runs // 2:,}"
+        f" runs, Monte Carlo error at 5 % ±{error:.2%}"
+    )

@@ -10,6 +10,7 @@ from slm_ray.config.load import dump, load
 from slm_ray.config.loop import LoopConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.prepare import PrepareConfig
+from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
     Comparison,
@@ -53,6 +54,7 @@ __all__ = [
     "Recipe",
     "Priced",
     "Requests",
+    "RowsConfig",
     "Search",
     "ServeConfig",
     "Serving",

@@ -10,7 +10,7 @@ from slm_ray.config.shared import Config
 
 
 class OperatingCharacteristicsConfig(Config):
-    """Simulated evaluations that the paired rule judges."""
+    """Simulated evaluations that both rules judge."""
 
     delta: float = Field(0.05, gt=0, le=1)
     rows: tuple[int, ...] = Field(
@@ -20,6 +20,7 @@ class OperatingCharacteristicsConfig(Config):
         (0.05, 0.1, 0.2, 0.4), description="shares of rows only one model gets right"
     )
     runs: int = Field(40_000, ge=2000, description="per cell; a twentieth of it for the graded and the partial part")
-    parts: tuple[Literal["binary", "graded", "partial"], ...] = Field(
-        ("binary", "graded", "partial"), description="right-or-wrong rows, graded ones, partial replacement"
+    parts: tuple[Literal["binary", "graded", "partial", "looks", "rows"], ...] = Field(
+        ("binary", "graded", "partial", "looks", "rows"),
+        description="right-or-wrong rows, graded ones, partial replacement, looking again, rows to a decision",
     )

@@ -26,9 +26,9 @@ _SHOWN = 5
 _WAYS = {"llm": "LLM", "slm": "SLM", "cascade": "cascade"}
 _PACKED_FROM = 1_000_000  # characters
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair: JSON can spell it, UTF-8 cannot
-_DIFFERENCE = re.compile(r"(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
-_MARGIN = re.compile(r"\b(by|than|delta) ([01](?:\.\d+)?)(?![\d%])(?! %)")
-_LEVEL = re.compile(r"(?<![\w.+−-])[01]\.\d{4}(?!\d)")
+_DIFFERENCE = re.compile(r"(?<!threshold )(?<![\w.])[+−-]\d\.\d{4}(?!\d)")
+_MARGIN = re.compile(r"\b(by|than|delta|within) (0\.\d+)(?![\d%])(?! %)")
+_LEVEL = re.compile(r"(?<!threshold )(?<![\w.+−-])[01]\.\d{4}(?!\d)")
 _SESSION = re.compile(r"/[^\s\"']*/runtime_resources/working_dir_files/_ray_pkg_\w+/")
 # Spaces that are no space, fillers, joiners, selectors, controls, marks of direction, tags, private and missing letters.
 _UNSEEN = re.compile(
@@ -68,7 +68,10 @@ def margin(delta: float) -> str:
 
 
 def in_points(text: str) -> str:
-    """A sentence of the verdict with its shares as the rest of the page writes them: points, and percent for levels."""
+    """A sentence of the verdict with its shares as the rest of the page writes them: points, and percent for levels.
+
+    A threshold of confidence is no share and stays as it is.
+    """
     text = _DIFFERENCE.sub(lambda found: f"{points(float(found[0].replace('−', '-')))} points", text)
     text = _MARGIN.sub(lambda found: f"{found[1]} {margin(float(found[2]))}", text)
     return _LEVEL.sub(lambda found: percent(float(found[0])), text)

@@ -168,17 +168,17 @@ def _paired(comparison: Comparison) -> str:
 
 def _declared(made: StageDecision, report: Report | None) -> str:
     """What is known of when the rule was fixed."""
+    if made.decision.exploratory is not None:
+        return "Exploratory: not the rule that was declared"
     pair = (made.comparison.llm, made.comparison.slm)
     recorded = [spec for spec, model in (report.models if report else {}).items() if model.facts.kind == "recorded"]
     if set(pair) & set(recorded):
-        return "Exploratory: recorded answers were there before any rule could be declared"
-    declared, decision = made.declared, made.decision
+        return "Recorded answers were there before any rule could be declared"
+    declared = made.declared
     if declared is None:
-        return "Exploratory: no rule was declared before the first call"
+        return "No rule was declared before the first call"
     if declared.answers_before:
-        return f"Exploratory: the rule was declared when {declared.answers_before:,} answers were already there"
-    if decision.exploratory is not None:
-        return "Exploratory: not the rule that was declared before the first call"
+        return f"The rule was declared when {declared.answers_before:,} answers were already there"
     return "Declared before the first call"
 
 

@@ -38,6 +38,7 @@ class View {
     this.root = root;
     this.data = data;
     this.list = root.querySelector(".list");
+    root.querySelector(".controls").hidden = false;
     this.search = root.querySelector("input[type='search']");
     this.said = root.querySelector(".shown");
     this.kind = "all";

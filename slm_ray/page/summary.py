@@ -36,6 +36,10 @@ _MONDAY = {
     ),
     "none": ("compare two models on test rows",),
 }
+_GO_ON = (
+    "ask further rows and go on where this ended: the sequential rule allows it (the setting extend of evaluate)",
+    "compare again on all of them",
+)
 _REAL = (
     "set the key of the LLM that you pay for and run the same command: a stand-in decides nothing",
     _READ,
@@ -57,11 +61,16 @@ def summary(
 ) -> Summary:  # fmt: skip
     """Of the last decision of a track and the report that it rests on."""
     action = final.decision.action if final else "none"
+    going_on = final and (final.decision.rule, action, final.decision.exploratory) == (
+        "sequential",
+        "inconclusive",
+        None,
+    )
     return Summary(
         money=_money(track.cost),
         why=_why(final),
         where=_where(final.comparison, final.decision.delta, last, lost_by, graded) if final else (),
-        monday=_REAL if stand_in and final else _MONDAY[action],
+        monday=_REAL if stand_in and final else _GO_ON if going_on else _MONDAY[action],
     )
 
 

@@ -41,18 +41,25 @@ class Scorer:
 def means(*names: str) -> Summary:
     """Run metrics that are means over rows, a row left out where its value is None.
 
-    A value is None only where the *target* lacks what the metric is about (for `args_partial_match`: a call without
-    arguments): the same rows for every model. Invalid and failed answers hold 0s and stay in.
+    A value is None only where the *target* lacks what the metric is about (for `args_partial_match`: `arguments`): the
+    same rows for every model. Invalid and failed answers hold 0s and stay in.
     """
     return lambda rows, _: {name: mean([row.value(name) for row in rows]) for name in names}
 
 
 def micro(precision: str, recall: str, f1: str) -> Summary:
-    """Precision, recall and F1 from the summed (TP, FP, FN); precision is None when nothing was predicted in the run."""
+    """Precision, recall and F1 from the summed (TP, FP, FN), as the earlier system has them.
+
+    Precision is 0 in a run that predicts nothing though something was expected, and recall where nothing was expected is
+    None; all are None where there is neither.
+    """
 
     def summed(rows: Sequence[RowScore], _: Track) -> Metrics:
         shared, extra, missed = (sum(row.counts[i] for row in rows) for i in range(3))
-        return dict(zip((precision, recall, f1), ratios((shared, extra, missed)), strict=True))
+        values = ratios((shared, extra, missed))
+        if values[0] is None and missed:
+            values = (0.0, *values[1:])
+        return dict(zip((precision, recall, f1), values, strict=True))
 
     return summed
 

@@ -44,9 +44,10 @@ def score(example_id: str, prediction: str | None, target: str) -> RowScore:
 def _call_scores(predicted: Mapping[str, Any] | None, expected: Mapping[str, Any] | None) -> dict[str, float | None]:
     """The further metrics, about a described API call.
 
-    Each is None where the *target* lacks what it is about (no `tool_name`, no `query`, no `arguments` object, no
-    argument in it), whatever was predicted: so a run's mean has the same denominator for every model. Where the
-    target has it and the prediction does not, or is no object, the value is 0.
+    Each is None where the *target* lacks what it is about (no `tool_name`, no `query`, no `arguments` object), whatever
+    was predicted: so a run's mean has the same denominator for every model. Where the target has it and the prediction
+    does not, or is no object, the value is 0. `args_partial_match` is 0 as well where a call expects no argument: the
+    earlier system took its mean over all rows.
     """
     found, wanted = predicted or {}, expected or {}
     return {
@@ -65,7 +66,7 @@ def _argument_scores(found: Any, wanted: Any) -> dict[str, float | None]:
         return {"args_keys_match": None, "args_partial_match": None}
     keys_match = float(isinstance(found, dict) and found.keys() == wanted.keys())
     if not wanted:
-        return {"args_keys_match": keys_match, "args_partial_match": None}
+        return {"args_keys_match": keys_match, "args_partial_match": 0.0}
     given = found if isinstance(found, dict) else {}
     equal = sum(key in given and _lowered(given[key]) == _lowered(value) for key, value in wanted.items())
     return {"args_keys_match": keys_match, "args_partial_match": equal / len(wanted)}

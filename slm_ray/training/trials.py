@@ -8,7 +8,7 @@ published.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,24 @@ def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Pat
     with progress.shown([planned.progress_path for planned in plans]):
         grid = tuner.fit()
     errors = {outcome.config["number"]: str(outcome.error).splitlines()[-1] for outcome in grid if outcome.error}
-    return [_outcome(planned, rows_digest, errors.get(number)) for number, planned in enumerate(plans)]
+    return outcomes(plans, rows_digest, errors)
+
+
+def outcomes(plans: Sequence[Plan], rows_digest: str, errors: Mapping[int, str]) -> list[Trial]:
+    """What became of each plan: its score on the validation rows of that digest, or its error, by place.
+
+    KeyboardInterrupt when one has neither: Tune ends without a word at Ctrl-C, and half of the trials are no result.
+    """
+    trials = []
+    for number, planned in enumerate(plans):
+        metrics = _scored(planned, rows_digest)
+        if number in errors:
+            trials.append(Trial(plan=planned, score=None, metrics={}, error=errors[number]))
+        elif metrics is None:
+            raise KeyboardInterrupt
+        else:
+            trials.append(Trial(plan=planned, score=metrics.pop("validation_score"), metrics=metrics))
+    return trials
 
 
 def _trial(config: dict[str, Any], plans: Sequence[Plan], validation: Sequence[Example], rows_digest: str) -> None:
@@ -95,13 +112,6 @@ def _scored(planned: Plan, rows_digest: str) -> dict[str, Any] | None:
     path = planned.folder / _RESULT
     done = read_json(path) if path.is_file() else {}
     return dict(done["metrics"]) if done.get("validation") == rows_digest else None
-
-
-def _outcome(planned: Plan, rows_digest: str, error: str | None) -> Trial:
-    metrics = _scored(planned, rows_digest)
-    if error is not None or metrics is None:
-        return Trial(plan=planned, score=None, metrics={}, error=error or "the trial did not finish")
-    return Trial(plan=planned, score=metrics.pop("validation_score"), metrics=metrics)
 
 
 def _concurrent(workers: Workers) -> int:

@@ -13,14 +13,13 @@ from collections.abc import Callable, Sequence
 from slm_ray.errors import ConfigError, choices
 from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
-from slm_ray.verdict.non_inferiority import rows_by_width, rows_for_power
+from slm_ray.verdict.non_inferiority import FEWEST_ROWS, rows_by_width, rows_for_power
 from slm_ray.verdict.replay import sequential_reasons
 from slm_ray.verdict.stats import FEWEST_GROUPS
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
 
-FEWEST_ROWS = 14  # with every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12

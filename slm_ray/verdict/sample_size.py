@@ -16,7 +16,7 @@ from scipy import stats
 
 from slm_ray.tables import format_table
 from slm_ray.types import Action
-from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
+from slm_ray.verdict.non_inferiority import FEWEST_ROWS, ONE_SIDED, rows_for_power, shows
 from slm_ray.verdict.sequential_runs import rows_to_decision
 
 _DRAWS = 4000  # simulated evaluations behind a power
@@ -66,17 +66,14 @@ def plan_text(plans: Sequence[Plan], delta: float) -> str:
         f"rows until a decision at delta {delta:g}: one look (paired: 80 %, 90 % power), or a stop (sequential: median, mean, 90 %)",
         *format_table([head, *body], left=(2,)),
     ]
-    for one in plans:
-        if one.difference == 0 and one.mean and one.paired_80:
-            more, mean = (
-                one.mean >= one.paired_80,
-                f"{one.mean:,} rows on average, {one.ninety or _MOST:,} in nine of ten",
-            )
-            lines.append(
-                f"Were both models equal, the sequential rule would take {mean}; one look at {one.paired_80:,} rows shows it"
-                f" with 80 % power{' and costs less' if more else ''}. The larger the difference, the more the sequential rule"
-                " saves."
-            )
+    equal = next((one for one in plans if one.difference == 0 and one.mean and one.paired_80), None)
+    if equal is not None:
+        lines.append(
+            f"Were both models equal, the sequential rule would take {equal.mean:,} rows on average and"
+            f" {equal.ninety or _MOST:,} in nine runs of ten, one look {equal.paired_80:,} for 80 % power and"
+            f" {equal.paired_90 or _MOST:,} for 90 %. One look takes them whatever the truth is; the sequential rule stops"
+            " sooner where the models are far apart, and looks as often as you like."
+        )
     return "\n".join(lines)
 
 
@@ -98,7 +95,7 @@ def rows_for_one_look(discordance: float, difference: float, delta: float, *, po
         middle = (low + high) // 2
         enough = _power(middle, discordance, difference, delta, level) >= power
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return max(high, FEWEST_ROWS) if difference > -delta else high
 
 
 def _power(n: int, discordance: float, difference: float, delta: float, level: float) -> float:

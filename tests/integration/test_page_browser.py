@@ -18,7 +18,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.storage import read_lines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, priced, render, sample
+from page_sample import ADAPTER, BASE, HOSTILE, LLM, priced, render, sample, sequential
 from plain_records import plain
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -233,6 +233,19 @@ def test_the_contents_stay_in_sight_and_say_where_the_reader_is(browser: Any, tm
         found.tab.context.close()
 
 
+def test_without_its_script_the_page_still_reads(browser: Any, tmp_path: Path) -> None:
+    data = sample()
+    data["tracks"][0]["rows"][2]["models"][ADAPTER]["text"] = HOSTILE
+    tab = browser.new_context(java_script_enabled=False).new_page()
+    tab.goto(written(tmp_path, data).as_uri())
+    shown = tab.locator("body").inner_text()
+    assert "Swap" in shown and "+11.0" in shown and "of them without it" in shown
+    assert HOSTILE in shown, "and a hostile answer is text there too"
+    assert tab.locator("img").count() == 0
+    assert not tab.locator(".controls").is_visible(), "nothing is offered that would not work"
+    tab.context.close()
+
+
 CELLS = "(rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent.trim()))"
 
 
@@ -371,6 +384,7 @@ def test_on_a_phone_no_shape_and_no_letter_is_cut_off_and_lengths_tell(browser: 
     for spec, share in shares.items():
         data["tracks"][0]["reports"]["test"]["models"][spec]["metrics"]["exact_match"] = share
     data["tracks"][0]["cost"] = plain(priced(break_even=2640.0))
+    data["tracks"][0]["decisions"][-1]["comparison"]["sequential"] = sequential(decided_at=37)
     found = Opened(browser, written(tmp_path, data), viewport={"width": 390, "height": 800})
     outside = found.tab.evaluate(
         """() => [...document.querySelectorAll("svg rect, svg circle, svg line, svg text")].filter((one) => {

@@ -82,7 +82,7 @@ def structured(row: Row) -> tuple[Row, list[str], tuple[int, int, int]]:
         "tool_name_accuracy": float("tool_name" in fields and fields["tool_name"] == expected["tool_name"]),
         "query_preservation": float("query" in fields and fields["query"] == expected["query"]),
         "args_keys_match": float(isinstance(arguments, dict) and set(arguments) == set(wanted_arguments)),
-        "args_partial_match": len(equal) / len(wanted_arguments) if wanted_arguments else None,
+        "args_partial_match": len(equal) / len(wanted_arguments) if wanted_arguments else 0.0,
     }
     missing, extra = [i for i in wanted if i not in found], [i for i in found if i not in wanted]
     issues = {

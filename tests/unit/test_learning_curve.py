@@ -19,6 +19,7 @@ from slm_ray.errors import ConfigError, DataError
 from slm_ray.learning_curve import LearningCurve, TrainedSize, nested_order, plans_of, sizes_of, summary, target_of
 from slm_ray.reports.files import write_report
 from slm_ray.training import rows
+from slm_ray.training.trials import outcomes
 from slm_ray.types import Completion, Example
 from slm_ray.verdict.learning_curve import (
     Labelling,
@@ -74,6 +75,21 @@ def test_a_size_keeps_its_folder_when_others_are_asked_for_too(tmp_path: Path) -
     few, more = config(tmp_path, sizes=(3, 7, 20, 40)), config(tmp_path, sizes=(3, 7, 11, 20, 40))
     train = rows.read(few.training.train, "structured")
     assert {plan.folder for plan in plans_of(few, train)} < {plan.folder for plan in plans_of(more, train)}
+
+
+def test_a_trial_has_a_score_on_these_rows_or_an_error_and_else_the_run_was_stopped(tmp_path: Path) -> None:
+    settings = config(tmp_path, sizes=(3, 7, 20, 40))
+    plans = plans_of(settings, rows.read(settings.training.train, "structured"))[:2]
+    plans[0].folder.mkdir(parents=True)
+    done = {"validation": "these", "metrics": {"validation_score": 0.5, "train_s": 2.0}}
+    (plans[0].folder / "trial.json").write_text(json.dumps(done), encoding="utf-8")
+    scored, failed = outcomes(plans, "these", {1: "a worker died"})
+    assert (scored.score, scored.metrics, scored.error) == (0.5, {"train_s": 2.0}, None)
+    assert (failed.score, failed.error) == (None, "a worker died")
+    with pytest.raises(KeyboardInterrupt):  # the second trial was not finished
+        outcomes(plans, "these", {})
+    with pytest.raises(KeyboardInterrupt):  # the first was scored on other validation rows
+        outcomes(plans, "others", {1: "a worker died"})
 
 
 def test_the_order_does_not_depend_on_the_file_but_on_the_seed() -> None:

@@ -131,9 +131,7 @@ def test_the_policy_allows_exactly_the_pages_own_style() -> None:
 def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
     first, second = (text for _, _, text in DOCUMENT.all("article"))
     assert "Swap" in first and "fine-tune" in first and "Inconclusive" in second
-    assert "Exploratory: no rule was declared before the first call: rule paired, delta 2 points" in " ".join(
-        first.split()
-    )
+    assert "No rule was declared before the first call: rule paired, delta 2 points" in " ".join(first.split())
     for track in sample()["tracks"]:
         for decision in track["decisions"]:
             assert all(in_points(sentence) in BODY for sentence in decision["decision"]["because"])
@@ -142,10 +140,10 @@ def test_verdicts_come_in_words_with_their_rule_and_reasons() -> None:
 @pytest.mark.parametrize(
     ("declared", "words"),
     [
-        (None, "Exploratory: no rule was declared before the first call"),
+        (None, "No rule was declared before the first call"),
         ({"answers_before": 0}, "Declared before the first call: rule paired"),
-        ({"answers_before": 200}, "Exploratory: the rule was declared when 200 answers were already there"),
-        ({"answers_before": 0, "delta": 0.05}, "Exploratory: not the rule that was declared before the first call"),
+        ({"answers_before": 200}, "The rule was declared when 200 answers were already there"),
+        ({"answers_before": 0, "delta": 0.05}, "Exploratory: not the rule that was declared"),
     ],
 )
 def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words: str) -> None:
@@ -526,6 +524,8 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
         assert words in head(), words
     final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
     assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
+    final["decision"]["rule"] = "sequential"
+    assert "Ask further rows and go on where this ended" in head() and "fresh test rows" not in head()
 
 
 def test_who_was_right_is_counted_over_all_rows_and_not_where_answers_are_graded() -> None:
@@ -597,7 +597,7 @@ def test_recorded_answers_are_said_to_be_older_than_any_declaration() -> None:
     data = sample()
     data["tracks"][0]["reports"]["test"]["models"][LLM]["facts"]["kind"] = "recorded"
     assert (
-        "recorded answers were there before any rule could be declared" in Document(render(data)).all("article")[0][2]
+        "Recorded answers were there before any rule could be declared" in Document(render(data)).all("article")[0][2]
     )
 
 

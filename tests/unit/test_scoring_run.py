@@ -37,7 +37,7 @@ def test_micro_and_means_by_hand() -> None:
         "tool_name_accuracy": 1 / 3,
         "query_preservation": 2 / 3,
         "args_keys_match": 1 / 3,
-        "args_partial_match": (1 / 3 + 0) / 2,  # row 2 expects no argument and is left out
+        "args_partial_match": (1 / 3 + 0 + 0) / 3,  # row 2 expects no argument: 0, and counts, as it was recorded
     }
 
 
@@ -50,10 +50,16 @@ def test_toolcall_metrics_by_hand() -> None:
     }  # fmt: skip
 
 
+def test_without_one_valid_answer_precision_is_zero_as_it_was_recorded() -> None:
+    silent = summarise(TRACKS["structured"], [score(TRACKS["structured"], "1", None, CALL)])
+    assert (silent["field_precision"], silent["field_recall"], silent["field_f1"]) == (0.0, 0.0, 0.0)
+    calls = [score(TRACKS["toolcall"], "1", "no call", '<tool_call name="f">{"a":1}</tool_call>')]
+    found = summarise(TRACKS["toolcall"], calls)
+    assert (found["args_precision"], found["args_recall"], found["args_f1"]) == (0.0, 0.0, 0.0)
+
+
 def test_undefined_is_none_and_not_zero() -> None:
     assert set(summarise(TRACKS["structured"], []).values()) == {None}
-    silent = summarise(TRACKS["structured"], [score(TRACKS["structured"], "1", None, CALL)])
-    assert (silent["field_precision"], silent["field_recall"], silent["field_f1"]) == (None, 0.0, 0.0)
     nothing = summarise(
         TRACKS["toolcall"], [score(TRACKS["toolcall"], "1", '<tool_call name="f">{}</tool_call>', "oops")]
     )

@@ -77,11 +77,14 @@ def test_partial_match_is_by_lower_cased_text_of_top_level_arguments() -> None:
 @pytest.mark.parametrize("prediction", [None, "not json", "[]", '"text"', "{}", '{"arguments": 3, "x": "t"}'])
 def test_what_is_undefined_depends_on_the_reference_only(prediction: str | None) -> None:
     call = score("r", prediction, '{"arguments": {}, "query": "Q", "tool_name": "t"}')
-    assert call.value("args_partial_match") is None
+    assert call.value("args_partial_match") == 0.0  # no argument is expected: as it was recorded
     assert (call.value("tool_name_accuracy"), call.value("query_preservation")) == (0.0, 0.0)
     assert call.value("args_keys_match") == 0.0
     other = score("r", prediction, '{"label": "t"}')
-    assert all(other.value(name) is None for name in ("tool_name_accuracy", "query_preservation", "args_keys_match"))
+    assert all(
+        other.value(name) is None
+        for name in ("tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match")
+    )
 
 
 @pytest.mark.parametrize("prediction", [None, "", "oops", "{} extra"])

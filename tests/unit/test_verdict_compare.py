@@ -112,8 +112,11 @@ def test_a_failed_call_is_a_row_and_an_undefined_metric_has_no_gap() -> None:
     answers = {LLM: answered(ROWS, right=set(range(20))), SLM: answered(ROWS, right=set(), failed=set(range(40)))}
     found = run(build(TRACKS["structured"], ROWS, answers, trained_on={}))
     assert found.n == 40
-    assert found.slm_metrics["field_precision"] is None and "field_precision" not in found.gaps
+    assert found.slm_metrics["field_precision"] == 0.0
     assert found.gaps["json_valid"] == -1.0 and found.gaps["field_recall"] == -0.5
+    bare = changed(BOTH[1], lambda row, _: row["models"][SLM].update(counts=[0, 0, 0]))
+    nothing = run((BOTH[0], bare))
+    assert nothing.slm_metrics["field_precision"] is None and "field_precision" not in nothing.gaps
 
 
 def test_stand_ins_are_labelled() -> None:

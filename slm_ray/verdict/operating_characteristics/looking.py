@@ -13,12 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_ray.verdict.decide import clearly_worse, not_worse
 from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
 from slm_ray.verdict.sequential_runs import Runs, played
+from slm_ray.verdict.stats import paired_interval
 
 _Signs = NDArray[np.int8]
-_Rows = NDArray[np.int64]
 _ADVISED_LOOKS = 3
+_RESAMPLES = 199  # which right-or-wrong rows do not need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +62,8 @@ def draws(runs: int, rows: int, discordance: float, difference: float, seed: int
     return (uniform < gain).astype(np.int8) - (uniform > 1 - loss).astype(np.int8)
 
 
-def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
-    """Both rules on the same rows: one look, watched, following the advice, extended while it is not decided."""
+def looks(signs: _Signs, runs: Runs, discordance: float, delta: float) -> list[Wrong]:
+    """`runs` are `signs` played. Both rules on the same rows: one look, watched, following the advice, extended while it is not decided."""
     rows = signs.shape[1]
     gained, lost = (np.cumsum(signs == sign, axis=1, dtype=np.int32) for sign in (1, -1))
     every = {step: tuple(range(step, rows + 1, step)) for step in (10, 50)}
@@ -76,20 +78,19 @@ def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
         f"{first} rows, then {advised} more, as advised, {len(advice)} looks": advice,
         f"{first} rows, then half as many again, {len(extended)} looks": extended,
     }
-    found = [_watched(how, gained, lost, times, delta) for how, times in ways.items()]
-    runs = played(signs, delta=delta)
+    found = [_wrong(how, _decided(gained, lost, times, delta)) for how, times in ways.items()]
     return [
         *found,
-        _sequential(f"a look after every row up to {rows}", runs, rows),
-        _sequential(f"{first} rows, then extended up to {rows}", runs, rows, started=first),
+        _sequential(f"a look after every row, up to {first} rows", runs, first),
+        _sequential(f"extended row by row up to {rows}, looking at each", runs, rows),
     ]
 
 
-def families(signs: _Signs, delta: float, sizes: Sequence[int]) -> list[Family]:
-    """Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
+def families(signs: _Signs, runs: Runs, delta: float, sizes: Sequence[int]) -> list[Family]:
+    """`runs` are `signs` played. Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
     rows = signs.shape[1]
     gained, lost = (signs == 1).sum(axis=1), (signs == -1).sum(axis=1)
-    peaks = played(signs, delta=delta).peak_not_worse
+    peaks = runs.peak_not_worse
     levels = [ONE_SIDED * 6 / (np.pi * place) ** 2 for place in range(1, max(sizes) + 1)]
     once = float(np.mean(shows(gained, lost, rows, delta)))
     paired = [float(np.mean(shows(gained, lost, rows, delta, one_sided=level))) for level in levels]
@@ -113,12 +114,21 @@ def grouped(runs: int, groups: int, size: int, alike: float, discordance: float,
 
 
 def grouped_looks(signs: _Signs, delta: float, how: str) -> list[Wrong]:
-    """Rows in groups: one look at the rows as if they were independent, and a bet on each group."""
+    """Rows in groups: one look at the rows as if they were independent, one at the groups, and a bet on each group."""
     _, groups, size = signs.shape
     gained, lost = ((signs == sign).sum(axis=(1, 2))[:, None] for sign in (1, -1))
-    row_wise = _watched(f"{how}, rows as if independent, one look", gained, lost, (groups * size,), delta)
-    bets = played(signs.sum(axis=2), delta=delta, size=size)
-    return [row_wise, _sequential(f"{how}, a look after every group", bets, groups)]
+    how = f"{groups} groups of {size}, {how}"
+    row_wise = _decided(gained, lost, (groups * size,), delta)
+    over_groups = row_wise.copy()
+    names = [str(at // size) for at in range(groups * size)]
+    for run in np.flatnonzero(row_wise):  # bounds over groups are wider, so that the other runs are not decided either
+        found = paired_interval(signs[run].ravel().tolist(), resamples=_RESAMPLES, seed=0, groups=names)
+        over_groups[run] = int(not_worse(found, delta)) - int(clearly_worse(found, delta))
+    return [
+        _wrong(f"{how}: rows as if independent, one look", row_wise),
+        _wrong(f"{how}: bounds over groups, one look", over_groups),
+        _sequential(f"{how}: a look after every group", played(signs.sum(axis=2), delta=delta, size=size), groups),
+    ]
 
 
 def coverage(signs: _Signs, difference: float, delta: float) -> Coverage:
@@ -136,32 +146,29 @@ def coverage(signs: _Signs, difference: float, delta: float) -> Coverage:
     )
 
 
-def _watched(
-    how: str, gained: NDArray[np.integer], lost: NDArray[np.integer], times: Sequence[int], delta: float
-) -> Wrong:
-    """Looks after `times` rows (the last columns where there is one only), stopped at the first that decides."""
+def _decided(
+    gained: NDArray[np.integer], lost: NDArray[np.integer], times: Sequence[int], delta: float
+) -> NDArray[np.int8]:
+    """By run: 1 swap, -1 fine_tune, 0 neither, at the first of the looks after `times` rows that decides.
+
+    Counts are runs x rows, or runs x 1 where there is one look only.
+    """
     decided = np.zeros(len(gained), dtype=np.int8)
     for rows in times:
         right, wrong = (counts[:, min(rows, counts.shape[1]) - 1] for counts in (gained, lost))
         for sign, one, other, margin in ((1, right, wrong, delta), (-1, wrong, right, -delta)):
             open_ = decided == 0
             decided[open_] = np.where(shows(one[open_], other[open_], rows, margin), sign, 0)
-    return Wrong(
-        how=how,
-        rule="paired",
-        false_swap=float((decided == 1).mean()),
-        false_fine_tune=float((decided == -1).mean()),
-    )
+    return decided
 
 
-def _sequential(how: str, runs: Runs, most: int, *, started: int = 1) -> Wrong:
-    """First decisions; one that was there before the row `started` is made at that row all the same."""
-    swap, fine_tune = (np.where(at == 0, most + 1, np.maximum(at, started)) for at in (runs.swap, runs.fine_tune))
-    first = np.where((runs.fine_tune > 0) & ((runs.swap == 0) | (runs.fine_tune < runs.swap)), -1, 1)
-    decided = np.minimum(swap, fine_tune) <= most
-    return Wrong(
-        how=how,
-        rule="sequential",
-        false_swap=float((decided & (first == 1)).mean()),
-        false_fine_tune=float((decided & (first == -1)).mean()),
-    )
+def _wrong(how: str, decided: NDArray[np.int8], rule: str = "paired") -> Wrong:
+    swap, fine_tune = (float((decided == sign).mean()) for sign in (1, -1))
+    return Wrong(how=how, rule=rule, false_swap=swap, false_fine_tune=fine_tune)
+
+
+def _sequential(how: str, runs: Runs, most: int) -> Wrong:
+    """First decisions: a run that shows both in turn ends with the first."""
+    swap, fine_tune = (np.where(at == 0, most + 1, at) for at in (runs.swap, runs.fine_tune))
+    decided = np.where(np.minimum(swap, fine_tune) > most, 0, np.where(swap < fine_tune, 1, -1)).astype(np.int8)
+    return _wrong(how, decided, "sequential")

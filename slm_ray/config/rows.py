@@ -1,0 +1,15 @@
+"""Settings of the job that says how many rows a verdict will take."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Config
+
+
+class RowsConfig(Config):
+    """Rows until a decision, under both rules, for assumed differences or for those seen so far."""
+
+    delta: float = Field(0.02, gt=0, lt=1, description="non-inferiority margin")
+    discordance: float = Field(0.2, gt=0, le=1, description="share of rows that one model alone gets right")
+    differences: tuple[float, ...] = Field((0.0, 0.1, -0.1), description="assumed true differences, SLM minus LLM")
