@@ -344,7 +344,7 @@ class MixturePoint:
 class PartialReplacement:
     """How much of the traffic the SLM may take: `share`, 0 where none was shown to hold; `line` says it in words.
 
-    The threshold was chosen on validation rows (`curve`, `validation_share`) and checked once on test rows (`test`).
+    Thresholds and their order are those of validation rows (`curve`); `test` is the last that passed on test rows, or the first.
     `ranked_by` says what orders the rows.
     """
 

@@ -13,6 +13,7 @@ from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
 from slm_ray.verdict.sample_size import plan
+from slm_ray.verdict.sequential_runs import played
 
 ERR = Console(stderr=True)
 SEED = 42
@@ -67,14 +68,15 @@ def looks(config: OperatingCharacteristicsConfig) -> list[Table]:
     delta, runs = config.delta, config.runs // 2
     wrong = Table("how it is used", "rule", "false swap", "false fine_tune", title=f"true difference -{delta:g}")
     signs = looking.draws(runs, LOOKED_AT, LOOKED_DISCORDANCE, -delta, SEED)
-    found = looking.looks(signs, LOOKED_DISCORDANCE, delta)
+    bets = played(signs, delta=delta)
+    found = looking.looks(signs, bets, LOOKED_DISCORDANCE, delta)
     for size, alike, said in track(GROUPS, "groups", console=ERR):
         groups = looking.grouped(runs, LOOKED_AT // size, size, alike, LOOKED_DISCORDANCE, delta, SEED)
         found += looking.grouped_looks(groups, delta, said)
     for one in found:
         row(wrong, one.how, one.rule, one.false_swap, one.false_fine_tune)
     shared = Table("candidates", "one look, 5 % each", "one look, shared", "sequential, shared", title="any false swap")
-    for family in looking.families(signs, delta, CANDIDATES):
+    for family in looking.families(signs, bets, delta, CANDIDATES):
         row(shared, family.candidates, family.unshared, family.paired, family.sequential)
     held = Table("true difference", "lower bound", "upper bound", "95 % sequence", title="right at every row")
     for difference in track((-delta, 0.0, 0.1), "coverage", console=ERR):

@@ -13,7 +13,8 @@ class CompareConfig(Comparison, Priced):
     report: str
     other_report: str | None = None
     validation_report: str | None = Field(
-        None, description="both models on other rows: chooses the share that the SLM may take, checked on `report`"
+        None,
+        description="both models on other rows: orders the shares that the SLM may take, which are tested on `report`",
     )
     llm: str
     slm: str

@@ -81,7 +81,9 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
-    partial = _partial_replacement(config, report, joined, costs) if config.validation_report else None
+    partial = None
+    if config.validation_report and _may_take_part(decision, config, left=opened is None or opened.turn.level > 0):
+        partial = _partial_replacement(config, report, joined, costs, comparison.level)
     return ComparisonReport(
         comparison=comparison,
         decision=decision,
@@ -138,14 +140,22 @@ def load_prices(config: CompareConfig) -> PriceList:
     return prices
 
 
+def _may_take_part(decision: Decision, config: CompareConfig, *, left: bool) -> bool:
+    """Whether a share is to be looked for: not beside a swap, nor by settings that were not declared, nor with nothing of
+    the error left, nor on rows whose number depends on what they said."""
+    stopped = config.rule == "sequential" and config.stop == "when_decided"
+    return decision.action != "swap" and decision.exploratory is None and left and not stopped
+
+
 def _partial_replacement(
-    config: CompareConfig, report: Report, rows: list[RowResult], costs: CostReport
+    config: CompareConfig, report: Report, rows: list[RowResult], costs: CostReport, level: float
 ) -> PartialReplacement:
     llm, slm = costs.arms[config.llm], costs.arms[config.slm]
     prices = Prices(llm_usd=llm.per_request_usd, slm_usd=slm.per_request_usd)
     return partial_replacement_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
         delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
+        level=level, slice_rows=config.slice_rows,
     )  # fmt: skip
 
 

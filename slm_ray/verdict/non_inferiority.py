@@ -18,6 +18,7 @@ ONE_SIDED = 0.05  # per bound: together they are a 90 % two-sided interval
 FEWEST_ROWS = 14  # with every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced
 _SPARSE = 20  # discordant rows below which the bounds are widened
 _MANY = 500  # discordant rows from which on the normal approximation is exact enough
+_TOOTH = 0.1  # of the rows between one lost row that is allowed and the next: numbers tried lie so far apart
 _EDGE = 1 - 1e-9
 
 
@@ -61,10 +62,11 @@ def tango_score(gained: Any, lost: Any, n: float, difference: float) -> Any:
 def rows_for_power(
     discordance: float, delta: float, *, power: float = 0.8, one_sided: float = ONE_SIDED, most: int = 1_000_000
 ) -> int | None:
-    """The fewest rows that show "not worse by `delta`" with probability `power`, were both models equally good.
+    """The rows from which on "not worse by `delta`" is shown with probability `power`, were both models equally good.
 
-    `discordance` is the share of rows on which one of them alone is right. Exact over all outcomes while fewer than
-    500 rows are discordant, normal beyond. None when it takes more than `most`.
+    `discordance` is the share of rows on which one of them alone is right. Counts are whole, so that power falls a little
+    before each further row that may be lost: the number is one that no larger number falls short of. Exact over all
+    outcomes while fewer than 500 rows are discordant, normal beyond. None when it takes more than `most`.
     """
     reach = float(stats.norm.ppf(1 - one_sided) + stats.norm.ppf(power))
     if reach**2 * discordance > most * delta**2:
@@ -81,7 +83,18 @@ def rows_for_power(
         middle = (low + high) // 2
         enough = swap_power(middle, discordance, delta, one_sided=one_sided) >= power
         low, high = (low, middle) if enough else (middle, high)
-    return high
+    return _from_here_on(high, discordance, delta, power=power, one_sided=one_sided)
+
+
+def _from_here_on(n: int, discordance: float, delta: float, *, power: float, one_sided: float) -> int:
+    """The least number from `n` on after which power stays; numbers are tried as far on as one more lost row is felt."""
+    step = max(1, int(_TOOTH / delta))
+    at = n
+    while at <= n * (1 + 1 / math.sqrt(max(1.0, n * discordance))):
+        if swap_power(at, discordance, delta, one_sided=one_sided) < power:
+            n = at + step
+        at += step
+    return n
 
 
 def rows_by_width(width: float, n: int, delta: float, *, power: float = 0.8, one_sided: float = ONE_SIDED) -> int:
@@ -95,17 +108,18 @@ def rows_by_width(width: float, n: int, delta: float, *, power: float = 0.8, one
 
 def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = ONE_SIDED) -> float:
     """The probability that `n` rows of two equally good models have a lower bound above -`delta`."""
-    spread = 8 * math.sqrt(n * discordance * (1 - discordance)) + 8
+    # What lies further than seven standard deviations out is rarer than one in a hundred billion.
+    spread = 7 * math.sqrt(n * discordance * (1 - discordance)) + 7
     first, last = max(0, math.floor(n * discordance - spread)), min(n, math.ceil(n * discordance + spread))
-    total = 0.0
-    for discordant in range(first, last + 1):
-        gained = np.arange(discordant + 1)
-        shown = shows(gained, discordant - gained, n, delta, one_sided=one_sided)
-        if shown.any():
-            fewest = int(shown.argmax())  # more rows gained, and fewer lost, never show less
-            chance = stats.binom.sf(fewest - 1, discordant, 0.5)
-            total += float(stats.binom.pmf(discordant, n, discordance)) * float(chance)
-    return total
+    discordant = np.arange(first, last + 1)[:, None]
+    around = math.ceil(3.5 * math.sqrt(last)) + 7
+    gained = discordant // 2 + np.arange(-around, around + 1)
+    possible = (gained >= 0) & (gained <= discordant)
+    gained = np.clip(gained, 0, discordant)
+    shown = possible & shows(gained, discordant - gained, n, delta, one_sided=one_sided)
+    fewest = np.take_along_axis(gained, shown.argmax(axis=1)[:, None], axis=1)  # more gained never show less
+    chance = np.where(shown.any(axis=1, keepdims=True), stats.binom.sf(fewest - 1, discordant, 0.5), 0.0)
+    return float((stats.binom.pmf(discordant, n, discordance) * chance).sum())
 
 
 def _lower(gained: float, lost: float, n: float, one_sided: float, z: float) -> float:

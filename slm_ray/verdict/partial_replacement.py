@@ -1,14 +1,15 @@
 """How much of the traffic the SLM may take when it may not take all: rows it is sure of go to it, the rest to the LLM.
 
-The mixture is judged by the same paired rule and margin as a whole swap; a row that the LLM answers differs by nothing.
-The threshold is the one with the largest share that passes on validation rows and that so many test rows would confirm
-with 90 % power. Trying many thresholds makes that choice lucky, so it is checked once, as it stands, on test rows: that
-one check has the error of one test, whatever was done on validation rows. Pure; asks nothing.
+A mixture is judged by every guard of a whole swap: the same margin and bounds on the primary metric and the guardrails,
+over all rows and over those without failures, and no slice clearly worse; a row that the LLM answers differs by nothing.
+The share is found by fixed-sequence testing (Learn then Test: Angelopoulos et al. 2021, arXiv:2110.01052). The validation
+rows give the thresholds and their order, from the most cautious up; the test rows test one after the other, each at the
+full level, until the first that does not pass; the last that did is taken. To accept a share that is too large the *first*
+one that is too large has to pass, so that the chance of it is that of one test, however many were tried. Pure; asks nothing.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,10 @@ from slm_ray.errors import ComparisonError, choices
 from slm_ray.records import MixturePoint, PartialReplacement, Report, RowResult
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.decide import not_worse, too_many_failed
-from slm_ray.verdict.routing import Mixture, Routed, choose, mixture, ranked, thresholds
+from slm_ray.verdict.non_inferiority import ONE_SIDED
+from slm_ray.verdict.routing import Mixture, Routed, mixture, ranked, thresholds
+
+STEPS = 20  # thresholds that are tested: each lets the SLM take about another twentieth of the validation rows
 
 _Evaluation = tuple[Report, Sequence[RowResult]]
 
@@ -38,8 +42,8 @@ class Prices:
 
 def partial_replacement_of(
     validation: _Evaluation, test: _Evaluation, *, llm: str, slm: str, delta: float, resamples: int, seed: int,
-    guardrails: Sequence[str] = (), prices: Prices | None = None,
-    cost_hypothetical: bool = False,
+    guardrails: Sequence[str] = (), prices: Prices | None = None, cost_hypothetical: bool = False,
+    level: float = ONE_SIDED, slice_rows: int = 20,
 ) -> PartialReplacement:  # fmt: skip
     """`partial_replacement` of two evaluations, each a report with its rows; `guardrails` are besides those that the track names.
 
@@ -79,8 +83,9 @@ def partial_replacement_of(
         ranked(rows, llm=llm, slm=slm, primary=tracks[0].primary, guardrails=held) for _, rows in (validation, test)
     ]
     found = partial_replacement(
-        stages[0], stages[1], primary=tracks[0].primary, delta=delta, resamples=resamples, seed=seed, prices=prices
-    )
+        stages[0], stages[1], primary=tracks[0].primary, delta=delta, resamples=resamples, seed=seed, prices=prices,
+        level=level, slice_rows=slice_rows,
+    )  # fmt: skip
     return replace(found, cost_hypothetical=cost_hypothetical)
 
 
@@ -93,6 +98,8 @@ def partial_replacement(
     resamples: int,
     seed: int,
     prices: Prices | None = None,
+    level: float = ONE_SIDED,
+    slice_rows: int = 20,
 ) -> PartialReplacement:
     """What the rows of both stages say of a mixture.
 
@@ -101,8 +108,11 @@ def partial_replacement(
     """
     prices = prices or Prices()
     (rows, by), (test_rows, test_by) = validation, test
-    judge = functools.partial(mixture, resamples=resamples, seed=seed)
-    points = [judge(rows, threshold) for threshold in thresholds(rows)] if by == test_by else []
+    points = (
+        [mixture(rows, at, resamples=resamples, seed=seed, level=level) for at in thresholds(rows)]
+        if by == test_by
+        else []
+    )
     found = PartialReplacement(
         delta=delta,
         primary=primary,
@@ -116,24 +126,48 @@ def partial_replacement(
     if by != test_by:
         words = f"validation rows are ranked by {by}, test rows by {test_by}; evaluate both alike."
         return replace(found, **_nothing(delta, words))
-    passing = [point for point in points if point.passes(delta)]
-    chosen = choose(passing, len(test_rows), delta=delta, seed=seed)
-    if chosen is None:
-        return replace(found, **_nothing(delta, _none_passes(points, len(rows), delta), f"ranked by {by}."))
-    checked = judge(test_rows, chosen.threshold) if test_rows else None
-    how = (
-        f"ranked by {by}; the threshold {chosen.threshold:.4f} is that of the largest share that passes on {len(rows)}"
-        f" validation rows and that {len(test_rows)} test rows would confirm with 90 % power"
-        f" ({_percent(chosen.share)}, {_bounds(chosen, delta)})."
+    steps = _steps(rows)
+    if not steps or not test_rows:
+        words = (
+            "there are no test rows."
+            if steps
+            else f"on none of {len(rows)} validation rows is its answer in the right form."
+        )
+        return replace(found, **_nothing(delta, words, f"ranked by {by}."))
+    passed, stopped = _climb(
+        test_rows, steps, delta=delta, resamples=resamples, seed=seed, level=level, slice_rows=slice_rows
     )
+    last = passed[-1] if passed else stopped
+    assert last is not None
+    own = sum(row.confidence is not None and row.confidence >= last.threshold for row in rows) / len(rows)
     return replace(
         found,
-        validation_share=chosen.share,
-        threshold=chosen.threshold,
-        test_share=checked.share if checked else None,
-        test=_point(checked, delta, prices) if checked else None,
-        **_checked(chosen, checked, len(test_rows), how, primary=primary, delta=delta),
+        validation_share=own,
+        threshold=last.threshold,
+        test_share=last.share,
+        test=_point(last, delta, prices),
+        **_taken(passed, stopped, len(test_rows), own, by, primary=primary, delta=delta),
     )
+
+
+def _steps(rows: Sequence[Routed]) -> list[float]:
+    """The thresholds to test, the most cautious first, from validation rows alone."""
+    found = thresholds(rows, STEPS + 1)
+    return found[1:] if len(found) > STEPS else found  # the first would let it take a single row
+
+
+def _climb(
+    rows: Sequence[Routed], steps: Sequence[float], *, delta: float, resamples: int, seed: int, level: float,
+    slice_rows: int,
+) -> tuple[list[Mixture], Mixture | None]:  # fmt: skip
+    """The mixtures that passed before the first that did not, and that one."""
+    passed: list[Mixture] = []
+    for threshold in steps:
+        point = mixture(rows, threshold, resamples=resamples, seed=seed, level=level, slice_rows=slice_rows)
+        if not point.passes(delta):
+            return passed, point
+        passed.append(point)
+    return passed, None
 
 
 def _out_of_reach(rows: Sequence[RowResult], spec: str, name: str) -> str:
@@ -145,21 +179,34 @@ def _out_of_reach(rows: Sequence[RowResult], spec: str, name: str) -> str:
     )
 
 
-def _checked(
-    chosen: Mixture, checked: Mixture | None, n: int, how: str, *, primary: str, delta: float
+def _taken(
+    passed: Sequence[Mixture], stopped: Mixture | None, n: int, own: float, by: str, *, primary: str, delta: float
 ) -> dict[str, Any]:
     """The last word of the test rows."""
-    if checked is None or not checked.passes(delta):
-        where = "there are no test rows" if checked is None else f"on {n} test rows it is {_bounds(checked, delta)}"
-        return _nothing(delta, f"what passed on validation rows was not confirmed: {where}.", how)
+    how = (
+        f"ranked by {by}; thresholds from the most cautious up, in the order that the validation rows give, each tested on"
+        f" {n} test rows until the first that does not pass: the error is that of one test."
+    )
+    if not passed:
+        assert stopped is not None
+        unseen = -float(1.0 - ONE_SIDED ** (1.0 / n))
+        few = (
+            f"{n} test rows are too few: even with no row lost or gained the lower bound would be {unseen:+.4f}."
+            if unseen <= -delta
+            else f"the most cautious share tested, {_percent(stopped.share)}, is {_bounds(stopped, delta)} on {n} test rows."
+        )
+        return _nothing(delta, few, how)
+    last = passed[-1]
+    end = (
+        f"{len(passed)} passed, the next, {_percent(stopped.share)}, does not: {_bounds(stopped, delta)}."
+        if stopped
+        else f"all {len(passed)} passed."
+    )
     return {
-        "share": checked.share,
-        "line": f"SLM can take {_percent(checked.share)} at delta {delta:g} ({_percent(chosen.share)} of validation rows;"
-        f" test rows: {primary} {_bounds(checked, delta)})",
-        "because": (
-            how,
-            f"checked once on {n} test rows, which had no part in choosing it: the error of this check is that of one test.",
-        ),
+        "share": last.share,
+        "line": f"SLM can take {_percent(last.share)} at delta {delta:g} ({_percent(own)} of validation rows; test rows:"
+        f" {primary} {_bounds(last, delta)})",
+        "because": (how, end),
     }
 
 
@@ -167,28 +214,25 @@ def _nothing(delta: float, *because: str) -> dict[str, Any]:
     return {"line": f"SLM can take 0 % at delta {delta:g}: {because[0]}", "because": because[1:]}
 
 
-def _none_passes(points: Sequence[Mixture], n: int, delta: float) -> str:
-    if not points:
-        return f"on none of {n} validation rows is its answer in the right form."
-    unseen = -float(1.0 - 0.05 ** (1.0 / n))
-    if unseen <= -delta:
-        return (
-            f"{n} validation rows are too few: even with no row lost or gained the lower bound would be {unseen:+.4f}."
-        )
-    best = max(points, key=lambda point: point.interval.lower)
-    return f"no share passes on {n} validation rows; the nearest, {_percent(best.share)}, is {_bounds(best, delta)}."
-
-
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
 def _bounds(point: Mixture, delta: float) -> str:
-    """The primary metric's figures, and those of guardrails that do not hold."""
+    """The primary metric's figures, and those of all that stands in the way."""
     failing = {name: found for name, found in point.guardrails.items() if not not_worse(found, delta)}
     said = [
         f"; the guardrail {name} {found.estimate:+.4f}, lower bound {found.lower:+.4f}"
         for name, found in failing.items()
+    ]
+    said += [
+        f"; {part.tag} {part.value!r} {part.interval.estimate:+.4f}, upper bound {part.interval.upper:+.4f}"
+        for part in point.worse(delta)
+    ]
+    said += [
+        f"; over the rows {name} {found.estimate:+.4f}, lower bound {found.lower:+.4f}"
+        for name, found in point.readings.items()
+        if not not_worse(found, delta)
     ]
     return f"{point.interval.estimate:+.4f}, lower bound {point.interval.lower:+.4f}{''.join(said)}"
 

@@ -2,7 +2,7 @@
 
 Its confidence is told without the expected answer: an answer has to be in the right form (valid JSON, a valid call, the
 track's schema) and is then ranked by its mean token log-probability, where rows carry one. Knows mixtures and which
-threshold to try; whether a share is accepted is decided in `partial`.
+thresholds to try; whether a share is accepted is decided in `partial_replacement`.
 """
 
 from __future__ import annotations
@@ -11,40 +11,40 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy import stats
-
 from slm_ray.records import AnswerResult, Metrics, RowResult
-from slm_ray.types import Interval
-from slm_ray.verdict.decide import not_worse
-from slm_ray.verdict.non_inferiority import ONE_SIDED, shows
-from slm_ray.verdict.stats import paired_interval
+from slm_ray.types import Interval, Slice
+from slm_ray.verdict.compare import Bounds, sliced
+from slm_ray.verdict.decide import clearly_worse, not_worse
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 
 FORMS = ("json_valid", "valid_call", "schema_valid")
 MOST_THRESHOLDS = 50
-CONFIRMED = 0.9
-_DRAWS = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Routed:
     """One row that both models have a score for; `confidence` is None where the SLM's answer is not in the right form.
 
-    `guardrails` holds SLM minus LLM of the further metrics that must not be worse, where both are defined.
+    `guardrails` holds SLM minus LLM of the further metrics that must not be worse, where both are defined. `reached`: no
+    call failed in transport; `answered`: both gave a text.
     """
 
     confidence: float | None
     llm: float
     slm: float
     guardrails: Mapping[str, float] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    group: str | None = None
+    reached: bool = True
+    answered: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """The rows at or above `threshold` answered by the SLM, the others by the LLM.
 
-    `interval` is of the primary metric, `guardrails` of the others; `differences` are the rows behind each of them.
+    `interval` is of the primary metric, `guardrails` of the others, `readings` of the primary one over fewer rows, where
+    calls failed; `slices` only where they were asked for.
     """
 
     threshold: float
@@ -52,28 +52,40 @@ class Mixture:
     quality: float
     interval: Interval
     guardrails: Mapping[str, Interval]
-    differences: tuple[NDArray[np.float64], ...]
+    readings: Mapping[str, Interval]
+    slices: tuple[Slice, ...] = ()
 
     def passes(self, delta: float) -> bool:
-        """The rule of a whole swap: every metric is shown to be less than `delta` worse."""
-        return all(not_worse(interval, delta) for interval in (self.interval, *self.guardrails.values()))
+        """Every guard of a whole swap: all metrics, over all rows and those without failures, and no slice clearly worse."""
+        held = (self.interval, *self.guardrails.values(), *self.readings.values())
+        return all(not_worse(interval, delta) for interval in held) and not self.worse(delta)
+
+    def worse(self, delta: float) -> list[Slice]:
+        """The slices that stand in the way."""
+        return [part for part in self.slices if clearly_worse(part.interval, delta)]
 
 
 def ranked(
     rows: Sequence[RowResult], *, llm: str, slm: str, primary: str, guardrails: Sequence[str] = ()
 ) -> tuple[list[Routed], str]:
     """The rows as `Routed`, and in words what ranks them."""
-    both = [row.models for row in rows if {llm, slm} <= row.models.keys()]
-    forms, logprobs = _seen([models[slm] for models in both])
+    both = [row for row in rows if {llm, slm} <= row.models.keys()]
+    forms, logprobs = _seen([row.models[slm] for row in both])
     found = [
         Routed(
             confidence=_confidence(models[slm], forms, logprobs),
             llm=float(a),
             slm=float(b),
             guardrails=_gaps(models[llm].scores, models[slm].scores, guardrails),
+            tags=row.tags,
+            group=row.group,
+            reached="error" not in (failed := [one.kind for spec in (llm, slm) if (one := models[spec].failure)]),
+            answered=not failed,
         )
-        for models in both
-        if (a := models[llm].scores.get(primary)) is not None and (b := models[slm].scores.get(primary)) is not None
+        for row in both
+        if (models := row.models)
+        and (a := models[llm].scores.get(primary)) is not None
+        and (b := models[slm].scores.get(primary)) is not None
     ]
     form = " and ".join(forms) or "an answer at all"
     return (
@@ -90,23 +102,37 @@ def taken(rows: Sequence[RowResult], *, llm: str, slm: str, threshold: float) ->
     return {row: confidence is not None and confidence >= threshold for row, confidence in sure.items()}
 
 
-def mixture(rows: Sequence[Routed], threshold: float, *, resamples: int, seed: int) -> Mixture:
-    """The mixture at one threshold, with the interval of its difference to the LLM alone."""
-    taken = [row.confidence is not None and row.confidence >= threshold for row in rows]
-    answered = [row.slm if own else row.llm for row, own in zip(rows, taken, strict=True)]
-    differences = {"": [value - row.llm for value, row in zip(answered, rows, strict=True)]}
-    for name in dict.fromkeys(name for row in rows for name in row.guardrails):
-        differences[name] = [
-            row.guardrails[name] if own else 0.0 for row, own in zip(rows, taken, strict=True) if name in row.guardrails
-        ]
-    intervals = {name: paired_interval(values, resamples=resamples, seed=seed) for name, values in differences.items()}
+def mixture(
+    rows: Sequence[Routed], threshold: float, *, resamples: int, seed: int, level: float = ONE_SIDED,
+    slice_rows: int | None = None,
+) -> Mixture:  # fmt: skip
+    """The mixture at one threshold, with the bounds of its difference to the LLM alone, each at `level`.
+
+    With `slice_rows` also those of the tag values on at least so many rows.
+    """
+    keyed = {str(at): row for at, row in enumerate(rows)}
+    taken = {key for key, row in keyed.items() if row.confidence is not None and row.confidence >= threshold}
+    bounds = Bounds(groups={key: row.group for key, row in keyed.items()}, level=level, resamples=resamples, seed=seed)
+    gaps = {key: row.slm - row.llm if key in taken else 0.0 for key, row in keyed.items()}
+    kept = {
+        "reached": {key: gap for key, gap in gaps.items() if keyed[key].reached},
+        "answered": {key: gap for key, gap in gaps.items() if keyed[key].answered},
+    }
+    guardrails = {
+        name: {
+            key: row.guardrails[name] if key in taken else 0.0 for key, row in keyed.items() if name in row.guardrails
+        }
+        for name in dict.fromkeys(name for row in rows for name in row.guardrails)
+    }
+    tags = {key: row.tags for key, row in keyed.items()}
     return Mixture(
         threshold=threshold,
-        share=sum(taken) / len(rows),
-        quality=math.fsum(answered) / len(rows),
-        interval=intervals.pop(""),
-        guardrails=intervals,
-        differences=tuple(map(np.asarray, differences.values())),
+        share=len(taken) / len(rows),
+        quality=math.fsum(row.slm if key in taken else row.llm for key, row in keyed.items()) / len(rows),
+        interval=bounds.of(gaps),
+        guardrails={name: bounds.of(values) for name, values in guardrails.items()},
+        readings={name: bounds.of(values) for name, values in kept.items() if values and len(values) < len(gaps)},
+        slices=sliced(gaps, tags, slice_rows, bounds) if slice_rows else (),
     )
 
 
@@ -116,34 +142,6 @@ def thresholds(rows: Sequence[Routed], most: int = MOST_THRESHOLDS) -> list[floa
     if len(values) <= most:
         return values
     return [values[round(at * (len(values) - 1) / (most - 1))] for at in range(most)]
-
-
-def choose(passing: Sequence[Mixture], test_rows: int, *, delta: float, seed: int) -> Mixture | None:
-    """The largest share that `test_rows` rows like these would confirm with 90 % power, else the likeliest one.
-
-    The largest passing share alone would be one that just passes, which other rows confirm about every second time.
-    """
-    chances = [
-        min(_confirmed(values, test_rows, delta=delta, seed=seed) for values in point.differences) for point in passing
-    ]
-    best = max(
-        zip(chances, passing, strict=True), key=lambda pair: (min(pair[0], CONFIRMED), pair[1].share), default=None
-    )
-    return best and best[1]
-
-
-def _confirmed(differences: NDArray[np.float64], n: int, *, delta: float, seed: int) -> float:
-    """The share of draws of `n` rows from `differences` that pass the rule (graded ones by their normal bound)."""
-    if n == 0:
-        return 0.0
-    chance = np.random.default_rng(seed)
-    if bool(np.isin(differences, (-1.0, 0.0, 1.0)).all()):
-        shares = [float((differences == value).mean()) for value in (1.0, -1.0)]
-        drawn = chance.multinomial(n, [*shares, max(0.0, 1.0 - sum(shares))], size=_DRAWS)
-        return float(np.mean(shows(drawn[:, 0], drawn[:, 1], n, delta)))
-    drawn_rows = chance.choice(differences, size=(_DRAWS, n))
-    z = float(stats.norm.ppf(1 - ONE_SIDED))
-    return float(np.mean(drawn_rows.mean(axis=1) - z * drawn_rows.std(axis=1, ddof=1) / math.sqrt(n) > -delta))
 
 
 def _gaps(llm: Metrics, slm: Metrics, names: Sequence[str]) -> dict[str, float]:

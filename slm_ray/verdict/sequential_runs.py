@@ -43,8 +43,9 @@ class Play:
 
     def add(self, values: Values) -> Values:
         """`values` are the sums of differences of the groups as parts of their size, in [-1, 1]."""
-        spread, at = (1 + self.squares) / (2 + self.groups), np.full(len(values), float(self.groups))
-        fractions = bet_fractions(spread, np.ones(len(values)), at, self.delta)
+        squares, which = np.unique(self.squares, return_inverse=True)  # few: most runs have as many discordant rows
+        at = np.full(len(squares), float(self.groups))
+        fractions = bet_fractions((1 + squares) / (2 + self.groups), np.ones(len(squares)), at, self.delta)[which]
         for capital, side in zip(self.capitals, (1, -1), strict=True):
             stake = side * (values - self.mean) / (1 + side * self.mean)
             capital *= 1 + stake[:, None] * fractions

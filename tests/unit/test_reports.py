@@ -108,7 +108,7 @@ def test_the_share_is_chosen_on_validation_rows_and_checked_on_test_rows(validat
     lines = comparison_text(found).splitlines()
     assert lines[-1] == "FINE_TUNE=1"
     assert any(line.startswith(f"partial: SLM can take {100 * partial.share:.0f} % at delta 0.02") for line in lines)
-    assert any(line.startswith("cost ") for line in lines) and "checked once on 200 test rows" in comparison_text(found)
+    assert any(line.startswith("cost ") for line in lines) and "each tested on 200 test rows" in comparison_text(found)
 
 
 def test_validation_rows_that_check_themselves_are_refused(validation: Path, held_out: Path, tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from slm_ray.verdict.operating_characteristics.looking import (
     looks,
 )
 from slm_ray.verdict.sample_size import plan, plan_text, rows_for_one_look
-from slm_ray.verdict.sequential_runs import rows_to_decision
+from slm_ray.verdict.sequential_runs import played, rows_to_decision
 
 RUNS = 400
 MOST = 0.05 + 3 * np.sqrt(0.05 * 0.95 / RUNS)
 SIGNS = draws(RUNS, 400, 0.3, -0.1, 1)
+BETS = played(SIGNS, delta=0.1)
 
 
 def test_drawn_rows_have_the_difference_and_the_discordance_that_were_asked_for() -> None:
@@ -28,7 +29,7 @@ def test_drawn_rows_have_the_difference_and_the_discordance_that_were_asked_for(
 
 
 def test_looking_after_every_row_keeps_the_sequential_rule_within_its_error_and_not_the_paired_one() -> None:
-    wrong = looks(SIGNS, 0.3, 0.1)
+    wrong = looks(SIGNS, BETS, 0.3, 0.1)
     sequential = [one for one in wrong if one.rule == "sequential"]
     assert sequential and all(max(one.false_swap, one.false_fine_tune) <= MOST for one in sequential)
     watched = next(one for one in wrong if "every 10 rows" in one.how)
@@ -42,7 +43,7 @@ def test_rows_in_groups_are_held_by_bounds_over_groups_and_by_a_bet_on_each() ->
 
 
 def test_a_shared_error_holds_for_ten_candidates() -> None:
-    first, last = families(SIGNS, 0.1, (1, 10))
+    first, last = families(SIGNS, BETS, 0.1, (1, 10))
     assert last.unshared > 0.25
     assert max(last.paired, last.sequential) <= MOST and first.sequential <= last.sequential
 

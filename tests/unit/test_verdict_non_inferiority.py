@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds, rows_for_power, shows, swap_power, tango_score
+from slm_ray.verdict.non_inferiority import (
+    ONE_SIDED,
+    bounds,
+    rows_by_width,
+    rows_for_power,
+    shows,
+    swap_power,
+    tango_score,
+)
 
 
 def false_swaps(n: int, discordance: float, delta: float) -> float:
@@ -75,6 +85,22 @@ def test_the_advised_rows_have_the_promised_power(discordance: float, delta: flo
     drawn = np.random.default_rng(11).multinomial(rows, [discordance / 2, discordance / 2, 1 - discordance], size=20000)
     assert shows(drawn[:, 0], drawn[:, 1], rows, delta).mean() == pytest.approx(0.8, abs=0.03)
     assert swap_power(rows, discordance, delta) == pytest.approx(0.8, abs=0.03)
+
+
+@pytest.mark.parametrize(("discordance", "delta"), [(0.06, 0.05), (0.1, 0.05), (0.1, 0.08), (0.05, 0.02), (0.01, 0.02)])
+def test_no_number_above_the_advice_has_less_power(discordance: float, delta: float) -> None:
+    """Whole counts make power a saw: at discordance 0.1 and delta 0.05 it reaches 80 % at 263 rows and not at 267."""
+    rows = rows_for_power(discordance, delta)
+    assert rows is not None
+    larger = [rows + 1, *range(rows, rows * 7 // 4, max(1, rows // 100))]
+    assert min(swap_power(n, discordance, delta) for n in larger) >= 0.8
+
+
+def test_rows_by_width_are_those_of_the_normal_bounds() -> None:
+    """Bounds of 400 rows 0.1 apart: half the width is the margin of 0.05, and power takes ((1.645 + 0.842) / 1.645)^2 as many."""
+    z, power = 1.6448536, 0.8416212
+    assert rows_by_width(0.1, 400, 0.05) == math.ceil(400 * ((z + power) / z) ** 2)
+    assert rows_by_width(0.1, 400, 0.0125) == pytest.approx(16 * rows_by_width(0.1, 400, 0.05), abs=16)
 
 
 def test_no_advice_where_none_can_be_paid() -> None:

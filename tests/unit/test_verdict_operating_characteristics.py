@@ -57,11 +57,10 @@ def test_graded_bounds_are_wrong_about_as_often_as_promised() -> None:
 
 
 def test_a_share_that_is_truly_worse_is_accepted_in_few_runs() -> None:
-    """Even a mixture on the very edge of the margin passes the one check in 5 % of runs at most (three standard errors)."""
+    """In 5 % of runs at most (three standard errors), however many thresholds were tested, and on the very edge as well."""
     found = partials(CASES["something"], (100, 200), 0.05, runs=80, seed=1)
-    assert found.wrongly_accepted <= 0.02
-    assert found.at_the_edge <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 80)
-    assert found.mean_share > 0.2
+    assert max(found.wrongly_accepted, found.at_the_edge) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 80)
+    assert found.mean_share > 0.45
 
 
 def test_a_confidence_that_says_nothing_gives_about_nothing() -> None:

@@ -117,7 +117,6 @@ def test_the_slm_takes_what_it_is_sure_of() -> None:
     assert found.share == found.test_share and found.test.passes and found.test.lower > -0.02
     assert found.line.startswith(f"SLM can take {100 * found.share:.0f} % at delta 0.02 (")
     assert "lower bound" in found.line and "of validation rows" in found.line
-    assert found.validation_share <= max(point.share for point in found.curve if point.passes)
     assert [point.share for point in found.curve] == sorted(point.share for point in found.curve)
     assert found.test.per_request_usd == pytest.approx(0.001 + (1 - found.share) * 0.01)
     text = partial_replacement_text(found)
@@ -133,20 +132,77 @@ def test_a_random_confidence_gives_about_nothing() -> None:
     assert sum(shares) / len(shares) <= 0.03
 
 
-def test_the_choice_is_one_that_test_rows_will_confirm() -> None:
-    """The largest share that just passes would be confirmed about every second time; this one far more often."""
+def test_nearly_every_run_finds_a_share_and_none_a_false_one() -> None:
+    """Taking the rows that are easy for it, six of ten and a few besides, is right; it is not far below either."""
     found = [run(drawn(400, seed, informative=True), drawn(400, 100 + seed, informative=True)) for seed in range(12)]
-    assert sum(one.share > 0 for one in found) >= 10
-    assert all(0.5 <= one.share <= 0.7 for one in found if one.share)
+    assert sum(one.share > 0 for one in found) >= 11
+    assert all(0.5 <= one.share <= 0.75 for one in found if one.share)
+
+
+def test_the_first_threshold_that_fails_ends_it_whatever_lies_beyond() -> None:
+    """The SLM loses the middle rows and gains the least sure ones: all together would pass, but nobody gets there."""
+
+    def built() -> list[RowResult]:
+        sure, middle, gained = [row(1, 1)] * 200, [row(0, 1)] * 40, [row(1, 0)] * 160
+        return [
+            replace(one, models={**one.models, SLM: replace(one.models[SLM], logprob=-at / 1000)})
+            for at, one in enumerate([*sure, *middle, *gained])
+        ]
+
+    found = run(built(), built())
+    assert 0.4 <= found.share <= 0.51
+    assert mixture(rank(built())[0], -1.0, resamples=99, seed=0).passes(0.02)
+    assert "does not" in found.because[-1]
 
 
 def test_test_rows_have_the_last_word() -> None:
     lucky, unlucky = [row(1, 1, -0.1)] * 200, [row(1, 1, -0.1)] * 180 + [row(0, 1, -0.1)] * 20
     found = run(lucky, unlucky)
     assert (found.share, found.validation_share, found.test_share) == (0.0, 1.0, 1.0)
-    assert found.line.startswith("SLM can take 0 % at delta 0.02: what passed on validation rows was not confirmed")
+    assert found.line.startswith("SLM can take 0 % at delta 0.02: the most cautious share tested, 100 %, is -0.1000")
     assert not found.test.passes
     assert run(lucky, lucky).share == 1.0
+    assert run(unlucky, lucky).share == 1.0  # validation rows only say in which order to look
+
+
+def test_a_slice_that_is_clearly_worse_stops_a_mixture_too() -> None:
+    """Nine of ten rows are won; those of one customer are lost, and it is not to be paid for by the others."""
+
+    def tagged() -> list[RowResult]:
+        rows = [row(0, 1) if at % 10 == 0 else row(1, float(at % 3 > 0)) for at in range(400)]
+        return [
+            replace(one, tags={"customer": "a" if at % 10 == 0 else "b"},
+                    models={**one.models, SLM: replace(one.models[SLM], logprob=-at / 1000)})
+            for at, one in enumerate(rows)
+        ]  # fmt: skip
+
+    free = run(tagged(), tagged(), slice_rows=1000)
+    assert free.share == 1.0
+    held = run(tagged(), tagged())
+    assert held.share < 0.5 and "customer 'a'" in held.because[-1]
+
+
+def test_failed_calls_of_the_llm_win_nothing_for_the_slm() -> None:
+    """Counted as wrong they would outweigh the rows that the SLM loses; where both answered it loses one in ten."""
+
+    def outage(count: int) -> list[RowResult]:
+        rows = [row(float(at % 10 > 0), 1) for at in range(400)]
+        return [
+            replace(one, models={**one.models, LLM: answer({"json_valid": 0.0, "exact_match": 0.0}, failure="refused")})
+            if at % 10 in range(1, 1 + count)
+            else one
+            for at, one in enumerate(rows)
+        ]
+
+    rows = rank(outage(3))[0]
+    point = mixture(rows, -1.0, resamples=99, seed=0)
+    assert point.interval.estimate > 0.15 and point.readings["answered"].estimate < -0.1
+    assert run(outage(3), outage(3)).share == 0.0
+
+
+def test_a_stricter_level_takes_less() -> None:
+    stages = drawn(400, 3, informative=True), drawn(400, 103, informative=True)
+    assert run(*stages, level=0.0005).share < run(*stages).share
 
 
 def test_guardrails_have_to_hold_for_a_mixture_too() -> None:
@@ -162,7 +218,7 @@ def test_guardrails_have_to_hold_for_a_mixture_too() -> None:
         ranked(gated(start), llm=LLM, slm=SLM, primary="exact_match", guardrails=["name_match"]) for start in (0, 300)
     ]
     found = partial_replacement(*stages, primary="exact_match", delta=0.02, resamples=199, seed=0)
-    assert 0.4 <= found.share <= 0.5
+    assert 0.4 <= found.share <= 0.51
     assert found.test.guardrails_lower["name_match"] > -0.02
     free = partial_replacement(
         rank(gated(0)), rank(gated(300)), primary="exact_match", delta=0.02, resamples=199, seed=0
@@ -174,9 +230,9 @@ def test_guardrails_have_to_hold_for_a_mixture_too() -> None:
 
 def test_no_share_says_why() -> None:
     few = run([row(1, 1)] * 60, [row(1, 1)] * 60)
-    assert few.share == 0.0 and "60 validation rows are too few" in few.line and "-0.0487" in few.line
+    assert few.share == 0.0 and "60 test rows are too few" in few.line and "-0.0487" in few.line
     worse = run([row(0, 1)] * 200, [row(0, 1)] * 200)
-    assert "no share passes on 200 validation rows" in worse.line and worse.curve
+    assert "the most cautious share tested, 100 %, is -1.0000" in worse.line and worse.curve
     wrong = run([row(0, 1, valid=0.0)] * 200, [row(0, 1)] * 200)
     assert "on none of 200 validation rows is its answer in the right form" in wrong.line and wrong.curve == ()
     assert partial_replacement_text(wrong).startswith("partial: SLM can take 0 %")

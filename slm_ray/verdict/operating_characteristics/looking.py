@@ -62,8 +62,8 @@ def draws(runs: int, rows: int, discordance: float, difference: float, seed: int
     return (uniform < gain).astype(np.int8) - (uniform > 1 - loss).astype(np.int8)
 
 
-def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
-    """Both rules on the same rows: one look, watched, following the advice, extended while it is not decided."""
+def looks(signs: _Signs, runs: Runs, discordance: float, delta: float) -> list[Wrong]:
+    """`runs` are `signs` played. Both rules on the same rows: one look, watched, following the advice, extended while it is not decided."""
     rows = signs.shape[1]
     gained, lost = (np.cumsum(signs == sign, axis=1, dtype=np.int32) for sign in (1, -1))
     every = {step: tuple(range(step, rows + 1, step)) for step in (10, 50)}
@@ -79,7 +79,6 @@ def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
         f"{first} rows, then half as many again, {len(extended)} looks": extended,
     }
     found = [_wrong(how, _decided(gained, lost, times, delta)) for how, times in ways.items()]
-    runs = played(signs, delta=delta)
     return [
         *found,
         _sequential(f"a look after every row, up to {first} rows", runs, first),
@@ -87,11 +86,11 @@ def looks(signs: _Signs, discordance: float, delta: float) -> list[Wrong]:
     ]
 
 
-def families(signs: _Signs, delta: float, sizes: Sequence[int]) -> list[Family]:
-    """Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
+def families(signs: _Signs, runs: Runs, delta: float, sizes: Sequence[int]) -> list[Family]:
+    """`runs` are `signs` played. Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
     rows = signs.shape[1]
     gained, lost = (signs == 1).sum(axis=1), (signs == -1).sum(axis=1)
-    peaks = played(signs, delta=delta).peak_not_worse
+    peaks = runs.peak_not_worse
     levels = [ONE_SIDED * 6 / (np.pi * place) ** 2 for place in range(1, max(sizes) + 1)]
     once = float(np.mean(shows(gained, lost, rows, delta)))
     paired = [float(np.mean(shows(gained, lost, rows, delta, one_sided=level))) for level in levels]

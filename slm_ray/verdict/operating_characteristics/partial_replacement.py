@@ -1,8 +1,8 @@
 """Partial replacement, simulated: how often it accepts a share that is truly worse than the margin allows.
 
 Rows are drawn from a population in which the SLM's confidence says as much about its answers as asked for, from nothing
-to a lot, so the true difference of every mixture is known. Each run chooses its threshold on validation rows and checks
-it on test rows with the code that does so for a real run.
+to a lot, so the true difference of every mixture is known. Each run takes its thresholds from validation rows and tests
+them on test rows with the code that does so for a real run.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CASES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partial:
-    """Shares of runs: accepted at all, accepted though truly worse than the margin, chosen though truly worse.
+    """Shares of runs: accepted at all, accepted though truly worse than the margin.
 
     `at_the_edge` is the share of test draws that would accept a mixture that is worse by exactly the margin, the hardest
     one to refuse. `mean_share` is what runs accepted on average, `possible` the most that would be right.
@@ -60,7 +60,6 @@ class Partial:
 
     accepted: float
     wrongly_accepted: float
-    chose_wrong: float
     at_the_edge: float
     mean_share: float
     possible: float
@@ -85,7 +84,6 @@ def partials(population: Population, rows: tuple[int, int], delta: float, *, run
     return Partial(
         accepted=sum(share > 0 for share in shares) / runs,
         wrongly_accepted=false / runs,
-        chose_wrong=sum(wrong) / runs,
         at_the_edge=passed / runs,
         mean_share=sum(shares) / runs,
         possible=population.possible(delta),
