@@ -79,7 +79,7 @@ def paired_interval(
     - Others: studentised bootstrap over groups. Where it cannot be trusted, with fewer than 30 groups (in Kish's count) or fewer than *10
       that depart* from the usual difference: a Bayesian bootstrap in which one further group, the largest, is at the
       worst (Gaffke 2005; no distribution is known for which it is too narrow). With fewer than 50 groups the bounds are
-      at least the plus-two bounds (one at +1 and one at -1 added, normal bounds; Bonett & Price 2012).
+      at least the plus-two bounds (two of the largest added, at +1 and at -1, normal bounds; Bonett & Price 2012).
     - *All differences equal* to some c: with n groups and none departing, departures are rarer than
       u = 1 - one_sided^(1/n) (about 3/n at 5 %); each could be worth the whole range, so the bounds on the mean are
       c(1 - u) - u and c(1 - u) + u.
@@ -141,7 +141,7 @@ def _design_effect(values: _Values, clusters: Clusters) -> float:
 
 
 def _plus_two(clusters: Clusters, one_sided: float) -> tuple[float, float]:
-    size = float(clusters.sizes.mean())
+    size = float(clusters.sizes.max())
     totals, sizes = np.append(clusters.totals, (size, -size)), np.append(clusters.sizes, (size, size))
     mean = float(totals.sum() / sizes.sum())
     error = math.sqrt(float(((totals - mean * sizes) ** 2).sum())) / float(sizes.sum())
