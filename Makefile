@@ -7,7 +7,6 @@ RUN    ?= $(CURDIR)/runs/demo
 SLOTS  ?= 4
 JOB    ?= jobs/loop.py jobs/loop.yaml
 
-UNIT   ?= tests/unit/test_*.py
 # What trains or serves a model takes as long as all other integration tests together.
 MODELS := $(addprefix tests/integration/test_,loop.py loop_placement.py serving.py sweep.py training.py)
 
@@ -33,9 +32,7 @@ lint: install ## style and types
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 unit: install ## the fast tests, in two processes
-	@ls $(UNIT) | awk 'NR % 2' | xargs $(BIN)/python -m pytest & \
-	ls $(UNIT) | awk 'NR % 2 == 0' | xargs $(BIN)/python -m pytest; \
-	second=$$?; wait $$! && exit $$second
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 calls: install ## the integration tests that train and serve nothing
 	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(MODELS))
