@@ -6,9 +6,9 @@ corrected by how far it is from people where both spoke. A biased judge moves no
 labelled units are a random sample of all; it cannot know whether they are. Asks nobody and decides nothing.
 
 The bounds are not the article's normal ones: in simulation even Student's are wrong in up to 45 % of runs at 30 labels
-and 17 % at 100, where losses are rare and the judge overlooks half of them (`tools/simulate_judged.py`). They are Gaffke's (2005; Learned-Miller and Thomas
-2020): the sample with one more unit at the worst value there is, weighted by random Dirichlet weights. For right or wrong
-they are Clopper and Pearson's exact ones.
+and 17 % at 100, where losses are rare and the judge overlooks half of them. They are Gaffke's (2005; Learned-Miller and
+Thomas 2020): the sample with one more unit at the worst value there is, weighted by random Dirichlet weights. For right or
+wrong they are Clopper and Pearson's exact ones.
 """
 
 from __future__ import annotations

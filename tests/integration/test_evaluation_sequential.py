@@ -21,6 +21,7 @@ from test_evaluation import quiet_after, workers_of
 
 from slm_ray.config import EvaluateConfig
 from slm_ray.evaluation import evaluate
+from slm_ray.evaluation.table import summary
 from slm_ray.records import Report
 from slm_ray.reports.files import load_report
 from slm_ray.storage import read_jsonl
@@ -173,9 +174,9 @@ def test_failed_rows_are_asked_again_before_it_is_decided(ray_cluster: None, tmp
 
     with ChatServer(script) as server:
         once = {"concurrency": IN_FLIGHT, "max_attempts": 1, "timeout_s": 10}
-        settings = config(tmp_path, server, rows=150, generation=once)
+        settings = config(tmp_path, server, rows=120, generation=once)
         first = evaluate(settings, environment={})
-        assert first.models[SLM].failures["error"] == 15 and first.examples.n == 150
+        assert first.models[SLM].failures["error"] == 12 and first.examples.n == 120
         broken, asked = False, len(server.requests)
         again = evaluate(settings, environment={})
         assert again.models[SLM].failures == {}
@@ -184,7 +185,7 @@ def test_failed_rows_are_asked_again_before_it_is_decided(ray_cluster: None, tmp
     assert all(text.endswith("3") for text in renewed)
     needed = {row.replace("r", "r ") for row in order if row.endswith("3")}
     assert needed <= set(renewed) and len(renewed) == len(set(renewed)) < len(needed) + IN_FLIGHT
-    assert stop_of(again) < 150
+    assert stop_of(again) < 120
     assert again.sequential is not None and again.sequential.candidates[SLM].action == "swap"
 
 
@@ -209,11 +210,9 @@ def test_more_rows_go_on_where_it_was_and_ask_nothing_twice(ray_cluster: None, t
 def test_a_run_that_never_stops_says_what_the_rest_cost(ray_cluster: None, tmp_path: Path) -> None:
     with ChatServer(models(slm_wrong_every=1)) as server:
         declared = {"rule": "sequential", "delta": 0.1, "candidates": 1}
-        running = start(config(tmp_path, server, rows=60, declare=declared, shards=2), tmp_path, PROGRAM)
-        out, said = running.communicate(timeout=60)
-        assert running.returncode == 0, said
+        report = evaluate(config(tmp_path, server, rows=60, declare=declared, shards=2), environment={})
         assert calls(server) == {LLM: 60, SLM: 60}
-    stop = stop_of(load_report(tmp_path / "run")[0])
+    stop, out = stop_of(report), summary(report)
     assert f"{SLM}: decided at row {stop}: fine_tune (of 60 rows" in out
     assert f"beyond that row: {2 * (60 - stop)} calls, {20 * (60 - stop)} tokens" in out
 

@@ -92,6 +92,29 @@ def test_a_mixture_by_hand() -> None:
     assert (every.share, every.quality, every.interval.estimate) == pytest.approx((2 / 3, 2 / 3, 0.0))
 
 
+def test_a_mixture_of_grouped_rows_is_as_sure_as_its_groups_are() -> None:
+    rows = [
+        row(float(at // 5 % 4 != 1), float(at // 5 % 4 != 2), name_match=(1.0, float(at // 5 % 4 != 3)))
+        for at in range(300)
+    ]
+    grouped = [replace(one, group=f"g{at // 5}") for at, one in enumerate(rows)]
+    alone, fives = (
+        mixture(
+            ranked(of, llm=LLM, slm=SLM, primary="exact_match", guardrails=["name_match"])[0],
+            -1.0,
+            resamples=99,
+            seed=0,
+        )
+        for of in (rows, grouped)
+    )
+    for narrow, wide in (
+        (alone.interval, fives.interval),
+        (alone.guardrails["name_match"], fives.guardrails["name_match"]),
+    ):
+        assert wide.estimate == narrow.estimate
+        assert wide.upper - wide.lower > 1.8 * (narrow.upper - narrow.lower)
+
+
 def test_the_slm_is_asked_every_time_and_the_llm_for_the_rest() -> None:
     prices = Prices(llm_usd=0.01, slm_usd=0.001)
     assert prices.of(0.75) == pytest.approx(0.001 + 0.25 * 0.01)
