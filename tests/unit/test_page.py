@@ -483,7 +483,7 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() ->
     for words in (
         "104 calls, 4 of them retries, 1 never answered (maybe billed)", "against itself, 3 times: the same score on 98.0 %",
         "4 retries, 1 calls in doubt (maybe billed), 2 refused", "openai 3.52.0", "digest of answers abab",
-        "python jobs/evaluate.py runs/demo/test/config.yaml",
+        "slm-ray evaluate runs/demo/test/config.yaml",
     ):  # fmt: skip
         assert words in text, words
     doubts = [found for _, _, found in document.all("li", "no")]
