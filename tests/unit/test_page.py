@@ -550,6 +550,7 @@ def test_the_confidence_sequence_is_a_picture_over_rows_with_the_row_that_decide
     final["decision"]["rule"] = "sequential"
     text = " ".join(Document(render(data)).all("body")[0][2].split())
     assert "Decided at row 37 of 100. The 63 rows after it were not needed" in text and "decided at row 37" in text
+    assert "rule sequential, delta 2 points on exact_match" in text and "exact_match decides" in text
     assert "+10.0 ±18.0" in text and "−8.0 to +28.0 points" in text, "the bounds that may be looked at at any time"
     final["comparison"]["sequential"] = sequential(decided_at=None)
     text = " ".join(Document(render(data)).all("body")[0][2].split())
@@ -578,6 +579,7 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     assert "Candidate" not in DOCUMENT.all("article")[0][2] and "two one-sided 95 % bounds" in BODY
     final["decision"]["candidate"], final["comparison"]["level"] = 3, 0.00338
     document = Document(render(data))
+    assert not [note for _, _, note in document.all("p", "note") if "one-sided 95 %" in note], "no bound is of 5 % here"
     assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
     assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
 
