@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from slm_ray import storage
 from slm_ray.errors import DataError
 from slm_ray.reports.candidates import reserve, said, turn_on_rows
 from slm_ray.types import Completion, Failure
-from slm_ray.verdict.candidates import Candidate, Turn
+from slm_ray.verdict.candidates import Candidate
 
 ROWS = ("00000001", "00000002")
 
@@ -104,7 +105,8 @@ def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) ->
         shared = 0.05 * 6 / math.pi**2 * (1 + 1 / 4 + 1 / 9) / 3
         assert opened.turn.level == pytest.approx(shared) and "3 SLMs were asked on these rows" in opened.caveat
     with turn_on_rows(candidate("c"), str(run_dir), planned=None, beside=[candidate("a"), candidate("b")]) as opened:
-        assert opened.turn == Turn(number=3, level=pytest.approx(shared), again=True) and opened.caveat == ""
+        assert (opened.turn.number, opened.turn.again, opened.caveat) == (3, True, "")
+        assert opened.turn.level == pytest.approx(shared)
     assert take(run_dir, "d") == 4
 
 
@@ -128,11 +130,11 @@ def test_a_reservation_is_noted_with_the_answers_once_they_are_there(run_dir: Pa
     """A model that was asked anew under its old name, in a run of its own, is another candidate even before it answers."""
     unknown = replace(candidate("a"), rule="sequential", answers=("", ""))
     answered = replace(unknown, answers=("x", "y"))
-    ways = {"examples": str(run_dir.parent / "rows/test.jsonl"), "planned": None}
-    first = [reserve([one], run_dir, **ways)["served:a"] for one in (unknown, unknown, answered, answered)]
+    at = partial(reserve, run_dir=run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=None)
+    first = [at([one])["served:a"] for one in (unknown, unknown, answered, answered)]
     assert len(set(first)) == 1 and len(record(run_dir).read_text().splitlines()) == 2
-    assert reserve([unknown], run_dir, **ways)["served:a"] == pytest.approx(first[0] / 4)
-    assert reserve([answered], run_dir, **ways)["served:a"] == first[0]
+    assert at([unknown])["served:a"] == pytest.approx(first[0] / 4)
+    assert at([answered])["served:a"] == first[0]
 
 
 def test_slms_that_are_asked_together_share_equally_even_where_one_was_planned(run_dir: Path) -> None:

@@ -154,3 +154,13 @@ def test_rows_without_a_value_are_no_more_left_out_than_under_paired(until: int 
         ComparisonError, match=rf"defined for both models on {(until or 120) * 9 // 10} of {until or 120}"
     ):
         run((built, cut))
+
+
+def test_an_undecided_run_names_the_guardrail_that_keeps_a_swap_away() -> None:
+    found = run(report(60, lambda at: at % 5 > 0, lambda at: at % 5 > 0 and at % 7 > 0))
+    low = {
+        "valid": Interval(estimate=-0.4, lower=-0.5, upper=-0.3),
+        "other": Interval(estimate=0.0, lower=-0.2, upper=0.2),
+    }
+    said = decide(replace(found, guardrails=low), rule="sequential", delta=0.1).because
+    assert [s.split(":")[0] for s in said if "keeps a swap away" in s] == ["the guardrail valid"]
