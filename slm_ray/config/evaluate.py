@@ -26,6 +26,9 @@ class EvaluateConfig(Evaluation, Priced):
     demonstrations: str | None = Field(
         None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
+    slm: str | None = Field(
+        None, description="sequential: the one of `models` that may take over; each but the first when not set"
+    )
     declare: Declaration | None = Field(
         None, description="what the verdict will be made by, fixed before the first call: `{rule: paired, delta: 0.02}`"
     )
@@ -52,6 +55,11 @@ class EvaluateConfig(Evaluation, Priced):
                 "extend adds rows to an evaluation whose answers were looked at, which only the sequential rule allows;"
                 " evaluate the new rows alone, in a run_dir of their own, or declare {rule: sequential} before the first"
                 " call of the next evaluation"
+            )
+        if self.slm is not None and self.slm not in self.models[1:]:
+            raise ValueError(
+                f"slm {self.slm!r} is none of models after the LLM ({', '.join(self.models[1:]) or 'there is none'});"
+                " name one of them, or leave slm out to test each"
             )
         if self.stops_when_decided and self.repeats > 1:
             raise ValueError("stop: when_decided asks every row once; set repeats: 1, or stop: never")

@@ -126,10 +126,10 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     if config.declare is None or planned.order is None:
         return None
     llm, *others = planned.arms
-    candidates = [arm.spec for arm in others if arm.facts.kind != "baseline"]
+    candidates = [config.slm] if config.slm else [arm.spec for arm in others if arm.facts.kind != "baseline"]
     settings = SequentialSettings(
         llm=llm.spec, levels=_levels(planned, config, log, llm.spec, candidates), delta=config.declare.delta,
-        companions=tuple(arm.spec for arm in others if arm.facts.kind == "baseline"),
+        companions=tuple(arm.spec for arm in others if arm.spec not in candidates),
         guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
         largest_group=planned.order.largest_group,
     )  # fmt: skip

@@ -100,14 +100,16 @@ class Loop:
         self.log.outcome(f"{self.config.serving.name} answers at {endpoint.url}/v1")
         return endpoint
 
-    def evaluate(self, run: TrackRun, stage: Stage, models: list[str], trained: Mapping[str, Set[str]]) -> None:
+    def evaluate(
+        self, run: TrackRun, stage: Stage, models: list[str], slm: str, trained: Mapping[str, Set[str]]
+    ) -> None:
         """Ask all models the stage's rows and keep the report; ModelError when one was out of reach for many of them.
 
         Nothing is trained or decided on answers that are missing; the same command asks the failed rows again.
         """
         comparison = self.comparison(stage)
         config = EvaluateConfig(
-            track=run.name, examples=run.prepared.path(stage), models=tuple(models),
+            track=run.name, examples=run.prepared.path(stage), models=tuple(models), slm=slm,
             run_dir=str(run.folder / stage), endpoint=self.endpoint.url, adapters_dir=self.config.serving.adapters_dir,
             declare=Declaration(**{name: getattr(comparison, name) for name in Declaration.model_fields}),
             prices=self.config.prices, **dict(self.config.evaluation),
@@ -165,7 +167,7 @@ class Loop:
             self.endpoint = self.deploy(runs)
         for run in runs:
             with self.log.step(f"evaluate {run.name} (validation rows)"):
-                self.evaluate(run, "validation", [self.llm, self.base], {})
+                self.evaluate(run, "validation", [self.llm, self.base], self.base, {})
                 self.decide(run, "validation", self.base)
         tracks_to_train = [run for run in runs if _wants_training(run.compared["validation"].decision)]
         if tracks_to_train:
@@ -183,8 +185,10 @@ class Loop:
             slm = f"{self.base}:{run.adapter.id}"
             models.append(slm)
             trained[slm] = adapters.train_prompts(self.config.serving.adapters_dir, run.adapter.id)
-            self.evaluate(run, "validation", models, trained)  # only the adapter is asked: the others have answered
-        self.evaluate(run, "test", models, trained)
+            self.evaluate(
+                run, "validation", models, slm, trained
+            )  # only the adapter is asked: the others have answered
+        self.evaluate(run, "test", models, slm, trained)
         self.decide(run, "test", slm)
 
 

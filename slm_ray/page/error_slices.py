@@ -23,7 +23,7 @@ _GUARDS = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guards:
-    """The first of `count` guardrails and slices, each as the paired rule reads it."""
+    """The first of `count` guardrails and slices, each as the rule reads it; under `sequential` the words hold guardrails."""
 
     shown: tuple[Difference, ...]
     count: int
@@ -31,12 +31,13 @@ class Guards:
 
 def guards(made: StageDecision | None, stand_in: bool) -> Guards | None:
     """Guardrails, then slices with the lowest upper bounds first; None without any."""
-    if made is None or made.decision.rule != "paired":
+    if made is None or made.decision.rule == "point":
         return None
     delta = made.decision.delta
     found = [
         _guard(name, "guardrail", interval, delta, "not shown to hold", stand_in)
         for name, interval in made.comparison.guardrails.items()
+        if made.decision.rule == "paired"
     ]
     for part in sorted(made.comparison.slices, key=lambda part: part.interval.upper):
         found.append(

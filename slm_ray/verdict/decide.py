@@ -198,15 +198,7 @@ def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
 
 
 def _sequential(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
-    action, because = sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
-    if action != "inconclusive":
-        return action, because
-    return action, because + [
-        f"the guardrail {name}: {found.estimate:+.4f}, bounds of one look {found.lower:+.4f} and {found.upper:+.4f}: worse by"
-        f" more than {delta:g}, which keeps a swap away however many rows come."
-        for name, found in comparison.guardrails.items()
-        if clearly_worse(found, delta)
-    ]
+    return sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
 
 
 def _below_floor(comparison: Comparison, rule: str) -> list[str]:

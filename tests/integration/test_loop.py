@@ -167,7 +167,7 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
             and track["partial_replacement"]["validation_rows"] == 8
         )
         assert any(
-            "declared before the first call: rule paired" in said
+            "declared before the first call: rule sequential" in said
             for said in track["decisions"][1]["decision"]["because"]
         )
 

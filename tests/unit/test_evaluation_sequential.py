@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow.parquet as parquet
 import pytest
 from log_files import log_of
+from pydantic import ValidationError
 
 from slm_ray.config import CompareConfig, Declaration, EvaluateConfig
 from slm_ray.corpus.tracks import track
@@ -126,6 +127,22 @@ def test_a_candidate_for_whom_nothing_is_left_is_refused_before_it_is_asked(tmp_
     another = config(tmp_path, models=[LLM, "served:other"], run_dir=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"served:other: second candidate .*nothing is left.*evaluate fresh rows"):
         evaluate(another, environment=KEY)
+
+
+def test_only_the_named_slm_is_a_candidate_and_whoever_is_asked_beside_it_takes_none_of_its_error(
+    tmp_path: Path,
+) -> None:
+    settings = config(tmp_path, models=[LLM, "served:base", SLM], slm=SLM)
+    asked(settings, 60)
+    report = evaluate(settings, environment=KEY)
+    assert report.sequential is not None
+    assert {spec: look.level for spec, look in report.sequential.candidates.items()} == {SLM: 0.05}
+    stop = report.sequential.candidates[SLM].decided_at
+    assert {spec: model.n for spec, model in report.models.items()} == dict.fromkeys(settings.models, stop)
+    record = read_jsonl(tmp_path / "rows.jsonl.candidates.jsonl")
+    assert [line["candidate"]["slm"] for line in record] == [SLM]
+    with pytest.raises(ValidationError, match=r"slm 'served:nobody' is none of models after the LLM"):
+        config(tmp_path, slm="served:nobody")
 
 
 def test_the_same_command_gives_the_same_bytes_however_many_calls_were_in_flight(tmp_path: Path) -> None:

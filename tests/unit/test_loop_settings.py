@@ -13,8 +13,8 @@ def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> No
     config = load(LoopConfig, ROOT / "jobs/loop.yaml", ["comparison.guardrails=[json_valid]", "comparison.delta=0.1"])
     loop = Loop(config, {})
     validation, test = loop.comparison("validation"), loop.comparison("test")
-    assert (validation.rule, test.rule) == ("point", "paired")
-    assert validation.model_copy(update={"rule": "paired"}) == test == config.comparison
+    assert (validation.rule, test.rule) == ("point", "sequential")
+    assert validation.model_copy(update={"rule": "sequential"}) == test == config.comparison
 
 
 def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:

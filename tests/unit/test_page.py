@@ -575,7 +575,10 @@ def test_what_the_rest_of_the_rows_took_stands_beside_the_row_that_decided() -> 
 def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> None:
     data = sample()
     final = data["tracks"][0]["decisions"][-1]
-    assert "Candidate" not in DOCUMENT.all("article")[0][2] and "two one-sided 95 % bounds" in BODY
+    assert (
+        "Candidate" not in DOCUMENT.all("article")[0][2]
+        and "two one-sided bounds at the level of its comparison" in BODY
+    )
     final["decision"]["candidate"], final["comparison"]["level"] = 3, 0.00338
     document = Document(render(data))
     assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
