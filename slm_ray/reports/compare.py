@@ -194,8 +194,12 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
 def _seen_too(
     config: CompareConfig, chosen: bool, *evaluations: tuple[Report, list[RowResult]]
 ) -> list[tuple[str, list[RowResult]]]:
-    """The further SLMs whose figures the reports show, each with its rows; under `sequential` all had their turn before."""
-    if not chosen or config.rule != "paired":
+    """The further SLMs whose figures the reports show, each with its rows.
+
+    None where this one was named before it was asked, as every candidate of a run under `sequential` is.
+    """
+    named = {spec for report, _ in evaluations if report.sequential for spec in report.sequential.candidates}
+    if not chosen or config.slm in named:
         return []
     kinds = {spec: model.facts.kind for report, _ in evaluations for spec, model in report.models.items()}
     others = [spec for spec, kind in kinds.items() if kind != "baseline" and spec not in (config.llm, config.slm)]
