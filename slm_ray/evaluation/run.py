@@ -32,7 +32,7 @@ from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
 from slm_ray.reports.candidates import candidate_of, reserve, said
-from slm_ray.reports.files import declare, declared_in, declared_rule
+from slm_ray.reports.files import CONFIG, declare, declared_in, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
     LogWriter,
@@ -49,8 +49,6 @@ from slm_ray.signals import SignalGuard
 from slm_ray.storage import lock, write_text
 from slm_ray.tracing import Tracer
 from slm_ray.types import DeclaredRule
-
-CONFIG = "config.yaml"
 
 
 def evaluate(
@@ -226,7 +224,7 @@ def _over_budget(left: int, config: EvaluateConfig, budget: Budget) -> str:
     return (
         f"{budget.blocked_by} does not allow another call: {left} requests are not asked, and no report is written; spent "
         f"at most {spent.calls} calls, {spent.tokens} tokens, {spent.usd:.4f} USD; what was answered is kept, and the same "
-        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config.run_dir).resume})"
+        f"command with a higher {str(budget.blocked_by).split()[0]} continues ({commands(config).resume})"
     )
 
 

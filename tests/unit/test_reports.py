@@ -388,7 +388,7 @@ def test_a_report_that_is_none_names_file_key_and_fix(held_out: Path, change: di
 def test_a_comparison_without_its_report_is_refused(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "report.json", ["no report"])
     with pytest.raises(
-        DataError, match=r"report\.json: schema_version is None and not 1; give a report\.json that jobs/"
+        DataError, match=r"report\.json: schema_version is None and not 1; give a report\.json that slm-ray evaluate"
     ):
         load_report(tmp_path)
 
