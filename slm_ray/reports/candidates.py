@@ -175,9 +175,12 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
             raise DataError(f"{where}: no candidate; {fix}")
         if plain.get("rows"):
             known[digest] = plain["rows"]
-        found.append(
-            decode({**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix)
+        test = decode(
+            {**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix
         )
+        if len(test.candidate.rows) != len(test.candidate.answers):
+            raise DataError(f"{where}: the line that holds the rows of this one is not there; {fix}")
+        found.append(test)
     return found
 
 

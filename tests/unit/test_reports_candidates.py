@@ -71,6 +71,14 @@ def test_a_line_that_was_cut_short_was_never_written_and_a_damaged_one_is_named(
         take(run_dir, "c")
 
 
+def test_a_line_whose_rows_went_with_another_is_not_forgotten_in_silence(run_dir: Path) -> None:
+    take(run_dir, "a")
+    take(run_dir, "b")
+    record(run_dir).write_bytes(record(run_dir).read_bytes().splitlines(keepends=True)[1])
+    with pytest.raises(DataError, match=r"candidates\.jsonl:1: the line that holds the rows of this one is not there"):
+        take(run_dir, "c")
+
+
 def test_comparisons_at_once_get_a_level_each(run_dir: Path) -> None:
     """Each waits for the one before: two that read the same record would both be the first."""
     context = multiprocessing.get_context("fork")
