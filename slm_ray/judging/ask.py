@@ -156,15 +156,29 @@ def _grades(
     values = {model: {row.id: _grade_of(model, row, said) for row in rows} for model in models}
     for model, given in values.items():
         read = [value for value in given.values() if value is not None]
-        both = [(values[models[0]][key], value) for key, value in given.items()]
-        gaps = [slm - llm for llm, slm in both if llm is not None and slm is not None]
         found[model] = Grades(
             n=len(given),
             unread=len(given) - len(read),
             mean=_mean(read),
-            minus_first=paired_interval(gaps, resamples=RESAMPLES, seed=SEED) if model != models[0] and gaps else None,
+            minus_first=minus_first(rows, values[models[0]], given) if model != models[0] else None,
         )
     return found
+
+
+def minus_first(
+    rows: list[RowResult], first: Mapping[str, float | None], other: Mapping[str, float | None]
+) -> Interval | None:
+    """The paired gap of two models' grades by row id, rows of one group counted as what they are; None without a pair."""
+    gaps = [
+        (grade - from_first, row.group)
+        for row in rows
+        if (from_first := first[row.id]) is not None and (grade := other[row.id]) is not None
+    ]
+    if not gaps:
+        return None
+    return paired_interval(
+        [gap for gap, _ in gaps], resamples=RESAMPLES, seed=SEED, groups=[group for _, group in gaps]
+    )
 
 
 def _pair(

@@ -12,6 +12,7 @@ from judged_pairs import LLM, OUTAGE, REFUSED, SLM, config, row
 from plain_records import facts
 
 from slm_ray.errors import ComparisonError, ConfigError, DataError
+from slm_ray.judging.ask import minus_first
 from slm_ray.judging.labels import Labels, read_labels
 from slm_ray.judging.queue import Queue, kept_queue, write_page
 from slm_ray.judging.verdict import JudgedVerdict, judged_verdict, lines, note
@@ -36,6 +37,16 @@ def verdict(
 ) -> JudgedVerdict:
     labels = Labels(differences=dict(people), labellers=("ann",), by_people=len(people))
     return judged_verdict(report_of(rows, **report), rows, queue, judge, labels)
+
+
+def test_the_gap_of_grades_counts_a_group_as_one() -> None:
+    first = {row(number).id: 0.5 for number in range(60)}
+    other = {row(number).id: 1.0 if number < 30 else 0.0 for number in range(60)}
+    alone = minus_first([row(number) for number in range(60)], first, other)
+    grouped = minus_first([row(number, group=f"g{number // 5}") for number in range(60)], first, other)
+    assert alone and grouped and grouped.estimate == alone.estimate == 0
+    assert grouped.upper - grouped.lower > 1.5 * (alone.upper - alone.lower)
+    assert minus_first([row(0)], {row(0).id: None}, {row(0).id: 1.0}) is None
 
 
 def test_the_order_is_drawn_once_and_kept(tmp_path: Path) -> None:
