@@ -22,6 +22,7 @@ from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
 from slm_ray.types import Action, DeclaredRule
 from slm_ray.verdict.candidates import HASH_DIGITS, Candidate, CandidateTest, Turn, turn_of, turn_text
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.yaml_file import read_yaml
 
 SUFFIX = ".candidates.jsonl"
@@ -135,15 +136,21 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
     found, known = [], {}
     for line, row in rows:
         where, fix = f"{path}:{line}", "remove the line; what was tested there is then forgotten"
-        digest = row.pop("rows_digest", None)
+        digest = str(row.pop("rows_digest", None))
         plain = row.get("candidate")
         if not isinstance(plain, dict):
             raise DataError(f"{where}: no candidate; {fix}")
         if plain.get("rows"):
             known[digest] = plain["rows"]
-        found.append(
-            decode({**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix)
+        test = decode(
+            {**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix
         )
+        if not 0 < test.level <= ONE_SIDED or test.number < 1:
+            raise DataError(
+                f"{where}: candidate number {test.number} at level {test.level:g}, and they count from 1 and share"
+                f" {ONE_SIDED:g}; {fix}"
+            )
+        found.append(test)
     return found
 
 
