@@ -69,7 +69,7 @@ class LearningCurve:
 
 
 def learning_curve(config: LearningCurveConfig) -> LearningCurve:
-    """Train what is not trained yet, fit, and write RUN_DIR/learning_curve.json. Needs `cluster.connect()`.
+    """Train what is not trained yet, fit, and write RUN_DIR/learning_curve.json. Joins Ray once all rows are checked.
 
     Raises as `train` does, DataError for too few rows and for validation rows that are training rows, and ResourceError
     when every size failed; one that failed is left out of the fit and said.

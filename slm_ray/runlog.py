@@ -209,7 +209,7 @@ class RunLog:
         for _ in self._refreshed(self.folder / RUN_FILE):
             pass
         if self.run is None:
-            raise DataError(f"{self.folder.parent}: no run has begun here; start jobs/evaluate.py with this run_dir")
+            raise DataError(f"{self.folder.parent}: no run has begun here; start slm-ray evaluate with this run_dir")
         return self.run
 
     def read(self) -> None:

@@ -111,10 +111,8 @@ def train(config: configs.TrainConfig) -> None:
     """One QLoRA adapter: Ray Train over the worker group, then published under an immutable, content-addressed id."""
     check_base(config.base, setting="base")
     folders = {name: str(output_folder(getattr(config, name), setting=name)) for name in ("run_dir", "adapters_dir")}
-    from slm_ray.cluster import connect
     from slm_ray.training import train as train_adapter
 
-    connect()
     manifest = train_adapter(config.model_copy(update=folders))
     print(f"adapter {manifest.id}\n  folder {folders['adapters_dir']}/{manifest.id}")
     for name, value in sorted(manifest.metrics.items()):
@@ -129,10 +127,8 @@ def sweep(config: configs.SweepConfig) -> None:
         name: str(output_folder(getattr(training, name), setting=f"training.{name}"))
         for name in ("run_dir", "adapters_dir")
     }
-    from slm_ray.cluster import connect
     from slm_ray.sweep import sweep as search
 
-    connect()
     result = search(training.model_copy(update=folders), config.search, validation=config.validation)
     for trial in result["trials"]:
         print(f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4} {result['metric']} {trial['score']}")
@@ -149,11 +145,9 @@ def learning_curve(config: configs.LearningCurveConfig) -> None:
     training = config.training
     check_base(training.base, setting="training.base")
     folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
-    from slm_ray.cluster import connect
     from slm_ray.learning_curve import RESULT, summary
     from slm_ray.learning_curve import learning_curve as measure
 
-    connect()
     result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
     print("\n".join(summary(result)))
     print(f"curve: {folders['run_dir']}/{RESULT}")

@@ -24,7 +24,7 @@ class JudgeConfig(Requests, Priced):
     delta: float = Field(
         0.05, ge=0, le=WIDEST_DELTA, description="non-inferiority margin of the pair, on wins minus losses"
     )
-    calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe reference")
+    calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe target")
     calibration: str | None = Field(None, description="run directory of a calibration; without one a judge is advisory")
     run_dir: str
     endpoint: str = "http://127.0.0.1:8000"

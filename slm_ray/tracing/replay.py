@@ -8,6 +8,7 @@ runs, as a loop's does.
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from slm_ray import adapters
 from slm_ray.config import TraceConfig
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
 from slm_ray.records import AnswerResult
-from slm_ray.reports.files import load_report
+from slm_ray.reports.files import CONFIG, REPORT, load_report
 from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
 from slm_ray.storage import lock
 from slm_ray.tracing.delivery import Delivered, Delivery
@@ -27,7 +28,7 @@ from slm_ray.tracing.spans import Lineage, Run, evaluation
 from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
-LOG, REPORT, CONFIG = f"{FOLDER}/{RUN_FILE}", "report.json", "config.yaml"
+LOG = f"{FOLDER}/{RUN_FILE}"
 SETTLE_S = 30.0
 
 
@@ -114,7 +115,7 @@ def _matching(responses: list[Response], answer: AnswerResult, folder: Path, spe
             return response
     raise DataError(
         f"{folder / LOG} has no answer of {spec} to {example_id!r} that is the one in {folder / REPORT}; evaluate "
-        f"again (nothing is asked twice): python jobs/evaluate.py {folder / CONFIG}"
+        f"again (nothing is asked twice): slm-ray evaluate {shlex.quote(str(folder / CONFIG))}"
     )
 
 

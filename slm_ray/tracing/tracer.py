@@ -9,6 +9,7 @@ run 3 s. What did not get through is one warning line with the command that send
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 import threading
 import time
@@ -122,7 +123,7 @@ def _bounded(send: Callable[[RetryPolicy], None], budget_s: float, langfuse: Lan
     if problem:
         _warn(
             f"{langfuse.url} does not have all traces of {folder} ({problem}); nothing is lost, "
-            f"and this sends the rest: python jobs/trace.py {folder}"
+            f"and this sends the rest: slm-ray trace {shlex.quote(str(folder))}"
         )
 
 

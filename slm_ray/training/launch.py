@@ -36,7 +36,7 @@ _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
 def train(config: TrainConfig, *, show: bool = True) -> Manifest:
-    """Train and publish one adapter; blocks. Call it in a driver or inside a Ray task; needs `cluster.connect()`.
+    """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads. `show` writes progress to stderr.
@@ -56,6 +56,7 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manife
         return [train(config) for config in configs]
     plans = [plan(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
+    cluster.connect()
     cluster.require(
         [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
     )
@@ -113,6 +114,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
 def _train(planned: Plan, *, show: bool) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
+    cluster.connect()
     with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
         return _publish(planned, fit(planned))
 

@@ -18,7 +18,7 @@ from slm_ray.storage import read_lines
 from slm_ray.tasks import open_track
 from slm_ray.types import Example
 
-SPLIT_AGAIN = "split the rows again with jobs/prepare.py"
+SPLIT_AGAIN = "split the rows again with slm-ray prepare"
 _SHOWN = 5
 
 

@@ -53,8 +53,9 @@ def held_out(validation: str, train: rows.Rows, track: str) -> tuple[Example, ..
 def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> list[Trial]:
     """Train every plan, as many at once as the cluster has room for, and score it; in order. `folder` is Tune's own.
 
-    ResourceError when the cluster could never hold one; a trial that fails does not stop the others.
+    Joins Ray. ResourceError when the cluster could never hold one; a trial that fails does not stop the others.
     """
+    cluster.connect()
     workers = plans[0].config.workers
     cluster.require([dict(workers.per_worker)] * workers.count, setting="training.workers")
     rows_digest = digest(validation)

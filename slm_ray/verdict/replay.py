@@ -73,7 +73,13 @@ def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequenc
         f" worse by {delta:g} or more, and {_number(seen.e_worse)} against its opposite.",
     ]
     if seen.action is None:
-        return "inconclusive", [*because, _more_rows(comparison, seen, delta)]
+        low = [
+            f"the guardrail {name}: {found.estimate:+.4f}, bounds of one look {found.lower:+.4f} and {found.upper:+.4f}:"
+            f" worse by more than {delta:g}, which keeps a swap away however many rows come."
+            for name, found in comparison.guardrails.items()
+            if found.upper < -delta
+        ]
+        return "inconclusive", [*because, *low, _more_rows(comparison, seen, delta)]
     more = seen.rows - (seen.decided_at or seen.rows)
     what = (
         f"the SLM is not worse by {delta:g} or more"

@@ -42,7 +42,7 @@ def test_a_slow_langfuse_changes_no_result_and_a_replay_sends_the_rest(
         told = capfd.readouterr().err
         assert beside == alone
         assert told.count("warning: ") == 1
-        assert f"python jobs/trace.py {tmp_path}/run" in told
+        assert f"slm-ray trace {tmp_path}/run" in told
         server.script = lambda path, nth: None
         for _ in range(2):
             job = subprocess.run(

@@ -196,8 +196,8 @@ def provenance(rows_scored: Any) -> Any:
         "refused": 2, "concurrency": 8, "training_rows": {"checked": [], "left_out_of_demonstrations": 0},
         "digests": {"data": "9f2c" * 16, "prompts": "1234" * 16, "config": "5678" * 16, "answers": "abab" * 16}, "versions": {"python": "3.11.7", "openai": "3.52.0"},
         "commands": {
-            "reproduce": "python jobs/evaluate.py runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
-            "resume": "python jobs/evaluate.py runs/demo/test/config.yaml",
+            "reproduce": "slm-ray evaluate runs/demo/test/config.yaml --set run_dir=runs/demo/test-again",
+            "resume": "slm-ray evaluate runs/demo/test/config.yaml",
         },
     }  # fmt: skip
 
@@ -267,7 +267,7 @@ def sample() -> Any:
             "cpu": "2 cores",
             "memory": "7.8 GiB",
         },
-        "reproduce": ["make setup", "python jobs/loop.py runs/demo/config.yaml"],
+        "reproduce": ["make setup", "slm-ray loop runs/demo/config.yaml"],
         "client_snippet": 'from openai import OpenAI\n\nclient = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\nclient.chat.completions.create(model="tiny-base:structured-0a1b2c3d4e5f", messages=[{"role": "user", "content": "…"}])',
     }
 

@@ -125,7 +125,7 @@ def test_a_comparison_decides_what_the_run_decided_at_the_same_row_and_charges_o
 def test_a_candidate_for_whom_nothing_is_left_is_refused_before_it_is_asked(tmp_path: Path) -> None:
     decided_at(tmp_path)
     another = config(tmp_path, models=[LLM, "served:other"], run_dir=str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match=r"served:other: second candidate .*nothing is left.*Evaluate fresh rows"):
+    with pytest.raises(ConfigError, match=r"served:other: second candidate .*nothing is left.*evaluate fresh rows"):
         evaluate(another, environment=KEY)
 
 

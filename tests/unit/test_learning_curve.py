@@ -12,7 +12,9 @@ import pytest
 from plain_records import build
 from pydantic import ValidationError
 
-from slm_ray.config import LearningCurveConfig, TrainConfig
+from slm_ray import cluster
+from slm_ray.cli import commands
+from slm_ray.config import LearningCurveConfig, SweepConfig, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, DataError
@@ -90,6 +92,24 @@ def test_a_trial_has_a_score_on_these_rows_or_an_error_and_else_the_run_was_stop
         outcomes(plans, "these", {})
     with pytest.raises(KeyboardInterrupt):  # the first was scored on other validation rows
         outcomes(plans, "others", {1: "a worker died"})
+
+
+def test_rows_that_will_not_do_are_refused_before_ray_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joined() -> None:
+        raise AssertionError("joined Ray before the rows were checked")
+
+    monkeypatch.setattr(cluster, "connect", joined)
+    settings = config(tmp_path)
+    leaks = tmp_path / "validation.jsonl"
+    leaks.write_text('{"prompt": "Number 7", "completion": "{}"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"1 of 1 rows of .*validation\.jsonl"):
+        commands.learning_curve(settings.model_copy(update={"validation": str(leaks)}))
+    with pytest.raises(DataError, match=r"1 of 1 rows of .*validation\.jsonl"):
+        commands.sweep(SweepConfig(training=settings.training, validation=str(leaks)))
+    with pytest.raises(DataError, match=r"1 of 1 rows of .*validation\.jsonl"):
+        commands.train(settings.training)
 
 
 def test_the_order_does_not_depend_on_the_file_but_on_the_seed() -> None:

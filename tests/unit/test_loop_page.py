@@ -1,4 +1,4 @@
-"""What the loop's page says to type gives the configs that the loop used, and its rows stand where it says."""
+"""What a page and a report say to type gives the configs that were used, in any folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 from slm_ray.cli.commands import COMMANDS
 from slm_ray.command import Usage, command_line, read
-from slm_ray.config import CompareConfig, Cost, LoopConfig, ServeConfig, TrackSource, dump
+from slm_ray.config import CompareConfig, Cost, EvaluateConfig, LoopConfig, ServeConfig, TrackSource, dump
+from slm_ray.evaluation.provenance import commands as evaluation_commands
 from slm_ray.loop.page import commands, serve_command
 from slm_ray.loop.track import TrackRun
 
@@ -36,6 +37,16 @@ def test_what_gives_the_same_result_runs_and_asks_for_just_that(tmp_path: Path) 
     again, comparison = commands(config, [run])
     assert parsed(again) == config.model_copy(update={"run_dir": f"{run_dir}-again"})
     assert parsed(comparison) == compared
+
+
+def test_the_commands_of_a_report_make_its_run_again_and_go_on_with_it(tmp_path: Path) -> None:
+    run_dir = tmp_path / "my runs" / "test"
+    run_dir.mkdir(parents=True)
+    config = EvaluateConfig(track="chat", examples="rows.jsonl", models=("fake:a", "fake:b c"), run_dir=str(run_dir))
+    (run_dir / "config.yaml").write_text(dump(config), encoding="utf-8")
+    lines = evaluation_commands(config)
+    assert parsed(lines.reproduce) == config.model_copy(update={"run_dir": f"{run_dir}-again"})
+    assert parsed(lines.resume) == config
 
 
 def test_the_command_that_serves_serves_the_loops_adapters() -> None:

@@ -483,7 +483,7 @@ def test_the_provenance_box_shows_calls_noise_digests_versions_and_commands() ->
     for words in (
         "104 calls, 4 of them retries, 1 never answered (maybe billed)", "against itself, 3 times: the same score on 98.0 %",
         "4 retries, 1 calls in doubt (maybe billed), 2 refused", "openai 3.52.0", "digest of answers abab",
-        "python jobs/evaluate.py runs/demo/test/config.yaml",
+        "slm-ray evaluate runs/demo/test/config.yaml",
     ):  # fmt: skip
         assert words in text, words
     doubts = [found for _, _, found in document.all("li", "no")]
@@ -550,6 +550,7 @@ def test_the_confidence_sequence_is_a_picture_over_rows_with_the_row_that_decide
     final["decision"]["rule"] = "sequential"
     text = " ".join(Document(render(data)).all("body")[0][2].split())
     assert "Decided at row 37 of 100. The 63 rows after it were not needed" in text and "decided at row 37" in text
+    assert "rule sequential, delta 2 points on exact_match" in text and "exact_match decides" in text
     assert "+10.0 ±18.0" in text and "−8.0 to +28.0 points" in text, "the bounds that may be looked at at any time"
     final["comparison"]["sequential"] = sequential(decided_at=None)
     text = " ".join(Document(render(data)).all("body")[0][2].split())

@@ -130,7 +130,7 @@ def test_a_plan_is_written_once(run_dir: Path) -> None:
 
 
 def test_a_folder_without_a_run_is_said_so(tmp_path: Path) -> None:
-    with RunLog(tmp_path) as log, pytest.raises(DataError, match=r"no run has begun here; start jobs/evaluate\.py"):
+    with RunLog(tmp_path) as log, pytest.raises(DataError, match=r"no run has begun here; start slm-ray evaluate"):
         log.begun()
 
 

@@ -239,7 +239,7 @@ def test_a_loop_offers_everything_below_its_directory_at_its_end(
         offer_all(tmp_path, server.environment, took_s=0.5)
         assert capfd.readouterr().err == (
             f"warning: {server.url} does not have all traces of {tmp_path} (not done within 0.02 s); nothing is lost, and "
-            f"this sends the rest: python jobs/trace.py {tmp_path}\n"
+            f"this sends the rest: slm-ray trace {tmp_path}\n"
         )
         time.sleep(0.3)  # what was left behind ends after its request
         offer_all(tmp_path, server.environment, took_s=600)
@@ -285,7 +285,7 @@ def test_a_langfuse_that_misbehaves_is_one_warning_in_bounded_time(
         assert time.monotonic() - started < budget_s + 15  # a hang, not a busy machine
     told = capfd.readouterr()
     assert told.err.startswith(f"warning: {server.url} does not have all traces of {tmp_path} ({said}"), told.err
-    assert told.err.endswith(f"and this sends the rest: python jobs/trace.py {tmp_path}\n")
+    assert told.err.endswith(f"and this sends the rest: slm-ray trace {tmp_path}\n")
     assert told.err.count("\n") == 1
     for secret in KEYS.values():
         assert secret not in told.out + told.err
