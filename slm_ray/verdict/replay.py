@@ -122,4 +122,7 @@ def _difference(llm: Mapping[str, float | None], slm: Mapping[str, float | None]
 
 
 def _number(value: float) -> str:
+    """An e-value; below 1 it says little, and how little does not matter."""
+    if value < 1:
+        return f"{value:.2f}" if value >= 0.01 else "less than 0.01"
     return f"{value:,.3g}" if value < 1e6 else f"{value:.1e}"
