@@ -110,6 +110,13 @@ def test_a_group_is_one_bet() -> None:
     assert grouped.e_worse < alone.e_worse  # fewer bets have been won
 
 
+def test_a_group_of_which_a_row_is_missing_is_not_looked_at() -> None:
+    """Which of its rows has an answer may depend on the answer."""
+    cut = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=42)).sequential
+    whole = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=40)).sequential
+    assert cut is not None and cut == whole and cut.rows == 40
+
+
 def test_a_smaller_level_takes_more_rows() -> None:
     built = report(200, lambda at: at % 2 == 0, lambda at: True)
     first, third = (run(built, level=level).sequential for level in (0.05, 0.0034))
