@@ -13,13 +13,13 @@ They can only block a swap, which makes swaps rarer, and never turn it into a fi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from slm_ray.errors import ComparisonError
 from slm_ray.types import Action, Comparison, SequentialResult
 from slm_ray.verdict.arms import ComparedArm, track_of
 from slm_ray.verdict.sample_size import plan
-from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row
 
 
 def replay(
@@ -118,17 +118,10 @@ def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> 
 
 def _paired(left: ComparedArm, right: ComparedArm, key: str, metrics: Sequence[str]) -> PairedRow:
     llm, slm = left.rows[key].models[left.spec].scores, right.rows[key].models[right.spec].scores
-    return PairedRow(
-        group=left.rows[key].group,
-        differences={name: _difference(llm, slm, name) for name in metrics},
-        reached=left.reached(key) and right.reached(key),
+    return paired_row(
+        llm, slm, metrics, group=left.group(key), reached=left.reached(key) and right.reached(key),
         answered=left.answered(key) and right.answered(key),
-    )
-
-
-def _difference(llm: Mapping[str, float | None], slm: Mapping[str, float | None], name: str) -> float | None:
-    a, b = llm.get(name), slm.get(name)
-    return None if a is None or b is None else b - a
+    )  # fmt: skip
 
 
 def _number(value: float) -> str:
