@@ -31,7 +31,7 @@ from slm_ray.evaluation.score import sequential_run, write_report
 from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
-from slm_ray.reports.candidates import candidate_of, reserve
+from slm_ray.reports.candidates import candidate_of, reserve, said
 from slm_ray.reports.files import CONFIG, declare, declared_in, declared_rule
 from slm_ray.runlog import (
     RUN_FILE,
@@ -85,7 +85,11 @@ def evaluate(
         if config.declare is not None:
             declare(run_dir, _declared(config.declare, planned, answers_before=answered))
         if requests:
-            _ask(planned, requests, config, log, Budget(config, prices), stopping)
+            try:
+                _ask(planned, requests, config, log, Budget(config, prices), stopping)
+            finally:
+                if stopping is not None:  # whoever watched has seen these answers, whether he compares them or not
+                    _levels(planned, config, log, stopping.settings.llm, list(stopping.settings.levels))
         del requests  # one for every row, and the report needs none
         return write_report(
             planned, log, config, train_prompts or {}, tracer, similar=similar,
@@ -122,7 +126,7 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     llm, *others = planned.arms
     candidates = [config.slm] if config.slm else [arm.spec for arm in others if arm.facts.kind != "baseline"]
     settings = SequentialSettings(
-        llm=llm.spec, levels=_levels(planned, config, llm.spec, candidates), delta=config.declare.delta,
+        llm=llm.spec, levels=_levels(planned, config, log, llm.spec, candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.spec not in candidates),
         guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
         largest_group=planned.order.largest_group,
@@ -135,12 +139,28 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     return stopping
 
 
-def _levels(planned: Plan, config: EvaluateConfig, llm: str, candidates: Sequence[str]) -> dict[str, float]:
-    """The error that each candidate may be tested with, beside all that were tried on these rows before."""
+def _levels(
+    planned: Plan, config: EvaluateConfig, log: RunLog, llm: str, candidates: Sequence[str]
+) -> dict[str, float]:
+    """The error that each candidate may be tested with, beside all that were tried on these rows before.
+
+    Noted with the answers that are there, by which a model of the same name that answers otherwise is another candidate.
+    """
     assert config.declare is not None and planned.order is not None
     now = _declared(config.declare, planned, answers_before=0)
-    prompts = [prompt_hash(row.prompt) for row in planned.examples]
-    tried = [candidate_of(now, llm=llm, slm=slm, prompts=prompts, order_seed=planned.order.seed) for slm in candidates]
+    there = {
+        (request.spec, request.example_id): response.completion
+        for request in planned.requests()
+        if request.repeat == 0 and log.is_finished(request.key) and (response := log.response(request.key))
+    }
+    hashes = {row.id: prompt_hash(row.prompt) for row in planned.examples}
+    tried = [
+        candidate_of(
+            now, llm=llm, slm=slm, order_seed=planned.order.seed,
+            rows=[(found, said(there.get((llm, row)), there.get((slm, row)))) for row, found in hashes.items()],
+        )
+        for slm in candidates
+    ]  # fmt: skip
     return reserve(tried, config.run_dir, examples=config.examples, planned=config.declare.candidates)
 
 

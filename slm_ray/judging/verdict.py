@@ -237,7 +237,9 @@ def _missing(
             " alone decides nothing."
         )
     else:
-        found.append("that was the last look: a verdict needs fresh rows, or another queue (run_dir) and fresh labels.")
+        found.append(
+            "that was the last look: a verdict needs fresh rows. Another queue of these rows would be a second try at 5 %."
+        )
     if seen is None:
         return found
     bounds, delta = seen.interval, case.queue.delta

@@ -129,7 +129,7 @@ class Loop:
             validation_report=str(run.folder / "validation") if stage == "test" else None,
             prices=self.config.prices, **dict(self.comparison(stage)),
         )  # fmt: skip
-        found = compare_reports(config)
+        found = compare_reports(config, chosen=False)
         write_comparison(found, config)
         run.compared[stage], run.compare_configs[stage] = found, config
         Tracer(run.folder / stage, self.environment).comparison(found.comparison, found.decision)

@@ -17,11 +17,19 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
-from slm_ray.records import RowResult
+from slm_ray.records import AnswerResult
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
-from slm_ray.types import Action, DeclaredRule
-from slm_ray.verdict.candidates import HASH_DIGITS, Candidate, CandidateTest, Turn, turn_of, turn_text
+from slm_ray.types import Action, Completion, DeclaredRule
+from slm_ray.verdict.candidates import (
+    HASH_DIGITS,
+    Candidate,
+    CandidateTest,
+    Turn,
+    tells_more,
+    turn_text,
+    turns_of,
+)
 from slm_ray.yaml_file import read_yaml
 
 SUFFIX = ".candidates.jsonl"
@@ -40,17 +48,34 @@ class OpenTurn:
 
 
 @contextmanager
-def turn_on_rows(candidate: Candidate, report_path: str, *, planned: int | None) -> Iterator[OpenTurn]:
-    """This candidate's turn. Raises as `turn_of` does, and DataError for a record that is damaged."""
+def turn_on_rows(
+    candidate: Candidate, report_path: str, *, planned: int | None, beside: Sequence[Candidate] = ()
+) -> Iterator[OpenTurn]:
+    """This candidate's turn; those `beside` it, whose answers were seen with its own, take theirs at once.
+
+    Raises as `turn_of` does, and DataError for a record that is damaged.
+    """
     with ExitStack() as stack:
         path, file, caveat = _opened(stack, report_path, _examples(report_path))
         record = _tests(file.rows, path)
-        turn = turn_of(candidate, record, planned=planned)
+        turn, *others = turns_of([candidate, *beside], record, planned=planned)
+        if beside and not turn.again:
+            shared = (
+                f"{len(beside) + 1} SLMs were asked on these rows, and whoever saw one saw all of them: they share the error"
+                " equally, so that choosing among them is paid for."
+            )
+            caveat = f"{shared} {caveat}".strip()
 
         def note(action: Action) -> None:
             if any(test.candidate == candidate and test.action == action for test in record):
                 return
-            file.append(_line(_noted(candidate, turn, action), record))
+            noted = [_noted(candidate, turn, action)]
+            noted += [
+                _noted(one, its, "inconclusive") for one, its in zip(beside, others, strict=True) if not its.again
+            ]
+            for test in noted:
+                file.append(_line(test, record))
+                record.append(test)
 
         yield OpenTurn(turn=turn, caveat=caveat, note=note)
 
@@ -60,45 +85,54 @@ def reserve(
 ) -> dict[str, float]:
     """The level of each SLM, noted before its first answer: under `sequential` whoever watches has looked.
 
+    Those that are asked together share equally. Called again when answers are there, it notes them.
+
     ConfigError where nothing is left of the error that all candidates on these rows share.
     """
     with ExitStack() as stack:
         path, file, _ = _opened(stack, run_dir, examples)
         record = _tests(file.rows, path)
-        levels = {}
-        for candidate in candidates:
-            turn = turn_of(candidate, record, planned=planned)
+        turns = dict(zip(candidates, turns_of(candidates, record, planned=planned), strict=True))
+        for candidate, turn in turns.items():
             if turn.level == 0:
                 raise ConfigError(
-                    f"{candidate.slm}: {turn_text(turn, planned=planned)} Evaluate fresh rows; see {path}"
+                    f"{candidate.slm}: {turn_text(turn, planned=planned)} Go on in the run directory in which it was asked,"
+                    f" or evaluate fresh rows; see {path}"
                 )
-            if not turn.again:
+        for candidate, turn in turns.items():
+            if not turn.again or tells_more(candidate, record, turn):
                 test = _noted(candidate, turn, "inconclusive")
                 file.append(_line(test, record))
                 record.append(test)
-            levels[candidate.slm] = turn.level
-        return levels
+        return {candidate.slm: turn.level for candidate, turn in turns.items()}
 
 
 def candidate_of(
-    now: DeclaredRule, *, llm: str, slm: str, prompts: Iterable[str], order_seed: int | None = None,
-    answers: str | None = None,
-) -> Candidate:  # fmt: skip
-    """What a comparison by the settings `now` tests; `prompts` are hashes, and another drawn order is another test."""
+    now: DeclaredRule, *, llm: str, slm: str, rows: Iterable[tuple[str, str]], order_seed: int | None = None
+) -> Candidate:
+    """What a comparison by the settings `now` tests; another drawn order is another test.
+
+    `rows` are the hash of each prompt and the `said` of it.
+    """
     alike = replace(
         now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
     )  # these make no other test of it
     plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
-    rows = tuple(sorted(prompt[:HASH_DIGITS] for prompt in prompts))
-    return Candidate(llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain), rows=rows, answers=answers)
+    pairs = sorted((prompt[:HASH_DIGITS], answer) for prompt, answer in rows)
+    return Candidate(
+        llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain), rows=tuple(row for row, _ in pairs),
+        answers=tuple(answer for _, answer in pairs),
+    )  # fmt: skip
 
 
-def answers_digest(rows: Sequence[RowResult], slm: str) -> str | None:
-    """What the SLM answered, in a digest; None where a call failed, since that row may be asked again."""
-    answers = [(row.prompt_hash, row.models[slm]) for row in rows if slm in row.models]
-    if any(answer.failure is not None and answer.failure.kind == "error" for _, answer in answers):
-        return None
-    return _sha256(json.dumps(sorted((prompt, answer.text or "") for prompt, answer in answers)))
+def said(*answers: Completion | AnswerResult | None) -> str:
+    """A digest of what the models answered to one row; empty where one was not asked yet, or may be asked again."""
+    texts = []
+    for answer in answers:
+        if answer is None or (answer.failure is not None and answer.failure.kind == "error"):
+            return ""
+        texts.append([answer.text, answer.failure.kind if answer.failure else None])
+    return _sha256(json.dumps(texts))[:HASH_DIGITS]
 
 
 def _noted(candidate: Candidate, turn: Turn, action: Action) -> CandidateTest:
@@ -141,9 +175,12 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
             raise DataError(f"{where}: no candidate; {fix}")
         if plain.get("rows"):
             known[digest] = plain["rows"]
-        found.append(
-            decode({**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix)
+        test = decode(
+            {**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix
         )
+        if len(test.candidate.rows) != len(test.candidate.answers):
+            raise DataError(f"{where}: the line that holds the rows of this one is not there; {fix}")
+        found.append(test)
     return found
 
 

@@ -21,7 +21,7 @@ from slm_ray.costs.volume import with_cascade
 from slm_ray.errors import ConfigError, choices
 from slm_ray.page.formatting import cost_text, partial_replacement_text
 from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowResult
-from slm_ray.reports.candidates import answers_digest, candidate_of, turn_on_rows
+from slm_ray.reports.candidates import candidate_of, said, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
 from slm_ray.reports.prices import name_of, open_prices
@@ -35,8 +35,7 @@ from slm_ray.verdict.declared import departures, hold
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
-
-RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
+from slm_ray.verdict.stats import RESAMPLES, SEED
 
 
 def comparison_text(report: ComparisonReport) -> str:
@@ -46,8 +45,11 @@ def comparison_text(report: ComparisonReport) -> str:
     return verdict_text(report.comparison, report.decision, further=parts)
 
 
-def compare_reports(config: CompareConfig) -> ComparisonReport:
+def compare_reports(config: CompareConfig, *, chosen: bool = True) -> ComparisonReport:
     """Compare `config.slm` with `config.llm` by `config.rule`.
+
+    `chosen`: whoever asks may have chosen this SLM among all in the reports by what they show; False where it was named
+    before these rows were asked.
 
     Raises ComparisonError where the two cannot be paired, DataError where a file is missing or damaged, ConfigError for
     a price file that is none.
@@ -59,11 +61,16 @@ def compare_reports(config: CompareConfig) -> ComparisonReport:
     with ExitStack() as stack:
         opened = None
         if config.rule != "point":  # which knows no chance, so that there is no error to share
-            candidate = candidate_of(
-                settings, llm=config.llm, slm=config.slm, prompts=[row.prompt_hash for row in joined],
-                order_seed=report.order_seed, answers=answers_digest(joined, config.slm),
+            candidate, *beside = (
+                candidate_of(
+                    settings, llm=config.llm, slm=slm, order_seed=report.order_seed,
+                    rows=[(row.prompt_hash, said(row.models.get(config.llm), row.models.get(slm))) for row in found],
+                )
+                for slm, found in [(config.slm, joined), *_seen_too(config, chosen, (report, rows), (other_report, other_rows))]
             )  # fmt: skip
-            opened = stack.enter_context(turn_on_rows(candidate, config.report, planned=config.candidates))
+            opened = stack.enter_context(
+                turn_on_rows(candidate, config.report, planned=config.candidates, beside=beside)
+            )
         trained = open_dataset(config.train, report.track).question_hashes if config.train else None
         comparison = compare(
             report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
@@ -181,6 +188,22 @@ def _joined(config: CompareConfig, rows: list[RowResult], other_rows: list[RowRe
         }
         joined.append(dataclasses.replace(row, models={spec: answer for spec, answer in found.items() if answer}))
     return joined
+
+
+def _seen_too(
+    config: CompareConfig, chosen: bool, *evaluations: tuple[Report, list[RowResult]]
+) -> list[tuple[str, list[RowResult]]]:
+    """The further SLMs whose figures the reports show, each with its rows.
+
+    None where this one was named before it was asked, as every candidate of a run under `sequential` is.
+    """
+    named = {spec for report, _ in evaluations if report.sequential for spec in report.sequential.candidates}
+    if not chosen or config.slm in named:
+        return []
+    kinds = {spec: model.facts.kind for report, _ in evaluations for spec, model in report.models.items()}
+    others = [spec for spec, kind in kinds.items() if kind != "baseline" and spec not in (config.llm, config.slm)]
+    rows = [found for _, found in evaluations]
+    return [(spec, _joined(config.model_copy(update={"slm": spec}), *rows)) for spec in others]
 
 
 def _machine(config: Cost) -> Machine:

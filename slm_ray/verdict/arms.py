@@ -142,9 +142,10 @@ def refuse_training_rows(left: ComparedArm, right: ComparedArm, ids: Sequence[st
             raise ComparisonError(f"{arm.spec} was trained on {count} of the {total} rows; evaluate on held-out rows")
 
 
-def refuse_too_few(left: ComparedArm, right: ComparedArm, paired: int, defined: int, min_paired: float) -> None:
-    """Fewer than `min_paired` of the examples with a row of both models, or with the primary metric `defined` on both."""
-    total = max(left.report.examples.n, right.report.examples.n)
+def refuse_too_few(
+    left: ComparedArm, right: ComparedArm, paired: int, defined: int, min_paired: float, *, total: int
+) -> None:
+    """Fewer than `min_paired` of `total` examples with a row of both models, or with the primary metric `defined` on both."""
     if paired == 0 or paired < min_paired * total:
         raise ComparisonError(
             f"only {paired} of {total} examples have a row of both models ({len(left.scored())} of {left.spec},"

@@ -7,7 +7,7 @@ parts: the k-th is tested at alpha·6/(pi²k²), which sums to alpha (a spending
 
 Promises: whatever the order and whatever was seen before, the levels of all tests on overlapping rows sum to alpha at most,
 so that the chance of any false swap among them is that at most (Bonferroni, which holds for tests that depend). Assumes
-that all of them are in the record, and that a model behind an unchanged name which gives the same answers is the same.
+that all of them are in the record, and that models behind unchanged names which give the same answers are the same.
 Pure: keeping the record is `slm_ray.reports.candidates`.
 """
 
@@ -31,8 +31,8 @@ _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", 
 class Candidate:
     """What is to be tested: two models, by settings with the digest `settings`, on rows.
 
-    `rows` are the sorted hashes of their prompts, cut to eight digits; `answers` is the digest of what the SLM answered,
-    None where calls failed, since a row that is asked again makes no other model of it.
+    `rows` are the sorted hashes of their prompts, cut to eight digits; `answers` are as many digests of what both models
+    said, empty where that is not known: not asked yet, or a failed call, which may be asked again.
     """
 
     llm: str
@@ -40,7 +40,12 @@ class Candidate:
     rule: str
     settings: str
     rows: tuple[str, ...]
-    answers: str | None
+    answers: tuple[str, ...]
+
+    @property
+    def known(self) -> dict[str, str]:
+        """The answers that are known, by row."""
+        return {row: answer for row, answer in zip(self.rows, self.answers, strict=True) if answer}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,16 +76,44 @@ def turn_of(candidate: Candidate, record: Sequence[CandidateTest], *, planned: i
     """
     rows = frozenset(candidate.rows)
     earlier = [test for test in record if not rows.isdisjoint(test.candidate.rows)]
-    tests = {(test.number, _name(test.candidate)): test for test in earlier}  # of each what is known last
-    for test in tests.values():
-        if _same(candidate, test.candidate):
-            return Turn(number=test.number, level=test.level, again=True)
+    tests = _tests(earlier)
+    for lines in tests:
+        if _same(candidate, lines):
+            return Turn(number=lines[0].number, level=lines[0].level, again=True)
     if candidate.rule == "paired":
         _refuse_second_look(candidate, earlier)
     number = max((test.number for test in earlier), default=0) + 1
-    left = ONE_SIDED - math.fsum(test.level for test in tests.values())
-    level = min(_share(number, planned), left)
+    left = ONE_SIDED - math.fsum(lines[0].level for lines in tests)
+    level = min(level_of(number, planned), left)
     return Turn(number=number, level=level if level >= LEAST_LEVEL else 0.0)
+
+
+def turns_of(candidates: Sequence[Candidate], record: Sequence[CandidateTest], *, planned: int | None) -> list[Turn]:
+    """The places of candidates whose answers were all seen at once: those that are new share their levels equally.
+
+    Whoever saw them all may have chosen the best before he asked for its verdict. Raises as `turn_of` does.
+    """
+    planned = None if planned is None else max(planned, len(candidates))
+    seen, turns = list(record), []
+    for one in candidates:
+        turn = turn_of(one, seen, planned=planned)
+        turns.append(turn)
+        if not turn.again:
+            seen.append(
+                CandidateTest(candidate=one, number=turn.number, level=turn.level, action="inconclusive", date="")
+            )
+    new = [turn.level for turn in turns if not turn.again]
+    shared = math.fsum(new) / len(new) if new else 0.0
+    return [turn if turn.again else replace(turn, level=shared) for turn in turns]
+
+
+def tells_more(candidate: Candidate, record: Sequence[CandidateTest], turn: Turn) -> bool:
+    """Whether an answer of the candidate is not in the record yet."""
+    known: set[str] = set()
+    for test in record:
+        if test.number == turn.number and _name(test.candidate) == _name(candidate):
+            known |= test.candidate.known.keys()
+    return not candidate.known.keys() <= known
 
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:
@@ -107,7 +140,7 @@ def counted(
     because = (*decision.because, turn_text(turn, planned=planned), *([caveat] if caveat else []))
     least, n = fewest_rows(turn.level, decision.delta), comparison.n
     if turn.level == 0 or (decision.action == "inconclusive" and least is not None and n < least):
-        fresh = rows_advised(comparison, decision.delta, level=_share(1, planned))
+        fresh = rows_advised(comparison, decision.delta, level=level_of(1, planned))
         wanted = f"{fresh:,} fresh rows" if fresh else "fresh rows"
         too_few = f"at this level {n} rows are too few even for two models that never differ; " if turn.level else ""
         because = (
@@ -132,18 +165,46 @@ def percent(level: float) -> str:
     return f"{100 * level:.2f}".rstrip("0").rstrip(".") + " %" if level >= 1e-4 else f"{100 * level:.1g} %"
 
 
-def _share(number: int, planned: int | None) -> float:
+def level_of(number: int, planned: int | None = None) -> float:
+    """The part of the 5 % that the `number`-th candidate is tested with; 0 beyond the `planned` ones."""
     if planned is None:
         return ONE_SIDED * 6 / (math.pi * number) ** 2
     return ONE_SIDED / planned if number <= planned else 0.0
 
 
-def _same(one: Candidate, other: Candidate) -> bool:
-    """Whether the two are one test: under `sequential` more rows may have come since, or it stopped before the last."""
-    named = _name(one) == _name(other)
-    if one.rows != other.rows:
-        return named and one.rule == "sequential"
-    return named and (one.answers == other.answers or None in (one.answers, other.answers))
+def _tests(record: Sequence[CandidateTest]) -> list[list[CandidateTest]]:
+    """The lines of each test: a reservation, and the same comparison made again when more was known."""
+    found: list[list[CandidateTest]] = []
+    for test in record:
+        for lines in found:
+            first = lines[0]
+            alike = (first.number, first.level, _name(first.candidate)) == (
+                test.number,
+                test.level,
+                _name(test.candidate),
+            )
+            if alike and any(not set(one.candidate.rows).isdisjoint(test.candidate.rows) for one in lines):
+                lines.append(test)
+                break
+        else:
+            found.append([test])
+    return found
+
+
+def _same(candidate: Candidate, lines: Sequence[CandidateTest]) -> bool:
+    """Whether it is the test of these lines: no row that is known of both was answered otherwise.
+
+    Under `sequential` more rows may have come since, or it stopped before the last. A model that has not answered yet is
+    the one of a test of which nothing is known either: behind the same name may be another one by now.
+    """
+    if _name(candidate) != _name(lines[0].candidate):
+        return False
+    if candidate.rule != "sequential" and candidate.rows != lines[0].candidate.rows:
+        return False
+    known, before = candidate.known, [line.candidate.known for line in lines]
+    if not known and any(before):
+        return False
+    return all(known[row] == answer for one in before for row, answer in one.items() if row in known)
 
 
 def _name(candidate: Candidate) -> tuple[str, ...]:

@@ -75,8 +75,9 @@ def compare(
     seen = None
     if sequential_delta is not None:
         seen = replay(left, right, delta=sequential_delta, level=level, guardrails=guardrails)
-        min_paired = 0.0  # a model is asked only until it is decided
-    refuse_too_few(left, right, len(ids), len(defined), min_paired)
+    # Under the sequential rule a model is asked only until it is decided: the share is of the rows that both were asked.
+    total = len(ids) if seen else max(left.report.examples.n, right.report.examples.n)
+    refuse_too_few(left, right, len(ids), len(defined), min_paired, total=total)
     bounds = Bounds(
         groups={key: left.group(key) or right.group(key) for key in ids}, level=level, resamples=resamples, seed=seed
     )

@@ -176,11 +176,13 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
         bounds = f"{name}: {interval.estimate:+.4f}, bounds {interval.lower:+.4f} and {interval.upper:+.4f}"
         if found == "swap":
             reasons.append(f"the guardrail {bounds}: holds.")
+            continue
+        if found == "fine_tune":
+            reasons.append(f"the guardrail {bounds}: worse by more than {delta:g}, which blocks the swap.")
         else:
             reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
-            if found == "inconclusive":
-                reasons += _guardrail_advice(comparison, name, delta)
-            action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
+            reasons += _guardrail_advice(comparison, name, delta)
+        action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     worse = _worse_slices(comparison, delta)
     return ("fine_tune" if worse else action), [*reasons, *worse]
 
@@ -283,9 +285,14 @@ def _answered(comparison: Comparison) -> list[str]:
 
 def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> list[str]:
     width = comparison.guardrails[name].upper - comparison.guardrails[name].lower
-    rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level) if delta >= _LEAST_MARGIN else None
-    if rows is None or rows <= comparison.n:
+    if delta < _LEAST_MARGIN:
         return []
+    rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level)
+    if rows <= comparison.n:
+        return [
+            f"{comparison.n} rows would have shown models that are equally good on {name} to be so with more than 80 %"
+            " power: these are probably not."
+        ]
     return [f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."]
 
 
@@ -326,7 +333,8 @@ def _advice(comparison: Comparison, delta: float) -> str:
     return (
         f"were both equally good, {rows:,} rows would show it with 80 % power at this discordance"
         f" ({_spread(comparison):.3f}): evaluate {rows:,} fresh held-out rows, none of these {comparison.n} among them, or"
-        " declare rule: sequential for the next run, which may then be extended until it decides."
+        " declare rule: sequential for the next run, which may then be extended until it decides. Fresh rows are a new test"
+        " with an error of its own: to go on with round after round until one decides is what only sequential allows."
     )
 
 

@@ -19,6 +19,7 @@ from scipy import stats
 from slm_ray.types import Interval
 from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds
 
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 FEWEST_GROUPS = 10  # of several rows; below it nothing is decided: so few do not show how they differ
 _FEW = 30  # groups below which the spread of graded differences is not to be trusted
 _FEW_FOR_SKEW = 50  # and below which a few rows that lose all may not have been seen
@@ -83,6 +84,7 @@ def paired_interval(
     - *All differences equal* to some c: with n groups and none departing, departures are rarer than
       u = 1 - one_sided^(1/n) (about 3/n at 5 %); each could be worth the whole range, so the bounds on the mean are
       c(1 - u) - u and c(1 - u) + u.
+    An error rarer than one in `resamples` is none that a bootstrap can show: the bounds are at least Hoeffding's then.
     ValueError without differences or outside [-1, 1].
     """
     values = np.asarray(differences, dtype=np.float64)
@@ -102,6 +104,10 @@ def paired_interval(
         if clusters.effective < _FEW_FOR_SKEW:
             low, high = _plus_two(clusters, one_sided)
             lower, upper = min(lower, low), max(upper, high)
+    if "bootstrap" in method and one_sided * resamples < 1:
+        # No quantile of so few resamples is as rare; what bounds any differences in [-1, 1] does (Hoeffding 1963).
+        half = math.sqrt(2 * math.log(1 / one_sided) / clusters.effective)
+        lower, upper = min(lower, mean - half), max(upper, mean + half)
     return Interval(
         estimate=mean,
         lower=max(-1.0, min(lower, mean)),

@@ -424,3 +424,16 @@ def test_a_score_that_rounding_put_outside_is_put_back(held_out: Path) -> None:
             }
     storage.write_jsonl(held_out / "scores.jsonl", rows)
     assert run(held_out) == before
+
+
+@pytest.mark.parametrize(("chosen", "level"), [(True, 0.025), (False, 0.05)])
+def test_choosing_among_slms_that_were_asked_side_by_side_is_paid_for(
+    held_out: Path, chosen: bool, level: float
+) -> None:
+    """A report shows all of them, so that whoever compares one may have taken the best; the loop names its own before."""
+    report, rows = load_report(held_out)
+    more = replace(report, models={**report.models, "served:other": report.models[SLM]})
+    write_report(held_out, more, [replace(row, models={**row.models, "served:other": row.models[SLM]}) for row in rows])
+    found = compare_reports(config(held_out, candidates=1), chosen=chosen)
+    assert found.comparison.level == level
+    assert any("2 SLMs were asked on these rows" in sentence for sentence in found.decision.because) == chosen

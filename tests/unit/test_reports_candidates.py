@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from slm_ray import storage
 from slm_ray.errors import DataError
-from slm_ray.reports.candidates import turn_on_rows
+from slm_ray.reports.candidates import reserve, said, turn_on_rows
+from slm_ray.types import Completion, Failure
 from slm_ray.verdict.candidates import Candidate
 
 ROWS = ("00000001", "00000002")
 
 
 def candidate(name: str) -> Candidate:
-    return Candidate(llm="azure:big", slm=f"served:{name}", rule="paired", settings="s", rows=ROWS, answers=name)
+    return Candidate(llm="azure:big", slm=f"served:{name}", rule="paired", settings="s", rows=ROWS, answers=(name, ""))
 
 
 @pytest.fixture
@@ -67,6 +71,14 @@ def test_a_line_that_was_cut_short_was_never_written_and_a_damaged_one_is_named(
         take(run_dir, "c")
 
 
+def test_a_line_whose_rows_went_with_another_is_not_forgotten_in_silence(run_dir: Path) -> None:
+    take(run_dir, "a")
+    take(run_dir, "b")
+    record(run_dir).write_bytes(record(run_dir).read_bytes().splitlines(keepends=True)[1])
+    with pytest.raises(DataError, match=r"candidates\.jsonl:1: the line that holds the rows of this one is not there"):
+        take(run_dir, "c")
+
+
 def test_comparisons_at_once_get_a_level_each(run_dir: Path) -> None:
     """Each waits for the one before: two that read the same record would both be the first."""
     context = multiprocessing.get_context("fork")
@@ -91,3 +103,50 @@ def test_a_folder_that_cannot_be_written_is_no_hindrance(run_dir: Path) -> None:
     record(run_dir).mkdir()  # as a read-only folder would, this lets nobody open the record; root may write anywhere
     with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
         assert "may only be read" in opened.caveat
+
+
+def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) -> None:
+    """The best of three that were asked in one run, compared alone, is not the only one that was tried."""
+    beside = [candidate("b"), candidate("c")]
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None, beside=beside) as opened:
+        opened.note("swap")
+        shared = 0.05 * 6 / math.pi**2 * (1 + 1 / 4 + 1 / 9) / 3
+        assert opened.turn.level == pytest.approx(shared) and "3 SLMs were asked on these rows" in opened.caveat
+    with turn_on_rows(candidate("c"), str(run_dir), planned=None, beside=[candidate("a"), candidate("b")]) as opened:
+        assert (opened.turn.number, opened.turn.again, opened.caveat) == (3, True, "")
+        assert opened.turn.level == pytest.approx(shared)
+    assert take(run_dir, "d") == 4
+
+
+def test_a_plan_of_fewer_than_were_asked_is_no_plan(run_dir: Path) -> None:
+    with turn_on_rows(candidate("a"), str(run_dir), planned=1, beside=[candidate("b")]) as opened:
+        assert opened.turn.level == 0.025
+
+
+def test_what_was_said_tells_answers_apart_and_leaves_open_what_may_be_asked_again() -> None:
+    right, other, failed, refused = (
+        Completion(text="yes"),
+        Completion(text="no"),
+        Completion(failure=Failure(kind="error", reason="500")),
+        Completion(failure=Failure(kind="refused", reason="filter")),
+    )
+    assert len({said(right, right), said(right, other), said(other, right), said(right, refused)}) == 4
+    assert said(right, failed) == said(failed, right) == said(right, None) == ""
+
+
+def test_a_reservation_is_noted_with_the_answers_once_they_are_there(run_dir: Path) -> None:
+    """A model that was asked anew under its old name, in a run of its own, is another candidate even before it answers."""
+    unknown = replace(candidate("a"), rule="sequential", answers=("", ""))
+    answered = replace(unknown, answers=("x", "y"))
+    at = partial(reserve, run_dir=run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=None)
+    first = [at([one])["served:a"] for one in (unknown, unknown, answered, answered)]
+    assert len(set(first)) == 1 and len(record(run_dir).read_text().splitlines()) == 2
+    assert at([unknown])["served:a"] == pytest.approx(first[0] / 4)
+    assert at([answered])["served:a"] == first[0]
+
+
+def test_slms_that_are_asked_together_share_equally_even_where_one_was_planned(run_dir: Path) -> None:
+    """As the loop's base and its adapter are: the second is not sent away after training."""
+    both = [replace(candidate(name), rule="sequential", answers=("", "")) for name in ("base", "adapter")]
+    levels = reserve(both, run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=1)
+    assert levels == {"served:base": 0.025, "served:adapter": 0.025}

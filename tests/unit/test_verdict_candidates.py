@@ -20,15 +20,16 @@ from slm_ray.verdict.candidates import (
     percent,
     turn_of,
     turn_text,
+    turns_of,
 )
 from slm_ray.verdict.non_inferiority import shows
 
 ROWS = tuple(f"{i:08x}" for i in range(100))
-FIRST = Candidate(llm="azure:big", slm="served:a", rule="paired", settings="s", rows=ROWS, answers="x")
+FIRST = Candidate(llm="azure:big", slm="served:a", rule="paired", settings="s", rows=ROWS, answers=("x",) * 100)
 
 
 def other(name: str) -> Candidate:
-    return replace(FIRST, slm=f"served:{name}", answers=name)
+    return replace(FIRST, slm=f"served:{name}", answers=(name,) * 100)
 
 
 def made(candidate: Candidate, record: list[CandidateTest], planned: int | None = None) -> CandidateTest:
@@ -69,8 +70,15 @@ def test_the_same_test_again_is_no_new_one_and_all_else_is() -> None:
     first = made(FIRST, record)
     made(other("b"), record)
     assert turn_of(FIRST, record, planned=None) == Turn(number=1, level=first.level, again=True)
-    assert turn_of(replace(FIRST, answers=None), record, planned=None).number == 1  # failed rows were asked again
-    for change in ({"answers": "trained anew"}, {"settings": "t"}, {"llm": "azure:other"}, {"rule": "sequential"}):
+    assert (
+        turn_of(replace(FIRST, answers=("", *["x"] * 99)), record, planned=None).number == 1
+    )  # a failed row was asked again
+    for change in (
+        {"answers": ("x", *["trained anew"] * 99)},
+        {"settings": "t"},
+        {"llm": "azure:other"},
+        {"rule": "sequential"},
+    ):
         assert turn_of(replace(FIRST, **change), record, planned=None).number == 3  # type: ignore[arg-type]
 
 
@@ -87,14 +95,36 @@ def test_a_second_look_at_grown_rows_is_refused_under_paired_and_free_under_sequ
     made(FIRST, record)
     for rows in (grown, ROWS[:50]):
         with pytest.raises(ComparisonError, match=r"rows were already compared for served:a .*fresh rows.*sequential"):
-            turn_of(replace(FIRST, rows=rows), record, planned=None)
-    assert turn_of(replace(other("b"), rows=grown), record, planned=None).number == 2  # not looked at yet
+            turn_of(replace(FIRST, rows=rows, answers=("x",) * len(rows)), record, planned=None)
+    assert (
+        turn_of(replace(other("b"), rows=grown, answers=("b",) * 150), record, planned=None).number == 2
+    )  # not looked at yet
     running = replace(FIRST, rule="sequential")
     record = []
     first = made(running, record)
-    assert turn_of(replace(running, rows=grown, answers="more"), record, planned=None) == Turn(
-        number=1, level=first.level, again=True
-    )
+    more = replace(running, rows=grown, answers=(*["x"] * 100, *["more"] * 50))
+    assert turn_of(more, record, planned=None) == Turn(number=1, level=first.level, again=True)
+
+
+@pytest.mark.parametrize("rows", [100, 60])
+def test_a_model_that_was_trained_anew_under_its_old_name_is_another_candidate_wherever_it_stopped(rows: int) -> None:
+    """It stops at another row than before, so that neither its rows nor its answers are those of the first test."""
+    record: list[CandidateTest] = []
+    running = replace(FIRST, rule="sequential")
+    made(replace(running, answers=("",) * 100), record)  # reserved before it was asked
+    assert made(replace(running, rows=ROWS[:80], answers=("x",) * 80), record).number == 1
+    anew = replace(running, rows=ROWS[:rows], answers=("", *["other"] * (rows - 1)))
+    assert made(replace(anew, answers=("",) * rows), record).number == 2
+    assert [
+        made(one, record).number for one in (anew, anew, replace(running, rows=ROWS[:50], answers=("x",) * 50))
+    ] == [2, 2, 1]
+
+
+def test_a_call_that_fails_makes_no_model_of_the_same_name_the_same() -> None:
+    record: list[CandidateTest] = []
+    made(FIRST, record)
+    made(replace(FIRST, answers=("", *["trained anew"] * 99)), record)
+    assert made(replace(FIRST, answers=("", *["once more"] * 99)), record).number == 3
 
 
 @pytest.mark.parametrize("level", [0.05, 0.0304, 0.0034, 1e-5])
@@ -130,15 +160,30 @@ def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_litt
 def test_a_reservation_becomes_the_test_that_was_reserved_and_no_other() -> None:
     """The answers are not known when it is made; once they are, the same name with other answers is another candidate."""
     record: list[CandidateTest] = []
-    made(replace(FIRST, answers=None), record)
+    made(replace(FIRST, answers=("",) * 100), record)
     assert made(FIRST, record).number == 1
-    assert turn_of(replace(FIRST, answers="trained anew"), record, planned=None).number == 2
+    assert turn_of(replace(FIRST, answers=("trained anew",) * 100), record, planned=None).number == 2
 
 
-def test_rows_that_join_two_sets_are_charged_for_both() -> None:
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_rows_that_join_two_sets_are_charged_for_both(name: str) -> None:
+    """Whether two models were tried on one set each, or one model on both."""
     fresh = tuple(f"{i:08x}" for i in range(100, 200))
     record: list[CandidateTest] = []
     made(FIRST, record, planned=2)
-    made(replace(other("b"), rows=fresh), record, planned=2)
+    made(replace(other(name), rows=fresh), record, planned=2)
     assert [test.number for test in record] == [1, 1]
-    assert turn_of(replace(other("c"), rows=(*ROWS, *fresh)), record, planned=None).level == 0
+    both = replace(other("c"), rows=(*ROWS, *fresh), answers=("c",) * 200)
+    assert turn_of(both, record, planned=None).level == 0
+
+
+def test_candidates_that_were_seen_at_once_share_equally_and_no_more_than_is_left() -> None:
+    record: list[CandidateTest] = []
+    made(other("z"), record)
+    turns = turns_of([FIRST, other("b"), other("z"), other("c")], record, planned=None)
+    assert [turn.number for turn in turns] == [2, 3, 1, 4] and turns[2].again
+    assert len({turn.level for turn in turns if not turn.again}) == 1
+    assert record[0].level + math.fsum(turn.level for turn in turns if not turn.again) == pytest.approx(
+        0.05 * 6 / math.pi**2 * (1 + 1 / 4 + 1 / 9 + 1 / 16)
+    )
+    assert [turn.level for turn in turns_of([FIRST, other("b")], [], planned=1)] == [0.025, 0.025]

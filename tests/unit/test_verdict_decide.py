@@ -154,6 +154,17 @@ def test_a_guardrail_that_is_not_sure_says_how_many_rows_would_make_it_so() -> N
     assert "fresh held-out rows" not in " ".join(decide(found, rule="paired", delta=0.0).because)
 
 
+def test_a_guardrail_that_more_rows_would_not_save_says_so() -> None:
+    near = Interval(estimate=-0.019, lower=-0.028, upper=-0.010, method="score")
+    found = replace(comparison(), interval=GOOD, guardrails={"name_match": near})
+    said = decide(found, rule="paired", delta=0.02).because
+    assert any(
+        "equally good on name_match to be so with more than 80 % power: these are probably not" in s for s in said
+    )
+    worse = decide(replace(found, guardrails={"valid": BAD}), rule="paired", delta=0.02)
+    assert any("worse by more than 0.02, which blocks the swap" in sentence for sentence in worse.because)
+
+
 def test_rows_groups_and_effective_rows_are_said_and_advised() -> None:
     grouped = replace(comparison(), interval=UNSURE, groups=25, largest_group=4, effective_n=50.0)
     decision = decide(grouped, rule="paired", delta=0.02)

@@ -105,3 +105,17 @@ def test_rows_by_width_are_those_of_the_normal_bounds() -> None:
 
 def test_no_advice_where_none_can_be_paid() -> None:
     assert rows_for_power(0.3, 1e-5) is None
+
+
+def test_fresh_rows_round_after_round_err_more_than_once() -> None:
+    """Why the advice of fresh rows is for one more round: on the boundary, 375 rows and then the advised number each time."""
+    chance, delta = np.random.default_rng(1), 0.05
+    swap, open_ = np.zeros(4000, dtype=bool), np.ones(4000, dtype=bool)
+    shares = []
+    for n in (375, 501, 501):
+        gained, lost, _ = chance.multinomial(n, [0.075, 0.125, 0.8], size=4000).T
+        swap |= open_ & shows(gained, lost, n, delta)
+        open_ &= ~swap & ~shows(lost, gained, n, -delta)
+        shares.append(swap.mean())
+    assert shares == pytest.approx([0.049, 0.095, 0.135], abs=0.015)
+    assert rows_for_power(0.2, delta) == 501

@@ -114,6 +114,13 @@ def test_a_group_is_one_bet() -> None:
     assert grouped.e_worse < alone.e_worse  # fewer bets have been won
 
 
+def test_a_group_of_which_a_row_is_missing_is_not_looked_at() -> None:
+    """Which of its rows has an answer may depend on the answer."""
+    cut = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=42)).sequential
+    whole = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=40)).sequential
+    assert cut is not None and cut == whole and cut.rows == 40
+
+
 def test_a_smaller_level_takes_more_rows() -> None:
     built = report(200, lambda at: at % 2 == 0, lambda at: True)
     first, third = (run(built, level=level).sequential for level in (0.05, 0.0034))
@@ -141,3 +148,30 @@ def test_a_floor_holds_here_too() -> None:
     found = run(report(120, lambda at: at % 2 == 0, lambda at: True))
     low = {"baseline:majority": Interval(estimate=0.0, lower=-0.1, upper=0.1)}
     assert decide(replace(found, floors=low), rule="sequential", delta=0.1).action == "inconclusive"
+
+
+@pytest.mark.parametrize("until", [None, 40])
+def test_rows_without_a_value_are_no_more_left_out_than_under_paired(until: int | None) -> None:
+    """Else an SLM whose worst answers have no score would swap on the others; rows that were not asked are no such rows."""
+    built, rows = report(120, lambda at: at % 2 == 0, lambda at: True, until=until)
+    cut = [
+        replace(row, models={**row.models, SLM: replace(row.models[SLM], scores={**row.models[SLM].scores, TRACK.primary: None})})
+        if at % 10 == 0 and SLM in row.models
+        else row
+        for at, row in enumerate(rows)
+    ]  # fmt: skip
+    assert run((built, rows)).sequential is not None
+    with pytest.raises(
+        ComparisonError, match=rf"defined for both models on {(until or 120) * 9 // 10} of {until or 120}"
+    ):
+        run((built, cut))
+
+
+def test_an_undecided_run_names_the_guardrail_that_keeps_a_swap_away() -> None:
+    found = run(report(60, lambda at: at % 5 > 0, lambda at: at % 5 > 0 and at % 7 > 0))
+    low = {
+        "valid": Interval(estimate=-0.4, lower=-0.5, upper=-0.3),
+        "other": Interval(estimate=0.0, lower=-0.2, upper=0.2),
+    }
+    said = decide(replace(found, guardrails=low), rule="sequential", delta=0.1).because
+    assert [s.split(":")[0] for s in said if "keeps a swap away" in s] == ["the guardrail valid"]

@@ -1,6 +1,5 @@
 """The sequential rule decides what is clear, keeps its decision, and does not care when it is looked at."""
 
-import itertools
 import math
 import random
 from collections.abc import Iterable
@@ -19,6 +18,7 @@ from slm_ray.types import Comparison, Completion, Example, Interval, Slice
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide
 from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential_runs import Play
 from slm_ray.verdict.sequential_runs import played as played_at_once
 
 
@@ -176,21 +176,22 @@ VALUES = {"right or wrong": (1.0, 0.0, -1.0), "graded": (0.5, 0.0, -1.0)}
 def test_on_the_boundary_capital_does_not_grow_and_seldom_passes_the_level(
     kind: str, discordance: float, delta: float
 ) -> None:
-    """Every outcome of up to 10 rows, each with its probability: exact, but for rounding."""
-    values, rows = np.array(VALUES[kind]), 10
+    """Every outcome of up to 12 rows, each with its probability: exact, but for rounding."""
+    values = np.array(VALUES[kind])
     gain = (discordance - delta) / (1 + values[0])  # so that the mean is exactly -delta
     chances = np.array([gain, 1 - discordance, discordance - gain])
-    outcomes = np.array(list(itertools.product(range(3), repeat=rows)))
-    for look in range(1, rows + 1):
-        seen = outcomes[:: 3 ** (rows - look), :look]
-        weights = chances[seen].prod(axis=1)
-        runs = played_at_once(values[seen], delta=delta)
+    play, weights, peaks = Play(1, delta=delta), np.ones(1), np.ones((2, 1))
+    for _ in range(12):
+        paths = np.arange(len(weights)).repeat(3)  # each goes on in three ways
+        play.keep(paths)
+        now = play.add(np.tile(values, len(weights)))
+        weights = np.outer(weights, chances).ravel()
+        peaks = np.maximum(peaks[:, paths], now)
         assert weights.sum() == pytest.approx(1)
-        for capital in (runs.not_worse, runs.worse):
-            assert weights @ np.exp(capital) == pytest.approx(1, abs=1e-9)
-    for peak in (runs.peak_not_worse, runs.peak_worse):
+        assert now @ weights == pytest.approx([1, 1], abs=1e-9)
+    for peak in peaks:
         for level in (0.2, 0.05, 0.01):
-            assert weights @ (peak >= -math.log(level)) <= level
+            assert weights @ (peak >= 1 / level - 1e-9) <= level
 
 
 def test_simulated_runs_are_those_of_the_test() -> None:

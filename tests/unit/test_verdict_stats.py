@@ -172,3 +172,15 @@ def test_coverage_over_groups(alike: float, unequal: bool) -> None:
 def test_one_group_alone_bounds_nothing_and_breaks_nothing() -> None:
     interval = paired_interval([1.0, 0.0, -1.0, 1.0] * 5, resamples=99, seed=0, groups=["all"] * 20)
     assert interval.lower < -0.9 and interval.upper > 0.9
+
+
+@pytest.mark.parametrize("n", [20, 200])
+def test_an_error_rarer_than_one_in_the_resamples_is_not_taken_from_their_extremes(n: int) -> None:
+    """As that of a hundredth candidate is: the lowest of 999 resampled means is wrong once in a thousand, not in a million."""
+    values = [0.5, 1.0, 0.25, 0.0] * (n // 4)
+    wide = [paired_interval(values, resamples=999, seed=1, one_sided=level) for level in (1e-4, 1e-6, 1e-8)]
+    halves = [math.sqrt(2 * math.log(1 / level) / n) for level in (1e-4, 1e-6, 1e-8)]
+    for found, half in zip(wide, halves, strict=True):
+        assert found.lower <= max(-1.0, found.estimate - half) and found.upper >= min(1.0, found.estimate + half)
+    assert wide[0].lower > wide[1].lower > wide[2].lower or wide[2].lower == -1.0
+    assert paired_interval(values, resamples=999, seed=1, one_sided=0.01).lower > wide[0].lower
