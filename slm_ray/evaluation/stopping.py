@@ -19,7 +19,7 @@ from typing import Any
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import score
 from slm_ray.types import Completion, Example, RowScore, SequentialResult
-from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,12 +128,8 @@ class Stopping:
 
     def _paired(self, row: Example, spec: str) -> PairedRow:
         llm, slm = self._answers[row.id][self.settings.llm], self._answers[row.id][spec]
-        differences = {
-            name: None if (a := llm.scores[name]) is None or (b := slm.scores[name]) is None else b - a
-            for name in llm.scores
-        }
-        return PairedRow(
-            group=row.group, differences=differences, reached=llm.reached and slm.reached,
+        return paired_row(
+            llm.scores, slm.scores, llm.scores, group=row.group, reached=llm.reached and slm.reached,
             answered=llm.answered and slm.answered,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from slm_ray.records import ModelReport, Provenance, Report, SequentialRun
 from slm_ray.tables import format_table
 from slm_ray.types import Percentiles, Usage
+from slm_ray.verdict.candidates import percent
 
 
 def summary(report: Report) -> str:
@@ -42,7 +43,9 @@ def _looks(run: SequentialRun | None) -> list[str]:
         decided = (
             f"decided at row {look.decided_at}: {look.action}" if look.action else f"not decided by {look.rows} rows"
         )
-        lines.append(f"{spec}: {decided} (of {run.rows} rows; sequential, delta {run.delta:g}, level {look.level:.2%})")
+        lines.append(
+            f"{spec}: {decided} (of {run.rows} rows; sequential, delta {run.delta:g}, level {percent(look.level)})"
+        )
     rest = [one for one in run.rest.values() if one.calls]
     if rest:
         priced = [one.usd for one in rest if one.usd is not None]

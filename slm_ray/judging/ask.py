@@ -44,13 +44,12 @@ from slm_ray.scoring.judge import (
 from slm_ray.tasks import open_track, write_track
 from slm_ray.types import Interval, Prompt
 from slm_ray.verdict.arms import track_of
-from slm_ray.verdict.stats import paired_interval
+from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
 RESULT = "judge.json"
 ENOUGH = 30
 GENERAL = "Is the answer correct, complete and in the form that the task asks for?"
 AGREES = 0.6
-RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 _NO_TARGET = "-"
 _TRACKS = {
     name: Track(name=name, system=SYSTEM, scorers=(name,), primary=metric, core=(metric,))

@@ -35,8 +35,7 @@ from slm_ray.verdict.declared import departures, hold
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
-
-RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
+from slm_ray.verdict.stats import RESAMPLES, SEED
 
 
 def comparison_text(report: ComparisonReport) -> str:

@@ -84,7 +84,7 @@ def turn_of(candidate: Candidate, record: Sequence[CandidateTest], *, planned: i
         _refuse_second_look(candidate, earlier)
     number = max((test.number for test in earlier), default=0) + 1
     left = ONE_SIDED - math.fsum(lines[0].level for lines in tests)
-    level = min(_share(number, planned), left)
+    level = min(level_of(number, planned), left)
     return Turn(number=number, level=level if level >= LEAST_LEVEL else 0.0)
 
 
@@ -140,7 +140,7 @@ def counted(
     because = (*decision.because, turn_text(turn, planned=planned), *([caveat] if caveat else []))
     least, n = fewest_rows(turn.level, decision.delta), comparison.n
     if turn.level == 0 or (decision.action == "inconclusive" and least is not None and n < least):
-        fresh = rows_advised(comparison, decision.delta, level=_share(1, planned))
+        fresh = rows_advised(comparison, decision.delta, level=level_of(1, planned))
         wanted = f"{fresh:,} fresh rows" if fresh else "fresh rows"
         too_few = f"at this level {n} rows are too few even for two models that never differ; " if turn.level else ""
         because = (
@@ -165,7 +165,8 @@ def percent(level: float) -> str:
     return f"{100 * level:.2f}".rstrip("0").rstrip(".") + " %" if level >= 1e-4 else f"{100 * level:.1g} %"
 
 
-def _share(number: int, planned: int | None) -> float:
+def level_of(number: int, planned: int | None = None) -> float:
+    """The part of the 5 % that the `number`-th candidate is tested with; 0 beyond the `planned` ones."""
     if planned is None:
         return ONE_SIDED * 6 / (math.pi * number) ** 2
     return ONE_SIDED / planned if number <= planned else 0.0

@@ -13,13 +13,13 @@ They can only block a swap, which makes swaps rarer, and never turn it into a fi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from slm_ray.errors import ComparisonError
 from slm_ray.types import Action, Comparison, SequentialResult
 from slm_ray.verdict.arms import ComparedArm, track_of
 from slm_ray.verdict.sample_size import plan
-from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row
 
 
 def replay(
@@ -46,6 +46,10 @@ def replay(
     metrics = tuple(dict.fromkeys((track.primary, *track.guardrails, *guardrails)))
     scored = left.scored() & right.scored()
     keys = list(itertools.takewhile(lambda key: key in scored, left.rows))
+    cut = [
+        left.rows[key].group for key in itertools.islice(left.rows, len(keys), len(keys) + 1)
+    ]  # of the row after them
+    keys = [key for key in keys if left.rows[key].group is None or left.rows[key].group not in cut]
     groups = [list(rows) for _, rows in itertools.groupby(keys, lambda key: left.rows[key].group or (key,))]
     drawn = [arm.report.sequential.largest_group for arm in (left, right) if arm.report.sequential]
     asked = right.report.sequential.candidates.get(right.spec) if right.report.sequential else None
@@ -114,18 +118,14 @@ def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> 
 
 def _paired(left: ComparedArm, right: ComparedArm, key: str, metrics: Sequence[str]) -> PairedRow:
     llm, slm = left.rows[key].models[left.spec].scores, right.rows[key].models[right.spec].scores
-    return PairedRow(
-        group=left.rows[key].group,
-        differences={name: _difference(llm, slm, name) for name in metrics},
-        reached=left.reached(key) and right.reached(key),
+    return paired_row(
+        llm, slm, metrics, group=left.group(key), reached=left.reached(key) and right.reached(key),
         answered=left.answered(key) and right.answered(key),
-    )
-
-
-def _difference(llm: Mapping[str, float | None], slm: Mapping[str, float | None], name: str) -> float | None:
-    a, b = llm.get(name), slm.get(name)
-    return None if a is None or b is None else b - a
+    )  # fmt: skip
 
 
 def _number(value: float) -> str:
+    """An e-value; below 1 it says little, and how little does not matter."""
+    if value < 1:
+        return f"{value:.2f}" if value >= 0.01 else "less than 0.01"
     return f"{value:,.3g}" if value < 1e6 else f"{value:.1e}"

@@ -16,7 +16,7 @@ makes swaps only rarer, but may not turn it into a fine_tune, which needs a proc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,17 @@ class PairedRow:
     differences: Mapping[str, float | None]
     reached: bool
     answered: bool
+
+
+def paired_row(
+    llm: Mapping[str, float | None], slm: Mapping[str, float | None], metrics: Iterable[str], *, group: str | None,
+    reached: bool, answered: bool,
+) -> PairedRow:  # fmt: skip
+    """The row of two answers with these scores; a metric that either has not is undefined."""
+    differences = {
+        name: None if (a := llm.get(name)) is None or (b := slm.get(name)) is None else b - a for name in metrics
+    }
+    return PairedRow(group=group, differences=differences, reached=reached, answered=answered)
 
 
 def bet_fractions(spread: _Values, share: _Values, groups: _Values, delta: float) -> _Values:

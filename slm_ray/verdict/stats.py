@@ -19,6 +19,7 @@ from scipy import stats
 from slm_ray.types import Interval
 from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds
 
+RESAMPLES, SEED = 9999, 42  # of the bootstrap: fixed, so that nobody draws until an interval suits
 FEWEST_GROUPS = 10  # of several rows; below it nothing is decided: so few do not show how they differ
 _FEW = 30  # groups below which the spread of graded differences is not to be trusted
 _FEW_FOR_SKEW = 50  # and below which a few rows that lose all may not have been seen

@@ -177,7 +177,7 @@ def test_all_rows_are_scored_with_stop_never_and_the_summary_says_what_the_rest_
     stop = report.sequential.candidates[SLM].decided_at
     assert stop is not None and 2 < stop < 20
     lines = summary(report).splitlines()
-    assert f"{SLM}: decided at row {stop}: fine_tune (of 60 rows; sequential, delta 0.1, level 5.00%)" in lines
+    assert f"{SLM}: decided at row {stop}: fine_tune (of 60 rows; sequential, delta 0.1, level 5 %)" in lines
     rest = 60 - stop
     assert f"beyond that row: {2 * rest} calls, {20 * rest} tokens, {0.013 * rest:.4f} USD" in lines
 

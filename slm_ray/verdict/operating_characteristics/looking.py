@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_ray.verdict.candidates import level_of
 from slm_ray.verdict.decide import clearly_worse, not_worse
 from slm_ray.verdict.non_inferiority import ONE_SIDED, rows_for_power, shows
 from slm_ray.verdict.sequential_runs import Runs, played
@@ -87,11 +88,11 @@ def looks(signs: _Signs, runs: Runs, discordance: float, delta: float) -> list[W
 
 
 def families(signs: _Signs, runs: Runs, delta: float, sizes: Sequence[int]) -> list[Family]:
-    """`runs` are `signs` played. Candidates 1 to k, each worse by exactly `delta`, with candidate j tested at 0.05·6/(π²j²), and all at 0.05."""
+    """`runs` are `signs` played. Candidates 1 to k, each worse by exactly `delta`, each tested at its own level, and all at 0.05."""
     rows = signs.shape[1]
     gained, lost = (signs == 1).sum(axis=1), (signs == -1).sum(axis=1)
     peaks = runs.peak_not_worse
-    levels = [ONE_SIDED * 6 / (np.pi * place) ** 2 for place in range(1, max(sizes) + 1)]
+    levels = [level_of(number) for number in range(1, max(sizes) + 1)]
     once = float(np.mean(shows(gained, lost, rows, delta)))
     paired = [float(np.mean(shows(gained, lost, rows, delta, one_sided=level))) for level in levels]
     sequential = [float(np.mean(peaks >= -np.log(level))) for level in levels]
