@@ -208,12 +208,14 @@ class GrowingFile:
 def growing_jsonl(path: str | Path) -> Iterator[GrowingFile]:
     """Own a JSONL file that grows (made when absent) until the block ends; a second owner waits.
 
-    A last line without its end is no line. ResourceError where the file cannot be written, DataError with file:line for
-    one that holds no object.
+    A last line without its end is no line. ResourceError where the file cannot be written, DataError for a
+    folder in its place and, with file:line, for a line that is no object.
     """
     target = Path(path)
     try:
         handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except IsADirectoryError:
+        raise DataError(f"{target} is a folder, and a file of lines belongs there; move it away") from None
     except OSError as error:
         raise _cannot_write(target, error) from None
     try:

@@ -1,7 +1,7 @@
 """The steps as commands: one table of name, config and function, for `slm-ray NAME` and for the scripts under `jobs/`.
 
 A function takes its config and returns an exit status (None: 0); its docstring is what `--help` says. What is heavy (Ray,
-torch, client libraries) is imported when a function runs, so that `--help` and a wrong setting answer at inference.
+torch, client libraries) is imported when a function runs, so that `--help` and a wrong setting answer at once.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from slm_ray.config.shared import WIDEST_DELTA, Generation, Priced, Requests
 
@@ -29,6 +29,14 @@ class JudgeConfig(Requests, Priced):
     run_dir: str
     endpoint: str = "http://127.0.0.1:8000"
     generation: Generation = Generation(max_tokens=200)
+
+    @model_validator(mode="after")
+    def _something_to_judge(self) -> JudgeConfig:
+        if not self.report and self.calibrate is None:
+            raise ValueError(
+                "give a finished evaluation as `report`, or answers that people have graded as `calibrate`"
+            )
+        return self
 
     @field_validator("looks")
     @classmethod

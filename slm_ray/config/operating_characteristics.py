@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -13,14 +13,15 @@ class OperatingCharacteristicsConfig(Config):
     """Simulated evaluations that both rules judge."""
 
     delta: float = Field(0.05, gt=0, le=1)
-    rows: tuple[int, ...] = Field(
-        (50, 100, 200, 500, 1000, 2000), description="graded metrics up to 500, they are slow"
+    rows: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (50, 100, 200, 500, 1000, 2000), min_length=1, description="graded metrics up to 500, they are slow"
     )
-    discordance: tuple[float, ...] = Field(
-        (0.05, 0.1, 0.2, 0.4), description="shares of rows only one model gets right"
+    discordance: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.05, 0.1, 0.2, 0.4), min_length=1, description="shares of rows only one model gets right"
     )
     runs: int = Field(40_000, ge=2000, description="per cell; a twentieth of it for the graded and the partial part")
     parts: tuple[Literal["binary", "graded", "partial", "looks", "rows"], ...] = Field(
         ("binary", "graded", "partial", "looks", "rows"),
+        min_length=1,
         description="right-or-wrong rows, graded ones, partial replacement, looking again, rows to a decision",
     )

@@ -14,6 +14,7 @@ from typing import Any
 from slm_ray.errors import ConfigError
 
 MTOK = 1e6
+_AMOUNTS = ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok")
 _SNAPSHOT = re.compile(r"-(\d{4}(-\d{2}-\d{2})?|\d{8}|latest)")
 
 
@@ -47,11 +48,15 @@ class PriceList:
 def price_list(tree: Any, *, where: str) -> PriceList:
     """The price list that a parsed file holds; ConfigError, naming `where` and the model, for anything else."""
     try:
+        if not isinstance(tree, Mapping) or not isinstance(tree.get("models"), Mapping):
+            raise ValueError("it has no models")
+        if "as_of" not in tree:
+            raise ValueError("it has no as_of")
         models = {str(name): _price(str(name), fields) for name, fields in tree["models"].items()}
         return PriceList(as_of=str(tree["as_of"]), models=models)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(
-            f"{where}: not a price file ({type(error).__name__}: {error}); write as_of, and per model under models:"
+            f"{where}: not a price file: {error}; write as_of, and per model under models:"
             " input_usd_per_mtok, cached_input_usd_per_mtok (or null), output_usd_per_mtok, source"
         ) from None
 
@@ -68,11 +73,15 @@ def price_of(prices: PriceList, name: str) -> Price | None:
     return prices.models[max(stems, key=len)] if stems else None
 
 
-def _price(name: str, fields: Mapping[str, Any]) -> Price:
-    fresh, cached, answer = (
-        fields[key] for key in ("input_usd_per_mtok", "cached_input_usd_per_mtok", "output_usd_per_mtok")
-    )
-    amounts = [float(value) for value in (fresh, fresh if cached is None else cached, answer)]
+def _price(name: str, fields: Any) -> Price:
+    missing = [key for key in _AMOUNTS if not isinstance(fields, Mapping) or key not in fields]
+    if missing:
+        raise ValueError(f"{name} has no {missing[0]}")
+    fresh, cached, answer = (fields[key] for key in _AMOUNTS)
+    try:
+        amounts = [float(value) for value in (fresh, fresh if cached is None else cached, answer)]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: a price is a number of USD, not {[fresh, cached, answer]}") from None
     if not all(0 <= amount < float("inf") for amount in amounts):
         raise ValueError(f"{name}: a price is a number of USD from 0 up, not {amounts}")
     return Price(

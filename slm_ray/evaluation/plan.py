@@ -124,7 +124,7 @@ def plan(
     further = [open_dataset(path, config.track) for path in config.extensions]
     parts = _parts(config, dataset, further)
     rows = tuple(row for _, part in parts for row in part)
-    _refuse_training_rows(config, models, rows, train_prompts or {})
+    _refuse_training_rows(config, models, parts, train_prompts or {})
     shown = open_demonstrations(config.demonstrations or config.train, models, config.track, dataset.examples)
     if shown:
         for one in further:  # to leave them out now would change what the first rows were shown
@@ -178,14 +178,14 @@ def _refuse_unfit(further: Dataset, first: Dataset, earlier: Sequence[Example]) 
         if found:
             raise DataError(
                 f"{further.path}: {len(found)} of {len(further.examples)} rows {what} ({', '.join(found[:3])}); extend takes"
-                f" fresh rows only: take them out, or evaluate both files as one in another run_dir"
+                " fresh rows only: take them out"
             )
     most = largest_group(first.examples)
     if (largest := largest_group(further.examples)) > most:
         raise DataError(
             f"{further.path}: a group of {largest} rows, and {first.path} has none of more than {most}, by which the"
-            " sequential rule sized its bets; give groups of at most as many rows, or evaluate both files as one in another"
-            " run_dir"
+            " sequential rule sized its bets; give groups of at most as many rows, or evaluate these rows"
+            " alone, in another run_dir"
         )
 
 
@@ -211,7 +211,7 @@ def _arm(
 def _refuse_training_rows(
     config: EvaluateConfig,
     models: Sequence[ModelSpec],
-    rows: tuple[Example, ...],
+    parts: _Parts,
     train_prompts: Mapping[str, Set[str]],
 ) -> None:
     seen = dict(train_prompts)
@@ -221,8 +221,9 @@ def _refuse_training_rows(
             seen[model.spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
         seen[config.train] = open_dataset(config.train, config.track).question_hashes
-    for where, trained in seen.items():
-        refuse_leakage(rows, trained, rows=f"rows of {config.examples}", trained_name=where)
+    for path, (_, rows) in zip((config.examples, *config.extensions), parts, strict=True):
+        for where, trained in seen.items():
+            refuse_leakage(rows, trained, rows=f"rows of {path}", trained_name=where)
 
 
 def _prompts_digest(rows: tuple[Example, ...], arms: tuple[Arm, ...]) -> str:

@@ -157,9 +157,9 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report:
 def _paired(comparison: Comparison) -> str:
     """On how many rows the decision stands, and what they are worth where they come in groups."""
     said = f"{comparison.n:,} paired rows"
-    if comparison.groups:
+    if comparison.largest_group > 1:
         said += f" in {comparison.groups:,} groups of {comparison.largest_group:,} at most"
-    if comparison.effective_n is not None:
+    if comparison.largest_group > 1 and comparison.effective_n is not None:
         said += f", worth {comparison.effective_n:,.0f} independent ones"
     if comparison.undefined:
         said += f"; on {comparison.undefined:,} more {comparison.primary} is not defined"

@@ -30,6 +30,7 @@ from slm_ray.verdict.candidates import (
     turn_text,
     turns_of,
 )
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.yaml_file import read_yaml
 
 SUFFIX = ".candidates.jsonl"
@@ -169,7 +170,7 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
     found, known = [], {}
     for line, row in rows:
         where, fix = f"{path}:{line}", "remove the line; what was tested there is then forgotten"
-        digest = row.pop("rows_digest", None)
+        digest = str(row.pop("rows_digest", None))
         plain = row.get("candidate")
         if not isinstance(plain, dict):
             raise DataError(f"{where}: no candidate; {fix}")
@@ -178,6 +179,11 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
         test = decode(
             {**row, "candidate": {**plain, "rows": known.get(digest, ())}}, CandidateTest, where=where, fix=fix
         )
+        if not 0 <= test.level <= ONE_SIDED or test.number < 1:
+            raise DataError(
+                f"{where}: candidate number {test.number} at level {test.level:g}, and they count from 1 and share"
+                f" {ONE_SIDED:g}; {fix}"
+            )
         if len(test.candidate.rows) != len(test.candidate.answers):
             raise DataError(f"{where}: the line that holds the rows of this one is not there; {fix}")
         found.append(test)

@@ -12,6 +12,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from slm_ray import storage
 from slm_ray.config import Declaration
 from slm_ray.corpus.tracks import Track, defined, definition
@@ -87,7 +89,18 @@ def declared_in(path: str | Path) -> DeclaredRule | None:
     file = folder_of(path) / DECLARED
     if not file.is_file():
         return None
-    return decode(storage.read_json(file), DeclaredRule, where=str(file), fix="evaluate into a folder of its own")
+    fix = "what was declared is lost: evaluate into a folder of its own"
+    try:
+        declared = decode(json.loads(file.read_bytes()), DeclaredRule, where=str(file), fix=fix)
+        settings = {name: getattr(declared, name) for name in Declaration.model_fields if name != "force_delta"}
+        Declaration.model_validate({**settings, "force_delta": True})
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"])) or "settings"
+        raise DataError(f"{file}: {name}: {wrong['msg']}; {fix}") from None
+    except (ValueError, RecursionError):
+        raise DataError(f"{file}: not JSON; {fix}") from None
+    return declared
 
 
 def folder_of(path: str | Path) -> Path:

@@ -46,6 +46,10 @@ def replay(
     metrics = tuple(dict.fromkeys((track.primary, *track.guardrails, *guardrails)))
     scored = left.scored() & right.scored()
     keys = list(itertools.takewhile(lambda key: key in scored, left.rows))
+    cut = [
+        left.rows[key].group for key in itertools.islice(left.rows, len(keys), len(keys) + 1)
+    ]  # of the row after them
+    keys = [key for key in keys if left.rows[key].group is None or left.rows[key].group not in cut]
     groups = [list(rows) for _, rows in itertools.groupby(keys, lambda key: left.rows[key].group or (key,))]
     drawn = [arm.report.sequential.largest_group for arm in (left, right) if arm.report.sequential]
     asked = right.report.sequential.candidates.get(right.spec) if right.report.sequential else None
@@ -121,4 +125,7 @@ def _paired(left: ComparedArm, right: ComparedArm, key: str, metrics: Sequence[s
 
 
 def _number(value: float) -> str:
+    """An e-value; below 1 it says little, and how little does not matter."""
+    if value < 1:
+        return f"{value:.2f}" if value >= 0.01 else "less than 0.01"
     return f"{value:,.3g}" if value < 1e6 else f"{value:.1e}"

@@ -66,12 +66,17 @@ def plan_text(plans: Sequence[Plan], delta: float) -> str:
         f"rows until a decision at delta {delta:g}: one look (paired: 80 %, 90 % power), or a stop (sequential: median, mean, 90 %)",
         *format_table([head, *body], left=(2,)),
     ]
-    equal = next((one for one in plans if one.difference == 0 and one.mean and one.paired_80), None)
-    if equal is not None:
+    if any("-" in cells[3:] for cells in body):
+        lines.append(
+            f"-: more rows than are looked ahead ({_MOST:,} at most), or no number will do: a true difference of exactly"
+            f" {-delta:+.1%} is never decided."
+        )
+    equal = next((one for one in plans if one.difference == 0), None)
+    if equal and equal.mean and equal.ninety and equal.paired_80 and equal.paired_90:
         lines.append(
             f"Were both models equal, the sequential rule would take {equal.mean:,} rows on average and"
-            f" {equal.ninety or _MOST:,} in nine runs of ten, one look {equal.paired_80:,} for 80 % power and"
-            f" {equal.paired_90 or _MOST:,} for 90 %. One look takes them whatever the truth is; the sequential rule stops"
+            f" {equal.ninety:,} in nine runs of ten, one look {equal.paired_80:,} for 80 % power and"
+            f" {equal.paired_90:,} for 90 %. One look takes them whatever the truth is; the sequential rule stops"
             " sooner where the models are far apart, and looks as often as you like."
         )
     return "\n".join(lines)

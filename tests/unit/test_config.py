@@ -16,7 +16,9 @@ from slm_ray.config import (
     LearningCurveConfig,
     LiveConfig,
     LoopConfig,
+    OperatingCharacteristicsConfig,
     PrepareConfig,
+    RowsConfig,
     ServeConfig,
     SweepConfig,
     TraceConfig,
@@ -171,9 +173,24 @@ def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
         assert load(kind, ROOT / "jobs" / f"{name}.yaml")
 
 
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (RowsConfig, "differences=[2]"),
+        (RowsConfig, "differences=[]"),
+        (OperatingCharacteristicsConfig, "rows=[0]"),
+        (OperatingCharacteristicsConfig, "discordance=[2]"),
+        (OperatingCharacteristicsConfig, "parts=[]"),
+    ],
+)
+def test_what_no_simulation_can_be_made_of_is_refused_by_name(kind: Any, setting: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{setting.partition('=')[0]}"):
+        load(kind, None, [setting])
+
+
 KINDS = [
     EvaluateConfig, CompareConfig, PrepareConfig, TrainConfig, SweepConfig, ServeConfig, LoopConfig, InferConfig,
-    JudgeConfig, LearningCurveConfig, LiveConfig, TraceConfig,
+    JudgeConfig, LearningCurveConfig, LiveConfig, TraceConfig, RowsConfig, OperatingCharacteristicsConfig,
 ]  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["CPU", "a\0b"])

@@ -80,10 +80,10 @@ def test_cached_tokens_are_among_those_of_the_prompt(prices: PriceList) -> None:
                     "m": {"input_usd_per_mtok": bad, "cached_input_usd_per_mtok": None, "output_usd_per_mtok": 1}
                 },
             }
-            for bad in (-1, "free", float("nan"), float("inf"))
+            for bad in (-1, "free", float("nan"), float("inf"), [1])
         ),
     ],
 )
 def test_anything_else_is_no_price_file(tree: Any) -> None:
-    with pytest.raises(ConfigError, match=r"mine\.yaml: not a price file .* write as_of"):
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not a price file: (it|m:?) .*; write as_of"):
         price_list(tree, where="mine.yaml")

@@ -88,6 +88,11 @@ def test_a_judge_who_is_asked_otherwise_wants_another_queue(tmp_path: Path) -> N
         kept_queue(config(tmp_path), rows, asked="another rubric")
 
 
+def test_nothing_to_judge_is_said_by_the_settings_that_are_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"give a finished evaluation as `report`, or answers .* as `calibrate`"):
+        config(tmp_path, report="")
+
+
 def test_looks_at_too_few_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="29 labels are too few"):
         kept_queue(config(tmp_path, looks=(29, 60)), [row(number) for number in range(100)])

@@ -590,6 +590,8 @@ def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> 
     data = sample()
     comparison = data["tracks"][0]["decisions"][-1]["comparison"]
     assert "100 paired rows)" in DOCUMENT.all("article")[0][2] and "groups" not in DOCUMENT.all("article")[0][2]
+    comparison |= {"groups": 100, "largest_group": 1, "effective_n": 100.0}  # each row on its own: nothing to say
+    assert "100 paired rows)" in Document(render(data)).all("article")[0][2]
     comparison |= {"groups": 25, "largest_group": 4, "effective_n": 61.4, "undefined": 3}
     said = "100 paired rows in 25 groups of 4 at most, worth 61 independent ones; on 3 more exact_match is not defined"
     document = Document(render(data))

@@ -182,6 +182,33 @@ def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples
     declare(folder, rule)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "",
+        "garbage",
+        "[]",
+        "{}",
+        '"delta": NaN',
+        '"delta": 7',
+        '"rule": "magic"',
+        '"candidates": 0',
+        '"slice_rows": "x"',
+    ],
+)
+def test_a_damaged_declaration_is_named_with_a_way_on(held_out: Path, damaged: str) -> None:
+    declared(held_out, delta=0.05)
+    file = held_out / "declared.json"
+    whole = json.loads(file.read_text())
+    if damaged.startswith('"'):
+        damaged = json.dumps(whole | json.loads("{" + damaged + "}"))
+    file.write_text(damaged)
+    with pytest.raises(
+        DataError, match=r"declared\.json: .*; what was declared is lost: evaluate into a folder of its own"
+    ):
+        run(held_out, delta=0.05)
+
+
 def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) -> None:
     assert "no rule was declared before the first call" in run(held_out).decision.because[-1]
     declared(held_out, delta=0.05)
@@ -269,7 +296,9 @@ def test_a_declaration_that_is_damaged_is_refused(held_out: Path) -> None:
     declared(held_out)
     plain = storage.read_json(held_out / "declared.json")
     storage.write_json(held_out / "declared.json", {name: v for name, v in plain.items() if name != "slice_rows"})
-    with pytest.raises(DataError, match=r"declared\.json: .*slice_rows.*; evaluate into a folder of its own"):
+    with pytest.raises(
+        DataError, match=r"declared\.json: .*slice_rows.*; what was declared is lost: evaluate into a folder of its own"
+    ):
         run(held_out)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,8 +102,32 @@ def test_without_the_rows_the_record_is_in_the_run_directory_and_that_is_said(ru
     assert (run_dir / "candidates.jsonl").is_file() and not record(run_dir).exists()
 
 
-def test_a_folder_that_cannot_be_written_is_no_hindrance(run_dir: Path) -> None:
-    record(run_dir).mkdir()  # as a read-only folder would, this lets nobody open the record; root may write anywhere
+@pytest.mark.parametrize(
+    "damage",
+    [{"level": -5.0}, {"level": 0.9}, {"level": float("nan")}, {"number": -3}, {"rows_digest": [1], "level": -1}],
+)
+def test_a_line_that_no_comparison_wrote_is_named(run_dir: Path, damage: dict[str, object]) -> None:
+    take(run_dir, "a")
+    record(run_dir).write_text(json.dumps({**json.loads(record(run_dir).read_text()), **damage}) + "\n")
+    with pytest.raises(DataError, match=r"candidates\.jsonl:1: candidate number -?\d+ at level .*; remove the line"):
+        take(run_dir, "a")
+
+
+def test_a_folder_in_the_place_of_the_record_does_not_start_the_count_anew(run_dir: Path) -> None:
+    record(run_dir).mkdir()
+    with pytest.raises(DataError, match=r"candidates\.jsonl is a folder.*move it away"):
+        take(run_dir, "a")
+
+
+def test_a_folder_that_cannot_be_written_is_no_hindrance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened_before = os.open
+
+    def refused(path: str | Path, *rest: Any) -> int:  # what a read-only folder does; root may write anywhere
+        if Path(path) == record(run_dir):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened_before(path, *rest)
+
+    monkeypatch.setattr(os, "open", refused)
     with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
         assert "may only be read" in opened.caveat
 

@@ -62,7 +62,9 @@ def test_a_plan_has_the_rows_of_one_look_and_of_the_stop_for_each_difference() -
     assert better.discordance == 0.3 and (better.ninety or 99) < equal.median
     assert edge.paired_80 is None and edge.median is None
     text = plan_text((equal, better, worse, edge), 0.1)
-    assert f"{equal.mean:,} rows on average" in text and text.count("-10.0%") == 1
+    assert "a true difference of exactly -10.0% is never decided" in text
+    assert "never decided" not in plan_text((equal, better, worse), 0.1)
+    assert f"{equal.mean:,} rows on average" in text and text.count("-10.0%") == 2
 
 
 def test_the_rows_of_one_look_have_their_power() -> None:

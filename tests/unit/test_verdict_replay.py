@@ -12,6 +12,7 @@ import pytest
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ComparisonError
+from slm_ray.page.formatting import in_points
 from slm_ray.records import Report, RowResult
 from slm_ray.types import Comparison, Completion, Example, Failure, Interval, Slice
 from slm_ray.verdict.compare import compare
@@ -65,6 +66,9 @@ def test_a_better_model_is_decided_on_at_a_row_and_the_rest_was_not_needed() -> 
     said = [s for s in decision.because if s.startswith(f"decided at row {at}: the SLM is not worse by 0.1 or more")]
     assert said and f"the {120 - at} rows after it were not needed" in said[0]
     assert "the confidence sequence is" in decision.because[0] and "20 decide" in decision.because[1]
+    assert in_points(decision.because[1]).endswith("against its opposite.") and "%" not in in_points(
+        decision.because[1]
+    )
     assert "verdict: swap" in verdict_text(found, decision)
 
 
@@ -108,6 +112,13 @@ def test_a_group_is_one_bet() -> None:
     assert alone is not None and grouped is not None
     assert (alone.groups, grouped.groups, grouped.rows) == (120, 30, 120)
     assert grouped.e_worse < alone.e_worse  # fewer bets have been won
+
+
+def test_a_group_of_which_a_row_is_missing_is_not_looked_at() -> None:
+    """Which of its rows has an answer may depend on the answer."""
+    cut = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=42)).sequential
+    whole = run(report(120, lambda at: True, lambda at: at % 4 > 0, groups_of=4, until=40)).sequential
+    assert cut is not None and cut == whole and cut.rows == 40
 
 
 def test_a_smaller_level_takes_more_rows() -> None:
