@@ -107,7 +107,8 @@ def _value(label: Mapping[str, Any], where: str) -> tuple[str, float]:
                 f" {HIGHEST}"
             )
         return "grades", (grades["A"] - grades["B"]) / (HIGHEST - LOWEST)
-    raise DataError(f"{where}: needs 'prefers' or 'grades', one of them; add it")
+    has = "has both 'prefers' and 'grades'; remove one" if given else "has neither 'prefers' nor 'grades'; add one"
+    raise DataError(f"{where}: {has}")
 
 
 def _is_grade(value: Any) -> bool:

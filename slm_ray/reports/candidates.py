@@ -60,7 +60,7 @@ def turn_on_rows(
         path, file, caveat = _opened(stack, report_path, _examples(report_path))
         record = _tests(file.rows, path)
         turn, *others = turns_of([candidate, *beside], record, planned=planned)
-        if beside and not turn.again:
+        if beside and turn.level and not turn.again:
             shared = (
                 f"{len(beside) + 1} SLMs were asked on these rows, and whoever saw one saw all of them: they share the error"
                 " equally, so that choosing among them is paid for."

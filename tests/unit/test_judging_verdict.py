@@ -154,7 +154,7 @@ def test_grades_are_a_difference_too(tmp_path: Path) -> None:
         ({"id": "q000"}, "no two answers to choose from"),
         ({"prefers": "C"}, '\'prefers\' is \'C\'; write "A", "B" or "tie"'),
         ({"prefers": ["A"]}, "'prefers' is"),
-        ({"grades": {"A": 1, "B": 2}}, "needs 'prefers' or 'grades', one of them"),
+        ({"grades": {"A": 1, "B": 2}}, "has both 'prefers' and 'grades'; remove one"),
         ({"labeller": " "}, "'labeller' is ' '; write who labelled"),
         ({"A": "something else"}, "answer A of 'q001' is not what was shown"),
         ({"preference": "A"}, "unknown key 'preference'"),

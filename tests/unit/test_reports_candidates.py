@@ -145,6 +145,13 @@ def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) ->
     assert take(run_dir, "d") == 4
 
 
+def test_an_slm_for_which_nothing_is_left_shares_nothing(run_dir: Path) -> None:
+    with turn_on_rows(candidate("a"), str(run_dir), planned=1) as opened:
+        opened.note("swap")
+    with turn_on_rows(candidate("b"), str(run_dir), planned=1, beside=[candidate("a")]) as opened:
+        assert (opened.turn.level, opened.caveat) == (0, "")
+
+
 def test_a_plan_of_fewer_than_were_asked_is_no_plan(run_dir: Path) -> None:
     with turn_on_rows(candidate("a"), str(run_dir), planned=1, beside=[candidate("b")]) as opened:
         assert opened.turn.level == 0.025

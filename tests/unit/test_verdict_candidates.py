@@ -138,6 +138,9 @@ def test_the_fewest_rows_are_those_that_show_two_equal_models_to_be_so(level: fl
 
 
 def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_little_is_left() -> None:
+    assert "second candidate on these rows (only one was planned): nothing is left" in turn_text(
+        Turn(number=2, level=0.0), planned=1
+    )
     assert turn_text(Turn(number=3, level=0.05 * 6 / (9 * math.pi**2)), planned=None).startswith(
         "third candidate on these rows: tested at 0.34 %"
     )
