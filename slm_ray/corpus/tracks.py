@@ -7,7 +7,7 @@ are part of the program; a track of one's own is a YAML file (`slm_ray.tasks`) t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +39,10 @@ class Track:
     strip: tuple[Literal["fences", "reasoning"], ...] = ()
     guardrails: tuple[str, ...] = ()
     rubric: str = ""
+
+    def guardrails_with(self, further: Iterable[str]) -> tuple[str, ...]:
+        """The track's guardrails, then those of the settings, each once."""
+        return tuple(dict.fromkeys((*self.guardrails, *further)))
 
 
 _CALL_METRICS = ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1")

@@ -128,7 +128,7 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
     settings = SequentialSettings(
         llm=llm.spec, levels=_levels(planned, config, log, llm.spec, candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.spec not in candidates),
-        guardrails=tuple(dict.fromkeys((*planned.track.guardrails, *config.declare.guardrails))),
+        guardrails=planned.track.guardrails_with(config.declare.guardrails),
         largest_group=planned.order.largest_group,
     )  # fmt: skip
     ahead = config.generation.concurrency if config.stops_when_decided else None

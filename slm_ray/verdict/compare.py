@@ -183,9 +183,7 @@ def _pair(
             if (a := llm_metrics[name]) is not None and (b := slm_metrics[name]) is not None
         },
         interval=bounds.of(primary),
-        guardrails={
-            name: bounds.of(_differences(name, ids, pairs)) for name in dict.fromkeys((*track.guardrails, *guardrails))
-        },
+        guardrails={name: bounds.of(_differences(name, ids, pairs)) for name in track.guardrails_with(guardrails)},
         slices=sliced(primary, {key: left.rows[key].tags for key in ids}, slice_rows, bounds),
         deviation=statistics.pstdev(primary.values()),
         answered=bounds.of(answered) if answered and len(answered) < len(primary) else None,

@@ -78,7 +78,7 @@ def partial_replacement_of(
             test_rows=len(test[1]),
             **_nothing(delta, f"{'; '.join(missing)}: mend it and run that evaluation's command again."),
         )
-    held = tuple(dict.fromkeys((*tracks[1].guardrails, *guardrails)))
+    held = tracks[1].guardrails_with(guardrails)
     stages = [
         ranked(rows, llm=llm, slm=slm, primary=tracks[0].primary, guardrails=held) for _, rows in (validation, test)
     ]

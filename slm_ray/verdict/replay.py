@@ -43,7 +43,7 @@ def replay(
             f" one from {right.report.order_seed}; evaluate both models with one seed"
         )
     track = track_of(left.report)
-    metrics = tuple(dict.fromkeys((track.primary, *track.guardrails, *guardrails)))
+    metrics = tuple(dict.fromkeys((track.primary, *track.guardrails_with(guardrails))))
     scored = left.scored() & right.scored()
     keys = list(itertools.takewhile(lambda key: key in scored, left.rows))
     cut = [
