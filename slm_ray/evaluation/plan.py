@@ -15,12 +15,13 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.corpus import render
 from slm_ray.corpus.leakage import question_hash, question_hashes, refuse_leakage
 from slm_ray.corpus.tracks import Track
-from slm_ray.errors import ConfigError, DataError
+from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation.asking_order import AskingOrder, drawn, largest_group, whole_groups
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
 from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
+from slm_ray.scoring import row_metrics
 from slm_ray.tasks import Dataset, open_dataset
 from slm_ray.types import Example, ModelFacts, Prompt
 
@@ -121,6 +122,7 @@ def plan(
             " stop: never"
         )
     dataset = open_dataset(config.examples, config.track)
+    _refuse_unknown_guardrails(config, dataset.track)
     further = [open_dataset(path, config.track) for path in config.extensions]
     parts = _parts(config, dataset, further)
     rows = tuple(row for _, part in parts for row in part)
@@ -142,6 +144,16 @@ def plan(
             seed=config.generation.seed, files=digests, largest_group=largest_group(dataset.examples)
         ) if config.is_sequential else None,
     )  # fmt: skip
+
+
+def _refuse_unknown_guardrails(config: EvaluateConfig, track: Track) -> None:
+    """ConfigError for a declared guardrail that no row will have; an encoder adds metrics once all rows are answered."""
+    if config.declare is None or (config.encoder is not None and not config.is_sequential):
+        return
+    known = row_metrics(track)
+    for name in config.declare.guardrails:
+        if name not in known:
+            raise ConfigError(f"declare.guardrails: {name!r} is no metric of a row: {choices(name, known)}")
 
 
 _Parts = list[tuple[str, tuple[Example, ...]]]

@@ -110,8 +110,9 @@ def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> 
         else:
             ninety = f", {one.ninety - seen.rows:,} in nine of ten runs" if one.ninety else ""
             found.append(f"were {what} the true one, about {one.median - seen.rows:,} more rows{ninety}")
+    grouped = "; rows in groups take more than that" if comparison.largest_group > 1 else ""
     return (
-        f"not decided yet after {seen.rows} rows; {'; '.join(found)}. Rows may be added: evaluate again with extend:"
+        f"not decided yet after {seen.rows} rows; {'; '.join(found)}{grouped}. Rows may be added: evaluate again with extend:"
         " FILE.jsonl, then compare."
     )
 

@@ -159,6 +159,17 @@ def test_further_rows_may_be_no_training_rows(tmp_path: Path) -> None:
         plan(sequential(tmp_path, extend=extend, demonstrations=train, models=["baseline:majority"]), {})
 
 
+def test_a_guardrail_that_no_row_has_is_refused_before_any_call(tmp_path: Path) -> None:
+    for rule in ("sequential", "paired"):
+        with pytest.raises(
+            ConfigError, match=r"declare\.guardrails: 'nope' is no metric of a row: known: .*json_valid"
+        ):
+            plan(config(tmp_path, declare={"rule": rule, "guardrails": ["nope"]}), {})
+    assert plan(config(tmp_path, declare={"rule": "sequential", "guardrails": ["json_valid"]}), {}).order
+    later = {"rule": "paired", "guardrails": ["bert_score_f1"]}  # an encoder adds it when all rows are answered
+    assert plan(config(tmp_path, encoder="folder", declare=later), {}).arms
+
+
 def test_rows_are_added_under_the_sequential_rule_only(tmp_path: Path) -> None:
     for declared in (None, {"rule": "paired"}, {"rule": "point"}):
         with pytest.raises(ValueError, match="evaluate the new rows alone, in a run_dir of their own"):

@@ -89,6 +89,9 @@ def test_undecided_is_inconclusive_with_the_rows_it_may_take() -> None:
     assert decision.action == "inconclusive"
     assert any("not decided yet after 60 rows; were the difference seen" in s for s in decision.because)
     assert any("more rows" in s and "extend" in s for s in decision.because)
+    grouped = decide(replace(found, groups=30, largest_group=2), rule="sequential", delta=0.1)
+    said = [any("rows in groups take more than that" in s for s in one.because) for one in (decision, grouped)]
+    assert said == [False, True]
 
 
 def test_rows_in_no_drawn_order_are_refused() -> None:
