@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,3 +249,9 @@ def test_the_exit_statuses_are_those_of_the_code() -> None:
     for action, status in EXIT.items():
         assert f"**{action}**" in listed[str(status)]
     assert {str(BAD_INPUT), str(INTERRUPTED), str(NOT_MEASURED)} <= listed.keys()
+
+
+def test_no_line_of_the_change_log_stands_twice() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    begun = Counter(line[:40] for line in lines if line.startswith("- "))
+    assert not [start for start, times in begun.items() if times > 1], "a merge left both of them"
