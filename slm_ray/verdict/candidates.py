@@ -120,7 +120,7 @@ def turn_text(turn: Turn, *, planned: int | None) -> str:
     """A sentence such as "third candidate on these rows: tested at 0.34 %"."""
     shared = f"one of {planned} that were planned" if planned else "5 % are shared among all that will be tried"
     if planned == 1:
-        shared = "the only one that was planned" if turn.number == 1 else "only one was planned"
+        shared = "the only one that was planned" if turn.level == ONE_SIDED else "only one was planned"
     if turn.level == 0:
         return (
             f"{_ordinal(turn.number)} candidate on these rows ({shared}): nothing is left of the 5 % error that all of them"

@@ -138,6 +138,8 @@ def test_the_fewest_rows_are_those_that_show_two_equal_models_to_be_so(level: fl
 
 
 def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_little_is_left() -> None:
+    assert turn_text(Turn(number=1, level=0.025), planned=1).endswith("tested at 2.5 % (only one was planned).")
+    assert turn_text(Turn(number=1, level=0.05), planned=1).endswith("5 % (the only one that was planned).")
     assert "second candidate on these rows (only one was planned): nothing is left" in turn_text(
         Turn(number=2, level=0.0), planned=1
     )
