@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from slm_ray.verdict.candidates import (
     Candidate,
     CandidateTest,
     Turn,
+    level_of,
     tells_more,
     turn_text,
     turns_of,
@@ -60,7 +62,7 @@ def turn_on_rows(
         path, file, caveat = _opened(stack, report_path, _examples(report_path))
         record = _tests(file.rows, path)
         turn, *others = turns_of([candidate, *beside], record, planned=planned)
-        if beside and turn.level and not turn.again:
+        if beside and turn.level and not math.isclose(turn.level, level_of(turn.number, planned)):
             shared = (
                 f"{len(beside) + 1} SLMs were asked on these rows, and whoever saw one saw all of them: they share the error"
                 " equally, so that choosing among them is paid for."
