@@ -13,13 +13,13 @@ from slm_ray.errors import ConfigError
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A job whose YAML file stands beside it."""
-    (tmp_path / "judge.yaml").write_text("judge: beside\nrun_dir: r\n", encoding="utf-8")
+    (tmp_path / "judge.yaml").write_text("judge: beside\nrun_dir: r\nreport: e\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [str(tmp_path / "judge.py")])
     return tmp_path
 
 
 def test_the_config_beside_the_job_is_read_when_none_is_named(job: Path) -> None:
-    (job / "other.yaml").write_text("judge: other\nrun_dir: r\n", encoding="utf-8")
+    (job / "other.yaml").write_text("judge: other\nrun_dir: r\nreport: e\n", encoding="utf-8")
     assert read(JudgeConfig, "", []).judge == "beside"
     assert read(JudgeConfig, "", [str(job / "other.yaml")]).judge == "other"
     assert read(JudgeConfig, "", ["--calibrate", "human.jsonl", str(job / "other.yaml")]).calibrate == "human.jsonl"

@@ -14,7 +14,8 @@ import pytest
 from slm_ray.signals import SignalGuard, handlers_kept
 
 JOB = """
-import atexit, sys, time
+import atexit, signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup it is ignored, and that is inherited
 from slm_ray.command import run
 from slm_ray.config import ServeConfig
 
