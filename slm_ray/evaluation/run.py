@@ -71,8 +71,8 @@ def evaluate(
     similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), contextlib.closing(RunLog(run_dir)) as log:
+        _refuse_other_rule(config)
         if planned.order is not None:
-            _refuse_other_rule(config)
             keep_order(run_dir, planned.order)
         write_text(run_dir / CONFIG, dump(config))
         await_writers(log.folder)
@@ -108,11 +108,14 @@ def _declared(settings: Declaration, planned: Plan, *, answers_before: int) -> D
 
 
 def _refuse_other_rule(config: EvaluateConfig) -> None:
+    """A run directory has rows in a drawn order or in that of their file, whatever is declared for it later."""
     declared = declared_in(config.run_dir)
-    if declared is not None and declared.rule != "sequential":
+    if declared is not None and (declared.rule == "sequential") != config.is_sequential:
+        asked = "in a drawn order" if declared.rule == "sequential" else "not asked in a drawn order"
+        wanted = f"rule: {config.declare.rule}" if config.declare else "a run that declares nothing"
         raise ConfigError(
-            f"{config.run_dir} was declared under the rule {declared.rule}, and its rows were not asked in a drawn order;"
-            " choose another run_dir for rule: sequential"
+            f"{config.run_dir} was declared under the rule {declared.rule}, and its rows are {asked};"
+            f" choose another run_dir for {wanted}"
         )
 
 

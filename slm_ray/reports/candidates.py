@@ -98,8 +98,14 @@ def reserve(
         turns = dict(zip(candidates, turns_of(candidates, record, planned=planned), strict=True))
         for candidate, turn in turns.items():
             if turn.level == 0:
+                other = any(
+                    (test.candidate.llm, test.candidate.slm) == (candidate.llm, candidate.slm)
+                    and test.candidate.settings != candidate.settings
+                    for test in record
+                )
+                why = " It was tested before under other settings, which is another test." if other else ""
                 raise ConfigError(
-                    f"{candidate.slm}: {turn_text(turn, planned=planned)} Go on in the run directory in which it was asked,"
+                    f"{candidate.slm}: {turn_text(turn, planned=planned)}{why} Go on in the run directory in which it was asked,"
                     f" or evaluate fresh rows; see {path}"
                 )
         for candidate, turn in turns.items():

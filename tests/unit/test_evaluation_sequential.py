@@ -205,6 +205,14 @@ def test_a_run_directory_keeps_its_seed_and_its_rule(tmp_path: Path) -> None:
     assert evaluate(paired, environment=KEY).order_seed is None
     with pytest.raises(ConfigError, match=r"declared under the rule paired, .*choose another run_dir"):
         evaluate(settings.model_copy(update={"run_dir": str(tmp_path / "paired")}), environment=KEY)
+    report = (tmp_path / "run" / "report.json").read_bytes()
+    for later in (Declaration(), None):  # it would take the drawn order out of a report that was decided in it
+        with pytest.raises(ConfigError, match=r"declared under the rule sequential, and its rows are in a drawn order"):
+            evaluate(settings.model_copy(update={"declare": later}), environment=KEY)
+    assert (tmp_path / "run" / "report.json").read_bytes() == report
+    wider = settings.model_copy(update={"declare": settings.declare.model_copy(update={"delta": 0.2})})
+    with pytest.raises(ConfigError, match=r"served:slm: second candidate .*tested before under other settings"):
+        evaluate(wider, environment=KEY)
 
 
 def test_further_rows_are_scored_behind_the_first(tmp_path: Path) -> None:
