@@ -95,7 +95,7 @@ def request_key(data: str, example_id: str, identity: str, body: Mapping[str, An
 
 def finished(completion: Completion) -> bool:
     """True when asking again cannot help: an answer, a refusal, a cut or unusable answer; False for a failed call."""
-    return completion.failure is None or completion.failure.kind != "error"
+    return completion.failure is None or not completion.failure.in_transport
 
 
 def outcome(completion: Completion) -> str:

@@ -76,6 +76,11 @@ class Failure:
     reason: str
     status: int | None = None
 
+    @property
+    def in_transport(self) -> bool:
+        """Whether the call never came to an end: its answer is missing, where a refused or cut one is there and wrong."""
+        return self.kind == "error"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:

@@ -43,9 +43,7 @@ class CallStats:
             self._served_by.add(answer.served_by)
         if answer.failure is not None:
             self._failures[answer.failure.kind] += 1
-            if answer.failure.kind == "error" and (
-                answer.failure.reason in self._reasons or len(self._reasons) < _KINDS
-            ):
+            if answer.failure.in_transport and (answer.failure.reason in self._reasons or len(self._reasons) < _KINDS):
                 self._reasons[answer.failure.reason] += 1
 
     def report(

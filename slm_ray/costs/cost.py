@@ -159,7 +159,7 @@ def _usage(model: ModelReport, answers: Sequence[AnswerResult]) -> tuple[Usage, 
     A refusal or a cut answer without usage may have been billed; an endpoint that answers with an error bills nothing.
     """
     mute = [answer for answer in answers if answer.usage is None]
-    silent = sum(answer.failure is None or answer.failure.kind != "error" for answer in mute)
+    silent = sum(answer.failure is None or not answer.failure.in_transport for answer in mute)
     return model.usage, len(answers) - len(mute), silent + (model.attempts.possibly_billed if model.attempts else 0)
 
 

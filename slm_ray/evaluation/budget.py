@@ -102,7 +102,7 @@ class Budget:
         """What a row has cost: the usage it states (the worst where an answer states none), and its possibly billed attempts."""
         possibly_billed = self.worst(spec, prompt).times(completion.possibly_billed)
         usage, failure = completion.usage, completion.failure
-        heard = failure is None or failure.kind != "error"
+        heard = failure is None or not failure.in_transport
         calls = Spent(calls=int(heard))
         if usage is not None:
             tokens = usage.prompt_tokens + usage.completion_tokens

@@ -80,7 +80,7 @@ class Stopping:
         failure = completion.failure
         self._answers.setdefault(example_id, {})[spec] = _Answer(
             {name: scored.value(name) for name in (self.track.primary, *self.settings.guardrails)},
-            reached=failure is None or failure.kind != "error",
+            reached=failure is None or not failure.in_transport,
             answered=failure is None,
         )
         self._advance()

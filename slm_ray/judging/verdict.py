@@ -79,7 +79,7 @@ class _Case:
 
     def unreached(self, row: RowResult, spec: str) -> bool:
         failure = row.models[spec].failure
-        return failure is not None and failure.kind == "error"
+        return failure is not None and failure.in_transport
 
 
 def judged_verdict(

@@ -138,7 +138,7 @@ def said(*answers: Completion | AnswerResult | None) -> str:
     """A digest of what the models answered to one row; empty where one was not asked yet, or may be asked again."""
     texts = []
     for answer in answers:
-        if answer is None or (answer.failure is not None and answer.failure.kind == "error"):
+        if answer is None or (answer.failure is not None and answer.failure.in_transport):
             return ""
         texts.append([answer.text, answer.failure.kind if answer.failure else None])
     return _sha256(json.dumps(texts))[:HASH_DIGITS]

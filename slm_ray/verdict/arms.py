@@ -43,7 +43,7 @@ class ComparedArm:
     def reached(self, example_id: str) -> bool:
         """Whether the call came to an end at all: a refusal or a cut answer did, a server error or a time-out did not."""
         failure = self.rows[example_id].models[self.spec].failure
-        return failure is None or failure.kind != "error"
+        return failure is None or not failure.in_transport
 
     def group(self, example_id: str) -> str | None:
         """The group that the row belongs to; None: it is one of its own."""

@@ -173,7 +173,7 @@ def _climb(
 def _out_of_reach(rows: Sequence[RowResult], spec: str, name: str) -> str:
     """That a model's calls failed on too many of these rows to say anything; empty where they did not."""
     failures = [row.models[spec].failure for row in rows if spec in row.models]
-    failed = sum(failure is not None and failure.kind == "error" for failure in failures)
+    failed = sum(failure is not None and failure.in_transport for failure in failures)
     return (
         f"calls of {spec} failed on {failed} of {len(rows)} {name} rows" if too_many_failed(failed, len(rows)) else ""
     )

@@ -79,8 +79,8 @@ def ranked(
             guardrails=_gaps(models[llm].scores, models[slm].scores, guardrails),
             tags=row.tags,
             group=row.group,
-            reached="error" not in (failed := [one.kind for spec in (llm, slm) if (one := models[spec].failure)]),
-            answered=not failed,
+            answered=not (failures := [one for spec in (llm, slm) if (one := models[spec].failure)]),
+            reached=not any(one.in_transport for one in failures),
         )
         for row in both
         if (models := row.models)
