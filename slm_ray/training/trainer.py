@@ -20,6 +20,7 @@ from trl import SFTConfig, SFTTrainer
 from slm_ray.config import Recipe
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
+from slm_ray.training.rows import tokenised
 
 _MAX_GRAD_NORM = 1.0
 _POOL = 8  # global batches that are sorted by length together
@@ -117,7 +118,7 @@ def build(
     use_gpu: bool,
     steps: int,
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
+    """A trainer over prompt/completion rows that checkpoints to the local `folder`; the rows reach TRL as tokens."""
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -153,8 +154,9 @@ def build(
         log_level="error",
     )
     trainer = AdapterTrainer(
-        recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
-    )
+        recipe=recipe, model=model, args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_list([tokenised(tokenizer, row) for row in rows]),
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
