@@ -134,7 +134,6 @@ def build(
         max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
         max_length=None,
-        completion_only_loss=True,
         packing=False,
         # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
         pad_to_multiple_of=None if use_gpu else _WIDTH,
