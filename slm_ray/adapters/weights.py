@@ -29,7 +29,9 @@ _HEADER_BYTES = 100_000_000  # as much as the format allows
 _BLOCK_WORDS = 16 << 20
 _NAMED = 3  # problems that an error names; it counts the others
 _LARGEST_SCALE = 256.0
-_KEY = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)")
+_KEY = re.compile(
+    r"base_model\.model\.(?P<layer>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_magnitude_vector(?:\.weight)?)"
+)
 _PLAIN = re.compile(r"[\w.]+")
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_out")
 # What changes the base's own weights when PEFT loads the adapter, and what the engine has no code for.
@@ -38,6 +40,7 @@ _UNSERVED = {
     "layer_replication": "copies of layers", "alora_invocation_tokens": "an activation by tokens (aLoRA)",
     "use_bdlora": "block-diagonal layers", "use_qalora": "quantised groups (QALoRA)",
     "trainable_token_indices": "changed token embeddings", "target_parameters": "layers that are no modules",
+    "arrow_config": "a choice among adapters (Arrow)", "kasa_config": "singular values (KaSA)",
 }  # fmt: skip
 _PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 
@@ -60,8 +63,8 @@ def tensors(path: Path) -> dict[str, tuple[int, ...]]:
 def header(path: Path) -> dict[str, Tensor]:
     """What a safetensors file holds, by its header; AdapterError unless that describes every byte of the file once."""
     try:
+        size = _regular_size(path)  # before it is opened: a pipe would make us wait for a writer
         with path.open("rb") as source:
-            size = _regular_size(path)
             (length,) = struct.unpack("<Q", source.read(8))
             if length > min(size - 8, _HEADER_BYTES):
                 raise ValueError(f"its header claims {length} bytes")
@@ -165,27 +168,38 @@ def _settings_problems(settings: Mapping[str, Any], *, serving: bool) -> list[st
     scale = alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
     if scale > _LARGEST_SCALE:
         problems.append(f"lora_alpha {alpha:g} over rank {rank} scales its layers by {scale:g}, which is no training's")
-    ranks = settings.get("rank_pattern") or {}
-    if not isinstance(ranks, dict) or any(
-        not _PLAIN.fullmatch(name) or type(one) is not int or one < 1 for name, one in ranks.items()
-    ):
-        problems.append(f"rank_pattern is {ranks!r}: name layers plainly, each with a rank above 0")
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        own = settings.get(pattern) or {}
+        kinds = int if pattern == "rank_pattern" else int | float
+        if not isinstance(own, dict) or any(
+            not _PLAIN.fullmatch(name) or isinstance(one, bool) or not isinstance(one, kinds) or not 0 < one < math.inf
+            for name, one in own.items()
+        ):
+            problems.append(f"{pattern} is {own!r}: name layers plainly, each with a number above 0")
     return problems + (_unserved(settings) if serving else [])
 
 
 def _unserved(settings: Mapping[str, Any]) -> list[str]:
     """What the settings ask for that the engine would refuse or, worse, ignore."""
-    problems = [f"it has {what} ({name}), which is not served" for name, what in _UNSERVED.items() if settings.get(name)]
+    problems = [
+        f"it has {what} ({name}), which is not served" for name, what in _UNSERVED.items() if settings.get(name)
+    ]
     if settings.get("use_dora"):
-        problems.append("it is a DoRA adapter (use_dora), whose magnitudes are not served: merge it into its base, or train LoRA")
+        problems.append(
+            "it is a DoRA adapter (use_dora), whose magnitudes are not served: merge it into its base, or train LoRA"
+        )
     if settings.get("bias", "none") != "none":
         problems.append(f"it trained biases (bias: {settings['bias']!r}), which are not served")
     start = settings.get("init_lora_weights", True)
     if isinstance(start, str) and start.lower() not in _PLAIN_STARTS:
-        problems.append(f"it was started by {start!r}, which changes the base's weights: convert it to plain LoRA with PEFT")
+        problems.append(
+            f"it was started by {start!r}, which changes the base's weights: convert it to plain LoRA with PEFT"
+        )
     targets = settings["target_modules"]
     if embeddings := [name for name in _EMBEDDINGS if not isinstance(targets, str) and _is_target(name, targets)]:
-        problems.append(f"it changes the embeddings ({', '.join(embeddings)}), which is not served: train linear layers only")
+        problems.append(
+            f"it changes the embeddings ({', '.join(embeddings)}), which is not served: train linear layers only"
+        )
     return problems
 
 
@@ -229,9 +243,7 @@ def _layer_problems(
     return base.problems(layer, sides, transposed=bool(settings.get("fan_in_fan_out"))) if base else []
 
 
-def _missing_layers(
-    layers: Mapping[str, Any], settings: Mapping[str, Any], base: _BaseLayers | None
-) -> list[str]:
+def _missing_layers(layers: Mapping[str, Any], settings: Mapping[str, Any], base: _BaseLayers | None) -> list[str]:
     targets = settings["target_modules"]
     if isinstance(targets, str):  # a pattern, which only PEFT reads
         return []
@@ -262,7 +274,7 @@ class _BaseLayers:
             self._layers.setdefault(self._name(name), []).append(shape)
 
     def _name(self, layer: str) -> str:
-        before, mark, after = layer.partition("layers.")
+        _, mark, after = layer.partition("layers.")
         return mark + after if self._by_end and mark else layer
 
     def problems(self, layer: str, sides: tuple[int, int], *, transposed: bool) -> list[str]:
@@ -271,7 +283,9 @@ class _BaseLayers:
             return [f"the base has no layer {layer}"]
         if any(_fits(sides[::-1] if transposed else sides, shape) for shape in shapes):
             return []
-        return [f"{layer} is trained for {sides[1]} inputs and {sides[0]} outputs, the base's has {shapes[0]} (outputs, inputs)"]
+        return [
+            f"{layer} is trained for {sides[1]} inputs and {sides[0]} outputs, the base's has {shapes[0]} (outputs, inputs)"
+        ]
 
     def without(self, layers: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
         trained = {self._name(layer) for layer in layers}
