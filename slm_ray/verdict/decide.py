@@ -20,6 +20,7 @@ from slm_ray.verdict.stats import FEWEST_GROUPS
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
 
+Ruling = tuple[Action, list[str], str | None]  # what to do, why, and what would decide where it is not decided
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
@@ -55,15 +56,17 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
     because = [*_outage(comparison), *(_few_groups(comparison) if rule == "paired" else [])]
     action: Action = "inconclusive"
+    advice = None
     if not because:
-        action, because = rules[rule](comparison, delta)
+        action, because, advice = rules[rule](comparison, delta)
         if rule != "sequential":  # which holds every reading to its own bets
             action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
             because += more
         if action == "swap" and (short := _below_floor(comparison, rule)):
             action = "inconclusive"
             because += short
-    return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
+    because += _caveats(comparison)
+    return Decision(action=action, rule=rule, delta=delta, because=tuple(because), advice=advice)
 
 
 def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequence[str] = ()) -> str:
@@ -83,7 +86,7 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
         ),
         "",
         f"verdict: {decision.action} ({_meaning(decision)}); rule {decision.rule}, delta {decision.delta:g}",
-        *(f"- {sentence}" for sentence in decision.because),
+        *(f"- {sentence}" for sentence in decision.sentences),
         *(f"\n{part}" for part in further),
         *([""] if further else []),
         f"FINE_TUNE={int(decision.action == 'fine_tune')}",
@@ -91,7 +94,7 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
     return "\n".join(lines)
 
 
-def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _paired(comparison: Comparison, delta: float) -> Ruling:
     name, interval = comparison.primary, comparison.interval
     because = [
         f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {rows_text(comparison)}, with one-sided"
@@ -104,12 +107,11 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     because.append(_reading(comparison, delta, action))
     if action == "swap" and interval.lower > 0:
         because.append(f"the SLM is superior on {name}: even the lower bound {interval.lower:+.4f} is above 0.")
-    if action == "inconclusive":
-        because.append(_advice(comparison, delta))
+    advice = _advice(comparison, delta) if action == "inconclusive" else None
     if action == "swap":
-        action, reasons = _guarded(comparison, delta)
+        action, reasons, advice = _guarded(comparison, delta)
         because += reasons
-    return action, because
+    return action, because, advice
 
 
 def rows_text(comparison: Comparison) -> str:
@@ -163,14 +165,14 @@ def _reading(comparison: Comparison, delta: float, action: Action) -> str:
     )
 
 
-def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _guarded(comparison: Comparison, delta: float) -> Ruling:
     """A swap, unless a guardrail metric is not shown to hold or a slice is shown to be worse.
 
     All guardrails have to hold, each at the full level: an intersection-union test, which needs no correction. Slices have
     to be shown worse, at a level shared among them.
     """
     action: Action = "swap"
-    reasons = []
+    reasons, advice = [], None
     for name, interval in comparison.guardrails.items():
         found = _by_bounds(interval, delta)
         bounds = f"{name}: {interval.estimate:+.4f}, bounds {interval.lower:+.4f} and {interval.upper:+.4f}"
@@ -181,10 +183,10 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             reasons.append(f"the guardrail {bounds}: worse by more than {delta:g}, which blocks the swap.")
         else:
             reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
-            reasons += _guardrail_advice(comparison, name, delta)
+            advice = advice or _guardrail_advice(comparison, name, delta)
         action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     worse = _worse_slices(comparison, delta)
-    return ("fine_tune" if worse else action), [*reasons, *worse]
+    return ("fine_tune" if worse else action), [*reasons, *worse], advice
 
 
 def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
@@ -197,7 +199,7 @@ def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
     ]
 
 
-def _sequential(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _sequential(comparison: Comparison, delta: float) -> Ruling:
     return sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
 
 
@@ -283,17 +285,17 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
-def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> list[str]:
+def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> str | None:
     width = comparison.guardrails[name].upper - comparison.guardrails[name].lower
     if delta < _LEAST_MARGIN:
-        return []
+        return None
     rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level)
     if rows <= comparison.n:
-        return [
+        return (
             f"{comparison.n} rows would have shown models that are equally good on {name} to be so with more than 80 %"
             " power: these are probably not."
-        ]
-    return [f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."]
+        )
+    return f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."
 
 
 def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
@@ -338,10 +340,10 @@ def _advice(comparison: Comparison, delta: float) -> str:
     )
 
 
-def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _point(comparison: Comparison, delta: float) -> Ruling:
     gaps = comparison.gaps
     if not gaps:
-        return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."]
+        return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."], None
     trailing = {name: gap for name, gap in gaps.items() if gap < -delta - _ROUNDING}
     because = [
         f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {_number(comparison.llm_metrics[name])},"
@@ -355,7 +357,7 @@ def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             f" the lowest gap (SLM minus LLM) is {gap:+.4f} on {name}."
         )
     because.append("the point rule has no interval: chance alone may explain these gaps.")
-    return ("fine_tune" if trailing else "swap"), because
+    return ("fine_tune" if trailing else "swap"), because, None
 
 
 def _caveats(comparison: Comparison) -> list[str]:
