@@ -26,37 +26,56 @@ from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.plan import WorkerPayload
-from slm_ray.training.trainer import build, deterministic, optimizer_name
+from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optimizer_name
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    config = payload.config
-    deterministic(config.seed, payload.use_gpu)
-    longest = max(payload.lengths)
-    folder = base_folder(config.base)
-    refused = _agree(lambda: _check_memory(payload, folder, longest))
+    quiet(payload)
+    refused = _agree(lambda: _check_memory(payload))
     if refused is not None:
         return {"refused": refused}
-    model = add_lora(open_base(folder, config, use_gpu=payload.use_gpu, longest=longest), config.lora)
-    tokenizer = open_tokenizer(folder)
-    with tempfile.TemporaryDirectory() as local:
-        trainer = build(
-            model, tokenizer, payload.rows, config, folder=local, use_gpu=payload.use_gpu, steps=payload.steps
+    base, tokenizer = open_model(payload)
+    model = add_lora(base, payload.config.lora)
+    report = Report(payload)
+    with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
+        trainer = open_trainer(model, tokenizer, payload, folder=local)
+        outcome = run(trainer, report, resume=resumed)
+    scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
+    return {**outcome, "metrics": {**outcome["metrics"], **scores}}
+
+
+def quiet(payload: WorkerPayload) -> None:
+    """This process's libraries silent, its random generators seeded; before anything is loaded."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    deterministic(payload.config.seed, payload.use_gpu)
+
+
+def open_model(payload: WorkerPayload) -> tuple[Any, Any]:
+    """The frozen base, which `add_lora` makes trainable, and its tokenizer. One base serves run after run."""
+    folder = base_folder(payload.config.base)
+    base = open_base(folder, payload.config, use_gpu=payload.use_gpu, longest=max(payload.lengths))
+    return base, open_tokenizer(folder)
+
+
+def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str) -> AdapterTrainer:
+    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it."""
+    trainer = build(
+        model, tokenizer, payload.rows, payload.config, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps
+    )
+    if trainer.args.world_size != payload.config.workers.count:
+        raise RuntimeError(
+            f"each rank would train alone: world size {trainer.args.world_size} of {payload.config.workers.count}"
         )
-        if trainer.args.world_size != config.workers.count:
-            raise RuntimeError(
-                f"each rank would train alone: world size {trainer.args.world_size} of {config.workers.count}"
-            )
-        report = Report(payload)
-        trainer.add_callback(report)
-        with _checkpoint() as resumed:
-            trainer.train(resume_from_checkpoint=resumed)
-        figures, learned = report.figures(trainer), progress.curve(trainer.state.log_history)
-    scores = _validate(trainer, tokenizer, payload) if payload.validation else {}
-    return {"metrics": {**figures, **scores}, "curve": learned}
+    return trainer
+
+
+def run(trainer: AdapterTrainer, report: Report, *, resume: str | None = None) -> dict[str, Any]:
+    """Train to the end, from the checkpoint folder `resume` if there is one: `{"metrics", "curve"}` of this rank."""
+    trainer.add_callback(report)
+    trainer.train(resume_from_checkpoint=resume)
+    return {"metrics": report.figures(trainer), "curve": progress.curve(trainer.state.log_history)}
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
@@ -123,7 +142,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
         }  # fmt: skip
 
 
-def _check_memory(payload: WorkerPayload, folder: Path, longest: int) -> None:
+def _check_memory(payload: WorkerPayload) -> None:
+    folder, longest = base_folder(payload.config.base), max(payload.lengths)
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     needed = estimate.estimate(
         architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
@@ -172,14 +192,16 @@ def _gather_generators(folder: Path, rank: int) -> None:
                 (folder / state[0]).write_bytes(state[1])
 
 
-def _validate(trainer: Any, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
-    # Only trials of a sweep generate here, and generation needs nothing of the other ranks.
-    from slm_ray.training.validation_score import validate
+def score(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
+    """Metrics of the trained model's answers to the validation rows; one rank suffices, it needs nothing of the others."""
+    from slm_ray.training.validation_score import validate  # only trials answer rows
 
-    result: dict[str, float] = {}
-    if ray.train.get_context().get_world_rank() == 0:
-        track = open_track(payload.config.track, beside=payload.config.train)
-        result = validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, payload.validation, track)
+    track = open_track(payload.config.track, beside=payload.config.train)
+    return validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, payload.validation, track)
+
+
+def _scored(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
+    result = score(trainer, tokenizer, payload) if ray.train.get_context().get_world_rank() == 0 else {}
     ray.train.report(dict(result))
     return result
 
