@@ -100,8 +100,8 @@ def _why(final: StageDecision | None) -> tuple[str, ...]:
     }
     reading = words.get(decision.action)
     if decision.rule == "point" or reading is None or not reading[0](interval, decision.delta):
-        said = (decision.because[0], *([decision.advice] if decision.advice else []))
-        return tuple(formatting.in_points(sentence) for sentence in said)
+        sentences = (decision.because[0], *([decision.advice] if decision.advice else []))
+        return tuple(formatting.in_points(sentence) for sentence in sentences)
     said = (
         f"SLM − LLM is {formatting.points(interval.estimate)} points {formatting.half_width(interval)}: {reading[1]}."
     )
