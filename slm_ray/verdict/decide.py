@@ -8,14 +8,14 @@ of chance. Decides only; trains and prints nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from slm_ray.errors import ConfigError, choices
-from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.non_inferiority import FEWEST_ROWS, rows_by_width, rows_for_power
 from slm_ray.verdict.replay import sequential_reasons
 from slm_ray.verdict.stats import FEWEST_GROUPS
+from slm_ray.verdict.words import number, rows_text
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
@@ -25,12 +25,6 @@ Ruling = tuple[Action, list[str], str | None]  # what to do, why, and what would
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
 _LEAST_MARGIN = 1e-4
-
-_MEANING: dict[Action, str] = {
-    "swap": "the SLM can take the LLM's place on this task",
-    "fine_tune": "fine-tune the SLM before it takes the LLM's place",
-    "inconclusive": "these rows cannot tell, see below",
-}
 
 
 def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
@@ -69,31 +63,6 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
     return Decision(action=action, rule=rule, delta=delta, because=tuple(because), advice=advice)
 
 
-def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequence[str] = ()) -> str:
-    """What a person reads: the metrics (* the primary one), the action and why, then `further` parts.
-
-    The last line is `FINE_TUNE=0|1`.
-    """
-    llm, slm = (f"{spec}{_mark(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
-    lines = [
-        f"track {comparison.track}, {rows_text(comparison)}, examples {comparison.digest}",
-        f"LLM: {llm}",
-        f"SLM: {slm}",
-        "",
-        *format_table(
-            [["metric", "LLM", "SLM", "SLM-LLM", ""], *(_line(comparison, name) for name in comparison.llm_metrics)],
-            left=(0, 4),
-        ),
-        "",
-        f"verdict: {decision.action} ({_meaning(decision)}); rule {decision.rule}, delta {decision.delta:g}",
-        *(f"- {sentence}" for sentence in decision.sentences),
-        *(f"\n{part}" for part in further),
-        *([""] if further else []),
-        f"FINE_TUNE={int(decision.action == 'fine_tune')}",
-    ]
-    return "\n".join(lines)
-
-
 def _paired(comparison: Comparison, delta: float) -> Ruling:
     name, interval = comparison.primary, comparison.interval
     because = [
@@ -112,17 +81,6 @@ def _paired(comparison: Comparison, delta: float) -> Ruling:
         action, reasons, advice = _guarded(comparison, delta)
         because += reasons
     return action, because, advice
-
-
-def rows_text(comparison: Comparison) -> str:
-    """How much a verdict stands on: rows and, where rows are in groups, groups and how many independent rows they equal."""
-    effective = comparison.effective_n
-    if comparison.largest_group == 1 or effective is None:
-        return f"{comparison.n} paired rows"
-    return (
-        f"{comparison.n} paired rows in {comparison.groups} groups, the largest of {comparison.largest_group}"
-        f" ({effective:.0f} effective rows)"
-    )
 
 
 def not_worse(interval: Interval, delta: float) -> bool:
@@ -346,8 +304,8 @@ def _point(comparison: Comparison, delta: float) -> Ruling:
         return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."], None
     trailing = {name: gap for name, gap in gaps.items() if gap < -delta - _ROUNDING}
     because = [
-        f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {_number(comparison.llm_metrics[name])},"
-        f" SLM {_number(comparison.slm_metrics[name])}, {comparison.n} paired rows)."
+        f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {number(comparison.llm_metrics[name])},"
+        f" SLM {number(comparison.slm_metrics[name])}, {comparison.n} paired rows)."
         for name, gap in trailing.items()
     ]
     if not because:
@@ -380,23 +338,3 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"{comparison.primary} is undefined on {comparison.undefined} more paired rows, which have no part in this."
         )
     return found
-
-
-def _meaning(decision: Decision) -> str:
-    if decision.exploratory is not None:
-        return f"exploratory: {decision.exploratory} under settings that were not declared, see below"
-    return _MEANING[decision.action]
-
-
-def _mark(comparison: Comparison, spec: str) -> str:
-    return "  [stand-in]" if spec in comparison.stand_ins else ""
-
-
-def _line(comparison: Comparison, name: str) -> list[str]:
-    llm, slm = comparison.llm_metrics[name], comparison.slm_metrics.get(name)
-    gap = f"{slm - llm:+.4f}" if llm is not None and slm is not None else "-"
-    return [name, _number(llm), _number(slm), gap, "*" if name == comparison.primary else ""]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from slm_ray.config.shared import WIDEST_DELTA
 from slm_ray.errors import ConfigError
 from slm_ray.types import Comparison, Interval, Slice
-from slm_ray.verdict.decide import EXIT, decide, rows_advised, verdict_text
+from slm_ray.verdict.decide import EXIT, decide, rows_advised
 from slm_ray.verdict.non_inferiority import FEWEST_ROWS, shows
+from slm_ray.verdict.words import verdict_text
 
 
 def comparison(

@@ -16,7 +16,8 @@ from slm_ray.page.formatting import in_points
 from slm_ray.records import Report, RowResult
 from slm_ray.types import Comparison, Completion, Example, Failure, Interval, Slice
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.decide import decide, verdict_text
+from slm_ray.verdict.decide import decide
+from slm_ray.verdict.words import verdict_text
 
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
