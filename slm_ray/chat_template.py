@@ -67,11 +67,10 @@ class ChatTemplate:
         return self.system == "own" and not self.date_pinned
 
     def __str__(self) -> str:
-        system = {
-            "own": "shows the system turn itself",
-            "fold": "has no system turn that stays: it is put in front of the first user's turn",
-        }[self.system]
-        return f"the base's chat template {system}" + (f"; its date is always {PINNED_DATE}" * self.date_pinned)
+        if self.is_the_base_s_own:
+            return "the base's own"
+        folded = "the system turn stands in front of the first user's turn" if self.system == "fold" else ""
+        return "; ".join(filter(None, (folded, f"the date is always {PINNED_DATE}" if self.date_pinned else "")))
 
 
 def decide(tokenizer: Any) -> ChatTemplate:

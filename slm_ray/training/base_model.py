@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from slm_ray.chat_template import decide
+from slm_ray.chat_template import ChatTemplate, decide
 from slm_ray.errors import ModelError
 from slm_ray.training.rows import conversation, tokenised
 from slm_ray.types import Example
@@ -59,14 +59,20 @@ def base_folder(base: str) -> Path:
 
 def open_tokenizer(folder: Path) -> Any:
     """The base's own tokenizer, its chat template as it is rendered everywhere; ModelError when it has none."""
+    return open_template(folder)[0]
+
+
+def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
+    """The same tokenizer, and what was decided about its template."""
     silence_libraries()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ModelError(f"the base {folder} has no chat template; take an instruct model, or add chat_template.jinja")
-    tokenizer.chat_template = decide(tokenizer).text
-    return tokenizer
+    template = decide(tokenizer)
+    tokenizer.chat_template = template.text
+    return tokenizer, template
 
 
 def token_counter(base: str) -> Callable[[Example], int]:

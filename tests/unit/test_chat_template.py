@@ -56,6 +56,7 @@ def test_who_shows_the_system_turn_is_read_off_the_template(bases: dict[str, Pat
     decided = decide(AutoTokenizer.from_pretrained(bases[family]))
     assert decided.system == system
     assert ("first user's turn" in str(decided)) == (system == "fold")
+    assert ("date" in str(decided)) == (family == "llama32")
 
 
 @pytest.mark.parametrize("family", ["mistral", "mistral_v3"])
