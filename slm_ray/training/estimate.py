@@ -9,6 +9,7 @@ anchor from the literature, and says so.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -147,10 +148,10 @@ def duration(
     base: BaseShape, recipe: Recipe, *, lengths: Sequence[int], fingerprint: str, earlier: Sequence[Manifest],
     hourly_usd: float | None = None,
 ) -> Duration:  # fmt: skip
-    """How long a run over rows of `lengths` tokens may take and, at `hourly_usd` per worker's machine, what it costs.
+    """How long a run over rows of `lengths` tokens may take and, at `hourly_usd` per GPU, what it costs.
 
-    `earlier` are published adapters, the newest last: the last one of this base (`fingerprint`) that was trained on as
-    many GPUs a worker gives the speed, brought to this run's number of workers.
+    `earlier` are published adapters, the newest last: the last one of this base (`fingerprint`) and precision that was
+    trained on the same kind of device gives the speed, brought to this run's number of workers.
     """
     workers, gpus = recipe.workers.count, recipe.workers.count * recipe.workers.per_worker.get("GPU", 0)
     steps = max(
@@ -161,7 +162,8 @@ def duration(
     for manifest in earlier:
         figures = [manifest.metrics.get(name) for name in ("tokens_per_s", "workers", "gpus")]
         tokens_per_s, count, cards = (float(figure) if isinstance(figure, int | float) else 0.0 for figure in figures)
-        if manifest.base_fingerprint == fingerprint and tokens_per_s and count and (cards > 0) == (gpus > 0):
+        alike = manifest.base_fingerprint == fingerprint and manifest.recipe.get("precision") == recipe.precision
+        if alike and tokens_per_s and count and (cards > 0) == (gpus > 0):
             speed, source = tokens_per_s / count * workers, f"at the speed of {manifest.id}"
     if speed is None and gpus:
         speed = _ANCHOR_TOKENS_PER_S * _ANCHOR_PARAMETERS / base.linear_parameters * gpus
@@ -170,7 +172,7 @@ def duration(
             " on a 4090"
         )
     seconds = None if speed is None else tokens / speed
-    usd = None if seconds is None or hourly_usd is None else seconds / 3600 * hourly_usd * workers
+    usd = seconds / 3600 * hourly_usd * gpus if seconds is not None and hourly_usd is not None and gpus else None
     return Duration(steps=steps, tokens=tokens, seconds=seconds, usd=usd, source=source)
 
 
@@ -199,7 +201,9 @@ def _changes(recipe: Recipe, row_tokens: int, *, use_gpu: bool) -> Iterator[tupl
     (alpha keeps its ratio to it) and, last, the rows.
     """
     together = recipe.per_device_batch * recipe.gradient_accumulation
-    batches = [batch for batch in range(recipe.per_device_batch, 0, -1) if together % batch == 0]
+    divisors = [one for one in range(1, math.isqrt(together) + 1) if together % one == 0]
+    divisors += [together // one for one in divisors]
+    batches = sorted({one for one in divisors if one <= recipe.per_device_batch}, reverse=True)
     precisions = _PRECISIONS[_PRECISIONS.index(recipe.precision) :]
     lighter = use_gpu and OPTIMIZERS[recipe.optimizer] > OPTIMIZERS["adamw_8bit"]
     optimizers = [recipe.optimizer, "adamw_8bit"] if lighter else [recipe.optimizer]
@@ -219,7 +223,7 @@ def _changes(recipe: Recipe, row_tokens: int, *, use_gpu: bool) -> Iterator[tupl
         changes: dict[str, Any] = {
             "lora": recipe.lora.model_copy(update={"rank": rank, "alpha": alpha, "variant": variant}),
             "optimizer": optimizer, "precision": precision, "per_device_batch": batch,
-            "gradient_accumulation": together // batch, "max_length": min(recipe.max_length, tokens),
+            "gradient_accumulation": together // batch, "max_length": recipe.max_length if tokens == row_tokens else tokens,
         }  # fmt: skip
         yield recipe.model_copy(update=changes), tokens
 
