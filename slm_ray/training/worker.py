@@ -25,6 +25,7 @@ from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optimizer_name
 
@@ -40,6 +41,8 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
     report = Report(payload)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
+        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+            trainer.add_callback(NoteParity(trainer, precision=payload.config.quantization))
         outcome = run(trainer, report, resume=resumed)
     scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
     return {**outcome, "metrics": {**outcome["metrics"], **scores}}
