@@ -301,6 +301,7 @@ class DeclaredRule:
 class Decision:
     """What to do, under which rule and margin, and why; `because` is never empty.
 
+    `advice` is what would decide where these rows do not, in one sentence; None where nothing is to be said.
     `exploratory` is what the rows say under settings that are not the declared ones; the action is then inconclusive.
     `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts.
     """
@@ -309,12 +310,18 @@ class Decision:
     rule: str
     delta: float
     because: tuple[str, ...]
+    advice: str | None = None
     exploratory: Action | None = None
     candidate: int | None = None
 
     def __post_init__(self) -> None:
         if not self.because:
             raise ValueError("a Decision states why")
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """The reasons and, last, the advice where there is one."""
+        return self.because if self.advice is None else (*self.because, self.advice)
 
 
 class Model(Protocol):

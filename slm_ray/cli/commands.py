@@ -127,12 +127,11 @@ def sweep(config: configs.SweepConfig) -> None:
         name: str(output_folder(getattr(training, name), setting=f"training.{name}"))
         for name in ("run_dir", "adapters_dir")
     }
+    from slm_ray.sweep import summary
     from slm_ray.sweep import sweep as search
 
     result = search(training.model_copy(update=folders), config.search, validation=config.validation)
-    for trial in result["trials"]:
-        print(f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4} {result['metric']} {trial['score']}")
-    print(f"best: lr {result['best']['learning_rate']:g}, rank {result['best']['rank']}")
+    print("\n".join(summary(result)))
 
 
 def learning_curve(config: configs.LearningCurveConfig) -> None:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 WIDEST_DELTA = 0.2
 FixedRule = Literal["paired", "point"]  # over rows whose number was fixed beforehand
 Rule = Literal["paired", "sequential", "point"]
+Precision = Literal["4bit", "8bit", "16bit"]
 Format = Literal[
     "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled"
 ]  # fmt: skip
@@ -93,7 +94,16 @@ class Requests(Config):
     no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
-class Evaluation(Requests):
+class Retrieval(Config):
+    """How demonstrations are found, wherever they are shown."""
+
+    retriever: str = Field(
+        "words",
+        description="what finds similar training rows: words, bm25, or a sentence encoder by folder or hub name",
+    )
+
+
+class Evaluation(Requests, Retrieval):
     """How models are evaluated, whatever the rows."""
 
     repeats: int = Field(
@@ -198,7 +208,7 @@ class Curation(Config):
     order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
 
-class Source(Config):
+class Source(Retrieval):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
     track: str = Field("structured", description="a track's name, or the path of its YAML file")
@@ -230,12 +240,23 @@ class Source(Config):
 
 
 class Lora(Config):
-    """LoRA as in PEFT; all linear layers of Llama-like models by default."""
+    """LoRA as in PEFT; on all linear layers of the base but its head by default."""
 
     rank: int = Field(32, ge=1)
     alpha: int = Field(64, ge=1)
     dropout: float = Field(0.1, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    target_modules: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear", description="the linear layers that are adapted, by the last part of their names"
+    )
+    variant: Literal["lora", "rslora", "dora"] = Field(
+        "lora", description="rslora scales by alpha / sqrt(rank); dora also learns lengths and is merged to be served"
+    )
+
+    @model_validator(mode="after")
+    def _adapts_something(self) -> Lora:
+        if not self.target_modules:
+            raise ValueError("target_modules is empty, so nothing would be trained; name layers or set all-linear")
+        return self
 
 
 class Workers(Config):
@@ -246,22 +267,36 @@ class Workers(Config):
 
 
 class Recipe(Config):
-    """How a QLoRA adapter is trained: base in NF4 (double quantisation), loss on the answer only."""
+    """How an adapter is trained on a frozen base, loss on the answer only."""
 
     lora: Lora = Lora()
     workers: Workers = Workers()
-    quantization: Literal["nf4", "none"] = "nf4"
+    precision: Precision = Field(
+        "4bit", description="of the frozen base: NF4 with double quantisation, LLM.int8, or bf16"
+    )
     epochs: float = Field(3.0, gt=0)
     per_device_batch: int = Field(2, ge=1)
     gradient_accumulation: int = Field(4, ge=1)
     learning_rate: float = Field(2e-4, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "cosine_with_restarts", "constant"] = Field(
+        "linear", description="after the warm-up; with restarts, the cosine begins again at every epoch"
+    )
     warmup_steps: int = Field(10, ge=0)
     weight_decay: float = Field(0.01, ge=0)
+    max_grad_norm: float = Field(1.0, ge=0, description="longer gradients are shortened to this; 0 leaves them alone")
     optimizer: str = Field("adamw_8bit", description="a transformers optimizer name")
     max_length: int = Field(2048, ge=16, description="tokens; a longer row is refused")
     checkpoint_steps: int = Field(50, ge=1)
     seed: int = 42
+
+    @model_validator(mode="after")
+    def _restarts_at_all(self) -> Recipe:
+        if self.schedule == "cosine_with_restarts" and self.epochs < 2:
+            raise ValueError(
+                f"schedule cosine_with_restarts begins again at every epoch, and {self.epochs:g} epochs hold none; set"
+                " schedule: cosine, or 2 epochs and more"
+            )
+        return self
 
 
 class Search(Config):

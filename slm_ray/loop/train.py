@@ -15,7 +15,7 @@ from slm_ray import cluster
 from slm_ray.config import LoopConfig, TrainConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.serving import Endpoint, token_ids
-from slm_ray.sweep import sweep
+from slm_ray.sweep import summary, sweep
 from slm_ray.training import train_many
 from slm_ray.training.base_model import open_tokenizer, silence_libraries
 
@@ -79,8 +79,10 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
     if not config.sweep:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
-    best = sweep(trials, config.search, validation=run.prepared.path("validation"))["best"]
-    say(f"{run.name}: best of the sweep is lr {best['learning_rate']:g}, rank {best['rank']} ({best['score']:.3f})")
+    result = sweep(trials, config.search, validation=run.prepared.path("validation"))
+    for line in summary(result):
+        say(f"{run.name}: {line}")
+    best = result["best"]
     lora = planned.lora.model_copy(update={"rank": best["rank"], "alpha": best["alpha"]})
     return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
 

@@ -147,7 +147,8 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report:
     return {
         "stage": made.stage, "action": decision.action, "rule": decision.rule, "delta": decision.delta,
         "tone": "demonstration" if stand_in else decision.action,
-        "because": decision.because, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n, "rows": _paired(comparison),
+        "sentences": decision.sentences, "llm": comparison.llm, "slm": comparison.slm, "n": comparison.n,
+        "rows": _paired(comparison),
         "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
         "candidate": decision.candidate, "level": comparison.level,

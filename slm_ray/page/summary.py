@@ -5,7 +5,7 @@ Sentences of figures that stand elsewhere on the page; decides and computes noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,17 +100,12 @@ def _why(final: StageDecision | None) -> tuple[str, ...]:
     }
     reading = words.get(decision.action)
     if decision.rule == "point" or reading is None or not reading[0](interval, decision.delta):
-        return tuple(formatting.in_points(said) for said in _telling(decision.because))
+        sentences = (decision.because[0], *([decision.advice] if decision.advice else []))
+        return tuple(formatting.in_points(sentence) for sentence in sentences)
     said = (
         f"SLM − LLM is {formatting.points(interval.estimate)} points {formatting.half_width(interval)}: {reading[1]}."
     )
     return (said,)
-
-
-def _telling(because: Sequence[str]) -> tuple[str, ...]:
-    """The first reason, and the one that says what would tell."""
-    advice = [said for said in because[1:] if "rows" in said and ("fresh" in said or "would" in said)]
-    return (because[0], *advice[:1])
 
 
 def _where(

@@ -30,12 +30,13 @@ from slm_ray.types import Decision, DeclaredRule
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.candidates import counted
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.decide import decide, out_of_reach, verdict_text
+from slm_ray.verdict.decide import decide, out_of_reach
 from slm_ray.verdict.declared import departures, hold
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
 from slm_ray.verdict.stats import RESAMPLES, SEED
+from slm_ray.verdict.words import verdict_text
 
 
 def comparison_text(report: ComparisonReport) -> str:

@@ -116,7 +116,7 @@ def comparison(found: Comparison, decision: Decision, *, at_ns: int) -> Run:
         },
         {
             INPUT: _json({"llm": dict(found.llm_metrics), "slm": dict(found.slm_metrics)}),
-            OUTPUT: _json({"action": decision.action, "because": list(decision.because)}),
+            OUTPUT: _json({"action": decision.action, "because": list(decision.sentences)}),
             f"{LABEL}verdict": decision.action, **_scores(scores),
         },
     )  # fmt: skip

@@ -59,8 +59,9 @@ def estimate(
     tokens = recipe.per_device_batch * row_tokens
     linear = shape.layers * sum(rows * columns for rows, columns in shape.linears.values())
     embedding = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    weight_bytes = _NF4_BYTES if recipe.quantization == "nf4" else _BF16_BYTES
-    chosen = [shape.linears[name] for name in recipe.lora.target_modules if name in shape.linears]
+    weight_bytes = {"4bit": _NF4_BYTES, "8bit": 1, "16bit": _BF16_BYTES}[recipe.precision]
+    targets = recipe.lora.target_modules
+    chosen = [size for name, size in shape.linears.items() if targets == "all-linear" or name in targets]
     lora = shape.layers * recipe.lora.rank * sum(rows + columns for rows, columns in chosen)
     layer = tokens * shape.layer_bytes(row_tokens, eager=not use_gpu)
     kept = shape.layers * tokens * shape.hidden * _BF16_BYTES + layer if checkpointing else shape.layers * layer
@@ -80,8 +81,8 @@ def check(needed: Estimate, available_bytes: float, recipe: Recipe, *, row_token
     """ResourceError, with the setting to change, when a worker would not fit into `available_bytes`."""
     if needed.total <= available_bytes:
         return
-    if recipe.quantization == "none":
-        advice = "set quantization to nf4"
+    if recipe.precision != "4bit":
+        advice = "set precision to 4bit"
     elif recipe.per_device_batch > 1:
         advice = (
             f"lower per_device_batch from {recipe.per_device_batch} to {recipe.per_device_batch // 2} and double "

@@ -28,13 +28,14 @@ from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
-from slm_ray.training.base_model import silence_libraries
+from slm_ray.training.base_model import base_folder, silence_libraries
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
+_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -172,6 +173,7 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
         track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
         metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
+        recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
     )  # fmt: skip
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})

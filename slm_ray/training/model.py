@@ -1,6 +1,6 @@
-"""The base and its LoRA layers: a model folder in, a model ready for QLoRA training out.
+"""The base and its LoRA layers: a model folder in, a model ready for training out.
 
-Weights are held in NF4 with double quantisation, on CPU as on GPU; products are in bf16; LoRA weights stay in fp32.
+The frozen weights are held in 4, 8 or 16 bits, on CPU as on GPU; products are in bf16; LoRA weights stay in fp32.
 It trains nothing and saves nothing.
 """
 
@@ -15,28 +15,20 @@ from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from slm_ray.config import Lora, Recipe
+from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
 
 _EAGER_TOKENS = 1024
 
 
 def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:
-    """The frozen base, in NF4 unless the recipe says otherwise. `longest` is the longest row, in tokens."""
-    quantization = None
-    if recipe.quantization == "nf4":
-        quantization = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
+    """The frozen base in the recipe's precision. `longest` is the longest row, in tokens."""
     # On CPU the fused attention kernel takes a third of a step on short rows; plain attention is a third faster there.
     eager = not use_gpu and longest <= _EAGER_TOKENS
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
-        quantization_config=quantization,
+        quantization_config=quantization(recipe.precision),
         device_map={"": torch.cuda.current_device()} if use_gpu else None,
         attn_implementation="eager" if eager else "sdpa",
         local_files_only=True,
@@ -45,11 +37,32 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
     return model
 
 
+def quantization(precision: Precision) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to hold the frozen weights; None for bf16."""
+    match precision:
+        case "4bit":
+            return BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=torch.bfloat16,
+            )
+        case "8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        case "16bit":
+            return None
+
+
 def add_lora(model: Any, lora: Lora) -> Any:
     """The base with trainable LoRA layers; ConfigError when a target module is not in this architecture."""
-    present = {name.rsplit(".", 1)[-1] for name, _ in model.named_modules()}
-    if absent := sorted(set(lora.target_modules) - present):
-        linears = {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    head = model.get_output_embeddings()
+    linears = {
+        name.rsplit(".", 1)[-1]
+        for name, part in model.named_modules()
+        if isinstance(part, torch.nn.Linear) and part is not head
+    }
+    targets = linears if lora.target_modules == "all-linear" else set(lora.target_modules)
+    if absent := sorted(targets - linears):
         raise ConfigError(
             f"lora.target_modules: the base has no {', '.join(absent)}; it has {', '.join(sorted(linears))}"
         )
@@ -59,7 +72,9 @@ def add_lora(model: Any, lora: Lora) -> Any:
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=list(lora.target_modules),
+            target_modules=sorted(targets),
+            use_rslora=lora.variant == "rslora",
+            use_dora=lora.variant == "dora",
             task_type="CAUSAL_LM",
         ),
     )

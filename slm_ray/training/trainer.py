@@ -24,11 +24,13 @@ from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
 
-_MAX_GRAD_NORM = 1.0
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
 _LOGS = 25  # reports of a run, at most about this many
-_SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
+_SCHEDULES = {
+    "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
+    "constant": "constant_with_warmup",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,9 +179,10 @@ def build(
         gradient_accumulation_steps=recipe.gradient_accumulation,
         learning_rate=recipe.learning_rate,
         lr_scheduler_type=_SCHEDULES[recipe.schedule],
+        lr_scheduler_kwargs={"num_cycles": max(1, round(recipe.epochs))} if "restarts" in recipe.schedule else {},
         warmup_steps=recipe.warmup_steps,
         weight_decay=recipe.weight_decay,
-        max_grad_norm=_MAX_GRAD_NORM,
+        max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
         max_length=None,
         completion_only_loss=True,

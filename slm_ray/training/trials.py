@@ -7,6 +7,7 @@ published.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +33,17 @@ _DRIVER = {"CPU": 0.01}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One training run and what it scored: `score` is the track's primary metric, None where the run failed (`error`)."""
+    """One training run and what it scored: `score` is the track's primary metric, None where the run failed (`error`).
+
+    `rows` are the primary metric by validation row (None where it is undefined), `loss` is the mean cross-entropy of a
+    token of their targets.
+    """
 
     plan: Plan
     score: float | None
     metrics: dict[str, Any]
+    loss: float = math.inf
+    rows: tuple[float | None, ...] = ()
     error: str | None = None
 
 
@@ -91,7 +98,8 @@ def outcomes(plans: Sequence[Plan], rows_digest: str, errors: Mapping[int, str])
         elif metrics is None:
             raise KeyboardInterrupt
         else:
-            trials.append(Trial(plan=planned, score=metrics.pop("validation_score"), metrics=metrics))
+            score, loss, by_row = (metrics.pop(f"validation_{name}") for name in ("score", "loss", "rows"))
+            trials.append(Trial(plan=planned, score=score, metrics=metrics, loss=loss, rows=tuple(by_row)))
     return trials
 
 

@@ -1,7 +1,7 @@
-"""The score of a trial: answers to validation rows by the model just trained, judged by the track's own scorer.
+"""What a trial is worth on validation rows: the loss on their targets, and the model's own answers, judged by the track's scorer.
 
-Greedy, in batches, by the model in memory: quick, and close to what the served adapter answers, but not the evaluation
-that decides anything.
+The loss takes one forward pass a batch; answers are generated, which is dear. Greedy, in batches, by the model in memory:
+quick, and close to what the served adapter answers, but not the evaluation that decides anything.
 """
 
 from __future__ import annotations
@@ -13,19 +13,60 @@ import torch
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring.run import score, summarise
-from slm_ray.training.rows import token_ids
+from slm_ray.training.rows import conversation, token_ids
 from slm_ray.types import Example
 
 _BATCH = 16
 _MAX_NEW_TOKENS = 256
 
 
-def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> dict[str, float]:
-    """Run metrics of `model` on `examples` (undefined ones are left out), and `validation_score`, the track's primary one."""
+def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> dict[str, Any]:
+    """Run metrics of `model` on `examples` (undefined ones are left out) and what trials are ranked by.
+
+    That is `validation_score`, the track's primary metric, `validation_rows`, the same by row (None where it is
+    undefined), and `validation_loss`, the mean cross-entropy over all tokens of the targets.
+    """
+    total, tokens = target_loss(model, tokenizer, examples)
     answers = generate(model, tokenizer, examples)
     rows = [score(judged, example.id, text, example.target) for example, text in zip(examples, answers, strict=True)]
     metrics = {name: value for name, value in summarise(judged, rows).items() if value is not None}
-    return {**metrics, "validation_score": metrics.get(judged.primary, 0.0)}
+    return {
+        **metrics, "validation_score": metrics.get(judged.primary, 0.0), "validation_loss": total / tokens,
+        "validation_rows": [row.value(judged.primary) for row in rows],
+    }  # fmt: skip
+
+
+def target_loss(model: Any, tokenizer: Any, examples: Sequence[Example]) -> tuple[float, int]:
+    """Cross-entropy of the targets in nats, summed over their tokens (the end of the answer is one), and the tokens' number."""
+    model.eval()
+    encoded = [_with_target(tokenizer, example) for example in examples]
+    encoded.sort(key=lambda row: len(row[0]))  # rows of like length share a batch, so that little is padded
+    total, tokens = 0.0, 0
+    for start in range(0, len(encoded), _BATCH):
+        batch = encoded[start : start + _BATCH]
+        width, first = max(len(ids) for ids, _ in batch), min(asked for _, asked in batch)
+        pad = tokenizer.pad_token_id
+        ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch], device=model.device)
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch], device=model.device)
+        wanted = torch.tensor(
+            [[-100] * asked + row[asked:] + [-100] * (width - len(row)) for row, asked in batch], device=model.device
+        )[:, first:]
+        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
+            # Logits of the prompts, the larger part, are not built.
+            logits = model(
+                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=wanted.shape[1] + 1
+            ).logits[:, :-1]
+        learned = wanted != -100
+        total += torch.nn.functional.cross_entropy(logits[learned].float(), wanted[learned], reduction="sum").item()
+        tokens += int(learned.sum())
+    return total, tokens
+
+
+def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
+    """Token ids of the row as it is trained on, and how many of them are the prompt's."""
+    row = conversation(example)
+    prompt = token_ids(tokenizer, row["prompt"], answer_next=True)
+    return token_ids(tokenizer, row["prompt"] + row["completion"], answer_next=False), len(prompt)
 
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:

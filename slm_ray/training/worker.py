@@ -177,15 +177,17 @@ def _gather_generators(folder: Path, rank: int) -> None:
                 (folder / state[0]).write_bytes(state[1])
 
 
-def score(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
-    """Metrics of the trained model's answers to the validation rows; one rank suffices, it needs nothing of the others."""
+def score(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
+    """What the trained model is worth on the validation rows; one rank suffices, it needs nothing of the others."""
     from slm_ray.training.validation_score import validate  # only trials answer rows
 
     track = open_track(payload.config.track, beside=payload.config.train)
-    return validate(trainer.accelerator.unwrap_model(trainer.model), tokenizer, payload.validation, track)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return {**validate(model, tokenizer, payload.validation, track), "trainable_parameters": trainable}
 
 
-def _scored(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, float]:
+def _scored(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
     result = score(trainer, tokenizer, payload) if ray.train.get_context().get_world_rank() == 0 else {}
     ray.train.report(dict(result))
     return result

@@ -134,21 +134,19 @@ def counted(
 ) -> Decision:
     """The decision with its place among the candidates in words; inconclusive where nothing of the error is left.
 
-    Where what is left cannot decide on this many rows it asks for fresh ones, on which the count begins anew, and says
-    how many.
+    Where what is left cannot decide on this many rows the advice is of fresh ones, on which the count begins anew, and
+    how many, whatever it was before.
     """
     because = (*decision.because, turn_text(turn, planned=planned), *([caveat] if caveat else []))
+    advice = decision.advice
     least, n = fewest_rows(turn.level, decision.delta), comparison.n
     if turn.level == 0 or (decision.action == "inconclusive" and least is not None and n < least):
         fresh = rows_advised(comparison, decision.delta, level=level_of(1, planned))
         wanted = f"{fresh:,} fresh rows" if fresh else "fresh rows"
         too_few = f"at this level {n} rows are too few even for two models that never differ; " if turn.level else ""
-        because = (
-            *because,
-            f"{too_few}evaluate {wanted}, none of these {n} among them: on those the count begins anew.",
-        )
+        advice = f"{too_few}evaluate {wanted}, none of these {n} among them: on those the count begins anew."
     action = decision.action if turn.level else "inconclusive"
-    return replace(decision, action=action, because=because, candidate=turn.number)
+    return replace(decision, action=action, because=because, advice=advice, candidate=turn.number)
 
 
 def fewest_rows(level: float, delta: float) -> int | None:

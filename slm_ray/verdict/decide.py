@@ -8,28 +8,23 @@ of chance. Decides only; trains and prints nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from slm_ray.errors import ConfigError, choices
-from slm_ray.tables import format_table
 from slm_ray.types import Action, Comparison, Decision, Interval
 from slm_ray.verdict.non_inferiority import FEWEST_ROWS, rows_by_width, rows_for_power
 from slm_ray.verdict.replay import sequential_reasons
 from slm_ray.verdict.stats import FEWEST_GROUPS
+from slm_ray.verdict.words import number, rows_text
 
 EXIT: dict[Action, int] = {"swap": 0, "fine_tune": 10, "inconclusive": 20}
 MOST_FAILED = 0.02  # share of rows that a model may leave without an answer; above it nothing is decided
 
+Ruling = tuple[Action, list[str], str | None]  # what to do, why, and what would decide where it is not decided
 
 # 0.50 - 0.48 is a hair more than 0.02 in binary: a gap of exactly delta must not become more than delta.
 _ROUNDING = 1e-12
 _LEAST_MARGIN = 1e-4
-
-_MEANING: dict[Action, str] = {
-    "swap": "the SLM can take the LLM's place on this task",
-    "fine_tune": "fine-tune the SLM before it takes the LLM's place",
-    "inconclusive": "these rows cannot tell, see below",
-}
 
 
 def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
@@ -55,43 +50,20 @@ def decide(comparison: Comparison, *, rule: str, delta: float) -> Decision:
         raise ConfigError(f"unknown rule {rule!r}: {choices(rule, rules)}")
     because = [*_outage(comparison), *(_few_groups(comparison) if rule == "paired" else [])]
     action: Action = "inconclusive"
+    advice = None
     if not because:
-        action, because = rules[rule](comparison, delta)
+        action, because, advice = rules[rule](comparison, delta)
         if rule != "sequential":  # which holds every reading to its own bets
             action, more = _both_readings(comparison, action, lambda found: rules[rule](found, delta)[0])
             because += more
         if action == "swap" and (short := _below_floor(comparison, rule)):
             action = "inconclusive"
             because += short
-    return Decision(action=action, rule=rule, delta=delta, because=(*because, *_caveats(comparison)))
+    because += _caveats(comparison)
+    return Decision(action=action, rule=rule, delta=delta, because=tuple(because), advice=advice)
 
 
-def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequence[str] = ()) -> str:
-    """What a person reads: the metrics (* the primary one), the action and why, then `further` parts.
-
-    The last line is `FINE_TUNE=0|1`.
-    """
-    llm, slm = (f"{spec}{_mark(comparison, spec)}" for spec in (comparison.llm, comparison.slm))
-    lines = [
-        f"track {comparison.track}, {rows_text(comparison)}, examples {comparison.digest}",
-        f"LLM: {llm}",
-        f"SLM: {slm}",
-        "",
-        *format_table(
-            [["metric", "LLM", "SLM", "SLM-LLM", ""], *(_line(comparison, name) for name in comparison.llm_metrics)],
-            left=(0, 4),
-        ),
-        "",
-        f"verdict: {decision.action} ({_meaning(decision)}); rule {decision.rule}, delta {decision.delta:g}",
-        *(f"- {sentence}" for sentence in decision.because),
-        *(f"\n{part}" for part in further),
-        *([""] if further else []),
-        f"FINE_TUNE={int(decision.action == 'fine_tune')}",
-    ]
-    return "\n".join(lines)
-
-
-def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _paired(comparison: Comparison, delta: float) -> Ruling:
     name, interval = comparison.primary, comparison.interval
     because = [
         f"{name}: SLM minus LLM is {interval.estimate:+.4f} over {rows_text(comparison)}, with one-sided"
@@ -104,23 +76,11 @@ def _paired(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
     because.append(_reading(comparison, delta, action))
     if action == "swap" and interval.lower > 0:
         because.append(f"the SLM is superior on {name}: even the lower bound {interval.lower:+.4f} is above 0.")
-    if action == "inconclusive":
-        because.append(_advice(comparison, delta))
+    advice = _advice(comparison, delta) if action == "inconclusive" else None
     if action == "swap":
-        action, reasons = _guarded(comparison, delta)
+        action, reasons, advice = _guarded(comparison, delta)
         because += reasons
-    return action, because
-
-
-def rows_text(comparison: Comparison) -> str:
-    """How much a verdict stands on: rows and, where rows are in groups, groups and how many independent rows they equal."""
-    effective = comparison.effective_n
-    if comparison.largest_group == 1 or effective is None:
-        return f"{comparison.n} paired rows"
-    return (
-        f"{comparison.n} paired rows in {comparison.groups} groups, the largest of {comparison.largest_group}"
-        f" ({effective:.0f} effective rows)"
-    )
+    return action, because, advice
 
 
 def not_worse(interval: Interval, delta: float) -> bool:
@@ -163,14 +123,14 @@ def _reading(comparison: Comparison, delta: float, action: Action) -> str:
     )
 
 
-def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _guarded(comparison: Comparison, delta: float) -> Ruling:
     """A swap, unless a guardrail metric is not shown to hold or a slice is shown to be worse.
 
     All guardrails have to hold, each at the full level: an intersection-union test, which needs no correction. Slices have
     to be shown worse, at a level shared among them.
     """
     action: Action = "swap"
-    reasons = []
+    reasons, advice = [], None
     for name, interval in comparison.guardrails.items():
         found = _by_bounds(interval, delta)
         bounds = f"{name}: {interval.estimate:+.4f}, bounds {interval.lower:+.4f} and {interval.upper:+.4f}"
@@ -181,10 +141,10 @@ def _guarded(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             reasons.append(f"the guardrail {bounds}: worse by more than {delta:g}, which blocks the swap.")
         else:
             reasons.append(f"the guardrail {bounds}: not shown to be within {delta:g}, which blocks the swap.")
-            reasons += _guardrail_advice(comparison, name, delta)
+            advice = advice or _guardrail_advice(comparison, name, delta)
         action = "fine_tune" if "fine_tune" in (action, found) else "inconclusive"
     worse = _worse_slices(comparison, delta)
-    return ("fine_tune" if worse else action), [*reasons, *worse]
+    return ("fine_tune" if worse else action), [*reasons, *worse], advice
 
 
 def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
@@ -197,7 +157,7 @@ def _worse_slices(comparison: Comparison, delta: float) -> list[str]:
     ]
 
 
-def _sequential(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _sequential(comparison: Comparison, delta: float) -> Ruling:
     return sequential_reasons(comparison, delta, blocked=_worse_slices(comparison, delta))
 
 
@@ -283,17 +243,17 @@ def _answered(comparison: Comparison) -> list[str]:
     ]
 
 
-def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> list[str]:
+def _guardrail_advice(comparison: Comparison, name: str, delta: float) -> str | None:
     width = comparison.guardrails[name].upper - comparison.guardrails[name].lower
     if delta < _LEAST_MARGIN:
-        return []
+        return None
     rows = rows_by_width(width, comparison.n, delta, one_sided=comparison.level)
     if rows <= comparison.n:
-        return [
+        return (
             f"{comparison.n} rows would have shown models that are equally good on {name} to be so with more than 80 %"
             " power: these are probably not."
-        ]
-    return [f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."]
+        )
+    return f"were both equally good on {name}, {rows:,} fresh held-out rows would show it with 80 % power."
 
 
 def rows_advised(comparison: Comparison, delta: float, *, level: float) -> int | None:
@@ -338,14 +298,14 @@ def _advice(comparison: Comparison, delta: float) -> str:
     )
 
 
-def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
+def _point(comparison: Comparison, delta: float) -> Ruling:
     gaps = comparison.gaps
     if not gaps:
-        return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."]
+        return "inconclusive", ["no core metric is defined for both models, so there is no gap to judge."], None
     trailing = {name: gap for name, gap in gaps.items() if gap < -delta - _ROUNDING}
     because = [
-        f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {_number(comparison.llm_metrics[name])},"
-        f" SLM {_number(comparison.slm_metrics[name])}, {comparison.n} paired rows)."
+        f"{name}: the LLM leads by {-gap:.4f}, more than {delta:g} (LLM {number(comparison.llm_metrics[name])},"
+        f" SLM {number(comparison.slm_metrics[name])}, {comparison.n} paired rows)."
         for name, gap in trailing.items()
     ]
     if not because:
@@ -355,7 +315,7 @@ def _point(comparison: Comparison, delta: float) -> tuple[Action, list[str]]:
             f" the lowest gap (SLM minus LLM) is {gap:+.4f} on {name}."
         )
     because.append("the point rule has no interval: chance alone may explain these gaps.")
-    return ("fine_tune" if trailing else "swap"), because
+    return ("fine_tune" if trailing else "swap"), because, None
 
 
 def _caveats(comparison: Comparison) -> list[str]:
@@ -378,23 +338,3 @@ def _caveats(comparison: Comparison) -> list[str]:
             f"{comparison.primary} is undefined on {comparison.undefined} more paired rows, which have no part in this."
         )
     return found
-
-
-def _meaning(decision: Decision) -> str:
-    if decision.exploratory is not None:
-        return f"exploratory: {decision.exploratory} under settings that were not declared, see below"
-    return _MEANING[decision.action]
-
-
-def _mark(comparison: Comparison, spec: str) -> str:
-    return "  [stand-in]" if spec in comparison.stand_ins else ""
-
-
-def _line(comparison: Comparison, name: str) -> list[str]:
-    llm, slm = comparison.llm_metrics[name], comparison.slm_metrics.get(name)
-    gap = f"{slm - llm:+.4f}" if llm is not None and slm is not None else "-"
-    return [name, _number(llm), _number(slm), gap, "*" if name == comparison.primary else ""]
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

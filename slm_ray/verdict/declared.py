@@ -70,7 +70,7 @@ def hold(
         " fresh rows."
     )
     return dataclasses.replace(
-        decision, action="inconclusive", exploratory=decision.action, because=(*because, kept, said)
+        decision, action="inconclusive", exploratory=decision.action, because=(*because, kept, said), advice=None
     )
 
 

@@ -62,8 +62,10 @@ def replay(
     return test.result
 
 
-def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequence[str]) -> tuple[Action, list[str]]:
-    """The action and why; `blocked` are sentences on slices that are clearly worse, which stand in the way of a swap."""
+def sequential_reasons(
+    comparison: Comparison, delta: float, *, blocked: Sequence[str]
+) -> tuple[Action, list[str], str | None]:
+    """The action, why, and what would decide; `blocked` are sentences on slices that are clearly worse, which stand in the way of a swap."""
     seen = comparison.sequential
     if seen is None:
         raise ComparisonError("this comparison was not made by the rule sequential; compare the report again by it")
@@ -83,7 +85,7 @@ def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequenc
             for name, found in comparison.guardrails.items()
             if found.upper < -delta
         ]
-        return "inconclusive", [*because, *low, _more_rows(comparison, seen, delta)]
+        return "inconclusive", [*because, *low], _more_rows(comparison, seen, delta)
     more = seen.rows - (seen.decided_at or seen.rows)
     what = (
         f"the SLM is not worse by {delta:g} or more"
@@ -93,8 +95,8 @@ def sequential_reasons(comparison: Comparison, delta: float, *, blocked: Sequenc
     after = f"; the {more} rows after it were not needed" if more else ""
     because.append(f"decided at row {seen.decided_at}: {what}{after}.")
     if seen.action == "swap" and blocked:
-        return "inconclusive", [*because, *blocked]
-    return seen.action, because
+        return "inconclusive", [*because, *blocked], None
+    return seen.action, because, None
 
 
 def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> str:

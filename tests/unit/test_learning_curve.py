@@ -83,10 +83,12 @@ def test_a_trial_has_a_score_on_these_rows_or_an_error_and_else_the_run_was_stop
     settings = config(tmp_path, sizes=(3, 7, 20, 40))
     plans = plans_of(settings, rows.read(settings.training.train, "structured"))[:2]
     plans[0].folder.mkdir(parents=True)
-    done = {"validation": "these", "metrics": {"validation_score": 0.5, "train_s": 2.0}}
+    scores = {"validation_score": 0.5, "validation_loss": 0.7, "validation_rows": [1.0, 0.0]}
+    done = {"validation": "these", "metrics": {**scores, "train_s": 2.0}}
     (plans[0].folder / "trial.json").write_text(json.dumps(done), encoding="utf-8")
     scored, failed = outcomes(plans, "these", {1: "a worker died"})
-    assert (scored.score, scored.metrics, scored.error) == (0.5, {"train_s": 2.0}, None)
+    assert (scored.score, scored.loss, scored.rows) == (0.5, 0.7, (1.0, 0.0))
+    assert (scored.metrics, scored.error) == ({"train_s": 2.0}, None)
     assert (failed.score, failed.error) == (None, "a worker died")
     with pytest.raises(KeyboardInterrupt):  # the second trial was not finished
         outcomes(plans, "these", {})

@@ -522,7 +522,7 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
         "On Monday Serve the adapter and send it 5 % of the traffic",
     ):
         assert words in head(), words
-    final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise.", "9 fresh rows would do."]}
+    final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise."], "advice": "9 fresh rows would do."}
     assert "first. 9 fresh rows would do." in head() and "Get fresh test rows" in head() and "Serve" not in head()
     final["decision"]["rule"] = "sequential"
     assert "Ask further rows and go on where this ended" in head() and "fresh test rows" not in head()

@@ -51,7 +51,7 @@ def test_our_stack_fits_the_same_recipe_into_a_3090() -> None:
     ("recipe", "advice"),
     [
         (Recipe(per_device_batch=32), "lower per_device_batch from 32 to 16"),
-        (Recipe(quantization="none"), "set quantization to nf4"),
+        (Recipe(precision="16bit"), "set precision to 4bit"),
     ],
 )
 def test_what_does_not_fit_names_the_setting_to_change(recipe: Recipe, advice: str) -> None:
@@ -73,7 +73,7 @@ def test_one_long_row_and_one_large_base_get_other_advice() -> None:
         ({"per_device_batch": 2}, {"per_device_batch": 4}),
         ({"lora": {"rank": 16}}, {"lora": {"rank": 64}}),
         ({"optimizer": "adamw_8bit"}, {"optimizer": "adamw_torch"}),
-        ({"quantization": "nf4"}, {"quantization": "none"}),
+        ({"precision": "4bit"}, {"precision": "16bit"}),
     ],
 )
 def test_it_grows_with_what_costs_memory(small: dict[str, Any], large: dict[str, Any]) -> None:

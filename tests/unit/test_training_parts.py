@@ -19,7 +19,7 @@ from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import check_parity, prompt_token_ids
 from slm_ray.training.trainer import LengthGroupedSampler, build, prompt_ids
-from slm_ray.training.validation_score import validate
+from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -160,6 +160,18 @@ def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: A
     found = validate(trainer.model, tokenizer, examples(3), track("structured"))
     assert 0.0 <= found["validation_score"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
+    assert len(found["validation_rows"]) == 3
+    assert sum(found["validation_rows"]) / 3 == pytest.approx(found["validation_score"])
+
+
+def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(trainer: Any, tokenizer: Any) -> None:
+    trainer.model.eval()
+    total, tokens = target_loss(trainer.model, tokenizer, examples(8))
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(8)])
+    assert tokens == int((batch["labels"] != -100).sum())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
+    assert total / tokens == pytest.approx(stock.item(), rel=5e-3)
 
 
 def test_a_log_repeats_no_line() -> None:

@@ -151,15 +151,16 @@ def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_litt
         track="t", llm="a", slm="b", n=100, digest="d", primary="p", llm_metrics={"p": 0.9}, slm_metrics={"p": 0.9},
         gaps={}, interval=interval, slm_only_right=2, llm_only_right=2,
     )  # fmt: skip
-    undecided = Decision(action="inconclusive", rule="paired", delta=0.02, because=("x",))
+    undecided = Decision(action="inconclusive", rule="paired", delta=0.02, because=("x",), advice="add rows")
     said = counted(undecided, Turn(number=4, level=0.0019), comparison, planned=None)
     assert said.candidate == 4 and said.because[1].startswith("fourth candidate on these rows: tested at 0.19 %")
-    assert "100 rows are too few even for two models that never differ; evaluate " in said.because[-1]
+    assert "100 rows are too few even for two models that never differ; evaluate " in (said.advice or "")
     swap = replace(undecided, action="swap")
     assert counted(swap, Turn(number=1, level=0.03), comparison, planned=None).action == "swap"
     used_up = counted(swap, Turn(number=3, level=0.0), comparison, planned=2)
     assert used_up.action == "inconclusive" and "nothing is left" in used_up.because[1]
-    assert "fresh rows, none of these 100 among them" in used_up.because[-1]
+    assert "fresh rows, none of these 100 among them" in (used_up.advice or "")
+    assert "add rows" not in used_up.sentences, "two pieces of advice that contradict each other"
 
 
 def test_a_reservation_becomes_the_test_that_was_reserved_and_no_other() -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from slm_ray.config.shared import WIDEST_DELTA
 from slm_ray.errors import ConfigError
 from slm_ray.types import Comparison, Interval, Slice
-from slm_ray.verdict.decide import EXIT, decide, rows_advised, verdict_text
+from slm_ray.verdict.decide import EXIT, decide, rows_advised
 from slm_ray.verdict.non_inferiority import FEWEST_ROWS, shows
+from slm_ray.verdict.words import verdict_text
 
 
 def comparison(
@@ -149,20 +150,20 @@ def test_every_guardrail_has_to_hold(guardrails: dict[str, Interval], action: st
 def test_a_guardrail_that_is_not_sure_says_how_many_rows_would_make_it_so() -> None:
     """100 rows whose bounds are 0.2 apart: the spread of their differences is (0.1 / 1.645)^2 a hundredfold."""
     found = replace(comparison(), interval=GOOD, guardrails={"name_match": UNSURE})
-    said = " ".join(decide(found, rule="paired", delta=0.02).because)
+    said = " ".join(decide(found, rule="paired", delta=0.02).sentences)
     assert "were both equally good on name_match, 5,713 fresh held-out rows would show it" in said
-    assert "fresh held-out rows" not in " ".join(decide(found, rule="paired", delta=0.0).because)
+    assert "fresh held-out rows" not in " ".join(decide(found, rule="paired", delta=0.0).sentences)
 
 
 def test_a_guardrail_that_more_rows_would_not_save_says_so() -> None:
     near = Interval(estimate=-0.019, lower=-0.028, upper=-0.010, method="score")
     found = replace(comparison(), interval=GOOD, guardrails={"name_match": near})
-    said = decide(found, rule="paired", delta=0.02).because
+    said = decide(found, rule="paired", delta=0.02).sentences
     assert any(
         "equally good on name_match to be so with more than 80 % power: these are probably not" in s for s in said
     )
     worse = decide(replace(found, guardrails={"valid": BAD}), rule="paired", delta=0.02)
-    assert any("worse by more than 0.02, which blocks the swap" in sentence for sentence in worse.because)
+    assert any("worse by more than 0.02, which blocks the swap" in sentence for sentence in worse.sentences)
 
 
 def test_rows_groups_and_effective_rows_are_said_and_advised() -> None:
@@ -181,7 +182,7 @@ def test_rows_of_few_groups_decide_nothing(groups: int, action: str) -> None:
     found = replace(comparison(), interval=GOOD, groups=groups, largest_group=20, effective_n=12.0)
     decision = decide(found, rule="paired", delta=0.02)
     assert decision.action == action
-    refused = [sentence for sentence in decision.because if "fewer than 10" in sentence]
+    refused = [sentence for sentence in decision.sentences if "fewer than 10" in sentence]
     assert len(refused) == (action == "inconclusive")
     assert all("the 100 rows come from 9 groups" in sentence for sentence in refused)
 
@@ -189,7 +190,7 @@ def test_rows_of_few_groups_decide_nothing(groups: int, action: str) -> None:
 def test_rows_without_a_primary_metric_are_counted_apart() -> None:
     found = decide(replace(comparison(), undefined=900), rule="paired", delta=0.02)
     assert "over 100 paired rows" in found.because[0]
-    assert any("exact_match is undefined on 900 more paired rows" in sentence for sentence in found.because)
+    assert any("exact_match is undefined on 900 more paired rows" in sentence for sentence in found.sentences)
 
 
 def test_a_slice_that_is_clearly_worse_blocks_the_swap_and_is_named() -> None:
@@ -199,26 +200,26 @@ def test_a_slice_that_is_clearly_worse_blocks_the_swap_and_is_named() -> None:
     )
     decision = decide(replace(comparison(), interval=GOOD, slices=slices), rule="paired", delta=0.02)
     assert decision.action == "fine_tune"
-    assert [sentence for sentence in decision.because if "tool is 'pay'" in sentence and "blocks" in sentence]
-    assert not [sentence for sentence in decision.because if "'play'" in sentence]
+    assert [sentence for sentence in decision.sentences if "tool is 'pay'" in sentence and "blocks" in sentence]
+    assert not [sentence for sentence in decision.sentences if "'play'" in sentence]
     untouched = decide(replace(comparison(), interval=GOOD, slices=slices[1:]), rule="paired", delta=0.02)
     assert untouched.action == "swap"
 
 
 def test_inconclusive_says_how_many_rows_would_do() -> None:
     found = replace(comparison(), interval=UNSURE)
-    advice = [sentence for sentence in decide(found, rule="paired", delta=0.02).because if "80 % power" in sentence]
+    advice = [sentence for sentence in decide(found, rule="paired", delta=0.02).sentences if "80 % power" in sentence]
     assert len(advice) == 1
     assert "rows would show it" in advice[0] and "discordance (0.108)" in advice[0]
     assert re.search(r"evaluate [\d,]+ fresh held-out rows, none of these 100 among them", advice[0])
     assert " more" not in advice[0]
     wide = [
-        sentence for sentence in decide(found, rule="paired", delta=0.2).because if "probably not equal" in sentence
+        sentence for sentence in decide(found, rule="paired", delta=0.2).sentences if "probably not equal" in sentence
     ]
     assert decide(found, rule="paired", delta=0.2).action == "swap" and wide == []
     near = decide(replace(found, n=5000), rule="paired", delta=0.02)
-    assert any("probably not equal" in sentence for sentence in near.because)
-    assert any("wider margin" in sentence for sentence in decide(found, rule="paired", delta=0.0).because)
+    assert any("probably not equal" in sentence for sentence in near.sentences)
+    assert any("wider margin" in sentence for sentence in decide(found, rule="paired", delta=0.0).sentences)
 
 
 def test_both_readings_of_failed_calls_are_said() -> None:

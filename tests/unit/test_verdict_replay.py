@@ -16,7 +16,8 @@ from slm_ray.page.formatting import in_points
 from slm_ray.records import Report, RowResult
 from slm_ray.types import Comparison, Completion, Example, Failure, Interval, Slice
 from slm_ray.verdict.compare import compare
-from slm_ray.verdict.decide import decide, verdict_text
+from slm_ray.verdict.decide import decide
+from slm_ray.verdict.words import verdict_text
 
 LLM, SLM = "azure:big", "served:small"
 TRACK = TRACKS["structured"]
@@ -87,10 +88,10 @@ def test_undecided_is_inconclusive_with_the_rows_it_may_take() -> None:
     found = run(report(60, lambda at: at % 5 > 0, lambda at: at % 5 > 0 and at % 7 > 0))
     decision = decide(found, rule="sequential", delta=0.1)
     assert decision.action == "inconclusive"
-    assert any("not decided yet after 60 rows; were the difference seen" in s for s in decision.because)
-    assert any("more rows" in s and "extend" in s for s in decision.because)
+    assert any("not decided yet after 60 rows; were the difference seen" in s for s in decision.sentences)
+    assert any("more rows" in s and "extend" in s for s in decision.sentences)
     grouped = decide(replace(found, groups=30, largest_group=2), rule="sequential", delta=0.1)
-    said = [any("rows in groups take more than that" in s for s in one.because) for one in (decision, grouped)]
+    said = [any("rows in groups take more than that" in s for s in one.sentences) for one in (decision, grouped)]
     assert said == [False, True]
 
 
@@ -176,5 +177,5 @@ def test_an_undecided_run_names_the_guardrail_that_keeps_a_swap_away() -> None:
         "valid": Interval(estimate=-0.4, lower=-0.5, upper=-0.3),
         "other": Interval(estimate=0.0, lower=-0.2, upper=0.2),
     }
-    said = decide(replace(found, guardrails=low), rule="sequential", delta=0.1).because
+    said = decide(replace(found, guardrails=low), rule="sequential", delta=0.1).sentences
     assert [s.split(":")[0] for s in said if "keeps a swap away" in s] == ["the guardrail valid"]

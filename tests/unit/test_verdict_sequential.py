@@ -288,7 +288,7 @@ def test_rows_that_were_asked_as_they_stood_in_the_file_are_refused() -> None:
 def test_an_undecided_run_may_be_extended() -> None:
     found = run(report(right=set(range(60))), sequential_delta=0.01)
     decision = decide(found, rule="sequential", delta=0.01)
-    assert decision.action == "inconclusive" and "extend: FILE" in " ".join(decision.because)
+    assert decision.action == "inconclusive" and "extend: FILE" in " ".join(decision.sentences)
 
 
 def test_a_worse_slice_takes_a_swap_back_and_is_no_fine_tune() -> None:
