@@ -19,7 +19,8 @@ from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.training import rows
 from slm_ray.training.base_model import open_tokenizer
-from slm_ray.training.parity import check_parity, prompt_token_ids
+from slm_ray.training.parity import prompt_and_answer
+from slm_ray.types import Example
 from tests.bases import TINY_BASE, Family, make_base
 
 SYSTEM, ASKED, SAID, MORE = (
@@ -74,11 +75,12 @@ def test_a_system_turn_is_folded_into_the_first_user_s_turn_and_stays_there(
 @pytest.mark.parametrize("family", get_args(Family))
 def test_trained_tokens_are_served_tokens(bases: dict[str, Path], family: str) -> None:
     tokenizer = open_tokenizer(bases[family])
-    prompt = prompt_of(track("structured"), "Call Rome about the weather")
-    trained = prompt_token_ids(tokenizer, prompt)
-    check_parity(trained, served_ids(bases[family], prompt.as_dicts()), tokenizer.decode)
-    assert trained == rows.token_ids(tokenizer, prompt.as_dicts(), answer_next=True)
-    assert "valid JSON objects only" in tokenizer.decode(trained)
+    example = Example(id="1", prompt=prompt_of(track("structured"), "Call Rome about the weather"), target='{"a": 1}')
+    prompt, answer = prompt_and_answer(rows.tokenised(tokenizer, rows.conversation(example)))
+    assert list(prompt) == served_ids(bases[family], example.prompt.as_dicts())
+    assert list(prompt) == rows.token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True)
+    assert "valid JSON objects only" in tokenizer.decode(prompt)
+    assert tokenizer.decode(answer, skip_special_tokens=True).strip() == example.target
 
 
 def test_tokens_are_the_same_on_every_day(bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
