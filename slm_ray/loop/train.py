@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, TrainConfig
+from slm_ray.config import LoopConfig, RunConfig, TrainConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import summary, sweep
@@ -31,7 +31,7 @@ class Placement:
     note: str
 
 
-def training_config(config: LoopConfig, run: TrackRun) -> TrainConfig:
+def training_config(config: RunConfig, run: TrackRun) -> TrainConfig:
     """The training run of one track."""
     return TrainConfig(
         **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
@@ -39,12 +39,12 @@ def training_config(config: LoopConfig, run: TrackRun) -> TrainConfig:
     )  # fmt: skip
 
 
-def bundles(config: LoopConfig, groups: int) -> list[dict[str, float]]:
+def bundles(config: RunConfig, groups: int) -> list[dict[str, float]]:
     """What `groups` trainings hold of the cluster at the same time."""
     return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
-def placement(config: LoopConfig, tracks: int) -> Placement:
+def placement(config: RunConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
     groups = tracks if config.parallel else 1
     if cluster.fits_now(bundles(config, groups)):
@@ -61,7 +61,7 @@ def placement(config: LoopConfig, tracks: int) -> Placement:
     )  # fmt: skip
 
 
-def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
+def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
     """The parity check: the token ids that the trainer will see for a prompt are those that the server sees."""
     silence_libraries()  # before the trainer's, which also take seconds to import
     from slm_ray.training.parity import check_parity, prompt_token_ids
