@@ -201,10 +201,9 @@ def infer(config: configs.InferConfig) -> int:
 
 def _token_ids(folder: str, prompt: Prompt) -> list[int]:
     from slm_ray.training.base_model import base_folder, open_tokenizer
+    from slm_ray.training.rows import token_ids
 
-    tokenizer = open_tokenizer(base_folder(folder))
-    text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return token_ids(open_tokenizer(base_folder(folder)), prompt.as_dicts(), answer_next=True)
 
 
 def judge(config: configs.JudgeConfig) -> int:
