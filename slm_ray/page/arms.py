@@ -41,7 +41,7 @@ def arms_text(data: ArmsReport) -> str:
     """What a person reads in a terminal, track by track."""
     lines = [data.stand_in_note] if data.stand_in_note else []
     for track in data.tracks:
-        names = {arm.spec: arm.name for arm in track.arms}
+        names = {arm.spec: _title(track, arm) for arm in track.arms}
         models = track.report.models
         lines += format_table(
             [
@@ -70,7 +70,7 @@ def arms_text(data: ArmsReport) -> str:
 
 def _track(track: ArmsTrack) -> dict[str, Any]:
     """One track as the template wants it."""
-    names = {arm.spec: arm.name for arm in track.arms}
+    names = {arm.spec: _title(track, arm) for arm in track.arms}
     models = track.report.models
     return {
         "name": track.track, "arms": track.arms, "rows": track.report.examples.n, "train_rows": track.train_rows,
