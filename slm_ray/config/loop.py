@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
 
@@ -34,3 +34,12 @@ class LoopConfig(Priced):
         False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks"
     )
     seed: int = Field(42, description="of the splits")
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> LoopConfig:
+        if self.training.lora.variant == "dora":
+            raise ValueError(
+                "training.lora.variant dora: the loop measures adapters behind its endpoint, and vLLM serves no DoRA; set lora or"
+                " rslora, or train it alone and merge it into a base of its own"
+            )
+        return self

@@ -10,8 +10,10 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
 from slm_ray import adapters
+from slm_ray.cli.adapters import app
 from slm_ray.config import Lora, Recipe
 from slm_ray.errors import AdapterError
 from slm_ray.training.merge import RECORD, merge
@@ -39,6 +41,7 @@ def published(root: Path, base: Path, lora: Lora) -> str:
     return adapters.publish(
         root / "trained", root / "adapters", name="dora", track="structured", base=str(base),
         base_fingerprint=adapters.base_fingerprint(base), config_digest="c", data_digest="d", metrics={}, train_prompts=[],
+        recipe={}, base_shapes=adapters.base_shapes(base),
     ).id  # fmt: skip
 
 
@@ -67,7 +70,9 @@ def test_the_merged_model_gives_the_logits_of_base_and_adapter(tmp_path: Path, b
 def test_it_is_a_base_of_its_own_with_the_base_s_tokenizer_and_template(tmp_path: Path, base: Path) -> None:
     adapter = published(tmp_path, base, Lora(rank=8, alpha=16, variant="dora"))
     out = tmp_path / "merged"
-    merge(tmp_path / "adapters", adapter, str(base), out)
+    done = CliRunner().invoke(app, ["merge", adapter, "--out", str(out), "--adapters_dir", str(tmp_path / "adapters")])
+    assert done.exit_code == 0, done.output
+    assert f"serve it with slm-ray serve --base {out}" in done.output.replace("\n", "")
     assert adapters.check_base(str(out), setting="base") == str(out)
     assert adapters.base_fingerprint(out) != adapters.base_fingerprint(base)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
