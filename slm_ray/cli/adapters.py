@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="adapters",
     no_args_is_help=True,
-    help="Published adapters: list, show, check, promote, roll back, delete, export.",
+    help="Published adapters: list, show, check, promote, roll back, delete, export, merge.",
 )
 
 AdaptersDir = Annotated[Path, typer.Option("--adapters_dir", help="the folder that they are published in")]
@@ -174,6 +174,23 @@ def export(
         card = partial(adapters.model_card, comparisons=comparisons, licence=licence)
         adapters.export(adapters_dir, adapter_id, out, card=card, base=base)
         print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
+
+
+@app.command()
+def merge(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="the folder to write; must not exist")],
+    base: BaseFolder = None,
+    adapters_dir: AdaptersDir = DEFAULT,
+) -> None:
+    """A whole model of base and adapter together, which is served as a base of its own; the way to serve DoRA."""
+    with _one_line():
+        adapter_id = adapters.resolve(adapters_dir, name)
+        trained_on = adapters.load_manifest(adapters_dir, adapter_id).base
+        from slm_ray.training.merge import merge as merged  # imports torch and PEFT
+
+        merged(adapters_dir, adapter_id, str(base) if base else trained_on, out)
+        print(f"{adapter_id} is merged into {out}; serve it with slm-ray serve --base {out}")
 
 
 def _verdicts(runs: Path) -> dict[str, list[AdapterVerdict]]:
