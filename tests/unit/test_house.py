@@ -53,6 +53,7 @@ OWNERS = {
     "transformers": {"training", "encoders"},
     "trl": {"training"},
     "peft": {"training"},
+    "pynvml": {"training"},
     "bitsandbytes": {"training"},
     "langfuse": {"tracing"},
     "opentelemetry": {"tracing"},

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
-from slm_ray.config import Lora, Recipe
+from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, ModelError, TrainingError
-from slm_ray.training import progress, rows
+from slm_ray.training import meter, progress, rows
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import check_parity, prompt_token_ids
+from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import LengthGroupedSampler, build, prompt_ids
 from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example
@@ -132,6 +138,63 @@ def test_gradients_that_are_no_numbers_stop_too_and_at_the_first_step_the_base_i
     assert all(torch.equal(value, before[name]) for name, value in sick.model.named_parameters() if name in before)
 
 
+class StandInNvml:
+    """A stand-in for NVIDIA's driver library on machines without a GPU: what it answers is invented."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *, fails_at: str = "") -> None:
+        self._fails_at = fails_at
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._fails_at:
+            raise self.NVMLError(name)
+        return lambda *_: SimpleNamespace(gpu=97, used=5, total=24)
+
+
+def test_a_card_is_read_from_the_driver_library_and_one_that_says_nothing_is_not_shown() -> None:
+    assert gpu_of(1, "GPU-1", StandInNvml()) == progress.Gpu(rank=1, load_percent=97, used_bytes=5, total_bytes=24)
+    assert gpu_of(0, "GPU-1", StandInNvml(fails_at="nvmlInit")) is None
+    assert gpu_of(0, "MIG-1", StandInNvml(fails_at="nvmlDeviceGetUtilizationRates")) is None
+    assert gpu_of(0, "GPU-1", pynvml) is None or torch.cuda.is_available()
+
+
+def test_progress_is_written_at_a_step_and_in_the_silence_of_a_long_one(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "_EVERY_S", 0.05)
+    running = small_trainer(tokenizer, tmp_path / "out", epochs=2)
+    path = tmp_path / "run.json"
+    payload = WorkerPayload(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=2),
+        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(path),
+    )  # fmt: skip
+    watched, seen = meter.Meter(payload, rank=0), list[Any]()
+
+    class LongStep(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step == 2:
+                path.unlink()
+                while (now := progress.read(path)) is None:
+                    time.sleep(0.01)
+                seen.append(now)
+
+    running.add_callback(LongStep())
+    watched.attach(running)
+    running.train()
+    (silence,) = seen
+    assert (silence.step, silence.steps) == (2, 4)
+    assert silence.eta_s > 0 < silence.tokens_per_s
+    figures, now = watched.figures(), watched.now()
+    assert now is not None
+    last = progress.read(path)
+    assert isinstance(last, progress.Progress)
+    assert last.step == now.step == 4
+    assert (figures["steps"], figures["tokens"], figures["gpus"]) == (4, 160, 0)
+    assert figures["loss_last"] == pytest.approx(now.loss, rel=1e-3), "the last step's own loss"
+
+
 def test_an_unknown_target_module_lists_the_known_ones() -> None:
     model = open_base(BASE, RECIPE, use_gpu=False, longest=100)
     with pytest.raises(ConfigError, match=r"no query_key_value; it has down_proj.*q_proj"):
@@ -194,5 +257,13 @@ def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     progress.write(path, now)
     assert progress.read(path) == now
     assert progress.line("run", now) == "run: step 3/10, loss 1.250, 2,000 tokens/s, 12 s left"
+    cards = tuple(
+        progress.Gpu(rank=rank, load_percent=90 + rank, used_bytes=18_000_000_000, total_bytes=24_000_000_000)
+        for rank in range(2)
+    )
+    busy = dataclasses.replace(now, gpus=cards)
+    progress.write(path, busy)
+    assert progress.read(path) == busy
+    assert progress.line("run", busy).endswith("12 s left, GPU 90 % 18.0/24 GB | 91 % 18.0/24 GB")
     path.write_text(json.dumps({"step": 3})[:-2])
     assert progress.read(path) is None
