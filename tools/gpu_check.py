@@ -72,7 +72,7 @@ class Bench:
 
     def rows(self, recipe: Recipe, length: int | None = None) -> tuple[int, ...]:
         """Lengths of as many rows of one length as a variant may need."""
-        most = _MOST if self.card.use_gpu else 4
+        most = _MOST if self.card.use_gpu else 3
         return (length or self.longest,) * (most * recipe.per_device_batch)
 
 

@@ -7,7 +7,6 @@ What it raises of itself ends the run; what takes it away does not (see `failure
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,10 @@ import transformers
 from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.meter import Meter
 from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic
 
@@ -35,6 +36,8 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
     model = add_lora(base, payload.config.lora)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
+        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+            trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
         outcome = run(trainer, Report(payload), resume=resumed)
     scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
     return {**outcome, "metrics": {**outcome["metrics"], **scores}}
@@ -93,11 +96,13 @@ class Report(Meter):
 
 def _check_memory(payload: WorkerPayload) -> None:
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    needed = estimate.estimate(
-        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
+    estimate.check(
+        BaseShape.read(folder),
+        payload.config,
+        _available_bytes(payload.use_gpu),
+        row_tokens=longest,
+        use_gpu=payload.use_gpu,
     )
-    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
 
 
 def _available_bytes(use_gpu: bool) -> float:
