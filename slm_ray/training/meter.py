@@ -17,7 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from slm_ray.errors import SlmRayError
-from slm_ray.training import progress
+from slm_ray.training import progress, selection
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.progress import Gpu, Progress
 from slm_ray.training.trainer import AdapterTrainer, optimizer_name
@@ -64,6 +64,12 @@ class Meter(TrainerCallback):  # type: ignore[misc]
         self._ended.set()
         self.train_s = time.monotonic() - self._started_s
 
+    def is_over(self) -> bool:
+        """Whether validation rows have ended the run."""
+        assert self._trainer is not None
+        chooser = self._trainer.selection
+        return chooser is not None and chooser.is_over(self._trainer.state.log_history)
+
     def now(self) -> Progress | None:
         """Where the run is; None before its first step. `tokens_per_s` counts all ranks, padding left out."""
         assert self._trainer is not None
@@ -95,6 +101,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             "workers": self._trainer.args.world_size,
             "gpus": config.workers.count * config.workers.per_worker.get("GPU", 0),
             "optimizer": optimizer_name(self._trainer), "peak_bytes": _peak_bytes(self.payload.use_gpu),
+            **selection.figures(state.log_history, steps=state.max_steps),
         }  # fmt: skip
 
     def _due(self) -> bool:

@@ -73,6 +73,12 @@ def since_best(evaluations: Sequence[Evaluation]) -> int:
     return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
 
+def rank(log: Sequence[Mapping[str, Any]], step: int) -> int:
+    """The checkpoint of the highest rank is the one to keep: one that is the best so far ranks above all before it."""
+    evaluations = history(log)
+    return len(evaluations) if evaluations and best(evaluations).step == step else 0
+
+
 def figures(log: Sequence[Mapping[str, Any]], *, steps: int) -> dict[str, Any]:
     """For the manifest: which step is published and why; nothing where no rows chose. `steps` is the whole run's number."""
     evaluations = history(log)

@@ -7,6 +7,7 @@ What it raises of itself ends the run; what takes it away does not (see `failure
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,13 +19,14 @@ import torch
 import transformers
 
 from slm_ray.tasks import open_track
-from slm_ray.training import estimate, progress
+from slm_ray.training import estimate, progress, selection
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.meter import Meter
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity
-from slm_ray.training.plan import WorkerPayload
+from slm_ray.training.plan import RANK, WorkerPayload
+from slm_ray.training.selection import Selection
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic
 
 
@@ -45,6 +47,7 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
 
 def quiet(payload: WorkerPayload) -> None:
     """This process's libraries silent, its random generators seeded; before anything is loaded."""
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(Path(payload.progress_path).with_name("tensorboard")))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     deterministic(payload.config.seed, payload.use_gpu)
@@ -59,9 +62,15 @@ def open_model(payload: WorkerPayload) -> tuple[Any, Any]:
 
 def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str) -> AdapterTrainer:
     """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it."""
+    config = payload.config
+    recipe = config.model_copy(update={"checkpoint_steps": payload.checkpoint_steps})
     trainer = build(
-        model, tokenizer, payload.rows, payload.config, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps
-    )
+        model, tokenizer, payload.rows, recipe, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps,
+        report_to=config.report_to,
+    )  # fmt: skip
+    if payload.selection:
+        track = open_track(config.track, beside=config.train)
+        trainer.selection = Selection(payload.selection, track, tokenizer, patience=config.early_stopping)
     if trainer.args.world_size != payload.config.workers.count:
         raise RuntimeError(
             f"each rank would train alone: world size {trainer.args.world_size} of {payload.config.workers.count}"
@@ -86,12 +95,16 @@ class Report(Meter):
         """The loss is logged with every checkpoint, so that a resumed run averages it over the same steps as any other."""
         super().on_step_end(args, state, control, **rest)
         control.should_log = control.should_log or control.should_save
+        control.should_evaluate = control.should_save and bool(self.payload.selection)
+        if self.is_over():  # it was interrupted between its last evaluation and its end
+            control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _gather_generators(folder, self.rank)
         checkpoint = ray.train.Checkpoint.from_directory(folder) if self.rank == 0 else None
-        ray.train.report({"step": state.global_step, "loss": state.log_history[-1]["loss"]}, checkpoint=checkpoint)
+        metrics = {"step": state.global_step, RANK: selection.rank(state.log_history, state.global_step)}
+        ray.train.report(metrics, checkpoint=checkpoint)
 
 
 def _check_memory(payload: WorkerPayload) -> None:

@@ -132,8 +132,12 @@ def last_step(run_dir: str) -> int:
     for path in Path(run_dir).glob("*/checkpoint_*/trainer_state.json"):
         with contextlib.suppress(OSError, ValueError):
             if path.parent.name in record:
-                steps.append(json.loads(path.read_text())["global_step"])
+                steps.append(step_of(path.parent))
     return max(steps)
+
+
+def step_of(folder: Path) -> int:
+    return json.loads((folder / "trainer_state.json").read_text())["global_step"]
 
 
 def interrupted(asked: TrainConfig, number: signal.Signals) -> tuple[int, str]:
@@ -230,13 +234,27 @@ def wait_until_free(asked: TrainConfig) -> None:
     raise AssertionError("the interrupted run still holds its folder")
 
 
-def test_two_groups_of_two_train_at_the_same_time(tmp_path: Path) -> None:
-    configs = [config(tmp_path / track, track=track, name=track, epochs=1) for track in ("structured", "toolcall")]
+def test_two_groups_of_two_train_at_the_same_time_and_validation_rows_choose_a_checkpoint(tmp_path: Path) -> None:
+    chosen_by = tmp_path / "chosen_by.jsonl"
+    rows = [{"prompt": f"Numeral {n}", "completion": json.dumps({"n": n % 3})} for n in range(3)]
+    chosen_by.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = [
+        config(tmp_path / "structured", epochs=2, validation=str(chosen_by), early_stopping=1),
+        config(tmp_path / "toolcall", track="toolcall", name="toolcall", epochs=1),
+    ]
     with seen_trainers() as seen:
         manifests = train_many(configs, parallel=True)
     assert [manifest.track for manifest in manifests] == ["structured", "toolcall"]
     assert all(manifest.metrics["workers"] == 2 for manifest in manifests)
     assert max(len(pids) for pids in seen) == 4
+    figures = manifests[0].metrics
+    assert [one["step"] for one in figures["evaluations"]] == [4, 8, 12][: len(figures["evaluations"])]
+    assert figures["stopped_early"] is (figures["steps"] < 12)
+    (chosen,) = [path for path in folders(configs[0].run_dir) if step_of(path) == figures["best_step"]]
+    weights = [
+        folder / "adapter_model.safetensors" for folder in (chosen, tmp_path / "structured/adapters" / manifests[0].id)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes(), "another checkpoint than the best one was published"
     assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
 
 

@@ -21,7 +21,7 @@ from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
 from slm_ray.parity import PRECISION_TOLERANCE, check, distance
-from slm_ray.training import meter, progress, rows
+from slm_ray.training import meter, progress, rows, selection
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
@@ -139,6 +139,76 @@ def test_gradients_that_are_no_numbers_stop_too_and_at_the_first_step_the_base_i
     with pytest.raises(TrainingError, match=r"from the first step on.*loss \d.*norm (nan|inf).*The base's weights"):
         sick.train()
     assert all(torch.equal(value, before[name]) for name, value in sick.model.named_parameters() if name in before)
+
+
+def evaluation(step: int, score: float, loss: float = 1.0) -> selection.Evaluation:
+    return selection.Evaluation(step=step, score=score, loss=loss)
+
+
+def test_the_best_checkpoint_has_the_highest_score_then_the_lower_loss_then_comes_first() -> None:
+    assert selection.best([evaluation(2, 0.5), evaluation(4, 0.7, 9.0), evaluation(6, 0.6)]).step == 4
+    assert selection.best([evaluation(2, 0.5, 1.0), evaluation(4, 0.5, 0.9), evaluation(6, 0.5, 0.9)]).step == 4
+    log = [{"step": n, "validation_score": s, "validation_loss": 1.0} for n, s in ((2, 0.5), (4, 0.7), (6, 0.6))]
+    ranks = [selection.rank(log[: n + 1], int(entry["step"])) for n, entry in enumerate(log)]
+    assert ranks == [1, 2, 0], "the best so far ranks above all before it"
+    assert selection.rank([{"step": 2, "loss": 1.0}], 2) == 0
+
+
+def test_patience_counts_evaluations_without_a_better_metric_and_a_lower_loss_is_none() -> None:
+    assert selection.since_best([]) == 0
+    assert selection.since_best([evaluation(2, 0.5)]) == 0
+    assert selection.since_best([evaluation(2, 0.5), evaluation(4, 0.5, 0.1), evaluation(6, 0.4)]) == 2
+    assert selection.since_best([evaluation(2, 0.5), evaluation(4, 0.4), evaluation(6, 0.6)]) == 0
+
+
+def test_a_run_stops_by_the_task_metric_and_a_resumed_one_knows_what_was_measured(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    class Scripted(selection.Selection):
+        """A metric that rises once and then stays; the rows are not answered."""
+
+        def evaluate(self, model: Any) -> dict[str, float]:
+            step = running.state.global_step
+            return {"validation_score": 0.1 if step == 1 else 0.4, "validation_loss": 2.0 - step / 10}
+
+    class EveryStep(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            control.should_save = control.should_evaluate = True
+
+    def trainer_of(folder: Path) -> Any:
+        built = small_trainer(tokenizer, folder, epochs=20, checkpoint_steps=1)
+        built.selection = Scripted(examples(2), track("structured"), tokenizer, patience=2)
+        built.add_callback(EveryStep())
+        return built
+
+    running = trainer_of(tmp_path)
+    running.train()
+    done = selection.figures(running.state.log_history, steps=running.state.max_steps)
+    assert (running.state.global_step, running.state.max_steps) == (4, 40)
+    assert (done["best_step"], done["validation_score"], done["stopped_early"]) == (4, 0.4, True)
+    assert [one["step"] for one in done["evaluations"]] == [1, 2, 3, 4]
+    log, before = running.state.log_history, tmp_path / "checkpoint-4"
+
+    running = trainer_of(tmp_path / "again")
+    running.train(resume_from_checkpoint=str(before))
+    assert selection.history(running.state.log_history)[:4] == selection.history(log)
+    assert running.state.global_step == 5, "one step, and it knows that it is over"
+
+
+def test_validation_rows_are_answered_in_the_middle_of_a_training_without_changing_it(
+    trainer: Any, tokenizer: Any
+) -> None:
+    chooser = selection.Selection(examples(5), track("structured"), tokenizer, patience=None)
+    trainer.model.train()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    measured = chooser.evaluate(trainer.model)
+    assert trainer.model.training
+    assert torch.equal(torch.rand(1), expected), "the evaluation drew random numbers"
+    assert set(measured) == {"validation_score", "validation_loss"}
+    total, tokens = target_loss(trainer.model, tokenizer, examples(5))
+    assert measured["validation_loss"] == pytest.approx(total / tokens)
 
 
 class StandInNvml:
