@@ -187,8 +187,8 @@ def test_whatever_interrupts_a_run_the_same_command_ends_in_the_same_adapter_by_
     undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
     asked = config(tmp_path)
-    status, _ = interrupted(asked, signal.SIGKILL)
-    assert status == -signal.SIGKILL
+    status, said = interrupted(asked, signal.SIGKILL)
+    assert status == -signal.SIGKILL, said
     first = last_step(asked.run_dir)
     assert 4 <= first < 28
 
