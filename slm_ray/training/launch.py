@@ -199,7 +199,7 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
         outcome["adapter"], config.adapters_dir, name=config.name,
         track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
-        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
+        metrics={**outcome["metrics"], "chat_template": planned.chat_template}, train_prompts=[question_hash(example) for example in planned.examples],
         recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
     )  # fmt: skip
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
