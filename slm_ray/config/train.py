@@ -13,13 +13,16 @@ class TrainConfig(Recipe):
     track: str
     train: str = Field(description="training JSONL")
     validation: str | None = Field(
-        None, description="JSONL whose rows are answered at every checkpoint: the best one by the task metric is published"
+        None,
+        description="JSONL whose rows are answered at every checkpoint: the best one by the task metric is published",
     )
     base: str
     run_dir: str
     adapters_dir: str
     name: str = Field("run", description="what the run is called; the adapter id adds a content hash")
-    report_to: str = Field("none", description="a tracker of Hugging Face's Trainer as well: tensorboard, wandb, mlflow …")
+    report_to: str = Field(
+        "none", description="a tracker of Hugging Face's Trainer as well: tensorboard, wandb, mlflow …"
+    )
 
     @model_validator(mode="after")
     def _has_rows_to_stop_by(self) -> TrainConfig:

@@ -16,11 +16,7 @@ from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ConfigError, choices
 from slm_ray.training import rows
-<<<<<<< HEAD
-from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
-=======
-from slm_ray.training.base_model import base_folder, open_template
->>>>>>> main
+from slm_ray.training.base_model import base_folder, open_template, silence_libraries
 from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
 
@@ -48,11 +44,8 @@ class Plan:
     base_fingerprint: str
     config_digest: str
     data_digest: str
-<<<<<<< HEAD
-    validation: tuple[Example, ...] = ()
-=======
     chat_template: str
->>>>>>> main
+    validation: tuple[Example, ...] = ()
 
     @property
     def progress_path(self) -> Path:
@@ -99,14 +92,10 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     check_recipe(BaseShape.read(folder), config)
     read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
-<<<<<<< HEAD
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
-    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
-=======
     tokenizer, template = open_template(folder)
     lengths = rows.lengths(read, tokenizer, max_length=config.max_length)
->>>>>>> main
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
@@ -118,11 +107,7 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     return Plan(
         config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
         examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-<<<<<<< HEAD
-        data_digest=data_digest, validation=validation,
-=======
-        data_digest=data_digest, chat_template=str(template),
->>>>>>> main
+        data_digest=data_digest, chat_template=str(template), validation=validation,
     )  # fmt: skip
 
 

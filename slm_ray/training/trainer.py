@@ -23,11 +23,8 @@ from slm_ray.config import Recipe
 from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
-<<<<<<< HEAD
-from slm_ray.training.selection import Selection
-=======
 from slm_ray.training.rows import tokenised
->>>>>>> main
+from slm_ray.training.selection import Selection
 
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
