@@ -23,6 +23,7 @@ from starlette.responses import JSONResponse, Response
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import served_name, served_names
 from slm_ray.serving.auth import RequireKey, refusal
+from slm_ray.serving.limits import RequestLimits
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
@@ -53,6 +54,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app.add_api_route("/health", _health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
         app.add_exception_handler(HTTPException, _http_error)
+        app.add_middleware(RequestLimits)
         if self._api_key_digest:
             app.add_middleware(RequireKey, digest=self._api_key_digest)
         return app

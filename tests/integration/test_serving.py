@@ -214,6 +214,19 @@ def test_structured_output_holds_for_base_and_adapter(served: Served) -> None:
         assert set(answer) == {"city"}
 
 
+def test_what_would_stall_the_engine_is_refused_and_what_is_large_gets_through(served: Served) -> None:
+    schema = {"enum": [f"value {number}" for number in range(20_000)]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    for fields in ({"response_format": wanted}, {"guided_json": {}}, {"n": 1000}):
+        refused = served.ask(served.name, **fields)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, next(iter(fields)))
+    long = served.ask(served.name, "word " * 2**20)  # 5 MiB: more than gRPC takes by default, less than a body may have
+    assert long.status_code == 400 and "context" in long.json()["error"]["message"], long.text[:300]
+    assert served.ask(served.name, "x" * 9 * 2**20).status_code == 413
+    answer = served.ask(served.name, max_tokens=700, n=8, temperature=1, logprobs=True, top_logprobs=20)
+    assert answer.status_code == 200 and len(answer.content) > 4 * 2**20, answer.text[:300]
+
+
 def test_token_ids_are_those_of_the_chat_template(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
