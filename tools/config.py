@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from slm_ray.config.shared import Config
@@ -76,4 +78,16 @@ class LearningCurveBenchConfig(Config):
     test: str | None = Field(None, description="CSV with text and label")
     seeds: int = Field(30, ge=1, description="real curves of each learner")
     targets: int = Field(5, ge=1, description="targets asked of each real curve")
+    seed: int = 42
+
+
+class GpuCheckConfig(Config):
+    """What one GPU shows of training here, on a base with random weights."""
+
+    shape: Literal["llama31_8b", "llama32_3b", "tiny"] = "llama31_8b"
+    device: Literal["cuda", "cpu"] = "cuda"
+    memory_gb: float = Field(24.0, gt=0, description="the card is used as if it had no more; GB of 1e9 bytes")
+    seconds: float = Field(480.0, gt=0, description="for all parts; a variant ends after its share of it")
+    parts: tuple[str, ...] = Field((), description="which parts; all when empty")
+    out: str = "runs/gpu_check.json"
     seed: int = 42

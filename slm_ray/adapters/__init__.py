@@ -1,6 +1,6 @@
 """Base models and the adapters made from them, as folders of files: what they are, what they are called, whether they fit."""
 
-from slm_ray.adapters.base_model import base_fingerprint, check_base, tensors
+from slm_ray.adapters.base_model import base_fingerprint, check_base
 from slm_ray.adapters.registry import (
     MANIFEST,
     PROMPTS,
@@ -14,8 +14,9 @@ from slm_ray.adapters.registry import (
     training_effort,
     verify,
 )
+from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
-    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "check_base", "list_adapters",
-    "load_manifest", "publish", "tensors", "train_prompts", "training_effort", "verify",
+    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "base_shapes", "check_base",
+    "check_tensors", "list_adapters", "load_manifest", "publish", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

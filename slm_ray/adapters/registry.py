@@ -17,12 +17,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slm_ray.adapters.base_model import base_config, base_fingerprint, tensors
+from slm_ray.adapters.base_model import base_config, base_fingerprint
+from slm_ray.adapters.weights import check_tensors
 from slm_ray.errors import AdapterError, SlmRayError, choices
 from slm_ray.records import TrainingEffort
 from slm_ray.storage import file_digest, read_json, write_json
@@ -35,7 +36,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """What an adapter is and where it comes from. `files` are SHA-256 digests; `train_prompts` counts training rows."""
+    """What an adapter is and where it comes from.
+
+    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON.
+    """
 
     id: str
     name: str
@@ -51,6 +55,7 @@ class Manifest:
     hidden_size: int | None
     train_prompts: int
     files: Mapping[str, str]
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
 
 def publish(
@@ -65,8 +70,12 @@ def publish(
     data_digest: str,
     metrics: Mapping[str, Any],
     train_prompts: Iterable[str],
+    recipe: Mapping[str, Any],
+    base_shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> Manifest:
     """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
+
+    Every tensor is checked first, against `base_shapes` too where the base is at hand: AdapterError, and nothing is copied.
 
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
     first publication's manifest stands: a second one does not change its metrics or time.
@@ -75,7 +84,7 @@ def publish(
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
-    shapes = tensors(source / WEIGHTS)
+    check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
     prompts = sorted(set(train_prompts))
     root.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=root, prefix=".publishing-"))
@@ -88,7 +97,8 @@ def publish(
             id=f"{name}-{_content(settings, files, base_fingerprint, config_digest, data_digest)}",
             name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(shapes), train_prompts=len(prompts),
+            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(base_shapes or {}), train_prompts=len(prompts),
+            recipe=dict(recipe),
         )  # fmt: skip
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
         return _reveal(scratch, root, manifest)
@@ -197,5 +207,6 @@ def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _hidden_size(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    return next((shape[1] for name, shape in sorted(shapes.items()) if ".q_proj.lora_A" in name), None)
+def _hidden_size(base_shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    embeddings = (shape for name, shape in base_shapes.items() if name.endswith(("embed_tokens.weight", "wte.weight")))
+    return next((shape[-1] for shape in embeddings if len(shape) == 2), None)

@@ -97,7 +97,7 @@ class NodeLocalCache:
 
 
 def check(home: Path, base: str | Path) -> None:
-    """AdapterError unless `home` holds a whole LoRA adapter of the `base` folder, as far as its files tell."""
+    """AdapterError unless `home` holds a whole LoRA adapter of the `base` folder, every tensor of it looked at."""
     if _published(home):
         manifest = adapters.verify(home.parent, home.name, base)
         if manifest.id != home.name:
@@ -109,21 +109,9 @@ def check(home: Path, base: str | Path) -> None:
                 f"adapter {home.name} was trained on another base (fingerprint {trained_on}); give its own"
             )
     settings = storage.read_json(home / adapters.SETTINGS)
-    if not isinstance(settings, dict) or not isinstance(settings.get("r"), int):
+    if not isinstance(settings, dict):
         raise AdapterError(f"{adapters.SETTINGS} of {home.name} is no PEFT LoRA configuration; save the adapter again")
-    _check_shapes(home, base)
-
-
-def _check_shapes(home: Path, base: str | Path) -> None:
-    shapes = adapters.tensors(home / adapters.WEIGHTS)
-    if any("lora_embedding" in name for name in shapes):
-        raise AdapterError(f"adapter {home.name} changes the embeddings, which is not served; train linear layers only")
-    expected = storage.read_json(Path(base) / "config.json").get("hidden_size")
-    for name, shape in shapes.items():
-        if ".q_proj.lora_A" in name and expected is not None and shape[1] != expected:
-            raise AdapterError(
-                f"adapter {home.name} is for hidden size {shape[1]}, the base has {expected}; serve it on its own base"
-            )
+    adapters.check_tensors(home / adapters.WEIGHTS, settings, adapters.base_shapes(base))
 
 
 def _published(home: Path) -> bool:

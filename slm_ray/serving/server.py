@@ -21,10 +21,8 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
-from safetensors.torch import load_file
 
-from slm_ray.adapters import WEIGHTS
-from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import NodeLocalCache
 
 
@@ -96,11 +94,7 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
 
 
 def _fetch(cache: NodeLocalCache, adapters_dir: str, name: str, source: str) -> str:
-    copy = cache.fetch(adapters_dir, name, _base_folder(source))
-    for tensor, values in load_file(copy / WEIGHTS).items():
-        if not values.isfinite().all():
-            raise AdapterError(f"{tensor} of {name} is not finite, its training diverged; train it again")
-    return str(copy)
+    return str(cache.fetch(adapters_dir, name, _base_folder(source)))
 
 
 def _base_folder(source: str) -> Path:

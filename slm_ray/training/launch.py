@@ -6,8 +6,10 @@ over the same rows and base is one run: finished, it is returned at once; interr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,23 +17,25 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
-from slm_ray.errors import AdapterError, ResourceError, SlmRayError
-from slm_ray.storage import lock, read_json, write_json
+from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
-from slm_ray.training.base_model import silence_libraries
+from slm_ray.training.base_model import base_folder, silence_libraries
+from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
-MAX_FAILURES = 2  # of a group of workers, before its training is given up
+MAX_FAILURES = 2  # how often a group may lose a worker and is started again
+_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -39,7 +43,8 @@ def train(config: TrainConfig, *, show: bool = True) -> Manifest:
     """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
-    before any weight loads. `show` writes progress to stderr.
+    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
+    `show` writes progress to stderr.
     """
     planned = plan(config)
     manifest = _train(planned, show=show)
@@ -95,7 +100,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=list(callbacks),
+            callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
             worker_runtime_env={"env_vars": _environment(config)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -104,10 +109,8 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise _explained(error, config) from error
+        raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    if "refused" in outcome:
-        raise ResourceError(outcome["refused"])
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
@@ -129,7 +132,18 @@ def _worker(payload: WorkerPayload) -> dict[str, Any]:
     # Only a worker pays for importing torch, PEFT and TRL.
     from slm_ray.training.worker import worker
 
-    return worker(payload)
+    try:
+        return worker(payload)
+    except Exception as error:
+        if not isinstance(error, SlmRayError):
+            _keep_trace(payload)
+        raise
+
+
+def _keep_trace(payload: WorkerPayload) -> None:
+    rank = ray.train.get_context().get_world_rank()
+    with contextlib.suppress(SlmRayError):  # the disk may be what is full
+        write_text(Path(payload.progress_path).with_name(f"failure-{rank}.txt"), traceback.format_exc())
 
 
 def _result(reference: Any) -> Manifest:
@@ -159,6 +173,7 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
         track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
         metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
+        recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
     )  # fmt: skip
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
@@ -188,22 +203,3 @@ def _environment(config: TrainConfig) -> dict[str, str]:
         "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip
-
-
-def _explained(error: Exception, config: TrainConfig) -> Exception:
-    causes: list[Exception] = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    for cause in causes:
-        if isinstance(cause, SlmRayError):
-            return cause
-        if "out of memory" in str(cause).lower():
-            return ResourceError(
-                f"a worker ran out of memory: lower per_device_batch (now {config.per_device_batch}) and raise "
-                f"gradient_accumulation (now {config.gradient_accumulation}), or shorten the rows"
-            )
-    # The ranks that live on fail too, with a broken connection to the one that died.
-    if any("died" in str(cause).lower() for cause in causes):
-        return ResourceError(
-            f"training workers were killed more than {MAX_FAILURES} times (memory, a lost node, or someone "
-            "stopped them): the same command continues from the last checkpoint"
-        )
-    return error

@@ -7,8 +7,10 @@ ranks drift apart and train on overlapping rows.)
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from slm_ray.config import Recipe
+from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
 
@@ -28,6 +31,34 @@ _SCHEDULES = {
     "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
     "constant": "constant_with_warmup",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFigures:
+    """One optimizer step of one rank: `loss` is that of its whole batch, `grad_norm` that of all ranks, before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+def diverged(now: StepFigures, before: StepFigures, steps: int, recipe: Recipe) -> str:
+    """What to say of a step whose loss or gradients are no numbers; `before` is the step before it in this attempt."""
+    figures = (
+        f"step {now.step} of {steps}: loss {now.loss:g}, gradient norm {now.grad_norm:g} at learning rate "
+        f"{now.learning_rate:.2g}"
+    )
+    if now.step == 1:
+        return (
+            f"no number from the first step on ({figures}): nothing has been learned yet, so it is not the rate. The base's "
+            "weights hold NaN or overflow in this precision; download it again, or take another one. Nothing is published"
+        )
+    past = f"; the step before had loss {before.loss:.3f}, gradient norm {before.grad_norm:.3g}" if before.step else ""
+    return (
+        f"training diverged at {figures}{past}. Lower learning_rate (now {recipe.learning_rate:g}, try "
+        f"{recipe.learning_rate / 10:g}) or raise warmup_steps (now {recipe.warmup_steps}). Nothing is published"
+    )
 
 
 class LengthGroupedSampler(Sampler[int]):  # type: ignore[misc]
@@ -69,8 +100,29 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *, recipe: Recipe, **rest: Any) -> None:
         self._recipe = recipe
+        self.latest = StepFigures(step=0, loss=math.nan, grad_norm=math.nan, learning_rate=0.0)
+        self._losses: list[torch.Tensor] = []
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
+
+    def training_step(self, *args: Any, **rest: Any) -> torch.Tensor:
+        """One micro-batch, as the stock trainer; its loss is kept until the optimizer steps."""
+        loss: torch.Tensor = super().training_step(*args, **rest)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Between the gradients and the step that would spoil the weights: TrainingError unless all is finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        now = StepFigures(
+            step=self.state.global_step + 1, loss=float(torch.stack(self._losses).sum()), grad_norm=float(norm),
+            learning_rate=float(self._get_learning_rate()),
+        )  # fmt: skip
+        self._losses.clear()
+        if not (math.isfinite(now.loss) and math.isfinite(now.grad_norm)):
+            raise TrainingError(diverged(now, self.latest, self.state.max_steps, self._recipe))
+        self.latest = now
+        return norm
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset

@@ -1,7 +1,7 @@
 """What one training worker does: fit in memory, load, resume, train, checkpoint through Ray Train, hand back figures.
 
 Runs on every rank under Ray Train, in lockstep: each rank reports the same number of times, rank 0 attaches the files.
-A problem that another attempt cannot cure is returned as `refused`, not raised, because Ray would retry it.
+What it raises of itself ends the run; what takes it away does not (see `failures`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from slm_ray.errors import ResourceError
 from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
@@ -30,11 +29,9 @@ from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optim
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
-    """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
+    """Train this rank's share. Rank 0's figures come back from `fit()`."""
     quiet(payload)
-    refused = _agree(lambda: _check_memory(payload))
-    if refused is not None:
-        return {"refused": refused}
+    _check_memory(payload)
     base, tokenizer = open_model(payload)
     model = add_lora(base, payload.config.lora)
     report = Report(payload)
@@ -157,18 +154,6 @@ def _available_bytes(use_gpu: bool) -> float:
     # The part of this process that the estimate counts is already in use, here and in the other workers of the node.
     own = psutil.Process().memory_info().rss
     return float(psutil.virtual_memory().available / ray.train.get_context().get_local_world_size() + own)
-
-
-def _agree(check: Callable[[], None]) -> str | None:
-    """The first rank's refusal, on every rank, so that none waits for one that has left."""
-    mine = None
-    try:
-        check()
-    except ResourceError as error:
-        mine = str(error)
-    everyone: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return next((text for text in everyone if text is not None), None)
 
 
 @contextlib.contextmanager

@@ -120,8 +120,8 @@ def test_paths_that_are_no_model_are_404(served: Served, path: str) -> None:
 def test_adapters_that_cannot_be_used_are_400_with_a_reason_and_the_engine_lives(served: Served) -> None:
     base = Path(served.config.base)
     expected = text_of(served.ask(served.name))
-    broken = {"cut-short": "not a whole safetensors file", "too-wide": "hidden size", "not-finite": "not finite",
-              "rank-128": "rank", "no-settings": "PEFT", "cropped": "cannot be used"}  # fmt: skip
+    broken = {"cut-short": "not a whole safetensors file", "too-wide": "256 inputs", "not-finite": "not finite",
+              "rank-128": "rank", "no-settings": "the rank r is None", "cropped": "which is not rank 4"}  # fmt: skip
     for name in broken:
         make_adapter(served.adapters / name, base, seed=70, rank=128 if name == "rank-128" else 8,
                      size=float("inf") if name == "not-finite" else 1.0, hidden=256 if name == "too-wide" else None)  # fmt: skip
@@ -130,8 +130,6 @@ def test_adapters_that_cannot_be_used_are_400_with_a_reason_and_the_engine_lives
     (served.adapters / "no-settings/adapter_config.json").write_text("{}")
     settings = json.loads((served.adapters / "cropped/adapter_config.json").read_text())
     (served.adapters / "cropped/adapter_config.json").write_text(json.dumps({**settings, "r": 4}))
-    broken.pop("cropped")  # vLLM may or may not take it; it must live
-    served.ask("cropped")
     for name, reason in broken.items():
         for refused in served.ask_all([(name, "hi")] * 3):
             assert refused.status_code == 400, (name, refused.text)

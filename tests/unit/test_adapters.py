@@ -38,16 +38,23 @@ def base(folder: Path, *, hidden: int = 16, fill: int = 1, tokenizer: str = "{}"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"hidden_size": hidden, "model_type": "llama"}))
     (folder / "tokenizer.json").write_text(tokenizer)
-    safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": (8, hidden)}, fill)
+    safetensors(folder / "model.safetensors", base_shapes(hidden), fill)
     return folder
+
+
+def base_shapes(hidden: int = 16) -> dict[str, tuple[int, ...]]:
+    layers = {f"model.layers.0.self_attn.{name}.weight": (hidden, hidden) for name in ("q_proj", "v_proj", "o_proj")}
+    return {"model.embed_tokens.weight": (8, hidden), **layers}
 
 
 def trained(folder: Path, *, hidden: int = 16, fill: int = 2, modules: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
     folder.mkdir(parents=True)
     settings = {"r": 4, "lora_alpha": 8, "target_modules": list(modules), "base_model_name_or_path": str(folder)}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    safetensors(folder / "adapter_model.safetensors", {f"{prefix}.lora_A.weight": (4, hidden)}, fill)
+    prefix = "base_model.model.model.layers.0.self_attn"
+    pairs: dict[str, tuple[int, ...]] = {f"{prefix}.{name}.lora_A.weight": (4, hidden) for name in sorted(modules)}
+    pairs |= {f"{prefix}.{name}.lora_B.weight": (hidden, 4) for name in sorted(modules)}
+    safetensors(folder / "adapter_model.safetensors", pairs, fill)
     return folder
 
 
@@ -56,7 +63,8 @@ def publish(source: Path, root: Path, fingerprint: str, **changed: Any) -> adapt
         source, root,
         **{
             "name": "structured", "track": "structured", "base": "tiny", "base_fingerprint": fingerprint,
-            "config_digest": "c", "data_digest": "d", "metrics": {"loss": 0.5}, "train_prompts": ["b", "a", "a"], **changed,
+            "config_digest": "c", "data_digest": "d", "metrics": {"loss": 0.5}, "train_prompts": ["b", "a", "a"],
+            "recipe": {}, "base_shapes": base_shapes(), **changed,
         },
     )  # fmt: skip
 
@@ -156,7 +164,7 @@ def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tup
         "sys.addaudithook(stop)\n"
         f"adapters.publish({str(source)!r}, {str(root)!r}, name='structured', track='structured', base='tiny',"
         f" base_fingerprint={fingerprint!r}, config_digest='c', data_digest='d', metrics={{'loss': 0.5}},"
-        " train_prompts=['b', 'a', 'a'])\n"
+        f" train_prompts=['b', 'a', 'a'], recipe={{}}, base_shapes={base_shapes()!r})\n"
     )
     killed = 0
     for moment in range(1, 60, 4):

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from slm_ray.config import Lora, Recipe
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError, ModelError
+from slm_ray.errors import ConfigError, ModelError, TrainingError
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora, open_base
@@ -94,6 +94,42 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
         ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
         stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
+
+
+def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
+    """A trainer over a model of two narrow layers with random weights: a step of it takes milliseconds."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+    )  # fmt: skip
+    model = add_lora(LlamaForCausalLM(shape).to(torch.bfloat16), RECIPE.lora)
+    found = [rows.conversation(example) for example in examples(8)]
+    recipe = RECIPE.model_copy(update=changed)
+    return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
+    wild = small_trainer(tokenizer, tmp_path, learning_rate=1e36, warmup_steps=0)
+    with pytest.raises(
+        TrainingError,
+        match=r"diverged at step 2 of 6: loss nan, gradient norm nan at learning rate \d.*the step before had loss "
+        r"\d.*Lower learning_rate \(now 1e\+36, try 1e\+35\).*Nothing is published",
+    ):
+        wild.train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_that_are_no_numbers_stop_too_and_at_the_first_step_the_base_is_named(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    sick = small_trainer(tokenizer, tmp_path)
+    before = {name: value.clone() for name, value in sick.model.named_parameters() if value.requires_grad}
+    last = [value for value in sick.model.parameters() if value.requires_grad][-1]
+    last.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingError, match=r"from the first step on.*loss \d.*norm (nan|inf).*The base's weights"):
+        sick.train()
+    assert all(torch.equal(value, before[name]) for name, value in sick.model.named_parameters() if name in before)
 
 
 def test_an_unknown_target_module_lists_the_known_ones() -> None:
