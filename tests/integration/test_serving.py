@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
 import socket
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish_adapter, text_of
+from serving_fixtures import KEY, POOL, Served, chat_body, engines, make_adapter, publish_adapter, text_of
 
 from slm_ray.config import Generation
 from slm_ray.errors import ResourceError
@@ -284,3 +286,21 @@ def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served
     assert streamed.first_token_s is not None
     assert streamed.latency_s is not None
     assert 0 < streamed.first_token_s < streamed.latency_s
+
+
+def test_a_dead_engine_is_a_503_that_says_when_to_come_back_until_it_is_started_again(served: Served) -> None:
+    """The last test here: all others want the engine."""
+    (engine,) = engines()
+    os.kill(engine, signal.SIGKILL)
+    began, healthy, statuses = time.monotonic(), True, []
+    while healthy and time.monotonic() < began + 10:
+        statuses.append(served.ask(served.name).status_code)
+        healthy = httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
+    down = served.ask(served.name)
+    assert not healthy and down.status_code == 503 and int(down.headers["retry-after"]) > 0, (statuses, down.text)
+    assert down.json()["error"]["code"] == "engine_unavailable"
+    assert set(statuses) <= {200, 503}, "a request that meets a dying engine is to be asked again, not broken"
+    while httpx.get(f"{served.url}/health", trust_env=False).status_code != 200:
+        assert time.monotonic() < began + 120
+        time.sleep(0.2)
+    assert served.ask(served.name).status_code == 200

@@ -64,7 +64,7 @@ OWNERS = {
     "bm25s": {"corpus"},
     "sentence_transformers": {"encoders"},
     "jsonschema": {"scoring"},
-    "msgspec": {"corpus", "prepare", "reports", "runlog"},
+    "msgspec": {"corpus", "prepare", "reports", "runlog", "serving"},
     "rapidfuzz": {"scoring"},
     "regex": {"corpus"},
     "sacrebleu": {"scoring"},
