@@ -7,6 +7,7 @@ which adapters comes from the `Serving`. Reads files, starts nothing, imports no
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -50,6 +51,11 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
     base = check_base(config.base, setting="serving.base")
     adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
     key = environment.get(KEY_NAME, "")
+    if not key and not _loopback(config.host):
+        raise ConfigError(
+            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
+            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
+        )
     return AppSettings(
         name=config.name,
         base=base,
@@ -59,6 +65,14 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
         api_key_digest=key_digest(key) if key else None,
     )
+
+
+def _loopback(host: str) -> bool:
+    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _fingerprint(base: str) -> str:

@@ -293,3 +293,17 @@ def test_the_kernel_comes_without_ray() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu1.example"])
+def test_an_endpoint_that_others_can_reach_wants_a_key(host: str) -> None:
+    config = Serving(config=CPU, base=str(BASE), host=host)
+    with pytest.raises(ConfigError, match=r"set SLM_RAY_API_KEY in the environment, or serving\.host"):
+        app_settings(config, stand_in=None, environment={})
+    assert app_settings(config, stand_in=None, environment={"SLM_RAY_API_KEY": "s3cret"}).api_key_digest
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_none_is_needed(host: str) -> None:
+    config = Serving(config=CPU, base=str(BASE), host=host)
+    assert app_settings(config, stand_in=None, environment={}).api_key_digest is None
