@@ -68,6 +68,36 @@ class RequestLimits:
         await self.app(scope, _replayed(body, receive), send)
 
 
+class InFlightLimit:
+    """ASGI middleware: 429 with Retry-After, at once, for an answer asked for while `limit` others are being written.
+
+    A queue that holds everybody makes everybody late, and none of them is told so. Other routes are not counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self.app = app
+        self._limit = limit
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/completions"):
+            await self.app(scope, receive, send)
+            return
+        if self._in_flight >= self._limit:
+            response = refusal(
+                429, "rate_limit_exceeded", f"{self._limit} answers are being written already; try again later",
+                "rate_limit_error",
+            )  # fmt: skip
+            response.headers["retry-after"] = "1"
+            await response(scope, receive, send)
+            return
+        self._in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+
 class _Gone(Exception):
     """The client left before its request was whole."""
 

@@ -96,6 +96,23 @@ def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
     return engines * int(replicas) + [{"CPU": _cpus(serving.get("ingress_deployment_config") or {})}]
 
 
+def most_in_flight(serving: Mapping[str, Any]) -> int:
+    """Answers that one ingress replica lets be written at once: twice what the engines batch, shared among the ingresses.
+
+    More would only wait, and make everybody late.
+    """
+    model = serving["llm_configs"][0]
+    batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
+    engines = _replicas(model.get("deployment_config") or {}, "max_replicas")
+    ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
+    return max(1, 2 * batched * engines // ingresses)
+
+
+def _replicas(deployment: Mapping[str, Any], bound: str) -> int:
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(deployment.get("num_replicas") or scaling.get(bound, 1))
+
+
 def _cpus(deployment: Mapping[str, Any]) -> float:
     return float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
 

@@ -214,12 +214,6 @@ def build(
     return trainer
 
 
-def prompt_ids(tokenised: dict[str, Any]) -> list[int]:
-    """The tokens of a row of TRL's own dataset in front of its first learned token: the prompt as the trainer saw it."""
-    learned = next(position for position, label in enumerate(tokenised["labels"]) if label != -100)
-    return list(tokenised["input_ids"][:learned])
-
-
 def optimizer_name(trainer: Any) -> str:
     """The class that really steps, under accelerate's wrapper."""
     inner = getattr(trainer.optimizer, "optimizer", trainer.optimizer)

@@ -7,7 +7,6 @@ What it raises of itself ends the run; what takes it away does not (see `failure
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,9 @@ from transformers import TrainerCallback
 from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optimizer_name
 
@@ -37,6 +38,8 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
     report = Report(payload)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
+        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+            trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
         outcome = run(trainer, report, resume=resumed)
     scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
     return {**outcome, "metrics": {**outcome["metrics"], **scores}}
@@ -141,11 +144,13 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
 def _check_memory(payload: WorkerPayload) -> None:
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    needed = estimate.estimate(
-        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
+    estimate.check(
+        BaseShape.read(folder),
+        payload.config,
+        _available_bytes(payload.use_gpu),
+        row_tokens=longest,
+        use_gpu=payload.use_gpu,
     )
-    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
 
 
 def _available_bytes(use_gpu: bool) -> float:

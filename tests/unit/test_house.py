@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
     {"types", "records", "cost_records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
-    {"corpus", "scoring", "verdict", "costs", "page"},
+    {"corpus", "scoring", "verdict", "costs", "page", "parity"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders",
@@ -71,7 +71,7 @@ OWNERS = {
     "sklearn": {"scoring"},
     "typer": {"cli"},
 }
-PURE = {"corpus", "scoring", "verdict", "costs", "page"}
+PURE = {"corpus", "scoring", "verdict", "costs", "page", "parity"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
 
 

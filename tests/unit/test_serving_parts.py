@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
@@ -19,7 +20,7 @@ from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
 from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
 from slm_ray.serving.auth import RequireKey, key_digest
-from slm_ray.serving.settings import app_settings, bundles
+from slm_ray.serving.settings import app_settings, bundles, most_in_flight
 from slm_ray.serving.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +160,7 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
     foreign = published(tmp_path, fingerprint="f" * 32)
     refused(foreign, "was trained on base")
     shutil.copytree(folder / foreign, folder / "renamed-0123456789ab")
-    refused("renamed-0123456789ab", "was trained on base")
+    refused("renamed-0123456789ab", "give the folder that name")
     own = published(tmp_path)
     shutil.copytree(folder / own, folder / "renamed-ba9876543210")
     refused("renamed-ba9876543210", "give the folder that name")
@@ -307,3 +308,10 @@ def test_an_endpoint_that_others_can_reach_wants_a_key(host: str) -> None:
 def test_on_loopback_none_is_needed(host: str) -> None:
     config = Serving(config=CPU, base=str(BASE), host=host)
     assert app_settings(config, stand_in=None, environment={}).api_key_digest is None
+
+
+@pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
+def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
+    serving = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    assert most_in_flight(serving) == limit
+    assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"
