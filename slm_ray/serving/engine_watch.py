@@ -1,8 +1,8 @@
 """Whether the engine behind the ingress answers, asked once a second: `/health` and every request go by it.
 
 An engine that died takes its replica half a minute to come back. Without this, requests end in 500s meanwhile and
-`/health` says ok. With it they are 503 with Retry-After: at once where the engine says that it is dead, after two
-checks without an answer where nobody is there to say so. Plain asyncio; what is asked is handed in.
+`/health` says ok. With it they are 503 with Retry-After: at once where the engine says that it is dead, after five
+checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Plain asyncio; what is asked is handed in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 PERIOD_S = 1.0
 ANSWER_WITHIN_S = 2.0  # a replica that is busy tokenising answers later than an idle one
 RETRY_AFTER_S = 5
-_SILENT_CHECKS = 2
+_SILENT_CHECKS = 5
 
 
 class EngineWatch:
