@@ -8,17 +8,19 @@ another base, or a damaged one, before any weight is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,41 +28,18 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.base_model import base_config, base_fingerprint
+from slm_ray.adapters.card import licence_of, model_card
+from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
-from slm_ray.adapters.weights import check_tensors
-from slm_ray.errors import AdapterError
+from slm_ray.adapters.weights import check_tensors, unserved
+from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
-from slm_ray.storage import file_digest, read_json, write_json
+from slm_ray.storage import file_digest, read_json, write_json, write_text
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _LISTED = 20  # names in an error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What an adapter is and where it comes from.
-
-    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON.
-    """
-
-    id: str
-    name: str
-    track: str
-    base: str
-    base_fingerprint: str
-    config_digest: str
-    data_digest: str
-    metrics: Mapping[str, Any]
-    created: str
-    rank: int
-    alpha: int | float
-    hidden_size: int | None
-    train_prompts: int
-    files: Mapping[str, str]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+_ABANDONED_S = 24 * 3600
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -93,10 +72,9 @@ def publish(
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
+    _check_figures(metrics)
     prompts = sorted(set(train_prompts))
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".publishing-"))
-    try:
+    with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
         write_json(scratch / SETTINGS, settings)
         write_json(scratch / PROMPTS, prompts)
@@ -109,9 +87,38 @@ def publish(
             recipe=dict(recipe),
         )  # fmt: skip
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
-        return _reveal(scratch, root, manifest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_text(scratch / CARD, model_card(manifest, licence=licence_of(base)))
+        _reveal(scratch, root / manifest.id, mode=0o444)
+    return load_manifest(root, manifest.id)
+
+
+def export(
+    adapters_dir: str | Path,
+    adapter_id: str,
+    out: str | Path,
+    *,
+    card: Callable[[Manifest], str],
+    base: str | None = None,
+) -> Manifest:
+    """Write an adapter as a folder that plain PEFT, plain vLLM and slm_ray itself load, with `card` as its README.md.
+
+    `base` is the name of the base that its settings are to carry, in place of where it lay when it was trained; its id
+    does not depend on that. `out` must not exist. AdapterError when the adapter is damaged.
+    """
+    manifest, home, target = _whole(adapters_dir, adapter_id), Path(adapters_dir) / adapter_id, Path(out).absolute()
+    if os.path.lexists(target):
+        raise ConfigError(f"{out} exists; give --out a folder that does not, so that nothing in it is mixed or lost")
+    with _scratch(target.parent, f".{target.name}-") as scratch:
+        for name in (WEIGHTS, SETTINGS, PROMPTS):
+            shutil.copyfile(home / name, scratch / name)
+        if base is not None:
+            write_json(scratch / SETTINGS, read_json(home / SETTINGS) | {"base_model_name_or_path": base})
+            files = {**manifest.files, SETTINGS: file_digest(scratch / SETTINGS)}
+            manifest = dataclasses.replace(manifest, base=base, files=files)
+        write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
+        write_text(scratch / CARD, card(manifest))
+        _reveal(scratch, target, mode=0o644)
+    return manifest
 
 
 def is_id(name: str) -> bool:
@@ -204,8 +211,11 @@ class Checker:
         self._root, self._base_folder = Path(adapters_dir), base_folder
         self._bases: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
 
-    def check(self, adapter_id: str) -> str:
-        """What was looked at, in words; AdapterError for what is wrong."""
+    def check(self, adapter_id: str, *, serving: bool = True) -> str:
+        """What was looked at, in words; AdapterError for what is wrong.
+
+        An adapter that is whole and cannot be served, such as DoRA, is wrong only where `serving`.
+        """
         manifest = _whole(self._root, adapter_id)
         folder = str(self._base_folder or manifest.base)
         shapes = None
@@ -215,8 +225,10 @@ class Checker:
             fingerprint, shapes = self._bases[folder]
             _check_base(manifest, folder, fingerprint)
         home = self._root / adapter_id
-        check_tensors(home / WEIGHTS, _settings(home / SETTINGS, manifest.base), shapes)
-        return "files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"
+        settings = _settings(home / SETTINGS, manifest.base)
+        check_tensors(home / WEIGHTS, settings, shapes, serving=serving)
+        notes = ["files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"]
+        return "; ".join(notes + [f"not served: {reason}" for reason in unserved(settings)])
 
 
 def inside(path: Path, adapters_dir: str | Path) -> Path:
@@ -252,20 +264,47 @@ def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> Non
         )
 
 
-def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:
+@contextlib.contextmanager
+def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `folder` that is gone after the block; ResourceError where the disk takes nothing."""
+    scratch = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, prefix)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+        yield scratch
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {folder}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may"
+            " write to"
+        ) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove what writers that were killed long ago have left: a living one is done in minutes."""
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _reveal(scratch: Path, target: Path, *, mode: int) -> None:
+    """The folder under its name, in one step and synced; where there is one already, that stays."""
     for path in scratch.iterdir():
         _sync(path)
-        path.chmod(0o444)
+        path.chmod(mode)
     scratch.chmod(0o755)
     _sync(scratch)
     try:
-        os.rename(scratch, root / manifest.id)
+        os.rename(scratch, target)
     except OSError as error:
         # A folder that has content is never replaced: of two publishers of the same adapter the first one stands.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _sync(root)
-    return load_manifest(root, manifest.id)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
@@ -276,13 +315,29 @@ def _sync(path: Path) -> None:
 
 def _settings(path: Path, base: str) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         _ = settings["r"], settings["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is not a PEFT LoRA configuration ({error!r}); save the adapter again") from None
-    # PEFT writes sets, in whatever order they hash: sorted, the same settings give the same bytes.
-    ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in sorted(settings.items())}
+    # PEFT writes sets of names, in whatever order they hash: sorted, the same settings give the same bytes.
+    ordered = {key: sorted(value) if _is_names(value) else value for key, value in sorted(settings.items())}
     return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
+
+
+def _check_figures(metrics: Mapping[str, Any]) -> None:
+    odd = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise AdapterError(
+            f"the training's {', '.join(odd)} is no finite number, so it diverged; lower the learning rate"
+        )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> str:

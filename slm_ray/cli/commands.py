@@ -107,6 +107,18 @@ def compare(config: configs.CompareConfig) -> int:
     return EXIT[found.decision.action]
 
 
+def distil(config: configs.DistilConfig) -> None:
+    """Training rows from a teacher: its answers to them in a finished evaluation, where they can be read and score enough.
+
+    First let the teacher answer the training rows, within a budget and resumable as any evaluation, then take its answers:
+        slm-ray evaluate --examples runs/prepared/structured/train.jsonl --run_dir runs/teacher --set models='["azure:gpt-4o"]'
+        slm-ray distil --report runs/teacher --teacher azure:gpt-4o --examples runs/prepared/structured/train.jsonl --out runs/prepared/structured/distilled.jsonl
+    """
+    from slm_ray.reports.distil import distil as take
+
+    print(take(config).summary())
+
+
 def train(config: configs.TrainConfig) -> None:
     """One QLoRA adapter: Ray Train over the worker group, then published under an immutable, content-addressed id."""
     check_base(config.base, setting="base")
@@ -167,6 +179,24 @@ def loop(config: configs.LoopConfig) -> int:
     return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
 
 
+def arms(config: configs.ArmsConfig) -> None:
+    """Six arms on the same test rows: base, demonstrations, QLoRA, both in two ways, and the LLM; one table, every pair.
+
+    Demonstrations are similar training rows in front of the question (tracks.0.few_shot, tracks.0.retriever). Trains two
+    adapters, one of them on rows with demonstrations, asks every arm and writes RUN_DIR/report.html and report.json. The
+    same command goes on where it was.
+    """
+    check_base(config.serving.base, setting="serving.base")
+    folder = str(output_folder(config.run_dir))
+    adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
+    from slm_ray.loop.arms import arms as run_arms
+    from slm_ray.page.arms import arms_text
+
+    serving = config.serving.model_copy(update={"adapters_dir": adapters})
+    print(arms_text(run_arms(config.model_copy(update={"run_dir": folder, "serving": serving}))))
+    print(f"page: {folder}/report.html")
+
+
 def infer(config: configs.InferConfig) -> int:
     """One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
     from slm_ray.evaluation.infer import prepare as prepare_request
@@ -189,10 +219,9 @@ def infer(config: configs.InferConfig) -> int:
 
 def _token_ids(folder: str, prompt: Prompt) -> list[int]:
     from slm_ray.training.base_model import base_folder, open_tokenizer
+    from slm_ray.training.rows import token_ids
 
-    tokenizer = open_tokenizer(base_folder(folder))
-    text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return token_ids(open_tokenizer(base_folder(folder)), prompt.as_dicts(), answer_next=True)
 
 
 def judge(config: configs.JudgeConfig) -> int:
@@ -270,11 +299,13 @@ COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
     "compare": Command(config=configs.CompareConfig, function=compare),
+    "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),

@@ -1,13 +1,14 @@
 """What a job can be told: one module per job, what they share (`shared`), and how YAML and `--set` fill it (`load`)."""
 
 from slm_ray.config.compare import CompareConfig
+from slm_ray.config.distil import DistilConfig
 from slm_ray.config.evaluate import EvaluateConfig
 from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import LoopConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
@@ -33,15 +34,17 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
+    "ArmsConfig",
     "CompareConfig",
     "Comparison",
     "Config",
     "Cost",
     "Curation",
     "Declaration",
+    "DistilConfig",
     "EvaluateConfig",
     "Evaluation",
     "Generation",
@@ -51,6 +54,7 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "MixedTrack",
     "OperatingCharacteristicsConfig",
     "PrepareConfig",
     "Precision",
@@ -59,6 +63,7 @@ __all__ = [
     "Requests",
     "Retrieval",
     "RowsConfig",
+    "RunConfig",
     "Search",
     "ServeConfig",
     "Serving",

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on the answer only.
+"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on answers only.
 
 The order of rows depends on the seed and the epoch alone, so every rank agrees on it and a resumed run goes on where it
 was. (The stock length-grouped sampler draws from the global generator: with dropout and rows of different lengths the
@@ -23,6 +23,8 @@ from slm_ray.config import Recipe
 from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
+from slm_ray.training.rows import tokenised
+from slm_ray.training.selection import Selection
 
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
@@ -98,9 +100,12 @@ class _EpochCallback(TrainerCallback):  # type: ignore[misc]
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with fp32 LoRA weights, our sampler and no model card beside every checkpoint."""
 
+    control: Any
+
     def __init__(self, *, recipe: Recipe, **rest: Any) -> None:
         self._recipe = recipe
         self.latest = StepFigures(step=0, loss=math.nan, grad_norm=math.nan, learning_rate=0.0)
+        self.selection: Selection | None = None
         self._losses: list[torch.Tensor] = []
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
@@ -157,6 +162,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         # The count is over all ranks, and DDP divides the gradients by their number.
         return loss * self.accelerator.num_processes
 
+    def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
+        """The validation rows by the model so far, into the log; the run ends here when they have stopped it."""
+        if self.selection is None:
+            return dict(super().evaluate(*args, **rest))
+        figures = self.selection.evaluate(self.accelerator.unwrap_model(self.model))
+        self.log(figures)
+        if self.selection.is_over(self.state.log_history):
+            self.control.should_training_stop = True
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the manifest says what the adapter is."""
 
@@ -170,8 +186,9 @@ def build(
     folder: str,
     use_gpu: bool,
     steps: int,
+    report_to: str = "none",
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
+    """A trainer over prompt/completion rows that checkpoints to the local `folder`; the rows reach TRL as tokens."""
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -185,7 +202,6 @@ def build(
         max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
         max_length=None,
-        completion_only_loss=True,
         packing=False,
         # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
         pad_to_multiple_of=None if use_gpu else _WIDTH,
@@ -203,13 +219,14 @@ def build(
         save_strategy="steps",
         save_steps=recipe.checkpoint_steps,
         save_total_limit=1,
-        report_to="none",
+        report_to=report_to,
         disable_tqdm=True,
         log_level="error",
     )
     trainer = AdapterTrainer(
-        recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
-    )
+        recipe=recipe, model=model, args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_list([tokenised(tokenizer, row, recipe.learn) for row in rows]),
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 
