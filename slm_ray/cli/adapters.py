@@ -88,7 +88,7 @@ def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> 
             if isinstance(value, dict):
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
             else:
-                print(key, value)
+                print(key, value if isinstance(value, str) and value.isprintable() else json.dumps(value))
         for verdict in _verdicts(runs).get(manifest.id, []):
             print(f"verdict {verdict.path}\n  {_verdict(verdict.report)}")
         print("promoted as", ", ".join(promotions.aliases_of(manifest.id)) or "-")
@@ -106,6 +106,8 @@ def check(
     """Whether the files are those that were published, every tensor fits, and the base is the one it was trained on."""
     with _one_line():
         names = adapters.adapter_ids(adapters_dir) if name == "all" else [adapters.resolve(adapters_dir, name)]
+        if not names:
+            print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         checker, wrong = adapters.Checker(adapters_dir, base), 0
         for adapter_id in names:
             try:
@@ -227,7 +229,9 @@ def _readable(adapters_dir: Path) -> tuple[list[adapters.Manifest], list[str]]:
 def _said(entry: Entry) -> str:
     what = f"{entry.adapter} deleted" if entry.action == "delete" else f"{entry.alias} is {entry.adapter or 'nothing'}"
     before = "" if entry.action == "delete" else f" (before: {entry.before or 'nothing'})"
-    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (f": {entry.reason}" if entry.reason else "")
+    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (
+        f": {' '.join(entry.reason.split())}" if entry.reason else ""
+    )
 
 
 @contextlib.contextmanager
