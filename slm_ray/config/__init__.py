@@ -10,6 +10,7 @@ from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
+from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
@@ -55,6 +56,7 @@ __all__ = [
     "LoopConfig",
     "Lora",
     "OperatingCharacteristicsConfig",
+    "PrecisionsConfig",
     "PrepareConfig",
     "Precision",
     "Recipe",
