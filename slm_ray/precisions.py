@@ -23,7 +23,7 @@ from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.estimate import PRECISIONS
 from slm_ray.training.plan import plan
-from slm_ray.training.trials import Trial, held_out, run_trials
+from slm_ray.training.trials import Trial, run_trials
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
@@ -75,7 +75,7 @@ def precisions(config: PrecisionsConfig) -> Precisions:
         plan(training.model_copy(update={"precision": one, "name": one, "run_dir": str(folder / "precisions")}), train=train)
         for one in PRECISIONS
     ]  # fmt: skip
-    validation = held_out(config.validation, train, training.track)
+    validation = rows.held_out(config.validation, train, training.track)
     with lock(folder / "precisions"):
         trials = run_trials(plans, validation, folder / "precisions")
         measured = compared(trials)

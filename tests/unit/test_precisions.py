@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from slm_ray.config import TrainConfig
-from slm_ray.precisions import Precisions, compared, summary
+from slm_ray.config import Lora, PrecisionsConfig, TrainConfig
+from slm_ray.errors import DataError
+from slm_ray.precisions import RESULT, Precisions, compared, precisions, summary
+from slm_ray.reports.encoding import decode
 from slm_ray.training.plan import Plan
 from slm_ray.training.trials import Trial
+from slm_ray.types import Example
+
+TINY_BASE = Path(__file__).parents[2] / "data/tiny_base"
 
 
 def trial(precision: str, scores: Sequence[float | None], *, error: str | None = None, **metrics: Any) -> Trial:
@@ -68,3 +74,47 @@ def test_the_table_says_what_it_was_measured_on(gpus: float, device: str) -> Non
     said = text([trial("16bit", [1.0] * 40, **figures), trial("4bit", [1.0] * 40, **figures)], gpus=gpus)
     assert "4bit" in said and "+0.0% (" in said and "1.50" in said and "6,279" in said and "37 s" in said
     assert device in said and "hold together at 95%" in said
+
+
+def test_each_precision_is_one_run_of_the_recipe_and_the_table_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lines(name: str, word: str) -> str:
+        rows = [json.dumps({"prompt": f"{word} {n}", "completion": '{"n": 1}'}) for n in range(6)]
+        (tmp_path / name).write_text("\n".join(rows), encoding="utf-8")
+        return str(tmp_path / name)
+
+    asked: list[Plan] = []
+
+    def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> list[Trial]:
+        asked.extend(plans)
+        return [trial(one.config.precision, [1.0] * len(validation)) for one in plans]
+
+    monkeypatch.setattr("slm_ray.precisions.run_trials", run_trials)
+    training = TrainConfig(
+        track="structured", train=lines("train.jsonl", "Number"), base=str(TINY_BASE), run_dir=str(tmp_path / "run"),
+        adapters_dir=str(tmp_path / "adapters"), precision="8bit", lora=Lora(rank=8),
+    )  # fmt: skip
+    result = precisions(PrecisionsConfig(training=training, validation=lines("validation.jsonl", "Figure")))
+    assert [planned.config.precision for planned in asked] == ["16bit", "8bit", "4bit"]
+    assert len({planned.folder for planned in asked}) == 3
+    assert all(planned.folder.parent == tmp_path / "run" / "precisions" for planned in asked)
+    assert (
+        len(
+            {planned.config.model_copy(update={"precision": "4bit", "name": ""}).model_dump_json() for planned in asked}
+        )
+        == 1
+    )
+    path = tmp_path / "run" / RESULT
+    assert decode(json.loads(path.read_text()), Precisions, where=str(path), fix="") == result
+    assert (result.validation_rows, result.workers, result.gpus) == (6, 2, 0)
+
+
+def test_validation_rows_that_are_training_rows_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "p", "completion": "{}"}\n', encoding="utf-8")
+    training = TrainConfig(
+        track="structured", train=str(tmp_path / "rows.jsonl"), base=str(TINY_BASE), run_dir=str(tmp_path / "run"),
+        adapters_dir=str(tmp_path / "adapters"),
+    )  # fmt: skip
+    with pytest.raises(DataError, match="split the rows again"):
+        precisions(PrecisionsConfig(training=training, validation=str(tmp_path / "rows.jsonl")))
