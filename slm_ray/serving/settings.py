@@ -105,7 +105,7 @@ def most_in_flight(serving: Mapping[str, Any]) -> int:
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
     engines = _replicas(model.get("deployment_config") or {}, "max_replicas")
     ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
-    return max(1, 2 * batched * engines // ingresses)
+    return max(1, int(2 * batched * engines // ingresses))
 
 
 def _replicas(deployment: Mapping[str, Any], bound: str) -> int:

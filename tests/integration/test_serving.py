@@ -253,7 +253,8 @@ def test_structured_output_holds_for_base_and_adapter(served: Served) -> None:
 def test_what_would_stall_the_engine_is_refused_and_what_is_large_gets_through(served: Served) -> None:
     schema = {"enum": [f"value {number}" for number in range(20_000)]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    for fields in ({"response_format": wanted}, {"guided_json": {}}, {"n": 1000}):
+    hostile: list[dict[str, object]] = [{"response_format": wanted}, {"guided_json": {}}, {"n": 1000}]
+    for fields in hostile:
         refused = served.ask(served.name, **fields)
         assert (refused.status_code, refused.json()["error"]["param"]) == (400, next(iter(fields)))
     long = served.ask(served.name, "word " * 2**20)  # 5 MiB: more than gRPC takes by default, less than a body may have
