@@ -30,7 +30,7 @@ from slm_ray.errors import ConfigError
 from slm_ray.training import estimate
 from slm_ray.training.model import add_lora
 from slm_ray.training.trainer import build
-from tools.random_base import random_base
+from tools.random_base import base_shape, random_base
 
 _WARM_UP = 2  # micro-batches that are not timed
 _LEARNED = 0.25  # of a row's tokens, those of the answer
@@ -156,8 +156,11 @@ def _summary(
     seconds, tokens = marks[-1] - marks[warm], sum(real for real, _ in done)
     needed, spent = work_per_token(trainer.model, checkpointing=trainer.args.gradient_checkpointing)
     expected = estimate.estimate(
-        card.shape, variant.recipe, row_tokens=max(variant.lengths), use_gpu=card.use_gpu,
-        checkpointing=card.use_gpu,
+        base_shape(card.shape), variant.recipe, row_tokens=max(variant.lengths), use_gpu=card.use_gpu,
+        trainer=estimate.Trainer(
+            checkpointing=trainer.args.gradient_checkpointing, fused_head=variant.head == "fused",
+            upcast=variant.earlier_stack,
+        ),
     ).total  # fmt: skip
     reserved = (
         torch.cuda.max_memory_reserved() + card.outside_bytes if card.use_gpu else psutil.Process().memory_info().rss

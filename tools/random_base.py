@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from slm_ray.config import Recipe
+from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.model import quantization
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -39,9 +40,7 @@ def random_base(
     shape: Mapping[str, Any], recipe: Recipe, *, device: torch.device, seed: int, between: Callable[[], None]
 ) -> Any:
     """A Llama of that shape, frozen, in the recipe's precision. `between` is called before each matrix, and may raise."""
-    config = AutoConfig.for_model("llama", **shape, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = _empty(shape)
     quantizer = None
     if (chosen := quantization(recipe.precision)) is not None:
         quantizer = AutoHfQuantizer.from_config(chosen, pre_quantized=False)
@@ -58,13 +57,24 @@ def random_base(
             values = torch.nn.Parameter(values, requires_grad=False)
         setattr(module, parameter, values)
     with device:
-        model.model.rotary_emb = type(model.model.rotary_emb)(config)  # its frequencies are computed, not drawn
+        model.model.rotary_emb = type(model.model.rotary_emb)(model.config)  # its frequencies are computed, not drawn
     model.tie_weights()
     if quantizer is not None:
         quantizer.postprocess_model(model)
         model.hf_quantizer = quantizer
     model.config.use_cache = False
     return model
+
+
+def base_shape(shape: Mapping[str, Any]) -> BaseShape:
+    """What the files of such a base would say."""
+    return BaseShape.of(shape, {name: tuple(empty.shape) for name, empty in _empty(shape).named_parameters()})
+
+
+def _empty(shape: Mapping[str, Any]) -> Any:
+    config = AutoConfig.for_model("llama", **shape, rope_parameters={"rope_type": "default", "rope_theta": 500000.0})
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
 
 
 def _drawn(module: Any, empty: torch.Tensor, device: torch.device, generator: torch.Generator) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """Base models and the adapters made from them, as folders of files: what they are, what they are called, whether they fit."""
 
 from slm_ray.adapters.base_model import base_fingerprint, check_base
+from slm_ray.adapters.history import AliasTable, Promotions, delete, promote, promotions, resolve, roll_back
 from slm_ray.adapters.registry import (
     MANIFEST,
     PROMPTS,
     SETTINGS,
     WEIGHTS,
+    Checker,
     Manifest,
+    adapter_ids,
+    inside,
     list_adapters,
     load_manifest,
     publish,
@@ -17,6 +21,7 @@ from slm_ray.adapters.registry import (
 from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
-    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "base_shapes", "check_base",
-    "check_tensors", "list_adapters", "load_manifest", "publish", "tensors", "train_prompts", "training_effort", "verify",
+    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
+    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "inside", "list_adapters", "load_manifest",
+    "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

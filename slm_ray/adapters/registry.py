@@ -9,6 +9,7 @@ another base, or a damaged one, before any weight is loaded.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import errno
 import hashlib
 import json
@@ -22,16 +23,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from slm_ray.adapters.base_model import base_config, base_fingerprint
+from slm_ray.adapters.weights import base_shapes as base_shapes_of
 from slm_ray.adapters.weights import check_tensors
-from slm_ray.errors import AdapterError, SlmRayError, choices
+from slm_ray.errors import AdapterError
 from slm_ray.records import TrainingEffort
 from slm_ray.storage import file_digest, read_json, write_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_LISTED = 20  # names in an error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +56,14 @@ class Manifest:
     metrics: Mapping[str, Any]
     created: str
     rank: int
-    alpha: int
+    alpha: int | float
     hidden_size: int | None
     train_prompts: int
     files: Mapping[str, str]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def publish(
@@ -80,7 +88,7 @@ def publish(
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
     first publication's manifest stands: a second one does not change its metrics or time.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
@@ -106,18 +114,51 @@ def publish(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def is_id(name: str) -> bool:
+    """Whether `name` is spelled as the id of a published adapter: a name, '-' and 12 hex digits."""
+    return _ID.fullmatch(name) is not None
+
+
+def adapter_ids(adapters_dir: str | Path) -> list[str]:
+    """The ids of all published adapters, sorted; an absent folder holds none. Opens no file."""
+    try:
+        names = os.listdir(adapters_dir)
+    except OSError:
+        return []
+    return sorted(name for name in names if is_id(name) and os.path.isfile(os.path.join(adapters_dir, name, MANIFEST)))
+
+
 def load_manifest(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     """The manifest of one published adapter; AdapterError with the known ids when there is none."""
-    if not _ID.fullmatch(adapter_id):
-        raise AdapterError(f"{adapter_id!r} is no adapter id; an id is a name, '-' and 12 hex digits")
+    if not is_id(adapter_id):
+        raise AdapterError(
+            f"{adapter_id!r} is no adapter id, which is a name, '-' and 12 hex digits; of an alias, slm-ray adapters show"
+            " says which adapter it stands for"
+        )
     path = Path(adapters_dir) / adapter_id / MANIFEST
-    if not path.is_file():
-        known = (manifest.id for manifest in list_adapters(adapters_dir))
-        raise AdapterError(f"no adapter {adapter_id!r} in {adapters_dir}; {choices(adapter_id, known)}")
     try:
-        return Manifest(**read_json(path))
-    except (SlmRayError, TypeError) as error:
-        raise AdapterError(f"{path} is damaged ({error}); delete the folder {adapter_id} and publish again") from None
+        manifest = _MANIFEST.validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise unknown_adapter(adapters_dir, adapter_id) from None
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}; see who may read {adapters_dir}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise AdapterError(
+            f"{path} is damaged ({where}{': ' if where else ''}{wrong['msg']}); delete the folder {adapter_id} and publish again"
+        ) from None
+    if manifest.id != adapter_id:
+        raise AdapterError(f"the folder {adapter_id} holds the adapter {manifest.id}; give the folder that name")
+    return manifest
+
+
+def unknown_adapter(adapters_dir: str | Path, name: str, aliases: Iterable[str] = ()) -> AdapterError:
+    """The error for a name that no adapter has, with the names that are nearest."""
+    known = [*aliases, *adapter_ids(adapters_dir)]
+    near = difflib.get_close_matches(name, known, n=_LISTED) if len(known) > _LISTED else known
+    more = f" and {len(known) - len(near)} more (slm-ray adapters list)" if len(near) < len(known) else ""
+    return AdapterError(f"no adapter {name!r} in {adapters_dir}; known: {', '.join(near) or 'none'}{more}")
 
 
 def training_effort(manifest: Manifest) -> TrainingEffort | None:
@@ -136,9 +177,8 @@ def training_effort(manifest: Manifest) -> TrainingEffort | None:
 
 def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
     """Every published adapter, oldest first; an absent folder holds none."""
-    root = Path(adapters_dir)
-    ids = [path.parent.name for path in root.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name)]
-    return sorted((load_manifest(root, adapter_id) for adapter_id in ids), key=lambda found: (found.created, found.id))
+    found = (load_manifest(adapters_dir, adapter_id) for adapter_id in adapter_ids(adapters_dir))
+    return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
 
 
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
@@ -149,22 +189,67 @@ def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
 
 def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -> Manifest:
     """The manifest, once every file is seen to be whole and `base_folder` to be the base it was trained on."""
+    manifest = _whole(adapters_dir, adapter_id)
+    _check_base(manifest, base_folder, base_fingerprint(base_folder))
+    return manifest
+
+
+class Checker:
+    """Checks published adapters, one after the other: files, every tensor, and the base where it is at hand.
+
+    `base_folder` is the base of them all; without it each adapter's own, where that is a folder here. A base is read once.
+    """
+
+    def __init__(self, adapters_dir: str | Path, base_folder: str | Path | None = None) -> None:
+        self._root, self._base_folder = Path(adapters_dir), base_folder
+        self._bases: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
+
+    def check(self, adapter_id: str) -> str:
+        """What was looked at, in words; AdapterError for what is wrong."""
+        manifest = _whole(self._root, adapter_id)
+        folder = str(self._base_folder or manifest.base)
+        shapes = None
+        if self._base_folder or os.path.isdir(folder):
+            if folder not in self._bases:
+                self._bases[folder] = base_fingerprint(folder), base_shapes_of(folder)
+            fingerprint, shapes = self._bases[folder]
+            _check_base(manifest, folder, fingerprint)
+        home = self._root / adapter_id
+        check_tensors(home / WEIGHTS, _settings(home / SETTINGS, manifest.base), shapes)
+        return "files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"
+
+
+def inside(path: Path, adapters_dir: str | Path) -> Path:
+    """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(Path(adapters_dir).resolve()):
+        raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
+    return real
+
+
+def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
+    """The manifest, once every file is seen to be the one that was published."""
     manifest = load_manifest(adapters_dir, adapter_id)
     home = Path(adapters_dir) / adapter_id
-    for name, expected in manifest.files.items():
-        if not (home / name).is_file():
-            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again")
-        if file_digest(home / name) != expected:
+    for name in (WEIGHTS, SETTINGS, PROMPTS):
+        try:
+            digest = file_digest(inside(home / name, adapters_dir))
+        except FileNotFoundError:
+            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again") from None
+        if digest != manifest.files.get(name):
             raise AdapterError(
                 f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
             )
-    if (found := base_fingerprint(base_folder)) != manifest.base_fingerprint:
-        raise AdapterError(
-            f"adapter {adapter_id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
-            f" size {manifest.hidden_size}), but {base_folder} is fingerprint {found[:12]}, hidden size"
-            f" {base_config(Path(base_folder)).get('hidden_size')}; give its own base, or train on this one"
-        )
     return manifest
+
+
+def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> None:
+    if fingerprint != manifest.base_fingerprint:
+        raise AdapterError(
+            f"adapter {manifest.id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
+            f" size {manifest.hidden_size}), but {folder} is fingerprint {fingerprint[:12]}, hidden size"
+            f" {base_config(Path(folder)).get('hidden_size')}; give its own base, or train on this one"
+        )
 
 
 def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:

@@ -97,6 +97,8 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
 def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, say: Say) -> None:
     """Sweep if asked for, train and publish; each run's `adapter` is set."""
     configs = [swept(config, run, say) for run in runs]
-    for run, manifest in zip(runs, train_many(configs, parallel=parallel), strict=True):
+    for run, manifest in zip(
+        runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
+    ):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import base_folder, silence_libraries
+from slm_ray.training.base_shape import BaseShape
+from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
 from slm_ray.types import Example
@@ -39,32 +42,36 @@ _NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # s
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
-def train(config: TrainConfig, *, show: bool = True) -> Manifest:
+def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
     """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
-    `show` writes progress to stderr.
+    `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
     planned = plan(config)
+    if show and _finished(planned) is None:
+        _announce(planned, hourly_usd)
     manifest = _train(planned, show=show)
     trace(planned.folder, manifest, os.environ)
     return manifest
 
 
-def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manifest]:
+def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:
     """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
 
     When one fails, the others still run to their end, then its error is raised.
     """
     if not parallel or len(configs) == 1:
-        return [train(config) for config in configs]
+        return [train(config, hourly_usd=hourly_usd) for config in configs]
     plans = [plan(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.connect()
     cluster.require(
         [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
     )
+    for planned in open_plans:
+        _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
         running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
         ray.wait(running, num_returns=len(running))
@@ -125,6 +132,18 @@ def _train(planned: Plan, *, show: bool) -> Manifest:
 @ray.remote  # type: ignore[untyped-decorator]
 def _in_task(planned: Plan) -> Manifest:
     return _train(planned, show=False)
+
+
+def _announce(planned: Plan, hourly_usd: float | None) -> None:
+    try:
+        earlier = adapters.list_adapters(planned.config.adapters_dir)
+    except AdapterError:
+        earlier = []  # a damaged record is no reason not to train
+    expected = duration(
+        BaseShape.read(base_folder(planned.config.base)), planned.config, lengths=planned.lengths,
+        fingerprint=planned.base_fingerprint, earlier=earlier, hourly_usd=hourly_usd,
+    )  # fmt: skip
+    print(f"{planned.config.name}: {expected}", file=sys.stderr, flush=True)
 
 
 def _worker(payload: WorkerPayload) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.training import rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
 
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
@@ -66,6 +67,8 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
+    adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
+    check_recipe(BaseShape.read(folder), config)
     read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
     lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)

@@ -7,7 +7,6 @@ What it raises of itself ends the run; what takes it away does not (see `failure
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from transformers import TrainerCallback
 from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import WorkerPayload
@@ -144,11 +144,13 @@ class Report(TrainerCallback):  # type: ignore[misc]
 
 def _check_memory(payload: WorkerPayload) -> None:
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    needed = estimate.estimate(
-        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
+    estimate.check(
+        BaseShape.read(folder),
+        payload.config,
+        _available_bytes(payload.use_gpu),
+        row_tokens=longest,
+        use_gpu=payload.use_gpu,
     )
-    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
 
 
 def _available_bytes(use_gpu: bool) -> float:

@@ -159,7 +159,7 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
     foreign = published(tmp_path, fingerprint="f" * 32)
     refused(foreign, "was trained on base")
     shutil.copytree(folder / foreign, folder / "renamed-0123456789ab")
-    refused("renamed-0123456789ab", "was trained on base")
+    refused("renamed-0123456789ab", "give the folder that name")
     own = published(tmp_path)
     shutil.copytree(folder / own, folder / "renamed-ba9876543210")
     refused("renamed-ba9876543210", "give the folder that name")
