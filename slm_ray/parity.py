@@ -100,6 +100,15 @@ class Reference:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What an adapter was proved with, kept beside it: the prompts as clients send them, the note, the served answers."""
+
+    prompts: tuple[tuple[Mapping[str, str], ...], ...]
+    note: Note
+    served: Served | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One fault: a word for it, and a sentence with what was seen and what to do."""
 
@@ -185,6 +194,22 @@ def check(
     return tuple(findings)
 
 
+def check_again(record: Record, served: Served) -> tuple[Finding, ...]:
+    """What has changed since the proof, from answers alone: tokens, names, base, adapter, cache and mixed batches.
+
+    The answers of the proof stand in for PEFT's, so that neither the base nor torch is needed.
+    """
+    before = record.served
+    if before is None:
+        return tuple(_tokens(record.note, served, str))
+    base, adapter = tuple(_positions(before.base)), tuple(_positions(before.adapter))
+    then = Reference(
+        scaling=record.note.scaling, all_b_zero=False, stop_tokens=(), noted=(), noted_base=(), base=base, adapter=adapter,
+        alternatives={"no adapter": base},
+    )  # fmt: skip
+    return tuple(_tokens(record.note, served, str) or _served(served, then))
+
+
 def refusal(text: str, *, rank: int) -> Finding:
     """What a server's refusal of the adapter means; `text` is its own."""
     if "rank" in text.lower():
@@ -209,6 +234,22 @@ def figures(note: Note | None, reference: Reference, served: Served | None) -> d
             name: distance(answers, reference.adapter).mean for name, answers in reference.alternatives.items()
         }
     return measured
+
+
+def in_words(proof: Mapping[str, Any]) -> str:
+    """A manifest's `proof` in one line."""
+    if not proof["checked"]:
+        return f"not proved: {'; '.join(proof['not_checked'])}"
+    words = f"proved on {proof['on']}: {', '.join(proof['checked'])}"
+    if "adapter" in proof:
+        words += f"; {proof['adapter']['mean']:.3f} nats per token from PEFT (tolerance {proof['tolerance']:g})"
+    if "from_training_precision" in proof:
+        cost = proof["from_training_precision"]
+        words += (
+            f"; served in bf16 instead of {cost['precision']}: {cost['same_tokens']:.0%} of tokens stay, first token "
+            f"{cost['first_mean']:.3f} nats off on average, {cost['first_max']:.3f} at most"
+        )
+    return words + "".join(f"; NOT checked: {reason}" for reason in proof["not_checked"])
 
 
 def _no_effect(reference: Reference) -> Finding:

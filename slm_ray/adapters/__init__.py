@@ -3,7 +3,9 @@
 from slm_ray.adapters.base_model import base_fingerprint, check_base
 from slm_ray.adapters.history import AliasTable, Promotions, delete, promote, promotions, resolve, roll_back
 from slm_ray.adapters.registry import (
+    CANDIDATES,
     MANIFEST,
+    PARITY,
     PROMPTS,
     SETTINGS,
     WEIGHTS,
@@ -21,7 +23,7 @@ from slm_ray.adapters.registry import (
 from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
-    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
+    "CANDIDATES", "MANIFEST", "PARITY", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
     "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "inside", "list_adapters", "load_manifest",
     "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

@@ -34,6 +34,8 @@ from slm_ray.storage import file_digest, read_json, write_json
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
+PARITY = "parity.json"  # beside the adapter: what it was proved with, for the next proof; holds a few training prompts
+CANDIDATES = ".candidates"  # in an adapters_dir: adapters that are being proved, under no name that is listed
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _LISTED = 20  # names in an error
@@ -43,7 +45,8 @@ _LISTED = 20  # names in an error
 class Manifest:
     """What an adapter is and where it comes from.
 
-    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON.
+    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON;
+    `proof` is what was seen of the served adapter before it was published, None when nobody looked.
     """
 
     id: str
@@ -61,6 +64,7 @@ class Manifest:
     train_prompts: int
     files: Mapping[str, str]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    proof: Mapping[str, Any] | None = None
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -80,13 +84,16 @@ def publish(
     train_prompts: Iterable[str],
     recipe: Mapping[str, Any],
     base_shapes: Mapping[str, tuple[int, ...]] | None,
+    proof: Mapping[str, Any] | None = None,
+    parity: Any = None,
 ) -> Manifest:
     """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
 
     Every tensor is checked first, against `base_shapes` too where the base is at hand: AdapterError, and nothing is copied.
 
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
-    first publication's manifest stands: a second one does not change its metrics or time.
+    first publication's manifest stands: a second one does not change its metrics or time. `parity` is kept as JSON too;
+    neither it nor `proof` is part of the id.
     """
     if not NAME.fullmatch(name):
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
@@ -106,8 +113,10 @@ def publish(
             name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
             rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(base_shapes or {}), train_prompts=len(prompts),
-            recipe=dict(recipe),
+            recipe=dict(recipe), proof=proof,
         )  # fmt: skip
+        if parity is not None:
+            write_json(scratch / PARITY, parity)
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
         return _reveal(scratch, root, manifest)
     finally:

@@ -9,6 +9,7 @@ from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import LoopConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
+from slm_ray.config.parity import ParityConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
@@ -52,6 +53,7 @@ __all__ = [
     "LoopConfig",
     "Lora",
     "OperatingCharacteristicsConfig",
+    "ParityConfig",
     "PrepareConfig",
     "Precision",
     "Recipe",

@@ -25,6 +25,7 @@ from slm_ray.adapters import Manifest
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.serving.settings import KEY_NAME
 from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
@@ -34,11 +35,20 @@ from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
+from slm_ray.training.proof import encoded, prove
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
-_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
+_NOT_RECIPE = {
+    "name",
+    "track",
+    "train",
+    "base",
+    "run_dir",
+    "adapters_dir",
+    "prove_on",
+}  # said elsewhere in the manifest, or a path
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -52,7 +62,7 @@ def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = 
     planned = plan(config)
     if show and _finished(planned) is None:
         _announce(planned, hourly_usd)
-    manifest = _train(planned, show=show)
+    manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
     trace(planned.folder, manifest, os.environ)
     return manifest
 
@@ -73,7 +83,7 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     for planned in open_plans:
         _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
+        running = [_in_task.options(**_DRIVER).remote(planned, os.environ.get(KEY_NAME, "")) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for planned, manifest in zip(plans, manifests, strict=True):
@@ -121,17 +131,17 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def _train(planned: Plan, *, show: bool) -> Manifest:
+def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
     cluster.connect()
     with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
-        return _publish(planned, fit(planned))
+        return _publish(planned, fit(planned), key)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(planned: Plan) -> Manifest:
-    return _train(planned, show=False)
+def _in_task(planned: Plan, key: str) -> Manifest:
+    return _train(planned, show=False, key=key)
 
 
 def _announce(planned: Plan, hourly_usd: float | None) -> None:
@@ -185,15 +195,20 @@ def _finished(planned: Plan) -> Manifest | None:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
+def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
     config = planned.config
+    publication: dict[str, Any] = {
+        "name": config.name, "track": open_track(config.track, beside=config.train).name, "base": config.base,
+        "base_fingerprint": planned.base_fingerprint, "config_digest": planned.config_digest,
+        "data_digest": planned.data_digest, "metrics": outcome["metrics"],
+        "train_prompts": [question_hash(example) for example in planned.examples],
+        "recipe": config.model_dump(mode="json", exclude=_NOT_RECIPE),
+        "base_shapes": adapters.base_shapes(base_folder(config.base)),
+    }  # fmt: skip
+    proof = prove(planned, Path(outcome["adapter"]), publication, key=key)
     manifest = adapters.publish(
-        outcome["adapter"], config.adapters_dir, name=config.name,
-        track=open_track(config.track, beside=config.train).name, base=config.base,
-        base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
-        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
-        recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
-    )  # fmt: skip
+        outcome["adapter"], config.adapters_dir, **publication, proof=proof.summary, parity=encoded(proof.record)
+    )
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest

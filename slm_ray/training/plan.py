@@ -21,9 +21,10 @@ from slm_ray.types import Example
 
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
 
-# Not part of what is learned: where files lie, how often a run saves.
+# Not part of what is learned: where files lie, how often a run saves, what the adapter is proved on.
 _INCIDENTAL: Any = {
     "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True,
+    "prove_on": True,
 }  # fmt: skip
 
 
