@@ -15,6 +15,7 @@ from slm_ray.adapters.registry import (
     inside,
     list_adapters,
     load_manifest,
+    newest,
     publish,
     train_prompts,
     training_effort,
@@ -24,6 +25,6 @@ from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
     "CANDIDATES", "MANIFEST", "PARITY", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
-    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "inside", "list_adapters", "load_manifest",
+    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "inside", "list_adapters", "load_manifest", "newest",
     "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

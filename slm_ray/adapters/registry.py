@@ -190,6 +190,11 @@ def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
     return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
 
 
+def newest(adapters_dir: str | Path) -> list[str]:
+    """Of each name the id that was published last."""
+    return list({manifest.name: manifest.id for manifest in list_adapters(adapters_dir)}.values())
+
+
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
     """The prompt hashes of the rows that an adapter was trained on."""
     load_manifest(adapters_dir, adapter_id)

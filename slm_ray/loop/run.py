@@ -37,6 +37,7 @@ from slm_ray.prepare import TokenCounter, prepare
 from slm_ray.providers import parse
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.serving.served_answers import check_deployed
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, offer_all
 from slm_ray.types import Decision
@@ -154,10 +155,20 @@ class Loop:
                 self.log.note(place.note)
             if not place.beside_endpoint:
                 shutdown()
-            train_tracks(self.config, tracks_to_train, parallel=place.parallel, say=self.log.outcome)
+            # An endpoint that stays up answers for an adapter before it is listed; else an engine like it is started.
+            prove_on = self.endpoint.url if place.beside_endpoint else self.config.serving.config
+            train_tracks(self.config, tracks_to_train, parallel=place.parallel, prove_on=prove_on, say=self.log.outcome)
         if not place.beside_endpoint:
             with self.log.step("deploy again"):
                 self.endpoint = self.deploy(runs)
+                self.check_deployed(runs)
+
+    def check_deployed(self, runs: list[TrackRun]) -> None:
+        """ModelError when an adapter answers otherwise than when it was proved."""
+        ids = [run.adapter.id for run in runs if run.adapter is not None]
+        for adapter, problem in check_deployed(self.endpoint.url, self.config.serving.adapters_dir, ids).items():
+            if problem:
+                raise ModelError(f"{adapter}: {problem}")
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""

@@ -14,7 +14,7 @@ from slm_ray import cluster
 from slm_ray.config import LoopConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
-from slm_ray.parity import chosen_rows, first_difference
+from slm_ray.parity import chosen_rows, first_difference, in_words
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import summary, sweep
 from slm_ray.training import train_many
@@ -94,11 +94,12 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
     return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
 
 
-def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, say: Say) -> None:
-    """Sweep if asked for, train and publish; each run's `adapter` is set."""
-    configs = [swept(config, run, say) for run in runs]
+def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say) -> None:
+    """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
+    configs = [swept(config, run, say).model_copy(update={"prove_on": prove_on}) for run in runs]
     for run, manifest in zip(
         runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
     ):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")
+        print(f"{manifest.id}: {in_words(manifest.proof)}", flush=True)

@@ -17,9 +17,12 @@ from typing import Any
 
 import httpx
 
+from slm_ray import adapters
 from slm_ray.errors import ModelError
-from slm_ray.parity import POSITIONS, TOP, Position, Positions, Served, ServedAnswer
+from slm_ray.parity import POSITIONS, TOP, Position, Positions, Record, Served, ServedAnswer, check_again
+from slm_ray.reports.encoding import decode
 from slm_ray.serving.settings import KEY_NAME
+from slm_ray.storage import read_json
 
 _TIMEOUT_S = 120.0
 _LOWEST = -9999.0  # what stands in JSON for minus infinity
@@ -39,6 +42,33 @@ def ask_endpoint(url: str, adapter: str, prompts: Sequence[Messages], *, key: st
     """
     key = os.environ.get(KEY_NAME, "") if key is None else key
     return asyncio.run(_rounds(url, adapter, prompts, {"Authorization": f"Bearer {key}"} if key else {}))
+
+
+def read_record(adapters_dir: str | Path, adapter_id: str) -> Record | None:
+    """What a published adapter was proved with; None where nothing is kept."""
+    path = Path(adapters_dir) / adapter_id / adapters.PARITY
+    if not path.is_file():
+        return None
+    return decode(read_json(path), Record, where=str(path), fix=f"delete {adapter_id} and publish again")
+
+
+def check_deployed(url: str, adapters_dir: str | Path, ids: Sequence[str], *, key: str | None = None) -> dict[str, str]:
+    """What is wrong with adapters that the endpoint serves, by id, against the answers they were proved with.
+
+    An empty text for one that answers as it did. Those that hold no record are left out. Loads nothing: it only asks.
+    """
+    found = {}
+    for adapter_id in ids:
+        record = read_record(adapters_dir, adapter_id)
+        if record is None:
+            continue
+        try:
+            findings = check_again(record, ask_endpoint(url, adapter_id, record.prompts, key=key))
+        except ModelError as error:
+            found[adapter_id] = str(error)
+            continue
+        found[adapter_id] = " | ".join(f"{finding.fault}: {finding.message}" for finding in findings)
+    return found
 
 
 async def _rounds(url: str, adapter: str, prompts: Sequence[Messages], headers: dict[str, str]) -> Served:

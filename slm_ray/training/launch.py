@@ -35,7 +35,7 @@ from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
-from slm_ray.training.proof import encoded, prove
+from slm_ray.training.proof import check_prove_on, encoded, prove
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
@@ -56,10 +56,10 @@ def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = 
     """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
-    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
+    before any weight loads; ModelError when what is served is not what was trained, and then nothing is published; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
     `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
-    planned = plan(config)
+    planned = _planned(config)
     if show and _finished(planned) is None:
         _announce(planned, hourly_usd)
     manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
@@ -74,7 +74,7 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     """
     if not parallel or len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd) for config in configs]
-    plans = [plan(config) for config in configs]
+    plans = [_planned(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.connect()
     cluster.require(
@@ -142,6 +142,11 @@ def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
 @ray.remote  # type: ignore[untyped-decorator]
 def _in_task(planned: Plan, key: str) -> Manifest:
     return _train(planned, show=False, key=key)
+
+
+def _planned(config: TrainConfig) -> Plan:
+    check_prove_on(config)
+    return plan(config)
 
 
 def _announce(planned: Plan, hourly_usd: float | None) -> None:

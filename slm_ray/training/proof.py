@@ -20,11 +20,11 @@ import ray
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import Manifest
-from slm_ray.config import ParityConfig
-from slm_ray.errors import AdapterError, ModelError
+from slm_ray.config import ParityConfig, TrainConfig
+from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
 from slm_ray.reports.encoding import decode, encode
-from slm_ray.serving.served_answers import Refused, ask_endpoint, ask_engine
+from slm_ray.serving.served_answers import Refused, ask_endpoint, ask_engine, read_record
 from slm_ray.storage import read_json
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
@@ -34,6 +34,8 @@ NOTE = "parity_note.json"  # in a checkpoint
 NOTHING, ENGINE = "nothing", "engine"
 _WITHIN_S = 900.0  # the base is loaded twice, by the engine and by PEFT
 _SPARE_TOKENS = 32
+_ADDRESSES = ("http://", "https://")
+_VLLM_MAX_RANK = 16  # where a file sets none
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
 _OTHERS = 3  # published adapters that a wrong answer is compared with
 _NO_SERVER = {"tokens as the server makes them", "the served answers", "mixed batches", "the version in responses"}
@@ -98,8 +100,11 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
     return _proof(candidate, seen, on=config.prove_on)
 
 
-def prove_again(config: ParityConfig, *, key: str, use_gpu: bool) -> Proof:
-    """Proof of a published adapter, in this process; AdapterError where it was published without its note."""
+def prove_again(config: ParityConfig, *, key: str) -> Proof:
+    """Proof of a published adapter, in this process, on its GPU if it has one; AdapterError where it holds no note."""
+    import torch
+
+    use_gpu = torch.cuda.is_available()
     base = base_folder(config.base)
     manifest = adapters.verify(config.adapters_dir, config.adapter, base)
     record = read_record(config.adapters_dir, manifest.id)
@@ -123,12 +128,21 @@ def prove_again(config: ParityConfig, *, key: str, use_gpu: bool) -> Proof:
     )
 
 
-def read_record(adapters_dir: str | Path, adapter_id: str) -> Record | None:
-    """What a published adapter was proved with; None where nothing is kept."""
-    path = Path(adapters_dir) / adapter_id / adapters.PARITY
-    if not path.is_file():
-        return None
-    return decode(read_json(path), Record, where=str(path), fix=f"delete {adapter_id} and publish again")
+def check_prove_on(config: TrainConfig) -> None:
+    """ConfigError, before anything is trained, for a `prove_on` that is nothing of the kind or takes no such rank."""
+    if config.prove_on in (NOTHING, ENGINE) or config.prove_on.startswith(_ADDRESSES):
+        return
+    check_rank(config.prove_on, config.lora.rank, setting="prove_on")
+
+
+def check_rank(serving_file: str, rank: int, *, setting: str) -> None:
+    """ConfigError when the engine of a Ray Serve LLM file would refuse an adapter of that rank."""
+    highest = engine_arguments(serving_file).get("max_lora_rank", _VLLM_MAX_RANK)
+    if rank > highest:
+        raise ConfigError(
+            f"lora.rank {rank} is above max_lora_rank {highest} of {serving_file} ({setting}): the adapter could not be served; "
+            f"set max_lora_rank there to {rank} or more, or train a lower rank"
+        )
 
 
 def look(candidate: Candidate, served: Served | None) -> Seen:
@@ -206,7 +220,7 @@ def _candidate(
 
 def _engine(prove_on: str, rank: int, note: Note, *, use_gpu: bool) -> dict[str, Any] | None:
     """Arguments of the engine that is to be started; None where an endpoint is asked."""
-    if prove_on.startswith(("http://", "https://")):
+    if prove_on.startswith(_ADDRESSES):
         return None
     if prove_on == ENGINE:
         longest = max(len(row.prompt) for row in note.rows)
@@ -216,10 +230,17 @@ def _engine(prove_on: str, rank: int, note: Note, *, use_gpu: bool) -> dict[str,
             "max_num_seqs": 2 * parity.ROWS, "max_lora_rank": min((one for one in _RANKS if one >= rank), default=rank), **room,
         }  # fmt: skip
     else:
-        models = read_yaml_mapping(prove_on, what="Ray Serve LLM file").get("llm_configs") or [{}]
-        arguments = {**(models[0].get("engine_kwargs") or {})}
+        arguments = engine_arguments(prove_on)
     arguments = {name: value for name, value in arguments.items() if name not in ("enable_lora", "max_loras")}
     return arguments if use_gpu else {**arguments, "distributed_executor_backend": "uni"}
+
+
+def engine_arguments(serving_file: str) -> dict[str, Any]:
+    """The `engine_kwargs` of a Ray Serve LLM file; ConfigError when it is none."""
+    models = read_yaml_mapping(serving_file, what="Ray Serve LLM file").get("llm_configs")
+    if not isinstance(models, list) or not models or not isinstance(models[0], dict):
+        raise ConfigError(f"{serving_file} is no Ray Serve LLM file: it has no llm_configs; give one of serve_configs/")
+    return {**(models[0].get("engine_kwargs") or {})}
 
 
 def _from_endpoint(url: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None, str]:
