@@ -19,6 +19,7 @@ from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import summary, sweep
 from slm_ray.training import train_many
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.proof import check_rank
 from slm_ray.training.rows import token_ids as counted
 
 Say = Callable[[str], None]
@@ -64,11 +65,13 @@ def placement(config: LoopConfig, tracks: int) -> Placement:
 
 
 def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
-    """Before a GPU minute is spent: the tokens of prompts as training counts them are those that the server sees.
+    """Before a GPU minute is spent: the server takes adapters of that rank, and sees prompts as training counts them.
 
     Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared
     when the adapter is there, before it is published.
     """
+    for rank in config.search.ranks if config.sweep else (config.training.lora.rank,):
+        check_rank(config.serving.config, rank, setting="serving.config")
     tokenizer = open_tokenizer(base_folder(config.serving.base))
     for run in runs:
         prompts = [example.prompt for example in run.prepared.dataset("train").examples]

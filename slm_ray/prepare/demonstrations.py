@@ -65,7 +65,10 @@ def _nearest(pool: Retriever, k: int, asked: Sequence[str]) -> Iterator[list[str
         yield [example.id for example in pool.nearest(question, k)]
 
 
-def _refuse_long(lengths: Sequence[int], k: int, most: int) -> None:
+def _refuse_long(counts: Sequence[int | str], k: int, most: int) -> None:
+    lengths = [count for count in counts if isinstance(count, int)]
+    if refused := next((count for count in counts if isinstance(count, str)), ""):
+        raise DataError(f"a training row with its {k} demonstrations: {refused}")
     over = sum(length > most for length in lengths)
     if over:
         raise DataError(

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from slm_ray import adapters
+from slm_ray.chat_template import served_template
 from slm_ray.errors import ModelError
 from slm_ray.parity import POSITIONS, TOP, Position, Positions, Record, Served, ServedAnswer, check_again
 from slm_ray.reports.encoding import decode
@@ -152,6 +153,7 @@ def ask_engine(base: Path, adapter: Path, name: str, prompts: Sequence[Messages]
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
+    template = served_template(str(base))
     llm = LLM(model=str(base), enable_lora=True, max_loras=1, disable_log_stats=True, **engine)
     model, asked = f"{base.name}:{name}", LoRARequest(f"{base.name}:{name}", 1, str(adapter))
     sampling = SamplingParams(temperature=0, max_tokens=POSITIONS, logprobs=TOP)
@@ -161,7 +163,7 @@ def ask_engine(base: Path, adapter: Path, name: str, prompts: Sequence[Messages]
         if fresh:
             llm.reset_prefix_cache()
         outputs = llm.chat(
-            conversations * len(loras), sampling, use_tqdm=False,
+            conversations * len(loras), sampling, use_tqdm=False, chat_template=template,
             lora_request=[lora for lora in loras for _ in conversations],
         )  # fmt: skip
         found = [_from_engine(output, base.name) for output in outputs]

@@ -40,15 +40,8 @@ from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
-_NOT_RECIPE = {
-    "name",
-    "track",
-    "train",
-    "base",
-    "run_dir",
-    "adapters_dir",
-    "prove_on",
-}  # said elsewhere in the manifest, or a path
+# Said elsewhere in the manifest, or where something lies.
+_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir", "prove_on"}
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -56,7 +49,8 @@ def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = 
     """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
-    before any weight loads; ModelError when what is served is not what was trained, and then nothing is published; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
+    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost;
+    ModelError when what is served is not what was trained, and then nothing is published.
     `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
     planned = _planned(config)
@@ -205,7 +199,8 @@ def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
     publication: dict[str, Any] = {
         "name": config.name, "track": open_track(config.track, beside=config.train).name, "base": config.base,
         "base_fingerprint": planned.base_fingerprint, "config_digest": planned.config_digest,
-        "data_digest": planned.data_digest, "metrics": outcome["metrics"],
+        "data_digest": planned.data_digest,
+        "metrics": {**outcome["metrics"], "chat_template": planned.chat_template},
         "train_prompts": [question_hash(example) for example in planned.examples],
         "recipe": config.model_dump(mode="json", exclude=_NOT_RECIPE),
         "base_shapes": adapters.base_shapes(base_folder(config.base)),

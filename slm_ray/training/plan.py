@@ -15,7 +15,7 @@ from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.training import rows
-from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_model import base_folder, open_template
 from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
 
@@ -30,7 +30,10 @@ _INCIDENTAL: Any = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A checked run: what will be trained on what, under a name that follows from the content."""
+    """A checked run: what will be trained on what, under a name that follows from the content.
+
+    `chat_template` says what was decided about the base's.
+    """
 
     config: TrainConfig
     folder: Path
@@ -39,6 +42,7 @@ class Plan:
     base_fingerprint: str
     config_digest: str
     data_digest: str
+    chat_template: str
 
     @property
     def progress_path(self) -> Path:
@@ -72,15 +76,16 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     check_recipe(BaseShape.read(folder), config)
     read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
-    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
+    tokenizer, template = open_template(folder)
+    lengths = rows.lengths(read, tokenizer, max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}".encode()).hexdigest()[:12]
+    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}{template.text}".encode()).hexdigest()[:12]
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
     return Plan(
         config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
         examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-        data_digest=data_digest,
+        data_digest=data_digest, chat_template=str(template),
     )  # fmt: skip

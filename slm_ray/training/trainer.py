@@ -23,6 +23,7 @@ from slm_ray.config import Recipe
 from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
+from slm_ray.training.rows import tokenised
 
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
@@ -171,7 +172,7 @@ def build(
     use_gpu: bool,
     steps: int,
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
+    """A trainer over prompt/completion rows that checkpoints to the local `folder`; the rows reach TRL as tokens."""
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -185,7 +186,6 @@ def build(
         max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
         max_length=None,
-        completion_only_loss=True,
         packing=False,
         # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
         pad_to_multiple_of=None if use_gpu else _WIDTH,
@@ -208,8 +208,9 @@ def build(
         log_level="error",
     )
     trainer = AdapterTrainer(
-        recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
-    )
+        recipe=recipe, model=model, args=args, processing_class=tokenizer,
+        train_dataset=Dataset.from_list([tokenised(tokenizer, row) for row in rows]),
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
 

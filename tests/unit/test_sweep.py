@@ -25,7 +25,7 @@ def trial(
     )
     plan = Plan(
         config=config.model_copy(update={"lora": config.lora.model_copy(update={"rank": rank, "alpha": 2 * rank})}),
-        folder=Path("folder"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="",
+        folder=Path("folder"), examples=(), lengths=(), base_fingerprint="", config_digest="", chat_template="", data_digest="",
     )  # fmt: skip
     scored = [score for score in scores if score is not None]
     score = None if error else sum(scored) / max(len(scored), 1)
