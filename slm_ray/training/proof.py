@@ -91,7 +91,9 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
         served, refused, unserved = None, None, ""
-        if candidate.engine is None:
+        if config.lora.variant == "dora":
+            candidate, unserved = replace(candidate, engine=None), "vLLM does not serve DoRA"
+        elif candidate.engine is None:
             served, refused, unserved = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
         seen = replace(seen, refused=seen.refused or refused, unserved=seen.unserved or unserved)
