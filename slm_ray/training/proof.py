@@ -8,6 +8,7 @@ said in the proof and warned of, and the adapter is published. `prove_again` doe
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import Manifest
 from slm_ray.config import ParityConfig, TrainConfig
-from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.serving.served_answers import Refused, ask_endpoint, ask_engine, read_record
@@ -90,16 +92,17 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
-        served, refused, unserved = None, None, ""
+        served, refused = None, None
         if config.lora.variant == "dora":
-            candidate, unserved = replace(candidate, engine=None), "vLLM does not serve DoRA"
+            candidate = replace(candidate, engine=None)
         elif candidate.engine is None:
-            served, refused, unserved = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+            served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
-        seen = replace(seen, refused=seen.refused or refused, unserved=seen.unserved or unserved)
     finally:
         shutil.rmtree(root / manifest.id, ignore_errors=True)
-    return _proof(candidate, seen, on=config.prove_on)
+    if config.lora.variant == "dora":
+        seen = replace(seen, unserved="vLLM does not serve DoRA")
+    return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
 
 def prove_again(config: ParityConfig, *, key: str) -> Proof:
@@ -119,15 +122,11 @@ def prove_again(config: ParityConfig, *, key: str) -> Proof:
         manifest, Path(config.adapters_dir), base=config.base, record=record, prove_on=config.prove_on,
         others=Path(config.adapters_dir), use_gpu=use_gpu,
     )  # fmt: skip
-    served, refused, unserved = None, None, ""
+    served, refused = None, None
     if candidate.engine is None:
-        served, refused, unserved = _from_endpoint(config.prove_on, manifest.id, candidate, key)
+        served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
     seen = look(candidate, served)
-    return _proof(
-        candidate,
-        replace(seen, refused=seen.refused or refused, unserved=seen.unserved or unserved),
-        on=config.prove_on,
-    )
+    return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
 
 def check_prove_on(config: TrainConfig) -> None:
@@ -196,23 +195,35 @@ def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, f
     waiting = task.remote(candidate, served)
     try:
         seen: Seen = ray.get(waiting, timeout=_WITHIN_S)
-    except ray.exceptions.GetTimeoutError:
+    except GetTimeoutError:
         ray.cancel(waiting, force=True)
-        raise ModelError(
-            f"{candidate.name} could not be proved within {_WITHIN_S:g} s (what a training worker holds was not free, or the "
-            "base loads that slowly); free it and run the same command again: nothing is trained twice"
-        ) from None
+        raise _unproved(candidate, f"nothing came of it within {_WITHIN_S:g} s: is a worker's place free?") from None
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, SlmRayError):
+            raise cause from None
+        lines = str(cause or error).strip().splitlines()
+        raise _unproved(candidate, lines[-1] if lines else type(error).__name__) from error
     return seen
+
+
+def _unproved(candidate: Candidate, reason: str) -> ModelError:
+    return ModelError(
+        f"{candidate.name} could not be proved and is not published: {reason}; the same command tries again and trains nothing "
+        "twice, prove_on: nothing publishes it without a proof"
+    )
 
 
 def _candidate(
     manifest: Manifest, root: Path, *, base: str, record: Record, prove_on: str, others: Path, use_gpu: bool
 ) -> Candidate:
-    same_base = [
-        other.id
-        for other in adapters.list_adapters(others)
-        if other.id != manifest.id and other.base_fingerprint == manifest.base_fingerprint
-    ]
+    same_base = []
+    with contextlib.suppress(AdapterError):  # somebody else's damaged folder
+        same_base = [
+            other.id
+            for other in adapters.list_adapters(others)
+            if other.id != manifest.id and other.base_fingerprint == manifest.base_fingerprint
+        ]
     return Candidate(
         base=base_folder(base), folder=root / manifest.id, name=manifest.id, rank=manifest.rank, record=record,
         engine=_engine(prove_on, manifest.rank, record.note, use_gpu=use_gpu),
@@ -245,13 +256,11 @@ def engine_arguments(serving_file: str) -> dict[str, Any]:
     return {**(models[0].get("engine_kwargs") or {})}
 
 
-def _from_endpoint(url: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None, str]:
+def _from_endpoint(url: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None]:
     try:
-        return ask_endpoint(url, adapter, candidate.record.prompts, key=key), None, ""
+        return ask_endpoint(url, adapter, candidate.record.prompts, key=key), None
     except Refused as error:
-        return None, parity.refusal(str(error), rank=candidate.rank), ""
-    except ModelError as error:
-        return None, None, str(error)
+        return None, parity.refusal(str(error), rank=candidate.rank)
 
 
 def _proof(candidate: Candidate, seen: Seen, *, on: str) -> Proof:
@@ -262,7 +271,7 @@ def _proof(candidate: Candidate, seen: Seen, *, on: str) -> Proof:
         findings = (seen.refused, *findings)
     if findings:
         raise ModelError(
-            f"{candidate.name} is not proved and not published: "
+            f"{candidate.name} is not served as it was trained, so it is not published or should not be: "
             + " | ".join(f"{finding.fault}: {finding.message}" for finding in findings)
         )
     summary = _summary(note, seen, on=on, reason=seen.unserved)
