@@ -36,6 +36,10 @@ class Refused(ModelError):
     """The server refuses the adapter; the text is its reason."""
 
 
+class NoEngine(ModelError):
+    """No engine can be started here; the text is the reason."""
+
+
 def ask_endpoint(url: str, adapter: str, prompts: Sequence[Messages], *, key: str | None = None) -> Served:
     """What the endpoint at `url` answers as its base and as `adapter`, an id or an id with `parity.CANDIDATE`.
 
@@ -148,13 +152,19 @@ def _listed(token: int, logprobs: Mapping[int, float]) -> Position:
 def ask_engine(base: Path, adapter: Path, name: str, prompts: Sequence[Messages], engine: Mapping[str, Any]) -> Served:
     """The same from a vLLM engine that lives for this call, with `engine` as its arguments beside LoRA's own.
 
-    `Refused` when the engine does not take the adapter; ImportError without vLLM.
+    `NoEngine` without vLLM or room, `Refused` when the engine does not take the adapter.
     """
-    from vllm import LLM, SamplingParams
-    from vllm.lora.request import LoRARequest
-
+    try:
+        from vllm import LLM, SamplingParams
+        from vllm.lora.request import LoRARequest
+    except ImportError as error:
+        raise NoEngine(f"vLLM is not installed here ({error})") from None
     template = served_template(str(base))
-    llm = LLM(model=str(base), enable_lora=True, max_loras=1, disable_log_stats=True, **engine)
+    try:
+        llm = LLM(model=str(base), enable_lora=True, max_loras=1, disable_log_stats=True, **engine)
+    except (RuntimeError, ValueError, OSError, AssertionError) as error:  # what it raises without room, by its parts
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise NoEngine(f"no engine could be started: {lines[-1]}") from error
     model, asked = f"{base.name}:{name}", LoRARequest(f"{base.name}:{name}", 1, str(adapter))
     sampling = SamplingParams(temperature=0, max_tokens=POSITIONS, logprobs=TOP)
     conversations: list[Any] = [list(prompt) for prompt in prompts]
@@ -170,11 +180,12 @@ def ask_engine(base: Path, adapter: Path, name: str, prompts: Sequence[Messages]
         return [tuple(found[at : at + len(prompts)]) for at in range(0, len(found), len(prompts))]
 
     try:
-        (base_alone,) = every(None)
         try:
-            (adapter_alone,) = every(asked)
-        except ValueError as error:  # what vLLM raises for an adapter that it cannot load
+            llm.llm_engine.add_lora(asked)
+        except (ValueError, RuntimeError) as error:
             raise Refused(str(error)) from None
+        (base_alone,) = every(None)
+        (adapter_alone,) = every(asked)
         (adapter_cached,) = every(asked, fresh=False)
         base_mixed, adapter_mixed = every(None, asked)
     finally:

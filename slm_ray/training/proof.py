@@ -26,7 +26,7 @@ from slm_ray.config import ParityConfig, TrainConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
 from slm_ray.reports.encoding import decode, encode
-from slm_ray.serving.served_answers import Refused, ask_endpoint, ask_engine, read_record
+from slm_ray.serving.served_answers import NoEngine, Refused, ask_endpoint, ask_engine, read_record
 from slm_ray.storage import read_json
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
@@ -150,19 +150,19 @@ def look(candidate: Candidate, served: Served | None) -> Seen:
     """PEFT's answers beside the server's; the engine's first, where one is to be started. Needs torch; blocks."""
     silence_libraries()
     refused, unserved = None, ""
-    if candidate.engine is not None:
+    if candidate.engine is not None and candidate.rank > (
+        highest := candidate.engine.get("max_lora_rank", _VLLM_MAX_RANK)
+    ):
+        refused = parity.refusal(f"max_lora_rank is {highest}", rank=candidate.rank)
+    elif candidate.engine is not None:
         try:
             served = ask_engine(
                 candidate.base, candidate.folder, candidate.name, candidate.record.prompts, candidate.engine
             )
         except Refused as error:
             refused = parity.refusal(str(error), rank=candidate.rank)
-        except ImportError as error:
-            unserved = f"vLLM is not installed here ({error})"
-        except (RuntimeError, ValueError, OSError, AssertionError) as error:
-            unserved = (
-                f"no engine could be started ({str(error).strip().splitlines()[-1] if str(error).strip() else error!r})"
-            )
+        except NoEngine as error:
+            unserved = str(error)
     from slm_ray.training.parity import reference
 
     def answers(others: Mapping[str, Path]) -> Reference:
