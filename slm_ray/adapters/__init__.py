@@ -1,17 +1,13 @@
 """Base models and the adapters made from them, as folders of files: what they are, what they are called, whether they fit."""
 
 from slm_ray.adapters.base_model import base_fingerprint, check_base
+from slm_ray.adapters.card import licence_of, model_card
 from slm_ray.adapters.history import AliasTable, Promotions, delete, promote, promotions, resolve, roll_back
+from slm_ray.adapters.manifest import CANDIDATES, MANIFEST, PARITY, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.registry import (
-    CANDIDATES,
-    MANIFEST,
-    PARITY,
-    PROMPTS,
-    SETTINGS,
-    WEIGHTS,
     Checker,
-    Manifest,
     adapter_ids,
+    export,
     inside,
     list_adapters,
     load_manifest,
@@ -25,6 +21,6 @@ from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
     "CANDIDATES", "MANIFEST", "PARITY", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
-    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "inside", "list_adapters", "load_manifest", "newest",
-    "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
+    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "export", "inside", "licence_of", "list_adapters",
+    "load_manifest", "model_card", "newest", "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ another base, or a damaged one, before any weight is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -17,8 +18,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -26,45 +26,17 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.base_model import base_config, base_fingerprint
+from slm_ray.adapters.card import licence_of, model_card
+from slm_ray.adapters.manifest import CARD, MANIFEST, PARITY, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
 from slm_ray.adapters.weights import check_tensors
-from slm_ray.errors import AdapterError
+from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
-from slm_ray.storage import file_digest, read_json, write_json
+from slm_ray.storage import file_digest, read_json, write_json, write_text
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
-PARITY = "parity.json"  # beside the adapter: what it was proved with, for the next proof; holds a few training prompts
-CANDIDATES = ".candidates"  # in an adapters_dir: adapters that are being proved, under no name that is listed
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _LISTED = 20  # names in an error
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What an adapter is and where it comes from.
-
-    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON;
-    `proof` is what was seen of the served adapter before it was published, None when nobody looked.
-    """
-
-    id: str
-    name: str
-    track: str
-    base: str
-    base_fingerprint: str
-    config_digest: str
-    data_digest: str
-    metrics: Mapping[str, Any]
-    created: str
-    rank: int
-    alpha: int | float
-    hidden_size: int | None
-    train_prompts: int
-    files: Mapping[str, str]
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    proof: Mapping[str, Any] | None = None
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -101,9 +73,7 @@ def publish(
     settings = _settings(source / SETTINGS, base)
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
     prompts = sorted(set(train_prompts))
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".publishing-"))
-    try:
+    with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
         write_json(scratch / SETTINGS, settings)
         write_json(scratch / PROMPTS, prompts)
@@ -118,9 +88,38 @@ def publish(
         if parity is not None:
             write_json(scratch / PARITY, parity)
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
-        return _reveal(scratch, root, manifest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_text(scratch / CARD, model_card(manifest, licence=licence_of(base)))
+        _reveal(scratch, root / manifest.id, mode=0o444)
+    return load_manifest(root, manifest.id)
+
+
+def export(
+    adapters_dir: str | Path,
+    adapter_id: str,
+    out: str | Path,
+    *,
+    card: Callable[[Manifest], str],
+    base: str | None = None,
+) -> Manifest:
+    """Write an adapter as a folder that plain PEFT, plain vLLM and slm_ray itself load, with `card` as its README.md.
+
+    `base` is the name of the base that its settings are to carry, in place of where it lay when it was trained; its id
+    does not depend on that. `out` must not exist. AdapterError when the adapter is damaged.
+    """
+    manifest, home, target = _whole(adapters_dir, adapter_id), Path(adapters_dir) / adapter_id, Path(out).absolute()
+    if os.path.lexists(target):
+        raise ConfigError(f"{out} exists; give --out a folder that does not, so that nothing in it is mixed or lost")
+    with _scratch(target.parent, f".{target.name}-") as scratch:
+        for name in (WEIGHTS, SETTINGS, PROMPTS):
+            shutil.copyfile(home / name, scratch / name)
+        if base is not None:
+            write_json(scratch / SETTINGS, read_json(home / SETTINGS) | {"base_model_name_or_path": base})
+            files = {**manifest.files, SETTINGS: file_digest(scratch / SETTINGS)}
+            manifest = dataclasses.replace(manifest, base=base, files=files)
+        write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
+        write_text(scratch / CARD, card(manifest))
+        _reveal(scratch, target, mode=0o644)
+    return manifest
 
 
 def is_id(name: str) -> bool:
@@ -266,20 +265,38 @@ def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> Non
         )
 
 
-def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:
+@contextlib.contextmanager
+def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `folder` that is gone after the block; ResourceError where the disk takes nothing."""
+    scratch = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+        yield scratch
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {folder}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may"
+            " write to"
+        ) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _reveal(scratch: Path, target: Path, *, mode: int) -> None:
+    """The folder under its name, in one step and synced; where there is one already, that stays."""
     for path in scratch.iterdir():
         _sync(path)
-        path.chmod(0o444)
+        path.chmod(mode)
     scratch.chmod(0o755)
     _sync(scratch)
     try:
-        os.rename(scratch, root / manifest.id)
+        os.rename(scratch, target)
     except OSError as error:
         # A folder that has content is never replaced: of two publishers of the same adapter the first one stands.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _sync(root)
-    return load_manifest(root, manifest.id)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:

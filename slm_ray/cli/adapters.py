@@ -9,17 +9,23 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slm_ray import adapters
+from slm_ray.adapters.card import base_name
 from slm_ray.adapters.history import Entry
 from slm_ray.command import BAD_INPUT
 from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.records import ComparisonReport
 from slm_ray.tables import format_table
+
+if TYPE_CHECKING:
+    from slm_ray.reports.adapter_verdicts import AdapterVerdict
 
 app = typer.Typer(
     name="adapters",
@@ -33,18 +39,23 @@ Name = Annotated[str, typer.Argument(metavar="ID", help="an adapter's id, or an 
 BaseFolder = Annotated[
     Path | None, typer.Option("--base", help="folder of their base, where it is not where it was trained")
 ]
-DEFAULT = Path("runs/adapters")
+Runs = Annotated[
+    Path, typer.Option("--runs", help="the folder whose runs are searched for verdicts that name an adapter")
+]
+DEFAULT, RUNS = Path("runs/adapters"), Path("runs")
 
 
 @app.command("list")
 def list_all(
     adapters_dir: AdaptersDir = DEFAULT,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per line")] = False,
+    runs: Runs = RUNS,
 ) -> None:
-    """Every published adapter, oldest first, with what it is promoted as."""
+    """Every published adapter, oldest first, with its score of the latest comparison and what it is promoted as."""
     with _one_line():
         promotions = adapters.promotions(adapters_dir)
         manifests, damaged = _readable(adapters_dir)
+        verdicts = _verdicts(runs)
         if not manifests and not damaged:
             print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         elif as_json:
@@ -53,18 +64,13 @@ def list_all(
         else:
             rows = [
                 [
-                    manifest.id, manifest.track, Path(manifest.base).name, str(manifest.rank), manifest.created[:19],
-                    ", ".join(promotions.aliases_of(manifest.id)) or "-",
+                    manifest.id, manifest.track, base_name(manifest.base), str(manifest.rank), manifest.created[:19],
+                    _score(verdicts.get(manifest.id, [])), ", ".join(promotions.aliases_of(manifest.id)) or "-",
                 ]
                 for manifest in manifests
             ]  # fmt: skip
-            print(
-                "\n".join(
-                    format_table(
-                        [["id", "track", "base", "rank", "created (UTC)", "promoted as"], *rows], left=(0, 1, 2, 4, 5)
-                    )
-                )
-            )
+            names = ["id", "track", "base", "rank", "created (UTC)", "score", "promoted as"]
+            print("\n".join(format_table([names, *rows], left=(0, 1, 2, 4, 5, 6))))
         for alias, adapter in promotions.aliases.items():
             if adapter not in {manifest.id for manifest in manifests}:
                 damaged.append(f"{alias!r} stands for {adapter}, which is not there: requests for it are answered 404")
@@ -73,8 +79,8 @@ def list_all(
 
 
 @app.command()
-def show(name: Name, adapters_dir: AdaptersDir = DEFAULT) -> None:
-    """All that is known of one adapter: rows, hyper-parameters, figures, promotions."""
+def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> None:
+    """All that is known of one adapter: rows, hyper-parameters, figures, verdicts that named it, promotions."""
     with _one_line():
         manifest = adapters.load_manifest(adapters_dir, adapters.resolve(adapters_dir, name))
         promotions = adapters.promotions(adapters_dir)
@@ -83,6 +89,8 @@ def show(name: Name, adapters_dir: AdaptersDir = DEFAULT) -> None:
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
             else:
                 print(key, value)
+        for verdict in _verdicts(runs).get(manifest.id, []):
+            print(f"verdict {verdict.path}\n  {_verdict(verdict.report)}")
         print("promoted as", ", ".join(promotions.aliases_of(manifest.id)) or "-")
         for entry in promotions.entries:
             if manifest.id in (entry.adapter, entry.before):
@@ -146,6 +154,46 @@ def delete(
         print(_said(adapters.delete(adapters_dir, adapter_id, force=force, reason=reason)))
         for alias in adapters.promotions(adapters_dir).aliases_of(adapter_id):
             print(f"warning: {alias!r} stands for it still: requests for it are answered 404", file=sys.stderr)
+
+
+@app.command()
+def export(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="the folder to write; must not exist")],
+    base: Annotated[str | None, typer.Option("--base", help="what the base is called there, such as ORG/MODEL")] = None,
+    adapters_dir: AdaptersDir = DEFAULT,
+    runs: Runs = RUNS,
+) -> None:
+    """A folder with a model card, for plain PEFT, plain vLLM or another machine's adapters folder."""
+    with _one_line():
+        adapter_id = adapters.resolve(adapters_dir, name)
+        comparisons = [verdict.report for verdict in _verdicts(runs).get(adapter_id, [])]
+        licence = adapters.licence_of(adapters.load_manifest(adapters_dir, adapter_id).base)
+        card = partial(adapters.model_card, comparisons=comparisons, licence=licence)
+        adapters.export(adapters_dir, adapter_id, out, card=card, base=base)
+        print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
+
+
+def _verdicts(runs: Path) -> dict[str, list[AdapterVerdict]]:
+    from slm_ray.reports.adapter_verdicts import verdicts_by_adapter  # imports numpy
+
+    return verdicts_by_adapter(runs)
+
+
+def _score(verdicts: Sequence[AdapterVerdict]) -> str:
+    if not verdicts:
+        return "-"
+    compared = verdicts[-1].report.comparison
+    value = compared.slm_metrics.get(compared.primary)
+    return f"{compared.primary} {'undefined' if value is None else f'{value:.3f}'}"
+
+
+def _verdict(report: ComparisonReport) -> str:
+    compared, interval = report.comparison, report.comparison.interval
+    return (
+        f"{report.decision.action}: {compared.primary} {interval.estimate:+.4f} ({interval.lower:+.4f} to {interval.upper:+.4f})"
+        f" against {compared.llm} on {compared.n} rows, rule {report.decision.rule}, delta {report.decision.delta:g}"
+    )
 
 
 def _readable(adapters_dir: Path) -> tuple[list[adapters.Manifest], list[str]]:

@@ -196,6 +196,24 @@ def loop(config: configs.LoopConfig) -> int:
     return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
 
 
+def arms(config: configs.ArmsConfig) -> None:
+    """Six arms on the same test rows: base, demonstrations, QLoRA, both in two ways, and the LLM; one table, every pair.
+
+    Demonstrations are similar training rows in front of the question (tracks.0.few_shot, tracks.0.retriever). Trains two
+    adapters, one of them on rows with demonstrations, asks every arm and writes RUN_DIR/report.html and report.json. The
+    same command goes on where it was.
+    """
+    check_base(config.serving.base, setting="serving.base")
+    folder = str(output_folder(config.run_dir))
+    adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
+    from slm_ray.loop.arms import arms as run_arms
+    from slm_ray.page.arms import arms_text
+
+    serving = config.serving.model_copy(update={"adapters_dir": adapters})
+    print(arms_text(run_arms(config.model_copy(update={"run_dir": folder, "serving": serving}))))
+    print(f"page: {folder}/report.html")
+
+
 def infer(config: configs.InferConfig) -> int:
     """One request to one model, shown as the model sees it: prompt, tokens if asked, answer, and the score against a target."""
     from slm_ray.evaluation.infer import prepare as prepare_request
@@ -310,6 +328,7 @@ COMMANDS: Mapping[str, Command] = {
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),

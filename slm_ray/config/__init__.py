@@ -8,7 +8,7 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import LoopConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.prepare import PrepareConfig
@@ -38,6 +38,7 @@ from slm_ray.config.trace import TraceConfig
 from slm_ray.config.train import TrainConfig
 
 __all__ = [
+    "ArmsConfig",
     "CompareConfig",
     "Comparison",
     "Config",
@@ -63,6 +64,7 @@ __all__ = [
     "Requests",
     "Retrieval",
     "RowsConfig",
+    "RunConfig",
     "Search",
     "ServeConfig",
     "Serving",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, TrainConfig
+from slm_ray.config import LoopConfig, RunConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
 from slm_ray.parity import chosen_rows, first_difference, in_words
@@ -34,20 +34,20 @@ class Placement:
     note: str
 
 
-def training_config(config: LoopConfig, run: TrackRun) -> TrainConfig:
-    """The training run of one track."""
+def training_config(config: RunConfig, run: TrackRun, *, prove_on: str) -> TrainConfig:
+    """The training run of one track; its adapter is proved on `prove_on` before it is published."""
     return TrainConfig(
         **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
-        run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
+        run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name, prove_on=prove_on,
     )  # fmt: skip
 
 
-def bundles(config: LoopConfig, groups: int) -> list[dict[str, float]]:
+def bundles(config: RunConfig, groups: int) -> list[dict[str, float]]:
     """What `groups` trainings hold of the cluster at the same time."""
     return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
-def placement(config: LoopConfig, tracks: int) -> Placement:
+def placement(config: RunConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
     groups = tracks if config.parallel else 1
     if cluster.fits_now(bundles(config, groups)):
@@ -64,13 +64,14 @@ def placement(config: LoopConfig, tracks: int) -> Placement:
     )  # fmt: skip
 
 
-def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
+def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
     """Before a GPU minute is spent: the server takes adapters of that rank, and sees prompts as training counts them.
 
     Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared
     when the adapter is there, before it is published.
     """
-    for rank in config.search.ranks if config.sweep else (config.training.lora.rank,):
+    ranks = config.search.ranks if isinstance(config, LoopConfig) and config.sweep else (config.training.lora.rank,)
+    for rank in ranks:
         check_rank(config.serving.config, rank, setting="serving.config")
     tokenizer = open_tokenizer(base_folder(config.serving.base))
     for run in runs:
@@ -83,9 +84,9 @@ def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpo
                 raise ModelError(f"{run.name}, training row {row + 1}: {differs}")
 
 
-def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
+def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str) -> TrainConfig:
     """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
-    planned = training_config(config, run)
+    planned = training_config(config, run, prove_on=prove_on)
     if not config.sweep:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
@@ -99,7 +100,7 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
 
 def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say) -> None:
     """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
-    configs = [swept(config, run, say).model_copy(update={"prove_on": prove_on}) for run in runs]
+    configs = [swept(config, run, say, prove_on=prove_on) for run in runs]
     for run, manifest in zip(
         runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
     ):

@@ -35,7 +35,7 @@ def test_publishing_shows_the_manifest_and_keeps_every_file_read_only(shelf: tup
     assert adapters.train_prompts(root, manifest.id) == {"a", "b"}
     folder = root / manifest.id
     assert {path.name for path in folder.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "train_prompts.json", "manifest.json",
+        "adapter_config.json", "adapter_model.safetensors", "train_prompts.json", "manifest.json", "README.md",
     }  # fmt: skip
     assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
 
@@ -117,7 +117,7 @@ def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tup
         f" train_prompts=['b', 'a', 'a'], recipe={{}}, base_shapes={base_shapes()!r})\n"
     )
     killed = 0
-    for moment in range(1, 60, 4):
+    for moment in range(1, 60, 7):
         result = subprocess.run(
             [sys.executable, "-c", script, str(moment)], capture_output=True, text=True, check=False
         )

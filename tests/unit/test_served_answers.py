@@ -13,8 +13,10 @@ import pytest
 
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ConfigError, ModelError
+from slm_ray.parity import in_words
 from slm_ray.serving.served_answers import Refused, ask_endpoint
-from slm_ray.training.proof import check_prove_on
+from slm_ray.training.plan import Plan
+from slm_ray.training.proof import check_prove_on, prove
 
 PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two")]
 SERVE = Path(__file__).parents[2] / "serve_configs/cpu_tiny.yaml"
@@ -113,3 +115,15 @@ def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: 
     (tmp_path / "other.yaml").write_text("a: 1\n")
     with pytest.raises(ConfigError, match="no llm_configs"):
         check_prove_on(config(str(tmp_path / "other.yaml")))
+
+
+def test_who_asks_for_no_proof_is_told_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = Plan(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", prove_on="nothing"),
+        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="",
+        chat_template="",
+    )  # fmt: skip
+    proof = prove(planned, Path("nowhere"), {}, key="")
+    assert proof.record is None
+    assert in_words(proof.summary) == "not proved: everything (prove_on is nothing)"
+    assert "warning: an adapter is published without a whole proof" in capsys.readouterr().err
