@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="adapters",
     no_args_is_help=True,
-    help="Published adapters: list, show, check, promote, roll back, delete, export.",
+    help="Published adapters: list, show, check, promote, roll back, delete, export, merge.",
 )
 
 AdaptersDir = Annotated[Path, typer.Option("--adapters_dir", help="the folder that they are published in")]
@@ -88,7 +88,7 @@ def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> 
             if isinstance(value, dict):
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
             else:
-                print(key, value)
+                print(key, value if isinstance(value, str) and value.isprintable() else json.dumps(value))
         for verdict in _verdicts(runs).get(manifest.id, []):
             print(f"verdict {verdict.path}\n  {_verdict(verdict.report)}")
         print("promoted as", ", ".join(promotions.aliases_of(manifest.id)) or "-")
@@ -106,10 +106,12 @@ def check(
     """Whether the files are those that were published, every tensor fits, and the base is the one it was trained on."""
     with _one_line():
         names = adapters.adapter_ids(adapters_dir) if name == "all" else [adapters.resolve(adapters_dir, name)]
+        if not names:
+            print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         checker, wrong = adapters.Checker(adapters_dir, base), 0
         for adapter_id in names:
             try:
-                print(f"{adapter_id}  ok: {checker.check(adapter_id)}", flush=True)
+                print(f"{adapter_id}  ok: {checker.check(adapter_id, serving=False)}", flush=True)
             except SlmRayError as error:
                 wrong += 1
                 print(f"error: {error}", file=sys.stderr, flush=True)
@@ -174,6 +176,23 @@ def export(
         print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
 
 
+@app.command()
+def merge(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="the folder to write; must not exist")],
+    base: BaseFolder = None,
+    adapters_dir: AdaptersDir = DEFAULT,
+) -> None:
+    """A whole model of base and adapter together, which is served as a base of its own; the way to serve DoRA."""
+    with _one_line():
+        adapter_id = adapters.resolve(adapters_dir, name)
+        trained_on = adapters.load_manifest(adapters_dir, adapter_id).base
+        from slm_ray.training.merge import merge as merged  # imports torch and PEFT
+
+        merged(adapters_dir, adapter_id, str(base) if base else trained_on, out)
+        print(f"{adapter_id} is merged into {out}; serve it with slm-ray serve --base {out}")
+
+
 def _verdicts(runs: Path) -> dict[str, list[AdapterVerdict]]:
     from slm_ray.reports.adapter_verdicts import verdicts_by_adapter  # imports numpy
 
@@ -210,7 +229,9 @@ def _readable(adapters_dir: Path) -> tuple[list[adapters.Manifest], list[str]]:
 def _said(entry: Entry) -> str:
     what = f"{entry.adapter} deleted" if entry.action == "delete" else f"{entry.alias} is {entry.adapter or 'nothing'}"
     before = "" if entry.action == "delete" else f" (before: {entry.before or 'nothing'})"
-    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (f": {entry.reason}" if entry.reason else "")
+    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (
+        f": {' '.join(entry.reason.split())}" if entry.reason else ""
+    )
 
 
 @contextlib.contextmanager

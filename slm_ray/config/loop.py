@@ -31,6 +31,15 @@ class RunConfig(Priced):
     parallel: bool = Field(True, description="train all adapters at once, each in its own group (2+2)")
     seed: int = Field(42, description="of the splits")
 
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        if self.training.lora.variant == "dora":
+            raise ValueError(
+                "training.lora.variant dora: what is trained here is measured behind the endpoint, and vLLM serves no DoRA;"
+                " set lora or rslora, or train it alone and merge it into a base of its own"
+            )
+        return self
+
 
 class LoopConfig(RunConfig):
     """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""

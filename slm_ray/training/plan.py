@@ -77,7 +77,7 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
     tokenizer, template = open_template(folder)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length)
+    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)

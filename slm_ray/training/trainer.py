@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on the answer only.
+"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on answers only.
 
 The order of rows depends on the seed and the epoch alone, so every rank agrees on it and a resumed run goes on where it
 was. (The stock length-grouped sampler draws from the global generator: with dropout and rows of different lengths the
@@ -209,7 +209,7 @@ def build(
     )
     trainer = AdapterTrainer(
         recipe=recipe, model=model, args=args, processing_class=tokenizer,
-        train_dataset=Dataset.from_list([tokenised(tokenizer, row) for row in rows]),
+        train_dataset=Dataset.from_list([tokenised(tokenizer, row, recipe.learn) for row in rows]),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer

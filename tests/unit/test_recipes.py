@@ -48,7 +48,7 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "r3_mistral_7b": {"precision": "4bit", "optimizer": "paged_adamw_32bit", "track": "gsm8k"},
     "r5_llama32_3b": {
-        "precision": "4bit", "epochs": 1, "per_device_batch": 2, "gradient_accumulation": 4, "learning_rate": 2e-4,
+        "precision": "4bit", "learn": "every_turn", "epochs": 1, "per_device_batch": 2, "gradient_accumulation": 4, "learning_rate": 2e-4,
         "warmup_steps": 5, "weight_decay": 0.01, "optimizer": "adamw_8bit", "track": "chat",
     },
 }  # fmt: skip

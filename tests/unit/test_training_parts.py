@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,7 +26,7 @@ from slm_ray.training.parity import NoteParity, note, prompt_and_answer, referen
 from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
-from slm_ray.types import Example
+from slm_ray.types import Example, Message, Prompt
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 RECIPE = Recipe(
@@ -102,7 +102,7 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
 
 
-def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
+def small_trainer(tokenizer: Any, folder: Path, *, asked: Sequence[Example] = (), **changed: Any) -> Any:
     """A trainer over a model of two narrow layers with random weights: a step of it takes milliseconds."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -110,9 +110,40 @@ def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
     )  # fmt: skip
     model = add_lora(LlamaForCausalLM(shape).to(torch.bfloat16), RECIPE.lora)
-    found = [rows.conversation(example) for example in examples(8)]
+    found = [rows.conversation(example) for example in asked or examples(8)]
     recipe = RECIPE.model_copy(update=changed)
     return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
+
+
+def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assistant(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    chats = [
+        Example(
+            id=str(n),
+            prompt=Prompt(
+                messages=(
+                    Message(role="user", content=f"Count to {n}."),
+                    Message(role="assistant", content=" ".join(map(str, range(n + 1)))),
+                    Message(role="user", content="And on."),
+                )
+            ),
+            target=f"{n + 1}",
+        )
+        for n in range(8)
+    ]
+    every = small_trainer(tokenizer, tmp_path / "every", asked=chats, learn="every_turn")
+    last = small_trainer(tokenizer, tmp_path / "last", asked=chats)
+    assert every.train_dataset["input_ids"] == last.train_dataset["input_ids"]
+    batch = every.data_collator([every.train_dataset[row] for row in range(4)])
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    fewer = last.data_collator([last.train_dataset[row] for row in range(4)])
+    assert count > int((fewer["labels"][:, 1:] != -100).sum())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = every.compute_loss(every.model, dict(batch), num_items_in_batch=count)
+        stock = Trainer.compute_loss(every, every.model, dict(batch))
+    assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
+    assert every.train().training_loss > 0
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
