@@ -35,7 +35,7 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
     "ArmsConfig",
@@ -55,6 +55,7 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "MixedTrack",
     "OperatingCharacteristicsConfig",
     "ParityConfig",
     "PrepareConfig",

@@ -35,9 +35,14 @@ class Placement:
 
 
 def training_config(config: RunConfig, run: TrackRun, *, prove_on: str) -> TrainConfig:
-    """The training run of one track; its adapter is proved on `prove_on` before it is published."""
+    """The training run of one track; its adapter is proved on `prove_on` before it is published.
+
+    Where it may stop early, the track's validation rows choose the checkpoint.
+    """
+    chosen_by = None if config.training.early_stopping is None else run.prepared.path("validation")
     return TrainConfig(
-        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
+        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), validation=chosen_by,
+        base=config.serving.base,
         run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name, prove_on=prove_on,
     )  # fmt: skip
 
