@@ -19,8 +19,8 @@ from typing import Any
 ROWS = 8  # training rows that are compared
 POSITIONS = 16  # tokens of each answer
 TOP = 5  # log-probabilities at each position
-TOLERANCE = 0.35  # mean difference in log-probability, nats
-PRECISION_TOLERANCE = 1.5  # the same between the base in training's precision and in the served one
+TOLERANCE = 0.15  # mean difference in log-probability, nats
+PRECISION_TOLERANCE = 1.0  # the same between the base in training's precision and in the served one
 SERVED_PRECISION = "16bit"
 CANDIDATE = "@candidate"  # follows the id of an adapter that is served to be proved and is not published yet
 _AROUND = 6
