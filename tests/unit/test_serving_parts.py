@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
-from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
+from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
 from slm_ray.serving.auth import RequireKey, key_digest
 from slm_ray.serving.settings import app_settings, bundles, most_in_flight
 from slm_ray.serving.stand_in import StandIn
@@ -69,6 +69,30 @@ def test_published_ids_are_their_own_name_and_hand_placed_ones_carry_a_version(t
     assert names["looks-0123456789ab"].startswith("looks-0123456789ab@")
     adapter_folder(folder / "by-hand", value=2.0)
     assert served_name(folder, "by-hand") != names["by-hand"]
+
+
+def test_a_candidate_has_a_name_of_its_own_and_is_listed_nowhere(tmp_path: Path) -> None:
+    adapter = published(tmp_path)
+    folder = tmp_path / "served"
+    assert served_name(folder, f"{adapter}@candidate") is None
+    shutil.copytree(tmp_path / "adapters", folder / ".candidates")
+    assert served_name(folder, f"{adapter}@candidate") == f"{adapter}@candidate"
+    assert served_name(folder, adapter) is None
+    assert served_names(folder) == {}
+    assert ServedNames(folder).resolve(f"{adapter}@candidate") == f"{adapter}@candidate"
+    adapter_folder(folder / ".candidates/by-hand")
+    for name in (
+        "by-hand@candidate",
+        "../.candidates/by-hand@candidate",
+        "@candidate",
+        f"{adapter}@candidate@candidate",
+    ):
+        assert served_name(folder, name) is None
+    copies = NodeLocalCache()
+    assert copies.fetch(folder, f"{adapter}@candidate", BASE).name == f"{adapter}@candidate"
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, adapter, BASE)
+    copies.close()
 
 
 def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
