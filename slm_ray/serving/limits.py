@@ -341,6 +341,8 @@ _FIELDS: dict[str, Check] = {
     "ignore_eos": _YES_OR_NO,
     "skip_special_tokens": _YES_OR_NO,
     "return_token_ids": _YES_OR_NO,
+    "return_tokens_as_token_ids": _YES_OR_NO,
+    "cache_salt": _TEXT_VALUE,
     "user": _TEXT_VALUE,
     # Of OpenAI's API, and without effect here.
     "metadata": _kind(dict, words="an object"),

@@ -52,6 +52,7 @@ def answer_format(schema: object) -> dict[str, Any]:
         {"max_tokens": 256, "temperature": 0.0, "seed": 42, "logprobs": True, "top_logprobs": 5, "stream": True},
         {"stream_options": {"include_usage": True}, "stop": ["\n"], "n": 2, "user": "u", "max_completion_tokens": None},
         {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True},
+        {"return_tokens_as_token_ids": True, "cache_salt": "x", "logprobs": True, "top_logprobs": 20},  # the parity check
         {"messages": [*TURN, {"role": "assistant", "content": None}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]},
         answer_format(deep(10)),
         {"response_format": {"type": "json_object"}},
