@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,19 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
+from slm_ray import adapters
 from slm_ray.config import Lora, Recipe
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.training import rows
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.trainer import build
 from slm_ray.types import Example
+from tests.bases import make_base
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 ROWS = [
@@ -36,9 +40,9 @@ def recipe(**changed: Any) -> Recipe:
     )  # fmt: skip
 
 
-def trained(folder: Path, chosen: Recipe) -> Any:
-    model = add_lora(open_base(BASE, chosen, use_gpu=False, longest=100), chosen.lora)
-    trainer = build(model, open_tokenizer(BASE), ROWS, chosen, folder=str(folder), use_gpu=False, steps=6)
+def trained(folder: Path, chosen: Recipe, base: Path = BASE) -> Any:
+    model = add_lora(open_base(base, chosen, use_gpu=False, longest=100), chosen.lora)
+    trainer = build(model, open_tokenizer(base), ROWS, chosen, folder=str(folder), use_gpu=False, steps=6)
     trainer.train()
     return trainer
 
@@ -53,6 +57,18 @@ def test_8_bit_holds_the_base_in_int8_and_trains_on_a_cpu(tmp_path: Path) -> Non
     assert kinds["Linear8bitLt"].weight.dtype == torch.int8
     assert len(losses(trainer)) == 3
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_phi_4_trains_in_8_bits_on_its_fused_layers(tmp_path: Path) -> None:
+    chosen = recipe(precision="8bit", lora={"rank": 8, "alpha": 2})
+    base = make_base(tmp_path / "base", family="phi4", spread=0.2)
+    check_recipe(BaseShape.read(base), chosen)
+    trainer = trained(tmp_path / "run", chosen, base)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainer.model.save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / adapters.SETTINGS).read_text())
+    assert sorted(settings["target_modules"]) == ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
+    adapters.check_tensors(tmp_path / "adapter" / adapters.WEIGHTS, settings, adapters.base_shapes(base))
 
 
 def test_dora_learns_lengths_and_keeps_them_in_fp32(tmp_path: Path) -> None:
@@ -71,12 +87,15 @@ def test_rslora_scales_by_the_root_of_the_rank(variant: Any, scale: float) -> No
     assert {part.scaling["default"] for part in model.modules() if isinstance(part, BaseTunerLayer)} == {scale}
 
 
-def test_all_linear_finds_fused_layers_and_leaves_the_head_alone() -> None:
+def test_all_linear_finds_the_layers_of_any_architecture_and_leaves_the_head_alone() -> None:
     shape = PhiConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, dtype="float32"
     )
     model = add_lora(PhiForCausalLM(shape), Lora(rank=2))
     assert model.peft_config["default"].target_modules == {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
+    transposed = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, dtype="float32"))
+    model = add_lora(transposed, Lora(rank=2))
+    assert model.peft_config["default"].target_modules == {"c_attn", "c_proj", "c_fc"}
 
 
 def test_a_cosine_with_restarts_begins_again_at_every_epoch(tmp_path: Path) -> None:
