@@ -67,7 +67,7 @@ def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
     silence_libraries()
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, mistral_format=False)
     if not tokenizer.chat_template:
         raise ModelError(f"the base {folder} has no chat template; take an instruct model, or add chat_template.jinja")
     template = decide(tokenizer)
