@@ -8,6 +8,7 @@ from typing import Any
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST, CARD = "train_prompts.json", "manifest.json", "README.md"
+TEMPLATE = "chat_template.jinja"  # what chats were rendered with in training; where training left one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
