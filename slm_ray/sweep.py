@@ -25,7 +25,7 @@ from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.plan import Plan, plan
-from slm_ray.training.trials import Trial, held_out, run_trials
+from slm_ray.training.trials import Trial, run_trials
 from slm_ray.types import Example
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
@@ -43,7 +43,7 @@ def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[s
     recipes = trials(training, settings)
     train = rows.read(training.train, training.track)
     plans = [plan(recipe, train=train.first(settings.train_rows)) for recipe in recipes]
-    checked = held_out(validation, train, training.track)[: settings.validation_rows]
+    checked = rows.held_out(validation, train, training.track)[: settings.validation_rows]
     folder = Path(training.run_dir).absolute()
     key = _digest(plans, checked)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from slm_ray.config import TrainConfig
 from slm_ray.config.shared import Config
 
 
@@ -51,6 +52,13 @@ class ScoringBenchConfig(Config):
     rounds: int = Field(7, ge=1)
     words: int = Field(150, ge=1, description="words of a text answer, on average")
     seed: int = 42
+
+
+class TrainBenchConfig(Config):
+    """`slm-ray train` against torchrun with plain TRL, in turn; `training` names its rows, run and adapters go elsewhere."""
+
+    training: TrainConfig
+    laps: int = Field(3, ge=1)
 
 
 class RaceConfig(Config):

@@ -14,6 +14,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -30,7 +31,7 @@ from slm_ray.adapters.base_model import base_config, base_fingerprint
 from slm_ray.adapters.card import licence_of, model_card
 from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, TEMPLATE, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
-from slm_ray.adapters.weights import check_tensors
+from slm_ray.adapters.weights import check_tensors, unserved
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
 from slm_ray.storage import file_digest, read_json, write_json, write_text
@@ -71,6 +72,7 @@ def publish(
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
+    _check_figures(metrics)
     prompts = sorted(set(train_prompts))
     with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
@@ -211,8 +213,11 @@ class Checker:
         self._root, self._base_folder = Path(adapters_dir), base_folder
         self._bases: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
 
-    def check(self, adapter_id: str) -> str:
-        """What was looked at, in words; AdapterError for what is wrong."""
+    def check(self, adapter_id: str, *, serving: bool = True) -> str:
+        """What was looked at, in words; AdapterError for what is wrong.
+
+        An adapter that is whole and cannot be served, such as DoRA, is wrong only where `serving`.
+        """
         manifest = _whole(self._root, adapter_id)
         folder = str(self._base_folder or manifest.base)
         shapes = None
@@ -222,8 +227,10 @@ class Checker:
             fingerprint, shapes = self._bases[folder]
             _check_base(manifest, folder, fingerprint)
         home = self._root / adapter_id
-        check_tensors(home / WEIGHTS, _settings(home / SETTINGS, manifest.base), shapes)
-        return "files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"
+        settings = _settings(home / SETTINGS, manifest.base)
+        check_tensors(home / WEIGHTS, settings, shapes, serving=serving)
+        notes = ["files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"]
+        return "; ".join(notes + [f"not served: {reason}" for reason in unserved(settings)])
 
 
 def inside(path: Path, adapters_dir: str | Path) -> Path:
@@ -321,6 +328,14 @@ def _settings(path: Path, base: str) -> dict[str, Any]:
     # PEFT writes sets of names, in whatever order they hash: sorted, the same settings give the same bytes.
     ordered = {key: sorted(value) if _is_names(value) else value for key, value in sorted(settings.items())}
     return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
+
+
+def _check_figures(metrics: Mapping[str, Any]) -> None:
+    odd = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise AdapterError(
+            f"the training's {', '.join(odd)} is no finite number, so it diverged; lower the learning rate"
+        )
 
 
 def _is_names(value: Any) -> bool:

@@ -111,7 +111,7 @@ def check(
         checker, wrong = adapters.Checker(adapters_dir, base), 0
         for adapter_id in names:
             try:
-                print(f"{adapter_id}  ok: {checker.check(adapter_id)}", flush=True)
+                print(f"{adapter_id}  ok: {checker.check(adapter_id, serving=False)}", flush=True)
             except SlmRayError as error:
                 wrong += 1
                 print(f"error: {error}", file=sys.stderr, flush=True)

@@ -290,6 +290,9 @@ class Recipe(Config):
     )
     max_length: int = Field(2048, ge=16, description="tokens; a longer row is refused")
     checkpoint_steps: int = Field(50, ge=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a better task metric on validation rows"
+    )
     seed: int = 42
 
     @model_validator(mode="after")

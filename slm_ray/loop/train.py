@@ -34,9 +34,11 @@ class Placement:
 
 
 def training_config(config: RunConfig, run: TrackRun) -> TrainConfig:
-    """The training run of one track."""
+    """The training run of one track; where it may stop early, the track's validation rows choose the checkpoint."""
+    chosen_by = None if config.training.early_stopping is None else run.prepared.path("validation")
     return TrainConfig(
-        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
+        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), validation=chosen_by,
+        base=config.serving.base,
         run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
     )  # fmt: skip
 

@@ -51,7 +51,7 @@ def arms_text(data: ArmsReport) -> str:
                 ["latency p50, s", *(_number(models[arm.spec].latency_s.p50) for arm in track.arms)],
             ]
         )  # fmt: skip
-        lines += [f"{arm.name} against the LLM: {arm.decision.action}" for arm in track.arms if arm.decision]
+        lines += [f"{arm.name} against the LLM: {_verdict(track, arm)}" for arm in track.arms if arm.decision]
         lines += [f"left out: {said}" for said in track.left_out]
         lines.append(f"all pairs on {_primary(track)}, {_stated(track)}:")
         lines += format_table(
@@ -80,6 +80,7 @@ def _track(track: ArmsTrack) -> dict[str, Any]:
         "lines": [
             (name, [_number(models[arm.spec].metrics.get(name)) for arm in track.arms]) for name in _metrics(track)
         ],
+        "verdicts": [_verdict(track, arm) for arm in track.arms],
         "failed": [sum(models[arm.spec].failures.values()) for arm in track.arms],
         "latency": [models[arm.spec].latency_s.p50 for arm in track.arms],
         "prompt": [_per_row(models[arm.spec].usage, models[arm.spec].n) for arm in track.arms],
@@ -110,6 +111,14 @@ def _reading(pair: Pair, names: dict[str, str]) -> str:
 
 def _title(track: ArmsTrack, arm: ArmResult) -> str:
     return f"{arm.name} [STAND-IN]" if track.report.models[arm.spec].stand_in else arm.name
+
+
+def _verdict(track: ArmsTrack, arm: ArmResult) -> str:
+    """The action; nothing is decided against a stand-in."""
+    if arm.decision is None:
+        return formatting.DASH
+    stand_in = any(model.stand_in for model in track.report.models.values())
+    return f"{arm.decision.action} (a demonstration)" if stand_in else arm.decision.action
 
 
 def _metrics(track: ArmsTrack) -> list[str]:

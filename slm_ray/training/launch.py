@@ -33,7 +33,7 @@ from slm_ray.training.base_model import base_folder, silence_libraries
 from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
-from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
+from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
@@ -91,6 +91,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
+        selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
     # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
@@ -106,7 +107,9 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             name=planned.folder.name,
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
+            ),
             callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
             worker_runtime_env={"env_vars": _environment(config)},
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -118,7 +121,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     except TrainingFailedError as error:
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
+    return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
 def _train(planned: Plan, *, show: bool) -> Manifest:
@@ -157,6 +160,11 @@ def _worker(payload: WorkerPayload) -> dict[str, Any]:
         if not isinstance(error, SlmRayError):
             _keep_trace(payload)
         raise
+
+
+def _chosen(result: Any, planned: Plan) -> Any:
+    """The best checkpoint where validation rows chose, else the last."""
+    return result.get_best_checkpoint(RANK, "max") if planned.validation else result.checkpoint
 
 
 def _keep_trace(payload: WorkerPayload) -> None:

@@ -69,10 +69,18 @@ def refuse_leaks(trained: Rows, track_name: str) -> None:
         if not held.is_file() or held == Path(trained.path):
             continue
         try:
-            held_out = read(str(held), track_name).examples
+            neighbours = read(str(held), track_name).examples
         except DataError:  # a neighbour that is no file of examples of this track holds nothing out
             continue
-        refuse_leakage(held_out, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
+        refuse_leakage(neighbours, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
+
+
+def held_out(validation: str, trained: Rows, track_name: str) -> tuple[Example, ...]:
+    """The examples of the file `validation`; DataError when one asks what a training row asks."""
+    checked = read(validation, track_name).examples
+    hashes = question_hashes(trained.examples)
+    refuse_leakage(checked, hashes, rows=f"rows of {validation}", trained_name=trained.path, fix=SPLIT_AGAIN)
+    return checked
 
 
 def conversation(example: Example) -> dict[str, Any]:
@@ -171,6 +179,18 @@ def lengths(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answ
     if long:
         raise DataError(f"{_listed(long)}; raise max_length to {max(counts)} (it costs memory) or shorten the rows")
     return counts
+
+
+def refuse_unshown(rows: Rows, tokenizer: Any) -> None:
+    """DataError, with file and line, for rows whose prompt the base's chat template refuses."""
+    refused = []
+    for line, example in zip(rows.lines, rows.examples, strict=True):
+        try:
+            rendered(tokenizer, example.prompt.as_dicts(), answer_next=True)
+        except DataError as error:
+            refused.append(f"{rows.path}:{line}: {error}")
+    if refused:
+        raise DataError(_listed(refused))
 
 
 def token_ids(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer_next: bool) -> list[int]:

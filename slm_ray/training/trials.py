@@ -19,10 +19,9 @@ from ray import tune
 
 from slm_ray import cluster
 from slm_ray.config import Workers
-from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.render import digest
 from slm_ray.storage import read_json, write_json
-from slm_ray.training import progress, rows
+from slm_ray.training import progress
 from slm_ray.training.launch import fit
 from slm_ray.training.plan import Plan
 from slm_ray.types import Example
@@ -45,16 +44,6 @@ class Trial:
     loss: float = math.inf
     rows: tuple[float | None, ...] = ()
     error: str | None = None
-
-
-def held_out(validation: str, train: rows.Rows, track: str) -> tuple[Example, ...]:
-    """The examples of the file `validation`; DataError when one asks what a row of `train` asks."""
-    examples = rows.read(validation, track).examples
-    refuse_leakage(
-        examples, question_hashes(train.examples), rows=f"rows of {validation}", trained_name=train.path,
-        fix=rows.SPLIT_AGAIN,
-    )  # fmt: skip
-    return examples
 
 
 def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> list[Trial]:

@@ -107,7 +107,8 @@ def test_plain_peft_loads_what_was_trained(base: Path, tmp_path: Path, settings:
     checker = adapters.Checker(tmp_path / "adapters")
     if settings.get("use_dora"):
         with pytest.raises(AdapterError, match="magnitudes are not served"):
-            checker.check(manifest.id)
+            adapters.promote(tmp_path / "adapters", manifest.id)
+        assert "files, tensors, base; not served: it is a DoRA adapter" in checker.check(manifest.id, serving=False)
     else:
         assert checker.check(manifest.id) == "files, tensors, base"
 

@@ -154,6 +154,16 @@ def test_the_page_shows_every_arm_and_every_pair_and_runs_nothing(report: ArmsRe
     assert "15 pairs share 5 % (Bonferroni: each of their 30 bounds errs with 0.17 % at most)" in html
 
 
+def test_a_verdict_against_a_stand_in_is_called_a_demonstration(report: ArmsReport) -> None:
+    value = plain(report)
+    value["tracks"][0]["report"]["models"]["azure:big"]["facts"]["stand_in"] = True
+    stand_in = record(ArmsReport, value)
+    for shown in (arms_page, arms_text):
+        assert shown(report).count("fine_tune (a demonstration)") == 0
+        assert shown(stand_in).count("fine_tune (a demonstration)") == 5
+        assert shown(stand_in).count("LLM [STAND-IN]") > 5, "in every pair too"
+
+
 def test_the_text_says_the_same(report: ArmsReport) -> None:
     lines = arms_text(report).splitlines()
     assert lines[0] == "a <stand-in> answered"
