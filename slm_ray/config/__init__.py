@@ -10,6 +10,7 @@ from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
+from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
@@ -34,7 +35,7 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
     "ArmsConfig",
@@ -54,7 +55,9 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "MixedTrack",
     "OperatingCharacteristicsConfig",
+    "PrecisionsConfig",
     "PrepareConfig",
     "Precision",
     "Recipe",

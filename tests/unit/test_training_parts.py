@@ -13,6 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
@@ -385,6 +386,15 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(tr
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
     assert total / tokens == pytest.approx(stock.item(), rel=5e-3)
+
+
+def test_a_model_that_answers_keeps_the_bits_of_its_base(trainer: Any, tokenizer: Any) -> None:
+    weights = [part.weight for part in trainer.model.modules() if isinstance(part, Linear4bit)]
+    before = [(weight.data.clone(), weight.quant_state.absmax.clone()) for weight in weights]
+    target_loss(trainer.model, tokenizer, examples(2))
+    assert len(weights) == 7 * 4 and all(weight.quant_state.nested for weight in weights)
+    for weight, (bits, scales) in zip(weights, before, strict=True):
+        assert torch.equal(weight.data, bits) and torch.equal(weight.quant_state.absmax, scales)
 
 
 def test_a_log_repeats_no_line() -> None:
