@@ -37,7 +37,7 @@ def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainConfig:
     return TrainConfig(
         **{
             "track": "structured", "train": str(path), "base": str(BASE), "run_dir": str(folder / "run"),
-            "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 4, "per_device_batch": 4,
+            "adapters_dir": str(folder / "adapters"), "name": "structured", "prove_on": "nothing", "epochs": 4, "per_device_batch": 4,
             "gradient_accumulation": 1, "learning_rate": 2e-3, "warmup_steps": 2, "optimizer": "adamw_torch",
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "checkpoint_steps": 4, "max_length": 512,
             "workers": {"count": 2, "per_worker": {"slot": 1, "CPU": 0.5}}, **changed,

@@ -21,13 +21,15 @@ from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
-from slm_ray.parity import PRECISION_TOLERANCE, check, distance
+from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
+from slm_ray.reports.encoding import decode
 from slm_ray.training import meter, progress, rows, selection
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.parity import note, prompt_and_answer, reference
+from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
 from slm_ray.training.plan import WorkerPayload
+from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example, Message, Prompt
@@ -324,6 +326,14 @@ def test_the_note_holds_the_tokens_that_trl_made_and_what_the_model_in_memory_sa
         assert tokenizer.decode(list(row.answer)) == f"{example.target}<|eot_id|>"
         assert [one.token for one in row.trained] == list(row.answer)[: len(row.trained)]
         assert all(value <= 0 for one in row.trained for _, value in one.top)
+
+
+def test_every_checkpoint_gets_its_note(trainer: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3)
+    NoteParity(trainer, precision="4bit").on_save(args, state, None)
+    written = json.loads((tmp_path / "checkpoint-3" / NOTE).read_text())
+    assert decode(written, Note, where="", fix="") == note(trainer, precision="4bit")
 
 
 def test_of_a_conversation_the_last_answer_is_noted() -> None:
