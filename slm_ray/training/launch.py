@@ -83,7 +83,9 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
 
 def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
@@ -94,9 +96,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
         selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
-    # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    trainer = TorchTrainer(
+    trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
