@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,13 @@ class WorkerPayload:
         return -(-len(self.rows) // batch)
 
 
-def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
-    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
+def plan(
+    config: TrainConfig, *, train: rows.Rows | None = None, meanwhile: Callable[[Path], None] | None = None
+) -> Plan:
+    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them.
+
+    `meanwhile` is called with the run's folder before the rows are tokenised, which takes longest.
+    """
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
     adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
@@ -95,7 +101,6 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
@@ -104,8 +109,12 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
     run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}{template.text}".encode()).hexdigest()[:12]
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
+    home = Path(config.run_dir).absolute() / f"{config.name}-{run}"
+    if meanwhile is not None:
+        meanwhile(home)
+    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     return Plan(
-        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
+        config=config.model_copy(update={"base": base}), folder=home,
         examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
         data_digest=data_digest, chat_template=str(template), validation=validation,
     )  # fmt: skip
