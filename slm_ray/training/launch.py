@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,40 +42,26 @@ _NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # s
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
-class _Joining:
-    """Joins Ray, or starts one, in a thread of its own while the driver tokenises rows: both take seconds."""
-
-    def __init__(self) -> None:
-        self._joined: Future[None] | None = None
-
-    def begin(self, folder: Path) -> None:
-        """Nothing for a run that is finished."""
-        if not (folder / FINISHED).is_file() and not ray.is_initialized():
-            self._joined = ThreadPoolExecutor(1).submit(cluster.connect)
-
-    def wait(self) -> None:
-        """Until Ray is joined; ResourceError when it cannot be."""
-        if self._joined is not None:
-            import ray.train.torch  # noqa: F401  # the driver needs it next, and Ray's processes are still starting
-
-            self._joined.result()
-
-
 def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
-    """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
+    """Train and publish one adapter; blocks. Joins Ray while the rows are tokenised; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
     `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
-    joining = _Joining()
-    planned = plan(config, meanwhile=joining.begin)
+    planned = plan(config, meanwhile=_join)
     if show and _finished(planned) is None:
         _announce(planned, hourly_usd)
-    joining.wait()
     manifest = _train(planned, show=show)
     trace(planned.folder, manifest, os.environ)
     return manifest
+
+
+def _join(folder: Path) -> None:
+    """Join Ray, or start one, and load what a driver needs of torch; nothing for a run that is finished."""
+    if not (folder / FINISHED).is_file():
+        cluster.connect()
+        import ray.train.torch  # noqa: F401
 
 
 def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def plan(
 ) -> Plan:
     """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them.
 
-    `meanwhile` is called with the run's folder before the rows are tokenised, which takes longest.
+    `meanwhile` is called with the run's folder while the rows are tokenised, which takes longest.
     """
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
@@ -110,9 +111,11 @@ def plan(
     run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}{template.text}".encode()).hexdigest()[:12]
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
     home = Path(config.run_dir).absolute() / f"{config.name}-{run}"
-    if meanwhile is not None:
-        meanwhile(home)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
+    with ThreadPoolExecutor(1) as thread:
+        counted = thread.submit(rows.lengths, read, tokenizer, max_length=config.max_length, learn=config.learn)
+        if meanwhile is not None:
+            meanwhile(home)
+        lengths = counted.result()
     return Plan(
         config=config.model_copy(update={"base": base}), folder=home,
         examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
