@@ -14,6 +14,7 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -71,6 +72,7 @@ def publish(
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
+    _check_figures(metrics)
     prompts = sorted(set(train_prompts))
     with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
@@ -320,6 +322,14 @@ def _settings(path: Path, base: str) -> dict[str, Any]:
     # PEFT writes sets of names, in whatever order they hash: sorted, the same settings give the same bytes.
     ordered = {key: sorted(value) if _is_names(value) else value for key, value in sorted(settings.items())}
     return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
+
+
+def _check_figures(metrics: Mapping[str, Any]) -> None:
+    odd = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise AdapterError(
+            f"the training's {', '.join(odd)} is no finite number, so it diverged; lower the learning rate"
+        )
 
 
 def _is_names(value: Any) -> bool:

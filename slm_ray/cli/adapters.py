@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +25,7 @@ from slm_ray.records import ComparisonReport
 from slm_ray.tables import format_table
 
 if TYPE_CHECKING:
-    from slm_ray.reports.adapter_verdicts import AdapterVerdict
+    from slm_ray.reports.adapter_results import AdapterResults
 
 app = typer.Typer(
     name="adapters",
@@ -51,11 +51,11 @@ def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per line")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Every published adapter, oldest first, with its score of the latest comparison and what it is promoted as."""
+    """Every published adapter, oldest first, with its latest score on file and what it is promoted as."""
     with _one_line():
         promotions = adapters.promotions(adapters_dir)
         manifests, damaged = _readable(adapters_dir)
-        verdicts = _verdicts(runs)
+        results = _results(runs)
         if not manifests and not damaged:
             print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         elif as_json:
@@ -65,7 +65,7 @@ def list_all(
             rows = [
                 [
                     manifest.id, manifest.track, base_name(manifest.base), str(manifest.rank), manifest.created[:19],
-                    _score(verdicts.get(manifest.id, [])), ", ".join(promotions.aliases_of(manifest.id)) or "-",
+                    _score(results.get(manifest.id)), ", ".join(promotions.aliases_of(manifest.id)) or "-",
                 ]
                 for manifest in manifests
             ]  # fmt: skip
@@ -89,8 +89,11 @@ def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> 
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
             else:
                 print(key, value if isinstance(value, str) and value.isprintable() else json.dumps(value))
-        for verdict in _verdicts(runs).get(manifest.id, []):
-            print(f"verdict {verdict.path}\n  {_verdict(verdict.report)}")
+        if found := _results(runs).get(manifest.id):
+            for path, report in found.reports.items():
+                print(f"evaluated on {report.examples.n} rows: {path}")
+            for path, compared in found.comparisons.items():
+                print(f"verdict {path}\n  {_verdict(compared)}")
         print("promoted as", ", ".join(promotions.aliases_of(manifest.id)) or "-")
         for entry in promotions.entries:
             if manifest.id in (entry.adapter, entry.before):
@@ -169,9 +172,10 @@ def export(
     """A folder with a model card, for plain PEFT, plain vLLM or another machine's adapters folder."""
     with _one_line():
         adapter_id = adapters.resolve(adapters_dir, name)
-        comparisons = [verdict.report for verdict in _verdicts(runs).get(adapter_id, [])]
+        found = _results(runs).get(adapter_id)
+        comparisons, reports = ([*found.comparisons.values()], [*found.reports.values()]) if found else ([], [])
         licence = adapters.licence_of(adapters.load_manifest(adapters_dir, adapter_id).base)
-        card = partial(adapters.model_card, comparisons=comparisons, licence=licence)
+        card = partial(adapters.model_card, comparisons=comparisons, reports=reports, licence=licence)
         adapters.export(adapters_dir, adapter_id, out, card=card, base=base)
         print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
 
@@ -193,18 +197,17 @@ def merge(
         print(f"{adapter_id} is merged into {out}; serve it with slm-ray serve --base {out}")
 
 
-def _verdicts(runs: Path) -> dict[str, list[AdapterVerdict]]:
-    from slm_ray.reports.adapter_verdicts import verdicts_by_adapter  # imports numpy
+def _results(runs: Path) -> dict[str, AdapterResults]:
+    from slm_ray.reports.adapter_results import results_by_adapter  # imports numpy
 
-    return verdicts_by_adapter(runs)
+    return results_by_adapter(runs)
 
 
-def _score(verdicts: Sequence[AdapterVerdict]) -> str:
-    if not verdicts:
+def _score(results: AdapterResults | None) -> str:
+    if results is None or results.score is None:
         return "-"
-    compared = verdicts[-1].report.comparison
-    value = compared.slm_metrics.get(compared.primary)
-    return f"{compared.primary} {'undefined' if value is None else f'{value:.3f}'}"
+    name, value = results.score
+    return f"{name} {'undefined' if value is None else f'{value:.3f}'}"
 
 
 def _verdict(report: ComparisonReport) -> str:

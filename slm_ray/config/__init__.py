@@ -34,7 +34,7 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
     "ArmsConfig",
@@ -54,6 +54,7 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "MixedTrack",
     "OperatingCharacteristicsConfig",
     "PrepareConfig",
     "Precision",

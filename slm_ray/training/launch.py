@@ -26,7 +26,6 @@ from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json, write_text
-from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import base_folder, silence_libraries
@@ -38,7 +37,10 @@ from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
-_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
+_NOT_RECIPE: Any = {  # said elsewhere in the manifest, or a path
+    "name": True, "track": True, "train": True, "validation": True, "base": True, "run_dir": True, "adapters_dir": True,
+    "mixture": {"__all__": {"train": True}},
+}  # fmt: skip
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -204,7 +206,7 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
     config = planned.config
     manifest = adapters.publish(
         outcome["adapter"], config.adapters_dir, name=config.name,
-        track=open_track(config.track, beside=config.train).name, base=config.base,
+        track=rows.track_name(config), base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
         metrics={**outcome["metrics"], "chat_template": planned.chat_template}, train_prompts=[question_hash(example) for example in planned.examples],
         recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),

@@ -29,6 +29,7 @@ CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
 _INCIDENTAL: Any = {
     "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "validation": True,
     "report_to": True,
+    "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
 
 
@@ -97,8 +98,9 @@ def plan(
     folder = base_folder(config.base)
     adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
     check_recipe(BaseShape.read(folder), config)
-    read = train or rows.read(config.train, config.track)
-    rows.refuse_leaks(read, config.track)
+    read = rows.mixed(train or rows.read(config.train, config.track), config)
+    for file, track in rows.files(config):
+        rows.refuse_leaks(read, track, beside=file)
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from slm_ray.chat_template import rendered
+from slm_ray.config import TrainConfig
+from slm_ray.corpus import balance
 from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.retrieve import DEMONSTRATIONS
@@ -31,22 +33,22 @@ Learn = Literal["answer", "every_turn"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Examples of one file with the line each stands on."""
+    """Examples of a file, or of several, each with its place: `FILE:LINE`."""
 
     path: str
     examples: tuple[Example, ...]
-    lines: tuple[int, ...]
+    places: tuple[str, ...]
 
     def first(self, limit: int | None) -> Rows:
         """The first `limit` rows; all of them for None."""
-        return Rows(path=self.path, examples=self.examples[:limit], lines=self.lines[:limit])
+        return Rows(path=self.path, examples=self.examples[:limit], places=self.places[:limit])
 
-    def chosen(self, places: Sequence[int]) -> Rows:
-        """The rows at `places`, counted from 0, in that order."""
+    def chosen(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these `numbers`, counted from 0, in that order."""
         return Rows(
             path=self.path,
-            examples=tuple(self.examples[place] for place in places),
-            lines=tuple(self.lines[place] for place in places),
+            examples=tuple(self.examples[number] for number in numbers),
+            places=tuple(self.places[number] for number in numbers),
         )
 
 
@@ -57,16 +59,61 @@ def read(path: str, track_name: str) -> Rows:
     return Rows(
         path=path,
         examples=tuple(found),
-        lines=tuple(number for number, line in enumerate(text, start=1) if line.removeprefix("\ufeff").strip()),
+        places=tuple(
+            f"{path}:{number}" for number, line in enumerate(text, start=1) if line.removeprefix("\ufeff").strip()
+        ),
     )
 
 
-def refuse_leaks(trained: Rows, track_name: str) -> None:
-    """DataError when a `validation.jsonl` or `test.jsonl` beside the training file asks what a training row asks."""
+def files(config: TrainConfig) -> list[tuple[str, str]]:
+    """Each file of training rows and the name or file of its track."""
+    return [(config.train, config.track), *((one.train, one.track) for one in config.mixture)]
+
+
+def track_name(config: TrainConfig) -> str:
+    """The name of the track that is trained; of several, their names with `-` between them."""
+    return "-".join(open_track(track, beside=file).name for file, track in files(config))
+
+
+def mixed(trained: Rows, config: TrainConfig) -> Rows:
+    """`trained` and rows of `config.mixture`, in proportion to the weights, of which `trained` has 1; each for its own track.
+
+    As many rows as the files allow, drawn and interleaved by the seed. `trained` itself where there is no mixture. ConfigError for two tracks of one name.
+    """
+    if not config.mixture:
+        return trained
+    sources = {open_track(config.track, beside=config.train).name: (trained, 1.0)}
+    for one in config.mixture:
+        name = open_track(one.track, beside=one.train).name
+        if name in sources:
+            raise ConfigError(f"mixture: two tracks are called {name!r}; put their rows into one file")
+        sources[name] = (read(one.train, one.track), one.weight)
+    examples, _ = balance.mix(
+        {name: rows.examples for name, (rows, _) in sources.items()},
+        {name: weight for name, (_, weight) in sources.items()},
+        seed=config.seed,
+    )
+    place_of = {
+        f"{name}/{example.id}": place
+        for name, (rows, _) in sources.items()
+        for example, place in zip(rows.examples, rows.places, strict=True)
+    }
+    return Rows(
+        path=" + ".join(rows.path for rows, _ in sources.values()), examples=tuple(examples),
+        places=tuple(place_of[example.id] for example in examples),
+    )  # fmt: skip
+
+
+def refuse_leaks(trained: Rows, track_name: str, *, beside: str | None = None) -> None:
+    """DataError when a `validation.jsonl` or `test.jsonl` beside the training file asks what a training row asks.
+
+    `beside` is one file of several that the rows come from.
+    """
+    file = Path(beside or trained.path)
     hashes = question_hashes(trained.examples)
     for name in ("validation.jsonl", "test.jsonl"):
-        held = Path(trained.path).with_name(name)
-        if not held.is_file() or held == Path(trained.path):
+        held = file.with_name(name)
+        if not held.is_file() or held == file:
             continue
         try:
             neighbours = read(str(held), track_name).examples
@@ -163,8 +210,7 @@ def lengths(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answ
     ConfigError when the template does not keep a prompt or a turn (`tokenised`).
     """
     counts, long, refused = [], [], []
-    for line, example in zip(rows.lines, rows.examples, strict=True):
-        where = f"{rows.path}:{line}"
+    for where, example in zip(rows.places, rows.examples, strict=True):
         try:
             counts.append(len(tokenised(tokenizer, conversation(example), learn)["input_ids"]))
         except ConfigError as error:

@@ -246,3 +246,13 @@ def test_a_list_of_settings_whose_order_means_something_keeps_it(shelf: tuple[Pa
     path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_replication": [[3, 4], [0, 2]]}))
     settings = root / publish(source, root, fingerprint).id / "adapter_config.json"
     assert json.loads(settings.read_text())["layer_replication"] == [[3, 4], [0, 2]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_whose_figures_are_not_finite_is_not_published(
+    shelf: tuple[Path, Path, Path, str], value: float
+) -> None:
+    source, root, _, fingerprint = shelf
+    with pytest.raises(AdapterError, match="the training's loss_last is no finite number"):
+        publish(source, root, fingerprint, metrics={"loss_first": 1.0, "loss_last": value})
+    assert not root.exists()

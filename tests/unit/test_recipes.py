@@ -110,7 +110,12 @@ def test_an_earlier_recipe_says_what_its_system_said_and_marks_the_rest(path: Pa
 def test_ours_says_each_setting_that_differs_and_no_other(path: Path) -> None:
     ours = path.with_stem(f"{path.stem}_ours")
     was, now = settings(path), settings(ours)
-    changed = {name for name in was if was[name] != now[name]} - {"name", "run_dir", "lora.target_modules"}
+    changed = {name for name in was if was[name] != now[name]} - {
+        "name",
+        "run_dir",
+        "validation",
+        "lora.target_modules",
+    }
     head = re.match(r"(#.*\n)+", ours.read_text(encoding="utf-8"))
     reasons = " ".join(re.findall(r"^#   (?:  )?(.*?)(?:: |$)", head[0] if head else "", re.MULTILINE))
     named = {name for name in was if re.search(rf"\b{name.rpartition('.')[2]}\b", reasons)} | (

@@ -54,8 +54,9 @@ def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tm
 
 def test_the_first_rows_keep_their_lines(tmp_path: Path) -> None:
     read = rows.read(write(tmp_path / "train.jsonl", ["a", "b", "c"]), "structured")
-    assert read.lines == (1, 3, 5)
-    assert read.first(2).lines == (1, 3)
+    path = tmp_path / "train.jsonl"
+    assert read.places == (f"{path}:1", f"{path}:3", f"{path}:5")
+    assert read.first(2).places == (f"{path}:1", f"{path}:3")
     assert read.first(None) == read
 
 
