@@ -233,10 +233,11 @@ class Checker:
 
 def inside(path: Path, adapters_dir: str | Path) -> Path:
     """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
-    real = path.resolve(strict=True)
-    if not real.is_relative_to(Path(adapters_dir).resolve()):
+    # Of os.path and not of pathlib: an endpoint calls it for every request.
+    real, root = os.path.realpath(path, strict=True), os.path.realpath(adapters_dir)
+    if os.path.commonpath([real, root]) != root:
         raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
-    return real
+    return Path(real)
 
 
 def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
@@ -246,7 +247,7 @@ def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     for name in (WEIGHTS, SETTINGS, PROMPTS):
         try:
             digest = file_digest(inside(home / name, adapters_dir))
-        except FileNotFoundError:
+        except OSError:  # a link that leads out of the folder, or round in a circle, too
             raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again") from None
         if digest != manifest.files.get(name):
             raise AdapterError(

@@ -164,6 +164,22 @@ def learning_curve(config: configs.LearningCurveConfig) -> None:
     print(f"curve: {folders['run_dir']}/{RESULT}")
 
 
+def precisions(config: configs.PrecisionsConfig) -> None:
+    """One recipe trained on its base in 4, 8 and 16 bits: quality in pairs on validation rows, memory and speed in one table.
+
+    Each precision is trained once and scored on the validation rows. Publishes no adapter. Writes RUN_DIR/precisions.json.
+    """
+    training = config.training
+    check_base(training.base, setting="training.base")
+    folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
+    from slm_ray.precisions import RESULT, summary
+    from slm_ray.precisions import precisions as measure
+
+    result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
+    print("\n".join(summary(result)))
+    print(f"table: {folders['run_dir']}/{RESULT}")
+
+
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
     check_base(config.serving.base, setting="serving.base")
@@ -303,6 +319,7 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(config=configs.TrainConfig, function=train),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
+    "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
     "arms": Command(config=configs.ArmsConfig, function=arms),

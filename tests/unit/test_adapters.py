@@ -169,6 +169,18 @@ def test_damage_names_the_file_and_the_fix(shelf: tuple[Path, Path, Path, str], 
         adapters.verify(root, path.parent.name, home)
 
 
+@pytest.mark.parametrize("leads", ["elsewhere", "in a circle"])
+def test_a_file_that_is_a_link_is_missing(shelf: tuple[Path, Path, Path, str], tmp_path: Path, leads: str) -> None:
+    """The same bytes elsewhere are not what was published: whoever owns that place can change them."""
+    source, root, home, fingerprint = shelf
+    path = root / publish(source, root, fingerprint).id / "adapter_model.safetensors"
+    (tmp_path / "elsewhere").write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere" if leads == "elsewhere" else path)
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors is missing"):
+        adapters.verify(root, path.parent.name, home)
+
+
 def test_a_damaged_manifest_is_named(shelf: tuple[Path, Path, Path, str]) -> None:
     source, root, _, fingerprint = shelf
     path = root / publish(source, root, fingerprint).id / "manifest.json"
