@@ -149,7 +149,7 @@ def interrupted(asked: TrainConfig, number: signal.Signals) -> tuple[int, str]:
     driver = subprocess.Popen(
         [sys.executable, "jobs/train.py", str(settings)], stderr=subprocess.PIPE, text=True,
         start_new_session=True,
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "RAY_AUTH_MODE": "disabled"},
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
     )  # fmt: skip
     before, limit_s = last_step(asked.run_dir), time.monotonic() + 120
     while last_step(asked.run_dir) == before and time.monotonic() < limit_s and driver.poll() is None:
