@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.base_model import base_config, base_fingerprint
 from slm_ray.adapters.card import licence_of, model_card
-from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
+from slm_ray.adapters.manifest import CARD, MANIFEST, PARITY, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
 from slm_ray.adapters.weights import check_tensors, unserved
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
@@ -59,13 +59,16 @@ def publish(
     train_prompts: Iterable[str],
     recipe: Mapping[str, Any],
     base_shapes: Mapping[str, tuple[int, ...]] | None,
+    proof: Mapping[str, Any] | None = None,
+    parity: Any = None,
 ) -> Manifest:
     """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
 
     Every tensor is checked first, against `base_shapes` too where the base is at hand: AdapterError, and nothing is copied.
 
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
-    first publication's manifest stands: a second one does not change its metrics or time.
+    first publication's manifest stands: a second one does not change its metrics or time. `parity` is kept as JSON too;
+    neither it nor `proof` is part of the id.
     """
     if not NAME.fullmatch(name):
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
@@ -84,8 +87,10 @@ def publish(
             name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
             rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(base_shapes or {}), train_prompts=len(prompts),
-            recipe=dict(recipe),
+            recipe=dict(recipe), proof=proof,
         )  # fmt: skip
+        if parity is not None:
+            write_json(scratch / PARITY, parity)
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
         write_text(scratch / CARD, model_card(manifest, licence=licence_of(base)))
         _reveal(scratch, root / manifest.id, mode=0o444)
@@ -186,6 +191,11 @@ def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
     """Every published adapter, oldest first; an absent folder holds none."""
     found = (load_manifest(adapters_dir, adapter_id) for adapter_id in adapter_ids(adapters_dir))
     return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
+
+
+def newest(adapters_dir: str | Path) -> list[str]:
+    """Of each name the id that was published last."""
+    return list({manifest.name: manifest.id for manifest in list_adapters(adapters_dir)}.values())
 
 
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:

@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
 
-_EAGER_TOKENS = 1024
+EAGER_TOKENS = 1024
 
 
 def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:
     """The frozen base in the recipe's precision. `longest` is the longest row, in tokens."""
     # On CPU the fused attention kernel takes a third of a step on short rows; plain attention is a third faster there.
-    eager = not use_gpu and longest <= _EAGER_TOKENS
+    eager = not use_gpu and longest <= EAGER_TOKENS
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
@@ -34,6 +36,12 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
         local_files_only=True,
     )
     model.config.use_cache = False
+    if not use_gpu:
+        for part in model.modules():
+            if isinstance(part, Linear4bit):
+                # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
+                # scored while it trains would go on with another base. Answers take no longer without.
+                part.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -59,7 +67,7 @@ def add_lora(model: Any, lora: Lora) -> Any:
     linears = {
         name.rsplit(".", 1)[-1]
         for name, part in model.named_modules()
-        if isinstance(part, torch.nn.Linear) and part is not head
+        if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not head
     }
     targets = linears if lora.target_modules == "all-linear" else set(lora.target_modules)
     if absent := sorted(targets - linears):

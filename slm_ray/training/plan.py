@@ -25,10 +25,10 @@ from slm_ray.types import Example
 RANK = "rank"  # of a checkpoint, in what is reported with it
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
 
-# Not part of what is learned: where files lie, how often a run saves.
+# Not part of what is learned: where files lie, how often a run saves, what the adapter is proved on.
 _INCIDENTAL: Any = {
     "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "validation": True,
-    "report_to": True,
+    "report_to": True, "prove_on": True,
     "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
 

@@ -174,6 +174,13 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     published = list_adapters(run / "adapters")
     assert sorted(manifest.track for manifest in published) == sorted(TRACKS)
     for manifest in published:
+        assert manifest.proof is not None
+        assert manifest.proof["not_checked"] == [], "no endpoint was up: an engine like it had to be started"
+        assert (
+            manifest.proof["adapter"]["mean"]
+            < manifest.proof["tolerance"]
+            < manifest.proof["alternatives"]["no adapter"]
+        )
         trained = train_prompts(run / "adapters", manifest.id)
         tested = open_dataset(run / manifest.track / "examples" / "test.jsonl", manifest.track).examples
         assert len(trained) == ROWS

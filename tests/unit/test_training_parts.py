@@ -14,6 +14,7 @@ from typing import Any
 import pynvml
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
@@ -21,13 +22,15 @@ from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
-from slm_ray.parity import PRECISION_TOLERANCE, check, distance
+from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
+from slm_ray.reports.encoding import decode
 from slm_ray.training import failures, meter, progress, rows, selection
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.parity import note, prompt_and_answer, reference
+from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
 from slm_ray.training.plan import WorkerPayload
+from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example, Message, Prompt
@@ -392,6 +395,14 @@ def test_the_note_holds_the_tokens_that_trl_made_and_what_the_model_in_memory_sa
         assert all(value <= 0 for one in row.trained for _, value in one.top)
 
 
+def test_every_checkpoint_gets_its_note(trainer: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3)
+    NoteParity(trainer, precision="4bit").on_save(args, state, None)
+    written = json.loads((tmp_path / "checkpoint-3" / NOTE).read_text())
+    assert decode(written, Note, where="", fix="") == note(trainer, precision="4bit")
+
+
 def test_of_a_conversation_the_last_answer_is_noted() -> None:
     row = {"input_ids": [1, 2, 3, 4, 5, 6, 7], "labels": [-100, 2, -100, -100, 5, 6, -100]}
     assert prompt_and_answer(row) == ((1, 2, 3, 4), (5, 6))
@@ -452,6 +463,15 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(tr
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
     assert total / tokens == pytest.approx(stock.item(), rel=5e-3)
+
+
+def test_a_model_that_answers_keeps_the_bits_of_its_base(trainer: Any, tokenizer: Any) -> None:
+    weights = [part.weight for part in trainer.model.modules() if isinstance(part, Linear4bit)]
+    before = [(weight.data.clone(), weight.quant_state.absmax.clone()) for weight in weights]
+    target_loss(trainer.model, tokenizer, examples(2))
+    assert len(weights) == 7 * 4 and all(weight.quant_state.nested for weight in weights)
+    for weight, (bits, scales) in zip(weights, before, strict=True):
+        assert torch.equal(weight.data, bits) and torch.equal(weight.quant_state.absmax, scales)
 
 
 def test_a_log_repeats_no_line() -> None:
