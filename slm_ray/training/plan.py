@@ -97,6 +97,8 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
+    if config.validation:
+        rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
     lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
