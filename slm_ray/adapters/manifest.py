@@ -8,6 +8,7 @@ from typing import Any
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST, CARD = "train_prompts.json", "manifest.json", "README.md"
+TEMPLATE = "chat_template.jinja"  # what chats were rendered with in training; where training left one
 PARITY = "parity.json"  # what it was proved with, for the next proof; holds a few training prompts
 CANDIDATES = ".candidates"  # in an adapters_dir: adapters that are being proved, under no name that is listed
 

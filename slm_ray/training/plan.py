@@ -104,6 +104,8 @@ def plan(
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
+    if config.validation:
+        rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)

@@ -214,6 +214,19 @@ def test_settings_fill_the_file_in_and_hold_no_secret(tmp_path: Path) -> None:
     assert settings.digest == again.digest != other.digest
 
 
+def test_the_base_is_read_as_training_reads_it_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    def engine(path: str) -> dict[str, Any]:
+        settings = app_settings(Serving(config=path, base=str(BASE)), stand_in=None, environment={})
+        return dict(settings.serving["llm_configs"][0]["engine_kwargs"])
+
+    read_as = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
+    assert read_as.items() <= engine(CPU).items()
+    assert engine(CPU)["max_loras"] == 4, "what the file says stays"
+    own = Path(CPU).read_text(encoding="utf-8").replace("engine_kwargs:", "engine_kwargs:\n      load_format: dummy")
+    (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
+    assert {**read_as, "load_format": "dummy"}.items() <= engine(str(tmp_path / "own.yaml")).items()
+
+
 def test_what_the_endpoint_holds_of_the_cluster() -> None:
     def held(path: str) -> list[dict[str, float]]:
         config = Serving(config=path, base=str(BASE))

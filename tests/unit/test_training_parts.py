@@ -151,6 +151,9 @@ def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assista
         stock = Trainer.compute_loss(every, every.model, dict(batch))
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
     assert every.train().training_loss > 0
+    every.save_model(str(tmp_path / "saved"))
+    saved = (tmp_path / "saved" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert saved == tokenizer.chat_template, "what was rendered with goes with the checkpoint"
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
