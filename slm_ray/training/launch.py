@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,19 +48,26 @@ _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
 def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
-    """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
+    """Train and publish one adapter; blocks. Joins Ray while the rows are tokenised; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost;
     ModelError when what is served is not what was trained, and then nothing is published.
     `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
-    planned = _planned(config)
+    planned = _planned(config, meanwhile=_join)
     if show and _finished(planned) is None:
         _announce(planned, hourly_usd)
     manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
     trace(planned.folder, manifest, os.environ)
     return manifest
+
+
+def _join(folder: Path) -> None:
+    """Join Ray, or start one, and load what a driver needs of torch; nothing for a run that is finished."""
+    if not (folder / FINISHED).is_file():
+        cluster.connect()
+        import ray.train.torch  # noqa: F401
 
 
 def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:
@@ -89,7 +96,9 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
 
 def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
@@ -100,9 +109,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
         selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
-    # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    trainer = TorchTrainer(
+    trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -143,9 +150,9 @@ def _in_task(planned: Plan, key: str) -> Manifest:
     return _train(planned, show=False, key=key)
 
 
-def _planned(config: TrainConfig) -> Plan:
+def _planned(config: TrainConfig, meanwhile: Callable[[Path], None] | None = None) -> Plan:
     check_prove_on(config)
-    return plan(config)
+    return plan(config, meanwhile=meanwhile)
 
 
 def _announce(planned: Plan, hourly_usd: float | None) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +87,13 @@ class WorkerPayload:
         return -(-len(self.rows) // batch)
 
 
-def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
-    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
+def plan(
+    config: TrainConfig, *, train: rows.Rows | None = None, meanwhile: Callable[[Path], None] | None = None
+) -> Plan:
+    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them.
+
+    `meanwhile` is called with the run's folder while the rows are tokenised, which takes longest.
+    """
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
     adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
@@ -99,7 +106,6 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     tokenizer, template = open_template(folder)
     if config.validation:
         rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
@@ -108,8 +114,14 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
     run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}{template.text}".encode()).hexdigest()[:12]
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
+    home = Path(config.run_dir).absolute() / f"{config.name}-{run}"
+    with ThreadPoolExecutor(1) as thread:
+        counted = thread.submit(rows.lengths, read, tokenizer, max_length=config.max_length, learn=config.learn)
+        if meanwhile is not None:
+            meanwhile(home)
+        lengths = counted.result()
     return Plan(
-        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
+        config=config.model_copy(update={"base": base}), folder=home,
         examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
         data_digest=data_digest, chat_template=str(template), validation=validation,
     )  # fmt: skip

@@ -83,6 +83,9 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
     config = planned.config
     if config.prove_on == NOTHING:
         return Proof(summary=_summary(None, None, on=NOTHING, reason="prove_on is nothing"), record=None)
+    print(
+        f"{config.name}: trained; it is proved on {config.prove_on} before it is published", file=sys.stderr, flush=True
+    )
     note = _read_note(checkpoint)
     prompts = tuple(tuple(planned.examples[row.row].prompt.as_dicts()) for row in note.rows)
     root = Path(config.adapters_dir) / adapters.CANDIDATES

@@ -9,9 +9,10 @@ from urllib.request import Request
 
 import pytest
 
+from slm_ray.config.load import load
 from slm_ray.errors import ResourceError
-from tools import race
-from tools.config import RaceConfig
+from tools import bench_train, race
+from tools.config import RaceConfig, TrainBenchConfig
 
 ASK = (
     "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"
@@ -59,3 +60,12 @@ def test_every_entrant_gets_the_same_rows_and_concurrency(tmp_path: Path) -> Non
     assert [entrant.name for entrant in field] == ["slm_ray", "lm-evaluation-harness", "inspect-ai"]
     assert all("17" in " ".join(entrant.command) for entrant in field)
     assert [entrant.name for entrant in race.entrants(RaceConfig(), "http://127.0.0.1:1", rows)] == ["slm_ray"]
+
+
+def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_why(tmp_path: Path) -> None:
+    config = load(TrainBenchConfig, bench_train.__file__.replace(".py", ".yaml"))
+    assert config.training.lora.dropout == 0.0
+    with pytest.raises(ResourceError, match=r"slm-ray ended with status 2: .*error: cannot read .*nowhere.jsonl"):
+        bench_train.one_lap(
+            "slm-ray", config.training.model_copy(update={"train": "nowhere.jsonl"}), tmp_path / "slm-ray"
+        )
