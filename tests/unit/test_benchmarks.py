@@ -65,6 +65,7 @@ def test_every_entrant_gets_the_same_rows_and_concurrency(tmp_path: Path) -> Non
 def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_why(tmp_path: Path) -> None:
     config = load(TrainBenchConfig, bench_train.__file__.replace(".py", ".yaml"))
     assert config.training.lora.dropout == 0.0
+    assert config.training.prove_on == "nothing", "torchrun starts no engine to prove its adapter"
     with pytest.raises(ResourceError, match=r"slm-ray ended with status 2: .*error: cannot read .*nowhere.jsonl"):
         bench_train.one_lap(
             "slm-ray", config.training.model_copy(update={"train": "nowhere.jsonl"}), tmp_path / "slm-ray"
