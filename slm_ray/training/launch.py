@@ -96,7 +96,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=list(callbacks),
-            worker_runtime_env={"env_vars": _environment(config)},
+            worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -183,9 +183,10 @@ def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
 
 
-def _environment(config: TrainConfig) -> dict[str, str]:
+def worker_environment(seed: int) -> dict[str, str]:
+    """The environment of a training worker: what makes its kernels repeat themselves, and its share of the cores."""
     return {
-        "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -18,13 +19,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
 
-_EAGER_TOKENS = 1024
+EAGER_TOKENS = 1024
 
 
 def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:
     """The frozen base in the recipe's precision. `longest` is the longest row, in tokens."""
     # On CPU the fused attention kernel takes a third of a step on short rows; plain attention is a third faster there.
-    eager = not use_gpu and longest <= _EAGER_TOKENS
+    eager = not use_gpu and longest <= EAGER_TOKENS
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
@@ -34,6 +35,12 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
         local_files_only=True,
     )
     model.config.use_cache = False
+    if not use_gpu:
+        for part in model.modules():
+            if isinstance(part, Linear4bit):
+                # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
+                # scored while it trains would go on with another base. Answers take no longer without.
+                part.support_avx512bf16_for_cpu = False
     return model
 
 

@@ -59,7 +59,7 @@ class WorkerPayload:
         """Optimizer steps of the whole run."""
         config = self.config
         batch = config.per_device_batch * config.gradient_accumulation * config.workers.count
-        return max(1, round(config.epochs * -(-len(self.rows) // batch)))
+        return max(1, round(config.epochs * -(-len(self.lengths) // batch)))
 
 
 def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
@@ -70,13 +70,18 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     rows.refuse_leaks(read, config.track)
     lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)
-    data_digest = digest(read.examples)
+    base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
+    checked = Plan(
+        config=config, folder=Path(config.run_dir), examples=read.examples, lengths=tuple(lengths),
+        base_fingerprint=fingerprint, config_digest="", data_digest=digest(read.examples),
+    )  # fmt: skip
+    return varied(checked, config.model_copy(update={"base": base}))
+
+
+def varied(planned: Plan, config: TrainConfig) -> Plan:
+    """Another recipe for the same rows and base, which are not read again: a run of its own name."""
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}".encode()).hexdigest()[:12]
-    base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
-    return Plan(
-        config=config.model_copy(update={"base": base}), folder=Path(config.run_dir).absolute() / f"{config.name}-{run}",
-        examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-        data_digest=data_digest,
-    )  # fmt: skip
+    run = hashlib.sha256(f"{config_digest}{planned.data_digest}{planned.base_fingerprint}".encode()).hexdigest()[:12]
+    folder = Path(config.run_dir).absolute() / f"{config.name}-{run}"
+    return dataclasses.replace(planned, config=config, folder=folder, config_digest=config_digest)

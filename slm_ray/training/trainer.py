@@ -112,14 +112,14 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 def build(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]] | Dataset,
     recipe: Recipe,
     *,
     folder: str,
     use_gpu: bool,
     steps: int,
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows that checkpoints to the local `folder`."""
+    """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`."""
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -155,9 +155,8 @@ def build(
         disable_tqdm=True,
         log_level="error",
     )
-    trainer = AdapterTrainer(
-        recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=Dataset.from_list(list(rows))
-    )
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    trainer = AdapterTrainer(recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

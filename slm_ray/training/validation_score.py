@@ -6,7 +6,8 @@ quick, and close to what the served adapter answers, but not the evaluation that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring.run import score, summarise
 from slm_ray.training.rows import conversation, token_ids
-from slm_ray.types import Example
+from slm_ray.types import Example, RowScore
 
 _BATCH = 16
 _MAX_NEW_TOKENS = 256
@@ -27,39 +28,60 @@ def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Tr
     undefined), and `validation_loss`, the mean cross-entropy over all tokens of the targets.
     """
     total, tokens = target_loss(model, tokenizer, examples)
+    return {**summary(judged, row_scores(model, tokenizer, examples, judged)), "validation_loss": total / tokens}
+
+
+def row_scores(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> list[RowScore]:
+    """The scores of the model's own answers, in order."""
     answers = generate(model, tokenizer, examples)
-    rows = [score(judged, example.id, text, example.target) for example, text in zip(examples, answers, strict=True)]
+    return [score(judged, example.id, text, example.target) for example, text in zip(examples, answers, strict=True)]
+
+
+def summary(judged: Track, rows: Sequence[RowScore]) -> dict[str, Any]:
+    """The run metrics that are defined, with `validation_score` and `validation_rows`."""
     metrics = {name: value for name, value in summarise(judged, rows).items() if value is not None}
-    return {
-        **metrics, "validation_score": metrics.get(judged.primary, 0.0), "validation_loss": total / tokens,
-        "validation_rows": [row.value(judged.primary) for row in rows],
-    }  # fmt: skip
+    primary = [row.value(judged.primary) for row in rows]
+    return {**metrics, "validation_score": metrics.get(judged.primary, 0.0), "validation_rows": primary}
 
 
 def target_loss(model: Any, tokenizer: Any, examples: Sequence[Example]) -> tuple[float, int]:
     """Cross-entropy of the targets in nats, summed over their tokens (the end of the answer is one), and the tokens' number."""
-    model.eval()
     encoded = [_with_target(tokenizer, example) for example in examples]
     encoded.sort(key=lambda row: len(row[0]))  # rows of like length share a batch, so that little is padded
     total, tokens = 0.0, 0
-    for start in range(0, len(encoded), _BATCH):
-        batch = encoded[start : start + _BATCH]
-        width, first = max(len(ids) for ids, _ in batch), min(asked for _, asked in batch)
-        pad = tokenizer.pad_token_id
-        ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch], device=model.device)
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch], device=model.device)
-        wanted = torch.tensor(
-            [[-100] * asked + row[asked:] + [-100] * (width - len(row)) for row, asked in batch], device=model.device
-        )[:, first:]
-        with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
-            # Logits of the prompts, the larger part, are not built.
-            logits = model(
-                input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=wanted.shape[1] + 1
-            ).logits[:, :-1]
-        learned = wanted != -100
-        total += torch.nn.functional.cross_entropy(logits[learned].float(), wanted[learned], reduction="sum").item()
-        tokens += int(learned.sum())
+    with answering(model):
+        for start in range(0, len(encoded), _BATCH):
+            batch_total, batch_tokens = _batch_loss(model, tokenizer.pad_token_id, encoded[start : start + _BATCH])
+            total, tokens = total + batch_total, tokens + batch_tokens
     return total, tokens
+
+
+@contextlib.contextmanager
+def answering(model: Any) -> Iterator[None]:
+    """The model without dropout and gradients while the block runs; it may be in the middle of its training."""
+    was = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16):
+            yield
+    finally:
+        model.train(was)
+
+
+def _batch_loss(model: Any, pad: int, batch: Sequence[tuple[list[int], int]]) -> tuple[float, int]:
+    width, first = max(len(ids) for ids, _ in batch), min(asked for _, asked in batch)
+    ids = torch.tensor([row + [pad] * (width - len(row)) for row, _ in batch], device=model.device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row, _ in batch], device=model.device)
+    wanted = torch.tensor(
+        [[-100] * asked + row[asked:] + [-100] * (width - len(row)) for row, asked in batch], device=model.device
+    )[:, first:]
+    # Logits of the prompts, the larger part, are not built.
+    logits = model(
+        input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=wanted.shape[1] + 1
+    ).logits[:, :-1]  # fmt: skip
+    learned = wanted != -100
+    total = torch.nn.functional.cross_entropy(logits[learned].float(), wanted[learned], reduction="sum")
+    return total.item(), int(learned.sum())
 
 
 def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
@@ -71,15 +93,15 @@ def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
     """One greedy answer per example, in order."""
-    model.eval()
     prompts = [token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True) for example in examples]
     # Rows of like length share a batch, so that little is padded.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
-    for start in range(0, len(order), _BATCH):
-        batch = order[start : start + _BATCH]
-        for row, text in zip(batch, _answer(model, tokenizer, [prompts[row] for row in batch]), strict=True):
-            answers[row] = text
+    with answering(model):
+        for start in range(0, len(order), _BATCH):
+            batch = order[start : start + _BATCH]
+            for row, text in zip(batch, _answer(model, tokenizer, [prompts[row] for row in batch]), strict=True):
+                answers[row] = text
     return answers
 
 
@@ -88,9 +110,8 @@ def _answer(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[st
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16):
-        out = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=_MAX_NEW_TOKENS, pad_token_id=pad,
-            eos_token_id=tokenizer.eos_token_id, use_cache=True,
-        )  # fmt: skip
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=_MAX_NEW_TOKENS, pad_token_id=pad,
+        eos_token_id=tokenizer.eos_token_id, use_cache=True,
+    )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]

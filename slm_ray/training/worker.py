@@ -32,12 +32,12 @@ from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optim
 def worker(payload: WorkerPayload) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
     quiet(payload)
-    refused = _agree(lambda: _check_memory(payload))
+    refused = agree(lambda: check_memory(payload))
     if refused is not None:
         return {"refused": refused}
     base, tokenizer = open_model(payload)
-    model = add_lora(base, payload.config.lora)
-    report = Report(payload)
+    model = adapted(base, payload)
+    report = Report(payload, rank=ray.train.get_context().get_world_rank())
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
         outcome = run(trainer, report, resume=resumed)
@@ -59,11 +59,21 @@ def open_model(payload: WorkerPayload) -> tuple[Any, Any]:
     return base, open_tokenizer(folder)
 
 
-def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str) -> AdapterTrainer:
-    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it."""
-    trainer = build(
-        model, tokenizer, payload.rows, payload.config, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps
-    )
+def adapted(base: Any, payload: WorkerPayload) -> Any:
+    """The base with fresh LoRA layers, the same whatever this process has drawn before."""
+    deterministic(payload.config.seed, payload.use_gpu)
+    return add_lora(base, payload.config.lora)
+
+
+def open_trainer(
+    model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str, dataset: Any | None = None
+) -> AdapterTrainer:
+    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it.
+
+    `dataset` are the same rows as an earlier trainer's `train_dataset` has them: they are not tokenised again.
+    """
+    rows = payload.rows if dataset is None else dataset
+    trainer = build(model, tokenizer, rows, payload.config, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps)
     if trainer.args.world_size != payload.config.workers.count:
         raise RuntimeError(
             f"each rank would train alone: world size {trainer.args.world_size} of {payload.config.workers.count}"
@@ -81,9 +91,9 @@ def run(trainer: AdapterTrainer, report: Report, *, resume: str | None = None) -
 class Report(TrainerCallback):  # type: ignore[misc]
     """Progress at every log, a checkpoint at every save: in both, all ranks report and rank 0 carries the payload."""
 
-    def __init__(self, payload: WorkerPayload) -> None:
+    def __init__(self, payload: WorkerPayload, *, rank: int) -> None:
         self._payload = payload
-        self._rank = ray.train.get_context().get_world_rank()
+        self._rank = rank
         self._path = Path(payload.progress_path)
         self._started = 0.0
         self._first_step = 0
@@ -111,7 +121,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         )  # fmt: skip
         if self._rank == 0:
             progress.write(self._path, now)
-        ray.train.report({"step": now.step, "loss": now.loss, "tokens_per_s": now.tokens_per_s, "eta_s": now.eta_s})
+        self.publish({"step": now.step, "loss": now.loss, "tokens_per_s": now.tokens_per_s, "eta_s": now.eta_s})
 
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -119,6 +129,10 @@ class Report(TrainerCallback):  # type: ignore[misc]
         metrics = {"step": state.global_step, "loss": self._last.get("loss")}
         checkpoint = ray.train.Checkpoint.from_directory(folder) if self._rank == 0 else None
         ray.train.report(metrics, checkpoint=checkpoint)
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """To Ray Train's controller, which waits for the same number of reports of every rank."""
+        ray.train.report(metrics)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._train_s = time.monotonic() - self._started
@@ -142,7 +156,8 @@ class Report(TrainerCallback):  # type: ignore[misc]
         }  # fmt: skip
 
 
-def _check_memory(payload: WorkerPayload) -> None:
+def check_memory(payload: WorkerPayload) -> None:
+    """ResourceError where this rank would not fit into the memory that is left."""
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
     architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     needed = estimate.estimate(
@@ -159,7 +174,7 @@ def _available_bytes(use_gpu: bool) -> float:
     return float(psutil.virtual_memory().available / ray.train.get_context().get_local_world_size() + own)
 
 
-def _agree(check: Callable[[], None]) -> str | None:
+def agree(check: Callable[[], None]) -> str | None:
     """The first rank's refusal, on every rank, so that none waits for one that has left."""
     mine = None
     try:
