@@ -26,6 +26,10 @@ class ModelError(SlmRayError):
     """A model cannot be reached or refuses every call (key, deployment, base folder)."""
 
 
+class TrainingError(SlmRayError):
+    """A training cannot go on: its loss or gradients are no numbers, or a worker failed in a way that will come again."""
+
+
 class AdapterError(SlmRayError):
     """An adapter is damaged, unknown or belongs to another base."""
 

@@ -94,12 +94,17 @@ def write_text(path: str | Path, text: str) -> None:
     _write(path, [text])
 
 
-def _write(path: str | Path, texts: Iterable[str]) -> None:
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """The file in one step: what was there stays until it is whole."""
+    _write(path, [data])
+
+
+def _write(path: str | Path, parts: Iterable[str | bytes]) -> None:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _replacing(target) as sink:
-            sink.writelines(text.encode("utf-8") for text in texts)
+            sink.writelines(part if isinstance(part, bytes) else part.encode("utf-8") for part in parts)
     except OSError as error:
         raise _cannot_write(path, error) from None
 

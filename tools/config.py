@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from slm_ray.config import TrainConfig
@@ -86,3 +88,15 @@ class SweepBenchConfig(Config):
     training: TrainConfig
     validation: str = Field(description="validation JSONL")
     search: Search = Search()
+
+
+class GpuCheckConfig(Config):
+    """What one GPU shows of training here, on a base with random weights."""
+
+    shape: Literal["llama31_8b", "llama32_3b", "tiny"] = "llama31_8b"
+    device: Literal["cuda", "cpu"] = "cuda"
+    memory_gb: float = Field(24.0, gt=0, description="the card is used as if it had no more; GB of 1e9 bytes")
+    seconds: float = Field(480.0, gt=0, description="for all parts; a variant ends after its share of it")
+    parts: tuple[str, ...] = Field((), description="which parts; all when empty")
+    out: str = "runs/gpu_check.json"
+    seed: int = 42

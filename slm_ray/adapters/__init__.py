@@ -1,12 +1,14 @@
 """Base models and the adapters made from them, as folders of files: what they are, what they are called, whether they fit."""
 
-from slm_ray.adapters.base_model import base_fingerprint, check_base, tensors
+from slm_ray.adapters.base_model import base_fingerprint, check_base
+from slm_ray.adapters.card import licence_of, model_card
+from slm_ray.adapters.history import AliasTable, Promotions, delete, promote, promotions, resolve, roll_back
+from slm_ray.adapters.manifest import MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.registry import (
-    MANIFEST,
-    PROMPTS,
-    SETTINGS,
-    WEIGHTS,
-    Manifest,
+    Checker,
+    adapter_ids,
+    export,
+    inside,
     list_adapters,
     load_manifest,
     publish,
@@ -14,8 +16,10 @@ from slm_ray.adapters.registry import (
     training_effort,
     verify,
 )
+from slm_ray.adapters.weights import base_shapes, check_tensors, tensors
 
 __all__ = [
-    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "Manifest", "base_fingerprint", "check_base", "list_adapters",
-    "load_manifest", "publish", "tensors", "train_prompts", "training_effort", "verify",
+    "MANIFEST", "PROMPTS", "SETTINGS", "WEIGHTS", "AliasTable", "Checker", "Manifest", "Promotions", "adapter_ids",
+    "base_fingerprint", "base_shapes", "check_base", "check_tensors", "delete", "export", "inside", "licence_of", "list_adapters",
+    "load_manifest", "model_card", "promote", "promotions", "publish", "resolve", "roll_back", "tensors", "train_prompts", "training_effort", "verify",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from slm_ray.adapters.weights import tensors
 from slm_ray.errors import AdapterError, ModelError, SlmRayError
 from slm_ray.storage import file_digest, read_json
 
@@ -115,25 +116,6 @@ def base_fingerprint(folder: str | Path) -> str:
         if (home / name).is_file():
             digest.update(f"\0{name}\0{file_digest(home / name)}".encode())
     return digest.hexdigest()[:32]
-
-
-def tensors(path: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor names and shapes of a safetensors file; AdapterError when it is cut short or not that format."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as source:
-            (length,) = struct.unpack("<Q", source.read(8))
-            if length > size:
-                raise ValueError("its header is longer than the file")
-            header: dict[str, Any] = json.loads(source.read(length))
-        header.pop("__metadata__", None)
-        if 8 + length + max(entry["data_offsets"][1] for entry in header.values()) != size:
-            raise ValueError("its tensors do not end where the file ends")
-        return {name: tuple(entry["shape"]) for name, entry in header.items()}
-    except OSError as error:
-        raise AdapterError(f"cannot read {path}: {error.strerror}; publish or download it again") from None
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise AdapterError(f"{path} is not a whole safetensors file ({error}); publish or download it again") from None
 
 
 def base_config(home: Path) -> dict[str, Any]:

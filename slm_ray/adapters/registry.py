@@ -8,7 +8,9 @@ another base, or a damaged one, before any weight is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import errno
 import hashlib
 import json
@@ -16,41 +18,28 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slm_ray.adapters.base_model import base_config, base_fingerprint, tensors
-from slm_ray.errors import AdapterError, SlmRayError, choices
+from pydantic import TypeAdapter, ValidationError
+
+from slm_ray.adapters.base_model import base_config, base_fingerprint
+from slm_ray.adapters.card import licence_of, model_card
+from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
+from slm_ray.adapters.weights import base_shapes as base_shapes_of
+from slm_ray.adapters.weights import check_tensors
+from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
-from slm_ray.storage import file_digest, read_json, write_json
+from slm_ray.storage import file_digest, read_json, write_json, write_text
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
-PROMPTS, MANIFEST = "train_prompts.json", "manifest.json"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+_LISTED = 20  # names in an error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Manifest:
-    """What an adapter is and where it comes from. `files` are SHA-256 digests; `train_prompts` counts training rows."""
-
-    id: str
-    name: str
-    track: str
-    base: str
-    base_fingerprint: str
-    config_digest: str
-    data_digest: str
-    metrics: Mapping[str, Any]
-    created: str
-    rank: int
-    alpha: int
-    hidden_size: int | None
-    train_prompts: int
-    files: Mapping[str, str]
+_MANIFEST = TypeAdapter(Manifest)
 
 
 def publish(
@@ -65,21 +54,23 @@ def publish(
     data_digest: str,
     metrics: Mapping[str, Any],
     train_prompts: Iterable[str],
+    recipe: Mapping[str, Any],
+    base_shapes: Mapping[str, tuple[int, ...]] | None,
 ) -> Manifest:
     """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
+
+    Every tensor is checked first, against `base_shapes` too where the base is at hand: AdapterError, and nothing is copied.
 
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
     first publication's manifest stands: a second one does not change its metrics or time.
     """
-    if not _NAME.fullmatch(name):
+    if not NAME.fullmatch(name):
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
-    shapes = tensors(source / WEIGHTS)
+    check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
     prompts = sorted(set(train_prompts))
-    root.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=root, prefix=".publishing-"))
-    try:
+    with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
         write_json(scratch / SETTINGS, settings)
         write_json(scratch / PROMPTS, prompts)
@@ -88,26 +79,89 @@ def publish(
             id=f"{name}-{_content(settings, files, base_fingerprint, config_digest, data_digest)}",
             name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
-            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(shapes), train_prompts=len(prompts),
+            rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(base_shapes or {}), train_prompts=len(prompts),
+            recipe=dict(recipe),
         )  # fmt: skip
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
-        return _reveal(scratch, root, manifest)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        write_text(scratch / CARD, model_card(manifest, licence=licence_of(base)))
+        _reveal(scratch, root / manifest.id, mode=0o444)
+    return load_manifest(root, manifest.id)
+
+
+def export(
+    adapters_dir: str | Path,
+    adapter_id: str,
+    out: str | Path,
+    *,
+    card: Callable[[Manifest], str],
+    base: str | None = None,
+) -> Manifest:
+    """Write an adapter as a folder that plain PEFT, plain vLLM and slm_ray itself load, with `card` as its README.md.
+
+    `base` is the name of the base that its settings are to carry, in place of where it lay when it was trained; its id
+    does not depend on that. `out` must not exist. AdapterError when the adapter is damaged.
+    """
+    manifest, home, target = _whole(adapters_dir, adapter_id), Path(adapters_dir) / adapter_id, Path(out).absolute()
+    if os.path.lexists(target):
+        raise ConfigError(f"{out} exists; give --out a folder that does not, so that nothing in it is mixed or lost")
+    with _scratch(target.parent, f".{target.name}-") as scratch:
+        for name in (WEIGHTS, SETTINGS, PROMPTS):
+            shutil.copyfile(home / name, scratch / name)
+        if base is not None:
+            write_json(scratch / SETTINGS, read_json(home / SETTINGS) | {"base_model_name_or_path": base})
+            files = {**manifest.files, SETTINGS: file_digest(scratch / SETTINGS)}
+            manifest = dataclasses.replace(manifest, base=base, files=files)
+        write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
+        write_text(scratch / CARD, card(manifest))
+        _reveal(scratch, target, mode=0o644)
+    return manifest
+
+
+def is_id(name: str) -> bool:
+    """Whether `name` is spelled as the id of a published adapter: a name, '-' and 12 hex digits."""
+    return _ID.fullmatch(name) is not None
+
+
+def adapter_ids(adapters_dir: str | Path) -> list[str]:
+    """The ids of all published adapters, sorted; an absent folder holds none. Opens no file."""
+    try:
+        names = os.listdir(adapters_dir)
+    except OSError:
+        return []
+    return sorted(name for name in names if is_id(name) and os.path.isfile(os.path.join(adapters_dir, name, MANIFEST)))
 
 
 def load_manifest(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     """The manifest of one published adapter; AdapterError with the known ids when there is none."""
-    if not _ID.fullmatch(adapter_id):
-        raise AdapterError(f"{adapter_id!r} is no adapter id; an id is a name, '-' and 12 hex digits")
+    if not is_id(adapter_id):
+        raise AdapterError(
+            f"{adapter_id!r} is no adapter id, which is a name, '-' and 12 hex digits; of an alias, slm-ray adapters show"
+            " says which adapter it stands for"
+        )
     path = Path(adapters_dir) / adapter_id / MANIFEST
-    if not path.is_file():
-        known = (manifest.id for manifest in list_adapters(adapters_dir))
-        raise AdapterError(f"no adapter {adapter_id!r} in {adapters_dir}; {choices(adapter_id, known)}")
     try:
-        return Manifest(**read_json(path))
-    except (SlmRayError, TypeError) as error:
-        raise AdapterError(f"{path} is damaged ({error}); delete the folder {adapter_id} and publish again") from None
+        manifest = _MANIFEST.validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise unknown_adapter(adapters_dir, adapter_id) from None
+    except OSError as error:
+        raise AdapterError(f"cannot read {path}: {error.strerror}; see who may read {adapters_dir}") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise AdapterError(
+            f"{path} is damaged ({where}{': ' if where else ''}{wrong['msg']}); delete the folder {adapter_id} and publish again"
+        ) from None
+    if manifest.id != adapter_id:
+        raise AdapterError(f"the folder {adapter_id} holds the adapter {manifest.id}; give the folder that name")
+    return manifest
+
+
+def unknown_adapter(adapters_dir: str | Path, name: str, aliases: Iterable[str] = ()) -> AdapterError:
+    """The error for a name that no adapter has, with the names that are nearest."""
+    known = [*aliases, *adapter_ids(adapters_dir)]
+    near = difflib.get_close_matches(name, known, n=_LISTED) if len(known) > _LISTED else known
+    more = f" and {len(known) - len(near)} more (slm-ray adapters list)" if len(near) < len(known) else ""
+    return AdapterError(f"no adapter {name!r} in {adapters_dir}; known: {', '.join(near) or 'none'}{more}")
 
 
 def training_effort(manifest: Manifest) -> TrainingEffort | None:
@@ -126,9 +180,8 @@ def training_effort(manifest: Manifest) -> TrainingEffort | None:
 
 def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
     """Every published adapter, oldest first; an absent folder holds none."""
-    root = Path(adapters_dir)
-    ids = [path.parent.name for path in root.glob(f"*/{MANIFEST}") if _ID.fullmatch(path.parent.name)]
-    return sorted((load_manifest(root, adapter_id) for adapter_id in ids), key=lambda found: (found.created, found.id))
+    found = (load_manifest(adapters_dir, adapter_id) for adapter_id in adapter_ids(adapters_dir))
+    return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
 
 
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
@@ -139,38 +192,101 @@ def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
 
 def verify(adapters_dir: str | Path, adapter_id: str, base_folder: str | Path) -> Manifest:
     """The manifest, once every file is seen to be whole and `base_folder` to be the base it was trained on."""
-    manifest = load_manifest(adapters_dir, adapter_id)
-    home = Path(adapters_dir) / adapter_id
-    for name, expected in manifest.files.items():
-        if not (home / name).is_file():
-            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again")
-        if file_digest(home / name) != expected:
-            raise AdapterError(
-                f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
-            )
-    if (found := base_fingerprint(base_folder)) != manifest.base_fingerprint:
-        raise AdapterError(
-            f"adapter {adapter_id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
-            f" size {manifest.hidden_size}), but {base_folder} is fingerprint {found[:12]}, hidden size"
-            f" {base_config(Path(base_folder)).get('hidden_size')}; give its own base, or train on this one"
-        )
+    manifest = _whole(adapters_dir, adapter_id)
+    _check_base(manifest, base_folder, base_fingerprint(base_folder))
     return manifest
 
 
-def _reveal(scratch: Path, root: Path, manifest: Manifest) -> Manifest:
+class Checker:
+    """Checks published adapters, one after the other: files, every tensor, and the base where it is at hand.
+
+    `base_folder` is the base of them all; without it each adapter's own, where that is a folder here. A base is read once.
+    """
+
+    def __init__(self, adapters_dir: str | Path, base_folder: str | Path | None = None) -> None:
+        self._root, self._base_folder = Path(adapters_dir), base_folder
+        self._bases: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
+
+    def check(self, adapter_id: str) -> str:
+        """What was looked at, in words; AdapterError for what is wrong."""
+        manifest = _whole(self._root, adapter_id)
+        folder = str(self._base_folder or manifest.base)
+        shapes = None
+        if self._base_folder or os.path.isdir(folder):
+            if folder not in self._bases:
+                self._bases[folder] = base_fingerprint(folder), base_shapes_of(folder)
+            fingerprint, shapes = self._bases[folder]
+            _check_base(manifest, folder, fingerprint)
+        home = self._root / adapter_id
+        check_tensors(home / WEIGHTS, _settings(home / SETTINGS, manifest.base), shapes)
+        return "files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"
+
+
+def inside(path: Path, adapters_dir: str | Path) -> Path:
+    """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
+    real = path.resolve(strict=True)
+    if not real.is_relative_to(Path(adapters_dir).resolve()):
+        raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
+    return real
+
+
+def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
+    """The manifest, once every file is seen to be the one that was published."""
+    manifest = load_manifest(adapters_dir, adapter_id)
+    home = Path(adapters_dir) / adapter_id
+    for name in (WEIGHTS, SETTINGS, PROMPTS):
+        try:
+            digest = file_digest(inside(home / name, adapters_dir))
+        except FileNotFoundError:
+            raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again") from None
+        if digest != manifest.files.get(name):
+            raise AdapterError(
+                f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
+            )
+    return manifest
+
+
+def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> None:
+    if fingerprint != manifest.base_fingerprint:
+        raise AdapterError(
+            f"adapter {manifest.id} was trained on base {manifest.base!r} (fingerprint {manifest.base_fingerprint[:12]}, hidden"
+            f" size {manifest.hidden_size}), but {folder} is fingerprint {fingerprint[:12]}, hidden size"
+            f" {base_config(Path(folder)).get('hidden_size')}; give its own base, or train on this one"
+        )
+
+
+@contextlib.contextmanager
+def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `folder` that is gone after the block; ResourceError where the disk takes nothing."""
+    scratch = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
+        yield scratch
+    except OSError as error:
+        raise ResourceError(
+            f"cannot write to {folder}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may"
+            " write to"
+        ) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _reveal(scratch: Path, target: Path, *, mode: int) -> None:
+    """The folder under its name, in one step and synced; where there is one already, that stays."""
     for path in scratch.iterdir():
         _sync(path)
-        path.chmod(0o444)
+        path.chmod(mode)
     scratch.chmod(0o755)
     _sync(scratch)
     try:
-        os.rename(scratch, root / manifest.id)
+        os.rename(scratch, target)
     except OSError as error:
         # A folder that has content is never replaced: of two publishers of the same adapter the first one stands.
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-    _sync(root)
-    return load_manifest(root, manifest.id)
+    _sync(target.parent)
 
 
 def _sync(path: Path) -> None:
@@ -197,5 +313,6 @@ def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _hidden_size(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    return next((shape[1] for name, shape in sorted(shapes.items()) if ".q_proj.lora_A" in name), None)
+def _hidden_size(base_shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    embeddings = (shape for name, shape in base_shapes.items() if name.endswith(("embed_tokens.weight", "wte.weight")))
+    return next((shape[-1] for shape in embeddings if len(shape) == 2), None)

@@ -1,4 +1,5 @@
-"""The console script `slm-ray`: every command of `commands.COMMANDS`, and `init` and `open`, which only people need.
+"""The console script `slm-ray`: every command of `commands.COMMANDS`, and `init`, `open` and `adapters`, which only
+people need.
 
 A command takes what its job takes: a config file that may be left out, `--set a.b=c`, `--NAME VALUE`, `--help` with every
 setting. Without a file the settings have their defaults, so the script works in any folder. Nothing heavy is imported
@@ -18,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
+from slm_ray.cli import adapters
 from slm_ray.cli.commands import COMMANDS, Command
 from slm_ray.cli.init import DEFAULTS, QUESTIONS, Answers, answers_from, next_commands, write
 from slm_ray.command import BAD_INPUT, Usage, run
@@ -70,6 +72,9 @@ for _name, _command in COMMANDS.items():
         _name, cls=_JobCommand, add_help_option=False, help=_command.doc.partition("\n")[0],
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )(_caller(_name, _command))  # fmt: skip
+
+
+app.add_typer(adapters.app)
 
 
 @app.command()

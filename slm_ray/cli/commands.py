@@ -107,6 +107,18 @@ def compare(config: configs.CompareConfig) -> int:
     return EXIT[found.decision.action]
 
 
+def distil(config: configs.DistilConfig) -> None:
+    """Training rows from a teacher: its answers to them in a finished evaluation, where they can be read and score enough.
+
+    First let the teacher answer the training rows, within a budget and resumable as any evaluation, then take its answers:
+        slm-ray evaluate --examples runs/prepared/structured/train.jsonl --run_dir runs/teacher --set models='["azure:gpt-4o"]'
+        slm-ray distil --report runs/teacher --teacher azure:gpt-4o --examples runs/prepared/structured/train.jsonl --out runs/prepared/structured/distilled.jsonl
+    """
+    from slm_ray.reports.distil import distil as take
+
+    print(take(config).summary())
+
+
 def train(config: configs.TrainConfig) -> None:
     """One QLoRA adapter: Ray Train over the worker group, then published under an immutable, content-addressed id."""
     check_base(config.base, setting="base")
@@ -189,10 +201,9 @@ def infer(config: configs.InferConfig) -> int:
 
 def _token_ids(folder: str, prompt: Prompt) -> list[int]:
     from slm_ray.training.base_model import base_folder, open_tokenizer
+    from slm_ray.training.rows import token_ids
 
-    tokenizer = open_tokenizer(base_folder(folder))
-    text = tokenizer.apply_chat_template(prompt.as_dicts(), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return token_ids(open_tokenizer(base_folder(folder)), prompt.as_dicts(), answer_next=True)
 
 
 def judge(config: configs.JudgeConfig) -> int:
@@ -270,6 +281,7 @@ COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
     "compare": Command(config=configs.CompareConfig, function=compare),
+    "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),

@@ -1,6 +1,7 @@
 """What a job can be told: one module per job, what they share (`shared`), and how YAML and `--set` fill it (`load`)."""
 
 from slm_ray.config.compare import CompareConfig
+from slm_ray.config.distil import DistilConfig
 from slm_ray.config.evaluate import EvaluateConfig
 from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
@@ -26,6 +27,7 @@ from slm_ray.config.shared import (
     Range,
     Recipe,
     Requests,
+    Retrieval,
     Search,
     Serving,
     Source,
@@ -42,6 +44,7 @@ __all__ = [
     "Cost",
     "Curation",
     "Declaration",
+    "DistilConfig",
     "EvaluateConfig",
     "Evaluation",
     "Generation",
@@ -58,6 +61,7 @@ __all__ = [
     "Recipe",
     "Priced",
     "Requests",
+    "Retrieval",
     "RowsConfig",
     "Search",
     "ServeConfig",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config, Generation
+from slm_ray.config.shared import Generation, Retrieval
 
 
-class InferConfig(Config):
+class InferConfig(Retrieval):
     """One request, shown as the model sees it."""
 
     track: str

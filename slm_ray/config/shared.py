@@ -94,7 +94,16 @@ class Requests(Config):
     no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
-class Evaluation(Requests):
+class Retrieval(Config):
+    """How demonstrations are found, wherever they are shown."""
+
+    retriever: str = Field(
+        "words",
+        description="what finds similar training rows: words, bm25, or a sentence encoder by folder or hub name",
+    )
+
+
+class Evaluation(Requests, Retrieval):
     """How models are evaluated, whatever the rows."""
 
     repeats: int = Field(
@@ -199,7 +208,7 @@ class Curation(Config):
     order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
 
-class Source(Config):
+class Source(Retrieval):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
     track: str = Field("structured", description="a track's name, or the path of its YAML file")

@@ -42,6 +42,7 @@ KINDS = {
     "duplicate_id": "an id that an earlier row has",
     "duplicate_content": "a row equal to an earlier one, and no ids to tell them apart",
     "too_long": "more tokens than max_tokens",
+    "refused_chat": "a chat that the base's chat template refuses",
 }
 _SHOWN = 5
 

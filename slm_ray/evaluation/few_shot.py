@@ -1,7 +1,7 @@
 """Few-shot demonstrations: training rows shown in front of a question.
 
 The `K` training rows most like a question stand in front of it as chat turns, the most similar one next to it. A training
-row that asks what a row of the evaluation asks is never shown, whoever's row it is.
+row that asks what a row of the evaluation asks is never shown, whoever's row it is. What "most like" means is a setting.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from slm_ray.corpus.leakage import question_hash, question_hashes
-from slm_ray.corpus.retrieve import Retriever, with_demonstrations
+from slm_ray.corpus.retrieve import questions, with_demonstrations
+from slm_ray.encoders import check_retriever, open_retriever
 from slm_ray.errors import ConfigError
 from slm_ray.providers import ModelSpec, TrainingRows
 from slm_ray.tasks import open_dataset
@@ -23,7 +24,7 @@ class Demonstrations:
     `files` says where they are, for whoever reads them in another process.
     """
 
-    def __init__(self, path: str, track: str, asked: Sequence[Example]) -> None:
+    def __init__(self, path: str, track: str, asked: Sequence[Example], retriever: str) -> None:
         local = Path(track).suffix in (".yaml", ".yml")
         track_anywhere = str(Path(track).absolute()) if local else track
         self.files = TrainingRows(path=str(Path(path).absolute()), track=track_anywhere)
@@ -33,27 +34,35 @@ class Demonstrations:
         self.left_out = len(rows) - len(self.rows)
         if not self.rows:
             raise ConfigError(f"{path}: all {len(rows)} rows are rows of the evaluation; give the training rows")
-        self._retriever: Retriever | None = None
-        self._near: dict[tuple[str, int], list[Example]] = {}
+        self._retriever = retriever
+        self._shown: dict[int, dict[str, Prompt]] = {}
 
-    def prompt(self, prompt: Prompt, k: int) -> Prompt:
-        """`prompt` behind its `k` demonstrations."""
-        if self._retriever is None:
-            self._retriever = Retriever(self.rows)
-        question = prompt.messages[-1].content
-        near = self._near.get((question, k))
-        if near is None:
-            near = self._near[question, k] = self._retriever.nearest(question, k)
-        return with_demonstrations(prompt, near[::-1])
+    def prompts(self, rows: Sequence[Example], k: int) -> dict[str, Prompt]:
+        """The prompt of each row, by id, behind its `k` demonstrations; the same rows every time."""
+        if k < 1:
+            return {}
+        if k not in self._shown:
+            asked = questions(rows)
+            retriever = open_retriever(self._retriever, self.rows, asked, beside=self.files.path)
+            self._shown[k] = {
+                row.id: with_demonstrations(row.prompt, retriever.nearest(question, k))
+                for row, question in zip(rows, asked, strict=True)
+            }
+        return self._shown[k]
 
 
 def open_demonstrations(
-    path: str | None, models: Sequence[ModelSpec], track: str, asked: Sequence[Example]
+    path: str | None, models: Sequence[ModelSpec], track: str, asked: Sequence[Example], *, retriever: str
 ) -> Demonstrations | None:
-    """The training rows where one of the models needs them; ConfigError when it does and no file is named."""
+    """The training rows where one of the models needs them; ConfigError when it does and no file is named.
+
+    ModelError where `retriever` names an encoder that is none, and a model is shown what it finds.
+    """
     needing = [model.spec for model in models if model.needs_training_rows]
     if not needing:
         return None
     if path is None:
         raise ConfigError(f"{needing[0]} takes training rows; set demonstrations to their JSONL")
-    return Demonstrations(path, track, asked)
+    if any(model.demonstrations for model in models):
+        check_retriever(retriever)
+    return Demonstrations(path, track, asked, retriever)

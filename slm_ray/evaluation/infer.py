@@ -54,10 +54,10 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
     model.provider.check(environment)
     track = open_track(config.track, beside=config.examples)
     row = _row(config, track)
-    shown = open_demonstrations(config.demonstrations, [model], config.track, [row])
+    shown = open_demonstrations(config.demonstrations, [model], config.track, [row], retriever=config.retriever)
     return Inference(
         track=track, example_id=row.id,
-        prompt=shown.prompt(row.prompt, model.demonstrations) if shown and model.demonstrations else row.prompt,
+        prompt=(shown.prompts([row], model.demonstrations) if shown else {}).get(row.id, row.prompt),
         reference=row.target if config.examples and config.target is None else config.target,
         provider=model.provider.bind([row], shown.files if shown else None),
     )  # fmt: skip

@@ -127,7 +127,9 @@ def plan(
     parts = _parts(config, dataset, further)
     rows = tuple(row for _, part in parts for row in part)
     _refuse_training_rows(config, models, parts, train_prompts or {})
-    shown = open_demonstrations(config.demonstrations or config.train, models, config.track, dataset.examples)
+    shown = open_demonstrations(
+        config.demonstrations or config.train, models, config.track, dataset.examples, retriever=config.retriever
+    )
     if shown:
         for one in further:  # to leave them out now would change what the first rows were shown
             refuse_leakage(
@@ -208,7 +210,7 @@ def _arm(
     rows = tuple(row for _, part in parts for row in part)
     provider = model.provider.bind(rows, shown.files if shown else None)
     who = provider.identity(endpoint=config.endpoint, environment=environment)
-    prompts = {row.id: shown.prompt(row.prompt, k) for row in rows} if shown and (k := model.demonstrations) else {}
+    prompts = shown.prompts(rows, model.demonstrations) if shown else {}
     repeats: tuple[dict[str, str], ...] = tuple({} for _ in range(config.repeats))
     for data, row in ((data, row) for data, part in parts for row in part):
         body = request_body(prompts.get(row.id, row.prompt), config.generation)

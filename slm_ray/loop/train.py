@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from slm_ray import cluster
 from slm_ray.config import LoopConfig, TrainConfig
+from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
+from slm_ray.parity import chosen_rows, first_difference
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import summary, sweep
 from slm_ray.training import train_many
-from slm_ray.training.base_model import open_tokenizer, silence_libraries
+from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.rows import token_ids as counted
 
 Say = Callable[[str], None]
 
@@ -62,15 +64,20 @@ def placement(config: LoopConfig, tracks: int) -> Placement:
 
 
 def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
-    """The parity check: the token ids that the trainer will see for a prompt are those that the server sees."""
-    silence_libraries()  # before the trainer's, which also take seconds to import
-    from slm_ray.training.parity import check_parity, prompt_token_ids
+    """Before a GPU minute is spent: the tokens of prompts as training counts them are those that the server sees.
 
-    tokenizer = open_tokenizer(Path(config.serving.base))
+    Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared
+    when the adapter is there, before it is published.
+    """
+    tokenizer = open_tokenizer(base_folder(config.serving.base))
     for run in runs:
-        prompt = run.prepared.dataset("train").examples[0].prompt
-        served = token_ids(endpoint.url, endpoint.model_name, prompt)
-        check_parity(prompt_token_ids(tokenizer, prompt), served, tokenizer.decode, server=endpoint.url)
+        prompts = [example.prompt for example in run.prepared.dataset("train").examples]
+        for row in chosen_rows([sum(len(turn.content) for turn in prompt.messages) for prompt in prompts]):
+            served = token_ids(endpoint.url, endpoint.model_name, prompts[row])
+            trained = counted(tokenizer, prompts[row].as_dicts(), answer_next=True)
+            differs = first_difference(trained, served, tokenizer.decode, server=endpoint.url)
+            if differs is not None:
+                raise ModelError(f"{run.name}, training row {row + 1}: {differs}")
 
 
 def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
@@ -90,6 +97,8 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
 def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, say: Say) -> None:
     """Sweep if asked for, train and publish; each run's `adapter` is set."""
     configs = [swept(config, run, say) for run in runs]
-    for run, manifest in zip(runs, train_many(configs, parallel=parallel), strict=True):
+    for run, manifest in zip(
+        runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
+    ):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")

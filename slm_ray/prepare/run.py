@@ -16,6 +16,7 @@ from slm_ray.config import PrepareConfig
 from slm_ray.corpus import formats, read
 from slm_ray.corpus.filters import Step
 from slm_ray.corpus.tracks import Track, definition
+from slm_ray.encoders import check_retriever
 from slm_ray.errors import ConfigError
 from slm_ray.parallel import Executor, LocalExecutor
 from slm_ray.prepare.curate import curated
@@ -76,6 +77,8 @@ def prepare(
     formats.check(config.format, track)
     if most is not None and token_counter is None:
         raise ConfigError("curation.max_tokens needs a tokenizer; set `base` to the base model's folder")
+    if config.few_shot:
+        check_retriever(config.retriever)
     output_folder(config.out_dir, setting="out_dir")
     folder = Path(config.out_dir)
     digest = _digest(config, track)
@@ -92,8 +95,9 @@ def prepare(
     found, split_steps = splits(rows, config)
     if config.few_shot:
         found["train"], step = with_demonstrations(
-            found["train"], track, k=config.few_shot, most=most, token_counter=token_counter, executor=executor
-        )
+            found["train"], track, k=config.few_shot, retriever=config.retriever, beside=folder / "train.jsonl", most=most,
+            token_counter=token_counter, executor=executor,
+        )  # fmt: skip
         split_steps.append(step)
     _write(folder, found, track, _named(config))
     prepared = Prepared(

@@ -12,11 +12,20 @@ from slm_ray.scoring.strip import strip
 
 def parsed(track: Track, text: str | None) -> str:
     """The answer in one line, with notes on what was taken off it; `unreadable` where the scorers find nothing in it."""
-    stripped, notes = strip(text, track.strip)
-    parse = next((_PARSERS[name] for name in track.scorers if name in _PARSERS), None)
-    value = parse(stripped) if parse else stripped
+    value, notes = _read(track, text)
     shown = "unreadable" if value is None else str(value)
     return f"{shown} ({', '.join(notes)})" if notes else shown
+
+
+def is_readable(track: Track, text: str | None) -> bool:
+    """Whether the track's scorers find in the answer what they look for; of free text, whether there is any."""
+    return _read(track, text)[0] is not None
+
+
+def _read(track: Track, text: str | None) -> tuple[object, tuple[str, ...]]:
+    stripped, notes = strip(text, track.strip)
+    parse = next((_PARSERS[name] for name in track.scorers if name in _PARSERS), None)
+    return (parse(stripped) if parse else stripped), notes
 
 
 def _number(text: str | None) -> str | None:

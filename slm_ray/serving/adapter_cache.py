@@ -4,7 +4,7 @@
 
 A published adapter (ID ends in 12 hex digits and has a manifest) never changes, so its name is its ID. A folder placed by
 hand may change, so its name is ID@VERSION, where the version comes from its files' identity: replaced files are another
-adapter. vLLM reads files again in the middle of a step and dies when they are gone, so it is only ever given a copy that
+adapter. An alias stands for the published adapter that was promoted last. vLLM reads files again in the middle of a step and dies when they are gone, so it is only ever given a copy that
 nobody else touches. Nothing outside the folder is ever read: names are checked here, and what a symbolic link leads to
 elsewhere is no adapter. Nothing here knows Ray or vLLM.
 """
@@ -17,10 +17,11 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from slm_ray import adapters, storage
-from slm_ray.errors import AdapterError, ResourceError
+from slm_ray.errors import AdapterError, DataError, ResourceError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
 _NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}})?")
@@ -35,7 +36,7 @@ def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
         return None
     home = Path(adapters_dir) / adapter
     try:
-        found = [os.stat(_inside(home / name, adapters_dir)) for name in (adapters.SETTINGS, adapters.WEIGHTS)]
+        found = [os.stat(adapters.inside(home / name, adapters_dir)) for name in (adapters.SETTINGS, adapters.WEIGHTS)]
     except OSError:
         return None
     if _published(home):
@@ -51,6 +52,39 @@ def served_names(adapters_dir: str | Path) -> dict[str, str]:
     except OSError:
         return {}
     return {folder: name for folder in folders if (name := served_name(adapters_dir, folder)) is not None}
+
+
+class ServedNames:
+    """What the names that clients send stand for right now: adapters first, then aliases, so that none hides an adapter."""
+
+    def __init__(self, adapters_dir: str | Path) -> None:
+        self._adapters_dir = adapters_dir
+        self._aliases = adapters.AliasTable(adapters_dir)
+
+    def resolve(self, name: str) -> str:
+        """What the engine calls the adapter that `name` (ID, ID@VERSION or an alias) stands for.
+
+        FileNotFoundError says in words that goes on after the name why there is none; DataError while the history of
+        aliases is damaged, of names that are no adapter's only.
+        """
+        adapter, _, version = name.partition("@")
+        served = served_name(self._adapters_dir, adapter)
+        if served is not None and (not version or served == name):
+            return served
+        promoted = None if served or version else self._aliases.now().get(adapter)
+        if promoted is None:
+            raise FileNotFoundError("does not exist")
+        if (served := served_name(self._adapters_dir, promoted)) is None:
+            raise FileNotFoundError(f"stands for {promoted}, which was deleted")
+        return served
+
+    def listed(self) -> dict[str, str]:
+        """Adapters and then aliases, each with what the engine calls it; no aliases while their history is damaged."""
+        names = served_names(self._adapters_dir)
+        aliases: Mapping[str, str] = {}
+        with contextlib.suppress(DataError):  # who asks for one is told
+            aliases = self._aliases.now()
+        return names | {alias: names[of] for alias, of in aliases.items() if of in names and alias not in names}
 
 
 class NodeLocalCache:
@@ -97,11 +131,9 @@ class NodeLocalCache:
 
 
 def check(home: Path, base: str | Path) -> None:
-    """AdapterError unless `home` holds a whole LoRA adapter of the `base` folder, as far as its files tell."""
+    """AdapterError unless `home` holds a whole LoRA adapter of the `base` folder, every tensor of it looked at."""
     if _published(home):
-        manifest = adapters.verify(home.parent, home.name, base)
-        if manifest.id != home.name:
-            raise AdapterError(f"the folder {home.name} holds the adapter {manifest.id}; give the folder that name")
+        adapters.verify(home.parent, home.name, base)
     elif (home / adapters.MANIFEST).is_file():
         trained_on = storage.read_json(home / adapters.MANIFEST).get("base_fingerprint")
         if trained_on != adapters.base_fingerprint(base):
@@ -109,21 +141,9 @@ def check(home: Path, base: str | Path) -> None:
                 f"adapter {home.name} was trained on another base (fingerprint {trained_on}); give its own"
             )
     settings = storage.read_json(home / adapters.SETTINGS)
-    if not isinstance(settings, dict) or not isinstance(settings.get("r"), int):
+    if not isinstance(settings, dict):
         raise AdapterError(f"{adapters.SETTINGS} of {home.name} is no PEFT LoRA configuration; save the adapter again")
-    _check_shapes(home, base)
-
-
-def _check_shapes(home: Path, base: str | Path) -> None:
-    shapes = adapters.tensors(home / adapters.WEIGHTS)
-    if any("lora_embedding" in name for name in shapes):
-        raise AdapterError(f"adapter {home.name} changes the embeddings, which is not served; train linear layers only")
-    expected = storage.read_json(Path(base) / "config.json").get("hidden_size")
-    for name, shape in shapes.items():
-        if ".q_proj.lora_A" in name and expected is not None and shape[1] != expected:
-            raise AdapterError(
-                f"adapter {home.name} is for hidden size {shape[1]}, the base has {expected}; serve it on its own base"
-            )
+    adapters.check_tensors(home / adapters.WEIGHTS, settings, adapters.base_shapes(base))
 
 
 def _published(home: Path) -> bool:
@@ -134,15 +154,7 @@ def _copy(adapters_dir: Path, adapter: str, target: Path) -> None:
     target.mkdir()
     for name in _FILES:
         with contextlib.suppress(FileNotFoundError):  # a missing file shows in the check that follows
-            shutil.copyfile(_inside(adapters_dir / adapter / name, adapters_dir), target / name)
-
-
-def _inside(path: Path, adapters_dir: str | Path) -> Path:
-    """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
-    real = path.resolve(strict=True)
-    if not real.is_relative_to(Path(adapters_dir).resolve()):
-        raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
-    return real
+            shutil.copyfile(adapters.inside(adapters_dir / adapter / name, adapters_dir), target / name)
 
 
 def _sweep(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The endpoint's front: Ray's OpenAI ingress, plus adapters by name, Azure's routes, the stand-in and an API key.
 
-A client names `BASE`, `BASE:ADAPTER` or `ADAPTER`. Whatever an adapter folder holds now is resolved, per request, to a
+A client names `BASE`, `BASE:ADAPTER` or `ADAPTER`, or in the adapter's place an alias, which stands for the adapter that was
+promoted last. Whatever the folder holds now is resolved, per request, first as a folder and then as an alias, to a
 name that never means anything else (`adapter_cache`); multiplexing, vLLM's table and its prefix cache all go by that name,
 and the response's `model` shows it.
 
@@ -21,7 +22,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import JSONResponse, Response
 
 from slm_ray.errors import SlmRayError
-from slm_ray.serving.adapter_cache import served_name, served_names
+from slm_ray.serving.adapter_cache import ServedNames
 from slm_ray.serving.auth import RequireKey, refusal
 from slm_ray.serving.stand_in import StandIn
 
@@ -42,7 +43,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         super().__init__(*args, **options)
         self._base: str
         (self._base,) = self._model_cards
-        self._adapters_dir = adapters_dir
+        self._names = ServedNames(adapters_dir)
         self._stand_in = StandIn(**stand_in) if stand_in else None
         self._api_key_digest = api_key_digest
 
@@ -65,7 +66,9 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
             return await self._answer_as_stand_in(self._stand_in, body, request)
         try:
             body.model = await self._get_model_id(deployment)
-        except HTTPException:
+        except HTTPException as error:
+            if error.status_code != 404:
+                raise
             return refusal(404, "DeploymentNotFound", "The API deployment for this resource does not exist.")
         answer: Response = await self.chat(body, request)
         return answer
@@ -84,16 +87,13 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
     async def _get_model_id(self, model: str | None) -> str:
         if model is None or model == self._base:
             return self._base
-        name = await asyncio.to_thread(self._resolve, model)
-        if name is None:
-            raise HTTPException(404, f"the model {model!r} does not exist; GET /v1/models lists what does")
-        return f"{self._base}:{name}"
-
-    def _resolve(self, model: str) -> str | None:
         name = model.removeprefix(f"{self._base}:")
-        adapter, _, version = name.partition("@")
-        served = served_name(self._adapters_dir, adapter)
-        return served if served is not None and (not version or served == name) else None
+        try:
+            return f"{self._base}:{await asyncio.to_thread(self._names.resolve, name)}"
+        except FileNotFoundError as error:
+            raise HTTPException(404, f"the model {model!r} {error}; GET /v1/models lists what there is") from None
+        except SlmRayError as error:
+            raise HTTPException(503, f"no alias can be looked up: {error}") from None
 
     async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
         body.model = await self._get_model_id(body.model)
@@ -101,9 +101,10 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
             yield chunk
 
     async def models(self) -> ModelList:
-        """The base and every adapter in the folder."""
-        names = await asyncio.to_thread(served_names, self._adapters_dir)
-        return ModelList(data=[self._model_cards[self._base], *(self._card(*pair) for pair in names.items())])
+        """The base, every adapter in the folder, and every alias that stands for one of them."""
+        base = self._model_cards[self._base]
+        names = await asyncio.to_thread(self._names.listed)
+        return ModelList(data=[base, *(self._card(*pair) for pair in names.items())])
 
     async def model(self, model_id: str) -> ModelCard | None:
         """The card of one model; None when there is no such model."""
@@ -112,11 +113,14 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         except HTTPException:
             return None
         name = resolved.partition(":")[2]
-        return self._card(name.partition("@")[0], name) if name else self._model_cards[self._base]
+        asked = model_id.removeprefix(f"{self._base}:").partition("@")[0]
+        return self._card(asked, name) if name else self._model_cards[self._base]
 
     def _card(self, adapter: str, name: str) -> ModelCard:
         base = self._model_cards[self._base]
         about = {**base.metadata, "model_id": f"{self._base}:{adapter}", "base_model_id": self._base, "served_as": name}
+        if adapter != name.partition("@")[0]:
+            about["alias_of"] = f"{self._base}:{name}"
         return base.model_copy(update={"id": f"{self._base}:{adapter}", "metadata": about})
 
 
@@ -126,5 +130,5 @@ async def _health() -> dict[str, str]:
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     """HTTPException in OpenAI's error shape; FastAPI's own has none of its fields."""
-    code = "model_not_found" if error.status_code == 404 else "bad_request"
+    code = {404: "model_not_found", 503: "unavailable"}.get(error.status_code, "bad_request")
     return refusal(error.status_code, code, str(error.detail))

@@ -1,7 +1,8 @@
 """The model replica: Ray's LLM server, with adapters from a plain folder.
 
 Promises over the stock server: the engine only ever reads node-local copies; concurrent first requests for one adapter
-load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on.
+load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on; chats are rendered
+as in training (`slm_ray.chat_template`).
 
 Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
 """
@@ -21,10 +22,9 @@ from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig,
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
-from safetensors.torch import load_file
 
-from slm_ray.adapters import WEIGHTS
-from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.chat_template import served_template
+from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import NodeLocalCache
 
 
@@ -35,7 +35,7 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         self._cache = NodeLocalCache()
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
-        await super().__init__(llm_config, engine_cls=OneProcessEngine, model_downloader=loader, **options)
+        await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         model_id = serve.get_multiplexed_model_id()
@@ -74,14 +74,17 @@ class CopyLoader(LoraModelLoader):  # type: ignore[misc]
         )
 
 
-class OneProcessEngine(VLLMEngine):  # type: ignore[misc]
-    """On CPU, vLLM's worker inside the engine's process: 8 s less to start and a quarter more requests per second.
+class HouseEngine(VLLMEngine):  # type: ignore[misc]
+    """vLLM's engine with the chat template of training, and on CPU with its worker inside the engine's process.
 
-    vLLM keeps them apart on CPU to bind several threads to cores; Ray gives a replica one thread.
+    One process takes 8 s less to start and answers a quarter more requests per second: vLLM keeps them apart on CPU to bind
+    several threads to cores; Ray gives a replica one thread.
     """
 
     def _prepare_engine_config(self, callback_ctx: Any) -> Any:
         arguments, frontend, config = super()._prepare_engine_config(callback_ctx)
+        if frontend.chat_template is None:  # the Serve file names none: the one that training renders
+            frontend.chat_template = served_template(arguments.tokenizer or arguments.model)
         if config.device_config.device_type == "cpu" and config.parallel_config.world_size == 1:
             config.parallel_config.distributed_executor_backend = "uni"
         return arguments, frontend, config
@@ -96,11 +99,7 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
 
 
 def _fetch(cache: NodeLocalCache, adapters_dir: str, name: str, source: str) -> str:
-    copy = cache.fetch(adapters_dir, name, _base_folder(source))
-    for tensor, values in load_file(copy / WEIGHTS).items():
-        if not values.isfinite().all():
-            raise AdapterError(f"{tensor} of {name} is not finite, its training diverged; train it again")
-    return str(copy)
+    return str(cache.fetch(adapters_dir, name, _base_folder(source)))
 
 
 def _base_folder(source: str) -> Path:

@@ -41,7 +41,7 @@ class StandIn:
         if not asked.messages or asked.messages[-1].role != "user":
             raise DataError("the last message is not the user's; the stand-in answers questions only")
         shots = self._pool(asked.messages[0]).nearest(asked.messages[-1].content, self._demonstrations)
-        return with_demonstrations(asked, shots[::-1])  # the most similar one stands next to the question
+        return with_demonstrations(asked, shots)
 
     def _pool(self, system: Message) -> Retriever:
         """Rows of the track whose system message the chat has; all rows when it has another."""

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from slm_ray.chat_template import ChatTemplate, decide
 from slm_ray.errors import ModelError
-from slm_ray.training.rows import conversation, token_ids
+from slm_ray.training.rows import conversation, tokenised
 from slm_ray.types import Example
 
 _LOGGERS = ("bitsandbytes", "datasets", "accelerate", "trl", "ray.train", "transformers", "huggingface_hub")
@@ -57,14 +58,21 @@ def base_folder(base: str) -> Path:
 
 
 def open_tokenizer(folder: Path) -> Any:
-    """The base's own tokenizer; ModelError when it has no chat template."""
+    """The base's own tokenizer, its chat template as it is rendered everywhere; ModelError when it has none."""
+    return open_template(folder)[0]
+
+
+def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
+    """The same tokenizer, and what was decided about its template."""
     silence_libraries()
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ModelError(f"the base {folder} has no chat template; take an instruct model, or add chat_template.jinja")
-    return tokenizer
+    template = decide(tokenizer)
+    tokenizer.chat_template = template.text
+    return tokenizer, template
 
 
 def token_counter(base: str) -> Callable[[Example], int]:
@@ -72,7 +80,6 @@ def token_counter(base: str) -> Callable[[Example], int]:
     tokenizer = open_tokenizer(base_folder(base))
 
     def count(example: Example) -> int:
-        row = conversation(example)
-        return len(token_ids(tokenizer, row["prompt"] + row["completion"], answer_next=False))
+        return len(tokenised(tokenizer, conversation(example))["input_ids"])
 
     return count

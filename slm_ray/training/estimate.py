@@ -1,26 +1,58 @@
-"""How much memory one training worker will need, told before any weight is loaded, with the setting to change.
+"""What a training will need before any weight is loaded: memory of one worker, time and money, and what to change if it is too much.
 
-Arithmetic on the base's `config.json` and the recipe; nothing is measured and no torch is imported. It is made to be
-within about 10 % on GPUs and is a bound, not a promise: kernels keep work spaces of their own.
+Arithmetic on the base's headers and the recipe; nothing is measured and no torch is imported. Memory is made to be within
+about 10 % on GPUs and is a bound, not a promise: kernels keep work spaces of their own. Advice is only given when the
+changed recipe fits by the same arithmetic. Time follows an earlier run of the same base where there is one; else it is an
+anchor from the literature, and says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from slm_ray.config import Recipe
-from slm_ray.errors import ModelError, ResourceError
+from slm_ray.adapters import Manifest
+from slm_ray.config import Precision, Recipe
+from slm_ray.errors import ResourceError
+from slm_ray.training.base_shape import OPTIMIZERS, BaseShape
 
 GB = 1e9
-_NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale per 64 weights, an fp32 scale per 256 of those
 _BF16_BYTES, _FP32_BYTES = 2, 4
+_PRECISION_BYTES: dict[Precision, float] = {
+    "4bit": 0.5 + 1 / 64 + 4 / (64 * 256),  # 4 bits, an 8-bit scale per 64 weights, an fp32 scale per 256 of those
+    "8bit": 1.0,
+    "16bit": _BF16_BYTES,
+}
 _GPU_OVERHEAD_BYTES = 0.9e9  # CUDA context, cuBLAS and NCCL buffers
 _CPU_OVERHEAD_BYTES = 0.9e9  # what torch, transformers, TRL and Ray occupy in a worker that has loaded nothing
 _FRAGMENTATION = 1.10  # what a caching allocator holds above the peak of live tensors
-_NEEDED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size", "intermediate_size")
 _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a time
+_PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
+_SMALLEST_RANK, _SHORTEST = 4, 64  # what advice goes down to, at most
+
+# torchtune on one RTX 4090: Llama 3.1 8B, NF4, r=32, 2,413 tokens/s, by memory bandwidth and FLOPs about 1,040 on a 3090.
+_ANCHOR_TOKENS_PER_S, _ANCHOR_PARAMETERS = 1_040, 6.98e9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainer:
+    """What a trainer does to save memory.
+
+    `checkpointing`: only layer inputs are kept, one layer at a time is computed again. `fused_head`: logits exist for
+    1,024 tokens at a time, not for the batch. `upcast`: everything that is not quantised is held in fp32, as PEFT's
+    `prepare_model_for_kbit_training` does.
+    """
+
+    checkpointing: bool = True
+    fused_head: bool = True
+    upcast: bool = False
+
+
+ON_GPU = Trainer()  # ours
+ON_CPU = Trainer(checkpointing=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,100 +75,177 @@ class Estimate:
         return f"{self.total / GB:.1f} GB per worker ({parts})"
 
 
-def estimate(
-    architecture: Mapping[str, Any],
-    recipe: Recipe,
-    *,
-    row_tokens: int,
-    use_gpu: bool,
-    checkpointing: bool,
-) -> Estimate:
-    """Bytes for a Llama-like base described by its config.json, rows padded to `row_tokens`; ModelError for another.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duration:
+    """Steps and tokens of a run, and how long it may take. `seconds` is None where nothing is known of this machine."""
 
-    `checkpointing`: only layer inputs are kept and one layer at a time is computed again.
-    """
-    shape = _Shape.of(architecture)
+    steps: int
+    tokens: int
+    seconds: float | None
+    usd: float | None
+    source: str
+
+    def __str__(self) -> str:
+        work = f"{self.steps:,} steps over {self.tokens:,} tokens"
+        if self.seconds is None:
+            return f"{work}; how long is not known: {self.source}"
+        time = f"{self.seconds / 60:.0f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s"
+        cost = "" if self.usd is None else f" and {self.usd:,.2f} USD"
+        return f"{work}, about {time}{cost} ({self.source})"
+
+
+def estimate(
+    base: BaseShape, recipe: Recipe, *, row_tokens: int, use_gpu: bool, trainer: Trainer | None = None
+) -> Estimate:
+    """Bytes for this base, rows padded to `row_tokens`; `trainer` is ours for the device unless another one is named."""
+    trainer = trainer or (ON_GPU if use_gpu else ON_CPU)
     tokens = recipe.per_device_batch * row_tokens
-    linear = shape.layers * sum(rows * columns for rows, columns in shape.linears.values())
-    embedding = shape.vocabulary * shape.hidden * (1 if shape.tied else 2)
-    weight_bytes = {"4bit": _NF4_BYTES, "8bit": 1, "16bit": _BF16_BYTES}[recipe.precision]
-    targets = recipe.lora.target_modules
-    chosen = [size for name, size in shape.linears.items() if targets == "all-linear" or name in targets]
-    lora = shape.layers * recipe.lora.rank * sum(rows + columns for rows, columns in chosen)
-    layer = tokens * shape.layer_bytes(row_tokens, eager=not use_gpu)
-    kept = shape.layers * tokens * shape.hidden * _BF16_BYTES + layer if checkpointing else shape.layers * layer
-    logits = min(tokens, _FUSED_ROWS) * 2 * _FP32_BYTES
+    layers = base.targets(recipe)
+    dora = recipe.lora.variant == "dora"
+    lora = sum(recipe.lora.rank * (rows + columns) + (rows if dora else 0) for rows, columns in layers)
+    copies = 3 if recipe.workers.count > 1 else 2  # weights, gradients and DDP's buckets
+    layer = tokens * _layer_bytes(base, recipe, row_tokens, eager=not use_gpu)
+    kept = base.blocks * tokens * base.hidden * _BF16_BYTES + layer if trainer.checkpointing else base.blocks * layer
+    if dora:  # the length of every row of the weights, worked out from the whole matrix in each pass
+        kept += max(4 * _BF16_BYTES * rows * columns + 6 * columns**2 for rows, columns in layers)
+    if trainer.fused_head:
+        logits = min(tokens, _FUSED_ROWS) * 2 * _FP32_BYTES
+    else:  # in bf16, in fp32, as log-probability and as gradient
+        logits = tokens * (3 * _FP32_BYTES + _BF16_BYTES)
     slack = _FRAGMENTATION if use_gpu else 1.0
     return Estimate(
-        base=linear * weight_bytes + embedding * _BF16_BYTES,
-        lora=lora * 3 * _FP32_BYTES,  # weights, gradients and DDP's buckets
-        optimizer=lora * (2 if "8bit" in recipe.optimizer else 8),
+        base=base.linear_parameters * _PRECISION_BYTES[recipe.precision]
+        + base.other * (_FP32_BYTES if trainer.upcast else _BF16_BYTES),
+        lora=lora * copies * _FP32_BYTES,
+        optimizer=lora * OPTIMIZERS[recipe.optimizer],
         activations=kept * slack,
-        logits=logits * shape.vocabulary * slack,
+        logits=logits * base.vocabulary * slack,
         overhead=_GPU_OVERHEAD_BYTES if use_gpu else _CPU_OVERHEAD_BYTES,
     )
 
 
-def check(needed: Estimate, available_bytes: float, recipe: Recipe, *, row_tokens: int) -> None:
-    """ResourceError, with the setting to change, when a worker would not fit into `available_bytes`."""
+def check(
+    base: BaseShape, recipe: Recipe, available_bytes: float, *, row_tokens: int, use_gpu: bool,
+    trainer: Trainer | None = None,
+) -> None:  # fmt: skip
+    """ResourceError, with a change that does fit, when a worker would not fit into `available_bytes`."""
+    needed = estimate(base, recipe, row_tokens=row_tokens, use_gpu=use_gpu, trainer=trainer)
     if needed.total <= available_bytes:
         return
-    if recipe.precision != "4bit":
-        advice = "set precision to 4bit"
-    elif recipe.per_device_batch > 1:
-        advice = (
-            f"lower per_device_batch from {recipe.per_device_batch} to {recipe.per_device_batch // 2} and double "
-            f"gradient_accumulation to {2 * recipe.gradient_accumulation}: the result is the same"
+    shortage = f"training needs {needed}, but {available_bytes / GB:.1f} GB are available to each"
+    for changed, tokens in _changes(recipe, row_tokens, use_gpu=use_gpu):
+        would_need = estimate(base, changed, row_tokens=tokens, use_gpu=use_gpu, trainer=trainer).total
+        if would_need <= available_bytes:
+            advice = _in_words(recipe, changed, shorter=tokens < row_tokens)
+            raise ResourceError(f"{shortage}: set {advice}; that needs {would_need / GB:.1f} GB")
+    raise ResourceError(
+        f"{shortage}, and no recipe for this base fits: not in 4 bits with batches of one row, lora.rank {_SMALLEST_RANK} and rows"
+        f" of {_SHORTEST} tokens; take a smaller base, or workers with more memory"
+    )
+
+
+def duration(
+    base: BaseShape, recipe: Recipe, *, lengths: Sequence[int], fingerprint: str, earlier: Sequence[Manifest],
+    hourly_usd: float | None = None,
+) -> Duration:  # fmt: skip
+    """How long a run over rows of `lengths` tokens may take and, at `hourly_usd` per GPU, what it costs.
+
+    `earlier` are published adapters, the newest last: the last one of this base (`fingerprint`) and precision that was
+    trained on the same kind of device gives the speed, brought to this run's number of workers.
+    """
+    workers, gpus = recipe.workers.count, recipe.workers.count * recipe.workers.per_worker.get("GPU", 0)
+    steps = max(
+        1, round(recipe.epochs * -(-len(lengths) // (recipe.per_device_batch * recipe.gradient_accumulation * workers)))
+    )
+    tokens = round(sum(lengths) * recipe.epochs)
+    speed, source = None, "no training of this base on this kind of machine is recorded yet"
+    for manifest in earlier:
+        figures = [manifest.metrics.get(name) for name in ("tokens_per_s", "workers", "gpus")]
+        tokens_per_s, count, cards = (float(figure) if isinstance(figure, int | float) else 0.0 for figure in figures)
+        alike = manifest.base_fingerprint == fingerprint and manifest.recipe.get("precision") == recipe.precision
+        if alike and tokens_per_s and count and (cards > 0) == (gpus > 0):
+            speed, source = tokens_per_s / count * workers, f"at the speed of {manifest.id}"
+    if speed is None and gpus:
+        speed = _ANCHOR_TOKENS_PER_S * _ANCHOR_PARAMETERS / base.linear_parameters * gpus
+        source = (
+            f"an anchor, not measured here: {_ANCHOR_TOKENS_PER_S:,} tokens/s for 8B in 4 bits on an RTX 3090, after torchtune"
+            " on a 4090"
         )
-    elif needed.activations + needed.logits > needed.base:
-        advice = f"shorten the rows (the longest has {row_tokens} tokens) and lower max_length, or lower lora.rank"
-    else:
-        advice = "take a smaller base, or workers with more memory"
-    raise ResourceError(f"training needs {needed}, but {available_bytes / GB:.1f} GB are available to each: {advice}")
+    seconds = None if speed is None else tokens / speed
+    usd = seconds / 3600 * hourly_usd * gpus if seconds is not None and hourly_usd is not None and gpus else None
+    return Duration(steps=steps, tokens=tokens, seconds=seconds, usd=usd, source=source)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Shape:
-    hidden: int
-    layers: int
-    vocabulary: int
-    heads: int
-    key_value: int
-    intermediate: int
-    tied: bool
+def _layer_bytes(base: BaseShape, recipe: Recipe, row_tokens: int, *, eager: bool) -> float:
+    """Bytes that backward keeps of one block, per token.
 
-    @classmethod
-    def of(cls, architecture: Mapping[str, Any]) -> _Shape:
-        architecture = {**architecture, **(architecture.get("text_config") or {})}  # of a base that also sees or hears
-        if missing := [name for name in _NEEDED if not isinstance(architecture.get(name), int)]:
-            raise ModelError(
-                f"config.json of a base of type {architecture.get('model_type', 'unknown')!r} states no {', '.join(missing)}:"
-                " the memory estimate and QLoRA here know bases with Llama's layers (Llama, Mistral, Qwen, Gemma, ...); take one"
-            )
-        hidden, heads = architecture["hidden_size"], architecture["num_attention_heads"]
-        head = architecture.get("head_dim") or hidden // heads
-        return cls(
-            hidden=hidden, layers=architecture["num_hidden_layers"], vocabulary=architecture["vocab_size"], heads=heads,
-            key_value=head * (architecture.get("num_key_value_heads") or heads),
-            intermediate=architecture["intermediate_size"], tied=bool(architecture.get("tie_word_embeddings")),
-        )  # fmt: skip
+    bf16: residuals, q and k before and after rotation, v, attention output, gate, up, their product and SiLU. fp32: the
+    two norms. LoRA keeps the dropped-out input of each layer it adapts and a mask of one byte; DoRA the output of the
+    base, that of LoRA and their sum.
+    """
+    bf16 = 7 * base.hidden + 3 * base.key_value + 4 * base.intermediate
+    attention = base.heads * row_tokens * (2 * _BF16_BYTES + _FP32_BYTES) if eager else 0
+    layers = base.targets(recipe)
+    adapted = 0.0
+    if recipe.lora.dropout:
+        adapted += (_BF16_BYTES + 1) * sum(columns for _, columns in layers) / base.blocks
+    if recipe.lora.variant == "dora":
+        adapted += 3 * _BF16_BYTES * sum(rows for rows, _ in layers) / base.blocks
+    return _BF16_BYTES * bf16 + 2 * _FP32_BYTES * base.hidden + adapted + attention
 
-    @property
-    def linears(self) -> dict[str, tuple[int, int]]:
-        return {
-            "q_proj": (self.hidden, self.hidden), "k_proj": (self.hidden, self.key_value),
-            "v_proj": (self.hidden, self.key_value), "o_proj": (self.hidden, self.hidden),
-            "gate_proj": (self.hidden, self.intermediate), "up_proj": (self.hidden, self.intermediate),
-            "down_proj": (self.intermediate, self.hidden),
+
+def _changes(recipe: Recipe, row_tokens: int, *, use_gpu: bool) -> Iterator[tuple[Recipe, int]]:
+    """Recipes that need less, each with its longest row; what costs the result least is changed first.
+
+    A smaller batch with more accumulation teaches the same. Then follow precision, the optimizer's states, DoRA, the rank
+    (alpha keeps its ratio to it) and, last, the rows.
+    """
+    together = recipe.per_device_batch * recipe.gradient_accumulation
+    divisors = [one for one in range(1, math.isqrt(together) + 1) if together % one == 0]
+    divisors += [together // one for one in divisors]
+    batches = sorted({one for one in divisors if one <= recipe.per_device_batch}, reverse=True)
+    precisions = _PRECISIONS[_PRECISIONS.index(recipe.precision) :]
+    lighter = use_gpu and OPTIMIZERS[recipe.optimizer] > OPTIMIZERS["adamw_8bit"]
+    optimizers = [recipe.optimizer, "adamw_8bit"] if lighter else [recipe.optimizer]
+    variants = ["dora", "lora"] if recipe.lora.variant == "dora" else [recipe.lora.variant]
+    choices = itertools.product(
+        _halved(row_tokens, _SHORTEST),
+        _halved(recipe.lora.rank, _SMALLEST_RANK),
+        variants,
+        optimizers,
+        precisions,
+        batches,
+    )
+    for tokens, rank, variant, optimizer, precision, batch in choices:
+        if variant == "dora" and precision == "8bit" and not use_gpu:
+            continue  # does not train there
+        alpha = max(1, round(recipe.lora.alpha * rank / recipe.lora.rank))
+        changes: dict[str, Any] = {
+            "lora": recipe.lora.model_copy(update={"rank": rank, "alpha": alpha, "variant": variant}),
+            "optimizer": optimizer, "precision": precision, "per_device_batch": batch,
+            "gradient_accumulation": together // batch, "max_length": recipe.max_length if tokens == row_tokens else tokens,
         }  # fmt: skip
+        yield recipe.model_copy(update=changes), tokens
 
-    def layer_bytes(self, row_tokens: int, *, eager: bool) -> float:
-        """Bytes that backward keeps of one layer, per token.
 
-        bf16: residuals, q and k before and after rotation, v, attention output, gate, up, their product and SiLU. fp32:
-        the two norms. LoRA keeps the dropped-out input of each of its seven layers and a mask of one byte.
-        """
-        bf16 = 7 * self.hidden + 3 * self.key_value + 4 * self.intermediate
-        dropped = 6 * self.hidden + self.intermediate
-        attention = self.heads * row_tokens * (2 * _BF16_BYTES + _FP32_BYTES) if eager else 0
-        return _BF16_BYTES * bf16 + 2 * _FP32_BYTES * self.hidden + (_BF16_BYTES + 1) * dropped + attention
+def _halved(number: int, least: int) -> list[int]:
+    """The number, its half, and so on, down to `least`."""
+    halves = [number]
+    while halves[-1] // 2 >= least:
+        halves.append(halves[-1] // 2)
+    return halves
+
+
+def _in_words(recipe: Recipe, changed: Recipe, *, shorter: bool) -> str:
+    """The settings that differ, as a config names them."""
+    flat = ("precision", "optimizer", "per_device_batch", "gradient_accumulation")
+    settings = [(name, getattr(recipe, name), getattr(changed, name)) for name in flat]
+    for name in ("variant", "rank", "alpha"):
+        settings.append((f"lora.{name}", getattr(recipe.lora, name), getattr(changed.lora, name)))
+    named = [f"{name}: {new}" for name, old, new in settings if old != new]
+    if shorter:
+        named.append(
+            f"max_length: {changed.max_length} (and prepare the rows with curation.max_tokens: {changed.max_length})"
+        )
+    same = " (the result is the same)" if len(named) == 2 and named[0].startswith("per_device_batch") else ""
+    return ", ".join(named) + same

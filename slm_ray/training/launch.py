@@ -6,8 +6,11 @@ over the same rows and base is one run: finished, it is returned at once; interr
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,51 +18,60 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
-from slm_ray.errors import AdapterError, ResourceError, SlmRayError
-from slm_ray.storage import lock, read_json, write_json
+from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
-from slm_ray.training.base_model import silence_libraries
+from slm_ray.training.base_model import base_folder, silence_libraries
+from slm_ray.training.base_shape import BaseShape
+from slm_ray.training.estimate import duration
+from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
-MAX_FAILURES = 2  # of a group of workers, before its training is given up
+MAX_FAILURES = 2  # how often a group may lose a worker and is started again
+_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
-def train(config: TrainConfig, *, show: bool = True) -> Manifest:
+def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
     """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
-    before any weight loads. `show` writes progress to stderr.
+    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
+    `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
     planned = plan(config)
+    if show and _finished(planned) is None:
+        _announce(planned, hourly_usd)
     manifest = _train(planned, show=show)
     trace(planned.folder, manifest, os.environ)
     return manifest
 
 
-def train_many(configs: Sequence[TrainConfig], *, parallel: bool) -> list[Manifest]:
+def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:
     """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
 
     When one fails, the others still run to their end, then its error is raised.
     """
     if not parallel or len(configs) == 1:
-        return [train(config) for config in configs]
+        return [train(config, hourly_usd=hourly_usd) for config in configs]
     plans = [plan(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.connect()
     cluster.require(
         [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
     )
+    for planned in open_plans:
+        _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
         running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
         ray.wait(running, num_returns=len(running))
@@ -95,7 +107,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=list(callbacks),
+            callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
             worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -104,10 +116,8 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise _explained(error, config) from error
+        raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    if "refused" in outcome:
-        raise ResourceError(outcome["refused"])
     return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
@@ -124,12 +134,35 @@ def _in_task(planned: Plan) -> Manifest:
     return _train(planned, show=False)
 
 
+def _announce(planned: Plan, hourly_usd: float | None) -> None:
+    try:
+        earlier = adapters.list_adapters(planned.config.adapters_dir)
+    except AdapterError:
+        earlier = []  # a damaged record is no reason not to train
+    expected = duration(
+        BaseShape.read(base_folder(planned.config.base)), planned.config, lengths=planned.lengths,
+        fingerprint=planned.base_fingerprint, earlier=earlier, hourly_usd=hourly_usd,
+    )  # fmt: skip
+    print(f"{planned.config.name}: {expected}", file=sys.stderr, flush=True)
+
+
 def _worker(payload: WorkerPayload) -> dict[str, Any]:
     silence_libraries()
     # Only a worker pays for importing torch, PEFT and TRL.
     from slm_ray.training.worker import worker
 
-    return worker(payload)
+    try:
+        return worker(payload)
+    except Exception as error:
+        if not isinstance(error, SlmRayError):
+            _keep_trace(payload)
+        raise
+
+
+def _keep_trace(payload: WorkerPayload) -> None:
+    rank = ray.train.get_context().get_world_rank()
+    with contextlib.suppress(SlmRayError):  # the disk may be what is full
+        write_text(Path(payload.progress_path).with_name(f"failure-{rank}.txt"), traceback.format_exc())
 
 
 def _result(reference: Any) -> Manifest:
@@ -158,7 +191,8 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
         outcome["adapter"], config.adapters_dir, name=config.name,
         track=open_track(config.track, beside=config.train).name, base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
-        metrics=outcome["metrics"], train_prompts=[question_hash(example) for example in planned.examples],
+        metrics={**outcome["metrics"], "chat_template": planned.chat_template}, train_prompts=[question_hash(example) for example in planned.examples],
+        recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
     )  # fmt: skip
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
@@ -189,22 +223,3 @@ def worker_environment(seed: int) -> dict[str, str]:
         "PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip
-
-
-def _explained(error: Exception, config: TrainConfig) -> Exception:
-    causes: list[Exception] = list(error.worker_failures.values()) if isinstance(error, WorkerGroupError) else []
-    for cause in causes:
-        if isinstance(cause, SlmRayError):
-            return cause
-        if "out of memory" in str(cause).lower():
-            return ResourceError(
-                f"a worker ran out of memory: lower per_device_batch (now {config.per_device_batch}) and raise "
-                f"gradient_accumulation (now {config.gradient_accumulation}), or shorten the rows"
-            )
-    # The ranks that live on fail too, with a broken connection to the one that died.
-    if any("died" in str(cause).lower() for cause in causes):
-        return ResourceError(
-            f"training workers were killed more than {MAX_FAILURES} times (memory, a lost node, or someone "
-            "stopped them): the same command continues from the last checkpoint"
-        )
-    return error

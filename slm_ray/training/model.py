@@ -29,7 +29,7 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.bfloat16,
-        quantization_config=_quantization(recipe.precision),
+        quantization_config=quantization(recipe.precision),
         device_map={"": torch.cuda.current_device()} if use_gpu else None,
         attn_implementation="eager" if eager else "sdpa",
         local_files_only=True,
@@ -44,7 +44,8 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
     return model
 
 
-def _quantization(precision: Precision) -> BitsAndBytesConfig | None:
+def quantization(precision: Precision) -> BitsAndBytesConfig | None:
+    """How bitsandbytes is to hold the frozen weights; None for bf16."""
     match precision:
         case "4bit":
             return BitsAndBytesConfig(

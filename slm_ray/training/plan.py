@@ -15,7 +15,8 @@ from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.training import rows
-from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_model import base_folder, open_template
+from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
 
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
@@ -28,7 +29,10 @@ _INCIDENTAL: Any = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """A checked run: what will be trained on what, under a name that follows from the content."""
+    """A checked run: what will be trained on what, under a name that follows from the content.
+
+    `chat_template` says what was decided about the base's; `content_digest` is of rows, base and template together.
+    """
 
     config: TrainConfig
     folder: Path
@@ -37,6 +41,8 @@ class Plan:
     base_fingerprint: str
     config_digest: str
     data_digest: str
+    chat_template: str
+    content_digest: str
 
     @property
     def progress_path(self) -> Path:
@@ -66,14 +72,19 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
+    adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
+    check_recipe(BaseShape.read(folder), config)
     read = train or rows.read(config.train, config.track)
     rows.refuse_leaks(read, config.track)
-    lengths = rows.lengths(read, open_tokenizer(folder), max_length=config.max_length)
+    tokenizer, template = open_template(folder)
+    lengths = rows.lengths(read, tokenizer, max_length=config.max_length)
     fingerprint = adapters.base_fingerprint(folder)
+    data_digest = digest(read.examples)
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
     checked = Plan(
         config=config, folder=Path(config.run_dir), examples=read.examples, lengths=tuple(lengths),
-        base_fingerprint=fingerprint, config_digest="", data_digest=digest(read.examples),
+        base_fingerprint=fingerprint, config_digest="", data_digest=data_digest, chat_template=str(template),
+        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(),
     )  # fmt: skip
     return varied(checked, config.model_copy(update={"base": base}))
 
@@ -82,6 +93,6 @@ def varied(planned: Plan, config: TrainConfig) -> Plan:
     """Another recipe for the same rows and base, which are not read again: a run of its own name."""
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{planned.data_digest}{planned.base_fingerprint}".encode()).hexdigest()[:12]
+    run = hashlib.sha256(f"{config_digest}{planned.content_digest}".encode()).hexdigest()[:12]
     folder = Path(config.run_dir).absolute() / f"{config.name}-{run}"
     return dataclasses.replace(planned, config=config, folder=folder, config_digest=config_digest)

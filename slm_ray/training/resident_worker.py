@@ -26,7 +26,7 @@ from slm_ray.training.model import EAGER_TOKENS
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import RECORD, Work
 from slm_ray.training.validation_score import row_scores, summary, target_loss
-from slm_ray.training.worker import Report, adapted, agree, check_memory, open_model, open_trainer, quiet, run
+from slm_ray.training.worker import Report, adapted, check_memory, open_model, open_trainer, quiet, run
 
 _CHECKPOINTS = "checkpoints"
 T = TypeVar("T")
@@ -42,9 +42,7 @@ def serve(desk: Any, group: int) -> None:
         if taken == "wait":
             continue
         try:
-            refused = agree(lambda: check_memory(taken.payload))
-            if refused is not None:
-                raise ResourceError(refused)
+            _check_memory(taken.payload, ranks)
             record = resident.trial(taken, lambda report: bool(ray.get(desk.rung.remote(group, report))))
         except SlmRayError as error:  # on all ranks alike, and no other attempt would do better
             outcome: dict[str, Any] = {"error": str(error)}
@@ -192,6 +190,19 @@ def _from_first(ask: Callable[[], T], rank: int, ranks: int | None = None) -> T:
     if (ranks or torch.distributed.get_world_size()) > 1:
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+def _check_memory(payload: WorkerPayload, ranks: int) -> None:
+    """The first rank's refusal, on every rank, so that none waits for one that does not train."""
+    mine = None
+    try:
+        check_memory(payload)
+    except ResourceError as error:
+        mine = str(error)
+    everyone: list[str | None] = [None] * ranks
+    torch.distributed.all_gather_object(everyone, mine)
+    if (refused := next((text for text in everyone if text is not None), None)) is not None:
+        raise ResourceError(refused)
 
 
 def _trainable(model: Any) -> int:

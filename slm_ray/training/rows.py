@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from slm_ray.chat_template import rendered
 from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.read import examples
 from slm_ray.errors import ConfigError, DataError
@@ -19,6 +21,7 @@ from slm_ray.tasks import open_track
 from slm_ray.types import Example
 
 SPLIT_AGAIN = "split the rows again with slm-ray prepare"
+NOT_LEARNED = -100  # the label of a token without loss, torch's and TRL's
 _SHOWN = 5
 
 
@@ -76,38 +79,75 @@ def conversation(example: Example) -> dict[str, Any]:
     }
 
 
+def tokenised(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
+    """A row of `conversation` as the trainer takes it: `input_ids`, and `labels` that are -100 where nothing is learned.
+
+    The prompt's tokens are those of `token_ids`, which are the server's, also where the tokenizer would merge the end of the
+    prompt with the start of the answer. ConfigError when the base's chat template renders a prompt differently once an
+    answer follows it, because the model would then be trained on a prompt that it never meets when it is served; DataError
+    when it refuses the chat.
+    """
+    prompt = rendered(tokenizer, row["prompt"], answer_next=True)
+    whole = rendered(tokenizer, row["prompt"] + row["completion"], answer_next=False)
+    if not whole.startswith(prompt):
+        raise ConfigError(
+            "the base's chat template does not keep the prompt when the answer follows it; use a base whose template "
+            "renders the prompt the same way in both cases"
+        )
+    asked, answer = _encoded_in_pieces(tokenizer, whole, [len(prompt)])
+    return {"input_ids": asked + answer, "labels": [NOT_LEARNED] * len(asked) + answer}
+
+
 def lengths(rows: Rows, tokenizer: Any, *, max_length: int) -> list[int]:
     """Tokens of each whole row, template included.
 
-    DataError for rows above `max_length`; ConfigError when the base's chat template renders a prompt differently once
-    an answer follows it, because the model would then be trained on a prompt that it never meets when it is served.
+    DataError, with file and line, for rows above `max_length` and for rows that the base's chat template refuses;
+    ConfigError when the template does not keep a prompt (`tokenised`).
     """
-    counts, problems = [], []
+    counts, long, refused = [], [], []
     for line, example in zip(rows.lines, rows.examples, strict=True):
-        row = conversation(example)
-        prompt = token_ids(tokenizer, row["prompt"], answer_next=True)
-        whole = token_ids(tokenizer, row["prompt"] + row["completion"], answer_next=False)
-        if whole[: len(prompt)] != prompt:
-            raise ConfigError(
-                f"{rows.path}:{line}: the base's chat template does not keep the prompt's tokens when the answer follows "
-                "them; use a base whose template renders the prompt the same way in both cases"
-            )
-        counts.append(len(whole))
-        if len(whole) > max_length:
-            problems.append(f"{rows.path}:{line}: {len(whole)} tokens, more than max_length {max_length}")
-    _refuse(problems, max(counts))
+        where = f"{rows.path}:{line}"
+        try:
+            counts.append(len(tokenised(tokenizer, conversation(example))["input_ids"]))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        except DataError as error:
+            refused.append(f"{where}: {error}")
+            continue
+        if counts[-1] > max_length:
+            long.append(f"{where}: {counts[-1]} tokens, more than max_length {max_length}")
+    if refused:
+        raise DataError(_listed(refused))
+    if long:
+        raise DataError(f"{_listed(long)}; raise max_length to {max(counts)} (it costs memory) or shorten the rows")
     return counts
 
 
 def token_ids(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer_next: bool) -> list[int]:
-    """Token ids of a chat in the base's own template; `answer_next` ends it where the assistant starts to write."""
-    encoded = tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer_next, return_dict=True)
-    return [int(token) for token in encoded["input_ids"]]
+    """Token ids of a chat in the base's template; `answer_next` ends it where the assistant starts to write.
+
+    The tokenizer is one of `base_model.open_tokenizer`. DataError when the template refuses the chat.
+    """
+    return _encoded(tokenizer, rendered(tokenizer, messages, answer_next=answer_next))
 
 
-def _refuse(problems: Sequence[str], longest: int) -> None:
-    if problems:
-        more = f" | and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-        raise DataError(
-            f"{' | '.join(problems[:_SHOWN])}{more}; raise max_length to {longest} (it costs memory) or shorten the rows"
-        )
+def _encoded(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a rendered text; what starts and ends a text is in the template already."""
+    return [int(token) for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+
+
+def _encoded_in_pieces(tokenizer: Any, text: str, borders: Sequence[int]) -> list[list[int]]:
+    """Tokens of a rendered text, cut at these characters; no token stands across a border."""
+    whole, cuts = _encoded(tokenizer, text), [0]
+    for border in borders:
+        before = _encoded(tokenizer, text[:border])
+        if whole[: len(before)] != before:
+            spans = pairwise([0, *borders, len(text)])
+            return [_encoded(tokenizer, text[start:end]) for start, end in spans]
+        cuts.append(len(before))
+    return [whole[start:end] for start, end in pairwise([*cuts, len(whole)])]
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = f" | and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+    return " | ".join(problems[:_SHOWN]) + more

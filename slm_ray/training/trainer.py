@@ -7,8 +7,10 @@ ranks drift apart and train on overlapping rows.)
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,8 +20,10 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from slm_ray.config import Recipe
+from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
+from slm_ray.training.rows import tokenised
 
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
@@ -28,6 +32,34 @@ _SCHEDULES = {
     "linear": "linear", "cosine": "cosine", "cosine_with_restarts": "cosine_with_restarts",
     "constant": "constant_with_warmup",
 }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepFigures:
+    """One optimizer step of one rank: `loss` is that of its whole batch, `grad_norm` that of all ranks, before clipping."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+
+
+def diverged(now: StepFigures, before: StepFigures, steps: int, recipe: Recipe) -> str:
+    """What to say of a step whose loss or gradients are no numbers; `before` is the step before it in this attempt."""
+    figures = (
+        f"step {now.step} of {steps}: loss {now.loss:g}, gradient norm {now.grad_norm:g} at learning rate "
+        f"{now.learning_rate:.2g}"
+    )
+    if now.step == 1:
+        return (
+            f"no number from the first step on ({figures}): nothing has been learned yet, so it is not the rate. The base's "
+            "weights hold NaN or overflow in this precision; download it again, or take another one. Nothing is published"
+        )
+    past = f"; the step before had loss {before.loss:.3f}, gradient norm {before.grad_norm:.3g}" if before.step else ""
+    return (
+        f"training diverged at {figures}{past}. Lower learning_rate (now {recipe.learning_rate:g}, try "
+        f"{recipe.learning_rate / 10:g}) or raise warmup_steps (now {recipe.warmup_steps}). Nothing is published"
+    )
 
 
 class LengthGroupedSampler(Sampler[int]):  # type: ignore[misc]
@@ -69,8 +101,29 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 
     def __init__(self, *, recipe: Recipe, **rest: Any) -> None:
         self._recipe = recipe
+        self.latest = StepFigures(step=0, loss=math.nan, grad_norm=math.nan, learning_rate=0.0)
+        self._losses: list[torch.Tensor] = []
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
+
+    def training_step(self, *args: Any, **rest: Any) -> torch.Tensor:
+        """One micro-batch, as the stock trainer; its loss is kept until the optimizer steps."""
+        loss: torch.Tensor = super().training_step(*args, **rest)
+        self._losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """Between the gradients and the step that would spoil the weights: TrainingError unless all is finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        now = StepFigures(
+            step=self.state.global_step + 1, loss=float(torch.stack(self._losses).sum()), grad_norm=float(norm),
+            learning_rate=float(self._get_learning_rate()),
+        )  # fmt: skip
+        self._losses.clear()
+        if not (math.isfinite(now.loss) and math.isfinite(now.grad_norm)):
+            raise TrainingError(diverged(now, self.latest, self.state.max_steps, self._recipe))
+        self.latest = now
+        return norm
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> LengthGroupedSampler:
         rows = self.train_dataset if train_dataset is None else train_dataset
@@ -119,7 +172,10 @@ def build(
     use_gpu: bool,
     steps: int,
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`."""
+    """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`.
+
+    The rows reach TRL as tokens.
+    """
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -133,7 +189,6 @@ def build(
         max_grad_norm=recipe.max_grad_norm,
         optim=recipe.optimizer,
         max_length=None,
-        completion_only_loss=True,
         packing=False,
         # oneDNN compiles its CPU kernels per shape: few widths, few compilations, for some padding.
         pad_to_multiple_of=None if use_gpu else _WIDTH,
@@ -155,16 +210,10 @@ def build(
         disable_tqdm=True,
         log_level="error",
     )
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list(list(rows))
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list([tokenised(tokenizer, row) for row in rows])
     trainer = AdapterTrainer(recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def prompt_ids(tokenised: dict[str, Any]) -> list[int]:
-    """The tokens of a row of TRL's own dataset in front of its first learned token: the prompt as the trainer saw it."""
-    learned = next(position for position, label in enumerate(tokenised["labels"]) if label != -100)
-    return list(tokenised["input_ids"][:learned])
 
 
 def optimizer_name(trainer: Any) -> str:

@@ -1,16 +1,15 @@
 """What one training worker does: fit in memory, load, resume, train, checkpoint through Ray Train, hand back figures.
 
 Runs on every rank under Ray Train, in lockstep: each rank reports the same number of times, rank 0 attaches the files.
-A problem that another attempt cannot cure is returned as `refused`, not raised, because Ray would retry it.
+What it raises of itself ends the run; what takes it away does not (see `failures`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,27 @@ import torch
 import transformers
 from transformers import TrainerCallback
 
-from slm_ray.errors import ResourceError
 from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.model import add_lora, open_base
+from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic, optimizer_name
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
-    """Train this rank's share. Rank 0's figures come back from `fit()`, or `{"refused": error}`."""
+    """Train this rank's share. Rank 0's figures come back from `fit()`."""
     quiet(payload)
-    refused = agree(lambda: check_memory(payload))
-    if refused is not None:
-        return {"refused": refused}
+    check_memory(payload)
     base, tokenizer = open_model(payload)
     model = adapted(base, payload)
     report = Report(payload, rank=ray.train.get_context().get_world_rank())
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
+        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+            trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
         outcome = run(trainer, report, resume=resumed)
     scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
     return {**outcome, "metrics": {**outcome["metrics"], **scores}}
@@ -159,11 +159,13 @@ class Report(TrainerCallback):  # type: ignore[misc]
 def check_memory(payload: WorkerPayload) -> None:
     """ResourceError where this rank would not fit into the memory that is left."""
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
-    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    needed = estimate.estimate(
-        architecture, payload.config, row_tokens=longest, use_gpu=payload.use_gpu, checkpointing=payload.use_gpu
+    estimate.check(
+        BaseShape.read(folder),
+        payload.config,
+        _available_bytes(payload.use_gpu),
+        row_tokens=longest,
+        use_gpu=payload.use_gpu,
     )
-    estimate.check(needed, _available_bytes(payload.use_gpu), payload.config, row_tokens=longest)
 
 
 def _available_bytes(use_gpu: bool) -> float:
@@ -172,18 +174,6 @@ def _available_bytes(use_gpu: bool) -> float:
     # The part of this process that the estimate counts is already in use, here and in the other workers of the node.
     own = psutil.Process().memory_info().rss
     return float(psutil.virtual_memory().available / ray.train.get_context().get_local_world_size() + own)
-
-
-def agree(check: Callable[[], None]) -> str | None:
-    """The first rank's refusal, on every rank, so that none waits for one that has left."""
-    mine = None
-    try:
-        check()
-    except ResourceError as error:
-        mine = str(error)
-    everyone: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, mine)
-    return next((text for text in everyone if text is not None), None)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slm_ray.adapters import base_fingerprint, publish
+from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
 from slm_ray.serving import deploy, shutdown
 
@@ -113,7 +113,7 @@ def publish_adapter(served: Served, name: str, *, seed: int, fingerprint: str | 
     made = make_adapter(served.adapters.parent / "made" / name, base, seed=seed, **options)
     manifest = publish(
         made, served.adapters, name=name, track="structured", base="tiny", config_digest="c", data_digest="d", metrics={},
-        base_fingerprint=fingerprint or base_fingerprint(base), train_prompts=[],
+        base_fingerprint=fingerprint or base_fingerprint(base), train_prompts=[], recipe={}, base_shapes=base_shapes(base),
     )  # fmt: skip
     return manifest.id
 

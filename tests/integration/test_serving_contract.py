@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+from safetensors.torch import load_file, save_file
+from serving_fixtures import ROOT, make_adapter
+
+from slm_ray import adapters
+from slm_ray.errors import AdapterError
 
 pytestmark = pytest.mark.heavy
+BASE = ROOT / "data/tiny_base"
 
 
 def parameters(function: Callable[..., Any]) -> list[str]:
@@ -93,3 +101,55 @@ def test_kernel() -> None:
     assert issubclass(wrapper(stock), stock)
     (plugin,) = entry_points(group="vllm.general_plugins", name="slm_ray_cpu_lora")
     assert plugin.load() is register
+
+
+UNSERVED = [
+    {"use_dora": True}, {"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"bias": "all"}, {"init_lora_weights": "pissa"},
+    {"init_lora_weights": "loftq"}, {"alora_invocation_tokens": [1]}, {"layer_replication": [[0, 1]]},
+    {"use_bdlora": {"nblocks": 2}}, {"use_qalora": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}}, {"init_lora_weights": "gaussian"}, *UNSERVED],
+    ids=str,
+)
+def test_an_exported_adapter_is_taken_by_plain_vllm_and_what_vllm_refuses_is_refused_here(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """By vLLM's own reader of `--lora-modules`: settings and, where those are taken, every tensor."""
+    from vllm.config.lora import LoRAConfig
+    from vllm.lora.lora_model import LoRAModel
+    from vllm.lora.peft_helper import PEFTHelper
+
+    made, out = make_adapter(tmp_path / "made", BASE, seed=1), tmp_path / "out"
+    path = made / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    tensors = load_file(made / "adapter_model.safetensors")
+    for name in settings.get("rank_pattern", {}):
+        tensors |= {
+            key: value[:2] if "lora_A" in key else value[:, :2].contiguous()
+            for key, value in tensors.items()
+            if name in key
+        }
+        save_file(tensors, made / "adapter_model.safetensors")
+    whole = json.loads(path.read_text())
+    helper = PEFTHelper.from_local_dir(str(made), None)
+    if settings in UNSERVED:
+        with pytest.raises(ValueError):
+            helper.validate_legal(LoRAConfig(max_lora_rank=8))
+        with pytest.raises(AdapterError):
+            adapters.check_tensors(made / "adapter_model.safetensors", whole, adapters.base_shapes(BASE))
+        return
+    adapter = adapters.publish(
+        made, tmp_path / "adapters", name="run", track="t", base=str(BASE), config_digest="c", data_digest="d", metrics={},
+        base_fingerprint="f" * 32, train_prompts=[], recipe={}, base_shapes=adapters.base_shapes(BASE),
+    )  # fmt: skip
+    adapters.check_tensors(made / "adapter_model.safetensors", whole, adapters.base_shapes(BASE))
+    adapters.export(tmp_path / "adapters", adapter.id, out, card=adapters.model_card)
+    helper = PEFTHelper.from_local_dir(str(out), None)
+    helper.validate_legal(LoRAConfig(max_lora_rank=8))
+    loaded = LoRAModel.from_local_checkpoint(str(out), set(whole["target_modules"]), peft_helper=helper, device="cpu")
+    assert len(loaded.loras) == len(tensors) / 2
+    assert all(layer.lora_a is not None and layer.lora_b is not None for layer in loaded.loras.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import struct
 import subprocess
@@ -13,52 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from adapter_files import base, base_shapes, publish, safetensors, trained
 
 from slm_ray import adapters
 from slm_ray.errors import AdapterError
 from slm_ray.records import TrainingEffort
-
-
-def safetensors(path: Path, shapes: dict[str, tuple[int, ...]], fill: int = 0) -> Path:
-    """Write fp32 tensors of the given shapes, every byte `fill`."""
-    header: dict[str, Any] = {}
-    offset = 0
-    for name, shape in shapes.items():
-        size = 4
-        for length in shape:
-            size *= length
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes([fill]) * offset)
-    return path
-
-
-def base(folder: Path, *, hidden: int = 16, fill: int = 1, tokenizer: str = "{}") -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"hidden_size": hidden, "model_type": "llama"}))
-    (folder / "tokenizer.json").write_text(tokenizer)
-    safetensors(folder / "model.safetensors", {"model.embed_tokens.weight": (8, hidden)}, fill)
-    return folder
-
-
-def trained(folder: Path, *, hidden: int = 16, fill: int = 2, modules: tuple[str, ...] = ("q_proj", "v_proj")) -> Path:
-    folder.mkdir(parents=True)
-    settings = {"r": 4, "lora_alpha": 8, "target_modules": list(modules), "base_model_name_or_path": str(folder)}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    prefix = "base_model.model.model.layers.0.self_attn.q_proj"
-    safetensors(folder / "adapter_model.safetensors", {f"{prefix}.lora_A.weight": (4, hidden)}, fill)
-    return folder
-
-
-def publish(source: Path, root: Path, fingerprint: str, **changed: Any) -> adapters.Manifest:
-    return adapters.publish(
-        source, root,
-        **{
-            "name": "structured", "track": "structured", "base": "tiny", "base_fingerprint": fingerprint,
-            "config_digest": "c", "data_digest": "d", "metrics": {"loss": 0.5}, "train_prompts": ["b", "a", "a"], **changed,
-        },
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -77,7 +35,7 @@ def test_publishing_shows_the_manifest_and_keeps_every_file_read_only(shelf: tup
     assert adapters.train_prompts(root, manifest.id) == {"a", "b"}
     folder = root / manifest.id
     assert {path.name for path in folder.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "train_prompts.json", "manifest.json",
+        "adapter_config.json", "adapter_model.safetensors", "train_prompts.json", "manifest.json", "README.md",
     }  # fmt: skip
     assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
 
@@ -156,10 +114,10 @@ def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tup
         "sys.addaudithook(stop)\n"
         f"adapters.publish({str(source)!r}, {str(root)!r}, name='structured', track='structured', base='tiny',"
         f" base_fingerprint={fingerprint!r}, config_digest='c', data_digest='d', metrics={{'loss': 0.5}},"
-        " train_prompts=['b', 'a', 'a'])\n"
+        f" train_prompts=['b', 'a', 'a'], recipe={{}}, base_shapes={base_shapes()!r})\n"
     )
     killed = 0
-    for moment in range(1, 60, 4):
+    for moment in range(1, 60, 7):
         result = subprocess.run(
             [sys.executable, "-c", script, str(moment)], capture_output=True, text=True, check=False
         )

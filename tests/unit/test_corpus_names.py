@@ -85,7 +85,7 @@ def test_nearest_never_shows_the_question_itself_and_survives_the_edges() -> Non
 def test_demonstrations_stand_before_the_last_user_turn() -> None:
     prompt = with_demonstrations(prompt_of(TOOLCALL, "Q"), POOL[:2])
     assert [turn.role for turn in prompt.messages] == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert [turn.content for turn in prompt.messages[2::2]] == ["flight", "weather"]
+    assert [turn.content for turn in prompt.messages[2::2]] == ["weather", "flight"], "the best one is not next to it"
     assert prompt.messages[-1].content == "Q"
     assert with_demonstrations(prompt_of(TOOLCALL, "Q"), []) == prompt_of(TOOLCALL, "Q")
 

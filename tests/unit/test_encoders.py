@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from slm_ray.encoders import Encoder
+from slm_ray import encoders
+from slm_ray.config import EvaluateConfig, PrepareConfig
+from slm_ray.encoders import EMBEDDINGS, Encoder, open_retriever
 from slm_ray.errors import ModelError
+from slm_ray.evaluation.plan import plan
+from slm_ray.prepare import prepare
 from slm_ray.scoring.similarity import METRICS, with_similarity
-from slm_ray.types import RowScore
+from slm_ray.types import Example, Message, Prompt, RowScore
 
 SENTENCE = "The patient should take the tablets twice a day with water."
 PARAPHRASE = "The medicine is to be swallowed with water two times each day."
+SAME_WORDS = "The day the patient should water the plants."
 UNRELATED = "Parliament rejected the new railway budget on Thursday."
 
 
@@ -78,3 +84,63 @@ def test_a_text_without_end_is_cut_before_it_is_read(encoder: Encoder) -> None:
     assert time.process_time() - started < 4
     np.testing.assert_allclose(long, begun, atol=1e-5)
     assert encoder.token_ids(["[" * 3_000_000]) == encoder.token_ids(["[" * 600])
+
+
+POOL = [
+    Example(id=name, prompt=Prompt(messages=(Message(role="user", content=text),)), target=name)
+    for name, text in (("a", PARAPHRASE), ("b", SAME_WORDS), ("c", UNRELATED))
+]
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> str:
+    path.write_text("".join(json.dumps({"id": n, "prompt": q, "completion": f'"{n}"'}) + "\n" for n, q in rows))
+    return str(path)
+
+
+def test_an_encoder_finds_what_means_the_same_and_embeds_a_text_once(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "train.jsonl"
+    found = open_retriever(str(encoder.folder), POOL, [SENTENCE, SAME_WORDS], beside=rows).nearest(SENTENCE, 2)
+    assert [near.id for near in found] == ["a", "b"], "by meaning, where words say b"
+    kept = sorted((tmp_path / EMBEDDINGS).iterdir())
+    assert len(kept) == 2, "the pool's, and those of the queries that are not in it"
+
+    def refuse(folder: str) -> None:
+        raise AssertionError("embedded again")
+
+    monkeypatch.setattr(encoders, "_sentence_encoder", refuse)
+    assert open_retriever(str(encoder.folder), POOL, [SENTENCE, SAME_WORDS], beside=rows).nearest(SENTENCE, 2) == found
+    with pytest.raises(AssertionError, match="embedded again"):
+        open_retriever(str(encoder.folder), POOL[:2], [SENTENCE], beside=rows)
+    kept[0].write_bytes(b"cut")
+    kept[1].write_bytes(b"cut")
+    with pytest.raises(AssertionError, match="embedded again"):
+        open_retriever(str(encoder.folder), POOL, [SENTENCE, SAME_WORDS], beside=rows)
+
+
+def test_one_setting_says_what_an_evaluation_and_training_rows_are_shown(encoder: Encoder, tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [(row.id, row.prompt.messages[-1].content) for row in POOL])
+    test = write(tmp_path / "test.jsonl", [("t", SENTENCE)])
+
+    def shown(retriever: str) -> str:
+        config = EvaluateConfig(
+            track="structured", examples=test, models=("fake:echo+1shot",), run_dir=str(tmp_path / "run"),
+            demonstrations=train, retriever=retriever,
+        )  # fmt: skip
+        (arm,) = plan(config, {}).arms
+        return arm.prompts["t"].messages[-2].content
+
+    assert (shown("words"), shown("bm25"), shown(str(encoder.folder))) == ('"b"', '"b"', '"a"')
+
+    def trained(retriever: str) -> list[str]:
+        texts = [f"{text} {n}" for text in (SENTENCE, PARAPHRASE, SAME_WORDS) for n in range(4)]
+        rows = [(str(n), text) for n, text in enumerate(texts)]
+        config = PrepareConfig(
+            source=write(tmp_path / "rows.jsonl", rows), validation_rows=1, test_rows=1, few_shot=1, retriever=retriever,
+            out_dir=str(tmp_path / Path(retriever).name),
+        )  # fmt: skip
+        return [row.prompt.messages[-3].content for row in prepare(config).dataset("train").examples]
+
+    assert trained("bm25") != trained(str(encoder.folder))
+    assert len(list((tmp_path / "model" / EMBEDDINGS).iterdir())) == 1, "training rows ask what is in the pool"

@@ -66,6 +66,7 @@ ELSEWHERE = {
     "not_utf8",
     "columns",
     "too_long",
+    "refused_chat",
     "unscorable",
 }  # told by the sources, the tokenizer and the scorers: tests/unit/test_prepare_bad.py
 GOOD = [{"id": "good", "prompt": "good?", "completion": "yes"}, {"prompt": "twice", "completion": "c"}]

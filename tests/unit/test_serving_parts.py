@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from slm_ray.adapters import base_fingerprint, publish
+from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
 from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
@@ -33,7 +33,9 @@ def adapter_folder(home: Path, value: float = 1.0, hidden: int | None = None) ->
     name = "base_model.model.model.layers.0.self_attn.q_proj"
     tensors = {f"{name}.lora_A.weight": torch.full((2, hidden), value), f"{name}.lora_B.weight": torch.ones(hidden, 2)}
     save_file(tensors, home / "adapter_model.safetensors")
-    (home / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}))
+    (home / "adapter_config.json").write_text(
+        json.dumps({"r": 2, "lora_alpha": 4, "target_modules": ["layers.0.self_attn.q_proj"]})
+    )
     return home
 
 
@@ -41,7 +43,7 @@ def published(tmp_path: Path, fingerprint: str | None = None) -> str:
     made = adapter_folder(tmp_path / "made")
     return publish(
         made, tmp_path / "adapters", name="run", track="structured", base="b", config_digest="c", data_digest="d", metrics={},
-        base_fingerprint=fingerprint or base_fingerprint(BASE), train_prompts=[],
+        base_fingerprint=fingerprint or base_fingerprint(BASE), train_prompts=[], recipe={}, base_shapes=base_shapes(BASE),
     ).id  # fmt: skip
 
 
@@ -157,14 +159,14 @@ def test_damaged_and_foreign_adapters_are_refused(tmp_path: Path) -> None:
     foreign = published(tmp_path, fingerprint="f" * 32)
     refused(foreign, "was trained on base")
     shutil.copytree(folder / foreign, folder / "renamed-0123456789ab")
-    refused("renamed-0123456789ab", "was trained on base")
+    refused("renamed-0123456789ab", "give the folder that name")
     own = published(tmp_path)
     shutil.copytree(folder / own, folder / "renamed-ba9876543210")
     refused("renamed-ba9876543210", "give the folder that name")
     (adapter_folder(folder / "labelled") / "manifest.json").write_text('{"base_fingerprint": "0"}')
     refused("labelled", "another base")
     adapter_folder(folder / "wide", hidden=64)
-    refused("wide", "hidden size 64")
+    refused("wide", "64 inputs and 64 outputs, the base's has \\(192, 192\\)")
     (adapter_folder(folder / "empty") / "adapter_config.json").write_text("[]")
     refused("empty", "PEFT")
     weights = adapter_folder(folder / "cut") / "adapter_model.safetensors"

@@ -33,6 +33,7 @@ def trial(
     plan = Plan(
         config=config.model_copy(update={"lora": config.lora.model_copy(update={"rank": rank, "alpha": 2 * rank})}),
         folder=Path("folder"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="",
+        chat_template="", content_digest="",
     )  # fmt: skip
     scored = [score for score in scores if score is not None]
     score = None if error or stopped_at else sum(scored) / max(len(scored), 1)
@@ -131,6 +132,7 @@ def searched(folder: Path, lengths: int = 90, **settings: Any) -> Searched:
     plan = Plan(
         config=config, folder=folder, examples=(), lengths=(10,) * lengths, base_fingerprint="base", config_digest="",
         data_digest="rows",
+        chat_template="", content_digest="rows",
     )  # fmt: skip
     return Searched(planned=plan, settings=Search(**settings), validation=())
 

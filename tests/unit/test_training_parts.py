@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Trainer
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 
 from slm_ray.config import Lora, Recipe
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import ConfigError, ModelError
+from slm_ray.errors import ConfigError, TrainingError
+from slm_ray.parity import PRECISION_TOLERANCE, check, distance
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.parity import check_parity, prompt_token_ids
-from slm_ray.training.trainer import LengthGroupedSampler, build, prompt_ids
+from slm_ray.training.parity import note, prompt_and_answer, reference
+from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example
 
@@ -84,7 +87,7 @@ def test_loss_is_on_the_answer_and_its_end_only(trainer: Any, tokenizer: Any) ->
     row = trainer.train_dataset[3]
     learned = [token for token, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
     assert tokenizer.decode(learned) == '{"n": 3}<|eot_id|>'
-    assert tokenizer.decode(prompt_ids(row)).endswith("assistant<|end_header_id|>\n\n")
+    assert tokenizer.decode(list(prompt_and_answer(row)[0])).endswith("assistant<|end_header_id|>\n\n")
 
 
 def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
@@ -96,28 +99,107 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
 
 
+def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
+    """A trainer over a model of two narrow layers with random weights: a step of it takes milliseconds."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+    )  # fmt: skip
+    model = add_lora(LlamaForCausalLM(shape).to(torch.bfloat16), RECIPE.lora)
+    found = [rows.conversation(example) for example in examples(8)]
+    recipe = RECIPE.model_copy(update=changed)
+    return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
+    wild = small_trainer(tokenizer, tmp_path, learning_rate=1e36, warmup_steps=0)
+    with pytest.raises(
+        TrainingError,
+        match=r"diverged at step 2 of 6: loss nan, gradient norm nan at learning rate \d.*the step before had loss "
+        r"\d.*Lower learning_rate \(now 1e\+36, try 1e\+35\).*Nothing is published",
+    ):
+        wild.train()
+    assert not list(tmp_path.iterdir())
+
+
+def test_gradients_that_are_no_numbers_stop_too_and_at_the_first_step_the_base_is_named(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    sick = small_trainer(tokenizer, tmp_path)
+    before = {name: value.clone() for name, value in sick.model.named_parameters() if value.requires_grad}
+    last = [value for value in sick.model.parameters() if value.requires_grad][-1]
+    last.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(TrainingError, match=r"from the first step on.*loss \d.*norm (nan|inf).*The base's weights"):
+        sick.train()
+    assert all(torch.equal(value, before[name]) for name, value in sick.model.named_parameters() if name in before)
+
+
 def test_an_unknown_target_module_lists_the_known_ones() -> None:
     model = open_base(BASE, RECIPE, use_gpu=False, longest=100)
     with pytest.raises(ConfigError, match=r"no query_key_value; it has down_proj.*q_proj"):
         add_lora(model, Lora(target_modules=("query_key_value",)))
 
 
-def test_the_parity_gate_passes_on_the_same_template(tokenizer: Any) -> None:
-    prompt = prompt_of(track("toolcall"), "Request: play jazz")
-    seen = prompt_token_ids(tokenizer, prompt)
-    check_parity(seen, rows.token_ids(tokenizer, prompt.as_dicts(), answer_next=True), tokenizer.decode)
+def test_the_note_holds_the_tokens_that_trl_made_and_what_the_model_in_memory_says(
+    trainer: Any, tokenizer: Any
+) -> None:
+    before = torch.get_rng_state()
+    trainer.model.train()
+    seen = note(trainer, precision="4bit")
+    assert trainer.model.training
+    assert torch.equal(torch.get_rng_state(), before), "a resumed run would draw other dropout masks"
+    assert seen.scaling == 2.0
+    assert [row.row for row in seen.rows] == list(range(8))
+    for row, example in zip(seen.rows, examples(8), strict=True):
+        assert list(row.prompt) == rows.token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True)
+        assert tokenizer.decode(list(row.answer)) == f"{example.target}<|eot_id|>"
+        assert [one.token for one in row.trained] == list(row.answer)[: len(row.trained)]
+        assert all(value <= 0 for one in row.trained for _, value in one.top)
 
 
-def test_a_server_without_the_template_is_caught_at_the_first_token_that_differs(tokenizer: Any) -> None:
-    prompt = prompt_of(track("toolcall"), "Request: play jazz")
-    seen = prompt_token_ids(tokenizer, prompt)
-    plain = tokenizer("\n".join(turn.content for turn in prompt.messages))["input_ids"]
-    with pytest.raises(
-        ModelError, match=r"differ from token [01] on: training saw '.*start_header_id.*the server sees"
-    ):
-        check_parity(seen, plain, tokenizer.decode)
-    with pytest.raises(ModelError, match=rf"differ from token {len(seen) - 4} on"):
-        check_parity(seen, seen[:-4], tokenizer.decode)
+def test_of_a_conversation_the_last_answer_is_noted() -> None:
+    row = {"input_ids": [1, 2, 3, 4, 5, 6, 7], "labels": [-100, 2, -100, -100, 5, 6, -100]}
+    assert prompt_and_answer(row) == ((1, 2, 3, 4), (5, 6))
+
+
+@pytest.fixture
+def adapter(trainer: Any, tmp_path: Path) -> Iterator[Path]:
+    """The trainer's adapter with B drawn at random, as files; its B is zero again afterwards."""
+    drawn = torch.Generator().manual_seed(1)
+    learned = {name: one for name, one in trainer.model.named_parameters() if ".lora_B." in name}
+    for one in learned.values():
+        one.data = torch.randn(one.shape, generator=drawn) * 0.2
+    trainer.model.save_pretrained(tmp_path)
+    yield tmp_path
+    for one in learned.values():
+        one.data.zero_()
+
+
+def test_peft_over_the_saved_files_answers_as_the_model_in_memory_did(trainer: Any, adapter: Path) -> None:
+    seen = note(trainer, precision="4bit")
+    same = reference(BASE, adapter, note=seen, served=None, others={}, use_gpu=False)
+    assert check(seen, same, None, str) == ()
+    apart = distance([row.trained for row in seen.rows], same.noted)
+    assert 0 < apart.mean < PRECISION_TOLERANCE, apart  # NF4 in training, bf16 here
+    assert distance(same.noted, same.noted_base).mean > PRECISION_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [({"lora_alpha": 16}, "alpha of the files"), ({"use_rslora": True}, "alpha of the files"), ({}, "zero B")],
+)
+def test_files_that_were_changed_after_training_are_caught(
+    trainer: Any, adapter: Path, changed: dict[str, Any], fault: str
+) -> None:
+    seen = note(trainer, precision="4bit")
+    settings = adapter / "adapter_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **changed}))
+    if fault == "zero B":
+        weights = adapter / "adapter_model.safetensors"
+        save_file({n: one * 0 if ".lora_B." in n else one for n, one in load_file(weights).items()}, weights)
+    found = check(seen, reference(BASE, adapter, note=seen, served=None, others={}, use_gpu=False), None, str)
+    assert fault in {finding.fault for finding in found}
 
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:

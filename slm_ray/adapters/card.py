@@ -1,0 +1,164 @@
+"""A model card for an adapter, as huggingface_hub writes them: what it is, what it was trained on and how, and how good it is.
+
+Says only what the manifest, the base's own card and comparisons on file say; a figure that is not known is said to be unknown.
+Holds no path of this machine: a base that is a folder goes by the folder's name. Needs no network.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slm_ray.adapters.manifest import CARD, Manifest
+from slm_ray.records import ComparisonReport
+
+
+def base_name(base: str) -> str:
+    """What a base is called in a card: its hub name, or the name of its folder."""
+    return base if base.count("/") == 1 and not base.startswith(("/", ".", "~")) else Path(base).name
+
+
+def licence_of(base: str) -> str | None:
+    """The licence that the card in a base's folder states; None where there is no folder, card or licence."""
+    try:
+        text = (Path(base) / CARD).read_text(encoding="utf-8")
+        front = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0]) if text.startswith("---\n") else None
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    stated = front.get("license") if isinstance(front, dict) else None
+    return stated if isinstance(stated, str) else None
+
+
+def model_card(manifest: Manifest, comparisons: Sequence[ComparisonReport] = (), *, licence: str | None = None) -> str:
+    """The card as Markdown with a YAML head; `comparisons` are those that name the adapter as the SLM, the latest last."""
+    sections = [
+        _front(manifest, comparisons, licence), f"# {manifest.id}", _intended_use(manifest), _data(manifest), _training(manifest),
+        _results(comparisons), _proof(manifest), _loading(manifest),
+    ]  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def _front(manifest: Manifest, comparisons: Sequence[ComparisonReport], licence: str | None) -> str:
+    from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a card needs it
+
+    base = base_name(manifest.base)
+    measured = comparisons[-1].comparison.slm_metrics if comparisons else {}
+    results = [
+        EvalResult(
+            task_type="text-generation", dataset_type=manifest.track, dataset_name=manifest.track, metric_type=name,
+            metric_value=value,
+        )
+        for name, value in measured.items()
+        if value is not None
+    ]  # fmt: skip
+    data = ModelCardData(
+        base_model=base, library_name="peft", pipeline_tag="text-generation", license=licence,
+        tags=["lora", "slm_ray", f"base_model:adapter:{base}"], model_name=manifest.id if results else None,
+        eval_results=results or None,
+    )  # fmt: skip
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _intended_use(manifest: Manifest) -> str:
+    return (
+        f"A LoRA adapter of `{base_name(manifest.base)}` for one task, `{manifest.track}`.\n\n## Intended use\n\n"
+        f"Prompts of the task `{manifest.track}`, rendered by the base's own chat template. It was measured on that task only:"
+        " nothing is known of how it answers anything else, and it is no general assistant. The licence and the limits of the"
+        " base hold for it too."
+    )
+
+
+def _data(manifest: Manifest) -> str:
+    metrics = manifest.metrics
+    rows = [
+        ("rows", metrics.get("rows", "unknown")), ("different prompts", manifest.train_prompts),
+        ("tokens, all epochs", metrics.get("tokens", "unknown")), ("digest of the rows", manifest.data_digest),
+        ("split", "the training split only; test and validation rows are kept apart by prompt"),
+    ]  # fmt: skip
+    return "## Training data\n\n" + _table(("", "what"), rows)
+
+
+def _training(manifest: Manifest) -> str:
+    settings = [("rank", manifest.rank), ("alpha", manifest.alpha)]
+    settings += [(name, value) for name, value in sorted(manifest.recipe.items()) if not isinstance(value, dict)]
+    settings += [
+        (f"{group}.{name}", value)
+        for group, inner in sorted(manifest.recipe.items())
+        if isinstance(inner, dict)
+        for name, value in inner.items()
+    ]
+    figures = [(name, value) for name, value in sorted(manifest.metrics.items()) if value is not None]
+    return (
+        f"## Training\n\nPublished {manifest.created}. Base fingerprint `{manifest.base_fingerprint}`, digest of the settings"
+        f" `{manifest.config_digest}`.\n\n{_table(('setting', 'value'), settings)}\n\n{_table(('figure', 'value'), figures)}"
+    )
+
+
+def _results(comparisons: Sequence[ComparisonReport]) -> str:
+    if not comparisons:
+        return "## Results\n\nNo comparison with another model is on file. The training's own figures say nothing of its answers."
+    return "## Results\n\n" + "\n\n".join(map(_result, reversed(comparisons)))
+
+
+def _result(report: ComparisonReport) -> str:
+    compared, decision = report.comparison, report.decision
+    interval, bounds = compared.interval, 100 * (1 - compared.level)
+    llm = f"{compared.llm} (a stand-in)" if compared.llm in compared.stand_ins else compared.llm
+    metrics = [
+        (
+            f"{name} (primary)" if name == compared.primary else name,
+            _number(compared.llm_metrics.get(name)),
+            _number(value),
+        )
+        for name, value in compared.slm_metrics.items()
+    ]
+    words = [
+        f"Against {llm}, on {compared.n} held-out rows that both answered, in pairs (digest {compared.digest}):",
+        _table(("metric", compared.llm, "this adapter"), metrics),
+        f"{compared.primary}, this adapter minus the other: {interval.estimate:+.4f}, one-sided {bounds:.4g} % bounds"
+        f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}).",
+        f"Verdict: **{decision.action}**, rule {decision.rule}, non-inferiority margin {decision.delta:g}.",
+        "\n".join(f"- {_line(sentence)}" for sentence in decision.because),
+    ]
+    return "\n\n".join([_line(words[0]), words[1], *words[2:]])
+
+
+def _proof(manifest: Manifest) -> str:
+    proof = dataclasses.asdict(manifest).get("proof")
+    if not proof:
+        return "## Proof of what is served\n\nNone is on file."
+    return "## Proof of what is served\n\n" + _table(("checked", "found"), sorted(proof.items()))
+
+
+def _loading(manifest: Manifest) -> str:
+    base = base_name(manifest.base)
+    return (
+        "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{manifest.id}")\n```\n\n'
+        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {max(8, manifest.rank)} --lora-modules"
+        f" {manifest.name}={manifest.id}\n```"
+    )
+
+
+def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join(
+        "| " + " | ".join(_line(_text(cell)).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,257 @@
+"""What adapters are promoted as: names that clients ask for, each standing for one published adapter, with their history.
+
+    ADAPTERS_DIR/promotions.jsonl    one line per promotion, roll-back and deletion; only ever appended to
+
+The last line that names an alias says what it stands for. A line is there whole or not at all, whenever its writer dies, and
+of two writers one waits for the other. An alias never hides an adapter's id: ids are looked up first, and no alias looks
+like one. What an alias stands for may be deleted by force; then it stands for nothing that answers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import getpass
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from slm_ray.adapters.registry import NAME, Checker, adapter_ids, is_id, load_manifest, unknown_adapter
+from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
+from slm_ray.storage import growing_jsonl, row_of
+
+HISTORY = "promotions.jsonl"
+Action = Literal["promote", "rollback", "delete"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One line of the history. `adapter` is what `alias` stands for from then on (None: nothing), `before` what it did.
+
+    Of a deletion `adapter` is what was deleted and `alias` is None.
+    """
+
+    at: str
+    action: Action
+    alias: str | None
+    adapter: str | None
+    before: str | None
+    by: str
+    reason: str
+
+
+_ENTRY = TypeAdapter(Entry)
+_MEND = "mend the line or remove it"
+_ALIAS_RULE = "use letters, digits, '.', '_' and '-', at most 80 of them"
+
+
+class Promotions:
+    """What every alias stands for now, and what it would stand for after a roll-back; a fold over the history."""
+
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self.entries = tuple(entries)
+        self._stacks: dict[str, list[str]] = {}
+        for entry in self.entries:
+            if entry.alias is None:
+                continue
+            stack = self._stacks.setdefault(entry.alias, [])
+            if entry.action == "promote" and entry.adapter is not None:
+                stack.append(entry.adapter)
+            while entry.action == "rollback" and stack and stack[-1] != entry.adapter:
+                stack.pop()
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Alias to adapter id, in the order of names."""
+        return {alias: stack[-1] for alias, stack in sorted(self._stacks.items()) if stack}
+
+    def before(self, alias: str) -> list[str]:
+        """What the alias stood for before what it stands for now, the latest first."""
+        return self._stacks.get(alias, [])[-2::-1]
+
+    def aliases_of(self, adapter_id: str) -> list[str]:
+        """The aliases that stand for an adapter."""
+        return [alias for alias, adapter in self.aliases.items() if adapter == adapter_id]
+
+    def held_by(self, adapter_id: str) -> list[str]:
+        """Why an adapter is not to be deleted, in words: it is promoted, or what a roll-back leads to."""
+        held = [f"it is promoted as {alias!r}" for alias in self.aliases_of(adapter_id)]
+        back = [alias for alias in self.aliases if self.before(alias)[:1] == [adapter_id]]
+        return held + [f"a roll-back of {alias!r} leads to it" for alias in back]
+
+
+class AliasTable:
+    """Alias to adapter id as the folder says now, read again only when the history has grown. For an endpoint's front."""
+
+    def __init__(self, adapters_dir: str | Path) -> None:
+        self._path = Path(adapters_dir) / HISTORY
+        self._known: tuple[object, Mapping[str, str]] = (None, {})
+
+    def now(self) -> Mapping[str, str]:
+        """The table; empty without a history. DataError with file:line when that is damaged."""
+        try:
+            status = os.stat(self._path)
+        except OSError:
+            return {}
+        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if self._known[0] != seen:
+            self._known = (seen, promotions(self._path.parent).aliases)
+        return self._known[1]
+
+
+def promotions(adapters_dir: str | Path) -> Promotions:
+    """The history of a folder; empty where there is none. A last line without its end is not written yet, and is no line."""
+    path = Path(adapters_dir) / HISTORY
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return Promotions(())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; a file of lines belongs there") from None
+    lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")
+    rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    return Promotions(
+        _entry(row_of(line, where=f"{path}:{number}", fix=_MEND), where=f"{path}:{number}") for number, line in rows
+    )
+
+
+def resolve(adapters_dir: str | Path, name: str) -> str:
+    """The id of a published adapter, by its id or by an alias; AdapterError with what is known when there is none."""
+    if is_id(name):
+        return load_manifest(adapters_dir, name).id
+    aliases = promotions(adapters_dir).aliases
+    if name not in aliases:
+        raise unknown_adapter(adapters_dir, name, aliases)
+    return load_manifest(adapters_dir, aliases[name]).id
+
+
+def promote(adapters_dir: str | Path, name: str, *, alias: str | None = None, reason: str = "") -> Entry:
+    """Let `alias` (the adapter's track when None) stand for an adapter, given by id or alias; what it is from now on.
+
+    Its files and tensors are checked first: AdapterError when it is damaged or cannot be served. Standing for it already
+    changes nothing. ConfigError for an alias that a client could take for an adapter.
+    """
+    root = Path(adapters_dir)
+    adapter_id = resolve(root, name)
+    manifest = load_manifest(root, adapter_id)
+    wanted = manifest.track if alias is None else alias
+    _check_alias(root, wanted)
+    Checker(root).check(adapter_id)
+    with growing_jsonl(root / HISTORY) as file:
+        state = _state(root, file.rows)
+        load_manifest(root, adapter_id)  # nobody deletes it while the history is ours
+        standing = state.aliases.get(wanted)
+        entry = _now("promote", alias=wanted, adapter=adapter_id, before=standing, reason=reason)
+        if standing != adapter_id:
+            file.append(dataclasses.asdict(entry))
+    return entry
+
+
+def roll_back(adapters_dir: str | Path, alias: str, *, reason: str = "") -> Entry:
+    """Let an alias stand for what it stood for before: the latest that is still published, or nothing when there is none."""
+    root = Path(adapters_dir)
+    aliases = promotions(root).aliases
+    if alias not in aliases:
+        raise _unknown_alias(alias, aliases)
+    with growing_jsonl(root / HISTORY) as file:
+        state = _state(root, file.rows)
+        if (standing := state.aliases.get(alias)) is None:
+            raise _unknown_alias(alias, state.aliases)
+        published = set(adapter_ids(root))
+        target = next((adapter for adapter in state.before(alias) if adapter in published), None)
+        entry = _now("rollback", alias=alias, adapter=target, before=standing, reason=reason)
+        file.append(dataclasses.asdict(entry))
+    return entry
+
+
+def delete(adapters_dir: str | Path, adapter_id: str, *, force: bool = False, reason: str = "") -> Entry:
+    """Remove a published adapter; AdapterError when it is promoted or what a roll-back leads to, unless `force`.
+
+    It is gone in one step: an endpoint that holds it in memory ends the requests that run and answers 404 from then on.
+    """
+    root = Path(adapters_dir)
+    _check_published(root, adapter_id)  # before a history is begun
+    with growing_jsonl(root / HISTORY) as file:
+        _check_published(root, adapter_id)
+        if (held := _state(root, file.rows).held_by(adapter_id)) and not force:
+            raise AdapterError(
+                f"{adapter_id} is not deleted: {' and '.join(held)}; promote another one, roll back, or add --force"
+            )
+        entry = _now("delete", alias=None, adapter=adapter_id, before=None, reason=reason)
+        with _hidden(root, adapter_id) as hidden:
+            file.append(dataclasses.asdict(entry))
+        shutil.rmtree(hidden, ignore_errors=True)
+    return entry
+
+
+def _check_alias(root: Path, alias: str) -> None:
+    if not NAME.fullmatch(alias):
+        raise ConfigError(f"the alias {alias!r} is no name that a client can ask for: {_ALIAS_RULE}")
+    if is_id(alias):
+        raise ConfigError(
+            f"the alias {alias!r} looks like an adapter's id (12 hex digits at its end); choose another name"
+        )
+    if os.path.lexists(root / alias):
+        raise ConfigError(
+            f"the alias {alias!r} is the name of a folder in {root}, which answers to it; choose another name"
+        )
+
+
+def _unknown_alias(alias: str, aliases: Mapping[str, str]) -> AdapterError:
+    known = ", ".join(aliases) or "none; slm-ray adapters promote ID --as NAME makes one"
+    return AdapterError(f"nothing is promoted as {alias!r}; aliases: {known}")
+
+
+def _state(root: Path, rows: Iterable[tuple[int, dict[str, Any]]]) -> Promotions:
+    return Promotions(_entry(row, where=f"{root / HISTORY}:{number}") for number, row in rows)
+
+
+def _entry(row: Mapping[str, Any], *, where: str) -> Entry:
+    try:
+        return _ENTRY.validate_python(row)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise DataError(f"{where}: {'.'.join(map(str, wrong['loc']))}: {wrong['msg']}; {_MEND}") from None
+
+
+def _now(action: Action, *, alias: str | None, adapter: str | None, before: str | None, reason: str) -> Entry:
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    return Entry(at=at, action=action, alias=alias, adapter=adapter, before=before, by=_who(), reason=reason)
+
+
+def _who() -> str:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
+
+
+def _check_published(root: Path, adapter_id: str) -> None:
+    if adapter_id not in adapter_ids(root):  # a damaged one may go
+        load_manifest(root, adapter_id)
+
+
+@contextlib.contextmanager
+def _hidden(root: Path, adapter_id: str) -> Iterator[Path]:
+    """The adapter's folder under a name that nobody looks up; back in its place when the block fails."""
+    home, hidden = root / adapter_id, root / f".deleted-{adapter_id}"
+    shutil.rmtree(hidden, ignore_errors=True)  # of a deletion that was killed
+    try:
+        os.rename(home, hidden)
+    except OSError as error:
+        raise ResourceError(
+            f"cannot delete {home}: {error.strerror}; it is still there; see who may write to {root}"
+        ) from None
+    try:
+        yield hidden
+    except BaseException:
+        os.rename(hidden, home)
+        raise

@@ -1,0 +1,17 @@
+"""Settings of the job that makes training rows of a teacher's answers."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Config
+
+
+class DistilConfig(Config):
+    """Training rows whose expected answers are those of a model that was asked them."""
+
+    report: str = Field(description="a finished evaluation of the training rows: its run directory or report.json")
+    teacher: str = Field(description="a model of that evaluation, by its spec")
+    examples: str = Field(description="the training JSONL that it evaluated")
+    floor: float = Field(1.0, gt=0, le=1, description="the primary metric that an answer must reach to be learned")
+    out: str = Field(description="training JSONL to write")

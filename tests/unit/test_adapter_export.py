@@ -1,0 +1,216 @@
+"""An exported adapter is the one that was trained: plain PEFT loads it to the same logits, and its card says what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_files import publish as publish_small
+from adapter_files import trained
+from huggingface_hub import ModelCard
+from page_sample import cost
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+from typer.testing import CliRunner
+
+from slm_ray import adapters
+from slm_ray.adapters.card import base_name, licence_of
+from slm_ray.cli.app import app
+from slm_ray.cost_records import CostReport
+from slm_ray.errors import AdapterError, ConfigError, ResourceError
+from slm_ray.records import ComparisonReport
+from slm_ray.reports.encoding import decode, encode
+from slm_ray.storage import write_json
+from slm_ray.types import Comparison, Decision, Interval
+
+TOKENS = torch.arange(12).reshape(1, 12)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "small-base"
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=64,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# small\n", encoding="utf-8")
+    return folder
+
+
+def tuned(base: Path, out: Path, **settings: Any) -> torch.Tensor:
+    """Save a PEFT adapter with random weights; the logits of the model that it was saved from."""
+    torch.manual_seed(1)
+    config = LoraConfig(
+        **{"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "CAUSAL_LM", **settings}
+    )
+    model = get_peft_model(LlamaForCausalLM.from_pretrained(base), config)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(out)
+    return logits(model)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(TOKENS).logits
+
+
+def published(base: Path, source: Path, root: Path, **changed: Any) -> adapters.Manifest:
+    return adapters.publish(
+        source, root,
+        **{
+            "name": "tickets", "track": "tickets", "base": str(base), "base_fingerprint": adapters.base_fingerprint(base),
+            "config_digest": "c" * 64, "data_digest": "d" * 64, "metrics": {"rows": 300, "loss_last": 0.25, "peak_bytes": None},
+            "train_prompts": ["a", "b"], "recipe": {"learning_rate": 2e-4, "lora": {"dropout": 0.1}},
+            "base_shapes": adapters.base_shapes(base), **changed,
+        },
+    )  # fmt: skip
+
+
+def compared(adapter_id: str) -> ComparisonReport:
+    slm = f"served:tiny:{adapter_id}"
+    costs = json.loads(json.dumps(cost()).replace("served:tiny-base:structured-0a1b2c3d4e5f", slm))
+    comparison = Comparison(
+        track="tickets", llm="served:stand-in", slm=slm, n=100, digest="e" * 12, primary="exact_match",
+        llm_metrics={"exact_match": 0.5, "odd": None}, slm_metrics={"exact_match": 0.625, "odd": None}, gaps={"exact_match": 0.125},
+        interval=Interval(estimate=0.125, lower=0.0625, upper=0.1875, method="Tango"), slm_only_right=20, llm_only_right=8,
+        stand_ins=("served:stand-in",),
+    )  # fmt: skip
+    decision = Decision(action="swap", rule="paired", delta=0.02, because=("the lower bound is above -delta",))
+    costs = decode(costs, CostReport, where="test", fix="")
+    return ComparisonReport(
+        comparison=comparison, decision=decision, declared=None, cost=costs, partial_replacement=None
+    )
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"use_rslora": True}, {"target_modules": ["q_proj", "down_proj"]}, {"use_dora": True},
+        {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 2}}, {"layers_to_transform": [1], "target_modules": ["v_proj"]},
+    ],
+)  # fmt: skip
+def test_plain_peft_loads_what_was_trained(base: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    expected = tuned(base, tmp_path / "made", **settings)
+    manifest = published(base, tmp_path / "made", tmp_path / "adapters")
+    adapters.export(tmp_path / "adapters", manifest.id, tmp_path / "out", card=adapters.model_card)
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(base), tmp_path / "out")
+    assert torch.equal(logits(model), expected)
+    assert not torch.allclose(logits(LlamaForCausalLM.from_pretrained(base)), expected, atol=1e-3)
+    checker = adapters.Checker(tmp_path / "adapters")
+    if settings.get("use_dora"):
+        with pytest.raises(AdapterError, match="magnitudes are not served"):
+            checker.check(manifest.id)
+    else:
+        assert checker.check(manifest.id) == "files, tensors, base"
+
+
+def test_a_base_that_changed_where_it_lies_is_noticed(base: Path, tmp_path: Path) -> None:
+    tuned(base, tmp_path / "made")
+    manifest = published(base, tmp_path / "made", tmp_path / "adapters", base_fingerprint="0" * 32)
+    with pytest.raises(AdapterError, match="was trained on base"):
+        adapters.promote(tmp_path / "adapters", manifest.id)
+
+
+def test_an_export_is_a_published_adapter_elsewhere_too(base: Path, tmp_path: Path) -> None:
+    """Copied into another folder under its id it is checked as at home, also when its base got another name."""
+    tuned(base, tmp_path / "made")
+    manifest = published(base, tmp_path / "made", tmp_path / "adapters")
+    out = tmp_path / "elsewhere" / manifest.id
+    adapters.export(tmp_path / "adapters", manifest.id, out, card=adapters.model_card, base="org/small")
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == "org/small"
+    assert adapters.Checker(tmp_path / "elsewhere", base).check(manifest.id) == "files, tensors, base"
+    assert adapters.load_manifest(tmp_path / "elsewhere", manifest.id) == dataclasses.replace(
+        manifest, base="org/small", files=json.loads((out / "manifest.json").read_text())["files"]
+    )
+    assert ModelCard.load(out / "README.md").data.base_model == "org/small"
+    assert str(tmp_path) not in "".join(path.read_text() for path in (*out.glob("*.json"), out / "README.md"))
+
+
+def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) -> None:
+    tuned(base, tmp_path / "made")
+    root, runs = tmp_path / "adapters", tmp_path / "runs"
+    adapter = published(base, tmp_path / "made", root).id
+    first = ModelCard.load(root / adapter / "README.md")
+    assert (first.data.library_name, first.data.base_model, first.data.license) == ("peft", "small-base", "mit")
+    assert "lora" in first.data.tags and "base_model:adapter:small-base" in first.data.tags
+    assert "No comparison with another model is on file" in first.text
+    write_json(runs / "demo" / "comparison.json", encode(compared(adapter)))
+    write_json(runs / "other" / "comparison.json", encode(compared("tickets-000000000000")))
+    write_json(runs / "broken" / "comparison.json", {"schema_version": 0})
+    arguments = [
+        "adapters",
+        "export",
+        adapter,
+        "--out",
+        str(tmp_path / "out"),
+        "--adapters_dir",
+        str(root),
+        "--runs",
+        str(runs),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0 and "comparisons in its model card: 1" in done.stdout, done.output
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.metric_type, result.metric_value, result.dataset_name) == ("exact_match", 0.625, "tickets")
+    for part in (
+        "| learning_rate | 0.0002 |", "| lora.dropout | 0.1 |", "| rows | 300 |", "d" * 64, "| loss_last | 0.25 |",
+        "+0.1250, one-sided 95 % bounds +0.0625 and +0.1875 (Tango)", "Verdict: **swap**", "served:stand-in (a stand-in)",
+        "It was measured on that task only", "| odd | undefined | undefined |", "None is on file",
+    ):  # fmt: skip
+        assert part in card.text, part
+    assert str(tmp_path) not in card.content
+    shown = (
+        CliRunner().invoke(app, ["adapters", "show", adapter, "--adapters_dir", str(root), "--runs", str(runs)]).stdout
+    )
+    assert "swap: exact_match +0.1250 (+0.0625 to +0.1875) against served:stand-in on 100 rows" in shown
+    listed = CliRunner().invoke(app, ["adapters", "list", "--adapters_dir", str(root), "--runs", str(runs)]).stdout
+    assert "exact_match 0.625" in listed
+
+
+def test_names_that_would_break_a_card_do_not(tmp_path: Path) -> None:
+    odd = "a: b\n---\n| x | <script>"
+    manifest = publish_small(trained(tmp_path / "made"), tmp_path / "adapters", "f" * 32, track=odd, base=f"/x/{odd}")
+    card = ModelCard.load(tmp_path / "adapters" / manifest.id / "README.md")
+    assert card.data.library_name == "peft"
+    assert base_name("org/model") == "org/model" and base_name("/data/models/m/") == "m" and base_name("./m/") == "m"
+    assert licence_of(str(tmp_path)) is None
+    (tmp_path / "README.md").write_text("---\nlicense: [a\n---\n")
+    assert licence_of(str(tmp_path)) is None
+
+
+def test_an_export_never_mixes_with_what_is_there_and_leaves_nothing_when_it_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, out = tmp_path / "adapters", tmp_path / "out"
+    adapter = publish_small(trained(tmp_path / "made"), root, "f" * 32).id
+    out.mkdir()
+    with pytest.raises(ConfigError, match="exists; give --out a folder that does not"):
+        adapters.export(root, adapter, out, card=adapters.model_card)
+    out.rmdir()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(ResourceError, match="No space left on device; nothing was changed"):
+        adapters.export(root, adapter, out, card=adapters.model_card)
+    with pytest.raises(ResourceError, match="No space left on device; nothing was changed"):
+        publish_small(trained(tmp_path / "again", fill=3), root, "f" * 32)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "again", "made"]
+    assert [path.name for path in root.iterdir()] == [adapter]
+    path = root / adapter / "adapter_model.safetensors"
+    path.chmod(0o644)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(AdapterError, match="damaged"):
+        adapters.export(root, adapter, out, card=adapters.model_card)
+    assert not out.exists()

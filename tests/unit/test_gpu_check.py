@@ -1,0 +1,104 @@
+"""The GPU check on a CPU and a tiny shape: every part runs, what fails loses nothing else, the work is counted rightly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from slm_ray.config import Lora, Recipe
+from slm_ray.errors import ConfigError
+from slm_ray.training.model import add_lora
+from tools import gpu_check
+from tools.config import GpuCheckConfig
+from tools.gpu_measure import TokenBatches, Variant, guarded, work_per_token
+from tools.random_base import SHAPES, random_base
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _torch_as_it_was() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    out = tmp_path_factory.mktemp("gpu") / "runs" / "check.json"
+    parts = ("recipes", "micro_batches", "precision")
+    gpu_check.main(GpuCheckConfig(shape="tiny", device="cpu", out=str(out), parts=parts))
+    return json.loads(out.read_text(encoding="utf-8"))
+
+
+def test_every_variant_is_measured_by_the_product_s_own_trainer(result: Any) -> None:
+    assert list(result["parts"]) == ["recipes", "micro_batches", "precision"]
+    seen = {
+        (part, label): figures
+        for part, found in result["parts"].items()
+        for label, figures in found["variants"].items()
+    }
+    assert {label: figures["error"] for label, figures in seen.items() if figures["status"] != "measured"} == {}
+    assert len(seen) == 3 + 2 + 3
+    for figures in seen.values():
+        assert figures["tokens"] > 0 and figures["tokens_per_s"] > 0 and figures["peak_bytes"] > 0
+        assert 0 < figures["model_utilisation"] <= figures["hardware_utilisation"]
+        assert figures["estimate_bytes"] * figures["peak_over_estimate"] == pytest.approx(
+            figures["peak_bytes"], rel=0.01
+        )
+    assert result["card"]["matmul_flops"] > 0
+
+
+def test_fewer_bits_are_fewer_bytes(result: Any) -> None:
+    held = {name: figures["base_bytes"] for name, figures in result["parts"]["precision"]["variants"].items()}
+    assert held["4bit"] < held["8bit"] < held["16bit"]
+    stacks = result["parts"]["recipes"]["variants"]
+    assert stacks["earlier recipe, our stack"]["base_bytes"] < stacks["earlier recipe, earlier stack"]["base_bytes"]
+
+
+def test_batches_by_tokens_carry_more_tokens_a_step_than_batches_by_rows(result: Any) -> None:
+    rows, tokens = result["parts"]["micro_batches"]["variants"].values()
+    assert tokens["step_tokens"] > rows["step_tokens"]
+
+
+def test_what_fails_or_is_late_says_so() -> None:
+    bench, _ = gpu_check.look_at_the_card(GpuCheckConfig(shape="tiny", device="cpu"))
+    recipe = bench.recipe()
+    lacking = Variant(recipe=recipe, lengths=bench.rows(recipe), attention="flash_attention_2")
+    failed = guarded(lacking, bench.card, until=float("inf"))
+    assert failed["status"] == "failed" and "flash" in failed["error"].lower()
+    late = guarded(Variant(recipe=recipe, lengths=bench.rows(recipe)), bench.card, until=0.0)
+    assert late["status"] == "out_of_time"
+
+
+def test_token_batches_hold_every_row_once_and_stay_within_the_limit() -> None:
+    lengths = [5 + (7 * n) % 60 for n in range(101)]
+    batches = list(TokenBatches(lengths, 200, seed=1))
+    assert sorted(row for batch in batches for row in batch) == list(range(101))
+    assert all(max(lengths[row] for row in batch) * len(batch) <= 200 for batch in batches)
+
+
+def test_the_work_of_a_token_is_that_of_the_weights() -> None:
+    recipe = Recipe(lora=Lora(rank=2, alpha=4), precision="16bit")
+    model = add_lora(
+        random_base(SHAPES["tiny"], recipe, device=CPU, seed=1, between=lambda: None), recipe.lora
+    )  # fmt: skip
+    layer = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 128
+    lora = 2 * 2 * (2 * (64 + 64) + 2 * (64 + 32) + 3 * (64 + 128))
+    head = 64 * 3072
+    needed, spent = work_per_token(model, checkpointing=True)
+    assert needed == 4 * (2 * layer + head) + 6 * lora
+    assert spent - needed == 2 * 2 * layer + 2 * lora
+
+
+def test_a_part_that_is_none_and_a_gpu_that_is_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match="no speed; there are recipes"):
+        gpu_check.main(GpuCheckConfig(shape="tiny", device="cpu", parts=("speed",)))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="no CUDA device here"):
+            gpu_check.main(GpuCheckConfig())

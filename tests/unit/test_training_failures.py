@@ -1,0 +1,70 @@
+"""Which failures of a training get another attempt, and the one line said of the others. No Ray is started."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from slm_ray.config import TrainConfig
+from slm_ray.errors import ConfigError, ResourceError, SlmRayError, TrainingError
+from slm_ray.training.failures import GiveUp, is_lost, run_error
+
+CONFIG = TrainConfig(track="structured", train="t.jsonl", base="b", run_dir="runs/x", adapters_dir="runs/a")
+BROKEN = RuntimeError(
+    "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51234"
+)  # as torch 2.13 says it
+KILLED = WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: …", ActorDiedError())
+
+
+@pytest.mark.parametrize(
+    "error", [BROKEN, KILLED, ActorDiedError(), ConnectionResetError(), RuntimeError("NCCL error")]
+)
+def test_a_lost_worker_and_what_the_others_see_of_it_get_another_attempt(error: Exception) -> None:
+    assert is_lost(error)
+    GiveUp(CONFIG, "runs/x").after_exception(None, {0: error})
+    GiveUp(CONFIG, "runs/x").after_exception(None, {0: KILLED, 1: ValueError("an odd thing to die of")})
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (ConfigError("lora.target_modules: none"), ConfigError, "^lora.target_modules: none$"),
+        (TrainingError("training diverged at step 3"), TrainingError, "^training diverged at step 3$"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            ResourceError,
+            r"lower per_device_batch \(now 2\)",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ResourceError, "gradient_accumulation"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            ResourceError,
+            "no space left for the checkpoints of runs/x",
+        ),
+        (OSError("[Errno 27] Error writing bytes to file. Detail: File too large"), ResourceError, "no space left"),
+        (KeyError("o_proj"), TrainingError, r"KeyError: 'o_proj'; its trace stands in runs/x/failure-\*.txt"),
+        (ValueError(), TrainingError, "ValueError: no text"),
+        (RuntimeError("line one\nline two"), TrainingError, "^(?!.*line two).*line one"),
+    ],
+)
+def test_what_would_fail_again_ends_the_run_at_once_in_one_line(
+    error: Exception, kind: type[SlmRayError], says: str
+) -> None:
+    assert not is_lost(error)
+    with pytest.raises(kind, match=says) as raised:
+        GiveUp(CONFIG, "runs/x").after_exception(None, {1: error})
+    assert "\n" not in str(raised.value)
+    ended = ControllerError(raised.value)
+    assert run_error(ended, CONFIG, "runs/x", 3) is raised.value
+
+
+def test_workers_lost_too_often_and_a_ray_that_fails_say_how_to_go_on() -> None:
+    lost = WorkerGroupError("…", {0: KILLED, 1: BROKEN})
+    assert str(run_error(lost, CONFIG, "runs/x", 3)).startswith("training workers were lost 3 times")
+    broken = run_error(ControllerError(ValueError("snapshot\nof 3 lines")), CONFIG, "runs/x", 3)
+    assert "ValueError: snapshot; see `ray status`" in str(broken)
+    assert "remove runs/x to start from its beginning" in str(broken)
