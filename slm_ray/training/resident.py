@@ -57,7 +57,8 @@ class _Trial:
     reports: asyncio.Queue[dict[str, Any]] = dataclasses.field(default_factory=asyncio.Queue)
     verdicts: asyncio.Queue[bool] = dataclasses.field(default_factory=asyncio.Queue)
     passed: set[int] = dataclasses.field(default_factory=set)
-    asked: bool = False  # a worker waits for the verdict on its last report
+    asked: bool = False  # its last report was heard, and a worker waits for the verdict on it
+    stopped: bool = False
     failures: int = 0
     trouble: str = ""
 
@@ -90,12 +91,16 @@ class Desk:
         if trial.asked:
             trial.asked = False
             trial.verdicts.put_nowait(True)
-        return await trial.reports.get()
+        report = await trial.reports.get()
+        trial.asked = "done" not in report and "error" not in report
+        return report
 
     async def stop(self, name: str) -> None:
-        """End a trial that waits at a rung; nothing for any other."""
-        trial = self._trials.get(name)
-        if trial is not None and trial.asked:
+        """End a trial at the rung where it waits, or else at its next one; nothing for one that has ended or is not known."""
+        if (trial := self._trials.get(name)) is None:
+            return
+        trial.stopped = True
+        if trial.asked:
             trial.asked = False
             trial.verdicts.put_nowait(False)
 
@@ -119,9 +124,8 @@ class Desk:
     async def rung(self, group: int, report: dict[str, Any]) -> bool:
         """Tell how far a trial is and wait for whether it goes on; a rung that it has passed before is no question."""
         trial = self._trials[self._held[group]]
-        if report["step"] in trial.passed:
-            return True
-        trial.asked = True
+        if trial.stopped or report["step"] in trial.passed:
+            return not trial.stopped
         trial.reports.put_nowait(report)
         goes_on = await trial.verdicts.get()
         trial.passed |= {report["step"]} if goes_on else set()

@@ -38,7 +38,7 @@ def serve(desk: Any, group: int) -> None:
     rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     resident = Resident(rank=rank, ranks=ranks)
     gc.freeze()  # what was imported stays: else each collection between trials looks through half a million objects
-    while (taken := _from_first(lambda: ray.get(desk.take.remote(group)), rank)) != "leave":
+    while (taken := _taken(desk, group, rank)) != "leave":
         if taken == "wait":
             continue
         try:
@@ -125,7 +125,8 @@ class Resident:
     def _with_rows(self, work: Work) -> WorkerPayload:
         if self._known(work) is not None:
             return work.payload
-        return dataclasses.replace(work.payload, rows=ray.get(work.rows[0]))
+        shared = _from_first(lambda: ray.get(work.rows[0]), self._rank, self._ranks)
+        return dataclasses.replace(work.payload, rows=shared)
 
     def _known(self, work: Work) -> Any:
         """The rows of this trial where the trial before had the same, tokenised."""
@@ -190,6 +191,13 @@ def _from_first(ask: Callable[[], T], rank: int, ranks: int | None = None) -> T:
     if (ranks or torch.distributed.get_world_size()) > 1:
         torch.distributed.broadcast_object_list(box, src=0)
     return box[0]  # type: ignore[return-value]
+
+
+def _taken(desk: Any, group: int, rank: int) -> Any:
+    """The next trial on every rank; a reference into Ray's store means something to the rank alone that was given it."""
+    own: Any = ray.get(desk.take.remote(group)) if rank == 0 else None
+    shared = _from_first(lambda: own if isinstance(own, str) else dataclasses.replace(own, rows=()), rank)
+    return own if rank == 0 else shared
 
 
 def _check_memory(payload: WorkerPayload, ranks: int) -> None:

@@ -132,7 +132,10 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
                 max_concurrent_trials=min(resident.concurrent(workers), todo),
                 search_alg=optuna_search(points, wanted=wanted, seed=seed + len(before)), scheduler=asha(searched),
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[watch]),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=str(folder), verbose=0, callbacks=[watch],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial of Tune's has nothing to keep
+            ),
         )  # fmt: skip
         os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else Tune prints its own table in spite of verbose=0
         tuner.fit()
@@ -227,7 +230,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         ray.get(self._desk.stop.remote(self._searched.at(trial.config).folder.name))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.ended += 1
+        self.on_trial_complete(iteration, trials, trial)  # whatever ended it, no worker may wait for it
 
 
 def known(searched: Searched, folder: Path) -> list[Point]:
