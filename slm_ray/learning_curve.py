@@ -23,7 +23,7 @@ from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.plan import Plan, plan
-from slm_ray.training.trials import Trial, held_out, run_trials
+from slm_ray.training.trials import Trial, run_trials
 from slm_ray.types import Example
 from slm_ray.verdict.learning_curve import (
     FEWEST_SIZES,
@@ -79,7 +79,7 @@ def learning_curve(config: LearningCurveConfig) -> LearningCurve:
     track = open_track(training.track, beside=training.train)
     target = target_of(config, track.name, track.primary)
     plans = plans_of(config, train)
-    validation = held_out(config.validation, train, training.track)
+    validation = rows.held_out(config.validation, train, training.track)
     folder = Path(training.run_dir).absolute()
     with lock(folder / "learning_curve"):
         trials = run_trials(plans, validation, folder / "learning_curve")

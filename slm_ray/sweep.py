@@ -24,7 +24,7 @@ from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.plan import plan
 from slm_ray.training.search import Searched, search
-from slm_ray.training.trials import Trial, held_out
+from slm_ray.training.trials import Trial
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
@@ -40,7 +40,7 @@ def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[s
     """
     train = rows.read(training.train, training.track)
     planned = plan(training, train=train.first(settings.train_rows))
-    checked = held_out(validation, train, training.track)[: settings.validation_rows]
+    checked = rows.held_out(validation, train, training.track)[: settings.validation_rows]
     searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     folder = Path(training.run_dir).absolute()
     key = _digest(searched)

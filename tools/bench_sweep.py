@@ -25,7 +25,7 @@ from slm_ray.training import resident, rows
 from slm_ray.training.launch import fit
 from slm_ray.training.plan import Plan, plan
 from slm_ray.training.search import Searched, grid, search
-from slm_ray.training.trials import Trial, held_out
+from slm_ray.training.trials import Trial
 from slm_ray.types import Example
 from tools.config import SweepBenchConfig
 
@@ -111,7 +111,7 @@ def main(config: SweepBenchConfig) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     cluster.connect()
     train = rows.read(config.training.train, config.training.track)
-    validation = held_out(config.validation, train, config.training.track)[: config.search.validation_rows]
+    validation = rows.held_out(config.validation, train, config.training.track)[: config.search.validation_rows]
     points = grid(config.search, config.training.seed)
     if points is None:
         raise SystemExit("search: lists, not ranges, so that every way trains the same recipes")

@@ -54,6 +54,13 @@ class ScoringBenchConfig(Config):
     seed: int = 42
 
 
+class TrainBenchConfig(Config):
+    """`slm-ray train` against torchrun with plain TRL, in turn; `training` names its rows, run and adapters go elsewhere."""
+
+    training: TrainConfig
+    laps: int = Field(3, ge=1)
+
+
 class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 

@@ -3,8 +3,9 @@
 A base of the given shape with random weights is made on the card and trained by the product's own code (`training.model`,
 `training.trainer`) under a cap of `memory_gb`: an earlier system's recipe as it was and ours, the fused head on and off,
 micro-batches by rows and by tokens, attention implementations, 4, 8 and 16 bits. It needs torch, transformers, peft, trl,
-bitsandbytes, datasets, pydantic, msgspec, PyYAML, psutil and this repository; no network, no Ray, no vLLM. Each part has its share of `seconds`; a variant that runs
-out of memory or fails says so and loses no other; `out` is written anew after each.
+bitsandbytes, the small packages that `slm_ray.training` imports, and this repository; no network, no Ray, no vLLM. Each
+part has its share of `seconds`; a variant that runs out of memory or fails says so and loses no other; `out` is written
+anew after each.
 
     python -m tools.gpu_check                             # about 8 minutes on one card
     python -m tools.gpu_check --shape tiny --device cpu   # the same code on a CPU, in seconds: its figures mean nothing

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import psutil
 import torch
+from datasets import Dataset
 from peft import prepare_model_for_kbit_training
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -29,10 +30,12 @@ from slm_ray.config import Recipe
 from slm_ray.errors import ConfigError
 from slm_ray.training import estimate
 from slm_ray.training.model import add_lora
+from slm_ray.training.rows import NOT_LEARNED
 from slm_ray.training.trainer import build
 from tools.random_base import base_shape, random_base
 
 _WARM_UP = 2  # micro-batches that are not timed
+_CHAT = {"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "!"}]}
 _LEARNED = 0.25  # of a row's tokens, those of the answer
 
 
@@ -132,8 +135,9 @@ def measure(variant: Variant, card: Card, until: float) -> dict[str, Any]:
     model = add_lora(base, recipe.lora)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = build(
-            model, card.tokenizer, _rows(variant, card), recipe, folder=folder, use_gpu=card.use_gpu, steps=1
+            model, card.tokenizer, [_CHAT], recipe, folder=folder, use_gpu=card.use_gpu, steps=1
         )  # fmt: skip
+        trainer.train_dataset = Dataset.from_list(_rows(variant, card))  # tokens of exact lengths, which no chat has
         trainer.args.save_strategy = SaveStrategy.NO
         if variant.head == "full":
             trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)
@@ -219,14 +223,14 @@ def guarded(variant: Variant, card: Card, until: float) -> dict[str, Any]:
 
 
 def _rows(variant: Variant, card: Card) -> list[dict[str, list[int]]]:
-    """Rows of random tokens whose last quarter is learned."""
+    """Rows of random tokens whose last quarter is learned, in the shape that the trainer's own rows have."""
     chance = random.Random(card.seed)
     vocabulary = card.shape["vocab_size"]
     rows = []
     for length in variant.lengths:
         learned = max(1, round(length * _LEARNED))
         ids = [chance.randrange(vocabulary) for _ in range(length)]
-        rows.append({"input_ids": ids, "completion_mask": [0] * (length - learned) + [1] * learned})
+        rows.append({"input_ids": ids, "labels": [NOT_LEARNED] * (length - learned) + ids[length - learned :]})
     return rows
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from slm_ray.adapters.manifest import CARD, Manifest
-from slm_ray.records import ComparisonReport
+from slm_ray.records import ComparisonReport, Metrics, Report
 
 
 def base_name(base: str) -> str:
@@ -34,20 +34,28 @@ def licence_of(base: str) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def model_card(manifest: Manifest, comparisons: Sequence[ComparisonReport] = (), *, licence: str | None = None) -> str:
-    """The card as Markdown with a YAML head; `comparisons` are those that name the adapter as the SLM, the latest last."""
+def model_card(
+    manifest: Manifest,
+    comparisons: Sequence[ComparisonReport] = (),
+    reports: Sequence[Report] = (),
+    *,
+    licence: str | None = None,
+) -> str:
+    """The card as Markdown with a YAML head.
+
+    `comparisons` have the adapter as the SLM, `reports` hold it alone; the latest last. Reports count where nothing was compared.
+    """
     sections = [
-        _front(manifest, comparisons, licence), f"# {manifest.id}", _intended_use(manifest), _data(manifest), _training(manifest),
-        _results(comparisons), _proof(manifest), _loading(manifest),
+        _front(manifest, _measured(comparisons, reports), licence), f"# {manifest.id}", _intended_use(manifest), _data(manifest), _training(manifest),
+        _results(comparisons, reports), _proof(manifest), _loading(manifest),
     ]  # fmt: skip
     return "\n\n".join(sections) + "\n"
 
 
-def _front(manifest: Manifest, comparisons: Sequence[ComparisonReport], licence: str | None) -> str:
+def _front(manifest: Manifest, measured: Metrics, licence: str | None) -> str:
     from huggingface_hub import EvalResult, ModelCardData  # takes a while, and only a card needs it
 
     base = base_name(manifest.base)
-    measured = comparisons[-1].comparison.slm_metrics if comparisons else {}
     results = [
         EvalResult(
             task_type="text-generation", dataset_type=manifest.track, dataset_name=manifest.track, metric_type=name,
@@ -99,10 +107,22 @@ def _training(manifest: Manifest) -> str:
     )
 
 
-def _results(comparisons: Sequence[ComparisonReport]) -> str:
-    if not comparisons:
-        return "## Results\n\nNo comparison with another model is on file. The training's own figures say nothing of its answers."
-    return "## Results\n\n" + "\n\n".join(map(_result, reversed(comparisons)))
+def _measured(comparisons: Sequence[ComparisonReport], reports: Sequence[Report]) -> Metrics:
+    if comparisons:
+        return comparisons[-1].comparison.slm_metrics
+    return next(iter(reports[-1].models.values())).metrics if reports else {}
+
+
+def _results(comparisons: Sequence[ComparisonReport], reports: Sequence[Report]) -> str:
+    if comparisons:
+        return "## Results\n\n" + "\n\n".join(map(_result, reversed(comparisons)))
+    if not reports:
+        return "## Results\n\nNo evaluation is on file. The training's own figures say nothing of its answers."
+    rows = [(name, _number(value)) for name, value in _measured((), reports).items()]
+    examples = reports[-1].examples
+    return f"## Results\n\nOn {examples.n} rows (digest {examples.digest}), compared with no other model:\n\n" + _table(
+        ("metric", "this adapter"), rows
+    )
 
 
 def _result(report: ComparisonReport) -> str:
@@ -140,9 +160,14 @@ def _loading(manifest: Manifest) -> str:
     return (
         "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{manifest.id}")\n```\n\n'
-        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {max(8, manifest.rank)} --lora-modules"
+        f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {_server_rank(manifest.rank)} --lora-modules"
         f" {manifest.name}={manifest.id}\n```"
     )
+
+
+def _server_rank(rank: int) -> int:
+    """The least of the ranks that vLLM can be started with."""
+    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
 
 
 def _table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

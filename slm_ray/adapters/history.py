@@ -9,13 +9,12 @@ like one. What an alias stands for may be deleted by force; then it stands for n
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import getpass
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.registry import NAME, Checker, adapter_ids, is_id, load_manifest, unknown_adapter
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
-from slm_ray.storage import growing_jsonl, row_of
+from slm_ray.storage import GrowingFile, growing_jsonl, row_of
 
 HISTORY = "promotions.jsonl"
 Action = Literal["promote", "rollback", "delete"]
@@ -185,8 +184,12 @@ def delete(adapters_dir: str | Path, adapter_id: str, *, force: bool = False, re
                 f"{adapter_id} is not deleted: {' and '.join(held)}; promote another one, roll back, or add --force"
             )
         entry = _now("delete", alias=None, adapter=adapter_id, before=None, reason=reason)
-        with _hidden(root, adapter_id) as hidden:
+        hidden = _hide(root, adapter_id)
+        try:
             file.append(dataclasses.asdict(entry))
+        except ResourceError:  # a full disk: what is deleted makes room for the line that says so
+            shutil.rmtree(hidden, ignore_errors=True)
+            _append_late(file, entry)
         shutil.rmtree(hidden, ignore_errors=True)
     return entry
 
@@ -239,19 +242,22 @@ def _check_published(root: Path, adapter_id: str) -> None:
         load_manifest(root, adapter_id)
 
 
-@contextlib.contextmanager
-def _hidden(root: Path, adapter_id: str) -> Iterator[Path]:
-    """The adapter's folder under a name that nobody looks up; back in its place when the block fails."""
+def _hide(root: Path, adapter_id: str) -> Path:
+    """Give the adapter's folder a name that nobody looks up."""
     home, hidden = root / adapter_id, root / f".deleted-{adapter_id}"
-    shutil.rmtree(hidden, ignore_errors=True)  # of a deletion that was killed
+    for left in root.glob(".deleted-*"):  # by a deletion that was killed: the history is ours, so nobody else is at it
+        shutil.rmtree(left, ignore_errors=True)
     try:
         os.rename(home, hidden)
     except OSError as error:
         raise ResourceError(
             f"cannot delete {home}: {error.strerror}; it is still there; see who may write to {root}"
         ) from None
+    return hidden
+
+
+def _append_late(file: GrowingFile, entry: Entry) -> None:
     try:
-        yield hidden
-    except BaseException:
-        os.rename(hidden, home)
-        raise
+        file.append(dataclasses.asdict(entry))
+    except ResourceError as error:
+        raise ResourceError(f"{entry.adapter} is deleted, but the history does not say so: {error}") from None

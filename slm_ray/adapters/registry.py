@@ -14,10 +14,12 @@ import difflib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +31,7 @@ from slm_ray.adapters.base_model import base_config, base_fingerprint
 from slm_ray.adapters.card import licence_of, model_card
 from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
-from slm_ray.adapters.weights import check_tensors
+from slm_ray.adapters.weights import check_tensors, unserved
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
 from slm_ray.storage import file_digest, read_json, write_json, write_text
@@ -37,6 +39,7 @@ from slm_ray.storage import file_digest, read_json, write_json, write_text
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _LISTED = 20  # names in an error
+_ABANDONED_S = 24 * 3600
 
 
 _MANIFEST = TypeAdapter(Manifest)
@@ -69,6 +72,7 @@ def publish(
     source, root = Path(source_folder), Path(adapters_dir)
     settings = _settings(source / SETTINGS, base)
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
+    _check_figures(metrics)
     prompts = sorted(set(train_prompts))
     with _scratch(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
@@ -207,8 +211,11 @@ class Checker:
         self._root, self._base_folder = Path(adapters_dir), base_folder
         self._bases: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {}
 
-    def check(self, adapter_id: str) -> str:
-        """What was looked at, in words; AdapterError for what is wrong."""
+    def check(self, adapter_id: str, *, serving: bool = True) -> str:
+        """What was looked at, in words; AdapterError for what is wrong.
+
+        An adapter that is whole and cannot be served, such as DoRA, is wrong only where `serving`.
+        """
         manifest = _whole(self._root, adapter_id)
         folder = str(self._base_folder or manifest.base)
         shapes = None
@@ -218,16 +225,19 @@ class Checker:
             fingerprint, shapes = self._bases[folder]
             _check_base(manifest, folder, fingerprint)
         home = self._root / adapter_id
-        check_tensors(home / WEIGHTS, _settings(home / SETTINGS, manifest.base), shapes)
-        return "files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"
+        settings = _settings(home / SETTINGS, manifest.base)
+        check_tensors(home / WEIGHTS, settings, shapes, serving=serving)
+        notes = ["files, tensors, base" if shapes else f"files, tensors; its base {manifest.base} is not here"]
+        return "; ".join(notes + [f"not served: {reason}" for reason in unserved(settings)])
 
 
 def inside(path: Path, adapters_dir: str | Path) -> Path:
     """The real path of a file; FileNotFoundError when it is not there or a symbolic link leads out of `adapters_dir`."""
-    real = path.resolve(strict=True)
-    if not real.is_relative_to(Path(adapters_dir).resolve()):
+    # Of os.path and not of pathlib: an endpoint calls it for every request.
+    real, root = os.path.realpath(path, strict=True), os.path.realpath(adapters_dir)
+    if os.path.commonpath([real, root]) != root:
         raise FileNotFoundError(f"{path} lies outside {adapters_dir}")
-    return real
+    return Path(real)
 
 
 def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
@@ -237,7 +247,7 @@ def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     for name in (WEIGHTS, SETTINGS, PROMPTS):
         try:
             digest = file_digest(inside(home / name, adapters_dir))
-        except FileNotFoundError:
+        except OSError:  # a link that leads out of the folder, or round in a circle, too
             raise AdapterError(f"{home / name} is missing; delete {adapter_id} and publish again") from None
         if digest != manifest.files.get(name):
             raise AdapterError(
@@ -261,6 +271,7 @@ def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
     scratch = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, prefix)
         scratch = Path(tempfile.mkdtemp(dir=folder, prefix=prefix))
         yield scratch
     except OSError as error:
@@ -271,6 +282,14 @@ def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _sweep(folder: Path, prefix: str) -> None:
+    """Remove what writers that were killed long ago have left: a living one is done in minutes."""
+    for left in folder.glob(f"{prefix}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _reveal(scratch: Path, target: Path, *, mode: int) -> None:
@@ -297,13 +316,29 @@ def _sync(path: Path) -> None:
 
 def _settings(path: Path, base: str) -> dict[str, Any]:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
         _ = settings["r"], settings["lora_alpha"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AdapterError(f"{path} is not a PEFT LoRA configuration ({error!r}); save the adapter again") from None
-    # PEFT writes sets, in whatever order they hash: sorted, the same settings give the same bytes.
-    ordered = {key: sorted(value) if isinstance(value, list) else value for key, value in sorted(settings.items())}
+    # PEFT writes sets of names, in whatever order they hash: sorted, the same settings give the same bytes.
+    ordered = {key: sorted(value) if _is_names(value) else value for key, value in sorted(settings.items())}
     return {**ordered, "base_model_name_or_path": base, "inference_mode": True}
+
+
+def _check_figures(metrics: Mapping[str, Any]) -> None:
+    odd = [name for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+    if odd:
+        raise AdapterError(
+            f"the training's {', '.join(odd)} is no finite number, so it diverged; lower the learning rate"
+        )
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is no number")
 
 
 def _content(settings: dict[str, Any], files: dict[str, str], *parts: str) -> str:

@@ -176,11 +176,11 @@ def _settings_problems(settings: Mapping[str, Any], *, serving: bool) -> list[st
             for name, one in own.items()
         ):
             problems.append(f"{pattern} is {own!r}: name layers plainly, each with a number above 0")
-    return problems + (_unserved(settings) if serving else [])
+    return problems + (unserved(settings) if serving else [])
 
 
-def _unserved(settings: Mapping[str, Any]) -> list[str]:
-    """What the settings ask for that the engine would refuse or, worse, ignore."""
+def unserved(settings: Mapping[str, Any]) -> list[str]:
+    """Why a LoRA adapter of these settings is not served: what the engine would refuse or, worse, ignore."""
     problems = [
         f"it has {what} ({name}), which is not served" for name, what in _UNSERVED.items() if settings.get(name)
     ]

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,12 +25,12 @@ from slm_ray.records import ComparisonReport
 from slm_ray.tables import format_table
 
 if TYPE_CHECKING:
-    from slm_ray.reports.adapter_verdicts import AdapterVerdict
+    from slm_ray.reports.adapter_results import AdapterResults
 
 app = typer.Typer(
     name="adapters",
     no_args_is_help=True,
-    help="Published adapters: list, show, check, promote, roll back, delete, export.",
+    help="Published adapters: list, show, check, promote, roll back, delete, export, merge.",
 )
 
 AdaptersDir = Annotated[Path, typer.Option("--adapters_dir", help="the folder that they are published in")]
@@ -51,11 +51,11 @@ def list_all(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per line")] = False,
     runs: Runs = RUNS,
 ) -> None:
-    """Every published adapter, oldest first, with its score of the latest comparison and what it is promoted as."""
+    """Every published adapter, oldest first, with its latest score on file and what it is promoted as."""
     with _one_line():
         promotions = adapters.promotions(adapters_dir)
         manifests, damaged = _readable(adapters_dir)
-        verdicts = _verdicts(runs)
+        results = _results(runs)
         if not manifests and not damaged:
             print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         elif as_json:
@@ -65,7 +65,7 @@ def list_all(
             rows = [
                 [
                     manifest.id, manifest.track, base_name(manifest.base), str(manifest.rank), manifest.created[:19],
-                    _score(verdicts.get(manifest.id, [])), ", ".join(promotions.aliases_of(manifest.id)) or "-",
+                    _score(results.get(manifest.id)), ", ".join(promotions.aliases_of(manifest.id)) or "-",
                 ]
                 for manifest in manifests
             ]  # fmt: skip
@@ -88,9 +88,12 @@ def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> 
             if isinstance(value, dict):
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
             else:
-                print(key, value)
-        for verdict in _verdicts(runs).get(manifest.id, []):
-            print(f"verdict {verdict.path}\n  {_verdict(verdict.report)}")
+                print(key, value if isinstance(value, str) and value.isprintable() else json.dumps(value))
+        if found := _results(runs).get(manifest.id):
+            for path, report in found.reports.items():
+                print(f"evaluated on {report.examples.n} rows: {path}")
+            for path, compared in found.comparisons.items():
+                print(f"verdict {path}\n  {_verdict(compared)}")
         print("promoted as", ", ".join(promotions.aliases_of(manifest.id)) or "-")
         for entry in promotions.entries:
             if manifest.id in (entry.adapter, entry.before):
@@ -106,10 +109,12 @@ def check(
     """Whether the files are those that were published, every tensor fits, and the base is the one it was trained on."""
     with _one_line():
         names = adapters.adapter_ids(adapters_dir) if name == "all" else [adapters.resolve(adapters_dir, name)]
+        if not names:
+            print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
         checker, wrong = adapters.Checker(adapters_dir, base), 0
         for adapter_id in names:
             try:
-                print(f"{adapter_id}  ok: {checker.check(adapter_id)}", flush=True)
+                print(f"{adapter_id}  ok: {checker.check(adapter_id, serving=False)}", flush=True)
             except SlmRayError as error:
                 wrong += 1
                 print(f"error: {error}", file=sys.stderr, flush=True)
@@ -167,25 +172,42 @@ def export(
     """A folder with a model card, for plain PEFT, plain vLLM or another machine's adapters folder."""
     with _one_line():
         adapter_id = adapters.resolve(adapters_dir, name)
-        comparisons = [verdict.report for verdict in _verdicts(runs).get(adapter_id, [])]
+        found = _results(runs).get(adapter_id)
+        comparisons, reports = ([*found.comparisons.values()], [*found.reports.values()]) if found else ([], [])
         licence = adapters.licence_of(adapters.load_manifest(adapters_dir, adapter_id).base)
-        card = partial(adapters.model_card, comparisons=comparisons, licence=licence)
+        card = partial(adapters.model_card, comparisons=comparisons, reports=reports, licence=licence)
         adapters.export(adapters_dir, adapter_id, out, card=card, base=base)
         print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
 
 
-def _verdicts(runs: Path) -> dict[str, list[AdapterVerdict]]:
-    from slm_ray.reports.adapter_verdicts import verdicts_by_adapter  # imports numpy
+@app.command()
+def merge(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="the folder to write; must not exist")],
+    base: BaseFolder = None,
+    adapters_dir: AdaptersDir = DEFAULT,
+) -> None:
+    """A whole model of base and adapter together, which is served as a base of its own; the way to serve DoRA."""
+    with _one_line():
+        adapter_id = adapters.resolve(adapters_dir, name)
+        trained_on = adapters.load_manifest(adapters_dir, adapter_id).base
+        from slm_ray.training.merge import merge as merged  # imports torch and PEFT
 
-    return verdicts_by_adapter(runs)
+        merged(adapters_dir, adapter_id, str(base) if base else trained_on, out)
+        print(f"{adapter_id} is merged into {out}; serve it with slm-ray serve --base {out}")
 
 
-def _score(verdicts: Sequence[AdapterVerdict]) -> str:
-    if not verdicts:
+def _results(runs: Path) -> dict[str, AdapterResults]:
+    from slm_ray.reports.adapter_results import results_by_adapter  # imports numpy
+
+    return results_by_adapter(runs)
+
+
+def _score(results: AdapterResults | None) -> str:
+    if results is None or results.score is None:
         return "-"
-    compared = verdicts[-1].report.comparison
-    value = compared.slm_metrics.get(compared.primary)
-    return f"{compared.primary} {'undefined' if value is None else f'{value:.3f}'}"
+    name, value = results.score
+    return f"{name} {'undefined' if value is None else f'{value:.3f}'}"
 
 
 def _verdict(report: ComparisonReport) -> str:
@@ -210,7 +232,9 @@ def _readable(adapters_dir: Path) -> tuple[list[adapters.Manifest], list[str]]:
 def _said(entry: Entry) -> str:
     what = f"{entry.adapter} deleted" if entry.action == "delete" else f"{entry.alias} is {entry.adapter or 'nothing'}"
     before = "" if entry.action == "delete" else f" (before: {entry.before or 'nothing'})"
-    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (f": {entry.reason}" if entry.reason else "")
+    return f"{entry.at} {entry.action}: {what}{before}, by {entry.by}" + (
+        f": {' '.join(entry.reason.split())}" if entry.reason else ""
+    )
 
 
 @contextlib.contextmanager

@@ -164,6 +164,22 @@ def learning_curve(config: configs.LearningCurveConfig) -> None:
     print(f"curve: {folders['run_dir']}/{RESULT}")
 
 
+def precisions(config: configs.PrecisionsConfig) -> None:
+    """One recipe trained on its base in 4, 8 and 16 bits: quality in pairs on validation rows, memory and speed in one table.
+
+    Each precision is trained once and scored on the validation rows. Publishes no adapter. Writes RUN_DIR/precisions.json.
+    """
+    training = config.training
+    check_base(training.base, setting="training.base")
+    folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
+    from slm_ray.precisions import RESULT, summary
+    from slm_ray.precisions import precisions as measure
+
+    result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
+    print("\n".join(summary(result)))
+    print(f"table: {folders['run_dir']}/{RESULT}")
+
+
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
     check_base(config.serving.base, setting="serving.base")
@@ -177,6 +193,24 @@ def loop(config: configs.LoopConfig) -> int:
     print(f"page: {folder}/report.html")
     decided = set(result.values())
     return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
+
+
+def arms(config: configs.ArmsConfig) -> None:
+    """Six arms on the same test rows: base, demonstrations, QLoRA, both in two ways, and the LLM; one table, every pair.
+
+    Demonstrations are similar training rows in front of the question (tracks.0.few_shot, tracks.0.retriever). Trains two
+    adapters, one of them on rows with demonstrations, asks every arm and writes RUN_DIR/report.html and report.json. The
+    same command goes on where it was.
+    """
+    check_base(config.serving.base, setting="serving.base")
+    folder = str(output_folder(config.run_dir))
+    adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
+    from slm_ray.loop.arms import arms as run_arms
+    from slm_ray.page.arms import arms_text
+
+    serving = config.serving.model_copy(update={"adapters_dir": adapters})
+    print(arms_text(run_arms(config.model_copy(update={"run_dir": folder, "serving": serving}))))
+    print(f"page: {folder}/report.html")
 
 
 def infer(config: configs.InferConfig) -> int:
@@ -285,8 +319,10 @@ COMMANDS: Mapping[str, Command] = {
     "train": Command(config=configs.TrainConfig, function=train),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
+    "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),

@@ -8,8 +8,9 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import LoopConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
+from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
@@ -35,9 +36,10 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
+    "ArmsConfig",
     "CompareConfig",
     "Comparison",
     "Config",
@@ -54,7 +56,9 @@ __all__ = [
     "LiveConfig",
     "LoopConfig",
     "Lora",
+    "MixedTrack",
     "OperatingCharacteristicsConfig",
+    "PrecisionsConfig",
     "PrepareConfig",
     "Precision",
     "Range",
@@ -63,6 +67,7 @@ __all__ = [
     "Requests",
     "Retrieval",
     "RowsConfig",
+    "RunConfig",
     "Search",
     "ServeConfig",
     "Serving",

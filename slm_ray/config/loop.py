@@ -1,20 +1,22 @@
-"""Settings of the loop: what every step of the way from rows to a verdict is told."""
+"""Settings of the runs of many steps: the loop from rows to a verdict, and the six arms of a model."""
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
 
 
 class TrackSource(Source):
-    """One track of the loop."""
+    """One track of a run."""
 
     track: str = Field(description="a track's name, or the path of its YAML file")
 
 
-class LoopConfig(Priced):
-    """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
+class RunConfig(Priced):
+    """What every step of a run is told: rows, the LLM, the endpoint, how models are asked, compared and trained."""
 
     run_dir: str
     tracks: tuple[TrackSource, ...] = Field(min_length=1)
@@ -25,12 +27,54 @@ class LoopConfig(Priced):
         Evaluation(), description="limits hold for each evaluation: of one track, on validation or on test rows"
     )
     comparison: Comparison = Field(Comparison(), description="its rule is for test rows: may the SLM take over")
+    training: Recipe = Recipe()
+    parallel: bool = Field(True, description="train all adapters at once, each in its own group (2+2)")
+    seed: int = Field(42, description="of the splits")
+
+    @model_validator(mode="after")
+    def _can_be_served(self) -> Self:
+        if self.training.lora.variant == "dora":
+            raise ValueError(
+                "training.lora.variant dora: what is trained here is measured behind the endpoint, and vLLM serves no DoRA;"
+                " set lora or rslora, or train it alone and merge it into a base of its own"
+            )
+        return self
+
+
+class LoopConfig(RunConfig):
+    """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
+
     validation_rule: FixedRule = Field("point", description="rule on validation rows: is training worth a try")
     sweep: bool = Field(False, description="look for learning rate and LoRA rank before training, as `search` says")
     search: Search = Search()
-    training: Recipe = Recipe()
-    parallel: bool = Field(True, description="train all tracks at once, each in its own group (2+2)")
     exit_with_decision: bool = Field(
         False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks"
     )
-    seed: int = Field(42, description="of the splits")
+
+
+class ArmsConfig(RunConfig):
+    """Six arms on the same test rows: base and LLM as they are, demonstrations, QLoRA, and both in three ways.
+
+    `few_shot` and `retriever` of a track say how many demonstrations there are and what finds them, in every arm that has
+    some and in the training rows of one.
+    """
+
+    @model_validator(mode="after")
+    def _arms_differ(self) -> Self:
+        for place, track in enumerate(self.tracks):
+            if track.few_shot < 1:
+                raise ValueError(
+                    f"tracks.{place}.few_shot is {track.few_shot}, and four of the arms differ by their demonstrations; set it"
+                    " to 1 or more"
+                )
+            if self.evaluation.retriever not in ("words", track.retriever):
+                raise ValueError(
+                    f"evaluation.retriever {self.evaluation.retriever!r} is not tracks.{place}.retriever"
+                    f" {track.retriever!r}, by which the training rows are shown theirs; set only the track's"
+                )
+        if self.comparison.rule == "sequential":
+            raise ValueError(
+                "comparison.rule: sequential orders the asking by one pair of models, and here all arms are compared; set"
+                " rule: paired"
+            )
+        return self

@@ -267,7 +267,7 @@ class Workers(Config):
 
 
 class Recipe(Config):
-    """How an adapter is trained on a frozen base, loss on the answer only."""
+    """How an adapter is trained on a frozen base, loss on the assistant's words only."""
 
     lora: Lora = Lora()
     workers: Workers = Workers()
@@ -285,8 +285,14 @@ class Recipe(Config):
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, ge=0, description="longer gradients are shortened to this; 0 leaves them alone")
     optimizer: str = Field("adamw_8bit", description="a transformers optimizer name")
+    learn: Literal["answer", "every_turn"] = Field(
+        "answer", description="loss on the last turn of a chat, or on all of the assistant's; never on demonstrations"
+    )
     max_length: int = Field(2048, ge=16, description="tokens; a longer row is refused")
     checkpoint_steps: int = Field(50, ge=1)
+    early_stopping: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a better task metric on validation rows"
+    )
     seed: int = 42
 
     @model_validator(mode="after")

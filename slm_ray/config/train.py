@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Recipe
+from slm_ray.config.shared import Config, Recipe
+
+
+class MixedTrack(Config):
+    """One more track that the same adapter learns."""
+
+    track: str
+    train: str = Field(description="training JSONL of that track")
+    weight: float = Field(1.0, gt=0, description="rows of it for each row of the adapter's first track")
 
 
 class TrainConfig(Recipe):
@@ -12,7 +20,31 @@ class TrainConfig(Recipe):
 
     track: str
     train: str = Field(description="training JSONL")
+    mixture: tuple[MixedTrack, ...] = Field((), description="further tracks that the same adapter learns")
+    validation: str | None = Field(
+        None,
+        description="JSONL whose rows are answered at every checkpoint: the best one by the task metric is published",
+    )
     base: str
     run_dir: str
     adapters_dir: str
     name: str = Field("run", description="what the run is called; the adapter id adds a content hash")
+    report_to: str = Field(
+        "none", description="a tracker of Hugging Face's Trainer as well: tensorboard, wandb, mlflow …"
+    )
+
+    @model_validator(mode="after")
+    def _has_rows_to_stop_by(self) -> TrainConfig:
+        if self.early_stopping is not None and self.validation is None:
+            raise ValueError(
+                "early_stopping needs rows to judge by: set validation to a JSONL file, such as the validation.jsonl that"
+                " prepare writes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_track_once(self) -> TrainConfig:
+        tracks = [self.track, *(one.track for one in self.mixture)]
+        if twice := sorted({track for track in tracks if tracks.count(track) > 1}):
+            raise ValueError(f"mixture: the track {twice[0]} stands twice; put its rows into one file")
+        return self

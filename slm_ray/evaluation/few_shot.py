@@ -35,20 +35,21 @@ class Demonstrations:
         if not self.rows:
             raise ConfigError(f"{path}: all {len(rows)} rows are rows of the evaluation; give the training rows")
         self._retriever = retriever
-        self._shown: dict[int, dict[str, Prompt]] = {}
+        self._shown: dict[tuple[int, tuple[str, ...]], dict[str, Prompt]] = {}
 
     def prompts(self, rows: Sequence[Example], k: int) -> dict[str, Prompt]:
         """The prompt of each row, by id, behind its `k` demonstrations; the same rows every time."""
         if k < 1:
             return {}
-        if k not in self._shown:
+        place = k, tuple(row.id for row in rows)
+        if place not in self._shown:
             asked = questions(rows)
             retriever = open_retriever(self._retriever, self.rows, asked, beside=self.files.path)
-            self._shown[k] = {
+            self._shown[place] = {
                 row.id: with_demonstrations(row.prompt, retriever.nearest(question, k))
                 for row, question in zip(rows, asked, strict=True)
             }
-        return self._shown[k]
+        return self._shown[place]
 
 
 def open_demonstrations(

@@ -15,7 +15,7 @@ import psutil
 from slm_ray import storage
 from slm_ray.cluster import package_versions
 from slm_ray.command import command_line
-from slm_ray.config import LoopConfig, ServeConfig
+from slm_ray.config import LoopConfig, RunConfig, ServeConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.page.data import LoopReport, StageDecision, TrackResult
 from slm_ray.page.page import page
@@ -42,9 +42,9 @@ def write_result(
         title="Can the small model replace the large one?",
         generated=max((run.adapter.created for run in results if run.adapter), default=""),
         run_dir=folder.name,
-        stand_in_note=_stand_in_note(config) if uses_stand_in else None,
+        stand_in_note=stand_in_note(config) if uses_stand_in else None,
         tracks=tuple(_track(run, timings_s) for run in results),
-        environment=_environment(),
+        environment=machine_facts(),
         reproduce=commands(config, results),
         serve_command=serve_command(config),
         canary=CANARY,
@@ -84,15 +84,17 @@ def serve_command(config: LoopConfig) -> str:
     return command_line("serve", ServeConfig(**serving))
 
 
-def _stand_in_note(config: LoopConfig) -> str:
+def stand_in_note(config: RunConfig) -> str:
+    """What is said where a stand-in answered as the LLM."""
     return (
         f"No Azure key was set, so the LLM of this page is a stand-in: the local base {config.serving.name!r} shown "
-        f"{STAND_IN_FEW_SHOT} similar training rows before each question. It shows how the loop works and "
+        f"{STAND_IN_FEW_SHOT} similar training rows before each question. It shows how the run works and "
         "says nothing about a real large model. Set AZURE_ENDPOINT, AZURE_DEPLOYMENT and AZURE_API_KEY for a real answer."
     )
 
 
-def _environment() -> dict[str, str]:
+def machine_facts() -> dict[str, str]:
+    """Versions and machine, as a page names them."""
     memory = psutil.virtual_memory().total / GIB
     return {
         **package_versions(),

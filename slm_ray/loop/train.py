@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, TrainConfig
+from slm_ray.config import LoopConfig, RunConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
 from slm_ray.parity import chosen_rows, first_difference
@@ -33,20 +33,22 @@ class Placement:
     note: str
 
 
-def training_config(config: LoopConfig, run: TrackRun) -> TrainConfig:
-    """The training run of one track."""
+def training_config(config: RunConfig, run: TrackRun) -> TrainConfig:
+    """The training run of one track; where it may stop early, the track's validation rows choose the checkpoint."""
+    chosen_by = None if config.training.early_stopping is None else run.prepared.path("validation")
     return TrainConfig(
-        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), base=config.serving.base,
+        **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), validation=chosen_by,
+        base=config.serving.base,
         run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
     )  # fmt: skip
 
 
-def bundles(config: LoopConfig, groups: int) -> list[dict[str, float]]:
+def bundles(config: RunConfig, groups: int) -> list[dict[str, float]]:
     """What `groups` trainings hold of the cluster at the same time."""
     return [dict(config.training.workers.per_worker)] * (config.training.workers.count * groups)
 
 
-def placement(config: LoopConfig, tracks: int) -> Placement:
+def placement(config: RunConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
     groups = tracks if config.parallel else 1
     if cluster.fits_now(bundles(config, groups)):
@@ -63,7 +65,7 @@ def placement(config: LoopConfig, tracks: int) -> Placement:
     )  # fmt: skip
 
 
-def check_template(config: LoopConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
+def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
     """Before a GPU minute is spent: the tokens of prompts as training counts them are those that the server sees.
 
     Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared

@@ -1,4 +1,4 @@
-"""What a page shows: the result of a loop, track by track. It is also the loop's `report.json`."""
+"""What a page shows: the result of a loop or of six arms, track by track. It is also the run's `report.json`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 from slm_ray.cost_records import CostReport
 from slm_ray.records import SCHEMA_VERSION, PartialReplacement, Report
 from slm_ray.types import Comparison, Decision, DeclaredRule, Interval
+from slm_ray.verdict.pairwise import Pair
 
 Stage = Literal["validation", "test"]
 
@@ -67,3 +68,50 @@ class Arm:
     role: str
     label: str
     stand_in: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """One of the six arms: its name, the spec under which the report has it, and the verdict against the LLM.
+
+    `trained_on` says which rows its adapter learned from, empty without one; `demonstrations` counts what it is shown.
+    """
+
+    name: str
+    spec: str
+    trained_on: str = ""
+    demonstrations: int = 0
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmsTrack:
+    """All arms of one track on its test rows; `pairs` hold at once, each bound wrong with probability `level` at most.
+
+    `left_out` says in words which arm is missing, and why.
+    """
+
+    track: str
+    arms: tuple[ArmResult, ...]
+    report: Report
+    pairs: tuple[Pair, ...]
+    level: float
+    delta: float
+    retriever: str
+    train_rows: int
+    left_out: tuple[str, ...] = ()
+    adapters: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmsReport:
+    """Six arms of every track and how to do it again; `stand_in_note` when a stand-in answered as the LLM."""
+
+    title: str
+    run_dir: str
+    tracks: tuple[ArmsTrack, ...]
+    stand_in_note: str | None = None
+    timings_s: Mapping[str, float] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    reproduce: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION

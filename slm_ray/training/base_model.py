@@ -6,6 +6,7 @@ imported where they are used, and silenced before that.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import warnings
@@ -19,6 +20,7 @@ from slm_ray.training.rows import conversation, tokenised
 from slm_ray.types import Example
 
 _LOGGERS = ("bitsandbytes", "datasets", "accelerate", "trl", "ray.train", "transformers", "huggingface_hub")
+_PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")  # one class under its old and its new name
 _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -65,14 +67,25 @@ def open_tokenizer(folder: Path) -> Any:
 def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
     """The same tokenizer, and what was decided about its template."""
     silence_libraries()
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
     if not tokenizer.chat_template:
         raise ModelError(f"the base {folder} has no chat template; take an instruct model, or add chat_template.jinja")
     template = decide(tokenizer)
     tokenizer.chat_template = template.text
     return tokenizer, template
+
+
+def _tokenizer_class(folder: Path) -> Any:
+    """AutoTokenizer, which imports torch and takes seconds to find a class, unless the folder names the plain one."""
+    settings = folder / "tokenizer_config.json"
+    named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
+    if named in _PLAIN and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
 
 
 def token_counter(base: str) -> Callable[[Example], int]:

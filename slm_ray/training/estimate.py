@@ -30,7 +30,7 @@ _GPU_OVERHEAD_BYTES = 0.9e9  # CUDA context, cuBLAS and NCCL buffers
 _CPU_OVERHEAD_BYTES = 0.9e9  # what torch, transformers, TRL and Ray occupy in a worker that has loaded nothing
 _FRAGMENTATION = 1.10  # what a caching allocator holds above the peak of live tensors
 _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a time
-_PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
+PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
 _SMALLEST_RANK, _SHORTEST = 4, 64  # what advice goes down to, at most
 
 # torchtune on one RTX 4090: Llama 3.1 8B, NF4, r=32, 2,413 tokens/s, by memory bandwidth and FLOPs about 1,040 on a 3090.
@@ -52,7 +52,7 @@ class Trainer:
 
 
 ON_GPU = Trainer()  # ours
-ON_CPU = Trainer(checkpointing=False)
+ON_CPU = Trainer(checkpointing=False, fused_head=False)  # builds the logits of the answers: of whole rows at most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +204,7 @@ def _changes(recipe: Recipe, row_tokens: int, *, use_gpu: bool) -> Iterator[tupl
     divisors = [one for one in range(1, math.isqrt(together) + 1) if together % one == 0]
     divisors += [together // one for one in divisors]
     batches = sorted({one for one in divisors if one <= recipe.per_device_batch}, reverse=True)
-    precisions = _PRECISIONS[_PRECISIONS.index(recipe.precision) :]
+    precisions = PRECISIONS[PRECISIONS.index(recipe.precision) :]
     lighter = use_gpu and OPTIMIZERS[recipe.optimizer] > OPTIMIZERS["adamw_8bit"]
     optimizers = [recipe.optimizer, "adamw_8bit"] if lighter else [recipe.optimizer]
     variants = ["dora", "lora"] if recipe.lora.variant == "dora" else [recipe.lora.variant]

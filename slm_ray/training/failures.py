@@ -24,7 +24,9 @@ AGAIN = "the same command continues from the last checkpoint"
 _BROKEN = re.compile(
     r"gloo|nccl|cuda error|connection (closed|reset|refused)|broken pipe|socket|health ?check|died", re.IGNORECASE
 )
-_NO_SPACE = re.compile(r"no space left|disk quota|file too large", re.IGNORECASE)
+_NO_SPACE = re.compile(
+    r"no space left|disk quota|file too large|PytorchStreamWriter failed writing|unexpected pos", re.IGNORECASE
+)
 _NO_SPACE_CODES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 

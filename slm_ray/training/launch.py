@@ -26,19 +26,21 @@ from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
 from slm_ray.storage import lock, read_json, write_json, write_text
-from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import base_folder, silence_libraries
 from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
-from slm_ray.training.plan import CPU_THREADS, Plan, WorkerPayload, plan
+from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
-_NOT_RECIPE = {"name", "track", "train", "base", "run_dir", "adapters_dir"}  # said elsewhere in the manifest, or a path
+_NOT_RECIPE: Any = {  # said elsewhere in the manifest, or a path
+    "name": True, "track": True, "train": True, "validation": True, "base": True, "run_dir": True, "adapters_dir": True,
+    "mixture": {"__all__": {"train": True}},
+}  # fmt: skip
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
@@ -91,6 +93,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
+        selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
     # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
@@ -106,7 +109,9 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             name=planned.folder.name,
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
+            ),
             callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
             worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
@@ -118,7 +123,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     except TrainingFailedError as error:
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    return {**outcome, "adapter": result.checkpoint.path, "bounds_ns": [started_ns, time.time_ns()]}
+    return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
 def _train(planned: Plan, *, show: bool) -> Manifest:
@@ -159,6 +164,11 @@ def _worker(payload: WorkerPayload) -> dict[str, Any]:
         raise
 
 
+def _chosen(result: Any, planned: Plan) -> Any:
+    """The best checkpoint where validation rows chose, else the last."""
+    return result.get_best_checkpoint(RANK, "max") if planned.validation else result.checkpoint
+
+
 def _keep_trace(payload: WorkerPayload) -> None:
     rank = ray.train.get_context().get_world_rank()
     with contextlib.suppress(SlmRayError):  # the disk may be what is full
@@ -189,7 +199,7 @@ def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
     config = planned.config
     manifest = adapters.publish(
         outcome["adapter"], config.adapters_dir, name=config.name,
-        track=open_track(config.track, beside=config.train).name, base=config.base,
+        track=rows.track_name(config), base=config.base,
         base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
         metrics={**outcome["metrics"], "chat_template": planned.chat_template}, train_prompts=[question_hash(example) for example in planned.examples],
         recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),

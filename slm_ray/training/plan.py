@@ -14,16 +14,20 @@ from typing import Any
 from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
+from slm_ray.errors import ConfigError, choices
 from slm_ray.training import rows
-from slm_ray.training.base_model import base_folder, open_template
+from slm_ray.training.base_model import base_folder, open_template, silence_libraries
 from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
 
+RANK = "rank"  # of a checkpoint, in what is reported with it
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
 
 # Not part of what is learned: where files lie, how often a run saves.
 _INCIDENTAL: Any = {
-    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True,
+    "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "validation": True,
+    "report_to": True,
+    "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
 
 
@@ -43,6 +47,7 @@ class Plan:
     data_digest: str
     chat_template: str
     content_digest: str
+    validation: tuple[Example, ...] = ()
 
     @property
     def progress_path(self) -> Path:
@@ -51,7 +56,10 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPayload:
-    """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row; `validation` rows are answered and scored at the end."""
+    """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
+
+    `selection` are rows that choose the best checkpoint; `validation` rows are answered and scored at the end.
+    """
 
     config: TrainConfig
     rows: tuple[dict[str, Any], ...]
@@ -59,13 +67,23 @@ class WorkerPayload:
     use_gpu: bool
     progress_path: str
     validation: tuple[Example, ...] = ()
+    selection: tuple[Example, ...] = ()
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
+        return max(1, round(self.config.epochs * self._epoch_steps))
+
+    @property
+    def checkpoint_steps(self) -> int:
+        """Steps between checkpoints; where rows choose among them, at least one per epoch."""
+        return min(self.config.checkpoint_steps, self._epoch_steps) if self.selection else self.config.checkpoint_steps
+
+    @property
+    def _epoch_steps(self) -> int:
         config = self.config
         batch = config.per_device_batch * config.gradient_accumulation * config.workers.count
-        return max(1, round(config.epochs * -(-len(self.lengths) // batch)))
+        return -(-len(self.lengths) // batch)
 
 
 def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
@@ -74,17 +92,20 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     folder = base_folder(config.base)
     adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
     check_recipe(BaseShape.read(folder), config)
-    read = train or rows.read(config.train, config.track)
-    rows.refuse_leaks(read, config.track)
+    read = rows.mixed(train or rows.read(config.train, config.track), config)
+    for file, track in rows.files(config):
+        rows.refuse_leaks(read, track, beside=file)
+    check_report_to(config.report_to)
+    validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length)
+    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
     checked = Plan(
         config=config, folder=Path(config.run_dir), examples=read.examples, lengths=tuple(lengths),
         base_fingerprint=fingerprint, config_digest="", data_digest=data_digest, chat_template=str(template),
-        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(),
+        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(), validation=validation,
     )  # fmt: skip
     return varied(checked, config.model_copy(update={"base": base}))
 
@@ -92,7 +113,25 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
 def varied(planned: Plan, config: TrainConfig) -> Plan:
     """Another recipe for the same rows and base, which are not read again: a run of its own name."""
     settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
+    if planned.validation:  # they choose what is published, and so does how often they are asked
+        settings += f"{digest(planned.validation)}/{config.checkpoint_steps}"
     config_digest = hashlib.sha256(settings.encode()).hexdigest()
     run = hashlib.sha256(f"{config_digest}{planned.content_digest}".encode()).hexdigest()[:12]
     folder = Path(config.run_dir).absolute() / f"{config.name}-{run}"
     return dataclasses.replace(planned, config=config, folder=folder, config_digest=config_digest)
+
+
+def check_report_to(tracker: str) -> None:
+    """ConfigError unless Hugging Face's Trainer can report to this tracker here: its package is installed."""
+    if tracker == "none":
+        return
+    silence_libraries()
+    from transformers.integrations import get_available_reporting_integrations
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    if tracker not in INTEGRATION_TO_CALLBACK:
+        raise ConfigError(f"report_to {tracker!r}: {choices(tracker, ['none', *INTEGRATION_TO_CALLBACK])}")
+    if tracker not in get_available_reporting_integrations():
+        raise ConfigError(
+            f"report_to {tracker}: its package is not installed; pip install {tracker}, or set report_to: none"
+        )

@@ -25,20 +25,30 @@ from slm_ray.storage import write_json
 
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
-_PLAIN_EVERY = 20  # polls between lines where there is no terminal
+_PLAIN_EVERY = 10  # polls between lines where there is no terminal
 _LONG_START_S, _SAID_EVERY_S = 60, 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One rank's card: how busy it is and how full, whoever uses it."""
+
+    rank: int
+    load_percent: int
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where one run is. `eta_s` is seconds left at the present speed."""
+    """Where one run is. `eta_s` is seconds left at the present speed, `gpus` has one entry per rank that has a card."""
 
     step: int
     steps: int
     loss: float
     tokens_per_s: float
     eta_s: float
-    gpu_bytes: int | None = None
+    gpus: tuple[Gpu, ...] = ()
 
 
 class Starting:
@@ -59,8 +69,8 @@ def read(path: Path) -> Progress | Starting | None:
     """The latest progress; None when the run waits for its turn."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(**found) if found else Starting()
-    except (OSError, ValueError, TypeError):
+        return Progress(**{**found, "gpus": tuple(Gpu(**gpu) for gpu in found["gpus"])}) if found else Starting()
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -75,7 +85,7 @@ def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 @contextlib.contextmanager
 def shown(paths: Sequence[Path] | Callable[[], Sequence[Path]]) -> Iterator[None]:
-    """Show the runs behind `paths` on stderr while the block runs: live on a terminal, else a line every 10 s.
+    """Show the runs behind `paths` on stderr while the block runs: live on a terminal, else a line every 5 s.
 
     A function is asked for them again and again, where runs are still to be thought of.
     """
@@ -98,7 +108,8 @@ def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0)
             return f"{name}: starting workers"
         said_s = waited_s // _SAID_EVERY_S * _SAID_EVERY_S  # not another line for each second
         return f"{name}: starting workers for {said_s:.0f} s; if others hold the resources it waits for them (see: ray status)"
-    gpu = f", {progress.gpu_bytes / 1e9:.1f} GB on the GPU" if progress.gpu_bytes else ""
+    cards = [f"{gpu.load_percent} % {gpu.used_bytes / 1e9:.1f}/{gpu.total_bytes / 1e9:.0f} GB" for gpu in progress.gpus]
+    gpu = f", GPU {' | '.join(cards)}" if cards else ""
     return (
         f"{name}: step {progress.step}/{progress.steps}, loss {progress.loss:.3f}, "
         f"{progress.tokens_per_s:,.0f} tokens/s, {progress.eta_s:.0f} s left{gpu}"

@@ -22,11 +22,12 @@ from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.storage import write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import progress
+from slm_ray.training.meter import Meter
 from slm_ray.training.model import EAGER_TOKENS
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import RECORD, Work
 from slm_ray.training.validation_score import row_scores, summary, target_loss
-from slm_ray.training.worker import Report, adapted, check_memory, open_model, open_trainer, quiet, run
+from slm_ray.training.worker import adapted, check_memory, open_model, open_trainer, quiet, run
 
 _CHECKPOINTS = "checkpoints"
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class Resident:
         self._dataset = (work.rows_digest, trainer.train_dataset)
         rungs = _Rungs(work.rungs, lambda: self._loss(model, payload), self._agreed(go_on))
         trainer.add_callback(rungs)
-        outcome = run(trainer, _TrialReport(payload, rank=self._rank), resume=get_last_checkpoint(str(folder)))
+        outcome = run(trainer, _TrialMeter(payload, rank=self._rank), resume=get_last_checkpoint(str(folder)))
         metrics = {**outcome["metrics"], "trainable_parameters": _trainable(model)}
         if rungs.stopped_at is None:
             metrics |= self._scored(model, payload)
@@ -157,14 +158,12 @@ class Resident:
         return everyone
 
 
-class _TrialReport(Report):
-    """Progress in the trial's own file; checkpoints stay where the trainer puts them, which is the trial's folder."""
+class _TrialMeter(Meter):
+    """A meter that logs as a run of its own does; checkpoints stay where the trainer puts them, in the trial's folder."""
 
-    def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Nothing more to do."""
-
-    def publish(self, metrics: dict[str, Any]) -> None:
-        """Nobody waits for it."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        super().on_step_end(args, state, control, **rest)
+        control.should_log = control.should_log or control.should_save
 
 
 class _Rungs(TrainerCallback):  # type: ignore[misc]

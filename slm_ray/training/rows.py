@@ -6,15 +6,18 @@ tokenizer with a chat template; the template itself belongs to the base.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from slm_ray.chat_template import rendered
+from slm_ray.config import TrainConfig
+from slm_ray.corpus import balance
 from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.read import examples
+from slm_ray.corpus.retrieve import DEMONSTRATIONS
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.storage import read_lines
 from slm_ray.tasks import open_track
@@ -23,26 +26,29 @@ from slm_ray.types import Example
 SPLIT_AGAIN = "split the rows again with slm-ray prepare"
 NOT_LEARNED = -100  # the label of a token without loss, torch's and TRL's
 _SHOWN = 5
+_OR_ANSWER_ONLY = "; set learn: answer, or use a base whose template keeps earlier turns"
+
+Learn = Literal["answer", "every_turn"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rows:
-    """Examples of one file with the line each stands on."""
+    """Examples of a file, or of several, each with its place: `FILE:LINE`."""
 
     path: str
     examples: tuple[Example, ...]
-    lines: tuple[int, ...]
+    places: tuple[str, ...]
 
     def first(self, limit: int | None) -> Rows:
         """The first `limit` rows; all of them for None."""
-        return Rows(path=self.path, examples=self.examples[:limit], lines=self.lines[:limit])
+        return Rows(path=self.path, examples=self.examples[:limit], places=self.places[:limit])
 
-    def chosen(self, places: Sequence[int]) -> Rows:
-        """The rows at `places`, counted from 0, in that order."""
+    def chosen(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these `numbers`, counted from 0, in that order."""
         return Rows(
             path=self.path,
-            examples=tuple(self.examples[place] for place in places),
-            lines=tuple(self.lines[place] for place in places),
+            examples=tuple(self.examples[number] for number in numbers),
+            places=tuple(self.places[number] for number in numbers),
         )
 
 
@@ -53,62 +59,160 @@ def read(path: str, track_name: str) -> Rows:
     return Rows(
         path=path,
         examples=tuple(found),
-        lines=tuple(number for number, line in enumerate(text, start=1) if line.removeprefix("\ufeff").strip()),
+        places=tuple(
+            f"{path}:{number}" for number, line in enumerate(text, start=1) if line.removeprefix("\ufeff").strip()
+        ),
     )
 
 
-def refuse_leaks(trained: Rows, track_name: str) -> None:
-    """DataError when a `validation.jsonl` or `test.jsonl` beside the training file asks what a training row asks."""
+def files(config: TrainConfig) -> list[tuple[str, str]]:
+    """Each file of training rows and the name or file of its track."""
+    return [(config.train, config.track), *((one.train, one.track) for one in config.mixture)]
+
+
+def track_name(config: TrainConfig) -> str:
+    """The name of the track that is trained; of several, their names with `-` between them."""
+    return "-".join(open_track(track, beside=file).name for file, track in files(config))
+
+
+def mixed(trained: Rows, config: TrainConfig) -> Rows:
+    """`trained` and rows of `config.mixture`, in proportion to the weights, of which `trained` has 1; each for its own track.
+
+    As many rows as the files allow, drawn and interleaved by the seed. `trained` itself where there is no mixture. ConfigError for two tracks of one name.
+    """
+    if not config.mixture:
+        return trained
+    sources = {open_track(config.track, beside=config.train).name: (trained, 1.0)}
+    for one in config.mixture:
+        name = open_track(one.track, beside=one.train).name
+        if name in sources:
+            raise ConfigError(f"mixture: two tracks are called {name!r}; put their rows into one file")
+        sources[name] = (read(one.train, one.track), one.weight)
+    examples, _ = balance.mix(
+        {name: rows.examples for name, (rows, _) in sources.items()},
+        {name: weight for name, (_, weight) in sources.items()},
+        seed=config.seed,
+    )
+    place_of = {
+        f"{name}/{example.id}": place
+        for name, (rows, _) in sources.items()
+        for example, place in zip(rows.examples, rows.places, strict=True)
+    }
+    return Rows(
+        path=" + ".join(rows.path for rows, _ in sources.values()), examples=tuple(examples),
+        places=tuple(place_of[example.id] for example in examples),
+    )  # fmt: skip
+
+
+def refuse_leaks(trained: Rows, track_name: str, *, beside: str | None = None) -> None:
+    """DataError when a `validation.jsonl` or `test.jsonl` beside the training file asks what a training row asks.
+
+    `beside` is one file of several that the rows come from.
+    """
+    file = Path(beside or trained.path)
     hashes = question_hashes(trained.examples)
     for name in ("validation.jsonl", "test.jsonl"):
-        held = Path(trained.path).with_name(name)
-        if not held.is_file() or held == Path(trained.path):
+        held = file.with_name(name)
+        if not held.is_file() or held == file:
             continue
         try:
-            held_out = read(str(held), track_name).examples
+            neighbours = read(str(held), track_name).examples
         except DataError:  # a neighbour that is no file of examples of this track holds nothing out
             continue
-        refuse_leakage(held_out, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
+        refuse_leakage(neighbours, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
+
+
+def held_out(validation: str, trained: Rows, track_name: str) -> tuple[Example, ...]:
+    """The examples of the file `validation`; DataError when one asks what a training row asks."""
+    checked = read(validation, track_name).examples
+    hashes = question_hashes(trained.examples)
+    refuse_leakage(checked, hashes, rows=f"rows of {validation}", trained_name=trained.path, fix=SPLIT_AGAIN)
+    return checked
 
 
 def conversation(example: Example) -> dict[str, Any]:
-    """The row as TRL's conversational prompt/completion: the loss is on the completion only."""
+    """The row as TRL's conversational prompt/completion, and how many demonstrations stand in front of its question.
+
+    DataError when the row's tag `demonstrations` is no number: their answers could not be told from the chat's own.
+    """
+    shown = example.tags.get(DEMONSTRATIONS, "0")
+    if not shown.isdecimal():
+        raise DataError(
+            f"the tag {DEMONSTRATIONS} of row {example.id} is {shown!r}; write how many stand in its prompt"
+        )
     return {
         "prompt": example.prompt.as_dicts(),
         "completion": [{"role": "assistant", "content": example.target}],
+        "demonstrations": int(shown),
     }
 
 
-def tokenised(tokenizer: Any, row: dict[str, Any]) -> dict[str, list[int]]:
+def tokenised(tokenizer: Any, row: Mapping[str, Any], learn: Learn = "answer") -> dict[str, list[int]]:
     """A row of `conversation` as the trainer takes it: `input_ids`, and `labels` that are -100 where nothing is learned.
 
-    The prompt's tokens are those of `token_ids`, which are the server's, also where the tokenizer would merge the end of the
-    prompt with the start of the answer. ConfigError when the base's chat template renders a prompt differently once an
-    answer follows it, because the model would then be trained on a prompt that it never meets when it is served; DataError
-    when it refuses the chat.
+    Learned is the answer, or with "every_turn" also each earlier turn of the assistant, up to where the template ends it;
+    never a demonstration. The prompt's tokens are those of `token_ids`, which are the server's, also where the tokenizer
+    would merge the end of the prompt with the start of the answer. ConfigError when the base's chat template renders a
+    prompt or a turn differently once more follows it, because the model would then be trained on what it never meets when
+    it is served; DataError when it refuses the chat.
     """
-    prompt = rendered(tokenizer, row["prompt"], answer_next=True)
-    whole = rendered(tokenizer, row["prompt"] + row["completion"], answer_next=False)
-    if not whole.startswith(prompt):
+    chat = [*row["prompt"], *row["completion"]]
+    turns = [len(chat) - 1] if learn == "answer" else _learned_turns(chat, row.get("demonstrations", 0))
+    whole = rendered(tokenizer, chat, answer_next=False)
+    starts = []
+    for turn in turns:
+        prompt = rendered(tokenizer, chat[:turn], answer_next=True)
+        if not whole.startswith(prompt):
+            raise ConfigError(
+                "the base's chat template does not keep the prompt when the answer follows it; use a base whose template "
+                "renders the prompt the same way in both cases" + _OR_ANSWER_ONLY * (turn < turns[-1])
+            )
+        starts.append(len(prompt))
+    ids, *pieces = _encoded_in_pieces(tokenizer, whole, starts)
+    labels = [NOT_LEARNED] * len(ids)
+    for turn, start, piece in zip(turns, starts, pieces, strict=True):
+        kept = len(piece) if turn == turns[-1] else _turn_length(tokenizer, chat[: turn + 1], start, piece)
+        ids = ids + piece
+        labels += piece[:kept] + [NOT_LEARNED] * (len(piece) - kept)
+    return {"input_ids": ids, "labels": labels}
+
+
+def _learned_turns(chat: Sequence[Mapping[str, str]], demonstrations: int) -> list[int]:
+    """Where the assistant's turns stand that answer a user of this very chat: its demonstrations end before the question."""
+    question = len(chat) - 2
+    shown = range(question - 2 * demonstrations, question)
+    first = next(
+        place for place, turn in enumerate(chat) if turn["role"] == "user"
+    )  # what is said before it answers nobody
+    return [
+        place for place, turn in enumerate(chat)
+        if turn["role"] == "assistant" and place > first and place not in shown
+    ]  # fmt: skip
+
+
+def _turn_length(tokenizer: Any, chat: Sequence[Mapping[str, str]], start: int, piece: Sequence[int]) -> int:
+    """How many tokens of `piece`, which is the chat from its last turn on and what follows, are that turn and its end."""
+    alone = _encoded(tokenizer, rendered(tokenizer, chat, answer_next=False)[start:])
+    pairs = enumerate(zip(piece, alone, strict=False))
+    length = next((place for place, (one, other) in pairs if one != other), min(len(piece), len(alone)))
+    if _without_spaces(chat[-1]["content"]) not in _without_spaces(tokenizer.decode(piece[:length])):
         raise ConfigError(
-            "the base's chat template does not keep the prompt when the answer follows it; use a base whose template "
-            "renders the prompt the same way in both cases"
+            f"the base's chat template changes the assistant's turn {len(chat)} once more turns follow it, so that it cannot "
+            f"be learned as it is written{_OR_ANSWER_ONLY}"
         )
-    asked, answer = _encoded_in_pieces(tokenizer, whole, [len(prompt)])
-    return {"input_ids": asked + answer, "labels": [NOT_LEARNED] * len(asked) + answer}
+    return length
 
 
-def lengths(rows: Rows, tokenizer: Any, *, max_length: int) -> list[int]:
+def lengths(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answer") -> list[int]:
     """Tokens of each whole row, template included.
 
     DataError, with file and line, for rows above `max_length` and for rows that the base's chat template refuses;
-    ConfigError when the template does not keep a prompt (`tokenised`).
+    ConfigError when the template does not keep a prompt or a turn (`tokenised`).
     """
     counts, long, refused = [], [], []
-    for line, example in zip(rows.lines, rows.examples, strict=True):
-        where = f"{rows.path}:{line}"
+    for where, example in zip(rows.places, rows.examples, strict=True):
         try:
-            counts.append(len(tokenised(tokenizer, conversation(example))["input_ids"]))
+            counts.append(len(tokenised(tokenizer, conversation(example), learn)["input_ids"]))
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         except DataError as error:
@@ -146,6 +250,10 @@ def _encoded_in_pieces(tokenizer: Any, text: str, borders: Sequence[int]) -> lis
             return [_encoded(tokenizer, text[start:end]) for start, end in spans]
         cuts.append(len(before))
     return [whole[start:end] for start, end in pairwise([*cuts, len(whole)])]
+
+
+def _without_spaces(text: str) -> str:
+    return "".join(text.split())
 
 
 def _listed(problems: Sequence[str]) -> str:

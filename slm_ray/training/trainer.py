@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on the answer only.
+"""TRL's SFTTrainer as this house runs it: settings from the recipe, batches of like length, loss on answers only.
 
 The order of rows depends on the seed and the epoch alone, so every rank agrees on it and a resumed run goes on where it
 was. (The stock length-grouped sampler draws from the global generator: with dropout and rows of different lengths the
@@ -24,6 +24,7 @@ from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
 from slm_ray.training.rows import tokenised
+from slm_ray.training.selection import Selection
 
 _POOL = 8  # global batches that are sorted by length together
 _WIDTH = 16  # tokens
@@ -99,9 +100,12 @@ class _EpochCallback(TrainerCallback):  # type: ignore[misc]
 class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
     """SFTTrainer with fp32 LoRA weights, our sampler and no model card beside every checkpoint."""
 
+    control: Any
+
     def __init__(self, *, recipe: Recipe, **rest: Any) -> None:
         self._recipe = recipe
         self.latest = StepFigures(step=0, loss=math.nan, grad_norm=math.nan, learning_rate=0.0)
+        self.selection: Selection | None = None
         self._losses: list[torch.Tensor] = []
         super().__init__(**rest)
         keep_masters_in_fp32(self.model)
@@ -158,6 +162,17 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         # The count is over all ranks, and DDP divides the gradients by their number.
         return loss * self.accelerator.num_processes
 
+    def evaluate(self, *args: Any, **rest: Any) -> dict[str, float]:
+        """The validation rows by the model so far, into the log; the run ends here when they have stopped it."""
+        if self.selection is None:
+            return dict(super().evaluate(*args, **rest))
+        figures = self.selection.evaluate(self.accelerator.unwrap_model(self.model))
+        self.log(figures)
+        if self.selection.is_over(self.state.log_history):
+            self.control.should_training_stop = True
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, figures)
+        return figures
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: the manifest says what the adapter is."""
 
@@ -171,6 +186,7 @@ def build(
     folder: str,
     use_gpu: bool,
     steps: int,
+    report_to: str = "none",
 ) -> AdapterTrainer:
     """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`.
 
@@ -206,11 +222,13 @@ def build(
         save_strategy="steps",
         save_steps=recipe.checkpoint_steps,
         save_total_limit=1,
-        report_to="none",
+        report_to=report_to,
         disable_tqdm=True,
         log_level="error",
     )
-    dataset = rows if isinstance(rows, Dataset) else Dataset.from_list([tokenised(tokenizer, row) for row in rows])
+    dataset = rows if isinstance(rows, Dataset) else None
+    if dataset is None:
+        dataset = Dataset.from_list([tokenised(tokenizer, row, recipe.learn) for row in rows])
     trainer = AdapterTrainer(recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer

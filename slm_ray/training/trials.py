@@ -16,9 +16,8 @@ from typing import Any
 import ray
 
 from slm_ray import cluster
-from slm_ray.corpus.leakage import question_hashes, refuse_leakage
 from slm_ray.corpus.render import digest
-from slm_ray.training import progress, resident, rows
+from slm_ray.training import progress, resident
 from slm_ray.training.plan import Plan
 from slm_ray.types import Example
 
@@ -38,16 +37,6 @@ class Trial:
     rows: tuple[float | None, ...] = ()
     error: str | None = None
     stopped_at: int | None = None
-
-
-def held_out(validation: str, train: rows.Rows, track: str) -> tuple[Example, ...]:
-    """The examples of the file `validation`; DataError when one asks what a row of `train` asks."""
-    examples = rows.read(validation, track).examples
-    refuse_leakage(
-        examples, question_hashes(train.examples), rows=f"rows of {validation}", trained_name=train.path,
-        fix=rows.SPLIT_AGAIN,
-    )  # fmt: skip
-    return examples
 
 
 def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> list[Trial]:

@@ -14,7 +14,7 @@ import torch
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring.run import score, summarise
-from slm_ray.training.rows import conversation, token_ids
+from slm_ray.training.rows import NOT_LEARNED, conversation, token_ids, tokenised
 from slm_ray.types import Example, RowScore
 
 _BATCH = 16
@@ -86,9 +86,8 @@ def _batch_loss(model: Any, pad: int, batch: Sequence[tuple[list[int], int]]) ->
 
 def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
     """Token ids of the row as it is trained on, and how many of them are the prompt's."""
-    row = conversation(example)
-    prompt = token_ids(tokenizer, row["prompt"], answer_next=True)
-    return token_ids(tokenizer, row["prompt"] + row["completion"], answer_next=False), len(prompt)
+    row = tokenised(tokenizer, conversation(example))
+    return row["input_ids"], row["labels"].count(NOT_LEARNED)
 
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:

@@ -9,16 +9,23 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from serving_fixtures import KEY, POOL, Served, chat_body, make_adapter, publish_adapter, text_of
 
 from slm_ray import adapters
-from slm_ray.config import Generation
+from slm_ray.config import ArmsConfig, Generation, TrainConfig
 from slm_ray.errors import ResourceError
+from slm_ray.loop import arms as arms_module
+from slm_ray.loop import session
+from slm_ray.loop.arms import arms
+from slm_ray.page.data import ArmsReport
 from slm_ray.providers import parse
-from slm_ray.serving import deploy, token_ids
+from slm_ray.reports.encoding import decode
+from slm_ray.runlog import RunLog
+from slm_ray.serving import Endpoint, deploy, token_ids
 from slm_ray.types import Completion, Message, Prompt
 
 pytestmark = pytest.mark.heavy
@@ -300,3 +307,66 @@ def test_our_own_clients_stream_from_it_and_get_log_probabilities(served: Served
     assert streamed.first_token_s is not None
     assert streamed.latency_s is not None
     assert 0 < streamed.first_token_s < streamed.latency_s
+
+
+ARMS = ["base", "base+ICL", "base+QLoRA", "base+ICL+QLoRA", "ICL-trained+QLoRA", "LLM"]
+
+
+def test_six_arms_in_one_table_and_nothing_is_asked_twice(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[TrainConfig] = []
+
+    def made(configs: list[TrainConfig], *, parallel: bool) -> list[adapters.Manifest]:
+        if not trained:
+            for seed, config in enumerate(configs):
+                publish_adapter(served, config.name, seed=seed)
+        trained.extend(configs)
+        by_name = {one.name: one for one in adapters.list_adapters(served.adapters)}
+        return [by_name[config.name] for config in configs]
+
+    def deployed(*given: Any, **options: Any) -> Endpoint:
+        return Endpoint(url=served.url, model_name=served.name, app="")
+
+    monkeypatch.setattr(arms_module, "train_many", made)
+    monkeypatch.setattr(session, "deploy", deployed)
+    monkeypatch.setattr(session, "shutdown", lambda: None)
+    monkeypatch.setenv("SLM_RAY_API_KEY", KEY)  # the parity check asks the endpoint too
+    rows = [{"prompt": f"call number {n} of {n % 5}", "completion": json.dumps({"n": n})} for n in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = ArmsConfig.model_validate(
+        {
+            "run_dir": str(tmp_path / "run"), "serving": served.config, "training": {"max_length": 512},
+            "tracks": [{
+                "track": "structured", "source": str(tmp_path / "rows.jsonl"), "validation_rows": 4, "test_rows": 20,
+                "few_shot": 2, "retriever": "bm25",
+            }],
+            "evaluation": {"generation": {"max_tokens": 8}},
+        }
+    )  # fmt: skip
+    environment = {"SLM_RAY_API_KEY": KEY}
+
+    found = arms(config, environment)
+    (track,) = found.tracks
+    assert [arm.name for arm in track.arms] == ARMS
+    assert [config.name for config in trained] == ["structured", "structured-icl"]
+    plain, icl = (Path(config.train).read_text(encoding="utf-8") for config in trained)
+    assert plain.count("call number") == 36 and icl.count("call number") == 3 * 36
+    models = track.report.models
+    assert all(models[arm.spec].n == 20 and not models[arm.spec].failures for arm in track.arms)
+    tokens = [models[arm.spec].usage.prompt_tokens for arm in track.arms]
+    assert tokens[0] == tokens[2] < tokens[1] == tokens[3] == tokens[4] < tokens[5], "the stand-in is shown three"
+    assert found.stand_in_note and models[track.arms[-1].spec].stand_in
+    assert len(track.pairs) == 15 and [bool(arm.decision) for arm in track.arms] == [True] * 5 + [False]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ARMS)
+    written = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert decode(written, ArmsReport, where="report.json", fix="") == found
+
+    log = RunLog(tmp_path / "run" / "structured" / "test")
+    log.read()
+    again = arms(config, environment)
+    after = RunLog(tmp_path / "run" / "structured" / "test")
+    after.read()
+    assert after.count() == log.count() == 6 * 20
+    assert again.tracks == found.tracks

@@ -21,12 +21,15 @@ from typer.testing import CliRunner
 from slm_ray import adapters
 from slm_ray.adapters.card import base_name, licence_of
 from slm_ray.cli.app import app
+from slm_ray.corpus.tracks import definition
 from slm_ray.cost_records import CostReport
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
-from slm_ray.records import ComparisonReport
+from slm_ray.providers import parse
+from slm_ray.records import ComparisonReport, ExampleSet, ModelReport, Report
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.storage import write_json
-from slm_ray.types import Comparison, Decision, Interval
+from slm_ray.tasks import open_track
+from slm_ray.types import Comparison, Decision, Interval, Percentiles, Usage
 
 TOKENS = torch.arange(12).reshape(1, 12)
 
@@ -107,7 +110,8 @@ def test_plain_peft_loads_what_was_trained(base: Path, tmp_path: Path, settings:
     checker = adapters.Checker(tmp_path / "adapters")
     if settings.get("use_dora"):
         with pytest.raises(AdapterError, match="magnitudes are not served"):
-            checker.check(manifest.id)
+            adapters.promote(tmp_path / "adapters", manifest.id)
+        assert "files, tensors, base; not served: it is a DoRA adapter" in checker.check(manifest.id, serving=False)
     else:
         assert checker.check(manifest.id) == "files, tensors, base"
 
@@ -141,7 +145,7 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
     first = ModelCard.load(root / adapter / "README.md")
     assert (first.data.library_name, first.data.base_model, first.data.license) == ("peft", "small-base", "mit")
     assert "lora" in first.data.tags and "base_model:adapter:small-base" in first.data.tags
-    assert "No comparison with another model is on file" in first.text
+    assert "No evaluation is on file" in first.text
     write_json(runs / "demo" / "comparison.json", encode(compared(adapter)))
     write_json(runs / "other" / "comparison.json", encode(compared("tickets-000000000000")))
     write_json(runs / "broken" / "comparison.json", {"schema_version": 0})
@@ -174,6 +178,45 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
     assert "swap: exact_match +0.1250 (+0.0625 to +0.1875) against served:stand-in on 100 rows" in shown
     listed = CliRunner().invoke(app, ["adapters", "list", "--adapters_dir", str(root), "--runs", str(runs)]).stdout
     assert "exact_match 0.625" in listed
+
+
+def test_where_nothing_was_compared_the_latest_report_counts(base: Path, tmp_path: Path) -> None:
+    tuned(base, tmp_path / "made", r=12)
+    root, runs = tmp_path / "adapters", tmp_path / "runs"
+    adapter = published(base, tmp_path / "made", root).id
+    track = definition(open_track("classify"))
+    for at, (name, value) in enumerate({"old": 0.25, "new": 0.75}.items()):
+        spec = f"served:tiny:{adapter}"
+        models = {
+            one: ModelReport(
+                facts=parse(one).facts(endpoint="http://127.0.0.1", environment={}), n=40, latency_s=Percentiles(), usage=Usage(),
+                metrics={track["primary"]: score}, failures={}, served_by=(), trained_on=0,
+            )
+            for one, score in (("fake:x", 0.5), (spec, value))
+        }  # fmt: skip
+        report = Report(
+            track="classify", track_definition=track, examples=ExampleSet(n=40, digest="e" * 12), models=models
+        )
+        write_json(runs / name / "report.json", encode(report))
+        os.utime(runs / name / "report.json", (at, at))
+    listed = CliRunner().invoke(app, ["adapters", "list", "--adapters_dir", str(root), "--runs", str(runs)]).stdout
+    assert f"{track['primary']} 0.750" in listed
+    arguments = [
+        "adapters",
+        "export",
+        adapter,
+        "--out",
+        str(tmp_path / "out"),
+        "--adapters_dir",
+        str(root),
+        "--runs",
+        str(runs),
+    ]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "On 40 rows" in card.text and f"| {track['primary']} | 0.7500 |" in card.text
+    assert "--max-lora-rank 16" in card.text
+    assert [result.metric_value for result in card.data.eval_results] == [0.75]
 
 
 def test_names_that_would_break_a_card_do_not(tmp_path: Path) -> None:

@@ -236,14 +236,32 @@ def test_a_full_disk_changes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch
     adapters.promote(root, first)
     before = (root / HISTORY).read_bytes()
     monkeypatch.setattr(os, "pwrite", lambda handle, line, at: 1)
-    for step in (
-        lambda: adapters.promote(root, second), lambda: adapters.roll_back(root, "structured"), lambda: adapters.delete(root, second),
-    ):  # fmt: skip
+    for step in (lambda: adapters.promote(root, second), lambda: adapters.roll_back(root, "structured")):
         with pytest.raises(ResourceError, match="No space left on device; nothing was changed"):
             step()
     assert (root / HISTORY).read_bytes() == before
     assert adapters.adapter_ids(root) == sorted([first, second])
     assert aliases(root) == {"structured": first}
+
+
+def test_a_full_disk_does_not_keep_from_deleting(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first line does not fit; without the adapter it does."""
+    first, second = published(root, 2), published(root, 3)
+    write = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda *line: write(*line) if not list(root.glob(".deleted-*")) else 1)
+    adapters.delete(root, first)
+    assert [entry.adapter for entry in adapters.promotions(root).entries] == [first]
+    monkeypatch.setattr(os, "pwrite", lambda *line: 1)
+    with pytest.raises(ResourceError, match=f"{second} is deleted, but the history does not say so"):
+        adapters.delete(root, second)
+    assert [path.name for path in root.iterdir()] == [HISTORY]
+
+
+def test_what_a_killed_deletion_left_goes_with_the_next(root: Path) -> None:
+    first, second = published(root, 2), published(root, 3)
+    (root / first).rename(root / f".deleted-{first}")
+    adapters.delete(root, second)
+    assert [path.name for path in root.iterdir()] == [HISTORY]
 
 
 def run(*arguments: str, root: Path) -> tuple[int, str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import struct
 import subprocess
@@ -132,6 +134,17 @@ def test_a_publisher_killed_at_any_moment_leaves_nothing_half_visible(shelf: tup
     assert adapters.verify(root, manifest.id, home).id == manifest.id
 
 
+def test_what_a_publisher_killed_long_ago_left_goes_and_that_of_a_living_one_stays(
+    shelf: tuple[Path, Path, Path, str],
+) -> None:
+    source, root, _, fingerprint = shelf
+    for name, age_s in ((".publishing-dead", 25 * 3600), (".publishing-alive", 3600)):
+        (root / name).mkdir(parents=True)
+        os.utime(root / name, (time.time() - age_s,) * 2)
+    publish(source, root, fingerprint)
+    assert [path.name for path in root.glob(".*")] == [".publishing-alive"]
+
+
 def test_another_base_is_refused_with_both_named(shelf: tuple[Path, Path, Path, str], tmp_path: Path) -> None:
     source, root, _, fingerprint = shelf
     manifest = publish(source, root, fingerprint)
@@ -153,6 +166,18 @@ def test_damage_names_the_file_and_the_fix(shelf: tuple[Path, Path, Path, str], 
         adapters.verify(root, path.parent.name, home)
     path.unlink()
     with pytest.raises(AdapterError, match=rf"{name} is missing.*publish again"):
+        adapters.verify(root, path.parent.name, home)
+
+
+@pytest.mark.parametrize("leads", ["elsewhere", "in a circle"])
+def test_a_file_that_is_a_link_is_missing(shelf: tuple[Path, Path, Path, str], tmp_path: Path, leads: str) -> None:
+    """The same bytes elsewhere are not what was published: whoever owns that place can change them."""
+    source, root, home, fingerprint = shelf
+    path = root / publish(source, root, fingerprint).id / "adapter_model.safetensors"
+    (tmp_path / "elsewhere").write_bytes(path.read_bytes())
+    path.unlink()
+    path.symlink_to(tmp_path / "elsewhere" if leads == "elsewhere" else path)
+    with pytest.raises(AdapterError, match=r"adapter_model.safetensors is missing"):
         adapters.verify(root, path.parent.name, home)
 
 
@@ -217,3 +242,29 @@ def test_large_weights_are_sampled_at_both_ends_and_between(tmp_path: Path) -> N
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(AdapterError, match="not a base model folder"):
         adapters.base_fingerprint(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"r": 4}', "[]", '{"r": 4, "lora_alpha": NaN}', "{"])
+def test_settings_that_are_none_are_named(shelf: tuple[Path, Path, Path, str], text: str) -> None:
+    source, root, _, fingerprint = shelf
+    (source / "adapter_config.json").write_text(text)
+    with pytest.raises(AdapterError, match=r"adapter_config.json is not a PEFT LoRA configuration"):
+        publish(source, root, fingerprint)
+
+
+def test_a_list_of_settings_whose_order_means_something_keeps_it(shelf: tuple[Path, Path, Path, str]) -> None:
+    source, root, _, fingerprint = shelf
+    path = source / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"layer_replication": [[3, 4], [0, 2]]}))
+    settings = root / publish(source, root, fingerprint).id / "adapter_config.json"
+    assert json.loads(settings.read_text())["layer_replication"] == [[3, 4], [0, 2]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_adapter_whose_figures_are_not_finite_is_not_published(
+    shelf: tuple[Path, Path, Path, str], value: float
+) -> None:
+    source, root, _, fingerprint = shelf
+    with pytest.raises(AdapterError, match="the training's loss_last is no finite number"):
+        publish(source, root, fingerprint, metrics={"loss_first": 1.0, "loss_last": value})
+    assert not root.exists()

@@ -77,6 +77,7 @@ def test_base_names() -> None:
     ("job", "setting"),
     [
         ("train", "base"), ("serve", "base"), ("sweep", "training.base"), ("learning_curve", "training.base"),
+        ("precisions", "training.base"),
         ("loop", "serving.base"),
     ],
 )  # fmt: skip

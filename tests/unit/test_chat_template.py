@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from transformers import AutoTokenizer
@@ -15,12 +16,13 @@ from transformers.utils import chat_template_utils
 from slm_ray import chat_template
 from slm_ray.chat_template import PINNED_DATE, decide, served_template
 from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.retrieve import DEMONSTRATIONS
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.training import rows
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.parity import prompt_and_answer
-from slm_ray.types import Example
+from slm_ray.types import Example, Message, Prompt
 from tests.bases import TINY_BASE, Family, make_base
 
 SYSTEM, ASKED, SAID, MORE = (
@@ -150,7 +152,7 @@ def test_rows_that_the_template_refuses_are_named_by_line_with_a_reason_and_a_wa
     assert f"{path}:2: the base's chat template refuses this chat: turns have to alternate" in said
     assert f"{path}:3: " in said
     assert f"{path}:1" not in said
-    assert "its turns are system, user, user; let user and assistant alternate" in said
+    assert "its turns are system, user, user, assistant; let user and assistant alternate" in said
 
 
 def test_a_token_never_stands_across_the_border_of_prompt_and_answer() -> None:
@@ -174,3 +176,75 @@ def test_a_template_that_changes_the_prompt_is_named_by_line(tmp_path: Path) -> 
     path = write(tmp_path / "train.jsonl", [[ASKED, SAID]])
     with pytest.raises(ConfigError, match=r"train\.jsonl:1: the base's chat template does not keep the prompt"):
         rows.lengths(rows.read(path, "chat"), tokenizer, max_length=512)
+
+
+def learned(tokenizer: Any, row: dict[str, Any], learn: rows.Learn = "every_turn") -> list[str]:
+    """The runs of learned tokens as text."""
+    out = rows.tokenised(tokenizer, row, learn)
+    assert len(out["input_ids"]) == len(out["labels"])
+    assert all(label in (one, rows.NOT_LEARNED) for one, label in zip(out["input_ids"], out["labels"], strict=True))
+    runs = itertools.groupby(out["labels"], key=lambda label: label != rows.NOT_LEARNED)
+    return [tokenizer.decode(list(run)) for is_learned, run in runs if is_learned]
+
+
+TURNS = {"prompt": [SYSTEM, ASKED, SAID, MORE], "completion": [{"role": "assistant", "content": "2, or more"}]}
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "last"),
+    [
+        ("mistral", "1<|eot_id|>", "2, or more<|eot_id|>"),
+        ("mistral_v3", " 1<|eot_id|>", " 2, or more<|eot_id|>"),
+        ("llama32", "1<|eot_id|>", "2, or more<|eot_id|>"),
+        ("phi4", "1<|end|>", "2, or more<|end|><|endoftext|>"),
+    ],
+)
+def test_every_turn_of_the_assistant_is_learned_with_its_end_and_nothing_else(
+    bases: dict[str, Path], family: str, first: str, last: str
+) -> None:
+    tokenizer = open_tokenizer(bases[family])
+    assert learned(tokenizer, TURNS) == [first, last]
+    assert learned(tokenizer, TURNS, "answer") == [last]
+    both = [rows.tokenised(tokenizer, TURNS, learn)["input_ids"] for learn in get_args(rows.Learn)]
+    assert both[0] == both[1]
+
+
+def test_an_answer_of_many_tokens_in_front_of_a_template_with_line_breaks_is_learned_whole() -> None:
+    tokenizer = open_tokenizer(TINY_BASE)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    chat = [ASKED, {"role": "assistant", "content": "one\nand two"}, MORE]
+    row = {"prompt": chat, "completion": [SAID]}
+    assert learned(tokenizer, row) == ["one\nand two<|eot_id|>\n", "1<|eot_id|>\n"]
+
+
+def test_demonstrations_in_front_of_a_question_are_not_learned() -> None:
+    tokenizer = open_tokenizer(TINY_BASE)
+    shots = [
+        turn
+        for n in range(2)
+        for turn in (Message(role="user", content=f"shot {n}?"), Message(role="assistant", content=f"shot {n}"))
+    ]
+    before = [Message(role="user", content="a"), Message(role="assistant", content="own turn")]
+    prompt = Prompt(messages=(*before, *shots, Message(role="user", content="q")))
+    example = Example(id="1", prompt=prompt, target="answer", tags={DEMONSTRATIONS: "2"})
+    assert learned(tokenizer, rows.conversation(example)) == ["own turn<|eot_id|>", "answer<|eot_id|>"]
+    untold = Example(id="1", prompt=prompt, target="answer", tags={DEMONSTRATIONS: "some"})
+    with pytest.raises(DataError, match="tag demonstrations of row 1 is 'some'; write how many"):
+        rows.conversation(untold)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_by_line_for_every_turn_only(tmp_path: Path) -> None:
+    tokenizer = open_tokenizer(TINY_BASE)
+    tokenizer.chat_template = (  # as templates of reasoning models do
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] if loop.last else m['content'].split('/think ')[-1] }}"
+        "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    thought = {"role": "assistant", "content": "hm /think 1"}
+    path = write(tmp_path / "train.jsonl", [[ASKED, SAID, MORE, SAID], [ASKED, thought, MORE, SAID]])
+    read = rows.read(path, "chat")
+    assert len(rows.lengths(read, tokenizer, max_length=512)) == 2
+    with pytest.raises(ConfigError, match=r"train\.jsonl:2: .*changes the assistant's turn 3 once.*set learn: answer"):
+        rows.lengths(read, tokenizer, max_length=512, learn="every_turn")

@@ -17,6 +17,7 @@ from slm_ray.config import (
     LiveConfig,
     LoopConfig,
     OperatingCharacteristicsConfig,
+    PrecisionsConfig,
     PrepareConfig,
     RowsConfig,
     ServeConfig,
@@ -167,7 +168,7 @@ def test_the_loop_takes_all_that_an_evaluation_and_a_comparison_take() -> None:
 
 def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
     for kind, name in ((EvaluateConfig, "evaluate"), (CompareConfig, "compare"), (PrepareConfig, "prepare"),
-                       (TrainConfig, "train"), (SweepConfig, "sweep"), (LearningCurveConfig, "learning_curve"), (ServeConfig, "serve"), (LoopConfig, "loop"),
+                       (TrainConfig, "train"), (SweepConfig, "sweep"), (LearningCurveConfig, "learning_curve"), (PrecisionsConfig, "precisions"), (ServeConfig, "serve"), (LoopConfig, "loop"),
                        (InferConfig, "infer"), (JudgeConfig, "judge"), (LiveConfig, "live"), (TraceConfig, "trace")):  # fmt: skip
         assert load(kind, ROOT / "jobs" / f"{name}.yaml")
 

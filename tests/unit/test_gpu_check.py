@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers.trainer_utils import SaveStrategy
+from trl import SFTTrainer
 
 from slm_ray.config import Lora, Recipe
 from slm_ray.errors import ConfigError
+from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora
+from slm_ray.training.trainer import build
 from tools import gpu_check
 from tools.config import GpuCheckConfig
 from tools.gpu_measure import TokenBatches, Variant, guarded, work_per_token
@@ -102,3 +108,27 @@ def test_a_part_that_is_none_and_a_gpu_that_is_none_are_refused() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="no CUDA device here"):
             gpu_check.main(GpuCheckConfig())
+
+
+def test_checkpointing_and_the_fused_head_which_gpus_train_with_learn_what_is_learned_without(tmp_path: Path) -> None:
+    recipe = Recipe(
+        epochs=1, per_device_batch=2, gradient_accumulation=1, warmup_steps=0, optimizer="adamw_torch",
+        lora=Lora(rank=2, alpha=4, dropout=0.0),
+    )  # fmt: skip
+    chat = {"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four five"}
+    rows = [{"prompt": [chat[0]], "completion": [chat[1]]}] * 4
+    tokenizer = open_tokenizer(gpu_check.ROOT / "data" / "tiny_base")
+    learned = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        base = random_base(SHAPES["tiny"], recipe, device=CPU, seed=1, between=lambda: None)
+        model = add_lora(base, recipe.lora)
+        trainer: Any = build(model, tokenizer, rows, recipe, folder=str(tmp_path), use_gpu=False, steps=1)
+        trainer.args.gradient_checkpointing, trainer.args.save_strategy = checkpointing, SaveStrategy.NO
+        trainer.compute_loss = functools.partial(SFTTrainer.compute_loss, trainer)
+        trainer.train()
+        assert base.is_gradient_checkpointing == checkpointing
+        learned.append({name: weight for name, weight in model.named_parameters() if weight.requires_grad})
+    without, with_it = learned
+    assert all(bool(weight.any()) for name, weight in with_it.items() if ".lora_B." in name)
+    assert all(torch.equal(weight, without[name]) for name, weight in with_it.items())

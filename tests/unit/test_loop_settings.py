@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from slm_ray.config import Comparison, LoopConfig, load
+from slm_ray.errors import ConfigError
 from slm_ray.loop.run import Loop
 
 ROOT = Path(__file__).parents[2]
@@ -31,3 +34,8 @@ def test_the_stand_in_answers_for_azure_without_keys_and_for_nobody_else() -> No
     assert loop("azure:").uses_stand_in and loop("azure:gpt-4o+3shot").uses_stand_in
     assert not loop("azure:", AZURE_API_KEY="k").uses_stand_in
     assert not loop("openai:m").uses_stand_in and not loop("recorded:azure:").uses_stand_in
+
+
+def test_an_adapter_that_could_not_be_served_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"variant dora.*vLLM serves no DoRA; set lora or rslora"):
+        load(LoopConfig, ROOT / "jobs/loop.yaml", ["training.lora.variant=dora"])

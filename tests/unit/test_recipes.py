@@ -48,7 +48,7 @@ STATED: dict[str, dict[str, Any]] = {
     },
     "r3_mistral_7b": {"precision": "4bit", "optimizer": "paged_adamw_32bit", "track": "gsm8k"},
     "r5_llama32_3b": {
-        "precision": "4bit", "epochs": 1, "per_device_batch": 2, "gradient_accumulation": 4, "learning_rate": 2e-4,
+        "precision": "4bit", "learn": "every_turn", "epochs": 1, "per_device_batch": 2, "gradient_accumulation": 4, "learning_rate": 2e-4,
         "warmup_steps": 5, "weight_decay": 0.01, "optimizer": "adamw_8bit", "track": "chat",
     },
 }  # fmt: skip
@@ -110,7 +110,12 @@ def test_an_earlier_recipe_says_what_its_system_said_and_marks_the_rest(path: Pa
 def test_ours_says_each_setting_that_differs_and_no_other(path: Path) -> None:
     ours = path.with_stem(f"{path.stem}_ours")
     was, now = settings(path), settings(ours)
-    changed = {name for name in was if was[name] != now[name]} - {"name", "run_dir", "lora.target_modules"}
+    changed = {name for name in was if was[name] != now[name]} - {
+        "name",
+        "run_dir",
+        "validation",
+        "lora.target_modules",
+    }
     head = re.match(r"(#.*\n)+", ours.read_text(encoding="utf-8"))
     reasons = " ".join(re.findall(r"^#   (?:  )?(.*?)(?:: |$)", head[0] if head else "", re.MULTILINE))
     named = {name for name in was if re.search(rf"\b{name.rpartition('.')[2]}\b", reasons)} | (

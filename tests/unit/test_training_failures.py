@@ -46,6 +46,11 @@ def test_a_lost_worker_and_what_the_others_see_of_it_get_another_attempt(error: 
             "no space left for the checkpoints of runs/x",
         ),
         (OSError("[Errno 27] Error writing bytes to file. Detail: File too large"), ResourceError, "no space left"),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+            ResourceError,
+            "no space left",
+        ),
         (KeyError("o_proj"), TrainingError, r"KeyError: 'o_proj'; its trace stands in runs/x/failure-\*.txt"),
         (ValueError(), TrainingError, "ValueError: no text"),
         (RuntimeError("line one\nline two"), TrainingError, "^(?!.*line two).*line one"),

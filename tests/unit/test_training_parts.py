@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pynvml
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
-from slm_ray.config import Lora, Recipe
+from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
 from slm_ray.parity import PRECISION_TOLERANCE, check, distance
-from slm_ray.training import progress, rows
+from slm_ray.training import meter, progress, rows, selection
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import note, prompt_and_answer, reference
+from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
-from slm_ray.types import Example
+from slm_ray.types import Example, Message, Prompt
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 RECIPE = Recipe(
@@ -99,7 +106,7 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
 
 
-def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
+def small_trainer(tokenizer: Any, folder: Path, *, asked: Sequence[Example] = (), **changed: Any) -> Any:
     """A trainer over a model of two narrow layers with random weights: a step of it takes milliseconds."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -107,9 +114,40 @@ def small_trainer(tokenizer: Any, folder: Path, **changed: Any) -> Any:
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
     )  # fmt: skip
     model = add_lora(LlamaForCausalLM(shape).to(torch.bfloat16), RECIPE.lora)
-    found = [rows.conversation(example) for example in examples(8)]
+    found = [rows.conversation(example) for example in asked or examples(8)]
     recipe = RECIPE.model_copy(update=changed)
     return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
+
+
+def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assistant(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    chats = [
+        Example(
+            id=str(n),
+            prompt=Prompt(
+                messages=(
+                    Message(role="user", content=f"Count to {n}."),
+                    Message(role="assistant", content=" ".join(map(str, range(n + 1)))),
+                    Message(role="user", content="And on."),
+                )
+            ),
+            target=f"{n + 1}",
+        )
+        for n in range(8)
+    ]
+    every = small_trainer(tokenizer, tmp_path / "every", asked=chats, learn="every_turn")
+    last = small_trainer(tokenizer, tmp_path / "last", asked=chats)
+    assert every.train_dataset["input_ids"] == last.train_dataset["input_ids"]
+    batch = every.data_collator([every.train_dataset[row] for row in range(4)])
+    count = int((batch["labels"][:, 1:] != -100).sum())
+    fewer = last.data_collator([last.train_dataset[row] for row in range(4)])
+    assert count > int((fewer["labels"][:, 1:] != -100).sum())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        ours = every.compute_loss(every.model, dict(batch), num_items_in_batch=count)
+        stock = Trainer.compute_loss(every, every.model, dict(batch))
+    assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
+    assert every.train().training_loss > 0
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
@@ -133,6 +171,133 @@ def test_gradients_that_are_no_numbers_stop_too_and_at_the_first_step_the_base_i
     with pytest.raises(TrainingError, match=r"from the first step on.*loss \d.*norm (nan|inf).*The base's weights"):
         sick.train()
     assert all(torch.equal(value, before[name]) for name, value in sick.model.named_parameters() if name in before)
+
+
+def evaluation(step: int, score: float, loss: float = 1.0) -> selection.Evaluation:
+    return selection.Evaluation(step=step, score=score, loss=loss)
+
+
+def test_the_best_checkpoint_has_the_highest_score_then_the_lower_loss_then_comes_first() -> None:
+    assert selection.best([evaluation(2, 0.5), evaluation(4, 0.7, 9.0), evaluation(6, 0.6)]).step == 4
+    assert selection.best([evaluation(2, 0.5, 1.0), evaluation(4, 0.5, 0.9), evaluation(6, 0.5, 0.9)]).step == 4
+    log = [{"step": n, "validation_score": s, "validation_loss": 1.0} for n, s in ((2, 0.5), (4, 0.7), (6, 0.6))]
+    ranks = [selection.rank(log[: n + 1], int(entry["step"])) for n, entry in enumerate(log)]
+    assert ranks == [1, 2, 0], "the best so far ranks above all before it"
+    assert selection.rank([{"step": 2, "loss": 1.0}], 2) == 0
+
+
+def test_patience_counts_evaluations_without_a_better_metric_and_a_lower_loss_is_none() -> None:
+    assert selection.since_best([]) == 0
+    assert selection.since_best([evaluation(2, 0.5)]) == 0
+    assert selection.since_best([evaluation(2, 0.5), evaluation(4, 0.5, 0.1), evaluation(6, 0.4)]) == 2
+    assert selection.since_best([evaluation(2, 0.5), evaluation(4, 0.4), evaluation(6, 0.6)]) == 0
+
+
+def test_a_run_stops_by_the_task_metric_and_a_resumed_one_knows_what_was_measured(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    class Scripted(selection.Selection):
+        """A metric that rises once and then stays; the rows are not answered."""
+
+        def evaluate(self, model: Any) -> dict[str, float]:
+            step = running.state.global_step
+            return {"validation_score": 0.1 if step == 1 else 0.4, "validation_loss": 2.0 - step / 10}
+
+    class EveryStep(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            control.should_save = control.should_evaluate = True
+
+    def trainer_of(folder: Path) -> Any:
+        built = small_trainer(tokenizer, folder, epochs=20, checkpoint_steps=1)
+        built.selection = Scripted(examples(2), track("structured"), tokenizer, patience=2)
+        built.add_callback(EveryStep())
+        return built
+
+    running = trainer_of(tmp_path)
+    running.train()
+    done = selection.figures(running.state.log_history, steps=running.state.max_steps)
+    assert (running.state.global_step, running.state.max_steps) == (4, 40)
+    assert (done["best_step"], done["validation_score"], done["stopped_early"]) == (4, 0.4, True)
+    assert [one["step"] for one in done["evaluations"]] == [1, 2, 3, 4]
+    log, before = running.state.log_history, tmp_path / "checkpoint-4"
+
+    running = trainer_of(tmp_path / "again")
+    running.train(resume_from_checkpoint=str(before))
+    assert selection.history(running.state.log_history)[:4] == selection.history(log)
+    assert running.state.global_step == 5, "one step, and it knows that it is over"
+
+
+def test_validation_rows_are_answered_in_the_middle_of_a_training_without_changing_it(
+    trainer: Any, tokenizer: Any
+) -> None:
+    chooser = selection.Selection(examples(5), track("structured"), tokenizer, patience=None)
+    trainer.model.train()
+    torch.manual_seed(7)
+    expected = torch.rand(1)
+    torch.manual_seed(7)
+    measured = chooser.evaluate(trainer.model)
+    assert trainer.model.training
+    assert torch.equal(torch.rand(1), expected), "the evaluation drew random numbers"
+    assert set(measured) == {"validation_score", "validation_loss"}
+    total, tokens = target_loss(trainer.model, tokenizer, examples(5))
+    assert measured["validation_loss"] == pytest.approx(total / tokens)
+
+
+class StandInNvml:
+    """A stand-in for NVIDIA's driver library on machines without a GPU: what it answers is invented."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *, fails_at: str = "") -> None:
+        self._fails_at = fails_at
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._fails_at:
+            raise self.NVMLError(name)
+        return lambda *_: SimpleNamespace(gpu=97, used=5, total=24)
+
+
+def test_a_card_is_read_from_the_driver_library_and_one_that_says_nothing_is_not_shown() -> None:
+    assert gpu_of(1, "GPU-1", StandInNvml()) == progress.Gpu(rank=1, load_percent=97, used_bytes=5, total_bytes=24)
+    assert gpu_of(0, "GPU-1", StandInNvml(fails_at="nvmlInit")) is None
+    assert gpu_of(0, "MIG-1", StandInNvml(fails_at="nvmlDeviceGetUtilizationRates")) is None
+    assert gpu_of(0, "GPU-1", pynvml) is None or torch.cuda.is_available()
+
+
+def test_progress_is_written_at_a_step_and_in_the_silence_of_a_long_one(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "_EVERY_S", 0.05)
+    running = small_trainer(tokenizer, tmp_path / "out", epochs=2)
+    path = tmp_path / "run.json"
+    payload = WorkerPayload(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=2),
+        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(path),
+    )  # fmt: skip
+    watched, seen = meter.Meter(payload, rank=0), list[Any]()
+
+    class LongStep(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step == 2:
+                path.unlink()
+                while (now := progress.read(path)) is None:
+                    time.sleep(0.01)
+                seen.append(now)
+
+    running.add_callback(LongStep())
+    watched.attach(running)
+    running.train()
+    (silence,) = seen
+    assert (silence.step, silence.steps) == (2, 4)
+    assert silence.eta_s > 0 < silence.tokens_per_s
+    figures, now = watched.figures(), watched.now()
+    assert now is not None
+    last = progress.read(path)
+    assert isinstance(last, progress.Progress)
+    assert last.step == now.step == 4
+    assert (figures["steps"], figures["tokens"], figures["gpus"]) == (4, 160, 0)
+    assert figures["loss_last"] == pytest.approx(now.loss, rel=1e-3), "the last step's own loss"
 
 
 def test_an_unknown_target_module_lists_the_known_ones() -> None:
@@ -220,6 +385,15 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(tr
     assert total / tokens == pytest.approx(stock.item(), rel=5e-3)
 
 
+def test_a_model_that_answers_keeps_the_bits_of_its_base(trainer: Any, tokenizer: Any) -> None:
+    weights = [part.weight for part in trainer.model.modules() if isinstance(part, Linear4bit)]
+    before = [(weight.data.clone(), weight.quant_state.absmax.clone()) for weight in weights]
+    target_loss(trainer.model, tokenizer, examples(2))
+    assert len(weights) == 7 * 4 and all(weight.quant_state.nested for weight in weights)
+    for weight, (bits, scales) in zip(weights, before, strict=True):
+        assert torch.equal(weight.data, bits) and torch.equal(weight.quant_state.absmax, scales)
+
+
 def test_a_log_repeats_no_line() -> None:
     said: set[str] = set()
     assert progress.news(["a: starting workers", "b: step 1/9"], said) == ["a: starting workers", "b: step 1/9"]
@@ -240,5 +414,13 @@ def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     progress.write(path, now)
     assert progress.read(path) == now
     assert progress.line("run", now) == "run: step 3/10, loss 1.250, 2,000 tokens/s, 12 s left"
+    cards = tuple(
+        progress.Gpu(rank=rank, load_percent=90 + rank, used_bytes=18_000_000_000, total_bytes=24_000_000_000)
+        for rank in range(2)
+    )
+    busy = dataclasses.replace(now, gpus=cards)
+    progress.write(path, busy)
+    assert progress.read(path) == busy
+    assert progress.line("run", busy).endswith("12 s left, GPU 90 % 18.0/24 GB | 91 % 18.0/24 GB")
     path.write_text(json.dumps({"step": 3})[:-2])
     assert progress.read(path) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,17 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PhiConfig, PhiForCausalLM
 
+from slm_ray import adapters
 from slm_ray.config import Lora, Recipe
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.training import rows
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.trainer import build
 from slm_ray.types import Example
+from tests.bases import make_base
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 ROWS = [
@@ -36,9 +40,9 @@ def recipe(**changed: Any) -> Recipe:
     )  # fmt: skip
 
 
-def trained(folder: Path, chosen: Recipe) -> Any:
-    model = add_lora(open_base(BASE, chosen, use_gpu=False, longest=100), chosen.lora)
-    trainer = build(model, open_tokenizer(BASE), ROWS, chosen, folder=str(folder), use_gpu=False, steps=6)
+def trained(folder: Path, chosen: Recipe, base: Path = BASE) -> Any:
+    model = add_lora(open_base(base, chosen, use_gpu=False, longest=100), chosen.lora)
+    trainer = build(model, open_tokenizer(base), ROWS, chosen, folder=str(folder), use_gpu=False, steps=6)
     trainer.train()
     return trainer
 
@@ -53,6 +57,18 @@ def test_8_bit_holds_the_base_in_int8_and_trains_on_a_cpu(tmp_path: Path) -> Non
     assert kinds["Linear8bitLt"].weight.dtype == torch.int8
     assert len(losses(trainer)) == 3
     assert losses(trainer)[-1] < losses(trainer)[0]
+
+
+def test_phi_4_trains_in_8_bits_on_its_fused_layers(tmp_path: Path) -> None:
+    chosen = recipe(precision="8bit", lora={"rank": 8, "alpha": 2})
+    base = make_base(tmp_path / "base", family="phi4", spread=0.2)
+    check_recipe(BaseShape.read(base), chosen)
+    trainer = trained(tmp_path / "run", chosen, base)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    trainer.model.save_pretrained(tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / adapters.SETTINGS).read_text())
+    assert sorted(settings["target_modules"]) == ["down_proj", "gate_up_proj", "o_proj", "qkv_proj"]
+    adapters.check_tensors(tmp_path / "adapter" / adapters.WEIGHTS, settings, adapters.base_shapes(base))
 
 
 def test_dora_learns_lengths_and_keeps_them_in_fp32(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from slm_ray.config import TrainConfig
 from slm_ray.errors import ConfigError, DataError, ModelError
 from slm_ray.training import rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.plan import check_report_to, plan
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 
@@ -52,8 +54,9 @@ def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tm
 
 def test_the_first_rows_keep_their_lines(tmp_path: Path) -> None:
     read = rows.read(write(tmp_path / "train.jsonl", ["a", "b", "c"]), "structured")
-    assert read.lines == (1, 3, 5)
-    assert read.first(2).lines == (1, 3)
+    path = tmp_path / "train.jsonl"
+    assert read.places == (f"{path}:1", f"{path}:3", f"{path}:5")
+    assert read.first(2).places == (f"{path}:1", f"{path}:3")
     assert read.first(None) == read
 
 
@@ -86,3 +89,49 @@ def test_a_held_out_file_beside_the_training_file_that_asks_the_same_is_refused(
         rows.refuse_leaks(train, "chat")
     (tmp_path / "validation.jsonl").write_text("something else\n", encoding="utf-8")
     rows.refuse_leaks(train, "chat")
+
+
+def test_rows_that_choose_the_checkpoint_are_part_of_the_run_and_share_no_question_with_the_training_rows(
+    tmp_path: Path,
+) -> None:
+    asked = TrainConfig(
+        track="structured", train=write(tmp_path / "train.jsonl", ["a", "b"]), base=str(BASE), run_dir=str(tmp_path),
+        adapters_dir=str(tmp_path),
+    )  # fmt: skip
+    other = tmp_path / "chosen_by.jsonl"
+    other.write_text(json.dumps({"prompt": "Say nothing.", "completion": "c"}) + "\n")
+    chosen = asked.model_copy(update={"validation": str(other)})
+    names = {
+        plan(config).folder.name
+        for config in (
+            asked,
+            chosen,
+            chosen.model_copy(update={"checkpoint_steps": 9}),
+            chosen.model_copy(update={"report_to": "tensorboard"}),
+        )
+    }
+    assert len(names) == 3, "another schedule of evaluations is another run, another tracker is none"
+    assert plan(asked.model_copy(update={"checkpoint_steps": 9})).folder == plan(asked).folder
+    assert [example.target for example in plan(chosen).validation] == ["c"]
+    with pytest.raises(DataError, match="split the rows again"):
+        plan(asked.model_copy(update={"validation": asked.train}))
+    with pytest.raises(ValueError, match=r"early_stopping needs rows to judge by: set validation"):
+        TrainConfig(**{**asked.model_dump(), "early_stopping": 2})
+
+
+def test_a_tracker_that_is_unknown_or_not_installed_is_refused() -> None:
+    check_report_to("none")
+    with pytest.raises(ConfigError, match="report_to 'tensorbord': did you mean 'tensorboard'"):
+        check_report_to("tensorbord")
+    with pytest.raises(ConfigError, match="report_to neptune: its package is not installed; pip install neptune"):
+        check_report_to("neptune")
+
+
+def test_the_quick_way_to_a_tokenizer_gives_the_same_ids_as_the_one_that_looks_for_its_class(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    quick, found = open_tokenizer(BASE), AutoTokenizer.from_pretrained(BASE, local_files_only=True)
+    assert type(quick) is type(found)
+    assert quick.init_kwargs.keys() == found.init_kwargs.keys()
+    chat = [{"role": "user", "content": "Ünï 12 {json}\n\n"}]
+    assert quick.apply_chat_template(chat) == found.apply_chat_template(chat)

@@ -1,0 +1,122 @@
+"""What every run of many steps is made of: its log, who answers as the LLM, its rows, the endpoint, a place for training.
+
+Each step keeps its own result in the run directory and returns at once when it is there, so that the same command goes on
+where an interrupted run stopped. The endpoint is taken down at the end unless `serving.keep_alive` is set. Nothing here
+knows which steps there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from slm_ray import cluster, storage
+from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
+from slm_ray.executor import RayExecutor
+from slm_ray.loop.page import STAND_IN_FEW_SHOT
+from slm_ray.loop.steps import StepLog
+from slm_ray.loop.track import TrackRun
+from slm_ray.loop.train import bundles, check_template, placement
+from slm_ray.prepare import Prepared, TokenCounter, prepare
+from slm_ray.providers import parse
+from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.tracing import offer_all
+
+LOG = "log.txt"
+STAND_IN = "stand-in"
+AZURE_NAMES = ("AZURE_ENDPOINT", "AZURE_DEPLOYMENT", "AZURE_API_KEY")
+
+Settings = TypeVar("Settings", bound=RunConfig)
+Result = TypeVar("Result")
+
+
+class Session(Generic[Settings]):
+    """One run: its settings, its environment and where the answers come from."""
+
+    def __init__(self, config: Settings, environment: Mapping[str, str]) -> None:
+        self.config = config
+        self.folder = Path(config.run_dir)
+        self.log = StepLog(self.folder / LOG)
+        self._sent_to = environment
+        self.lacks_keys = parse(config.llm).provider.kind == "azure" and not any(map(environment.get, AZURE_NAMES))
+        self.uses_stand_in = config.stand_in and self.lacks_keys
+        # The steps only write their traces: the run sends them all when it is done, in the time that befits it.
+        self.environment = {**environment, "LANGFUSE_DISABLED": "1"}
+        if self.uses_stand_in:
+            self.environment |= _stand_in_environment(config, environment)
+        self.llm = config.llm
+        if self.llm == "azure:":
+            self.llm += self.environment.get("AZURE_DEPLOYMENT", "")
+        self.base = f"served:{config.serving.name}"
+        self.endpoint: Endpoint
+        self._pools: dict[str, str] = {}
+
+    def execute(self, steps: Callable[[], Result]) -> Result:
+        """All steps, as the owner of the run directory; then the traces are sent."""
+        with storage.lock(self.folder), self.log:
+            storage.write_text(self.folder / "config.yaml", dump(self.config))
+            cluster.connect()
+            cluster.require(bundles(self.config, 1), setting="training.workers")
+            began_s = time.monotonic()
+            try:
+                result = steps()
+            finally:
+                if not self.config.serving.keep_alive:
+                    shutdown()
+            offer_all(self.config.run_dir, self._sent_to, took_s=time.monotonic() - began_s)
+            return result
+
+    def prepared(self, track: TrackSource, folder: Path, **changes: Any) -> Prepared:
+        """A track's rows, split, in `folder`; the splits share no prompt."""
+        settings = {**track.model_dump(), **changes, "out_dir": str(folder), "seed": self.config.seed}
+        done = prepare(
+            PrepareConfig(**settings), token_counter=self.token_counter(track), log=self.log.say,
+            executor=RayExecutor(track.parallel_threshold_bytes),
+        )  # fmt: skip
+        self.log.outcome(f"{done.track}: " + ", ".join(f"{rows} {split}" for split, rows in done.rows.items()))
+        return done
+
+    def token_counter(self, track: TrackSource) -> TokenCounter | None:
+        """Counts an example's tokens as the base does, where the track limits them."""
+        if track.curation.max_tokens is None:
+            return None
+        from slm_ray.training.base_model import token_counter  # transformers takes seconds to import
+
+        return token_counter(self.config.serving.base)
+
+    def deploy(self, pools: Mapping[str, str]) -> None:
+        """Serve the base; with no Azure keys also the labelled stand-in, which is shown rows of `pools`, files by track."""
+        self._pools, stand_in = dict(pools), None
+        if self.uses_stand_in:
+            stand_in = {"deployment": STAND_IN, "demonstrations": STAND_IN_FEW_SHOT, "pools": self._pools}
+            self.log.note("no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
+        self.endpoint = deploy(self.config.serving, stand_in=stand_in)
+        self.log.outcome(f"{self.config.serving.name} answers at {self.endpoint.url}/v1")
+
+    def train(self, runs: Sequence[TrackRun], job: Callable[[bool], None]) -> None:
+        """`job` trains an adapter on the rows of each run, at once or in turn as it is told.
+
+        The endpoint stays up unless training cannot fit beside it.
+        """
+        with self.log.step("train"):
+            check_template(self.config, runs, self.endpoint)
+            self.log.say("parity check: trainer and server see the same tokens for the same prompt")
+            place = placement(self.config, len(runs))
+            if place.note:
+                self.log.note(place.note)
+            if not place.beside_endpoint:
+                shutdown()
+            job(place.parallel)
+        if not place.beside_endpoint:
+            with self.log.step("deploy again"):
+                self.deploy(self._pools)
+
+
+def _stand_in_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        "AZURE_ENDPOINT": f"http://{config.serving.host}:{config.serving.port}",
+        "AZURE_DEPLOYMENT": STAND_IN,
+        "AZURE_API_KEY": environment.get("SLM_RAY_API_KEY") or "local",
+    }

@@ -1,0 +1,176 @@
+"""Six arms: which there are, what is refused before anything starts, every pair at one error, the table and the page."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from plain_records import build, plain, record
+
+from slm_ray.config import ArmsConfig, load
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import ConfigError, ModelError
+from slm_ray.loop.arms import Arms, arms, arms_of
+from slm_ray.page.arms import NO_DIFFERENCE, arms_page, arms_text
+from slm_ray.page.data import ArmsReport, ArmsTrack
+from slm_ray.providers import parse
+from slm_ray.types import Completion, Decision, Example
+from slm_ray.verdict.pairwise import pairwise
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["base", "base+ICL", "base+QLoRA", "base+ICL+QLoRA", "ICL-trained+QLoRA", "LLM"]
+PLAIN, ICL = (
+    SimpleNamespace(id="structured-0123456789ab"), SimpleNamespace(id="structured-icl-0123456789ab"),
+)  # fmt: skip
+
+
+def found(llm: str | None = "azure:big") -> list[Any]:
+    return arms_of("served:tiny-base", 3, plain=PLAIN, icl=ICL, llm=llm)  # type: ignore[arg-type]
+
+
+def test_the_arms_are_those_of_dr_icl() -> None:
+    assert [arm.name for arm in found()] == NAMES
+    assert [arm.name for arm in found(None)] == NAMES[:-1]
+    asked = [parse(arm.spec) for arm in found()]
+    assert [(model.provider.adapter, model.demonstrations) for model in asked] == [
+        (None, 0), (None, 3), (PLAIN.id, 0), (PLAIN.id, 3), (ICL.id, 3), (None, 0),
+    ]  # fmt: skip
+    assert [bool(arm.trained_on) for arm in found()] == [False, False, True, True, True, False]
+    assert found()[4].trained_on != found()[3].trained_on
+
+
+def settings(*overrides: str) -> ArmsConfig:
+    return load(ArmsConfig, ROOT / "jobs/arms.yaml", overrides)
+
+
+def test_an_arm_that_would_be_another_or_an_order_that_favours_one_is_refused() -> None:
+    for override, reason in (
+        ("tracks.0.few_shot=0", "four of the arms differ by their demonstrations"),
+        ("comparison.rule=sequential", "set rule: paired"),
+        ("evaluation.retriever=some/encoder", "set only the track's"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            settings(override)
+
+
+def test_the_llm_is_the_real_one_the_stand_in_or_left_out_in_words() -> None:
+    keys = {"AZURE_ENDPOINT": "https://x", "AZURE_DEPLOYMENT": "gpt", "AZURE_API_KEY": "k"}
+    real, stand_in, nobody = (
+        Arms(settings(), keys), Arms(settings(), {}), Arms(settings("stand_in=false"), {}),
+    )  # fmt: skip
+    assert (real.asked_llm, real.uses_stand_in, real.left_out) == ("azure:gpt", False, ())
+    assert (stand_in.asked_llm, stand_in.uses_stand_in) == ("azure:stand-in", True)
+    assert nobody.asked_llm is None and "AZURE_API_KEY" in nobody.left_out[0]
+    assert Arms(settings("stand_in=false", "llm=openai:m"), {}).asked_llm == "openai:m"
+    assert stand_in.comparison().candidates == 5, "every arm but the LLM is a candidate"
+    assert Arms(settings("comparison.candidates=9"), {}).comparison().candidates == 9
+
+
+def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
+    folder = f"run_dir={tmp_path}/run"
+    with pytest.raises(ModelError, match="no folder, and as a hub name"):
+        arms(settings(folder, "tracks.0.retriever=../nowhere"), {})
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        arms(settings(folder, "llm=openai:m"), {})
+    twice = json.dumps([{"track": "structured", "source": "a", "few_shot": 1}] * 2)
+    with pytest.raises(ConfigError, match="two of one name"):
+        arms(settings(folder, f"tracks={twice}"), {})
+    assert not (tmp_path / "run").exists()
+
+
+def evaluated(shares: dict[str, float], rows: int, seed: int = 0) -> Any:
+    """A report in which each arm is right on about such a share of the rows, and its rows."""
+    chance = random.Random(seed)
+    asked = [Example(id=f"e{n:03}", prompt=prompt_of(TRACKS["gsm8k"], f"q {n}"), target="#### 1") for n in range(rows)]
+    answers = {
+        spec: {row.id: Completion(text=f"#### {int(chance.random() < share)}", latency_s=0.1) for row in asked}
+        for spec, share in shares.items()
+    }
+    report, results = build(TRACKS["gsm8k"], asked, answers)
+    return report, list(results)
+
+
+def test_every_pair_is_read_in_its_direction_at_a_level_that_all_bounds_share() -> None:
+    shares = {"served:a": 0.1, "served:b": 0.1, "served:c": 0.9}
+    report, rows = evaluated(shares, 80)
+    level, pairs = pairwise(report, rows, list(shares), min_paired=0.95)
+    assert level == 0.05 / 6
+    assert [(pair.first[-1], pair.second[-1], pair.better and pair.better[-1]) for pair in pairs] == [
+        ("a", "b", None), ("a", "c", "c"), ("b", "c", "c"),
+    ]  # fmt: skip
+    _, back = pairwise(report, rows, list(shares)[::-1], min_paired=0.95)
+    assert {frozenset((pair.first, pair.second)): pair.better for pair in back} == {
+        frozenset((pair.first, pair.second)): pair.better for pair in pairs
+    }
+    first = pairs[1]
+    assert first.interval.estimate == pytest.approx((first.second_only_right - first.first_only_right) / first.n)
+    assert pairwise(report, rows, ["served:a"], min_paired=0.95) == (0.05, ())
+
+
+def test_arms_that_do_not_differ_are_rarely_said_to() -> None:
+    """With 5 % for each bound 13 of these 20 tables show a difference; at the shared level 5 % of all tables may."""
+    shares = {f"served:{name}": 0.5 for name in "abcdef"}
+    reports = [evaluated(shares, 60, seed) for seed in range(20)]
+    tables = [pairwise(report, rows, list(shares), min_paired=0.95)[1] for report, rows in reports]
+    assert len(tables[0]) == 15
+    assert sum(any(pair.better for pair in pairs) for pairs in tables) <= 3
+
+
+@pytest.fixture(scope="module")
+def report() -> ArmsReport:
+    arms_there = found()
+    result, rows = evaluated(dict(zip([arm.spec for arm in arms_there], (0, 0.1, 0.6, 0.5, 0.7, 0.9), strict=True)), 60)
+    level, pairs = pairwise(result, rows, [arm.spec for arm in arms_there], min_paired=0.95)
+    decided = Decision(action="fine_tune", rule="paired", delta=0.02, because=("it trails by <0.3>",))
+    shown = [
+        record(type(arm), {**plain(arm), "decision": None if arm.name == "LLM" else plain(decided)})
+        for arm in arms_there
+    ]
+    track = ArmsTrack(
+        track="gsm8k", arms=tuple(shown), report=result, pairs=pairs, level=level, delta=0.02, retriever="bm25",
+        train_rows=300, left_out=("nobody, <really>",), adapters=({"id": PLAIN.id}, {"id": ICL.id}),
+    )  # fmt: skip
+    return ArmsReport(
+        title="Six arms", run_dir="run", tracks=(track,), stand_in_note="a <stand-in> answered",
+        timings_s={"train": 12.0}, reproduce=("slm-ray arms run/config.yaml",),
+    )  # fmt: skip
+
+
+def test_the_page_shows_every_arm_and_every_pair_and_runs_nothing(report: ArmsReport) -> None:
+    html = arms_page(report)
+    assert html == arms_page(record(ArmsReport, plain(report))), "what is written is what is read"
+    for name in NAMES:
+        assert f"<th>{name}</th>" in html
+    assert html.count("is better</td>") == sum(bool(pair.better) for pair in report.tracks[0].pairs) > 0
+    assert html.count(f"<td>{NO_DIFFERENCE}</td>") == sum(not pair.better for pair in report.tracks[0].pairs) > 0
+    assert "<script" not in html and "http:" not in html and "https:" not in html
+    for raw, shown in (("<stand-in>", "&lt;stand-in&gt;"), ("<really>", "&lt;really&gt;"), ("by <0.3>", "&lt;0.3&gt;")):
+        assert raw not in html and shown in html
+    assert "15 pairs share 5 % (Bonferroni: each of their 30 bounds errs with 0.17 % at most)" in html
+
+
+def test_a_verdict_against_a_stand_in_is_called_a_demonstration(report: ArmsReport) -> None:
+    value = plain(report)
+    value["tracks"][0]["report"]["models"]["azure:big"]["facts"]["stand_in"] = True
+    stand_in = record(ArmsReport, value)
+    for shown in (arms_page, arms_text):
+        assert shown(report).count("fine_tune (a demonstration)") == 0
+        assert shown(stand_in).count("fine_tune (a demonstration)") == 5
+        assert shown(stand_in).count("LLM [STAND-IN]") > 5, "in every pair too"
+
+
+def test_the_text_says_the_same(report: ArmsReport) -> None:
+    lines = arms_text(report).splitlines()
+    assert lines[0] == "a <stand-in> answered"
+    assert lines[1].split()[3:] == NAMES
+    assert sum(line.endswith("is better") for line in lines) == sum(
+        bool(pair.better) for pair in report.tracks[0].pairs
+    )
+    assert "left out: nobody, <really>" in lines
+    assert next(line for line in lines if line.startswith("number_match")).split()[1] == "0.000"
+    assert sum("against the LLM: fine_tune" in line for line in lines) == 5

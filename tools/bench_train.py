@@ -1,0 +1,119 @@
+"""What a training costs around its training: `slm-ray train` against torchrun with plain TRL, in turn, on the same rows.
+
+Both load the same base in NF4, train the same LoRA layers over the same rows for the same steps in as many processes, and
+save. `around_s` is the whole command less what its trainer says it trained; `cpu_s` is what all its processes computed,
+which a busy machine changes less.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from slm_ray.command import run
+from slm_ray.config import TrainConfig
+from slm_ray.errors import ResourceError
+from slm_ray.storage import read_json, write_json
+from tools.config import TrainBenchConfig
+
+
+def main(config: TrainBenchConfig) -> None:
+    """Run the laps in turn and print the medians."""
+    laps: dict[str, list[dict[str, float]]] = {"slm-ray": [], "torchrun": []}
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(config.laps):
+            for name, lap in laps.items():
+                folder = Path(scratch) / f"{name}-{number}"
+                lap.append(one_lap(name, config.training, folder))
+                print(f"{name}: {said(lap[-1])}", flush=True)
+    for name, measured in laps.items():
+        medians = {figure: statistics.median(lap[figure] for lap in measured) for figure in measured[0]}
+        print(f"median of {config.laps}, {name}: {said(medians)}")
+
+
+def said(lap: dict[str, float]) -> str:
+    return ", ".join(f"{figure} {seconds:.1f}" for figure, seconds in lap.items())
+
+
+def one_lap(name: str, training: TrainConfig, folder: Path) -> dict[str, float]:
+    """The seconds of one whole command in a fresh folder."""
+    folder.mkdir()
+    asked = training.model_copy(update={"run_dir": str(folder / "run"), "adapters_dir": str(folder / "adapters")})
+    write_json(folder / "train.yaml", asked.model_dump(mode="json"))  # JSON is YAML
+    root = Path(__file__).parents[1]
+    command = [sys.executable, str(root / "jobs" / "train.py"), str(folder / "train.yaml")]
+    if name == "torchrun":
+        ranks = f"--nproc-per-node={asked.workers.count}"
+        command = [sys.executable, "-m", "torch.distributed.run", ranks, "-m", "tools.bench_train", str(folder)]
+    before, started_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (folder / "output.log").open("wb") as output:
+        done = subprocess.run(command, cwd=root, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False)
+    whole_s, after = time.perf_counter() - started_s, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        end = (folder / "output.log").read_text(encoding="utf-8", errors="replace")[-800:]
+        raise ResourceError(f"{name} ended with status {done.returncode}: {end}")
+    manifest = next(folder.glob("adapters/*/manifest.json"), folder / "manifest.json")
+    train_s = float(read_json(manifest)["metrics"]["train_s"])
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"whole_s": whole_s, "train_s": train_s, "around_s": whole_s - train_s, "cpu_s": cpu_s}
+
+
+def rank(folder: Path) -> None:
+    """One rank of the plain training, as TRL's own example has it; writes an adapter and `manifest.json` into `folder`."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    config = TrainConfig.model_validate(read_json(folder / "train.yaml"))
+    torch.set_num_threads(1)
+    from slm_ray.training import rows
+
+    examples = rows.read(config.train, config.track).examples
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        config.base, dtype=torch.bfloat16, quantization_config=quantization, attn_implementation="eager"
+    )
+    trainer = SFTTrainer(
+        model=model,
+        args=SFTConfig(
+            output_dir=str(folder / "out"), num_train_epochs=config.epochs, use_cpu=True, bf16=True, report_to="none",
+            per_device_train_batch_size=config.per_device_batch, learning_rate=config.learning_rate,
+            gradient_accumulation_steps=config.gradient_accumulation, warmup_steps=config.warmup_steps,
+            optim=config.optimizer, max_length=None, ddp_find_unused_parameters=False, disable_tqdm=True,
+            gradient_checkpointing=False, save_strategy="no", dataloader_pin_memory=False,
+        ),
+        train_dataset=Dataset.from_list([rows.conversation(example) for example in examples]),
+        processing_class=AutoTokenizer.from_pretrained(config.base),
+        peft_config=LoraConfig(
+            r=config.lora.rank, lora_alpha=config.lora.alpha, lora_dropout=config.lora.dropout,
+            target_modules="all-linear", task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
+    started_s = time.perf_counter()
+    trainer.train()
+    train_s = time.perf_counter() - started_s
+    if trainer.is_world_process_zero():
+        trainer.save_model(str(folder / "adapter"))
+        figures: dict[str, Any] = {"train_s": train_s}
+        (folder / "manifest.json").write_text(json.dumps({"metrics": figures}), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if "RANK" in os.environ:
+        rank(Path(sys.argv[1]))
+    else:
+        run(main, TrainBenchConfig, __doc__)
