@@ -49,18 +49,24 @@ def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Pat
     resident.require(workers)
     rows_digest = digest(validation)
     todo = [planned for planned in plans if resident.recorded(planned.folder, rows_digest) is None]
+    for planned in todo:  # what an interrupted run has left is not how far this one is
+        planned.progress_path.unlink(missing_ok=True)
     errors: dict[str, str] = {}
-    if todo:
-        for planned in todo:  # what an interrupted run has left is not how far this one is
-            planned.progress_path.unlink(missing_ok=True)
-        with (
-            progress.shown([planned.progress_path for planned in plans]),
-            resident.desk(workers, len(todo), seed=plans[0].config.seed, folder=folder) as desk,
-        ):
-            ray.get([desk.submit.remote(resident.work(planned, validation)) for planned in todo])
-            ray.get([desk.hear.remote(planned.folder.name) for planned in todo])
-            errors = ray.get(desk.errors.remote())
+    with progress.shown([planned.progress_path for planned in plans]):
+        for precision in dict.fromkeys(planned.config.precision for planned in todo):
+            # New workers for each: what one takes of memory is measured, and must be its own.
+            errors |= _train([planned for planned in todo if planned.config.precision == precision], validation, folder)
     return outcomes(plans, rows_digest, errors)
+
+
+def _train(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> dict[str, str]:
+    """Train these by groups of their own; why some failed, by the folder's name."""
+    first = plans[0].config
+    with resident.desk(first.workers, len(plans), seed=first.seed, folder=folder / first.precision) as desk:
+        ray.get([desk.submit.remote(resident.work(planned, validation)) for planned in plans])
+        ray.get([desk.hear.remote(planned.folder.name) for planned in plans])
+        errors: dict[str, str] = ray.get(desk.errors.remote())
+    return errors
 
 
 def outcomes(plans: Sequence[Plan], rows_digest: str, errors: Mapping[str, str]) -> list[Trial]:
