@@ -70,7 +70,7 @@ def _watch(lap: Lap, done: threading.Event) -> None:
 
 def apart(plans: Sequence[Plan], validation: Sequence[Example]) -> dict[tuple[float, int], float]:
     """The losses of one Ray Train run per recipe, as many at once as there is room for."""
-    at_once = min(resident.concurrent(plans[0].config.workers), len(plans))
+    at_once = resident.concurrent(plans[0].config.workers, len(plans))
     task = ray.remote(num_cpus=0, max_retries=0)(fit)
     waiting, running, losses = list(plans), dict[Any, Plan](), dict[tuple[float, int], float]()
     while waiting or running:

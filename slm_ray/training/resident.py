@@ -174,23 +174,19 @@ _KILLED = (
 
 
 @contextlib.contextmanager
-def desk(workers: Workers, trials: int, *, seed: int, folder: Path) -> Iterator[Any]:
-    """The handle of a desk with as many groups as fit beside what runs now, at most `trials`; they end with the block.
-
-    `folder` is for Ray Train's own files.
-    """
-    count = min(concurrent(workers), trials)
-    handle = ray.remote(num_cpus=0)(Desk).remote(count)
+def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[Any]:
+    """The handle of a desk with so many groups (`concurrent`), which end with the block; `folder` is for Ray Train's files."""
+    handle = ray.remote(num_cpus=0)(Desk).remote(groups)
     running = [
         _group.options(**_DRIVER).remote(number, handle, workers, seed, str(folder / f"group{number}"))
-        for number in range(count)
+        for number in range(groups)
     ]
     watcher = threading.Thread(target=_watch, args=(handle, running), daemon=True)
     watcher.start()
     try:
         yield handle
         ray.get(handle.close.remote())
-        ray.wait(running, num_returns=count, timeout=_END_S)
+        ray.wait(running, num_returns=groups, timeout=_END_S)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -198,11 +194,11 @@ def desk(workers: Workers, trials: int, *, seed: int, folder: Path) -> Iterator[
         watcher.join(timeout=_END_S)
 
 
-def concurrent(workers: Workers) -> int:
-    """As many groups as fit beside what runs now: one that waits for what an endpoint holds would wait for ever."""
+def concurrent(workers: Workers, trials: int) -> int:
+    """As many groups as fit beside what runs now, at most `trials`: one that waits for what an endpoint holds waits for ever."""
     free = {name: amount - (0.05 if name == "CPU" else 0.0) for name, amount in ray.available_resources().items()}
     fits = [free.get(name, 0.0) / (amount * workers.count) for name, amount in workers.per_worker.items() if amount]
-    return max(1, int(min(fits, default=1) + 1e-6))
+    return min(trials, max(1, int(min(fits, default=1) + 1e-6)))
 
 
 def work(planned: Plan, validation: Sequence[Example], *, rungs: Sequence[int] = (), rows_ref: Any = None) -> Work:

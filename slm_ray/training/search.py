@@ -117,9 +117,10 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
     todo = wanted - sum(searched.finished(searched.at(point)) is not None for point in points)
     if todo <= 0:
         return outcomes([searched.at(point) for point in points], searched.validation_digest, {})
+    groups = resident.concurrent(workers, todo)
     with (
         progress.shown(lambda: sorted(folder.glob("lr*/lr*.json"))),
-        resident.desk(workers, todo, seed=seed, folder=folder / "groups") as desk,
+        resident.desk(workers, groups, seed=seed, folder=folder / "groups") as desk,
     ):
         watch = _Watch(searched, desk)
         tuner = tune.Tuner(
@@ -129,7 +130,7 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
             param_space=space(searched.settings),
             tune_config=tune.TuneConfig(
                 metric="loss", mode="min", num_samples=wanted, reuse_actors=True,
-                max_concurrent_trials=min(resident.concurrent(workers), todo),
+                max_concurrent_trials=groups,
                 search_alg=optuna_search(points, wanted=wanted, seed=seed + len(before)), scheduler=asha(searched),
             ),
             run_config=tune.RunConfig(

@@ -62,7 +62,8 @@ def run_trials(plans: Sequence[Plan], validation: Sequence[Example], folder: Pat
 def _train(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> dict[str, str]:
     """Train these by groups of their own; why some failed, by the folder's name."""
     first = plans[0].config
-    with resident.desk(first.workers, len(plans), seed=first.seed, folder=folder / first.precision) as desk:
+    groups = resident.concurrent(first.workers, len(plans))
+    with resident.desk(first.workers, groups, seed=first.seed, folder=folder / first.precision) as desk:
         ray.get([desk.submit.remote(resident.work(planned, validation)) for planned in plans])
         ray.get([desk.hear.remote(planned.folder.name) for planned in plans])
         errors: dict[str, str] = ray.get(desk.errors.remote())
