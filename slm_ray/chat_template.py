@@ -93,7 +93,7 @@ def served_template(base: str) -> str | None:
     """The text that whoever serves the base (a folder, or a hub name) renders chats with; None: the base's own."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base, mistral_format=False)
     if not tokenizer.chat_template:
         return None
     decided = decide(tokenizer)

@@ -19,8 +19,8 @@ from typing import Any
 ROWS = 8  # training rows that are compared
 POSITIONS = 16  # tokens of each answer
 TOP = 5  # log-probabilities at each position
-TOLERANCE = 0.35  # mean difference in log-probability, nats
-PRECISION_TOLERANCE = 1.5  # the same between the base in training's precision and in the served one
+TOLERANCE = 0.15  # mean difference in log-probability, nats
+PRECISION_TOLERANCE = 1.0  # the same between the base in training's precision and in the served one
 SERVED_PRECISION = "16bit"
 CANDIDATE = "@candidate"  # follows the id of an adapter that is served to be proved and is not published yet
 _AROUND = 6
@@ -97,6 +97,15 @@ class Reference:
     base: tuple[Positions, ...] = ()
     adapter: tuple[Positions, ...] = ()
     alternatives: Mapping[str, tuple[Positions, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What an adapter was proved with, kept beside it: the prompts as clients send them, the note, the served answers."""
+
+    prompts: tuple[tuple[Mapping[str, str], ...], ...]
+    note: Note
+    served: Served | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +194,22 @@ def check(
     return tuple(findings)
 
 
+def check_again(record: Record, served: Served) -> tuple[Finding, ...]:
+    """What has changed since the proof, from answers alone: tokens, names, base, adapter, cache and mixed batches.
+
+    The answers of the proof stand in for PEFT's, so that neither the base nor torch is needed.
+    """
+    before = record.served
+    if before is None:
+        return tuple(_tokens(record.note, served, str))
+    base, adapter = tuple(_positions(before.base)), tuple(_positions(before.adapter))
+    then = Reference(
+        scaling=record.note.scaling, all_b_zero=False, stop_tokens=(), noted=(), noted_base=(), base=base, adapter=adapter,
+        alternatives={"no adapter": base},
+    )  # fmt: skip
+    return tuple(_tokens(record.note, served, str) or _served(served, then))
+
+
 def refusal(text: str, *, rank: int) -> Finding:
     """What a server's refusal of the adapter means; `text` is its own."""
     if "rank" in text.lower():
@@ -211,6 +236,24 @@ def figures(note: Note | None, reference: Reference, served: Served | None) -> d
     return measured
 
 
+def in_words(proof: Mapping[str, Any] | None) -> str:
+    """A manifest's `proof` in one line."""
+    if proof is None:
+        return "not proved: it was published without"
+    if not proof["checked"]:
+        return f"not proved: {'; '.join(proof['not_checked'])}"
+    words = f"proved on {proof['on']}: {', '.join(proof['checked'])}"
+    if "adapter" in proof:
+        words += f"; {proof['adapter']['mean']:.3f} nats per token from PEFT (tolerance {proof['tolerance']:g})"
+    if "from_training_precision" in proof:
+        cost = proof["from_training_precision"]
+        words += (
+            f"; served in bf16 instead of {cost['precision']}: {cost['same_tokens']:.0%} of tokens stay, first token "
+            f"{cost['first_mean']:.3f} nats off on average, {cost['first_max']:.3f} at most"
+        )
+    return words + "".join(f"; NOT checked: {reason}" for reason in proof["not_checked"])
+
+
 def _no_effect(reference: Reference) -> Finding:
     why = "every lora_B is zero" if reference.all_b_zero else "its weights are lost in bf16"
     return Finding(
@@ -223,32 +266,26 @@ def _no_effect(reference: Reference) -> Finding:
 def _saved(note: Note, reference: Reference) -> list[Finding]:
     """The files against the model in the trainer's memory."""
     if abs(reference.scaling - note.scaling) > 1e-6 * note.scaling:
-        return [
-            Finding(
-                fault="alpha of the files",
-                message=f"training scaled the adapter by {note.scaling:g}, adapter_config.json says {reference.scaling:g} "
-                "(lora_alpha, r and use_rslora); publish the files as training saved them",
-            )
-        ]
+        return _one(
+            "alpha of the files",
+            f"training scaled the adapter by {note.scaling:g}, adapter_config.json says {reference.scaling:g} "
+            "(lora_alpha, r and use_rslora); publish the files as training saved them",
+        )
     learned = [row.answer for row in note.rows]
     if reference.stop_tokens and not any(set(answer) & set(reference.stop_tokens) for answer in learned):
-        return [
-            Finding(
-                fault="no end of an answer",
-                message="no learned answer ends in a token at which the base stops (generation_config.json, eos_token_id), so "
-                "served answers would never end; add the template's end-of-turn token to eos_token_id",
-            )
-        ]
+        return _one(
+            "no end of an answer",
+            "no learned answer ends in a token at which the base stops (generation_config.json, eos_token_id), so "
+            "served answers would never end; add the template's end-of-turn token to eos_token_id",
+        )
     apart = distance([row.trained for row in note.rows], reference.noted).mean
     rounding = TOLERANCE if note.precision == SERVED_PRECISION else PRECISION_TOLERANCE
     if apart > rounding:
-        return [
-            Finding(
-                fault="files of another training",
-                message=f"the files answer otherwise than the model in the trainer's memory did: {apart:.2f} nats per token "
-                f"on its own rows, rounding explains {rounding:g}; train again, and report it when it stays",
-            )
-        ]
+        return _one(
+            "files of another training",
+            f"the files answer otherwise than the model in the trainer's memory did: {apart:.2f} nats per token "
+            f"on its own rows, rounding explains {rounding:g}; train again, and report it when it stays",
+        )
     return []
 
 
@@ -263,33 +300,27 @@ def _served(served: Served, reference: Reference) -> list[Finding]:
     """The server against PEFT over the same files, and against itself."""
     wrong_names = sorted({answer.model for answer in (*served.adapter, *served.adapter_mixed)} - {served.model})
     if wrong_names:
-        return [
-            Finding(
-                fault="another version",
-                message=f"asked for {served.model}, the server answers as {', '.join(wrong_names)}; the name must say which "
-                "adapter answered: serve this adapters_dir with `slm-ray serve`",
-            )
-        ]
+        return _one(
+            "another version",
+            f"asked for {served.model}, the server answers as {', '.join(wrong_names)}; the name must say which "
+            "adapter answered: serve this adapters_dir with `slm-ray serve`",
+        )
     base = _positions(served.base)
     if (apart := distance(base, reference.base).mean) > TOLERANCE:
-        return [
-            Finding(
-                fault="wrong base",
-                message=f"without an adapter the server answers {apart:.2f} nats per token away from the base of the adapter "
-                f"(rounding explains {TOLERANCE:g}): it serves another base, or one in other precision; serve the adapter's own",
-            )
-        ]
+        return _one(
+            "wrong base",
+            f"without an adapter the server answers {apart:.2f} nats per token away from the base of the adapter "
+            f"(rounding explains {TOLERANCE:g}): it serves another base, or one in other precision; serve the adapter's own",
+        )
     adapter = _positions(served.adapter)
     findings = []
     if (apart := distance(adapter, reference.adapter).mean) > TOLERANCE:
         findings.append(_explained(adapter, apart, reference))
     if (apart := distance(_positions(served.adapter_cached), adapter).mean) > TOLERANCE:
-        findings.append(
-            Finding(
-                fault="stale prefix cache",
-                message=f"with its prefix cache the server answers {apart:.2f} nats per token away from what it answers "
-                "without: the cache holds another adapter's work; restart it, and never serve new weights under an old name",
-            )
+        findings += _one(
+            "stale prefix cache",
+            f"with its prefix cache the server answers {apart:.2f} nats per token away from what it answers "
+            "without: the cache holds another adapter's work; restart it, and never serve new weights under an old name",
         )
     return findings + _mixed(served, base, adapter)
 
@@ -314,29 +345,27 @@ def _mixed(served: Served, base: Sequence[Positions], adapter: Sequence[Position
     apart = distance(base_mixed, base).mean
     if apart > TOLERANCE:
         if distance(base_mixed, adapter).mean < apart / 2:
-            return [
-                Finding(
-                    fault="stock CPU kernel",
-                    message="base requests that share a batch with the adapter's are answered with the adapter: vLLM's own "
-                    "LoRA kernel for CPU does that; install slm_ray where vLLM runs, its plug-in replaces the kernel",
-                )
-            ]
-        return [
-            Finding(
-                fault="base changed in mixed batches",
-                message=f"the base answers {apart:.2f} nats per token otherwise when adapter requests share its batch; do not "
-                "serve this adapter beside the base, and report it",
+            return _one(
+                "stock CPU kernel",
+                "base requests that share a batch with the adapter's are answered with the adapter: vLLM's own "
+                "LoRA kernel for CPU does that; install slm_ray where vLLM runs, its plug-in replaces the kernel",
             )
-        ]
+        return _one(
+            "base changed in mixed batches",
+            f"the base answers {apart:.2f} nats per token otherwise when adapter requests share its batch; do not "
+            "serve this adapter beside the base, and report it",
+        )
     if (apart := distance(adapter_mixed, adapter).mean) > TOLERANCE:
-        return [
-            Finding(
-                fault="adapter changed in mixed batches",
-                message=f"the adapter answers {apart:.2f} nats per token otherwise when base requests share its batch; do not "
-                "serve it beside the base, and report it",
-            )
-        ]
+        return _one(
+            "adapter changed in mixed batches",
+            f"the adapter answers {apart:.2f} nats per token otherwise when base requests share its batch; do not "
+            "serve it beside the base, and report it",
+        )
     return []
+
+
+def _one(fault: str, message: str) -> list[Finding]:
+    return [Finding(fault=fault, message=message)]
 
 
 def _gap(one: Position, other: Position) -> float:

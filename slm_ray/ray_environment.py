@@ -20,7 +20,9 @@ from slm_ray.errors import ResourceError
 # Workers as important as everything else (Ray nices them to 15, which starves the engine beside a trainer) and started
 # several at a time; Serve's quicker request path, without its event log; no usage report. Two memory arenas a process: a
 # trainer frees and takes large blocks on many threads, and unused ones add up. A job that is stopped has 20 s to clean up,
-# and what it prints is seen at once.
+# and what it prints is seen at once. Messages between Serve's parts may have 64 MiB: of gRPC's own 4 MiB a long answer
+# with log-probabilities fails after all of its tokens were made. A training worker's report waits for the controller's
+# next look at it.
 SETTINGS = {
     "MALLOC_ARENA_MAX": "2",
     "PYTHONUNBUFFERED": "1",
@@ -29,11 +31,14 @@ SETTINGS = {
     "RAY_worker_niceness": "0",
     "RAY_worker_maximum_startup_concurrency": "8",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
 }
-# A Ray of one job: no wait for replicas that the job has already stopped.
+# A Ray of one job: no wait for replicas that the job has already stopped, and no watch for nodes that a cloud takes back.
 LOCAL_SETTINGS = SETTINGS | {
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 LOCAL_SLOTS = 4
 SLOT = "slot"

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from slm_ray.adapters.manifest import CARD, Manifest
+from slm_ray.adapters.manifest import CARD, TEMPLATE, Manifest
 from slm_ray.records import ComparisonReport, Metrics, Report
 
 
@@ -73,9 +73,10 @@ def _front(manifest: Manifest, measured: Metrics, licence: str | None) -> str:
 
 
 def _intended_use(manifest: Manifest) -> str:
+    template = f"the chat template in `{TEMPLATE}`" if TEMPLATE in manifest.files else "the base's own chat template"
     return (
         f"A LoRA adapter of `{base_name(manifest.base)}` for one task, `{manifest.track}`.\n\n## Intended use\n\n"
-        f"Prompts of the task `{manifest.track}`, rendered by the base's own chat template. It was measured on that task only:"
+        f"Prompts of the task `{manifest.track}`, rendered by {template}. It was measured on that task only:"
         " nothing is known of how it answers anything else, and it is no general assistant. The licence and the limits of the"
         " base hold for it too."
     )
@@ -157,11 +158,12 @@ def _proof(manifest: Manifest) -> str:
 
 def _loading(manifest: Manifest) -> str:
     base = base_name(manifest.base)
+    template = f" --chat-template {manifest.id}/{TEMPLATE}" if TEMPLATE in manifest.files else ""
     return (
         "## Loading\n\n```python\nfrom peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
         f'model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{manifest.id}")\n```\n\n'
         f"```bash\nvllm serve {base} --enable-lora --max-lora-rank {_server_rank(manifest.rank)} --lora-modules"
-        f" {manifest.name}={manifest.id}\n```"
+        f" {manifest.name}={manifest.id}{template}\n```"
     )
 
 

@@ -8,13 +8,17 @@ from typing import Any
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PROMPTS, MANIFEST, CARD = "train_prompts.json", "manifest.json", "README.md"
+TEMPLATE = "chat_template.jinja"  # what chats were rendered with in training; where training left one
+PARITY = "parity.json"  # what it was proved with, for the next proof; holds a few training prompts
+CANDIDATES = ".candidates"  # in an adapters_dir: adapters that are being proved, under no name that is listed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What an adapter is and where it comes from.
 
-    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON.
+    `files` are SHA-256 digests; `train_prompts` counts training rows; `recipe` is the training's settings as plain JSON;
+    `proof` is what was seen of the served adapter before it was published, None when nobody looked.
     """
 
     id: str
@@ -32,3 +36,4 @@ class Manifest:
     train_prompts: int
     files: Mapping[str, str]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    proof: Mapping[str, Any] | None = None

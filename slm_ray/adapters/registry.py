@@ -29,7 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.base_model import base_config, base_fingerprint
 from slm_ray.adapters.card import licence_of, model_card
-from slm_ray.adapters.manifest import CARD, MANIFEST, PROMPTS, SETTINGS, WEIGHTS, Manifest
+from slm_ray.adapters.manifest import CARD, MANIFEST, PARITY, PROMPTS, SETTINGS, TEMPLATE, WEIGHTS, Manifest
 from slm_ray.adapters.weights import base_shapes as base_shapes_of
 from slm_ray.adapters.weights import check_tensors, unserved
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
@@ -59,13 +59,16 @@ def publish(
     train_prompts: Iterable[str],
     recipe: Mapping[str, Any],
     base_shapes: Mapping[str, tuple[int, ...]] | None,
+    proof: Mapping[str, Any] | None = None,
+    parity: Any = None,
 ) -> Manifest:
     """Copy a PEFT adapter into `adapters_dir` for good and return its manifest; the same content gives the same id.
 
     Every tensor is checked first, against `base_shapes` too where the base is at hand: AdapterError, and nothing is copied.
 
     `train_prompts` are prompt hashes, kept beside the adapter so that a contaminated evaluation can be refused. The
-    first publication's manifest stands: a second one does not change its metrics or time.
+    first publication's manifest stands: a second one does not change its metrics or time. `parity` is kept as JSON too;
+    neither it nor `proof` is part of the id.
     """
     if not NAME.fullmatch(name):
         raise AdapterError(f"adapter name {name!r}: use letters, digits, '.', '_' and '-', at most 80 of them")
@@ -78,14 +81,18 @@ def publish(
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
         write_json(scratch / SETTINGS, settings)
         write_json(scratch / PROMPTS, prompts)
-        files = {file: file_digest(scratch / file) for file in (WEIGHTS, SETTINGS, PROMPTS)}
+        if (source / TEMPLATE).is_file():
+            shutil.copyfile(source / TEMPLATE, scratch / TEMPLATE)
+        files = {file.name: file_digest(file) for file in sorted(scratch.iterdir())}
         manifest = Manifest(
             id=f"{name}-{_content(settings, files, base_fingerprint, config_digest, data_digest)}",
             name=name, track=track, base=base, base_fingerprint=base_fingerprint, config_digest=config_digest, files=files,
             data_digest=data_digest, metrics=dict(metrics), created=datetime.now(UTC).isoformat(timespec="seconds"),
             rank=settings["r"], alpha=settings["lora_alpha"], hidden_size=_hidden_size(base_shapes or {}), train_prompts=len(prompts),
-            recipe=dict(recipe),
+            recipe=dict(recipe), proof=proof,
         )  # fmt: skip
+        if parity is not None:
+            write_json(scratch / PARITY, parity)
         write_json(scratch / MANIFEST, dataclasses.asdict(manifest))
         write_text(scratch / CARD, model_card(manifest, licence=licence_of(base)))
         _reveal(scratch, root / manifest.id, mode=0o444)
@@ -109,7 +116,7 @@ def export(
     if os.path.lexists(target):
         raise ConfigError(f"{out} exists; give --out a folder that does not, so that nothing in it is mixed or lost")
     with _scratch(target.parent, f".{target.name}-") as scratch:
-        for name in (WEIGHTS, SETTINGS, PROMPTS):
+        for name in _published(manifest):
             shutil.copyfile(home / name, scratch / name)
         if base is not None:
             write_json(scratch / SETTINGS, read_json(home / SETTINGS) | {"base_model_name_or_path": base})
@@ -188,6 +195,11 @@ def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
     return sorted(found, key=lambda manifest: (manifest.created, manifest.id))
 
 
+def newest(adapters_dir: str | Path) -> list[str]:
+    """Of each name the id that was published last."""
+    return list({manifest.name: manifest.id for manifest in list_adapters(adapters_dir)}.values())
+
+
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:
     """The prompt hashes of the rows that an adapter was trained on."""
     load_manifest(adapters_dir, adapter_id)
@@ -244,7 +256,7 @@ def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     """The manifest, once every file is seen to be the one that was published."""
     manifest = load_manifest(adapters_dir, adapter_id)
     home = Path(adapters_dir) / adapter_id
-    for name in (WEIGHTS, SETTINGS, PROMPTS):
+    for name in _published(manifest):
         try:
             digest = file_digest(inside(home / name, adapters_dir))
         except OSError:  # a link that leads out of the folder, or round in a circle, too
@@ -254,6 +266,10 @@ def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
                 f"{home / name} is damaged (not the bytes that were published); delete {adapter_id} and publish again"
             )
     return manifest
+
+
+def _published(manifest: Manifest) -> tuple[str, ...]:
+    return (WEIGHTS, SETTINGS, PROMPTS, *((TEMPLATE,) if TEMPLATE in manifest.files else ()))
 
 
 def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> None:

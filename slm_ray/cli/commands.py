@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from slm_ray import config as configs
-from slm_ray.adapters import check_base
+from slm_ray.adapters import check_base, newest
 from slm_ray.command import Usage, output_folder, run
+from slm_ray.parity import in_words
 from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
@@ -129,6 +130,22 @@ def train(config: configs.TrainConfig) -> None:
     print(f"adapter {manifest.id}\n  folder {folders['adapters_dir']}/{manifest.id}")
     for name, value in sorted(manifest.metrics.items()):
         print(f"  {name} {value}")
+    print(f"  {in_words(manifest.proof)}")
+
+
+def parity(config: configs.ParityConfig) -> None:
+    """Whether a published adapter is served as it was trained: tokens, answers, base, mixed batches, version.
+
+    Asks the endpoint at `prove_on`, or an engine that is started for it, and compares with PEFT over the same files and with
+    what the trainer noted. Exit 2 with every fault and what to do; else one line with the figures:
+        slm-ray parity --adapter structured-0123456789ab --prove_on http://127.0.0.1:8000
+    """
+    check_base(config.base, setting="base")
+    folder = str(output_folder(config.adapters_dir, setting="adapters_dir", is_written=False))
+    from slm_ray.training.proof import prove_again
+
+    proof = prove_again(config.model_copy(update={"adapters_dir": folder}), key=os.environ.get("SLM_RAY_API_KEY", ""))
+    print(f"adapter {config.adapter}\n  {in_words(proof.summary)}")
 
 
 def sweep(config: configs.SweepConfig) -> None:
@@ -280,10 +297,15 @@ def serve(config: configs.ServeConfig) -> None:
     folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
     from slm_ray.cluster import connect
     from slm_ray.serving import deploy, shutdown
+    from slm_ray.serving.served_answers import check_deployed
 
     connect()
     endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
+    for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
+        print(
+            f"{adapter} answers as when it was proved" if not problem else f"warning: {adapter}: {problem}", flush=True
+        )
     try:
         wait_for_signal()
     finally:
@@ -317,6 +339,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(config=configs.CompareConfig, function=compare),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
+    "parity": Command(config=configs.ParityConfig, function=parity),
     "sweep": Command(config=configs.SweepConfig, function=sweep),
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "precisions": Command(config=configs.PrecisionsConfig, function=precisions),

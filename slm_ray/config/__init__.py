@@ -10,6 +10,7 @@ from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
+from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
@@ -58,6 +59,7 @@ __all__ = [
     "Lora",
     "MixedTrack",
     "OperatingCharacteristicsConfig",
+    "ParityConfig",
     "PrecisionsConfig",
     "PrepareConfig",
     "Precision",

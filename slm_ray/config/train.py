@@ -28,6 +28,11 @@ class TrainConfig(Recipe):
     base: str
     run_dir: str
     adapters_dir: str
+    prove_on: str = Field(
+        "engine",
+        description="what serves the adapter while it is proved, before it is published: engine (one that is started for it), a"
+        " Ray Serve LLM file (an engine with its arguments), the address of an endpoint over adapters_dir, or nothing",
+    )
     name: str = Field("run", description="what the run is called; the adapter id adds a content hash")
     report_to: str = Field(
         "none", description="a tracker of Hugging Face's Trainer as well: tensorboard, wandb, mlflow …"

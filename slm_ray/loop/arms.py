@@ -121,7 +121,7 @@ class Arms(Session[ArmsConfig]):
 
     def _train(self, runs: list[TrackRun], parallel: bool) -> None:
         """Two adapters per track, by one recipe."""
-        configs = [training_config(self.config, run) for run in runs]
+        configs = [training_config(self.config, run, prove_on=self.prove_on) for run in runs]
         configs = [
             config.model_copy(update={"name": config.name + ICL}) if run.prepared.folder.name.endswith(ICL) else config
             for run, config in zip(runs, configs, strict=True)

@@ -104,7 +104,7 @@ class Loop(Session[LoopConfig]):
 
     def _train(self, runs: list[TrackRun], parallel: bool) -> None:
         """One adapter per track."""
-        train_tracks(self.config, runs, parallel=parallel, say=self.log.outcome)
+        train_tracks(self.config, runs, parallel=parallel, prove_on=self.prove_on, say=self.log.outcome)
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""

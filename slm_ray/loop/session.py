@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from slm_ray import cluster, storage
 from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
+from slm_ray.errors import ModelError
 from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import STAND_IN_FEW_SHOT
 from slm_ray.loop.steps import StepLog
@@ -22,6 +23,7 @@ from slm_ray.loop.train import bundles, check_template, placement
 from slm_ray.prepare import Prepared, TokenCounter, prepare
 from slm_ray.providers import parse
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.serving.served_answers import check_deployed
 from slm_ray.tracing import offer_all
 
 LOG = "log.txt"
@@ -51,6 +53,7 @@ class Session(Generic[Settings]):
             self.llm += self.environment.get("AZURE_DEPLOYMENT", "")
         self.base = f"served:{config.serving.name}"
         self.endpoint: Endpoint
+        self.prove_on: str
         self._pools: dict[str, str] = {}
 
     def execute(self, steps: Callable[[], Result]) -> Result:
@@ -108,10 +111,19 @@ class Session(Generic[Settings]):
                 self.log.note(place.note)
             if not place.beside_endpoint:
                 shutdown()
+            # An endpoint that stays up answers for an adapter before it is listed; else an engine like it is started.
+            self.prove_on = self.endpoint.url if place.beside_endpoint else self.config.serving.config
             job(place.parallel)
         if not place.beside_endpoint:
             with self.log.step("deploy again"):
                 self.deploy(self._pools)
+                self._check_deployed([run.adapter.id for run in runs if run.adapter is not None])
+
+    def _check_deployed(self, ids: Sequence[str]) -> None:
+        """ModelError when an adapter answers otherwise than when it was proved."""
+        for adapter, problem in check_deployed(self.endpoint.url, self.config.serving.adapters_dir, ids).items():
+            if problem:
+                raise ModelError(f"{adapter}: {problem}")
 
 
 def _stand_in_environment(config: RunConfig, environment: Mapping[str, str]) -> dict[str, str]:

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, RunConfig, TrainConfig
+from slm_ray.config import LoopConfig, Range, RunConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
-from slm_ray.parity import chosen_rows, first_difference
+from slm_ray.parity import chosen_rows, first_difference, in_words
 from slm_ray.serving import Endpoint, token_ids
 from slm_ray.sweep import summary, sweep
 from slm_ray.training import train_many
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.proof import check_rank
 from slm_ray.training.rows import token_ids as counted
 
 Say = Callable[[str], None]
@@ -33,13 +34,16 @@ class Placement:
     note: str
 
 
-def training_config(config: RunConfig, run: TrackRun) -> TrainConfig:
-    """The training run of one track; where it may stop early, the track's validation rows choose the checkpoint."""
+def training_config(config: RunConfig, run: TrackRun, *, prove_on: str) -> TrainConfig:
+    """The training run of one track; its adapter is proved on `prove_on` before it is published.
+
+    Where it may stop early, the track's validation rows choose the checkpoint.
+    """
     chosen_by = None if config.training.early_stopping is None else run.prepared.path("validation")
     return TrainConfig(
         **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), validation=chosen_by,
         base=config.serving.base,
-        run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name,
+        run_dir=str(run.folder / "training"), adapters_dir=config.serving.adapters_dir, name=run.name, prove_on=prove_on,
     )  # fmt: skip
 
 
@@ -66,11 +70,14 @@ def placement(config: RunConfig, tracks: int) -> Placement:
 
 
 def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
-    """Before a GPU minute is spent: the tokens of prompts as training counts them are those that the server sees.
+    """Before a GPU minute is spent: the server takes adapters of that rank, and sees prompts as training counts them.
 
     Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared
     when the adapter is there, before it is published.
     """
+    ranks = config.search.ranks if isinstance(config, LoopConfig) and config.sweep else (config.training.lora.rank,)
+    for rank in (int(ranks.high),) if isinstance(ranks, Range) else ranks:
+        check_rank(config.serving.config, rank, setting="serving.config")
     tokenizer = open_tokenizer(base_folder(config.serving.base))
     for run in runs:
         prompts = [example.prompt for example in run.prepared.dataset("train").examples]
@@ -82,9 +89,9 @@ def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoi
                 raise ModelError(f"{run.name}, training row {row + 1}: {differs}")
 
 
-def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
+def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str) -> TrainConfig:
     """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
-    planned = training_config(config, run)
+    planned = training_config(config, run, prove_on=prove_on)
     if not config.sweep:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
@@ -96,11 +103,12 @@ def swept(config: LoopConfig, run: TrackRun, say: Say) -> TrainConfig:
     return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
 
 
-def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, say: Say) -> None:
-    """Sweep if asked for, train and publish; each run's `adapter` is set."""
-    configs = [swept(config, run, say) for run in runs]
+def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say) -> None:
+    """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
+    configs = [swept(config, run, say, prove_on=prove_on) for run in runs]
     for run, manifest in zip(
         runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
     ):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")
+        print(f"{manifest.id}: {in_words(manifest.proof)}", flush=True)

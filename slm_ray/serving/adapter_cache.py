@@ -22,16 +22,23 @@ from pathlib import Path
 
 from slm_ray import adapters, storage
 from slm_ray.errors import AdapterError, DataError, ResourceError
+from slm_ray.parity import CANDIDATE
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
-_NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}})?")
+_NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}}|{CANDIDATE})?")
 _PUBLISHED = re.compile(r".*-[0-9a-f]{12}")
 _FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS)
 _PREFIX = "slm-ray-adapters-"
 
 
 def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
-    """What the engine calls the adapter that the folder holds right now; None when it holds no such adapter."""
+    """What the engine calls the adapter that the folder holds right now; None when it holds no such adapter.
+
+    An id that `parity.CANDIDATE` follows is an adapter that is being proved: it is served under that name, and not listed.
+    """
+    if adapter.endswith(CANDIDATE):
+        root, name = _place(adapters_dir, adapter)
+        return adapter if served_name(root, name) == name else None
     if not _ID.fullmatch(adapter):
         return None
     home = Path(adapters_dir) / adapter
@@ -67,7 +74,7 @@ class ServedNames:
         FileNotFoundError says in words that goes on after the name why there is none; DataError while the history of
         aliases is damaged, of names that are no adapter's only.
         """
-        adapter, _, version = name.partition("@")
+        adapter, _, version = (name, "", "") if name.endswith(CANDIDATE) else name.partition("@")
         served = served_name(self._adapters_dir, adapter)
         if served is not None and (not version or served == name):
             return served
@@ -110,13 +117,14 @@ class NodeLocalCache:
         copy = self.folder / name
         if copy.is_dir():
             return copy
-        adapter = name.partition("@")[0]
-        if served_name(adapters_dir, adapter) != name:
+        root, adapter = _place(adapters_dir, name)
+        here = name.removesuffix(CANDIDATE)
+        if served_name(root, adapter) != here:
             raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".copy-"))
         try:
-            _copy(Path(adapters_dir), adapter, scratch / adapter)
-            if served_name(adapters_dir, adapter) != name:
+            _copy(root, adapter, scratch / adapter)
+            if served_name(root, adapter) != here:
                 raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
             check(scratch / adapter, base)
             os.rename(scratch / adapter, copy)
@@ -144,6 +152,13 @@ def check(home: Path, base: str | Path) -> None:
     if not isinstance(settings, dict):
         raise AdapterError(f"{adapters.SETTINGS} of {home.name} is no PEFT LoRA configuration; save the adapter again")
     adapters.check_tensors(home / adapters.WEIGHTS, settings, adapters.base_shapes(base))
+
+
+def _place(adapters_dir: str | Path, name: str) -> tuple[Path, str]:
+    """The folder that holds the adapter served as `name`, and what it is called there."""
+    if name.endswith(CANDIDATE):
+        return Path(adapters_dir) / adapters.CANDIDATES, name.removesuffix(CANDIDATE)
+    return Path(adapters_dir), name.partition("@")[0]
 
 
 def _published(home: Path) -> bool:

@@ -21,9 +21,11 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def refusal(status: int, code: str, message: str, kind: str = "invalid_request_error") -> JSONResponse:
-    """An error body that both the OpenAI and the Azure client read."""
-    error: dict[str, Any] = {"code": code, "message": message, "type": kind, "param": None}
+def refusal(
+    status: int, code: str, message: str, kind: str = "invalid_request_error", *, param: str | None = None
+) -> JSONResponse:
+    """An error body that both the OpenAI and the Azure client read; `param` is the field at fault."""
+    error: dict[str, Any] = {"code": code, "message": message, "type": kind, "param": param}
     return JSONResponse({"error": error}, status_code=status)
 
 

@@ -23,7 +23,7 @@ from ray.serve.schema import ApplicationStatus
 from slm_ray import cluster
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
-from slm_ray.serving.health import chat
+from slm_ray.serving.health import chat, healthy
 from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
@@ -152,7 +152,7 @@ def _wait(config: Serving, endpoint: Endpoint, key: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         app = serve.status().applications.get(endpoint.app)
-        if app is not None and app.status == ApplicationStatus.RUNNING:
+        if app is not None and app.status == ApplicationStatus.RUNNING and healthy(endpoint.url):
             chat(endpoint.url, config.name, {"messages": [{"role": "user", "content": "ready?"}]}, key=key)
             return
         if problem := _failure(app):

@@ -23,6 +23,14 @@ def token_ids(url: str, model: str, prompt: Prompt) -> list[int]:
     return list(answer["prompt_token_ids"])
 
 
+def healthy(url: str) -> bool:
+    """Whether the endpoint says of its engine that it answers."""
+    try:
+        return httpx.get(f"{url}/health", timeout=5.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
 def chat(
     url: str, model: str, body: dict[str, Any], *, key: str | None = None, timeout_s: float = 120.0
 ) -> dict[str, Any]:

@@ -17,13 +17,21 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
-from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ModelCard, ModelList
+from ray.exceptions import RayError
+from ray.llm._internal.serve.core.configs.openai_api_models import (
+    ChatCompletionRequest,
+    ErrorResponse,
+    ModelCard,
+    ModelList,
+)
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import JSONResponse, Response
 
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import ServedNames
 from slm_ray.serving.auth import RequireKey, refusal
+from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
+from slm_ray.serving.limits import InFlightLimit, RequestLimits
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
@@ -37,6 +45,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         *args: Any,
         adapters_dir: str,
         stand_in: Mapping[str, Any] | None = None,
+        most_in_flight: int,
         api_key_digest: str | None = None,
         **options: Any,
     ) -> None:
@@ -46,17 +55,26 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         self._names = ServedNames(adapters_dir)
         self._stand_in = StandIn(**stand_in) if stand_in else None
         self._api_key_digest = api_key_digest
+        self._most_in_flight = most_in_flight
+        self._watch = EngineWatch(lambda: self._default_serve_handles[self._base].check_health.remote())
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Ray's app with our routes, no CORS (it allowed every origin), one error shape, and the key check outermost."""
         app: Any = self._asgi_app
         app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
-        app.add_api_route("/health", _health, methods=["GET"])
+        self._watch.start()
+        app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
         app.add_exception_handler(HTTPException, _http_error)
+        app.add_middleware(RequestLimits)
+        app.add_middleware(InFlightLimit, limit=self._most_in_flight)
         if self._api_key_digest:
             app.add_middleware(RequireKey, digest=self._api_key_digest)
         return app
+
+    async def health(self) -> Response:
+        """200 while the engine answers, 503 while it does not."""
+        return _engine_down() if self._watch.down else JSONResponse({"status": "ok"})
 
     async def azure_chat(self, deployment: str, body: ChatCompletionRequest, request: Request) -> Response:
         """Chat in Azure's shape; `deployment` is a served model's name or the stand-in's."""
@@ -97,8 +115,17 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
 
     async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
         body.model = await self._get_model_id(body.model)
-        async for chunk in super()._get_response(body=body, **options):
-            yield chunk
+        if self._watch.down:
+            raise _EngineDown(503)
+        try:
+            async for chunk in super()._get_response(body=body, **options):
+                if isinstance(chunk, ErrorResponse) and chunk.error.code >= 500 and await self._watch.ask_now():
+                    raise _EngineDown(503)
+                yield chunk
+        except RayError:
+            if await self._watch.ask_now():
+                raise _EngineDown(503) from None
+            raise
 
     async def models(self) -> ModelList:
         """The base, every adapter in the folder, and every alias that stands for one of them."""
@@ -124,11 +151,21 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         return base.model_copy(update={"id": f"{self._base}:{adapter}", "metadata": about})
 
 
-async def _health() -> dict[str, str]:
-    return {"status": "ok"}
+class _EngineDown(HTTPException):
+    """Nobody is there to answer; a replica is being started."""
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     """HTTPException in OpenAI's error shape; FastAPI's own has none of its fields."""
+    if isinstance(error, _EngineDown):
+        return _engine_down()
     code = {404: "model_not_found", 503: "unavailable"}.get(error.status_code, "bad_request")
     return refusal(error.status_code, code, str(error.detail))
+
+
+def _engine_down() -> JSONResponse:
+    response = refusal(
+        503, "engine_unavailable", "the engine is down and is being started again; try again later", "server_error"
+    )
+    response.headers["retry-after"] = str(RETRY_AFTER_S)
+    return response

@@ -7,6 +7,7 @@ which adapters comes from the `Serving`. Reads files, starts nothing, imports no
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -22,6 +23,9 @@ from slm_ray.yaml_file import read_yaml
 
 KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
+# Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
+# that knows no chat template; training reads Hugging Face's.
+_AS_TRAINED = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
 _STAND_IN_KEYS = {"deployment", "demonstrations", "pools"}
 
 
@@ -50,6 +54,11 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
     base = check_base(config.base, setting="serving.base")
     adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
     key = environment.get(KEY_NAME, "")
+    if not key and not _loopback(config.host):
+        raise ConfigError(
+            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
+            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
+        )
     return AppSettings(
         name=config.name,
         base=base,
@@ -59,6 +68,14 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
         api_key_digest=key_digest(key) if key else None,
     )
+
+
+def _loopback(host: str) -> bool:
+    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _fingerprint(base: str) -> str:
@@ -82,6 +99,23 @@ def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
     return engines * int(replicas) + [{"CPU": _cpus(serving.get("ingress_deployment_config") or {})}]
 
 
+def most_in_flight(serving: Mapping[str, Any]) -> int:
+    """Answers that one ingress replica lets be written at once: twice what the engines batch, shared among the ingresses.
+
+    More would only wait, and make everybody late.
+    """
+    model = serving["llm_configs"][0]
+    batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
+    engines = _replicas(model.get("deployment_config") or {}, "max_replicas")
+    ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
+    return max(1, int(2 * batched * engines // ingresses))
+
+
+def _replicas(deployment: Mapping[str, Any], bound: str) -> int:
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(deployment.get("num_replicas") or scaling.get(bound, 1))
+
+
 def _cpus(deployment: Mapping[str, Any]) -> float:
     return float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
 
@@ -94,7 +128,9 @@ def _filled(config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
     model = models[0]
     loading = {**(model.get("model_loading_config") or {}), "model_id": config.name, "model_source": base}
     extras = {**(model.get("experimental_configs") or {}), "adapters_dir": adapters_dir}
-    return {**serving, "llm_configs": [{**model, "model_loading_config": loading, "experimental_configs": extras}]}
+    engine = {**_AS_TRAINED, **(model.get("engine_kwargs") or {})}
+    filled = {**model, "model_loading_config": loading, "experimental_configs": extras, "engine_kwargs": engine}
+    return {**serving, "llm_configs": [filled]}
 
 
 def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def open_tokenizer(folder: Path) -> Any:
 def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
     """The same tokenizer, and what was decided about its template."""
     silence_libraries()
-    tokenizer = _tokenizer_class(folder).from_pretrained(folder, local_files_only=True)
+    tokenizer = _opened(folder)
     if not tokenizer.chat_template:
         raise ModelError(f"the base {folder} has no chat template; take an instruct model, or add chat_template.jinja")
     template = decide(tokenizer)
@@ -75,17 +75,17 @@ def open_template(folder: Path) -> tuple[Any, ChatTemplate]:
     return tokenizer, template
 
 
-def _tokenizer_class(folder: Path) -> Any:
-    """AutoTokenizer, which imports torch and takes seconds to find a class, unless the folder names the plain one."""
+def _opened(folder: Path) -> Any:
+    """The tokenizer; AutoTokenizer imports torch and takes seconds to find a class, which a folder may name itself."""
     settings = folder / "tokenizer_config.json"
     named = json.loads(settings.read_text(encoding="utf-8")).get("tokenizer_class") if settings.is_file() else None
     if named in _PLAIN and (folder / "tokenizer.json").is_file():
         from transformers import PreTrainedTokenizerFast
 
-        return PreTrainedTokenizerFast
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True, mistral_format=False)
 
 
 def token_counter(base: str) -> Callable[[Example], int]:

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from slm_ray.adapters import Manifest
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
+from slm_ray.serving.settings import KEY_NAME
 from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
@@ -33,30 +34,40 @@ from slm_ray.training.base_shape import BaseShape
 from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
+from slm_ray.training.proof import check_prove_on, encoded, prove
 from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
 _NOT_RECIPE: Any = {  # said elsewhere in the manifest, or a path
     "name": True, "track": True, "train": True, "validation": True, "base": True, "run_dir": True, "adapters_dir": True,
+    "prove_on": True,
     "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
 def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
-    """Train and publish one adapter; blocks. Joins Ray once everything is checked; may be called inside a Ray task.
+    """Train and publish one adapter; blocks. Joins Ray while the rows are tokenised; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
-    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost.
+    before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost;
+    ModelError when what is served is not what was trained, and then nothing is published.
     `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
     """
-    planned = plan(config)
+    planned = _planned(config, meanwhile=_join)
     if show and _finished(planned) is None:
         _announce(planned, hourly_usd)
-    manifest = _train(planned, show=show)
+    manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
     trace(planned.folder, manifest, os.environ)
     return manifest
+
+
+def _join(folder: Path) -> None:
+    """Join Ray, or start one, and load what a driver needs of torch; nothing for a run that is finished."""
+    if not (folder / FINISHED).is_file():
+        cluster.connect()
+        import ray.train.torch  # noqa: F401
 
 
 def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:
@@ -66,7 +77,7 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     """
     if not parallel or len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd) for config in configs]
-    plans = [plan(config) for config in configs]
+    plans = [_planned(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
     cluster.connect()
     cluster.require(
@@ -75,7 +86,7 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     for planned in open_plans:
         _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(planned) for planned in plans]
+        running = [_in_task.options(**_DRIVER).remote(planned, os.environ.get(KEY_NAME, "")) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for planned, manifest in zip(plans, manifests, strict=True):
@@ -85,7 +96,9 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
 
 def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
+
+    from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
@@ -96,9 +109,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
         selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
-    # A worker's report waits for the controller's next look at it: 2 s by default, many times a step of a small model.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    trainer = TorchTrainer(
+    trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -126,17 +137,22 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def _train(planned: Plan, *, show: bool) -> Manifest:
+def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
     cluster.connect()
     with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
-        return _publish(planned, fit(planned))
+        return _publish(planned, fit(planned), key)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(planned: Plan) -> Manifest:
-    return _train(planned, show=False)
+def _in_task(planned: Plan, key: str) -> Manifest:
+    return _train(planned, show=False, key=key)
+
+
+def _planned(config: TrainConfig, meanwhile: Callable[[Path], None] | None = None) -> Plan:
+    check_prove_on(config)
+    return plan(config, meanwhile=meanwhile)
 
 
 def _announce(planned: Plan, hourly_usd: float | None) -> None:
@@ -195,15 +211,21 @@ def _finished(planned: Plan) -> Manifest | None:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(planned: Plan, outcome: dict[str, Any]) -> Manifest:
+def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
     config = planned.config
+    publication: dict[str, Any] = {
+        "name": config.name, "track": rows.track_name(config), "base": config.base,
+        "base_fingerprint": planned.base_fingerprint, "config_digest": planned.config_digest,
+        "data_digest": planned.data_digest,
+        "metrics": {**outcome["metrics"], "chat_template": planned.chat_template},
+        "train_prompts": [question_hash(example) for example in planned.examples],
+        "recipe": config.model_dump(mode="json", exclude=_NOT_RECIPE),
+        "base_shapes": adapters.base_shapes(base_folder(config.base)),
+    }  # fmt: skip
+    proof = prove(planned, Path(outcome["adapter"]), publication, key=key)
     manifest = adapters.publish(
-        outcome["adapter"], config.adapters_dir, name=config.name,
-        track=rows.track_name(config), base=config.base,
-        base_fingerprint=planned.base_fingerprint, config_digest=planned.config_digest, data_digest=planned.data_digest,
-        metrics={**outcome["metrics"], "chat_template": planned.chat_template}, train_prompts=[question_hash(example) for example in planned.examples],
-        recipe=config.model_dump(mode="json", exclude=_NOT_RECIPE), base_shapes=adapters.base_shapes(base_folder(config.base)),
-    )  # fmt: skip
+        outcome["adapter"], config.adapters_dir, **publication, proof=proof.summary, parity=encoded(proof.record)
+    )
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest

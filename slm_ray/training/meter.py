@@ -1,7 +1,8 @@
 """How far a run is, measured where it runs: steps, tokens, time left, and what the GPUs do meanwhile.
 
 A `Meter` watches one rank's trainer. Rank 0's writes the progress file at every step, and every two seconds of a step
-that takes longer, so that a long run is never silent. It knows nothing of Ray and changes nothing of the training.
+that takes longer, so that a long run is never silent. It knows nothing of Ray and changes nothing of what is learned: it
+asks for the loss in the log, and for the validation rows if there are any, whenever a checkpoint is due.
 """
 
 from __future__ import annotations
@@ -54,6 +55,11 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             threading.Thread(target=self._fill_silence, daemon=True).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        # Logged with every checkpoint, a resumed run averages the loss over the same steps as an undisturbed one.
+        control.should_log = control.should_log or control.should_save
+        control.should_evaluate = control.should_save and bool(self.payload.selection)
+        if self.is_over():  # it was interrupted between its last evaluation and its end
+            control.should_training_stop = True
         self._step = state.global_step
         if self.payload.use_gpu:
             self._gpus = _gather(self.rank)

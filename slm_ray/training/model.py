@@ -15,6 +15,7 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
@@ -66,7 +67,7 @@ def add_lora(model: Any, lora: Lora) -> Any:
     linears = {
         name.rsplit(".", 1)[-1]
         for name, part in model.named_modules()
-        if isinstance(part, torch.nn.Linear) and part is not head
+        if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not head
     }
     targets = linears if lora.target_modules == "all-linear" else set(lora.target_modules)
     if absent := sorted(targets - linears):

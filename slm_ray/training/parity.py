@@ -30,10 +30,9 @@ from slm_ray.parity import (
     ServedAnswer,
     chosen_rows,
 )
-from slm_ray.reports.encoding import decode, encode
-from slm_ray.storage import read_json, write_json
-
-NOTE = "parity.json"
+from slm_ray.reports.encoding import encode
+from slm_ray.storage import write_json
+from slm_ray.training.proof import NOTE
 
 
 class NoteParity(TrainerCallback):  # type: ignore[misc]
@@ -62,13 +61,6 @@ def note(trainer: Any, *, precision: str) -> Note:
                 NotedRow(row=row, prompt=prompt, answer=answer, trained=follow(model, prompt, answer[:POSITIONS]))
             )
     return Note(rows=tuple(noted), scaling=scaling(model), precision=precision)
-
-
-def read_note(folder: Path) -> Note | None:
-    """The note that a checkpoint or an adapter folder holds; None when it holds none."""
-    if not (folder / NOTE).is_file():
-        return None
-    return decode(read_json(folder / NOTE), Note, where=str(folder / NOTE), fix="train the adapter again")
 
 
 def prompt_and_answer(tokenised: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,10 @@ from slm_ray.types import Example
 RANK = "rank"  # of a checkpoint, in what is reported with it
 CPU_THREADS = 1  # of torch, for each worker: a group has as many workers as pay
 
-# Not part of what is learned: where files lie, how often a run saves.
+# Not part of what is learned: where files lie, how often a run saves, what the adapter is proved on.
 _INCIDENTAL: Any = {
     "run_dir": True, "adapters_dir": True, "train": True, "base": True, "checkpoint_steps": True, "validation": True,
-    "report_to": True,
+    "report_to": True, "prove_on": True,
     "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
 
@@ -86,8 +88,13 @@ class WorkerPayload:
         return -(-len(self.lengths) // batch)
 
 
-def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
-    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them."""
+def plan(
+    config: TrainConfig, *, train: rows.Rows | None = None, meanwhile: Callable[[Path], None] | None = None
+) -> Plan:
+    """Read and check everything that needs no worker; `train` are some of the rows of `config.train`, None all of them.
+
+    `meanwhile` is called with the run's folder while the rows are tokenised, which takes longest.
+    """
     adapters.check_base(config.base, setting="base")
     folder = base_folder(config.base)
     adapters.check_base(str(folder), setting="base")  # what the hub's cache holds of a name may lack files
@@ -98,16 +105,23 @@ def plan(config: TrainConfig, *, train: rows.Rows | None = None) -> Plan:
     check_report_to(config.report_to)
     validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
-    lengths = rows.lengths(read, tokenizer, max_length=config.max_length, learn=config.learn)
+    if config.validation:
+        rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
     checked = Plan(
-        config=config, folder=Path(config.run_dir), examples=read.examples, lengths=tuple(lengths),
-        base_fingerprint=fingerprint, config_digest="", data_digest=data_digest, chat_template=str(template),
-        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(), validation=validation,
+        config=config, folder=Path(config.run_dir), examples=read.examples, lengths=(), base_fingerprint=fingerprint,
+        config_digest="", data_digest=data_digest, chat_template=str(template), validation=validation,
+        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(),
     )  # fmt: skip
-    return varied(checked, config.model_copy(update={"base": base}))
+    named = varied(checked, config.model_copy(update={"base": base}))
+    with ThreadPoolExecutor(1) as thread:
+        counted = thread.submit(rows.lengths, read, tokenizer, max_length=config.max_length, learn=config.learn)
+        if meanwhile is not None:
+            meanwhile(named.folder)
+        lengths = counted.result()
+    return dataclasses.replace(named, lengths=tuple(lengths))
 
 
 def varied(planned: Plan, config: TrainConfig) -> Plan:

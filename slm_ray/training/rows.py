@@ -181,9 +181,7 @@ def _learned_turns(chat: Sequence[Mapping[str, str]], demonstrations: int) -> li
     """Where the assistant's turns stand that answer a user of this very chat: its demonstrations end before the question."""
     question = len(chat) - 2
     shown = range(question - 2 * demonstrations, question)
-    first = next(
-        place for place, turn in enumerate(chat) if turn["role"] == "user"
-    )  # what is said before it answers nobody
+    first = next(place for place, turn in enumerate(chat) if turn["role"] == "user")
     return [
         place for place, turn in enumerate(chat)
         if turn["role"] == "assistant" and place > first and place not in shown
@@ -225,6 +223,18 @@ def lengths(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answ
     if long:
         raise DataError(f"{_listed(long)}; raise max_length to {max(counts)} (it costs memory) or shorten the rows")
     return counts
+
+
+def refuse_unshown(rows: Rows, tokenizer: Any) -> None:
+    """DataError, with file and line, for rows whose prompt the base's chat template refuses."""
+    refused = []
+    for where, example in zip(rows.places, rows.examples, strict=True):
+        try:
+            rendered(tokenizer, example.prompt.as_dicts(), answer_next=True)
+        except DataError as error:
+            refused.append(f"{where}: {error}")
+    if refused:
+        raise DataError(_listed(refused))
 
 
 def token_ids(tokenizer: Any, messages: Sequence[dict[str, str]], *, answer_next: bool) -> list[int]:

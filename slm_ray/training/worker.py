@@ -105,14 +105,6 @@ class Report(Meter):
     def __init__(self, payload: WorkerPayload) -> None:
         super().__init__(payload, rank=ray.train.get_context().get_world_rank())
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """The loss is logged with every checkpoint, so that a resumed run averages it over the same steps as any other."""
-        super().on_step_end(args, state, control, **rest)
-        control.should_log = control.should_log or control.should_save
-        control.should_evaluate = control.should_save and bool(self.payload.selection)
-        if self.is_over():  # it was interrupted between its last evaluation and its end
-            control.should_training_stop = True
-
     def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         _gather_generators(folder, self.rank)

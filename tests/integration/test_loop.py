@@ -53,9 +53,9 @@ def recorded_llm(folder: Path) -> Path:
 
 
 def scarce(folder: Path) -> Path:
-    """The demo's serving file, with an engine that holds three of the four slots that training wants."""
+    """The demo's serving file, with an engine that holds all slots, of which training wants two."""
     serving = yaml.safe_load((ROOT / "serve_configs/cpu_tiny.yaml").read_text(encoding="utf-8"))
-    serving["llm_configs"][0]["placement_group_config"] = {"bundles": [{"CPU": 0.2, "slot": 3}]}
+    serving["llm_configs"][0]["placement_group_config"] = {"bundles": [{"CPU": 0.2, "slot": 4}]}
     path = folder / "scarce.yaml"
     path.write_text(yaml.safe_dump(serving), encoding="utf-8")
     return path
@@ -174,6 +174,13 @@ def test_a_stopped_loop_leaves_nothing_behind_and_continues(tmp_path: Path) -> N
     published = list_adapters(run / "adapters")
     assert sorted(manifest.track for manifest in published) == sorted(TRACKS)
     for manifest in published:
+        assert manifest.proof is not None
+        assert manifest.proof["not_checked"] == [], "no endpoint was up: an engine like it had to be started"
+        assert (
+            manifest.proof["adapter"]["mean"]
+            < manifest.proof["tolerance"]
+            < manifest.proof["alternatives"]["no adapter"]
+        )
         trained = train_prompts(run / "adapters", manifest.id)
         tested = open_dataset(run / manifest.track / "examples" / "test.jsonl", manifest.track).examples
         assert len(trained) == ROWS

@@ -29,7 +29,10 @@ def held(slots: int) -> Iterator[None]:
 
 
 def loop_config(**changes: str) -> LoopConfig:
-    settings = ["training.workers.per_worker={slot: 1}", *(f"{name}={value}" for name, value in changes.items())]
+    settings = [
+        "training.workers={count: 2, per_worker: {slot: 1}}",
+        *(f"{name}={value}" for name, value in changes.items()),
+    ]
     return load(LoopConfig, "jobs/loop.yaml", settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -15,7 +16,16 @@ from safetensors.torch import load_file, save_file
 from serving_fixtures import ROOT, make_adapter
 
 from slm_ray import adapters
+from slm_ray.config import Serving
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import track
 from slm_ray.errors import AdapterError
+from slm_ray.serving.settings import app_settings
+from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.parity import prompt_and_answer
+from slm_ray.training.rows import conversation, tokenised
+from slm_ray.types import Example
+from tests.bases import make_base
 
 pytestmark = pytest.mark.heavy
 BASE = ROOT / "data/tiny_base"
@@ -153,3 +163,38 @@ def test_an_exported_adapter_is_taken_by_plain_vllm_and_what_vllm_refuses_is_ref
     loaded = LoRAModel.from_local_checkpoint(str(out), set(whole["target_modules"]), peft_helper=helper, device="cpu")
     assert len(loaded.loras) == len(tensors) / 2
     assert all(layer.lora_a is not None and layer.lora_b is not None for layer in loaded.loras.values())
+
+
+def test_the_engine_s_renderer_sees_the_tokens_of_training(tmp_path: Path) -> None:
+    """A base that refuses system turns, writes a date and has Mistral's own files beside Hugging Face's."""
+    from ray.llm._internal.common.callbacks.base import CallbackCtx
+    from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+    from vllm.exceptions import VLLMValidationError
+    from vllm.renderers.params import ChatParams
+    from vllm.renderers.registry import renderer_from_config
+
+    from slm_ray.serving.server import HouseEngine
+
+    base = make_base(tmp_path / "base", family="mistral")
+    template = base / "chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }} " + template.read_text(encoding="utf-8"), encoding="utf-8")
+    for name in ("tokenizer.model.v3", "params.json"):
+        (base / name).write_text("{}", encoding="utf-8")
+    shutil.copy(base / "model.safetensors", base / "consolidated.safetensors")
+    serving = Serving(config=str(ROOT / "serve_configs/cpu_tiny.yaml"), base=str(base))
+    (model,) = app_settings(serving, stand_in=None, environment={}).serving["llm_configs"]
+    engine = HouseEngine.__new__(HouseEngine)
+    engine.llm_config = LLMConfig.model_validate(model)
+    _, frontend, config = engine._prepare_engine_config(CallbackCtx(run_init_node=False))
+    renderer, params = renderer_from_config(config), ChatParams(chat_template=frontend.chat_template)
+
+    tokenizer = open_tokenizer(base)
+    example = Example(id="1", prompt=prompt_of(track("structured"), "call Rome please"), target="{}")
+    trained, _ = prompt_and_answer(tokenised(tokenizer, conversation(example)))
+    _, prompt = renderer.render_messages(example.prompt.as_dicts(), params)
+    assert prompt["prompt_token_ids"] == list(trained)
+    text = tokenizer.decode(trained)
+    assert text.startswith("26 Jul 2024")
+    assert f"[INST] {track('structured').system}\n\ncall Rome please [/INST]" in text
+    with pytest.raises(VLLMValidationError, match="turns have to alternate"):  # HTTP 400
+        renderer.render_messages([{"role": "user", "content": "one"}] * 2, params)

@@ -37,7 +37,7 @@ def config(folder: Path, *, rows: int = 48, **changed: Any) -> TrainConfig:
     return TrainConfig(
         **{
             "track": "structured", "train": str(path), "base": str(BASE), "run_dir": str(folder / "run"),
-            "adapters_dir": str(folder / "adapters"), "name": "structured", "epochs": 4, "per_device_batch": 4,
+            "adapters_dir": str(folder / "adapters"), "name": "structured", "prove_on": "nothing", "epochs": 4, "per_device_batch": 4,
             "gradient_accumulation": 1, "learning_rate": 2e-3, "warmup_steps": 2, "optimizer": "adamw_torch",
             "lora": {"rank": 4, "alpha": 8, "dropout": 0.1}, "checkpoint_steps": 4, "max_length": 512,
             "workers": {"count": 2, "per_worker": {"slot": 1, "CPU": 0.5}}, **changed,
@@ -152,6 +152,14 @@ def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
     assert figures["resumed_from"] >= step
     assert figures["steps_run"] == 24 - figures["resumed_from"]
     assert manifest.id == undisturbed[1].id, "the resumed run learned something else than the undisturbed one"
+    assert len(curve(asked)) == 24
+    assert curve(asked) == curve(undisturbed[0])
+
+
+def curve(asked: TrainConfig) -> list[dict[str, float]]:
+    """Loss, rate and gradient norm of every step."""
+    (finished,) = Path(asked.run_dir).glob("*/finished.json")
+    return json.loads(finished.read_text())["curve"]
 
 
 def test_a_killed_driver_is_continued_by_the_same_command(
@@ -187,13 +195,31 @@ def continued(asked: TrainConfig) -> adapters.Manifest:
     raise AssertionError("the killed driver still holds the run folder")
 
 
-def test_two_groups_of_two_train_at_the_same_time(tmp_path: Path) -> None:
-    configs = [config(tmp_path / track, track=track, name=track, epochs=1) for track in ("structured", "toolcall")]
+def test_two_groups_of_two_train_at_the_same_time_and_validation_rows_choose_a_checkpoint(tmp_path: Path) -> None:
+    chosen_by = tmp_path / "chosen_by.jsonl"
+    rows = [{"prompt": f"Numeral {n}", "completion": json.dumps({"n": n % 3})} for n in range(3)]
+    chosen_by.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configs = [
+        config(tmp_path / "structured", epochs=2, validation=str(chosen_by), early_stopping=1),
+        config(tmp_path / "toolcall", track="toolcall", name="toolcall", epochs=1),
+    ]
     with seen_trainers() as seen:
         manifests = train_many(configs, parallel=True)
     assert [manifest.track for manifest in manifests] == ["structured", "toolcall"]
     assert all(manifest.metrics["workers"] == 2 for manifest in manifests)
     assert max(len(pids) for pids in seen) == 4
+    figures = manifests[0].metrics
+    assert [one["step"] for one in figures["evaluations"]] == [4, 8, 12][: len(figures["evaluations"])]
+    assert figures["stopped_early"] is (figures["steps"] < 12)
+    (chosen,) = [
+        path.parent
+        for path in checkpoints(configs[0].run_dir, step=0)
+        if json.loads(path.read_text())["global_step"] == figures["best_step"]
+    ]
+    weights = [
+        folder / "adapter_model.safetensors" for folder in (chosen, tmp_path / "structured/adapters" / manifests[0].id)
+    ]
+    assert weights[0].read_bytes() == weights[1].read_bytes(), "another checkpoint than the best one was published"
     assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
 
 

@@ -180,6 +180,22 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
     assert "exact_match 0.625" in listed
 
 
+def test_the_chat_template_of_training_goes_with_the_adapter_and_its_card_serves_it(tmp_path: Path) -> None:
+    root, out = tmp_path / "adapters", tmp_path / "out"
+    made = trained(tmp_path / "made")
+    (made / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    manifest = publish_small(made, root, "f" * 32)
+    adapters.export(root, manifest.id, out, card=lambda manifest: "card")
+    assert (out / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    card = ModelCard.load(root / manifest.id / "README.md").text
+    assert f"--chat-template {manifest.id}/chat_template.jinja" in card
+    template = root / manifest.id / "chat_template.jinja"
+    template.chmod(0o644)
+    template.write_text("{{ other }}", encoding="utf-8")
+    with pytest.raises(AdapterError, match=r"chat_template\.jinja is damaged"):
+        adapters.export(root, manifest.id, tmp_path / "again", card=lambda manifest: "card")
+
+
 def test_where_nothing_was_compared_the_latest_report_counts(base: Path, tmp_path: Path) -> None:
     tuned(base, tmp_path / "made", r=12)
     root, runs = tmp_path / "adapters", tmp_path / "runs"

@@ -9,9 +9,10 @@ from urllib.request import Request
 
 import pytest
 
+from slm_ray.config.load import load
 from slm_ray.errors import ResourceError
-from tools import bench_sweep, race
-from tools.config import RaceConfig
+from tools import bench_sweep, bench_train, race
+from tools.config import RaceConfig, TrainBenchConfig
 
 ASK = (
     "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"
@@ -70,3 +71,12 @@ def test_ways_to_sweep_are_compared_with_the_first_recipe_by_recipe() -> None:
     assert one.split()[-6:] == ["100.0", "1.00", "2", "0.25", "0", "0"]
     assert other.split()[-6:] == ["25.0", "0.25", "1", "0.12", "1", "0.01"]
     assert best == "lowest loss: lr 0.003, rank 8 (0.4000)"
+
+
+def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_why(tmp_path: Path) -> None:
+    config = load(TrainBenchConfig, bench_train.__file__.replace(".py", ".yaml"))
+    assert config.training.lora.dropout == 0.0
+    with pytest.raises(ResourceError, match=r"slm-ray ended with status 2: .*error: cannot read .*nowhere.jsonl"):
+        bench_train.one_lap(
+            "slm-ray", config.training.model_copy(update={"train": "nowhere.jsonl"}), tmp_path / "slm-ray"
+        )

@@ -37,20 +37,20 @@ def _torch_as_it_was() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
     out = tmp_path_factory.mktemp("gpu") / "runs" / "check.json"
-    parts = ("recipes", "micro_batches", "precision")
+    parts = ("recipes", "micro_batches")
     gpu_check.main(GpuCheckConfig(shape="tiny", device="cpu", out=str(out), parts=parts))
     return json.loads(out.read_text(encoding="utf-8"))
 
 
 def test_every_variant_is_measured_by_the_product_s_own_trainer(result: Any) -> None:
-    assert list(result["parts"]) == ["recipes", "micro_batches", "precision"]
+    assert list(result["parts"]) == ["recipes", "micro_batches"]
     seen = {
         (part, label): figures
         for part, found in result["parts"].items()
         for label, figures in found["variants"].items()
     }
     assert {label: figures["error"] for label, figures in seen.items() if figures["status"] != "measured"} == {}
-    assert len(seen) == 3 + 2 + 3
+    assert len(seen) == 3 + 2
     for figures in seen.values():
         assert figures["tokens"] > 0 and figures["tokens_per_s"] > 0 and figures["peak_bytes"] > 0
         assert 0 < figures["model_utilisation"] <= figures["hardware_utilisation"]
@@ -60,11 +60,22 @@ def test_every_variant_is_measured_by_the_product_s_own_trainer(result: Any) -> 
     assert result["card"]["matmul_flops"] > 0
 
 
-def test_fewer_bits_are_fewer_bytes(result: Any) -> None:
-    held = {name: figures["base_bytes"] for name, figures in result["parts"]["precision"]["variants"].items()}
-    assert held["4bit"] < held["8bit"] < held["16bit"]
+def test_the_earlier_stack_holds_more(result: Any) -> None:
     stacks = result["parts"]["recipes"]["variants"]
     assert stacks["earlier recipe, our stack"]["base_bytes"] < stacks["earlier recipe, earlier stack"]["base_bytes"]
+
+
+def test_fewer_bits_are_fewer_bytes_and_each_part_has_the_variants_that_it_compares() -> None:
+    bench, _ = gpu_check.look_at_the_card(GpuCheckConfig(shape="tiny", device="cpu"))
+    variants = {name: make(bench) for name, (_, make) in gpu_check.PARTS.items()}
+    held = []
+    for bits, variant in variants["precision"].items():
+        base = random_base(SHAPES["tiny"], variant.recipe, device=CPU, seed=1, between=lambda: None)
+        assert variant.recipe.precision == bits
+        held.append(sum(weight.numel() * weight.element_size() for weight in base.parameters()))
+    assert held == sorted(set(held)) and len(held) == 3
+    assert {variant.head for variant in variants["heads"].values()} == {"fused", "full"}
+    assert {"sdpa", "eager"} <= {variant.attention for variant in variants["attention"].values()}
 
 
 def test_batches_by_tokens_carry_more_tokens_a_step_than_batches_by_rows(result: Any) -> None:

@@ -14,14 +14,17 @@ from slm_ray.parity import (
     NotedRow,
     Position,
     Positions,
+    Record,
     Reference,
     Served,
     ServedAnswer,
     check,
+    check_again,
     chosen_rows,
     distance,
     figures,
     first_difference,
+    in_words,
     refusal,
 )
 
@@ -196,3 +199,34 @@ def test_figures_say_what_the_served_precision_costs_and_what_a_fault_would_have
     assert precision["same_tokens"] > 0.8
     assert measured["adapter"]["mean"] < measured["tolerance"] < measured["alternatives"]["alpha doubled"]
     assert "adapter" not in figures(NOTE, REFERENCE, None)
+
+
+def test_a_deployment_is_held_against_the_answers_of_the_proof() -> None:
+    record = Record(prompts=(({"role": "user", "content": "hi"},),) * 3, note=NOTE, served=SERVED)
+    assert check_again(record, SERVED) == ()
+    for fault in (
+        "no adapter",
+        "wrong template",
+        "wrong base",
+        "another version",
+        "stock CPU kernel",
+        "stale prefix cache",
+    ):
+        assert [finding.fault for finding in check_again(record, SERVED_OTHERWISE[fault])] == [fault]
+    doubled = check_again(record, SERVED_OTHERWISE["alpha doubled"])
+    assert [finding.fault for finding in doubled] == ["other answers"]
+    unserved = replace(record, served=None)
+    assert [finding.fault for finding in check_again(unserved, SERVED_OTHERWISE["wrong template"])] == [
+        "wrong template"
+    ]
+
+
+def test_a_proof_is_told_in_one_line_with_what_it_lacks() -> None:
+    proof = {"on": "engine", "checked": ["files"], "not_checked": [], **figures(NOTE, REFERENCE, SERVED)}
+    line = in_words(proof)
+    assert "proved on engine: files; 0." in line
+    assert "served in bf16 instead of 4bit: " in line
+    assert "NOT" not in line
+    assert in_words({**proof, "not_checked": ["no vLLM"]}).endswith("NOT checked: no vLLM")
+    assert in_words({"checked": [], "not_checked": ["prove_on is nothing"]}) == "not proved: prove_on is nothing"
+    assert in_words(None).startswith("not proved")

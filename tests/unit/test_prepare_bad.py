@@ -10,7 +10,9 @@ import pytest
 from slm_ray.config import PrepareConfig
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.prepare import prepare
+from slm_ray.training.base_model import token_counter
 from slm_ray.types import Example
+from tests.bases import make_base
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "validation", "test")
@@ -100,6 +102,19 @@ def test_a_preparation_that_stands_still_says_what_it_left_out(tmp_path: Path) -
     given = config(tmp_path, [*rows(150), "nope"], skip_bad=True)
     first, second = prepare(given), prepare(given)
     assert first.summary() == second.summary() and "not_json 1" in second.summary()
+
+
+def test_a_chat_that_the_base_s_template_refuses_is_a_bad_row(tmp_path: Path) -> None:
+    count = token_counter(str(make_base(tmp_path / "base", family="mistral")))
+    turns = [{"role": role, "content": role} for role in ("user", "user", "assistant")]
+    prepared = prepare(
+        config(tmp_path, [*rows(120), json.dumps({"messages": turns})], skip_bad=True, curation={"max_tokens": 200}),
+        token_counter=count,
+    )
+    (bad,) = bad_rows(tmp_path)
+    assert (bad["line"], bad["kind"]) == (121, "refused_chat")
+    assert "let user and assistant alternate" in str(bad["reason"])
+    assert sum(prepared.rows.values()) == 120
 
 
 def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
-from slm_ray.serving.adapter_cache import NodeLocalCache, served_name, served_names
+from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
 from slm_ray.serving.auth import RequireKey, key_digest
-from slm_ray.serving.settings import app_settings, bundles
+from slm_ray.serving.settings import app_settings, bundles, most_in_flight
 from slm_ray.serving.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,30 @@ def test_published_ids_are_their_own_name_and_hand_placed_ones_carry_a_version(t
     assert names["looks-0123456789ab"].startswith("looks-0123456789ab@")
     adapter_folder(folder / "by-hand", value=2.0)
     assert served_name(folder, "by-hand") != names["by-hand"]
+
+
+def test_a_candidate_has_a_name_of_its_own_and_is_listed_nowhere(tmp_path: Path) -> None:
+    adapter = published(tmp_path)
+    folder = tmp_path / "served"
+    assert served_name(folder, f"{adapter}@candidate") is None
+    shutil.copytree(tmp_path / "adapters", folder / ".candidates")
+    assert served_name(folder, f"{adapter}@candidate") == f"{adapter}@candidate"
+    assert served_name(folder, adapter) is None
+    assert served_names(folder) == {}
+    assert ServedNames(folder).resolve(f"{adapter}@candidate") == f"{adapter}@candidate"
+    adapter_folder(folder / ".candidates/by-hand")
+    for name in (
+        "by-hand@candidate",
+        "../.candidates/by-hand@candidate",
+        "@candidate",
+        f"{adapter}@candidate@candidate",
+    ):
+        assert served_name(folder, name) is None
+    copies = NodeLocalCache()
+    assert copies.fetch(folder, f"{adapter}@candidate", BASE).name == f"{adapter}@candidate"
+    with pytest.raises(FileNotFoundError):
+        copies.fetch(folder, adapter, BASE)
+    copies.close()
 
 
 def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
@@ -189,6 +214,19 @@ def test_settings_fill_the_file_in_and_hold_no_secret(tmp_path: Path) -> None:
     assert settings.digest == again.digest != other.digest
 
 
+def test_the_base_is_read_as_training_reads_it_unless_the_file_says_otherwise(tmp_path: Path) -> None:
+    def engine(path: str) -> dict[str, Any]:
+        settings = app_settings(Serving(config=path, base=str(BASE)), stand_in=None, environment={})
+        return dict(settings.serving["llm_configs"][0]["engine_kwargs"])
+
+    read_as = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
+    assert read_as.items() <= engine(CPU).items()
+    assert engine(CPU)["max_loras"] == 4, "what the file says stays"
+    own = Path(CPU).read_text(encoding="utf-8").replace("engine_kwargs:", "engine_kwargs:\n      load_format: dummy")
+    (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
+    assert {**read_as, "load_format": "dummy"}.items() <= engine(str(tmp_path / "own.yaml")).items()
+
+
 def test_what_the_endpoint_holds_of_the_cluster() -> None:
     def held(path: str) -> list[dict[str, float]]:
         config = Serving(config=path, base=str(BASE))
@@ -293,3 +331,24 @@ def test_the_kernel_comes_without_ray() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False"
     )
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "gpu1.example"])
+def test_an_endpoint_that_others_can_reach_wants_a_key(host: str) -> None:
+    config = Serving(config=CPU, base=str(BASE), host=host)
+    with pytest.raises(ConfigError, match=r"set SLM_RAY_API_KEY in the environment, or serving\.host"):
+        app_settings(config, stand_in=None, environment={})
+    assert app_settings(config, stand_in=None, environment={"SLM_RAY_API_KEY": "s3cret"}).api_key_digest
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_on_loopback_none_is_needed(host: str) -> None:
+    config = Serving(config=CPU, base=str(BASE), host=host)
+    assert app_settings(config, stand_in=None, environment={}).api_key_digest is None
+
+
+@pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
+def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
+    serving = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    assert most_in_flight(serving) == limit
+    assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,13 +22,15 @@ from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
-from slm_ray.parity import PRECISION_TOLERANCE, check, distance
-from slm_ray.training import meter, progress, rows, selection
+from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
+from slm_ray.reports.encoding import decode
+from slm_ray.training import failures, meter, progress, rows, selection
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
-from slm_ray.training.parity import note, prompt_and_answer, reference
+from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
 from slm_ray.training.plan import WorkerPayload
+from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import target_loss, validate
 from slm_ray.types import Example, Message, Prompt
@@ -148,6 +151,9 @@ def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assista
         stock = Trainer.compute_loss(every, every.model, dict(batch))
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
     assert every.train().training_loss > 0
+    every.save_model(str(tmp_path / "saved"))
+    saved = (tmp_path / "saved" / "chat_template.jinja").read_text(encoding="utf-8")
+    assert saved == tokenizer.chat_template, "what was rendered with goes with the checkpoint"
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
@@ -243,6 +249,75 @@ def test_validation_rows_are_answered_in_the_middle_of_a_training_without_changi
     assert measured["validation_loss"] == pytest.approx(total / tokens)
 
 
+def metered(trainer: Any, folder: Path) -> Any:
+    """The trainer with the meter that every run has."""
+    payload = WorkerPayload(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=6),
+        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(folder / "run.json"),
+    )  # fmt: skip
+    meter.Meter(payload, rank=0).attach(trainer)
+    return trainer
+
+
+def test_a_run_that_is_killed_inside_an_epoch_goes_on_with_the_same_loss_at_every_step(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    class Killed(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step == 9:
+                raise KeyboardInterrupt
+
+    recipe: dict[str, Any] = {
+        "epochs": 6,
+        "per_device_batch": 2,
+        "checkpoint_steps": 7,
+        "lora": Lora(rank=4, alpha=8, dropout=0.2),
+    }
+    runs = [
+        metered(small_trainer(tokenizer, tmp_path / name, **recipe), tmp_path) for name in ("one", "other", "again")
+    ]
+    for run in runs:
+        run.args.logging_steps = 5  # the checkpoint of step 7 lies between two logs
+    undisturbed, killed, resumed = runs
+    undisturbed.train()
+    killed.add_callback(Killed())
+    with pytest.raises(KeyboardInterrupt):
+        killed.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "other/checkpoint-7"))
+    curves = [progress.curve(run.state.log_history) for run in (undisturbed, resumed)]
+    assert [point["step"] for point in curves[0]] == [5, 7, 10, 14, 15, 20, 21, 24]
+    assert len(curves[1]) == len(curves[0])
+    for one, other in zip(*curves, strict=True):
+        assert other == pytest.approx(one, rel=1e-6)
+
+
+def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays_whole(tokenizer: Any, tmp_path: Path) -> None:
+    running = metered(small_trainer(tokenizer, tmp_path, epochs=6, checkpoint_steps=2), tmp_path)
+
+    class FullAt(TrainerCallback):  # type: ignore[misc]
+        """From step 3 on the kernel refuses files of more than 2 kB, as a full disk refuses all."""
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step == 3:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+
+    running.add_callback(FullAt())
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(Exception) as raised:
+            running.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    config = TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a")
+    assert not failures.is_lost(raised.value)
+    assert str(failures.explained(raised.value, config, "runs/x")).startswith(
+        "no space left for the checkpoints of runs/x"
+    )
+    again = small_trainer(tokenizer, tmp_path / "again", epochs=6, checkpoint_steps=50)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert again.state.global_step == 12
+
+
 class StandInNvml:
     """A stand-in for NVIDIA's driver library on machines without a GPU: what it answers is invented."""
 
@@ -321,6 +396,14 @@ def test_the_note_holds_the_tokens_that_trl_made_and_what_the_model_in_memory_sa
         assert tokenizer.decode(list(row.answer)) == f"{example.target}<|eot_id|>"
         assert [one.token for one in row.trained] == list(row.answer)[: len(row.trained)]
         assert all(value <= 0 for one in row.trained for _, value in one.top)
+
+
+def test_every_checkpoint_gets_its_note(trainer: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    args, state = SimpleNamespace(output_dir=str(tmp_path)), SimpleNamespace(global_step=3)
+    NoteParity(trainer, precision="4bit").on_save(args, state, None)
+    written = json.loads((tmp_path / "checkpoint-3" / NOTE).read_text())
+    assert decode(written, Note, where="", fix="") == note(trainer, precision="4bit")
 
 
 def test_of_a_conversation_the_last_answer_is_noted() -> None:

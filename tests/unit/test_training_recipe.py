@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import PhiConfig, PhiForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
 
 from slm_ray import adapters
 from slm_ray.config import Lora, Recipe
@@ -87,12 +87,15 @@ def test_rslora_scales_by_the_root_of_the_rank(variant: Any, scale: float) -> No
     assert {part.scaling["default"] for part in model.modules() if isinstance(part, BaseTunerLayer)} == {scale}
 
 
-def test_all_linear_finds_fused_layers_and_leaves_the_head_alone() -> None:
+def test_all_linear_finds_the_layers_of_any_architecture_and_leaves_the_head_alone() -> None:
     shape = PhiConfig(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, dtype="float32"
     )
     model = add_lora(PhiForCausalLM(shape), Lora(rank=2))
     assert model.peft_config["default"].target_modules == {"q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2"}
+    transposed = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, dtype="float32"))
+    model = add_lora(transposed, Lora(rank=2))
+    assert model.peft_config["default"].target_modules == {"c_attn", "c_proj", "c_fc"}
 
 
 def test_a_cosine_with_restarts_begins_again_at_every_epoch(tmp_path: Path) -> None:

@@ -1,0 +1,367 @@
+"""What a request may ask of the engine: bounds that hold before the first token, and one shape for what is refused.
+
+The engine trusts its callers: it has no time-out for compiling a grammar (a schema of 116 bytes takes it ten seconds, and
+all structured output waits), fails with 500 on fields that it does not expect, and answers whatever length is asked for.
+So the ingress reads the body first. Unknown fields are refused, not ignored: whoever sends `guided_json` to a server that
+has forgotten it gets answers that look right. Plain ASGI; knows nothing of models, and needs milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slm_ray.serving.auth import refusal
+
+MAX_BODY_BYTES = 8 * 2**20
+MAX_ANSWER_TOKENS = 16_384  # of all choices together
+MAX_LOGPROBS = 200_000  # alternatives × tokens of all choices: each is some 60 bytes of answer
+MAX_MESSAGES = 2_000
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200
+MAX_LOGIT_BIAS = 300
+# Grammars are compiled against the whole vocabulary; these bounds keep it at seconds for 128,000 tokens.
+MAX_SCHEMA_BYTES = 64 * 2**10
+MAX_SCHEMA_DEPTH = 32
+MAX_SCHEMA_NODES = 2_000
+MAX_REGEX_CHARACTERS, MAX_REGEX_REPEATS = 200, 500
+MAX_REPEATS = 4_000  # counted ones (`maxLength`, `minItems`, `{3,20}` in a pattern) of a whole schema
+_REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_COUNTED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+Check = Callable[[Any], str | None]  # what is wrong with a value, or None
+
+
+class _Refused(Exception):
+    """A request that is not passed on; `field` is the one at fault."""
+
+    def __init__(self, message: str, *, field: str | None = None, status: int = 400, code: str = "invalid_value"):
+        super().__init__(message)
+        self.status, self.code, self.field = status, code, field
+
+
+class RequestLimits:
+    """ASGI middleware: 413 for a body above `MAX_BODY_BYTES`, 400 for one that is no request the engine should see."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self.app(scope, receive, send)
+            return
+        try:
+            body = await _whole(scope, receive)
+            if scope["path"].endswith("/completions"):
+                check_request(_decoded(body), chat=scope["path"].endswith("/chat/completions"))
+        except _Refused as error:
+            response = refusal(error.status, error.code, str(error), param=error.field)
+            await response(scope, receive, send)
+            return
+        except _Gone:
+            return
+        await self.app(scope, _replayed(body, receive), send)
+
+
+class InFlightLimit:
+    """ASGI middleware: 429 with Retry-After, at once, for an answer asked for while `limit` others are being written.
+
+    A queue that holds everybody makes everybody late, and none of them is told so. Other routes are not counted.
+    """
+
+    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+        self.app = app
+        self._limit = limit
+        self._in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/completions"):
+            await self.app(scope, receive, send)
+            return
+        if self._in_flight >= self._limit:
+            response = refusal(
+                429, "rate_limit_exceeded", f"{self._limit} answers are being written already; try again later",
+                "rate_limit_error",
+            )  # fmt: skip
+            response.headers["retry-after"] = "1"
+            await response(scope, receive, send)
+            return
+        self._in_flight += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._in_flight -= 1
+
+
+class _Gone(Exception):
+    """The client left before its request was whole."""
+
+
+async def _whole(scope: Scope, receive: Receive) -> bytes:
+    too_large = _Refused(
+        f"the body is above {MAX_BODY_BYTES // 2**20} MiB; send less", status=413, code="request_too_large"
+    )
+    length = dict(scope["headers"]).get(b"content-length", b"0")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        raise too_large
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY_BYTES:
+            raise too_large
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body once more, then whatever the client does next (it may leave)."""
+    unread = True
+
+    async def again() -> Message:
+        nonlocal unread
+        if unread:
+            unread = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    try:
+        request = msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _Refused(f"the body is no JSON in UTF-8 ({error})", code="invalid_json") from None
+    if not isinstance(request, dict):
+        raise _Refused("the body is JSON but no object", code="invalid_json")
+    return request
+
+
+def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
+    """_Refused, with the field and the bound, for a request that the engine should not see."""
+    fields = _FIELDS | (_CHAT if chat else _TEXT)
+    for name, value in request.items():
+        check = fields.get(name)
+        if check is None:
+            raise _Refused(f"the field {name[:60]!r} is not known here; leave it out", field=name[:60])
+        if value is None and name not in _NEEDED:
+            continue
+        if problem := check(value):
+            raise _Refused(f"{name}: {problem}", field=name)
+    needed = "messages" if chat else "prompt"
+    if needed not in request:
+        raise _Refused(f"{needed} is missing", field=needed)
+    _check_product(request)
+
+
+def _check_product(request: Mapping[str, Any]) -> None:
+    """The answer as a whole: choices × tokens × alternatives of each."""
+    asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
+    tokens = (request.get("n") or 1) * asked
+    if tokens > MAX_ANSWER_TOKENS:
+        raise _Refused(
+            f"n × max_tokens is {tokens:,}, above {MAX_ANSWER_TOKENS:,}; ask for less", field="max_tokens",
+        )  # fmt: skip
+    shown = request.get("top_logprobs") or request.get("logprobs") or 0
+    if shown is not True and tokens * shown > MAX_LOGPROBS:
+        raise _Refused(f"log-probabilities of {tokens * shown:,} tokens, above {MAX_LOGPROBS:,}", field="logprobs")
+
+
+def schema_problem(schema: Any) -> str | None:
+    """Why a JSON schema would keep the engine's compiler busy; None for one that does not."""
+    if isinstance(schema, str):
+        try:
+            schema = msgspec.json.decode(schema)
+        except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
+            return "the schema is no JSON"
+    if not isinstance(schema, dict | bool):
+        return "a schema is an object"
+    repeats = 0
+    for nodes, (depth, node) in enumerate(_walk(schema), start=1):
+        if depth > MAX_SCHEMA_DEPTH:
+            return f"the schema is nested more than {MAX_SCHEMA_DEPTH} deep"
+        if nodes > MAX_SCHEMA_NODES:
+            return f"the schema has more than {MAX_SCHEMA_NODES:,} parts"
+        if isinstance(node, dict):
+            if isinstance(pattern := node.get("pattern"), str):
+                if problem := regex_problem(pattern):
+                    return problem
+                repeats += _repeats(pattern)
+            repeats += _counted(node)
+    if repeats > MAX_REPEATS:
+        return f"the schema counts {repeats:,} repetitions (maxLength, minItems, ...), above {MAX_REPEATS:,}"
+    if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
+        return f"the schema is above {MAX_SCHEMA_BYTES // 2**10} KiB"
+    return None
+
+
+def _counted(node: Mapping[str, Any]) -> int:
+    """Repetitions that a part of a schema asks for."""
+    counts = [node.get(name) for name in _COUNTED]
+    return int(min(max((one for one in counts if isinstance(one, int | float)), default=0), MAX_REPEATS + 1))
+
+
+def regex_problem(pattern: str) -> str | None:
+    """Why a regular expression would keep the engine's compiler busy; None for one that does not."""
+    if len(pattern) > MAX_REGEX_CHARACTERS:
+        return f"a pattern of {len(pattern):,} characters, above {MAX_REGEX_CHARACTERS}"
+    if (counted := _repeats(pattern)) > MAX_REGEX_REPEATS:
+        return f"a pattern that counts {counted:,} repetitions, above {MAX_REGEX_REPEATS}"
+    return None
+
+
+def _repeats(pattern: str) -> int:
+    """What the counted repetitions of a pattern come to; one within another multiplies, and is taken to be."""
+    counts = [min(int(digits), 10**6) for found in _REPEAT.finditer(pattern) for digits in found.groups() if digits]
+    return math.prod(count for count in counts if count > 1) if counts else 0
+
+
+def _walk(schema: Any) -> Iterator[tuple[int, Any]]:
+    """Every object, array and value of a schema with its depth; by a stack, since hostile ones are deep."""
+    stack = [(1, schema)]
+    while stack:
+        depth, node = stack.pop()
+        yield depth, node
+        inner = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        stack.extend((depth + 1, part) for part in inner)
+
+
+def _number(low: float, high: float, *, whole: bool = False) -> Check:
+    def check(value: Any) -> str | None:
+        right = isinstance(value, int) if whole else isinstance(value, int | float)
+        if isinstance(value, bool) or not right or not low <= value <= high:
+            return f"{'a whole number' if whole else 'a number'} from {low:,g} to {high:,g} is wanted"
+        return None
+
+    return check
+
+
+def _kind(*kinds: type, words: str) -> Check:
+    return lambda value: None if isinstance(value, kinds) else f"{words} is wanted"
+
+
+def _messages(value: Any) -> str | None:
+    if not isinstance(value, list) or not value:
+        return "a list of one message or more is wanted"
+    if len(value) > MAX_MESSAGES:
+        return f"{len(value):,} messages, above {MAX_MESSAGES:,}"
+    for place, message in enumerate(value):
+        if not isinstance(message, dict) or message.get("role") not in _ROLES:
+            return f"message {place} is no object with a role ({', '.join(_ROLES)})"
+        content = message.get("content")
+        if isinstance(content, list):
+            if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+                return f"message {place} has a part that is no text, which is all that is served here"
+            content = "".join(str(part.get("text", "")) for part in content)
+        if not isinstance(content, str) and not (content is None and message["role"] == "assistant"):
+            return f"message {place} has no text as its content"
+    return None
+
+
+def _stop(value: Any) -> str | None:
+    stops = [value] if isinstance(value, str) else value
+    if not isinstance(stops, list) or len(stops) > MAX_STOPS or not all(isinstance(stop, str) for stop in stops):
+        return f"a text, or at most {MAX_STOPS} of them, is wanted"
+    if any(not 0 < len(stop) <= MAX_STOP_CHARACTERS for stop in stops):
+        return f"a stop has 1 to {MAX_STOP_CHARACTERS} characters"
+    return None
+
+
+def _logit_bias(value: Any) -> str | None:
+    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
+        return f"an object of at most {MAX_LOGIT_BIAS} tokens is wanted"
+    right = _number(-100, 100)
+    if any(
+        not token.isascii() or not token.isdigit() or len(token) > 9 or right(bias) for token, bias in value.items()
+    ):
+        return "token numbers with a bias from -100 to 100 are wanted"
+    return None
+
+
+def _response_format(value: Any) -> str | None:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind in ("text", "json_object"):
+        return None
+    named = value.get("json_schema") if kind == "json_schema" else None
+    if not isinstance(named, dict) or "schema" not in named:
+        return "a type text, json_object or json_schema (with json_schema.schema) is wanted"
+    return schema_problem(named["schema"])
+
+
+def _structured_outputs(value: Any) -> str | None:
+    if not isinstance(value, dict) or len(value) != 1:
+        return "an object with one of json, choice, regex, json_object is wanted"
+    ((kind, wanted),) = value.items()
+    if kind == "json":
+        return schema_problem(wanted)
+    if kind == "regex" and isinstance(wanted, str):
+        return regex_problem(wanted)
+    if kind == "choice" and isinstance(wanted, list) and all(isinstance(text, str) for text in wanted):
+        return schema_problem({"enum": wanted})
+    if kind == "json_object" and wanted is True:
+        return None
+    return f"{str(kind)[:40]} is none of json, choice, regex, json_object, or not of its type; a grammar is not served"
+
+
+def _not_served(value: Any) -> str | None:
+    return "tools are not served here; ask for a JSON schema by response_format" if value not in ([], "none") else None
+
+
+_YES_OR_NO = _kind(bool, words="true or false")
+_TEXT_VALUE = _kind(str, words="a text")
+_NEEDED = ("messages", "prompt")
+_FIELDS: dict[str, Check] = {
+    "model": _TEXT_VALUE,
+    "max_tokens": _number(1, MAX_ANSWER_TOKENS, whole=True),
+    "min_tokens": _number(0, MAX_ANSWER_TOKENS, whole=True),
+    "n": _number(1, 16, whole=True),
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "top_k": _number(-1, 1_000_000, whole=True),
+    "min_p": _number(0, 1),
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
+    "repetition_penalty": _number(0.01, 10),
+    "seed": _number(-(2**63), 2**63 - 1, whole=True),
+    "stop": _stop,
+    "logit_bias": _logit_bias,
+    "stream": _YES_OR_NO,
+    "stream_options": _kind(dict, words="an object"),
+    "response_format": _response_format,
+    "structured_outputs": _structured_outputs,
+    "ignore_eos": _YES_OR_NO,
+    "skip_special_tokens": _YES_OR_NO,
+    "return_token_ids": _YES_OR_NO,
+    "return_tokens_as_token_ids": _YES_OR_NO,
+    "cache_salt": _TEXT_VALUE,
+    "user": _TEXT_VALUE,
+    # Of OpenAI's API, and without effect here.
+    "metadata": _kind(dict, words="an object"),
+    "store": _YES_OR_NO,
+    "parallel_tool_calls": _YES_OR_NO,
+    "service_tier": _TEXT_VALUE,
+    "prompt_cache_key": _TEXT_VALUE,
+    "safety_identifier": _TEXT_VALUE,
+}
+_CHAT: dict[str, Check] = {
+    "messages": _messages,
+    "max_completion_tokens": _number(1, MAX_ANSWER_TOKENS, whole=True),
+    "logprobs": _YES_OR_NO,
+    "top_logprobs": _number(0, 20, whole=True),
+    "tools": _not_served,
+    "tool_choice": _not_served,
+}
+_TEXT: dict[str, Check] = {
+    "prompt": _TEXT_VALUE,
+    "logprobs": _number(0, 20, whole=True),
+    "echo": _YES_OR_NO,
+}

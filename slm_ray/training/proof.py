@@ -1,0 +1,312 @@
+"""Proving an adapter: it is served as it will be, asked, and compared with PEFT and with what its trainer noted.
+
+`prove` runs before publishing. The adapter lies in `adapters_dir/.candidates` meanwhile, where an endpoint answers for it as
+`ID@candidate` and lists it nowhere; without an endpoint a vLLM engine is started for it, in a Ray task with what one of the
+training's workers had. A fault is a ModelError, and nothing is published. What could not be checked (no vLLM, no room) is
+said in the proof and warned of, and the adapter is published. `prove_again` does the same for a published adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from slm_ray import adapters, parity
+from slm_ray.adapters import Manifest
+from slm_ray.config import ParityConfig, TrainConfig
+from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
+from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
+from slm_ray.reports.encoding import decode, encode
+from slm_ray.serving.served_answers import NoEngine, Refused, ask_endpoint, ask_engine, read_record
+from slm_ray.storage import read_json
+from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
+from slm_ray.training.plan import CPU_THREADS, Plan
+from slm_ray.yaml_file import read_yaml_mapping
+
+NOTE = "parity_note.json"  # in a checkpoint
+NOTHING, ENGINE = "nothing", "engine"
+_WITHIN_S = 900.0  # the base is loaded twice, by the engine and by PEFT
+_SPARE_TOKENS = 32
+_ADDRESSES = ("http://", "https://")
+_VLLM_MAX_RANK = 16  # where a file sets none
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM knows
+_OTHERS = 3  # published adapters that a wrong answer is compared with
+_NO_SERVER = {"tokens as the server makes them", "the served answers", "mixed batches", "the version in responses"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What goes into the manifest, and what is kept beside the adapter; `record` is None where nothing was noted."""
+
+    summary: dict[str, Any]
+    record: Record | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """An adapter folder and how it is to be proved; `engine` are the arguments of an engine to start, None for none."""
+
+    base: Path
+    folder: Path
+    name: str
+    rank: int
+    record: Record
+    engine: Mapping[str, Any] | None
+    others: Mapping[str, Path]
+    use_gpu: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was seen of a candidate: PEFT's answers, the server's where there are some, and why there are none."""
+
+    reference: Reference
+    served: Served | None
+    refused: Finding | None = None
+    unserved: str = ""
+
+
+def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, key: str) -> Proof:
+    """Proof of the adapter of `checkpoint`, which `publication` (arguments of `adapters.publish`) will publish.
+
+    Joins the caller's Ray; `key` is the endpoint's. ModelError with every fault and nothing else.
+    """
+    config = planned.config
+    if config.prove_on == NOTHING:
+        return Proof(summary=_summary(None, None, on=NOTHING, reason="prove_on is nothing"), record=None)
+    print(
+        f"{config.name}: trained; it is proved on {config.prove_on} before it is published", file=sys.stderr, flush=True
+    )
+    note = _read_note(checkpoint)
+    prompts = tuple(tuple(planned.examples[row.row].prompt.as_dicts()) for row in note.rows)
+    root = Path(config.adapters_dir) / adapters.CANDIDATES
+    manifest = adapters.publish(checkpoint, root, **publication)
+    try:
+        candidate = _candidate(
+            manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
+            others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
+        )  # fmt: skip
+        served, refused = None, None
+        if config.lora.variant == "dora":
+            candidate = replace(candidate, engine=None)
+        elif candidate.engine is None:
+            served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+        seen = _in_task(candidate, served, dict(config.workers.per_worker))
+    finally:
+        shutil.rmtree(root / manifest.id, ignore_errors=True)
+    if config.lora.variant == "dora":
+        seen = replace(seen, unserved="vLLM does not serve DoRA")
+    return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
+
+
+def prove_again(config: ParityConfig, *, key: str) -> Proof:
+    """Proof of a published adapter, in this process, on its GPU if it has one; AdapterError where it holds no note."""
+    import torch
+
+    use_gpu = torch.cuda.is_available()
+    base = base_folder(config.base)
+    manifest = adapters.verify(config.adapters_dir, config.adapter, base)
+    record = read_record(config.adapters_dir, manifest.id)
+    if record is None:
+        raise AdapterError(
+            f"{manifest.id} holds no {adapters.PARITY}: it was published without a proof, and its training prompts are kept as"
+            " hashes only; train it again with prove_on other than nothing"
+        )
+    candidate = _candidate(
+        manifest, Path(config.adapters_dir), base=config.base, record=record, prove_on=config.prove_on,
+        others=Path(config.adapters_dir), use_gpu=use_gpu,
+    )  # fmt: skip
+    served, refused = None, None
+    if candidate.engine is None:
+        served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
+    seen = look(candidate, served)
+    return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
+
+
+def check_prove_on(config: TrainConfig) -> None:
+    """ConfigError, before anything is trained, for a `prove_on` that is nothing of the kind or takes no such rank."""
+    if config.prove_on in (NOTHING, ENGINE) or config.prove_on.startswith(_ADDRESSES):
+        return
+    check_rank(config.prove_on, config.lora.rank, setting="prove_on")
+
+
+def check_rank(serving_file: str, rank: int, *, setting: str) -> None:
+    """ConfigError when the engine of a Ray Serve LLM file would refuse an adapter of that rank."""
+    highest = engine_arguments(serving_file).get("max_lora_rank", _VLLM_MAX_RANK)
+    if rank > highest:
+        raise ConfigError(
+            f"lora.rank {rank} is above max_lora_rank {highest} of {serving_file} ({setting}): the adapter could not be served; "
+            f"set max_lora_rank there to {rank} or more, or train a lower rank"
+        )
+
+
+def look(candidate: Candidate, served: Served | None) -> Seen:
+    """PEFT's answers beside the server's; the engine's first, where one is to be started. Needs torch; blocks."""
+    silence_libraries()
+    refused, unserved = None, ""
+    if candidate.engine is not None and candidate.rank > (
+        highest := candidate.engine.get("max_lora_rank", _VLLM_MAX_RANK)
+    ):
+        refused = parity.refusal(f"max_lora_rank is {highest}", rank=candidate.rank)
+    elif candidate.engine is not None:
+        try:
+            served = ask_engine(
+                candidate.base, candidate.folder, candidate.name, candidate.record.prompts, candidate.engine
+            )
+        except Refused as error:
+            refused = parity.refusal(str(error), rank=candidate.rank)
+        except NoEngine as error:
+            unserved = str(error)
+    from slm_ray.training.parity import reference
+
+    def answers(others: Mapping[str, Path]) -> Reference:
+        return reference(
+            candidate.base, candidate.folder, note=candidate.record.note, served=served, others=others,
+            use_gpu=candidate.use_gpu,
+        )  # fmt: skip
+
+    found = answers({})
+    if candidate.others and any(
+        finding.fault == "other answers" for finding in parity.check(candidate.record.note, found, served, str)
+    ):
+        found = answers(candidate.others)
+    return Seen(reference=found, served=served, refused=refused, unserved=unserved)
+
+
+@ray.remote  # type: ignore[untyped-decorator]
+def _look(candidate: Candidate, served: Served | None) -> Seen:
+    return look(candidate, served)
+
+
+def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float]) -> Seen:
+    environment = {"OMP_NUM_THREADS": str(CPU_THREADS), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    if not candidate.use_gpu:
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    task = _look.options(
+        num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources, max_retries=0,
+        runtime_env={"env_vars": environment},
+    )  # fmt: skip
+    waiting = task.remote(candidate, served)
+    try:
+        seen: Seen = ray.get(waiting, timeout=_WITHIN_S)
+    except GetTimeoutError:
+        ray.cancel(waiting, force=True)
+        raise _unproved(candidate, f"nothing came of it within {_WITHIN_S:g} s: is a worker's place free?") from None
+    except RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, SlmRayError):
+            raise cause from None
+        lines = str(cause or error).strip().splitlines()
+        raise _unproved(candidate, lines[-1] if lines else type(error).__name__) from error
+    return seen
+
+
+def _unproved(candidate: Candidate, reason: str) -> ModelError:
+    return ModelError(
+        f"{candidate.name} could not be proved and is not published: {reason}; the same command tries again and trains nothing "
+        "twice, prove_on: nothing publishes it without a proof"
+    )
+
+
+def _candidate(
+    manifest: Manifest, root: Path, *, base: str, record: Record, prove_on: str, others: Path, use_gpu: bool
+) -> Candidate:
+    same_base = []
+    with contextlib.suppress(AdapterError):  # somebody else's damaged folder
+        same_base = [
+            other.id
+            for other in adapters.list_adapters(others)
+            if other.id != manifest.id and other.base_fingerprint == manifest.base_fingerprint
+        ]
+    return Candidate(
+        base=base_folder(base), folder=root / manifest.id, name=manifest.id, rank=manifest.rank, record=record,
+        engine=_engine(prove_on, manifest.rank, record.note, use_gpu=use_gpu),
+        others={name: others / name for name in same_base[-_OTHERS:]}, use_gpu=use_gpu,
+    )  # fmt: skip
+
+
+def _engine(prove_on: str, rank: int, note: Note, *, use_gpu: bool) -> dict[str, Any] | None:
+    """Arguments of the engine that is to be started; None where an endpoint is asked."""
+    if prove_on.startswith(_ADDRESSES):
+        return None
+    if prove_on == ENGINE:
+        longest = max(len(row.prompt) for row in note.rows)
+        room: dict[str, Any] = {"gpu_memory_utilization": 0.85} if use_gpu else {"kv_cache_memory_bytes": 64 << 20}
+        arguments: dict[str, Any] = {
+            "dtype": "bfloat16", "enforce_eager": True, "max_model_len": longest + parity.POSITIONS + _SPARE_TOKENS,
+            "max_num_seqs": 2 * parity.ROWS, "max_lora_rank": min((one for one in _RANKS if one >= rank), default=rank), **room,
+        }  # fmt: skip
+    else:
+        arguments = engine_arguments(prove_on)
+    arguments = {name: value for name, value in arguments.items() if name not in ("enable_lora", "max_loras")}
+    return arguments if use_gpu else {**arguments, "distributed_executor_backend": "uni"}
+
+
+def engine_arguments(serving_file: str) -> dict[str, Any]:
+    """The `engine_kwargs` of a Ray Serve LLM file; ConfigError when it is none."""
+    models = read_yaml_mapping(serving_file, what="Ray Serve LLM file").get("llm_configs")
+    if not isinstance(models, list) or not models or not isinstance(models[0], dict):
+        raise ConfigError(f"{serving_file} is no Ray Serve LLM file: it has no llm_configs; give one of serve_configs/")
+    return {**(models[0].get("engine_kwargs") or {})}
+
+
+def _from_endpoint(url: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None]:
+    try:
+        return ask_endpoint(url, adapter, candidate.record.prompts, key=key), None
+    except Refused as error:
+        return None, parity.refusal(str(error), rank=candidate.rank)
+
+
+def _proof(candidate: Candidate, seen: Seen, *, on: str) -> Proof:
+    tokenizer = open_tokenizer(candidate.base)
+    note = candidate.record.note
+    findings = parity.check(note, seen.reference, seen.served, tokenizer.decode)
+    if seen.refused is not None:
+        findings = (seen.refused, *findings)
+    if findings:
+        raise ModelError(
+            f"{candidate.name} is not served as it was trained, so it is not published or should not be: "
+            + " | ".join(f"{finding.fault}: {finding.message}" for finding in findings)
+        )
+    summary = _summary(note, seen, on=on, reason=seen.unserved)
+    return Proof(summary=summary, record=replace(candidate.record, served=seen.served))
+
+
+def _summary(note: Note | None, seen: Seen | None, *, on: str, reason: str) -> dict[str, Any]:
+    checked: Sequence[str] = []
+    missing = f"everything ({reason})"
+    if seen is not None:
+        checked = ["files are what was trained", "the adapter changes the base's answers"]
+        missing = f"{', '.join(sorted(_NO_SERVER))} ({reason})"
+        if seen.served is not None:
+            checked, missing = [*checked, *sorted(_NO_SERVER)], ""
+    if missing:
+        print(
+            f"warning: an adapter is published without a whole proof; not checked: {missing}",
+            file=sys.stderr,
+            flush=True,
+        )
+    measured = parity.figures(note, seen.reference, seen.served) if seen is not None else {}
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"), "on": on, "rows": len(note.rows) if note else 0,
+        "checked": checked, "not_checked": [missing] if missing else [], **measured,
+    }  # fmt: skip
+
+
+def _read_note(checkpoint: Path) -> Note:
+    path = checkpoint / NOTE
+    return decode(read_json(path), Note, where=str(path), fix="train again")
+
+
+def encoded(record: Record | None) -> Any:
+    """A record as it is kept beside the adapter."""
+    return None if record is None else encode(record)

@@ -1,0 +1,129 @@
+"""The server's side of the parity check over HTTP: what is asked in which round, refusals, and servers that say too little."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from slm_ray.config import TrainConfig
+from slm_ray.errors import ConfigError, ModelError
+from slm_ray.parity import in_words
+from slm_ray.serving.served_answers import Refused, ask_endpoint
+from slm_ray.training.plan import Plan
+from slm_ray.training.proof import check_prove_on, prove
+
+PROMPTS = [[{"role": "user", "content": text}] for text in ("one", "two")]
+SERVE = Path(__file__).parents[2] / "serve_configs/cpu_tiny.yaml"
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers as vLLM does: token 7 for the base, 8 for an adapter."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+    refuses: tuple[int, str] | None = None
+    says_tokens = True
+
+    def do_GET(self) -> None:
+        self.reply(200, {"data": [{"id": "base:a-1"}, {"id": "base"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append({**body, "key": self.headers.get("Authorization")})
+        if self.refuses and ":" in body["model"]:
+            return self.reply(self.refuses[0], {"error": {"message": self.refuses[1]}})
+        token = 8 if ":" in body["model"] else 7
+        top = [{"token": f"token_id:{token}", "logprob": -0.25}, {"token": "token_id:3", "logprob": -9999.0}]
+        content = [{"token": f"token_id:{token}", "logprob": -0.25, "top_logprobs": top}]
+        found = {"model": body["model"], "choices": [{"logprobs": {"content": content}}]}
+        if self.says_tokens:
+            found["prompt_token_ids"] = [1, 2, 3]
+        return self.reply(200, found)
+
+    def reply(self, status: int, body: dict[str, Any]) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def endpoint() -> Iterator[tuple[str, type[Endpoint]]]:
+    handler = type("Handler", (Endpoint,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    server.server_close()
+
+
+def test_each_arm_is_asked_alone_without_the_cache_then_cached_then_mixed(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    served = ask_endpoint(url, "a-1@candidate", PROMPTS, key="k")
+    assert served.model == "base:a-1@candidate"
+    rounds = [handler.asked[at : at + size] for at, size in ((0, 2), (2, 2), (4, 2), (6, 4))]
+    assert [sorted(asked["model"] for asked in one) for one in rounds] == [
+        ["base"] * 2, ["base:a-1@candidate"] * 2, ["base:a-1@candidate"] * 2, ["base"] * 2 + ["base:a-1@candidate"] * 2,
+    ]  # fmt: skip
+    assert ["cache_salt" in one[0] for one in rounds] == [True, True, False, True]
+    salts = [asked["cache_salt"] for asked in handler.asked if "cache_salt" in asked]
+    assert len(set(salts)) == len(salts) == 8
+    assert {asked["key"] for asked in handler.asked} == {"Bearer k"}
+    assert served.base_mixed == served.base != served.adapter == served.adapter_cached
+    assert served.adapter[0].prompt == (1, 2, 3)
+    assert served.adapter[0].positions[0].top == ((8, -0.25), (3, -9999.0))
+
+
+def test_a_refused_adapter_and_a_silent_server_are_told_apart(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    handler.refuses = (400, "LoRA rank 128 is greater than max_lora_rank 64")
+    with pytest.raises(Refused, match="rank 128"):
+        ask_endpoint(url, "a-1", PROMPTS, key="")
+    handler.refuses = (503, "busy")
+    with pytest.raises(ModelError, match="HTTP 503") as busy:
+        ask_endpoint(url, "a-1", PROMPTS, key="")
+    assert not isinstance(busy.value, Refused)
+    handler.refuses, handler.says_tokens = None, False
+    with pytest.raises(ModelError, match="does not say which tokens"):
+        ask_endpoint(url, "a-1", PROMPTS, key="")
+    with pytest.raises(ModelError, match="is the endpoint up"):
+        ask_endpoint("http://127.0.0.1:9", "a-1", PROMPTS, key="")
+
+
+def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: Path) -> None:
+    def config(prove_on: str, rank: int = 32) -> TrainConfig:
+        return TrainConfig(
+            track="structured", train="t", base="b", run_dir="r", adapters_dir="a", prove_on=prove_on,
+            lora={"rank": rank, "alpha": 64},
+        )  # fmt: skip
+
+    for fine in ("engine", "nothing", "http://127.0.0.1:8000", str(SERVE)):
+        check_prove_on(config(fine))
+    with pytest.raises(ConfigError, match=r"lora\.rank 65 is above max_lora_rank 64"):
+        check_prove_on(config(str(SERVE), rank=65))
+    with pytest.raises(ConfigError):
+        check_prove_on(config(str(tmp_path / "nowhere.yaml")))
+    (tmp_path / "other.yaml").write_text("a: 1\n")
+    with pytest.raises(ConfigError, match="no llm_configs"):
+        check_prove_on(config(str(tmp_path / "other.yaml")))
+
+
+def test_who_asks_for_no_proof_is_told_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
+    planned = Plan(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", prove_on="nothing"),
+        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="", content_digest="",
+        chat_template="",
+    )  # fmt: skip
+    proof = prove(planned, Path("nowhere"), {}, key="")
+    assert proof.record is None
+    assert in_words(proof.summary) == "not proved: everything (prove_on is nothing)"
+    assert "warning: an adapter is published without a whole proof" in capsys.readouterr().err

@@ -1,0 +1,77 @@
+"""The watch over the engine: dead is seen at once, silence after two checks, and a recovery as soon as it answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from slm_ray.serving import engine_watch
+from slm_ray.serving.engine_watch import EngineWatch
+
+
+class Engine:
+    """Answers, is dead, or says nothing."""
+
+    def __init__(self) -> None:
+        self.state = "well"
+        self.asked = 0
+
+    async def check(self) -> None:
+        self.asked += 1
+        if self.state == "dead":
+            raise RuntimeError("EngineCore died")
+        if self.state == "silent":
+            await asyncio.sleep(60)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_watch, "ANSWER_WITHIN_S", 0.02)
+
+
+def test_a_dead_engine_is_down_at_once_and_up_when_it_answers() -> None:
+    async def scenario() -> list[bool]:
+        engine = Engine()
+        watch = EngineWatch(engine.check)
+        seen = [await watch.ask_now()]
+        engine.state = "dead"
+        seen.append(await watch.ask_now())
+        engine.state = "well"
+        return [*seen, await watch.ask_now()]
+
+    assert asyncio.run(scenario()) == [False, True, False]
+
+
+def test_slow_answers_are_no_death_but_silence_is_in_the_end_and_mends_none() -> None:
+    async def scenario() -> list[bool]:
+        engine = Engine()
+        watch = EngineWatch(engine.check)
+        engine.state = "silent"
+        seen = [await watch.ask_now() for _ in range(5)]
+        engine.state = "well"
+        seen.append(await watch.ask_now())
+        engine.state = "dead"
+        await watch.ask_now()
+        engine.state = "silent"
+        return [*seen, await watch.ask_now()]
+
+    assert asyncio.run(scenario()) == [False, False, False, False, True, False, True]
+
+
+def test_it_asks_until_it_is_stopped() -> None:
+    async def scenario() -> tuple[bool, int, int]:
+        engine = Engine()
+        engine.state = "dead"
+        watch = EngineWatch(engine.check, period_s=0.001)
+        watch.start()
+        watch.start()
+        while engine.asked < 3:
+            await asyncio.sleep(0.001)
+        await watch.stop()
+        asked = engine.asked
+        await asyncio.sleep(0.02)
+        return watch.down, asked, engine.asked
+
+    down, asked, later = asyncio.run(scenario())
+    assert down and asked == later

@@ -1,0 +1,211 @@
+"""What a request may ask of the engine: each bound from both sides, and hostile bodies in milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from slm_ray.serving import limits
+from slm_ray.serving.limits import InFlightLimit, RequestLimits, regex_problem, schema_problem
+
+CHAT = "/v1/chat/completions"
+TURN = [{"role": "user", "content": "hi"}]
+
+
+async def echo(request: Request) -> JSONResponse:
+    """What stands for the engine: it says what reached it."""
+    return JSONResponse({"bytes": len(await request.body())})
+
+
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    routes = [Route(path, echo, methods=["POST"]) for path in (CHAT, "/v1/completions", "/v1/embeddings")]
+    routes.append(Route("/openai/deployments/x/chat/completions", echo, methods=["POST"]))
+    app = Starlette(routes=routes)
+    app.add_middleware(RequestLimits)
+    return TestClient(app)
+
+
+def deep(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def answer_format(schema: object) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"max_tokens": 256, "temperature": 0.0, "seed": 42, "logprobs": True, "top_logprobs": 5, "stream": True},
+        {"stream_options": {"include_usage": True}, "stop": ["\n"], "n": 2, "user": "u", "max_completion_tokens": None},
+        {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True},
+        {"return_tokens_as_token_ids": True, "cache_salt": "x", "logprobs": True, "top_logprobs": 20},  # the parity check
+        {"messages": [*TURN, {"role": "assistant", "content": None}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]},
+        answer_format(deep(10)),
+        {"response_format": {"type": "json_object"}},
+        {"structured_outputs": {"regex": r"\d{4}-\d{2}-\d{2}"}},
+        {"structured_outputs": {"choice": ["yes", "no"]}},
+        {"tools": [], "tool_choice": "none"},
+    ],
+)  # fmt: skip
+def test_what_clients_send_passes(client: TestClient, fields: dict[str, Any]) -> None:
+    body = {"model": "m", "messages": TURN, **fields}
+    reply = client.post(CHAT, content=json.dumps(body))
+    assert reply.status_code == 200, reply.text
+    assert reply.json() == {"bytes": len(json.dumps(body))}, "the body is passed on as it came"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "words"),
+    [
+        ({"messages": None}, "messages", "a list of one message"),
+        ({"messages": []}, "messages", "a list of one message"),
+        ({"messages": [{"role": "pirate", "content": "x"}]}, "messages", "role"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages", "no text"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///x"}}]}]}, "messages", "no text"),
+        ({"guided_json": {}}, "guided_json", "not known here"),
+        ({"chat_template": "{{ 1 }}"}, "chat_template", "not known here"),
+        ({"stop": "x" * 5_000_000}, "stop", "1 to 200 characters"),
+        ({"stop": [""]}, "stop", "1 to 200 characters"),
+        ({"logit_bias": {str(token): 1 for token in range(1000)}}, "logit_bias", "at most 300"),
+        ({"logit_bias": {"5": 1e9}}, "logit_bias", "-100 to 100"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias", "token numbers"),
+        ({"n": 1000}, "n", "from 1 to 16"),
+        ({"n": True}, "n", "a whole number"),
+        ({"max_tokens": 10**9}, "max_tokens", "from 1 to"),
+        ({"n": 16, "max_tokens": 16_000}, "max_tokens", "n × max_tokens"),
+        ({"n": 1, "max_tokens": 16_000, "logprobs": True, "top_logprobs": 20}, "logprobs", "log-probabilities"),
+        ({"temperature": "hot"}, "temperature", "a number"),
+        ({"seed": 2**70}, "seed", "a whole number"),
+        ({"tools": [{"type": "function"}]}, "tools", "response_format"),
+        (answer_format(deep(400)), "response_format", "nested"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema.schema"),
+        ({"structured_outputs": {"grammar": "root ::= root"}}, "structured_outputs", "a grammar is not served"),
+        ({"structured_outputs": {"regex": "a{1000}"}}, "structured_outputs", "repetitions"),
+    ],
+)  # fmt: skip
+def test_what_the_engine_should_not_see_is_a_400_that_names_the_field(
+    client: TestClient, fields: dict[str, Any], field: str, words: str
+) -> None:
+    reply = client.post(CHAT, content=json.dumps({"model": "m", "messages": TURN, **fields}))
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
+    assert words in error["message"] and len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b'{"messages": "\xff"}', b'{"messages": "\\ud800"}', b"[" * 100_000, b'{"a": 1e999}', b"a=b&c=d"],
+)  # fmt: skip
+def test_bytes_that_are_no_request_are_a_400(client: TestClient, body: bytes) -> None:
+    reply = client.post(CHAT, content=body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+
+
+def test_a_body_that_is_too_large_is_a_413_whether_or_not_it_says_so(client: TestClient) -> None:
+    large = b" " * (limits.MAX_BODY_BYTES + 1)
+    assert client.post(CHAT, content=large).status_code == 413
+    assert client.post("/v1/embeddings", content=large).status_code == 413
+    chunks = (large[start : start + 2**20] for start in range(0, len(large), 2**20))
+    assert client.post(CHAT, content=chunks).status_code == 413
+
+
+def test_azures_route_and_plain_completions_have_bounds_too(client: TestClient) -> None:
+    assert client.post("/openai/deployments/x/chat/completions", json={"messages": TURN, "n": 99}).status_code == 400
+    assert client.post("/v1/completions", json={"prompt": "a", "logprobs": 5}).status_code == 200
+    assert client.post("/v1/completions", json={"logprobs": 5}).json()["error"]["param"] == "prompt"
+
+
+def test_a_client_that_leaves_before_its_request_is_whole_is_nobodys_error() -> None:
+    async def left() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: object) -> None:
+        raise AssertionError(f"nobody is there to read {message}")
+
+    async def unreached(*parts: object) -> None:
+        raise AssertionError("the engine was asked")
+
+    scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+    asyncio.run(RequestLimits(unreached)(scope, left, send))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "object", "properties": {f"k{i}": {"type": "string"} for i in range(3000)}}, "parts"),
+        ({"enum": [f"value {i}" for i in range(3000)]}, "parts"),
+        ({"type": "string", "minLength": 10**9}, "repetitions"),
+        ({"type": "object", "properties": {f"k{i}": {"type": "string", "maxLength": 900} for i in range(9)}}, "repetitions"),
+        ({"type": "string", "pattern": "a" * 1000}, "characters"),
+        ({"type": "string", "pattern": "((a{30}){30}){30}"}, "repetitions"),
+        ({"title": "x" * 100_000}, "KiB"),
+        ("{", "no JSON"),
+        ([], "object"),
+    ],
+)  # fmt: skip
+def test_schemas_that_would_keep_the_compiler_busy(schema: Any, words: str) -> None:
+    assert words in (schema_problem(schema) or "")
+
+
+def test_schemas_and_patterns_as_people_write_them() -> None:
+    booking = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 200},
+            "date": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+            "rooms": {"type": "array", "items": {"enum": ["single", "double"]}, "maxItems": 20},
+        },
+        "required": ["name", "date"],
+    }
+    assert (
+        schema_problem(booking) is None and schema_problem(json.dumps(booking)) is None and schema_problem(True) is None
+    )
+    assert regex_problem(r"[A-Z]{2}\d{6,8}") is None
+
+
+def test_what_is_too_much_at_once_is_a_429_at_once_and_places_come_back() -> None:
+    async def scenario() -> tuple[list[int], int, int]:
+        release, statuses = asyncio.Event(), []
+
+        async def slow(scope: object, receive: object, send: Any) -> None:
+            await release.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        limited = InFlightLimit(slow, limit=2)
+        scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
+
+        async def call() -> None:
+            async def send(message: Any) -> None:
+                if message["type"] == "http.response.start":
+                    statuses.append(message["status"])
+                    retry.update({name: value for name, value in message["headers"] if name == b"retry-after"})
+
+            await limited(scope, None, send)  # type: ignore[arg-type]
+
+        retry: dict[bytes, bytes] = {}
+        running = [asyncio.create_task(call()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await call()
+        refused, wait_s = statuses[-1], int(retry[b"retry-after"])
+        release.set()
+        await asyncio.gather(*running)
+        await call()
+        return statuses, refused, wait_s
+
+    statuses, refused, wait_s = asyncio.run(scenario())
+    assert refused == 429 and wait_s >= 1
+    assert statuses == [429, 200, 200, 200]
