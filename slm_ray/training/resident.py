@@ -269,7 +269,7 @@ def _watch(handle: Any, running: list[Any]) -> None:
             try:
                 ray.get(reference)
             except ray.exceptions.RayError as error:  # whatever ended it, it has ended
-                trouble = str(error).strip().splitlines()[-1]
+                trouble = (str(error).strip() or type(error).__name__).splitlines()[-1]
             with contextlib.suppress(ray.exceptions.RayActorError):
                 ray.get(handle.lose.remote(numbers[reference], trouble))
 
