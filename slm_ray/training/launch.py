@@ -124,7 +124,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
             callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
-            worker_runtime_env={"env_vars": _environment(config)},
+            worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -249,8 +249,9 @@ def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
 
 
-def _environment(config: TrainConfig) -> dict[str, str]:
+def worker_environment(seed: int) -> dict[str, str]:
+    """The environment of a training worker: what makes its kernels repeat themselves, and its share of the cores."""
     return {
-        "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip

@@ -67,8 +67,11 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self._ended.set()
         self.train_s = time.monotonic() - self._started_s
+
+    def end(self) -> None:
+        """Watch no longer, however the training has ended."""
+        self._ended.set()
 
     def is_over(self) -> bool:
         """Whether validation rows have ended the run."""

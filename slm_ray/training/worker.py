@@ -33,9 +33,9 @@ from slm_ray.training.trainer import AdapterTrainer, build, deterministic
 def worker(payload: WorkerPayload) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`."""
     quiet(payload)
-    _check_memory(payload)
+    check_memory(payload)
     base, tokenizer = open_model(payload)
-    model = add_lora(base, payload.config.lora)
+    model = adapted(base, payload)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
         if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
@@ -60,13 +60,24 @@ def open_model(payload: WorkerPayload) -> tuple[Any, Any]:
     return base, open_tokenizer(folder)
 
 
-def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str) -> AdapterTrainer:
-    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it."""
+def adapted(base: Any, payload: WorkerPayload) -> Any:
+    """The base with fresh LoRA layers, the same whatever this process has drawn before."""
+    deterministic(payload.config.seed, payload.use_gpu)
+    return add_lora(base, payload.config.lora)
+
+
+def open_trainer(
+    model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str, dataset: Any | None = None
+) -> AdapterTrainer:
+    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it.
+
+    `dataset` are the same rows as an earlier trainer's `train_dataset` has them: they are not tokenised again.
+    """
     config = payload.config
     recipe = config.model_copy(update={"checkpoint_steps": payload.checkpoint_steps})
     trainer = build(
-        model, tokenizer, payload.rows, recipe, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps,
-        report_to=config.report_to,
+        model, tokenizer, payload.rows if dataset is None else dataset, recipe, folder=folder, use_gpu=payload.use_gpu,
+        steps=payload.steps, report_to=config.report_to,
     )  # fmt: skip
     if payload.selection:
         track = open_track(config.track, beside=config.train)
@@ -81,7 +92,10 @@ def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: 
 def run(trainer: AdapterTrainer, meter: Meter, *, resume: str | None = None) -> dict[str, Any]:
     """Train to the end, from the checkpoint folder `resume` if there is one: `{"metrics", "curve"}` of this rank."""
     meter.attach(trainer)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:
+        meter.end()
     return {"metrics": meter.figures(), "curve": progress.curve(trainer.state.log_history)}
 
 
@@ -99,7 +113,8 @@ class Report(Meter):
         ray.train.report(metrics, checkpoint=checkpoint)
 
 
-def _check_memory(payload: WorkerPayload) -> None:
+def check_memory(payload: WorkerPayload) -> None:
+    """ResourceError where this rank would not fit into the memory that is left."""
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
     estimate.check(
         BaseShape.read(folder),

@@ -208,7 +208,7 @@ def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: 
 def test_who_asks_for_no_proof_is_told_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
     planned = Plan(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", prove_on="nothing"),
-        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="",
+        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="", content_digest="",
         chat_template="",
     )  # fmt: skip
     made = prove(planned, Path("nowhere"), {}, key="")
