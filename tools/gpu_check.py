@@ -7,7 +7,7 @@ bitsandbytes, the small packages that `slm_ray.training` imports, and this repos
 part has its share of `seconds`; a variant that runs out of memory or fails says so and loses no other; `out` is written
 anew after each.
 
-    python -m tools.gpu_check                             # about 8 minutes on one card
+    python -m tools.gpu_check                             # set to end within 8 minutes; not run on a card yet
     python -m tools.gpu_check --shape tiny --device cpu   # the same code on a CPU, in seconds: its figures mean nothing
 
 `out` is one JSON object. `card`: name, memory, cap, versions, `matmul_flops` (a measured bf16 product) and `table_flops`
