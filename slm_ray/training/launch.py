@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -95,33 +95,34 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
 
 
 def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
+    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the checkpoint that counts.
+
+    That is the last one, or the best where the run has rows to choose by. With `validation` it is a trial: the last one,
+    scored on those rows; nothing of it is published, so that no rows choose and none stop it.
+    """
     from ray.train.torch import TorchConfig
 
     from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
-    use_gpu = config.workers.per_worker.get("GPU", 0) > 0
-    payload = WorkerPayload(
-        config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
-        use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
-        selection=planned.validation,
-    )  # fmt: skip
+    payload = payload_of(planned, validation)
     progress.start(planned.progress_path)
     trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if payload.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers.count, use_gpu=use_gpu, resources_per_worker=dict(config.workers.per_worker)
+            num_workers=config.workers.count,
+            use_gpu=payload.use_gpu,
+            resources_per_worker=dict(config.workers.per_worker),
         ),
         run_config=RunConfig(
             name=planned.folder.name,
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
+                num_to_keep=2, checkpoint_score_attribute=RANK if payload.selection else None
             ),
             callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
             worker_runtime_env={"env_vars": _environment(config)},
@@ -131,10 +132,20 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     started_ns = time.time_ns()
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the second where the controller or its node is gone
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
+    return {**outcome, "adapter": _chosen(result, payload).path, "bounds_ns": [started_ns, time.time_ns()]}
+
+
+def payload_of(planned: Plan, validation: Sequence[Example]) -> WorkerPayload:
+    """What every worker gets; rows choose the checkpoint unless it is a trial, which is scored on `validation` rows."""
+    return WorkerPayload(
+        config=planned.config, rows=tuple(rows.conversation(example) for example in planned.examples),
+        lengths=planned.lengths, use_gpu=planned.config.workers.per_worker.get("GPU", 0) > 0,
+        progress_path=str(planned.progress_path), validation=tuple(validation),
+        selection=() if validation else planned.validation,
+    )  # fmt: skip
 
 
 def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
@@ -180,9 +191,9 @@ def _worker(payload: WorkerPayload) -> dict[str, Any]:
         raise
 
 
-def _chosen(result: Any, planned: Plan) -> Any:
+def _chosen(result: Any, payload: WorkerPayload) -> Any:
     """The best checkpoint where validation rows chose, else the last."""
-    return result.get_best_checkpoint(RANK, "max") if planned.validation else result.checkpoint
+    return result.get_best_checkpoint(RANK, "max") if payload.selection else result.checkpoint
 
 
 def _keep_trace(payload: WorkerPayload) -> None:

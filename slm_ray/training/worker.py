@@ -81,7 +81,10 @@ def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: 
 def run(trainer: AdapterTrainer, meter: Meter, *, resume: str | None = None) -> dict[str, Any]:
     """Train to the end, from the checkpoint folder `resume` if there is one: `{"metrics", "curve"}` of this rank."""
     meter.attach(trainer)
-    trainer.train(resume_from_checkpoint=resume)
+    try:
+        trainer.train(resume_from_checkpoint=resume)
+    finally:
+        meter.stop()
     return {"metrics": meter.figures(), "curve": progress.curve(trainer.state.log_history)}
 
 
