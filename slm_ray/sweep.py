@@ -1,4 +1,4 @@
-"""Ray Tune over LoRA rank and learning rate: each trial is a Ray Train run, judged on validation rows it never saw.
+"""A search over LoRA rank and learning rate: each trial is trained by resident workers and judged on validation rows it never saw.
 
 The validation score is the track's primary metric, from answers that the trial's own model writes. Equal scores are told
 apart by the loss on the validation rows, then by what a trial cost. The winner is compared with the runner-up in pairs:
@@ -9,24 +9,22 @@ adapter: the best recipe is then trained on all rows.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import itertools
 import json
 import math
-import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from slm_ray.config import Search, TrainConfig
-from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
-from slm_ray.training.plan import Plan, plan
-from slm_ray.training.trials import Trial, run_trials
-from slm_ray.types import Example
+from slm_ray.training.plan import plan
+from slm_ray.training.search import Searched, search
+from slm_ray.training.trials import Trial
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
@@ -40,21 +38,22 @@ def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[s
     loss, cost (`ranked`). Raises as `train` does; a trial that fails has no score but an `error`, and ResourceError is
     raised when every trial failed.
     """
-    recipes = trials(training, settings)
     train = rows.read(training.train, training.track)
-    plans = [plan(recipe, train=train.first(settings.train_rows)) for recipe in recipes]
+    planned = plan(training, train=train.first(settings.train_rows))
     checked = rows.held_out(validation, train, training.track)[: settings.validation_rows]
+    searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     folder = Path(training.run_dir).absolute()
-    key = _digest(plans, checked)
+    key = _digest(searched)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
     if done.get("digest") == key:
         return dict(done)
     with lock(folder / "sweep"):
-        table = ranked(run_trials(plans, checked, folder / "sweep"))
+        table = ranked(search(searched, planned, folder / "sweep"))
         if table[0].score is None:
-            raise ResourceError(f"every trial of the sweep failed; the first: {table[0].error}")
+            failed = next((trial.error for trial in table if trial.error), "none was trained to its end")
+            raise ResourceError(f"no trial of the sweep has a score; the first that failed: {failed}")
         metric = open_track(training.track, beside=training.train).primary
-        best = {name: value for name, value in _row(table[0]).items() if name not in ("metrics", "error")}
+        best = {name: value for name, value in _row(table[0]).items() if name != "metrics"}
         result = {
             "digest": key, "metric": metric, "best": best, "choice": choice(table), "trials": [_row(trial) for trial in table],
         }  # fmt: skip
@@ -63,8 +62,16 @@ def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[s
 
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The best first: by score, then by the loss on validation rows, then by trainable parameters and seconds; failed ones last."""
-    return sorted(trials, key=lambda trial: (trial.score is None, -(trial.score or 0.0), *_tie(trial)))
+    """The best first: by score, then by the loss on validation rows, then by trainable parameters and seconds.
+
+    Those that ended early come after them, the later the better, and failed ones last.
+    """
+    return sorted(
+        trials,
+        key=lambda trial: (
+            trial.score is None, trial.error is not None, -(trial.score or 0.0), -(trial.stopped_at or 0), *_tie(trial),
+        ),
+    )  # fmt: skip
 
 
 def choice(table: Sequence[Trial]) -> dict[str, Any]:
@@ -98,8 +105,10 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for trial in result["trials"]:
         name = f"lr {trial['learning_rate']:<8g} rank {trial['rank']:<4}"
-        if trial["score"] is None:
+        if "error" in trial:
             lines.append(f"{name} failed: {trial['error']}")
+        elif "stopped_at" in trial:
+            lines.append(f"{name} ended after {trial['stopped_at']} steps  loss {trial['loss']:.4f}")
         else:
             lines.append(f"{name} {result['metric']} {trial['score']:.3f}  loss {trial['loss']:.4f}")
     best = result["best"]
@@ -110,7 +119,7 @@ def in_words(result: Mapping[str, Any]) -> str:
     """How sure the choice is, in one clause."""
     made = result["choice"]
     if made["by"] == "only":
-        return "no other trial has a score"
+        return "no other trial was trained to its end"
     second = f"lr {made['runner_up']['learning_rate']:g}, rank {made['runner_up']['rank']}"
     if "estimate" not in made:
         return f"no difference to {second} shown: {result['metric']} is undefined on all validation rows; chosen by {made['by']}"
@@ -120,26 +129,6 @@ def in_words(result: Mapping[str, Any]) -> str:
     if made["difference_shown"]:
         return f"better than {second}: {figures}"
     return f"no difference to {second} shown: {figures}; chosen by {made['by']}"
-
-
-def trials(training: TrainConfig, settings: Search) -> list[TrainConfig]:
-    """The recipes to try: the whole grid, or `trials` of it drawn by seed. Alpha keeps its ratio to the rank."""
-    grid = list(itertools.product(settings.learning_rates, settings.ranks))
-    if len(grid) > settings.trials:
-        grid = sorted(random.Random(training.seed).sample(grid, settings.trials))
-    ratio = training.lora.alpha / training.lora.rank
-    recipes = []
-    for rate, rank in grid:
-        lora = training.lora.model_copy(update={"rank": rank, "alpha": max(1, round(rank * ratio))})
-        recipes.append(
-            training.model_copy(
-                update={
-                    "learning_rate": rate, "lora": lora, "epochs": settings.epochs,
-                    "name": f"lr{rate:g}-r{rank}", "run_dir": str(Path(training.run_dir) / "sweep"),
-                }
-            )
-        )  # fmt: skip
-    return recipes
 
 
 def _tie(trial: Trial) -> tuple[float, float, float]:
@@ -153,11 +142,13 @@ def _recipe(trial: Trial) -> dict[str, Any]:
 
 
 def _row(trial: Trial) -> dict[str, Any]:
-    if trial.score is None:
+    if trial.error is not None:
         return {**_recipe(trial), "score": None, "error": trial.error}
+    if trial.stopped_at is not None:
+        return {**_recipe(trial), "score": None, "loss": trial.loss, "stopped_at": trial.stopped_at}
     return {**_recipe(trial), "score": trial.score, "loss": trial.loss, "metrics": trial.metrics}
 
 
-def _digest(plans: Sequence[Plan], checked: Sequence[Example]) -> str:
-    parts = [planned.folder.name for planned in plans]
-    return hashlib.sha256(json.dumps([parts, digest(checked)]).encode()).hexdigest()
+def _digest(searched: Searched) -> str:
+    parts = [searched.planned.folder.name, searched.settings.model_dump_json(), searched.validation_digest]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config
+from slm_ray.config.shared import Config, Search
 
 
 class TasksConfig(Config):
@@ -87,6 +87,14 @@ class LearningCurveBenchConfig(Config):
     seeds: int = Field(30, ge=1, description="real curves of each learner")
     targets: int = Field(5, ge=1, description="targets asked of each real curve")
     seed: int = 42
+
+
+class SweepBenchConfig(Config):
+    """The same recipes on the same rows, each as a Ray Train run of its own and by resident workers."""
+
+    training: TrainConfig
+    validation: str = Field(description="validation JSONL")
+    search: Search = Search()
 
 
 class GpuCheckConfig(Config):

@@ -7,7 +7,7 @@ bitsandbytes, the small packages that `slm_ray.training` imports, and this repos
 part has its share of `seconds`; a variant that runs out of memory or fails says so and loses no other; `out` is written
 anew after each.
 
-    python -m tools.gpu_check                             # about 8 minutes on one card
+    python -m tools.gpu_check                             # set to end within 8 minutes; not run on a card yet
     python -m tools.gpu_check --shape tiny --device cpu   # the same code on a CPU, in seconds: its figures mean nothing
 
 `out` is one JSON object. `card`: name, memory, cap, versions, `matmul_flops` (a measured bf16 product) and `table_flops`
@@ -38,6 +38,7 @@ import transformers
 from slm_ray.command import Usage, run
 from slm_ray.config import Recipe, TrainConfig, load
 from slm_ray.errors import ConfigError
+from slm_ray.storage import write_text
 from slm_ray.training import estimate
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.trainer import deterministic
@@ -161,7 +162,8 @@ def main(config: GpuCheckConfig) -> None:
             seen = guarded(variant, bench.card, begun + budget * place / len(variants))
             result["parts"][name]["variants"][label] = seen
             result["parts"][name]["seconds"] = round(time.monotonic() - begun, 1)
-            _write(config.out, result)
+            # Whole at any moment: a card may be taken away in the middle.
+            write_text(config.out, json.dumps(result, indent=1) + "\n")
             print(f"{time.monotonic() - started:5.0f} s  {name}, {label}: {said(seen)}", flush=True)
     print(f"written: {config.out}")
 
@@ -212,12 +214,6 @@ def matmul_flops(device: torch.device, size: int) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
     return 2.0 * size**3 / statistics.median(times[2:])
-
-
-def _write(path: str, result: dict[str, Any]) -> None:
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

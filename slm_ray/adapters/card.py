@@ -153,7 +153,9 @@ def _proof(manifest: Manifest) -> str:
     proof = dataclasses.asdict(manifest).get("proof")
     if not proof:
         return "## Proof of what is served\n\nNone is on file."
-    return "## Proof of what is served\n\n" + _table(("checked", "found"), sorted(proof.items()))
+    on = str(proof.get("on", ""))  # an engine, or where a file or an endpoint is on this machine
+    shown = {**proof, "on": "an endpoint" if "://" in on else Path(on).name}
+    return "## Proof of what is served\n\n" + _table(("checked", "found"), sorted(shown.items()))
 
 
 def _loading(manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ import getpass
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,10 +79,15 @@ class Promotions:
         """The aliases that stand for an adapter."""
         return [alias for alias, adapter in self.aliases.items() if adapter == adapter_id]
 
-    def held_by(self, adapter_id: str) -> list[str]:
+    def back_to(self, alias: str, published: Collection[str]) -> str | None:
+        """What a roll-back of an alias leads to: the latest of `published` that it stood for and does not now, or nothing."""
+        standing = self.aliases.get(alias)
+        return next((one for one in self.before(alias) if one in published and one != standing), None)
+
+    def held_by(self, adapter_id: str, published: Collection[str]) -> list[str]:
         """Why an adapter is not to be deleted, in words: it is promoted, or what a roll-back leads to."""
         held = [f"it is promoted as {alias!r}" for alias in self.aliases_of(adapter_id)]
-        back = [alias for alias in self.aliases if self.before(alias)[:1] == [adapter_id]]
+        back = [alias for alias in self.aliases if self.back_to(alias, published) == adapter_id]
         return held + [f"a roll-back of {alias!r} leads to it" for alias in back]
 
 
@@ -163,8 +168,7 @@ def roll_back(adapters_dir: str | Path, alias: str, *, reason: str = "") -> Entr
         state = _state(root, file.rows)
         if (standing := state.aliases.get(alias)) is None:
             raise _unknown_alias(alias, state.aliases)
-        published = set(adapter_ids(root))
-        target = next((adapter for adapter in state.before(alias) if adapter in published), None)
+        target = state.back_to(alias, set(adapter_ids(root)))
         entry = _now("rollback", alias=alias, adapter=target, before=standing, reason=reason)
         file.append(dataclasses.asdict(entry))
     return entry
@@ -179,7 +183,7 @@ def delete(adapters_dir: str | Path, adapter_id: str, *, force: bool = False, re
     _check_published(root, adapter_id)  # before a history is begun
     with growing_jsonl(root / HISTORY) as file:
         _check_published(root, adapter_id)
-        if (held := _state(root, file.rows).held_by(adapter_id)) and not force:
+        if (held := _state(root, file.rows).held_by(adapter_id, set(adapter_ids(root)))) and not force:
             raise AdapterError(
                 f"{adapter_id} is not deleted: {' and '.join(held)}; promote another one, roll back, or add --force"
             )

@@ -196,8 +196,13 @@ def list_adapters(adapters_dir: str | Path) -> list[Manifest]:
 
 
 def newest(adapters_dir: str | Path) -> list[str]:
-    """Of each name the id that was published last."""
-    return list({manifest.name: manifest.id for manifest in list_adapters(adapters_dir)}.values())
+    """Of each name the id that was published last; what is damaged is passed over."""
+    readable = []
+    for adapter_id in adapter_ids(adapters_dir):
+        with contextlib.suppress(AdapterError):
+            readable.append(load_manifest(adapters_dir, adapter_id))
+    readable.sort(key=lambda manifest: (manifest.created, manifest.id))
+    return list({manifest.name: manifest.id for manifest in readable}.values())
 
 
 def train_prompts(adapters_dir: str | Path, adapter_id: str) -> frozenset[str]:

@@ -42,7 +42,7 @@ _UNSERVED = {
     "trainable_token_indices": "changed token embeddings", "target_parameters": "layers that are no modules",
     "arrow_config": "a choice among adapters (Arrow)", "kasa_config": "singular values (KaSA)",
 }  # fmt: skip
-_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
+_PLAIN_STARTS = ("gaussian", "eva", "orthogonal", "mica")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -302,11 +302,12 @@ def serve(config: configs.ServeConfig) -> None:
     connect()
     endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
-    for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
-        print(
-            f"{adapter} answers as when it was proved" if not problem else f"warning: {adapter}: {problem}", flush=True
-        )
     try:
+        for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
+            print(
+                f"{adapter} answers as when it was proved" if not problem else f"warning: {adapter}: {problem}",
+                flush=True,
+            )
         wait_for_signal()
     finally:
         if not config.keep_alive:

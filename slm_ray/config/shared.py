@@ -305,12 +305,33 @@ class Recipe(Config):
         return self
 
 
-class Search(Config):
-    """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run scored on validation rows."""
+class Range(Config):
+    """Every number from `low` to `high`, looked for on a logarithmic scale."""
 
-    learning_rates: tuple[float, ...] = (1e-4, 5e-4)
-    ranks: tuple[int, ...] = (16, 32)
+    low: float = Field(gt=0)
+    high: float = Field(gt=0)
+
+    @model_validator(mode="after")
+    def _rises(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} is not below high {self.high:g}; give a range, or a list of values")
+        return self
+
+
+class Search(Config):
+    """Which learning rates and LoRA ranks are tried, and how long: a list, or a range in which Optuna picks.
+
+    Each trial is trained on the same rows and judged on the same validation rows.
+    """
+
+    learning_rates: tuple[float, ...] | Range = Field((1e-4, 5e-4), description="a list, or `{low: …, high: …}`")
+    ranks: tuple[int, ...] | Range = Field((16, 32), description="a list, or `{low: …, high: …}`")
     trials: int = Field(4, ge=1)
+    reduction_factor: int = Field(
+        3,
+        ge=1,
+        description="after 1/9 and 1/3 of its steps one trial in so many goes on, by validation loss (ASHA, by powers of this number); 1: all do",
+    )
     train_rows: int | None = Field(None, ge=1, description="training rows per trial; all when not set")
     validation_rows: int = Field(30, ge=1)
     epochs: float = Field(1.0, gt=0)

@@ -29,7 +29,7 @@ from slm_ray.page.data import ArmResult, ArmsReport, ArmsTrack
 from slm_ray.providers import parse
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.reports.encoding import encode
-from slm_ray.reports.files import load_report
+from slm_ray.reports.files import COMPARISON, load_report
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer
 from slm_ray.training import train_many
@@ -172,7 +172,7 @@ class Arms(Session[ArmsConfig]):
                 continue
             config = CompareConfig(
                 report=str(folder / "test"), llm=self.asked_llm, slm=arm.spec, train=one.plain.prepared.path("train"),
-                out=str(folder / "comparisons" / f"{arm.name}.json"), prices=self.config.prices, **dict(self.comparison()),
+                out=str(folder / "comparisons" / arm.name / COMPARISON), prices=self.config.prices, **dict(self.comparison()),
             )  # fmt: skip
             found = compare_reports(config, chosen=False)
             write_comparison(found, config)

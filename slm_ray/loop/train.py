@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slm_ray import cluster
-from slm_ray.config import LoopConfig, RunConfig, TrainConfig
+from slm_ray.config import LoopConfig, Range, RunConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
 from slm_ray.parity import chosen_rows, first_difference, in_words
@@ -76,7 +76,7 @@ def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoi
     when the adapter is there, before it is published.
     """
     ranks = config.search.ranks if isinstance(config, LoopConfig) and config.sweep else (config.training.lora.rank,)
-    for rank in ranks:
+    for rank in (int(ranks.high),) if isinstance(ranks, Range) else ranks:
         check_rank(config.serving.config, rank, setting="serving.config")
     tokenizer = open_tokenizer(base_folder(config.serving.base))
     for run in runs:

@@ -62,9 +62,12 @@ class Distilled:
 def distil(config: DistilConfig) -> Distilled:
     """Write the rows of `examples` with the teacher's answers to `out`, and OUT.distil.json beside it.
 
-    ConfigError for a teacher that the report does not have; DataError for rows that the report knows under another
+    ConfigError for a teacher that the report does not have, and for an `out` that is `examples`, whose answers would be
+    lost; DataError for rows that the report knows under another
     prompt, and when no answer is good enough.
     """
+    if Path(config.out).resolve() == Path(config.examples).resolve():
+        raise ConfigError(f"out: {config.out} is the file of examples, whose own answers would be lost; name another")
     report, results = load_report(config.report)
     if config.teacher not in report.models:
         raise ConfigError(

@@ -27,7 +27,7 @@ from slm_ray.parity import CANDIDATE
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
 _NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}}|{CANDIDATE})?")
 _PUBLISHED = re.compile(r".*-[0-9a-f]{12}")
-_FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS)
+_FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS, adapters.TEMPLATE)
 _PREFIX = "slm-ray-adapters-"
 
 

@@ -2,7 +2,8 @@
 
 An engine that died takes its replica half a minute to come back. Without this, requests end in 500s meanwhile and
 `/health` says ok. With it they are 503 with Retry-After: at once where the engine says that it is dead, after five
-checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Plain asyncio; what is asked is handed in.
+checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Plain
+asyncio; what is asked is handed in.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _SILENT_CHECKS = 5
 
 
 class EngineWatch:
-    """Asks `check` (which raises where the engine is dead) until `stop`; `down` is what came of it last."""
+    """Asks `check` (which raises where the engine is dead) as long as the event loop runs; `down` is what came of it last."""
 
     def __init__(self, check: Callable[[], Awaitable[object]], *, period_s: float = PERIOD_S) -> None:
         self._check = check
@@ -35,12 +36,6 @@ class EngineWatch:
         """Whether it is down, asked at once: for a request that has just failed."""
         self.down = await self._is_down()
         return self.down
-
-    async def stop(self) -> None:
-        """Ask no more."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
 
     async def _ask(self) -> None:
         while True:

@@ -192,7 +192,7 @@ def schema_problem(schema: Any) -> str | None:
         if nodes > MAX_SCHEMA_NODES:
             return f"the schema has more than {MAX_SCHEMA_NODES:,} parts"
         if isinstance(node, dict):
-            if isinstance(pattern := node.get("pattern"), str):
+            for pattern in _patterns(node):
                 if problem := regex_problem(pattern):
                     return problem
                 repeats += _repeats(pattern)
@@ -202,6 +202,12 @@ def schema_problem(schema: Any) -> str | None:
     if len(msgspec.json.encode(schema)) > MAX_SCHEMA_BYTES:
         return f"the schema is above {MAX_SCHEMA_BYTES // 2**10} KiB"
     return None
+
+
+def _patterns(node: Mapping[str, Any]) -> list[str]:
+    """The regular expressions that stand in a part of a schema, as a value or as keys."""
+    pattern, keyed = node.get("pattern"), node.get("patternProperties")
+    return [*([pattern] if isinstance(pattern, str) else []), *(keyed if isinstance(keyed, dict) else [])]
 
 
 def _counted(node: Mapping[str, Any]) -> int:

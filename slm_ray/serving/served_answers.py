@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +20,15 @@ import httpx
 
 from slm_ray import adapters
 from slm_ray.chat_template import served_template
-from slm_ray.errors import ModelError
+from slm_ray.errors import ModelError, SlmRayError
 from slm_ray.parity import POSITIONS, TOP, Position, Positions, Record, Served, ServedAnswer, check_again
 from slm_ray.reports.encoding import decode
-from slm_ray.serving.settings import KEY_NAME
+from slm_ray.serving.settings import AS_TRAINED, KEY_NAME
 from slm_ray.storage import read_json
 
 _TIMEOUT_S = 120.0
+_BUSY = (429, 503)
+_BUSY_FOR_S = 60.0  # how long a server that says it is busy, or that its engine is being started, is asked again
 _LOWEST = -9999.0  # what stands in JSON for minus infinity
 _PREFIX = "token_id:"
 
@@ -64,12 +67,12 @@ def check_deployed(url: str, adapters_dir: str | Path, ids: Sequence[str], *, ke
     """
     found = {}
     for adapter_id in ids:
-        record = read_record(adapters_dir, adapter_id)
-        if record is None:
-            continue
         try:
+            record = read_record(adapters_dir, adapter_id)
+            if record is None:
+                continue
             findings = check_again(record, ask_endpoint(url, adapter_id, record.prompts, key=key))
-        except ModelError as error:
+        except SlmRayError as error:  # a damaged record is one adapter's matter
             found[adapter_id] = str(error)
             continue
         found[adapter_id] = " | ".join(f"{finding.fault}: {finding.message}" for finding in findings)
@@ -87,7 +90,10 @@ async def _rounds(url: str, adapter: str, prompts: Sequence[Messages], headers: 
             found = await asyncio.gather(*calls)
             return [tuple(found[at : at + len(prompts)]) for at in range(0, len(found), len(prompts))]
 
-        (base_alone,) = await every((base, False))
+        try:
+            (base_alone,) = await every((base, False))
+        except Refused as error:  # not the adapter's fault
+            raise ModelError(f"{url} does not answer the training prompts as its base {base}: {error}") from None
         (adapter_alone,) = await every((model, False))
         (adapter_cached,) = await every((model, True))
         base_mixed, adapter_mixed = await every((base, False), (model, False))
@@ -98,7 +104,7 @@ async def _rounds(url: str, adapter: str, prompts: Sequence[Messages], headers: 
 
 
 async def _base_name(client: httpx.AsyncClient, url: str) -> str:
-    answer = await _json(client.get(f"{url}/v1/models"), url)
+    answer = await _json(client, "GET", f"{url}/v1/models", url)
     try:
         return min((str(card["id"]) for card in answer["data"]), key=lambda name: name.count(":"))
     except (KeyError, TypeError, ValueError):
@@ -112,9 +118,11 @@ async def _ask(client: httpx.AsyncClient, url: str, model: str, prompt: Messages
     }  # fmt: skip
     if not cached:
         body["cache_salt"] = uuid.uuid4().hex
-    answer = await _json(client.post(f"{url}/v1/chat/completions", json=body), url)
+    answer = await _json(client, "POST", f"{url}/v1/chat/completions", url, json=body)
     try:
         positions = tuple(_position(entry) for entry in answer["choices"][0]["logprobs"]["content"])
+        if not positions:
+            raise ValueError("an answer of no token")  # nothing would be compared, and nothing found
         return ServedAnswer(prompt=tuple(answer["prompt_token_ids"]), positions=positions, model=str(answer["model"]))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise ModelError(
@@ -122,17 +130,26 @@ async def _ask(client: httpx.AsyncClient, url: str, model: str, prompt: Messages
         ) from None
 
 
-async def _json(call: Any, url: str) -> dict[str, Any]:
-    try:
-        reply = await call
-        answer: dict[str, Any] = reply.json()
-    except (httpx.HTTPError, ValueError) as error:
-        raise ModelError(f"{url} gives no answer ({type(error).__name__}: {error}); is the endpoint up?") from None
+async def _json(client: httpx.AsyncClient, method: str, address: str, url: str, **body: Any) -> dict[str, Any]:
+    """The answer, once there is one: who else uses the endpoint may fill it, and trainings prove at the same time."""
+    deadline = time.monotonic() + _BUSY_FOR_S
+    while True:
+        try:
+            reply = await client.request(method, address, **body)
+            answer = reply.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise ModelError(f"{url} gives no answer ({type(error).__name__}: {error}); is the endpoint up?") from None
+        if reply.status_code not in _BUSY or time.monotonic() > deadline:
+            break
+        wanted = reply.headers.get("retry-after", "")
+        await asyncio.sleep(min(max(float(wanted), 0.1), _BUSY_FOR_S) if wanted.isdecimal() else 1.0)
+    if reply.status_code == 200 and isinstance(answer, dict):
+        return answer
+    told = answer.get("error") if isinstance(answer, dict) else None
+    reason = told.get("message", answer) if isinstance(told, dict) else answer
     if reply.status_code in (400, 404):
-        raise Refused(str((answer.get("error") or {}).get("message", answer))[:500])
-    if reply.status_code != 200:
-        raise ModelError(f"{url} answers with HTTP {reply.status_code}: {str(answer)[:300]}")
-    return answer
+        raise Refused(str(reason)[:500])
+    raise ModelError(f"{url} answers with HTTP {reply.status_code}: {str(reason)[:300]}")
 
 
 def _position(entry: Mapping[str, Any]) -> Position:
@@ -161,7 +178,9 @@ def ask_engine(base: Path, adapter: Path, name: str, prompts: Sequence[Messages]
         raise NoEngine(f"vLLM is not installed here ({error})") from None
     template = served_template(str(base))
     try:
-        llm = LLM(model=str(base), enable_lora=True, max_loras=1, disable_log_stats=True, **engine)
+        llm = LLM(
+            model=str(base), enable_lora=True, max_loras=1, disable_log_stats=True, **{**AS_TRAINED, **engine}
+        )  # fmt: skip
     except (RuntimeError, ValueError, OSError, AssertionError) as error:  # what it raises without room, by its parts
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise NoEngine(f"no engine could be started: {lines[-1]}") from error

@@ -25,7 +25,7 @@ KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
 # that knows no chat template; training reads Hugging Face's.
-_AS_TRAINED = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
+AS_TRAINED = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
 _STAND_IN_KEYS = {"deployment", "demonstrations", "pools"}
 
 
@@ -128,7 +128,7 @@ def _filled(config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
     model = models[0]
     loading = {**(model.get("model_loading_config") or {}), "model_id": config.name, "model_source": base}
     extras = {**(model.get("experimental_configs") or {}), "adapters_dir": adapters_dir}
-    engine = {**_AS_TRAINED, **(model.get("engine_kwargs") or {})}
+    engine = {**AS_TRAINED, **(model.get("engine_kwargs") or {})}
     filled = {**model, "model_loading_config": loading, "experimental_configs": extras, "engine_kwargs": engine}
     return {**serving, "llm_configs": [filled]}
 

@@ -35,7 +35,6 @@ from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.training.proof import check_prove_on, encoded, prove
-from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
@@ -94,27 +93,27 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     return manifests
 
 
-def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the checkpoint that counts.
-
-    That is the last one, or the best where the run has rows to choose by. With `validation` it is a trial: the last one,
-    scored on those rows; nothing of it is published, so that no rows choose and none stop it.
-    """
+def fit(planned: Plan) -> dict[str, Any]:
+    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one."""
     from ray.train.torch import TorchConfig
 
     from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
-    payload = payload_of(planned, validation)
+    use_gpu = config.workers.per_worker.get("GPU", 0) > 0
+    payload = WorkerPayload(
+        config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
+        use_gpu=use_gpu, progress_path=str(planned.progress_path), selection=planned.validation,
+    )  # fmt: skip
     progress.start(planned.progress_path)
     trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if payload.use_gpu else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers.count,
-            use_gpu=payload.use_gpu,
+            use_gpu=use_gpu,
             resources_per_worker=dict(config.workers.per_worker),
         ),
         run_config=RunConfig(
@@ -122,10 +121,10 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             storage_path=str(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=2, checkpoint_score_attribute=RANK if payload.selection else None
+                num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
-            callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
-            worker_runtime_env={"env_vars": _environment(config)},
+            callbacks=[GiveUp(config, str(planned.folder))],
+            worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -135,17 +134,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     except (TrainingFailedError, RayError) as error:  # the second where the controller or its node is gone
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    return {**outcome, "adapter": _chosen(result, payload).path, "bounds_ns": [started_ns, time.time_ns()]}
-
-
-def payload_of(planned: Plan, validation: Sequence[Example]) -> WorkerPayload:
-    """What every worker gets; rows choose the checkpoint unless it is a trial, which is scored on `validation` rows."""
-    return WorkerPayload(
-        config=planned.config, rows=tuple(rows.conversation(example) for example in planned.examples),
-        lengths=planned.lengths, use_gpu=planned.config.workers.per_worker.get("GPU", 0) > 0,
-        progress_path=str(planned.progress_path), validation=tuple(validation),
-        selection=() if validation else planned.validation,
-    )  # fmt: skip
+    return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
 
 
 def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
@@ -191,9 +180,9 @@ def _worker(payload: WorkerPayload) -> dict[str, Any]:
         raise
 
 
-def _chosen(result: Any, payload: WorkerPayload) -> Any:
+def _chosen(result: Any, planned: Plan) -> Any:
     """The best checkpoint where validation rows chose, else the last."""
-    return result.get_best_checkpoint(RANK, "max") if payload.selection else result.checkpoint
+    return result.get_best_checkpoint(RANK, "max") if planned.validation else result.checkpoint
 
 
 def _keep_trace(payload: WorkerPayload) -> None:
@@ -260,8 +249,9 @@ def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
 
 
-def _environment(config: TrainConfig) -> dict[str, str]:
+def worker_environment(seed: int) -> dict[str, str]:
+    """The environment of a training worker: what makes its kernels repeat themselves, and its share of the cores."""
     return {
-        "PYTHONHASHSEED": str(config.seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "OMP_NUM_THREADS": str(CPU_THREADS),
     }  # fmt: skip

@@ -67,11 +67,10 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             self._write()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        self.stop()
         self.train_s = time.monotonic() - self._started_s
 
-    def stop(self) -> None:
-        """Write no more; also after a training that failed."""
+    def end(self) -> None:
+        """Watch no longer, however the training has ended."""
         self._ended.set()
 
     def is_over(self) -> bool:

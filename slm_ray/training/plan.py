@@ -37,7 +37,7 @@ _INCIDENTAL: Any = {
 class Plan:
     """A checked run: what will be trained on what, under a name that follows from the content.
 
-    `chat_template` says what was decided about the base's.
+    `chat_template` says what was decided about the base's; `content_digest` is of rows, base and template together.
     """
 
     config: TrainConfig
@@ -48,6 +48,7 @@ class Plan:
     config_digest: str
     data_digest: str
     chat_template: str
+    content_digest: str
     validation: tuple[Example, ...] = ()
 
     @property
@@ -59,8 +60,7 @@ class Plan:
 class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
 
-    `selection` are rows that choose the best checkpoint; `validation` rows are answered and scored at the end. A run has one
-    or the other.
+    `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end.
     """
 
     config: TrainConfig
@@ -74,13 +74,13 @@ class WorkerPayload:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return estimate.steps(self.config, len(self.rows))
+        return estimate.steps(self.config, len(self.lengths))
 
     @property
     def checkpoint_steps(self) -> int:
         """Steps between checkpoints; where rows choose among them, at least one per epoch."""
         every = self.config.checkpoint_steps
-        return min(every, estimate.epoch_steps(self.config, len(self.rows))) if self.selection else every
+        return min(every, estimate.epoch_steps(self.config, len(self.lengths))) if self.selection else every
 
 
 def plan(
@@ -104,23 +104,30 @@ def plan(
         rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
-    settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
-    if validation:  # they choose what is published, and so does how often they are asked
-        settings += f"{digest(validation)}/{config.checkpoint_steps}"
-    config_digest = hashlib.sha256(settings.encode()).hexdigest()
-    run = hashlib.sha256(f"{config_digest}{data_digest}{fingerprint}{template.text}".encode()).hexdigest()[:12]
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base
-    home = Path(config.run_dir).absolute() / f"{config.name}-{run}"
+    checked = Plan(
+        config=config, folder=Path(config.run_dir), examples=read.examples, lengths=(), base_fingerprint=fingerprint,
+        config_digest="", data_digest=data_digest, chat_template=str(template), validation=validation,
+        content_digest=hashlib.sha256(f"{data_digest}{fingerprint}{template.text}".encode()).hexdigest(),
+    )  # fmt: skip
+    named = varied(checked, config.model_copy(update={"base": base}))
     with ThreadPoolExecutor(1) as thread:
         counted = thread.submit(rows.lengths, read, tokenizer, max_length=config.max_length, learn=config.learn)
         if meanwhile is not None:
-            meanwhile(home)
+            meanwhile(named.folder)
         lengths = counted.result()
-    return Plan(
-        config=config.model_copy(update={"base": base}), folder=home,
-        examples=read.examples, lengths=tuple(lengths), base_fingerprint=fingerprint, config_digest=config_digest,
-        data_digest=data_digest, chat_template=str(template), validation=validation,
-    )  # fmt: skip
+    return dataclasses.replace(named, lengths=tuple(lengths))
+
+
+def varied(planned: Plan, config: TrainConfig) -> Plan:
+    """Another recipe for the same rows and base, which are not read again: a run of its own name."""
+    settings = json.dumps(config.model_dump(mode="json", exclude=_INCIDENTAL), sort_keys=True)
+    if planned.validation:  # they choose what is published, and so does how often they are asked
+        settings += f"{digest(planned.validation)}/{config.checkpoint_steps}"
+    config_digest = hashlib.sha256(settings.encode()).hexdigest()
+    run = hashlib.sha256(f"{config_digest}{planned.content_digest}".encode()).hexdigest()[:12]
+    folder = Path(config.run_dir).absolute() / f"{config.name}-{run}"
+    return dataclasses.replace(planned, config=config, folder=folder, config_digest=config_digest)
 
 
 def check_report_to(tracker: str) -> None:

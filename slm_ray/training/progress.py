@@ -12,7 +12,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +84,13 @@ def curve(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 @contextlib.contextmanager
-def shown(paths: Sequence[Path]) -> Iterator[None]:
-    """Show the runs behind `paths` on stderr while the block runs: live on a terminal, else a line every 5 s."""
+def shown(paths: Sequence[Path] | Callable[[], Sequence[Path]]) -> Iterator[None]:
+    """Show the runs behind `paths` on stderr while the block runs: live on a terminal, else a line every 5 s.
+
+    A function is asked for them again and again, where runs are still to be thought of.
+    """
     done = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(list(paths), done), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(paths if callable(paths) else lambda: paths, done), daemon=True)
     watcher.start()
     try:
         yield
@@ -121,13 +124,13 @@ def news(lines: Sequence[str], said: set[str]) -> list[str]:
     return fresh
 
 
-def _watch(paths: list[Path], done: threading.Event) -> None:
+def _watch(paths: Callable[[], Sequence[Path]], done: threading.Event) -> None:
     console = Console(stderr=True)
     started_s: dict[Path, float] = {}
 
     def lines() -> list[str]:
         now_s = time.monotonic()
-        states = [(path, read(path)) for path in paths]
+        states = [(path, read(path)) for path in paths()]
         for path, state in states:
             if state is not None:
                 started_s.setdefault(path, now_s)

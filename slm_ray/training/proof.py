@@ -9,8 +9,10 @@ said in the proof and warned of, and the adapter is published. `prove_again` doe
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -102,10 +104,19 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
     finally:
-        shutil.rmtree(root / manifest.id, ignore_errors=True)
+        _withdraw(root, manifest.id)
     if config.lora.variant == "dora":
         seen = replace(seen, unserved="vLLM does not serve DoRA")
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
+
+
+def _withdraw(root: Path, adapter_id: str) -> None:
+    """Remove a candidate in one step: half of one, left by a killed process, would be in the way of the next proof."""
+    # Under the prefix of publications that were killed, which the next one sweeps.
+    hidden = tempfile.mkdtemp(dir=root, prefix=".publishing-")
+    with contextlib.suppress(OSError):
+        os.rename(root / adapter_id, Path(hidden) / adapter_id)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def prove_again(config: ParityConfig, *, key: str) -> Proof:
@@ -119,7 +130,7 @@ def prove_again(config: ParityConfig, *, key: str) -> Proof:
     if record is None:
         raise AdapterError(
             f"{manifest.id} holds no {adapters.PARITY}: it was published without a proof, and its training prompts are kept as"
-            " hashes only; train it again with prove_on other than nothing"
+            " hashes only; delete it and run its training again with prove_on other than nothing, which proves the last checkpoint"
         )
     candidate = _candidate(
         manifest, Path(config.adapters_dir), base=config.base, record=record, prove_on=config.prove_on,

@@ -180,7 +180,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 def build(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[dict[str, Any]] | Dataset,
     recipe: Recipe,
     *,
     folder: str,
@@ -188,7 +188,10 @@ def build(
     steps: int,
     report_to: str = "none",
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows that checkpoints to the local `folder`; the rows reach TRL as tokens."""
+    """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`.
+
+    The rows reach TRL as tokens.
+    """
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -223,10 +226,8 @@ def build(
         disable_tqdm=True,
         log_level="error",
     )
-    trainer = AdapterTrainer(
-        recipe=recipe, model=model, args=args, processing_class=tokenizer,
-        train_dataset=_tokens_of(rows, tokenizer, recipe),
-    )  # fmt: skip
+    dataset = rows if isinstance(rows, Dataset) else _tokens_of(rows, tokenizer, recipe)
+    trainer = AdapterTrainer(recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

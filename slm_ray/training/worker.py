@@ -33,16 +33,14 @@ from slm_ray.training.trainer import AdapterTrainer, build, deterministic
 def worker(payload: WorkerPayload) -> dict[str, Any]:
     """Train this rank's share. Rank 0's figures come back from `fit()`."""
     quiet(payload)
-    _check_memory(payload)
+    check_memory(payload)
     base, tokenizer = open_model(payload)
-    model = add_lora(base, payload.config.lora)
+    model = adapted(base, payload)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
-        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+        if ray.train.get_context().get_world_rank() == 0:
             trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
-        outcome = run(trainer, Report(payload), resume=resumed)
-    scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
-    return {**outcome, "metrics": {**outcome["metrics"], **scores}}
+        return run(trainer, Report(payload), resume=resumed)
 
 
 def quiet(payload: WorkerPayload) -> None:
@@ -60,13 +58,24 @@ def open_model(payload: WorkerPayload) -> tuple[Any, Any]:
     return base, open_tokenizer(folder)
 
 
-def open_trainer(model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str) -> AdapterTrainer:
-    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it."""
+def adapted(base: Any, payload: WorkerPayload) -> Any:
+    """The base with fresh LoRA layers, the same whatever this process has drawn before."""
+    deterministic(payload.config.seed, payload.use_gpu)
+    return add_lora(base, payload.config.lora)
+
+
+def open_trainer(
+    model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str, dataset: Any | None = None
+) -> AdapterTrainer:
+    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it.
+
+    `dataset` are the same rows as an earlier trainer's `train_dataset` has them: they are not tokenised again.
+    """
     config = payload.config
     recipe = config.model_copy(update={"checkpoint_steps": payload.checkpoint_steps})
     trainer = build(
-        model, tokenizer, payload.rows, recipe, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps,
-        report_to=config.report_to,
+        model, tokenizer, payload.rows if dataset is None else dataset, recipe, folder=folder, use_gpu=payload.use_gpu,
+        steps=payload.steps, report_to=config.report_to,
     )  # fmt: skip
     if payload.selection:
         track = open_track(config.track, beside=config.train)
@@ -84,7 +93,7 @@ def run(trainer: AdapterTrainer, meter: Meter, *, resume: str | None = None) -> 
     try:
         trainer.train(resume_from_checkpoint=resume)
     finally:
-        meter.stop()
+        meter.end()
     return {"metrics": meter.figures(), "curve": progress.curve(trainer.state.log_history)}
 
 
@@ -102,7 +111,8 @@ class Report(Meter):
         ray.train.report(metrics, checkpoint=checkpoint)
 
 
-def _check_memory(payload: WorkerPayload) -> None:
+def check_memory(payload: WorkerPayload) -> None:
+    """ResourceError where this rank would not fit into the memory that is left."""
     folder, longest = base_folder(payload.config.base), max(payload.lengths)
     estimate.check(
         BaseShape.read(folder),
@@ -140,19 +150,3 @@ def _gather_generators(folder: Path, rank: int) -> None:
         for state in states:
             if state is not None:
                 (folder / state[0]).write_bytes(state[1])
-
-
-def score(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
-    """What the trained model is worth on the validation rows; one rank suffices, it needs nothing of the others."""
-    from slm_ray.training.validation_score import validate  # only trials answer rows
-
-    track = open_track(payload.config.track, beside=payload.config.train)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {**validate(model, tokenizer, payload.validation, track), "trainable_parameters": trainable}
-
-
-def _scored(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
-    result = score(trainer, tokenizer, payload) if ray.train.get_context().get_world_rank() == 0 else {}
-    ray.train.report(dict(result))
-    return result

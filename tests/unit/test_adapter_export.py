@@ -196,6 +196,22 @@ def test_the_chat_template_of_training_goes_with_the_adapter_and_its_card_serves
         adapters.export(root, manifest.id, tmp_path / "again", card=lambda manifest: "card")
 
 
+@pytest.mark.parametrize(
+    ("proved_on", "shown"),
+    [("engine", "engine"), ("http://10.1.2.3:8000", "an endpoint"), ("/home/me/serve/gpu.yaml", "gpu.yaml")],
+)
+def test_a_card_says_what_an_adapter_was_proved_on_and_not_where_that_is(
+    tmp_path: Path, proved_on: str, shown: str
+) -> None:
+    root = tmp_path / "adapters"
+    proof = {"on": proved_on, "checked": ["mixed batches"], "not_checked": []}
+    manifest = publish_small(trained(tmp_path / "made"), root, "f" * 32, proof=proof)
+    card = ModelCard.load(root / manifest.id / "README.md").text
+    assert f"| on | {shown} |" in card
+    assert "10.1.2.3" not in card and "/home" not in card
+    assert manifest.proof == proof
+
+
 def test_where_nothing_was_compared_the_latest_report_counts(base: Path, tmp_path: Path) -> None:
     tuned(base, tmp_path / "made", r=12)
     root, runs = tmp_path / "adapters", tmp_path / "runs"

@@ -219,6 +219,26 @@ def test_what_is_promoted_or_led_back_to_is_not_deleted_unless_forced(root: Path
     assert published(root, 4) == third, "the same content may be published again"
 
 
+def test_a_roll_back_always_leads_to_something_else_and_that_is_not_deleted(root: Path) -> None:
+    oldest, first, second = (published(root, fill) for fill in (2, 3, 4))
+    for adapter in (oldest, first, second, first):
+        adapters.promote(root, adapter)
+    adapters.delete(root, second, force=True)
+    with pytest.raises(AdapterError, match="a roll-back of 'structured' leads to it"):
+        adapters.delete(root, oldest)
+    assert adapters.roll_back(root, "structured").adapter == oldest, "what it stands for already is no way back"
+    assert aliases(root) == {"structured": oldest}
+    assert adapters.roll_back(root, "structured").adapter is None
+
+
+def test_a_damaged_adapter_hides_none_of_the_newest(root: Path) -> None:
+    whole, damaged = published(root, 2), published(root, 3, name="other")
+    path = root / damaged / "manifest.json"
+    path.chmod(0o644)
+    path.write_text("{", encoding="utf-8")
+    assert adapters.newest(root) == [whole]
+
+
 def test_a_damaged_adapter_is_not_promoted_and_may_be_deleted(root: Path) -> None:
     first, second = published(root, 2), published(root, 3)
     for adapter, name in ((first, "adapter_model.safetensors"), (second, "manifest.json")):

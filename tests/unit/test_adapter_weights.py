@@ -154,6 +154,7 @@ def test_the_bits_of_every_dtype_are_read(
         ({"use_dora": True}, "DoRA adapter .* merge it"), ({"modules_to_save": ["lm_head"]}, "whole layers in place"),
         ({"bias": "all"}, "trained biases"), ({"lora_bias": True}, "a bias in its layers"),
         ({"init_lora_weights": "pissa"}, "'pissa', which changes the base's weights"),
+        ({"init_lora_weights": "lora_ga"}, "'lora_ga', which changes the base's weights"),
         ({"target_modules": ["q_proj", "down_proj", "embed_tokens"]}, "changes the embeddings"),
         ({"trainable_token_indices": [1]}, "changed token embeddings"), ({"layer_replication": [[0, 1]]}, "copies of layers"),
     ],

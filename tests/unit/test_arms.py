@@ -15,10 +15,14 @@ from slm_ray.config import ArmsConfig, load
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.loop.arms import Arms, arms, arms_of
+from slm_ray.loop.arms import Arms, TrackArms, arms, arms_of
+from slm_ray.loop.track import TrackRun
 from slm_ray.page.arms import NO_DIFFERENCE, arms_page, arms_text
 from slm_ray.page.data import ArmsReport, ArmsTrack
+from slm_ray.prepare import Prepared
 from slm_ray.providers import parse
+from slm_ray.reports.adapter_results import results_by_adapter
+from slm_ray.reports.files import write_report
 from slm_ray.types import Completion, Decision, Example
 from slm_ray.verdict.pairwise import pairwise
 
@@ -119,6 +123,26 @@ def test_arms_that_do_not_differ_are_rarely_said_to() -> None:
     tables = [pairwise(report, rows, list(shares), min_paired=0.95)[1] for report, rows in reports]
     assert len(tables[0]) == 15
     assert sum(any(pair.better for pair in pairs) for pairs in tables) <= 3
+
+
+def test_an_adapter_s_verdicts_are_found_from_its_own_side(tmp_path: Path) -> None:
+    """`slm-ray adapters show` and the model card look for them by the name that every run gives a comparison."""
+    there = found("azure:stand-in")
+    report, rows = evaluated(dict.fromkeys([arm.spec for arm in there], 0.5), 40)
+    write_report(tmp_path / "gsm8k" / "test", report, rows)
+    prepared = Prepared(folder=tmp_path, track="gsm8k", rows={}, digest="")
+    (tmp_path / "train.jsonl").write_text('{"prompt": "another question", "completion": "#### 1"}\n', encoding="utf-8")
+    this = Arms(settings(f"run_dir={tmp_path / 'run'}", "tracks.0.few_shot=3"), {})
+    plain_rows, icl_rows = (
+        TrackRun(config=this.config.tracks[0], prepared=prepared, folder=tmp_path / "gsm8k", adapter=adapter)  # type: ignore[arg-type]
+        for adapter in (PLAIN, ICL)
+    )
+    track = TrackArms(plain=plain_rows, icl=icl_rows)
+    with this.log:
+        this.compare(track)
+    assert list(track.verdicts) == [arm.spec for arm in there[:-1]]
+    judged = results_by_adapter(tmp_path)
+    assert {name: len(judged[name].comparisons) for name in (PLAIN.id, ICL.id)} == {PLAIN.id: 2, ICL.id: 1}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from slm_ray.config.load import load
 from slm_ray.errors import ResourceError
-from tools import bench_train, race
+from tools import bench_sweep, bench_train, race
 from tools.config import RaceConfig, TrainBenchConfig
 
 ASK = (
@@ -62,9 +62,21 @@ def test_every_entrant_gets_the_same_rows_and_concurrency(tmp_path: Path) -> Non
     assert [entrant.name for entrant in race.entrants(RaceConfig(), "http://127.0.0.1:1", rows)] == ["slm_ray"]
 
 
+def test_ways_to_sweep_are_compared_with_the_first_recipe_by_recipe() -> None:
+    first = bench_sweep.Lap(name="a run for each", seconds=100, one_bytes=2**20, peak_bytes=2**21)
+    first.losses = {(1e-3, 8): 0.5, (3e-3, 8): 0.4}
+    second = bench_sweep.Lap(name="resident", seconds=25, one_bytes=2**20, peak_bytes=2**20, ended_early=1)
+    second.losses = {(3e-3, 8): 0.41}
+    _, one, other, best, *_ = bench_sweep.told([first, second], 8)
+    assert one.split()[-6:] == ["100.0", "1.00", "2", "0.25", "0", "0"]
+    assert other.split()[-6:] == ["25.0", "0.25", "1", "0.12", "1", "0.01"]
+    assert best == "lowest loss: lr 0.003, rank 8 (0.4000)"
+
+
 def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_why(tmp_path: Path) -> None:
     config = load(TrainBenchConfig, bench_train.__file__.replace(".py", ".yaml"))
     assert config.training.lora.dropout == 0.0
+    assert config.training.prove_on == "nothing", "torchrun starts no engine to prove its adapter"
     with pytest.raises(ResourceError, match=r"slm-ray ended with status 2: .*error: cannot read .*nowhere.jsonl"):
         bench_train.one_lap(
             "slm-ray", config.training.model_copy(update={"train": "nowhere.jsonl"}), tmp_path / "slm-ray"

@@ -86,6 +86,14 @@ def test_an_unknown_teacher_and_another_question_are_refused(asked: dict[str, An
         distil(DistilConfig(**asked))
 
 
+def test_the_expected_answers_are_not_written_over(asked: dict[str, Any]) -> None:
+    before = Path(asked["examples"]).read_bytes()
+    beside = Path(asked["examples"]).parent / "x" / ".." / "train.jsonl"
+    with pytest.raises(ConfigError, match="whose own answers would be lost; name another"):
+        distil(DistilConfig(**{**asked, "out": str(beside)}))
+    assert Path(asked["examples"]).read_bytes() == before
+
+
 def test_a_teacher_without_one_good_answer_writes_nothing(asked: dict[str, Any]) -> None:
     path = Path(asked["examples"])
     text = [line for line in path.read_text(encoding="utf-8").splitlines() if '"wrong"' in line]

@@ -86,14 +86,14 @@ def test_a_trial_has_a_score_on_these_rows_or_an_error_and_else_the_run_was_stop
     scores = {"validation_score": 0.5, "validation_loss": 0.7, "validation_rows": [1.0, 0.0]}
     done = {"validation": "these", "metrics": {**scores, "train_s": 2.0}}
     (plans[0].folder / "trial.json").write_text(json.dumps(done), encoding="utf-8")
-    scored, failed = outcomes(plans, "these", {1: "a worker died"})
+    scored, failed = outcomes(plans, "these", {plans[1].folder.name: "a worker died"})
     assert (scored.score, scored.loss, scored.rows) == (0.5, 0.7, (1.0, 0.0))
     assert (scored.metrics, scored.error) == ({"train_s": 2.0}, None)
     assert (failed.score, failed.error) == (None, "a worker died")
     with pytest.raises(KeyboardInterrupt):  # the second trial was not finished
         outcomes(plans, "these", {})
     with pytest.raises(KeyboardInterrupt):  # the first was scored on other validation rows
-        outcomes(plans, "others", {1: "a worker died"})
+        outcomes(plans, "others", {plans[1].folder.name: "a worker died"})
 
 
 def test_rows_that_will_not_do_are_refused_before_ray_is_joined(

@@ -24,7 +24,7 @@ def trial(precision: str, scores: Sequence[float | None], *, error: str | None =
     config = TrainConfig(track="structured", train="train.jsonl", base="base", run_dir="run", adapters_dir="adapters")
     plan = Plan(
         config=config.model_copy(update={"precision": precision}), folder=Path("folder"), examples=(), lengths=(),
-        base_fingerprint="", config_digest="", chat_template="", data_digest="",
+        base_fingerprint="", config_digest="", chat_template="", data_digest="", content_digest="",
     )  # fmt: skip
     known = [score for score in scores if score is not None]
     score = None if error else sum(known) / len(known)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,8 +16,12 @@ import pytest
 
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.parity import in_words
-from slm_ray.serving.served_answers import Refused, ask_endpoint
+from slm_ray.parity import Note, NotedRow, Record, in_words
+from slm_ray.reports.encoding import encode
+from slm_ray.serving import served_answers
+from slm_ray.serving.served_answers import NoEngine, Refused, ask_endpoint, ask_engine, check_deployed
+from slm_ray.storage import write_json
+from slm_ray.training import proof
 from slm_ray.training.plan import Plan
 from slm_ray.training.proof import check_prove_on, prove
 
@@ -27,7 +34,9 @@ class Endpoint(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[dict[str, Any]]] = []
     refuses: tuple[int, str] | None = None
+    busy: ClassVar[list[int]] = []
     says_tokens = True
+    says_answer = True
 
     def do_GET(self) -> None:
         self.reply(200, {"data": [{"id": "base:a-1"}, {"id": "base"}]})
@@ -35,12 +44,14 @@ class Endpoint(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append({**body, "key": self.headers.get("Authorization")})
+        if self.busy:
+            return self.reply(self.busy.pop(), {"error": {"message": "try again later"}})
         if self.refuses and ":" in body["model"]:
             return self.reply(self.refuses[0], {"error": {"message": self.refuses[1]}})
         token = 8 if ":" in body["model"] else 7
         top = [{"token": f"token_id:{token}", "logprob": -0.25}, {"token": "token_id:3", "logprob": -9999.0}]
         content = [{"token": f"token_id:{token}", "logprob": -0.25, "top_logprobs": top}]
-        found = {"model": body["model"], "choices": [{"logprobs": {"content": content}}]}
+        found = {"model": body["model"], "choices": [{"logprobs": {"content": content if self.says_answer else []}}]}
         if self.says_tokens:
             found["prompt_token_ids"] = [1, 2, 3]
         return self.reply(200, found)
@@ -49,6 +60,7 @@ class Endpoint(BaseHTTPRequestHandler):
         text = json.dumps(body).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(text)))
+        self.send_header("Retry-After", "0")
         self.end_headers()
         self.wfile.write(text)
 
@@ -58,7 +70,7 @@ class Endpoint(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def endpoint() -> Iterator[tuple[str, type[Endpoint]]]:
-    handler = type("Handler", (Endpoint,), {"asked": []})
+    handler = type("Handler", (Endpoint,), {"asked": [], "busy": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}", handler
@@ -83,13 +95,89 @@ def test_each_arm_is_asked_alone_without_the_cache_then_cached_then_mixed(endpoi
     assert served.adapter[0].positions[0].top == ((8, -0.25), (3, -9999.0))
 
 
+def test_a_busy_server_is_asked_again_and_what_it_refuses_as_its_base_is_no_fault_of_the_adapter(
+    endpoint: tuple[str, type[Endpoint]],
+) -> None:
+    url, handler = endpoint
+    handler.busy.extend([429, 503, 429])
+    assert ask_endpoint(url, "a-1", PROMPTS, key="").adapter[0].positions
+    assert handler.busy == []
+    assert len(handler.asked) == 10 + 3
+    handler.busy.append(400)
+    with pytest.raises(ModelError, match="as its base base: try again later") as refused:
+        ask_endpoint(url, "a-1", PROMPTS, key="")
+    assert not isinstance(refused.value, Refused)
+
+
+def test_an_answer_without_a_token_proves_nothing(endpoint: tuple[str, type[Endpoint]]) -> None:
+    url, handler = endpoint
+    handler.says_answer = False
+    with pytest.raises(ModelError, match="an answer of no token"):
+        ask_endpoint(url, "a-1", PROMPTS, key="")
+
+
+def test_a_damaged_record_is_said_of_its_adapter_and_the_others_are_checked(
+    endpoint: tuple[str, type[Endpoint]], tmp_path: Path
+) -> None:
+    (tmp_path / "a-0123456789ab").mkdir()
+    (tmp_path / "a-0123456789ab/parity.json").write_text("{", encoding="utf-8")
+    (tmp_path / "b-0123456789ab").mkdir()
+    served = ask_endpoint(endpoint[0], "b-0123456789ab", PROMPTS, key="")
+    rows = tuple(
+        NotedRow(row=place, prompt=answer.prompt, answer=(8,), trained=answer.positions)
+        for place, answer in enumerate(served.adapter)
+    )
+    note = Note(rows=rows, scaling=2.0, precision="16bit")
+    record = Record(prompts=tuple(map(tuple, PROMPTS)), note=note, served=served)
+    write_json(tmp_path / "b-0123456789ab/parity.json", encode(record))
+    found = check_deployed(endpoint[0], tmp_path, ["a-0123456789ab", "b-0123456789ab", "c-0123456789ab"], key="")
+    assert set(found) == {"a-0123456789ab", "b-0123456789ab"}
+    assert "not JSON" in found["a-0123456789ab"]
+    assert found["b-0123456789ab"] == ""
+
+
+def test_the_engine_reads_a_base_as_serving_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside Mistral's own files vLLM would take those, and the proof would refuse what is served well."""
+    asked: dict[str, Any] = {}
+
+    def no_room(**arguments: Any) -> None:
+        asked.update(arguments)
+        raise RuntimeError("no room")
+
+    vllm, lora = types.ModuleType("vllm"), types.ModuleType("vllm.lora.request")
+    vllm.__dict__.update(LLM=no_room, SamplingParams=object)
+    lora.__dict__.update(LoRARequest=object)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", lora)
+    monkeypatch.setattr(served_answers, "served_template", lambda base: None)
+    with pytest.raises(NoEngine, match="no room"):
+        ask_engine(Path("base"), Path("adapter"), "a-1", PROMPTS, {"dtype": "bfloat16", "load_format": "dummy"})
+    assert (asked["tokenizer_mode"], asked["config_format"]) == ("hf", "hf")
+    assert (asked["dtype"], asked["load_format"]) == ("bfloat16", "dummy"), "what the file says goes first"
+
+
+def test_what_is_left_of_a_candidate_is_never_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed in the middle of its removal, it is under no name that the next proof of the same adapter would meet."""
+    (tmp_path / "a-0123456789ab").mkdir()
+    (tmp_path / "a-0123456789ab/manifest.json").write_text("{}", encoding="utf-8")
+
+    def killed(path: str, **how: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        proof._withdraw(tmp_path, "a-0123456789ab")
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".publishing-")
+
+
 def test_a_refused_adapter_and_a_silent_server_are_told_apart(endpoint: tuple[str, type[Endpoint]]) -> None:
     url, handler = endpoint
     handler.refuses = (400, "LoRA rank 128 is greater than max_lora_rank 64")
     with pytest.raises(Refused, match="rank 128"):
         ask_endpoint(url, "a-1", PROMPTS, key="")
-    handler.refuses = (503, "busy")
-    with pytest.raises(ModelError, match="HTTP 503") as busy:
+    handler.refuses = (500, "broken")
+    with pytest.raises(ModelError, match="HTTP 500") as busy:
         ask_endpoint(url, "a-1", PROMPTS, key="")
     assert not isinstance(busy.value, Refused)
     handler.refuses, handler.says_tokens = None, False
@@ -120,10 +208,10 @@ def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: 
 def test_who_asks_for_no_proof_is_told_what_was_not_checked(capsys: pytest.CaptureFixture[str]) -> None:
     planned = Plan(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", prove_on="nothing"),
-        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="",
+        folder=Path("r"), examples=(), lengths=(), base_fingerprint="", config_digest="", data_digest="", content_digest="",
         chat_template="",
     )  # fmt: skip
-    proof = prove(planned, Path("nowhere"), {}, key="")
-    assert proof.record is None
-    assert in_words(proof.summary) == "not proved: everything (prove_on is nothing)"
+    made = prove(planned, Path("nowhere"), {}, key="")
+    assert made.record is None
+    assert in_words(made.summary) == "not proved: everything (prove_on is nothing)"
     assert "warning: an adapter is published without a whole proof" in capsys.readouterr().err

@@ -152,6 +152,7 @@ def test_a_client_that_leaves_before_its_request_is_whole_is_nobodys_error() -> 
         ({"type": "object", "properties": {f"k{i}": {"type": "string", "maxLength": 900} for i in range(9)}}, "repetitions"),
         ({"type": "string", "pattern": "a" * 1000}, "characters"),
         ({"type": "string", "pattern": "((a{30}){30}){30}"}, "repetitions"),
+        ({"type": "object", "patternProperties": {"((a{30}){30}){30}": {}}}, "repetitions"),
         ({"title": "x" * 100_000}, "KiB"),
         ("{", "no JSON"),
         ([], "object"),

@@ -110,6 +110,15 @@ def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Pat
     assert not copy.exists()
 
 
+def test_an_adapter_as_training_saves_it_is_served_with_its_chat_template(tmp_path: Path) -> None:
+    adapter_folder(tmp_path / "made")
+    (tmp_path / "made" / "chat_template.jinja").write_text("{{ messages }}", encoding="utf-8")
+    adapter, copies = published(tmp_path), NodeLocalCache()
+    copy = copies.fetch(tmp_path / "adapters", adapter, BASE)
+    assert (copy / "chat_template.jinja").read_text(encoding="utf-8") == "{{ messages }}"
+    copies.close()
+
+
 def test_folders_of_dead_processes_are_removed() -> None:
     code = "import os; from slm_ray.serving.adapter_cache import NodeLocalCache; print(NodeLocalCache().folder, flush=True); os._exit(9)"
     left = Path(

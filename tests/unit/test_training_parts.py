@@ -27,14 +27,13 @@ from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
 from slm_ray.reports.encoding import decode
 from slm_ray.training import failures, meter, progress, rows, selection, worker
 from slm_ray.training.base_model import open_tokenizer
-from slm_ray.training.launch import payload_of
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
-from slm_ray.training.plan import Plan, WorkerPayload
+from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
-from slm_ray.training.validation_score import target_loss, validate
+from slm_ray.training.validation_score import row_scores, summary, target_loss
 from slm_ray.types import Example, Message, Prompt
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -450,7 +449,8 @@ def test_files_that_were_changed_after_training_are_caught(
 
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
-    found = validate(trainer.model, tokenizer, examples(3), track("structured"))
+    judged = track("structured")
+    found = summary(judged, row_scores(trainer.model, tokenizer, examples(3), judged))
     assert 0.0 <= found["validation_score"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
     assert len(found["validation_rows"]) == 3
@@ -529,19 +529,3 @@ def test_a_training_that_fails_writes_no_more_progress(
     for thread in set(threading.enumerate()) - set(before):
         thread.join(timeout=5.0)
         assert not thread.is_alive(), thread
-
-
-def test_rows_choose_the_checkpoint_of_a_run_and_not_of_a_trial_whose_last_one_is_scored() -> None:
-    config = TrainConfig(
-        track="structured", train="t", base="b", run_dir="r", adapters_dir="a", validation="v", early_stopping=1
-    )
-    asked, judged = tuple(examples(2)), tuple(examples(3))
-    planned = Plan(
-        config=config, folder=Path("r"), examples=tuple(examples(64)), lengths=(10,) * 64, base_fingerprint="",
-        config_digest="", data_digest="", chat_template="", validation=asked,
-    )  # fmt: skip
-    run, trial = payload_of(planned, ()), payload_of(planned, judged)
-    assert (run.selection, run.validation) == (asked, ())
-    assert (trial.selection, trial.validation) == ((), judged)
-    assert run.checkpoint_steps == 4 < trial.checkpoint_steps == config.checkpoint_steps
-    assert (run.steps, len(run.rows)) == (12, 64)
