@@ -16,6 +16,7 @@ import yaml
 
 from slm_ray.adapters.manifest import CARD, TEMPLATE, Manifest
 from slm_ray.records import ComparisonReport, Metrics, Report
+from slm_ray.yaml_file import parse_yaml
 
 
 def base_name(base: str) -> str:
@@ -27,7 +28,7 @@ def licence_of(base: str) -> str | None:
     """The licence that the card in a base's folder states; None where there is no folder, card or licence."""
     try:
         text = (Path(base) / CARD).read_text(encoding="utf-8")
-        front = yaml.safe_load(text.removeprefix("---\n").partition("\n---")[0]) if text.startswith("---\n") else None
+        front = parse_yaml(text.removeprefix("---\n").partition("\n---")[0]) if text.startswith("---\n") else None
     except (OSError, ValueError, yaml.YAMLError):
         return None
     stated = front.get("license") if isinstance(front, dict) else None

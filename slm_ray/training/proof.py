@@ -24,6 +24,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import Manifest
+from slm_ray.adapters.weights import unserved
 from slm_ray.config import ParityConfig, TrainConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
@@ -55,7 +56,10 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """An adapter folder and how it is to be proved; `engine` are the arguments of an engine to start, None for none."""
+    """An adapter folder and how it is to be proved.
+
+    `engine` are the arguments of an engine to start, None for none; `unserved` says why no server takes it, DoRA for one.
+    """
 
     base: Path
     folder: Path
@@ -65,6 +69,7 @@ class Candidate:
     engine: Mapping[str, Any] | None
     others: Mapping[str, Path]
     use_gpu: bool
+    unserved: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,26 +102,20 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
-        served, refused = None, None
-        if config.lora.variant == "dora":
-            candidate = replace(candidate, engine=None)
-        elif candidate.engine is None:
-            served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+        served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
     finally:
         _withdraw(root, manifest.id)
-    if config.lora.variant == "dora":
-        seen = replace(seen, unserved="vLLM does not serve DoRA")
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
 
 def _withdraw(root: Path, adapter_id: str) -> None:
     """Remove a candidate in one step: half of one, left by a killed process, would be in the way of the next proof."""
     # Under the prefix of publications that were killed, which the next one sweeps.
-    hidden = tempfile.mkdtemp(dir=root, prefix=".publishing-")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk: what the proof has found matters more
+        hidden = tempfile.mkdtemp(dir=root, prefix=".publishing-")
         os.rename(root / adapter_id, Path(hidden) / adapter_id)
-    shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def prove_again(config: ParityConfig, *, key: str) -> Proof:
@@ -136,9 +135,7 @@ def prove_again(config: ParityConfig, *, key: str) -> Proof:
         manifest, Path(config.adapters_dir), base=config.base, record=record, prove_on=config.prove_on,
         others=Path(config.adapters_dir), use_gpu=use_gpu,
     )  # fmt: skip
-    served, refused = None, None
-    if candidate.engine is None:
-        served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
+    served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
     seen = look(candidate, served)
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
@@ -163,7 +160,7 @@ def check_rank(serving_file: str, rank: int, *, setting: str) -> None:
 def look(candidate: Candidate, served: Served | None) -> Seen:
     """PEFT's answers beside the server's; the engine's first, where one is to be started. Needs torch; blocks."""
     silence_libraries()
-    refused, unserved = None, ""
+    refused, reason = None, candidate.unserved
     if candidate.engine is not None and candidate.rank > (
         highest := candidate.engine.get("max_lora_rank", _VLLM_MAX_RANK)
     ):
@@ -176,7 +173,7 @@ def look(candidate: Candidate, served: Served | None) -> Seen:
         except Refused as error:
             refused = parity.refusal(str(error), rank=candidate.rank)
         except NoEngine as error:
-            unserved = str(error)
+            reason = str(error)
     from slm_ray.training.parity import reference
 
     def answers(others: Mapping[str, Path]) -> Reference:
@@ -190,7 +187,7 @@ def look(candidate: Candidate, served: Served | None) -> Seen:
         finding.fault == "other answers" for finding in parity.check(candidate.record.note, found, served, str)
     ):
         found = answers(candidate.others)
-    return Seen(reference=found, served=served, refused=refused, unserved=unserved)
+    return Seen(reference=found, served=served, refused=refused, unserved=reason)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
@@ -238,10 +235,11 @@ def _candidate(
             for other in adapters.list_adapters(others)
             if other.id != manifest.id and other.base_fingerprint == manifest.base_fingerprint
         ]
+    reasons = unserved(read_json(root / manifest.id / adapters.SETTINGS))
     return Candidate(
         base=base_folder(base), folder=root / manifest.id, name=manifest.id, rank=manifest.rank, record=record,
-        engine=_engine(prove_on, manifest.rank, record.note, use_gpu=use_gpu),
-        others={name: others / name for name in same_base[-_OTHERS:]}, use_gpu=use_gpu,
+        engine=None if reasons else _engine(prove_on, manifest.rank, record.note, use_gpu=use_gpu),
+        others={name: others / name for name in same_base[-_OTHERS:]}, use_gpu=use_gpu, unserved="; ".join(reasons),
     )  # fmt: skip
 
 
@@ -270,9 +268,12 @@ def engine_arguments(serving_file: str) -> dict[str, Any]:
     return {**(models[0].get("engine_kwargs") or {})}
 
 
-def _from_endpoint(url: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None]:
+def _from_endpoint(prove_on: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None]:
+    """The endpoint's answers or its refusal; neither where none is to be asked."""
+    if candidate.unserved or candidate.engine is not None:
+        return None, None
     try:
-        return ask_endpoint(url, adapter, candidate.record.prompts, key=key), None
+        return ask_endpoint(prove_on, adapter, candidate.record.prompts, key=key), None
     except Refused as error:
         return None, parity.refusal(str(error), rank=candidate.rank)
 

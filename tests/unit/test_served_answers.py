@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from adapter_files import base, publish, safetensors, trained
 
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ConfigError, ModelError
@@ -156,6 +157,40 @@ def test_the_engine_reads_a_base_as_serving_does(monkeypatch: pytest.MonkeyPatch
     assert (asked["dtype"], asked["load_format"]) == ("bfloat16", "dummy"), "what the file says goes first"
 
 
+@pytest.mark.parametrize("prove_on", ["engine", "http://127.0.0.1:9"])
+@pytest.mark.parametrize("dora", [True, False])
+def test_no_server_is_asked_for_what_none_takes(tmp_path: Path, prove_on: str, dora: bool) -> None:
+    """Its training publishes a DoRA adapter with that said, so proving it again finds no fault either."""
+    home, made = base(tmp_path / "base"), trained(tmp_path / "made")
+    if dora:
+        settings = json.loads((made / "adapter_config.json").read_text())
+        (made / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
+        layers = {f"base_model.model.model.layers.0.self_attn.{name}": 16 for name in ("q_proj", "v_proj")}
+        shapes: dict[str, tuple[int, ...]] = {f"{layer}.lora_magnitude_vector": (16,) for layer in layers}
+        shapes |= {f"{layer}.lora_A.weight": (4, 16) for layer in layers}
+        shapes |= {f"{layer}.lora_B.weight": (16, 4) for layer in layers}
+        safetensors(made / "adapter_model.safetensors", shapes)
+    manifest = publish(made, tmp_path / "adapters", "f" * 32)
+    row = NotedRow(row=0, prompt=(1, 2), answer=(3,), trained=())
+    record = Record(prompts=(tuple(PROMPTS[0]),), note=Note(rows=(row,), scaling=2.0, precision="4bit"))
+    candidate = proof._candidate(
+        manifest,
+        tmp_path / "adapters",
+        base=str(home),
+        record=record,
+        prove_on=prove_on,
+        others=tmp_path,
+        use_gpu=False,
+    )
+    assert (candidate.engine is not None) == (prove_on == "engine" and not dora)
+    if dora:
+        assert "DoRA" in candidate.unserved
+        assert proof._from_endpoint(prove_on, manifest.id, candidate, "") == (None, None)
+    elif prove_on != "engine":
+        with pytest.raises(ModelError, match="is the endpoint up"):
+            proof._from_endpoint(prove_on, manifest.id, candidate, "")
+
+
 def test_what_is_left_of_a_candidate_is_never_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed in the middle of its removal, it is under no name that the next proof of the same adapter would meet."""
     (tmp_path / "a-0123456789ab").mkdir()
@@ -169,6 +204,11 @@ def test_what_is_left_of_a_candidate_is_never_half_of_it(tmp_path: Path, monkeyp
         proof._withdraw(tmp_path, "a-0123456789ab")
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".publishing-")
+    monkeypatch.undo()
+    left.joinpath("a-0123456789ab").rename(tmp_path / "a-0123456789ab")
+    proof._withdraw(tmp_path, "a-0123456789ab")
+    assert list(tmp_path.iterdir()) == [left]
+    proof._withdraw(tmp_path / "nowhere", "a-0123456789ab")
 
 
 def test_a_refused_adapter_and_a_silent_server_are_told_apart(endpoint: tuple[str, type[Endpoint]]) -> None:
