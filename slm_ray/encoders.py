@@ -1,8 +1,8 @@
 """Texts into vectors by an encoder model: what BERTScore and embedding cosine compare, and what finds demonstrations.
 
 `Encoder` gives a vector per token, from the local folder of a BERT-like encoder, for scores. `open_retriever` gives a
-vector per text, as sentence-transformers makes it of a folder or a hub name (GTR-T5, MiniLM), for retrieval. Deterministic, on CPU, in fp32, in
-batches of like length.
+vector per text, as sentence-transformers makes it of a folder or a hub name (GTR-T5, MiniLM), for retrieval.
+Deterministic, on CPU, in fp32, in batches of like length.
 """
 
 from __future__ import annotations
@@ -35,6 +35,10 @@ _CHARACTERS_PER_TOKEN = 200  # at most; ten megabytes would be cut into tokens f
 
 _BEGINNING = 512 * _CHARACTERS_PER_TOKEN
 _LIKE_BYTES = 13_000  # of rows read in the time that one text of a paragraph takes
+
+# Of an encoder on the hub. Layers behind the transformer (GTR-T5 has one) may be PyTorch's own files, which
+# sentence-transformers reads as weights only.
+_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*/pytorch_model.bin")
 
 Vectors = npt.NDArray[np.float32]
 Similar = Callable[[Sequence[RowScore], Sequence[str | None], Sequence[str]], list[RowScore]]
@@ -165,7 +169,7 @@ def _sentence_encoder_folder(name: str) -> Path:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+            folder = Path(snapshot_download(name, allow_patterns=list(_FILES)))
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"retriever {name!r} is no folder, and as a hub name: {str(error).splitlines()[0]}; set retriever to words,"
@@ -206,7 +210,8 @@ def _embedded(folder: Path, texts: Sequence[str], kept: Path) -> Vectors:
 @functools.lru_cache(maxsize=2)
 def _identity(folder: Path) -> str:
     """An encoder by content: every file that its vectors follow from."""
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".safetensors", ".txt", ".model")]
+    kinds = {Path(pattern).suffix for pattern in _FILES}
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in kinds]
     return "\n".join(f"{path.relative_to(folder)} {file_digest(path)}" for path in files)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import time
+from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 
@@ -117,6 +120,39 @@ def test_an_encoder_finds_what_means_the_same_and_embeds_a_text_once(
     kept[1].write_bytes(b"cut")
     with pytest.raises(AssertionError, match="embedded again"):
         open_retriever(str(encoder.folder), POOL, [SENTENCE, SAME_WORDS], beside=rows)
+
+
+def test_a_layer_behind_the_transformer_comes_with_the_encoder_and_makes_other_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GTR-T5 has one; `pytorch_model.bin` beside the transformer's own safetensors is not wanted twice."""
+    hub, here, asked = ["config.json", "model.safetensors", "pytorch_model.bin", "2_Dense/config.json",
+                        "2_Dense/pytorch_model.bin", "rust_model.ot"], tmp_path / "cache", []  # fmt: skip
+
+    def downloaded(name: str, *, allow_patterns: list[str]) -> str:
+        for file in [file for file in hub if any(fnmatch(file, pattern) for pattern in allow_patterns)]:
+            (here / file).parent.mkdir(parents=True, exist_ok=True)
+            (here / file).write_text(f"{name}: {file}")
+        return str(here)
+
+    def embedding(folder: str) -> SimpleNamespace:
+        asked.append(folder)
+        return SimpleNamespace(encode=lambda texts, **_: np.ones((len(texts), 2)))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", downloaded)
+    monkeypatch.setattr(encoders, "_sentence_encoder", embedding)
+    for name in ("org/one", "org/one", "org/two"):
+        encoders._identity.cache_clear()
+        open_retriever(name, POOL, [], beside=tmp_path / "train.jsonl")
+    assert {str(path.relative_to(here)) for path in here.rglob("*") if path.is_file()} == {
+        "config.json", "model.safetensors", "2_Dense/config.json", "2_Dense/pytorch_model.bin",
+    }  # fmt: skip
+    assert len(asked) == 2, "once for each"
+    (here / "2_Dense/pytorch_model.bin").write_text("trained on")
+    encoders._identity.cache_clear()
+    open_retriever(str(here), POOL, [], beside=tmp_path / "train.jsonl")
+    assert len(asked) == 3
+    encoders._identity.cache_clear()
 
 
 def test_one_setting_says_what_an_evaluation_and_training_rows_are_shown(encoder: Encoder, tmp_path: Path) -> None:
