@@ -218,6 +218,9 @@ def refusal(text: str, *, rank: int) -> Finding:
             message=f"the server does not take an adapter of rank {rank}: {text}; set max_lora_rank in its serving file to at "
             f"least {rank}, or train a lower lora.rank",
         )
+    if "does not exist" in text:
+        where = "let prove_on be an endpoint over the same adapters_dir"
+        return Finding(fault="not found", message=f"the server does not see the adapter: {text}; {where}")
     return Finding(fault="refused", message=f"the server does not take the adapter: {text}")
 
 

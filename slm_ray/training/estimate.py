@@ -31,6 +31,7 @@ _CPU_OVERHEAD_BYTES = 0.9e9  # what torch, transformers, TRL and Ray occupy in a
 _FRAGMENTATION = 1.10  # what a caching allocator holds above the peak of live tensors
 _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a time
 PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
+EAGER_TOKENS = 1024  # on a CPU, attention of longer rows is the fused kernel, which keeps no matrix of weights
 _SMALLEST_RANK, _SHORTEST = 4, 64  # what advice goes down to, at most
 
 # torchtune on one RTX 4090: Llama 3.1 8B, NF4, r=32, 2,413 tokens/s, by memory bandwidth and FLOPs about 1,040 on a 3090.
@@ -104,7 +105,7 @@ def estimate(
     dora = recipe.lora.variant == "dora"
     lora = sum(recipe.lora.rank * (rows + columns) + (rows if dora else 0) for rows, columns in layers)
     copies = 3 if recipe.workers.count > 1 else 2  # weights, gradients and DDP's buckets
-    layer = tokens * _layer_bytes(base, recipe, row_tokens, eager=not use_gpu)
+    layer = tokens * _layer_bytes(base, recipe, row_tokens, eager=not use_gpu and row_tokens <= EAGER_TOKENS)
     kept = base.blocks * tokens * base.hidden * _BF16_BYTES + layer if trainer.checkpointing else base.blocks * layer
     if dora:  # the length of every row of the weights, worked out from the whole matrix in each pass
         kept += max(4 * _BF16_BYTES * rows * columns + 6 * columns**2 for rows, columns in layers)
@@ -144,6 +145,16 @@ def check(
     )
 
 
+def epoch_steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps that go once through so many rows; the last one may be short."""
+    return -(-rows // (recipe.per_device_batch * recipe.gradient_accumulation * recipe.workers.count))
+
+
+def steps(recipe: Recipe, rows: int) -> int:
+    """Optimizer steps of a run over so many rows: part of an epoch is rounded up, as the trainer does."""
+    return math.ceil(recipe.epochs * epoch_steps(recipe, rows))
+
+
 def duration(
     base: BaseShape, recipe: Recipe, *, lengths: Sequence[int], fingerprint: str, earlier: Sequence[Manifest],
     hourly_usd: float | None = None,
@@ -154,9 +165,6 @@ def duration(
     trained on the same kind of device gives the speed, brought to this run's number of workers.
     """
     workers, gpus = recipe.workers.count, recipe.workers.count * recipe.workers.per_worker.get("GPU", 0)
-    steps = max(
-        1, round(recipe.epochs * -(-len(lengths) // (recipe.per_device_batch * recipe.gradient_accumulation * workers)))
-    )
     tokens = round(sum(lengths) * recipe.epochs)
     speed, source = None, "no training of this base on this kind of machine is recorded yet"
     for manifest in earlier:
@@ -173,7 +181,7 @@ def duration(
         )
     seconds = None if speed is None else tokens / speed
     usd = seconds / 3600 * hourly_usd * gpus if seconds is not None and hourly_usd is not None and gpus else None
-    return Duration(steps=steps, tokens=tokens, seconds=seconds, usd=usd, source=source)
+    return Duration(steps=steps(recipe, len(lengths)), tokens=tokens, seconds=seconds, usd=usd, source=source)
 
 
 def _layer_bytes(base: BaseShape, recipe: Recipe, row_tokens: int, *, eager: bool) -> float:

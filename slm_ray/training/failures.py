@@ -39,13 +39,15 @@ class GiveUp(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raise the reason of a failure that would come again; what a callback raises is never retried."""
-        if not any(is_lost(error) for error in worker_exceptions.values()):
-            raise explained(next(iter(worker_exceptions.values())), self._config, self._folder)
+        errors = list(worker_exceptions.values())
+        certain = [error for error in errors if _fails_again(error)]
+        if certain or not any(is_lost(error) for error in errors):
+            raise explained((certain or errors)[0], self._config, self._folder)
 
 
 def is_lost(error: BaseException) -> bool:
     """Whether a worker's error says that it, its node or another rank went away."""
-    if isinstance(error, SlmRayError) or _is_full(error) or _NO_MEMORY.search(str(error)):
+    if _fails_again(error):
         return False
     return isinstance(error, RayError | ConnectionError) or bool(_BROKEN.search(f"{type(error).__name__} {error}"))
 
@@ -68,8 +70,8 @@ def explained(error: BaseException, config: TrainConfig, folder: str) -> SlmRayE
     )
 
 
-def run_error(error: TrainingFailedError, config: TrainConfig, folder: str, attempts: int) -> SlmRayError:
-    """What Ray Train raised at the end of a run, as one line."""
+def run_error(error: TrainingFailedError | RayError, config: TrainConfig, folder: str, attempts: int) -> SlmRayError:
+    """What Ray Train raised at the end of a run, or Ray when the run's controller went away, as one line."""
     if isinstance(error, WorkerGroupError):
         causes = list(error.worker_failures.values())
         if own := [cause for cause in causes if not is_lost(cause)]:
@@ -77,7 +79,7 @@ def run_error(error: TrainingFailedError, config: TrainConfig, folder: str, atte
         return ResourceError(
             f"training workers were lost {attempts} times (memory, a lost node, or someone killed them): {AGAIN}"
         )
-    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    cause = error.controller_failure if isinstance(error, ControllerError) else getattr(error, "cause", None) or error
     if isinstance(cause, SlmRayError):
         return cause
     reason = (str(cause).strip().splitlines() or ["no text"])[0]
@@ -85,6 +87,11 @@ def run_error(error: TrainingFailedError, config: TrainConfig, folder: str, atte
         f"Ray could not run the training: {type(cause).__name__}: {reason}; see `ray status`, then {AGAIN}, or remove "
         f"{folder} to start from its beginning"
     )
+
+
+def _fails_again(error: BaseException) -> bool:
+    """Whether the error has a cause of its own, whatever else went away at the same time."""
+    return isinstance(error, SlmRayError) or _is_full(error) or bool(_NO_MEMORY.search(str(error)))
 
 
 def _is_full(error: BaseException) -> bool:

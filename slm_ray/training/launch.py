@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -35,7 +35,6 @@ from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.training.proof import check_prove_on, encoded, prove
-from slm_ray.types import Example
 
 FINISHED = "finished.json"
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
@@ -94,8 +93,8 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
     return manifests
 
 
-def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequence[Any] = ()) -> dict[str, Any]:
-    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint."""
+def fit(planned: Plan) -> dict[str, Any]:
+    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one."""
     from ray.train.torch import TorchConfig
 
     from slm_ray.training.ray_trainer import RayTrainer
@@ -105,8 +104,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     use_gpu = config.workers.per_worker.get("GPU", 0) > 0
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
-        use_gpu=use_gpu, progress_path=str(planned.progress_path), validation=tuple(validation),
-        selection=planned.validation,
+        use_gpu=use_gpu, progress_path=str(planned.progress_path), selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
     trainer = RayTrainer(
@@ -114,7 +112,9 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
         train_loop_config=payload,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers.count, use_gpu=use_gpu, resources_per_worker=dict(config.workers.per_worker)
+            num_workers=config.workers.count,
+            use_gpu=use_gpu,
+            resources_per_worker=dict(config.workers.per_worker),
         ),
         run_config=RunConfig(
             name=planned.folder.name,
@@ -123,7 +123,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
-            callbacks=[GiveUp(config, str(planned.folder)), *callbacks],
+            callbacks=[GiveUp(config, str(planned.folder))],
             worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -131,7 +131,7 @@ def fit(planned: Plan, *, validation: Sequence[Example] = (), callbacks: Sequenc
     started_ns = time.time_ns()
     try:
         result = trainer.fit()
-    except TrainingFailedError as error:
+    except (TrainingFailedError, RayError) as error:  # the second where the controller or its node is gone
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
     return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}

@@ -55,11 +55,11 @@ class Meter(TrainerCallback):  # type: ignore[misc]
             threading.Thread(target=self._fill_silence, daemon=True).start()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        if self.is_over():  # it was interrupted between its last evaluation and its end: this step counts for nothing
+            control.should_training_stop, control.should_save, control.should_log = True, False, False
         # Logged with every checkpoint, a resumed run averages the loss over the same steps as an undisturbed one.
         control.should_log = control.should_log or control.should_save
         control.should_evaluate = control.should_save and bool(self.payload.selection)
-        if self.is_over():  # it was interrupted between its last evaluation and its end
-            control.should_training_stop = True
         self._step = state.global_step
         if self.payload.use_gpu:
             self._gpus = _gather(self.rank)

@@ -19,8 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
-
-EAGER_TOKENS = 1024
+from slm_ray.training.estimate import EAGER_TOKENS
 
 
 def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:

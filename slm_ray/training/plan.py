@@ -17,7 +17,7 @@ from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ConfigError, choices
-from slm_ray.training import rows
+from slm_ray.training import estimate, rows
 from slm_ray.training.base_model import base_folder, open_template, silence_libraries
 from slm_ray.training.base_shape import BaseShape, check_recipe
 from slm_ray.types import Example
@@ -60,7 +60,7 @@ class Plan:
 class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
 
-    `selection` are rows that choose the best checkpoint; `validation` rows are answered and scored at the end.
+    `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end.
     """
 
     config: TrainConfig
@@ -74,18 +74,13 @@ class WorkerPayload:
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole run."""
-        return max(1, round(self.config.epochs * self._epoch_steps))
+        return estimate.steps(self.config, len(self.lengths))
 
     @property
     def checkpoint_steps(self) -> int:
         """Steps between checkpoints; where rows choose among them, at least one per epoch."""
-        return min(self.config.checkpoint_steps, self._epoch_steps) if self.selection else self.config.checkpoint_steps
-
-    @property
-    def _epoch_steps(self) -> int:
-        config = self.config
-        batch = config.per_device_batch * config.gradient_accumulation * config.workers.count
-        return -(-len(self.lengths) // batch)
+        every = self.config.checkpoint_steps
+        return min(every, estimate.epoch_steps(self.config, len(self.lengths))) if self.selection else every
 
 
 def plan(

@@ -112,10 +112,10 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
 def _withdraw(root: Path, adapter_id: str) -> None:
     """Remove a candidate in one step: half of one, left by a killed process, would be in the way of the next proof."""
     # Under the prefix of publications that were killed, which the next one sweeps.
-    hidden = tempfile.mkdtemp(dir=root, prefix=".publishing-")
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # a full disk: what the proof has found matters more
+        hidden = tempfile.mkdtemp(dir=root, prefix=".publishing-")
         os.rename(root / adapter_id, Path(hidden) / adapter_id)
-    shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def prove_again(config: ParityConfig, *, key: str) -> Proof:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,14 +18,14 @@ import ray
 import ray.train
 import torch
 from transformers import TrainerCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.storage import write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import progress
+from slm_ray.training.estimate import EAGER_TOKENS
 from slm_ray.training.meter import Meter
-from slm_ray.training.model import EAGER_TOKENS
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import RECORD, Work
 from slm_ray.training.validation_score import row_scores, summary, target_loss
@@ -106,7 +108,8 @@ class Resident:
         self._dataset = (work.rows_digest, trainer.train_dataset)
         rungs = _Rungs(work.rungs, lambda: self._loss(model, payload), self._agreed(go_on))
         trainer.add_callback(rungs)
-        outcome = run(trainer, _TrialMeter(payload, rank=self._rank), resume=get_last_checkpoint(str(folder)))
+        resume = _from_first(lambda: last_whole(folder, self._ranks), self._rank, self._ranks)
+        outcome = run(trainer, Meter(payload, rank=self._rank), resume=resume)
         metrics = {**outcome["metrics"], "trainable_parameters": _trainable(model)}
         if rungs.stopped_at is None:
             metrics |= self._scored(model, payload)
@@ -158,14 +161,6 @@ class Resident:
         return everyone
 
 
-class _TrialMeter(Meter):
-    """A meter that logs as a run of its own does; checkpoints stay where the trainer puts them, in the trial's folder."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        super().on_step_end(args, state, control, **rest)
-        control.should_log = control.should_log or control.should_save
-
-
 class _Rungs(TrainerCallback):  # type: ignore[misc]
     """At each rung but the end: the validation loss, and whether to go on."""
 
@@ -182,6 +177,30 @@ class _Rungs(TrainerCallback):  # type: ignore[misc]
         if not self._go_on({"step": step, "loss": self.losses[-1][1]}):
             self.stopped_at = step
             control.should_training_stop = True
+
+
+def last_whole(folder: Path, ranks: int) -> str | None:
+    """The newest checkpoint that was written to its end, by all ranks; what a killed worker left half written is removed.
+
+    One rank calls it. The trainer writes in place, its own state last, and would go on from half a checkpoint or fail at it
+    every time.
+    """
+    whole = None
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda one: int(one.name.rpartition("-")[2])):
+        if _is_whole(path, ranks):
+            whole = str(path)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+    return whole
+
+
+def _is_whole(checkpoint: Path, ranks: int) -> bool:
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    generators = ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
+    return all((checkpoint / name).is_file() for name in generators)
 
 
 def _from_first(ask: Callable[[], T], rank: int, ranks: int | None = None) -> T:

@@ -21,16 +21,6 @@ _BATCH = 16
 _MAX_NEW_TOKENS = 256
 
 
-def validate(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> dict[str, Any]:
-    """Run metrics of `model` on `examples` (undefined ones are left out) and what trials are ranked by.
-
-    That is `validation_score`, the track's primary metric, `validation_rows`, the same by row (None where it is
-    undefined), and `validation_loss`, the mean cross-entropy over all tokens of the targets.
-    """
-    total, tokens = target_loss(model, tokenizer, examples)
-    return {**summary(judged, row_scores(model, tokenizer, examples, judged)), "validation_loss": total / tokens}
-
-
 def row_scores(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> list[RowScore]:
     """The scores of the model's own answers, in order."""
     answers = generate(model, tokenizer, examples)

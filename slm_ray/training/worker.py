@@ -38,11 +38,9 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
     model = adapted(base, payload)
     with tempfile.TemporaryDirectory() as local, _checkpoint() as resumed:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
-        if ray.train.get_context().get_world_rank() == 0 and not payload.validation:  # no trial is published
+        if ray.train.get_context().get_world_rank() == 0:
             trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
-        outcome = run(trainer, Report(payload), resume=resumed)
-    scores = _scored(trainer, tokenizer, payload) if payload.validation else {}
-    return {**outcome, "metrics": {**outcome["metrics"], **scores}}
+        return run(trainer, Report(payload), resume=resumed)
 
 
 def quiet(payload: WorkerPayload) -> None:
@@ -152,19 +150,3 @@ def _gather_generators(folder: Path, rank: int) -> None:
         for state in states:
             if state is not None:
                 (folder / state[0]).write_bytes(state[1])
-
-
-def score(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
-    """What the trained model is worth on the validation rows; one rank suffices, it needs nothing of the others."""
-    from slm_ray.training.validation_score import validate  # only trials answer rows
-
-    track = open_track(payload.config.track, beside=payload.config.train)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    return {**validate(model, tokenizer, payload.validation, track), "trainable_parameters": trainable}
-
-
-def _scored(trainer: AdapterTrainer, tokenizer: Any, payload: WorkerPayload) -> dict[str, Any]:
-    result = score(trainer, tokenizer, payload) if ray.train.get_context().get_world_rank() == 0 else {}
-    ray.train.report(dict(result))
-    return result

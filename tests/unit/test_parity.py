@@ -154,6 +154,12 @@ def test_every_fault_has_its_own_message() -> None:
     assert "at least 128" in messages[-1]
 
 
+def test_a_refusal_says_what_to_do_about_it() -> None:
+    elsewhere = refusal("the model 'base:a-1@candidate' does not exist; GET /v1/models lists what there is", rank=8)
+    assert elsewhere.fault == "not found" and "over the same adapters_dir" in elsewhere.message
+    assert refusal("not finite", rank=8).fault == "refused"
+
+
 def test_a_template_fault_shows_the_first_token_that_differs() -> None:
     served = SERVED_OTHERWISE["wrong template"]
     assert (

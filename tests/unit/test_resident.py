@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.training import rows
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import Desk, Work
-from slm_ray.training.resident_worker import Resident
+from slm_ray.training.resident_worker import Resident, last_whole
 from slm_ray.types import Example
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -128,6 +129,24 @@ def test_a_finished_trial_is_only_scored_again_on_other_rows(
     assert (again["metrics"]["steps_run"], again["metrics"]["resumed_from"]) == (0, 4)
     assert again["metrics"]["validation_loss"] == whole["metrics"]["validation_loss"]
     assert again["validation"] == "others"
+
+
+def test_a_trial_whose_worker_was_killed_in_the_middle_of_a_checkpoint_goes_on_from_the_one_before(
+    resident: tuple[InOneProcess, dict[str, Any], Path], tmp_path: Path
+) -> None:
+    worker, whole, folder = resident
+    shutil.copytree(folder / "first" / "checkpoints", tmp_path / "checkpoints")
+    (written,) = (tmp_path / "checkpoints").iterdir()
+    half = written.with_name("checkpoint-100")
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes((written / "adapter_model.safetensors").read_bytes()[:99])
+    again = worker.trial(work(tmp_path, 1e-2, 4), ever)
+    assert (again["metrics"]["steps_run"], again["metrics"]["resumed_from"]) == (0, 4)
+    assert again["metrics"]["validation_loss"] == whole["metrics"]["validation_loss"]
+    assert not half.exists(), "else the trainer would keep it, as the newest, and delete those that follow"
+    assert last_whole(tmp_path / "checkpoints", 1) == str(written)
+    assert last_whole(tmp_path / "checkpoints", 2) is None, "the second rank has not written its generators"
+    assert last_whole(tmp_path / "nothing", 1) is None
 
 
 def test_after_a_failure_the_base_is_loaded_again(

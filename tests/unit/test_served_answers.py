@@ -204,6 +204,11 @@ def test_what_is_left_of_a_candidate_is_never_half_of_it(tmp_path: Path, monkeyp
         proof._withdraw(tmp_path, "a-0123456789ab")
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".publishing-")
+    monkeypatch.undo()
+    left.joinpath("a-0123456789ab").rename(tmp_path / "a-0123456789ab")
+    proof._withdraw(tmp_path, "a-0123456789ab")
+    assert list(tmp_path.iterdir()) == [left]
+    proof._withdraw(tmp_path / "nowhere", "a-0123456789ab")
 
 
 def test_a_refused_adapter_and_a_silent_server_are_told_apart(endpoint: tuple[str, type[Endpoint]]) -> None:

@@ -166,6 +166,14 @@ def test_advice_that_is_followed_is_never_refused_again() -> None:
     assert advised > 100
 
 
+def test_attention_of_long_rows_on_a_cpu_keeps_no_matrix_as_the_fused_kernel_does() -> None:
+    def activations(row_tokens: int) -> float:
+        return estimate(LLAMA, recipe(), row_tokens=row_tokens, use_gpu=False).activations
+
+    assert activations(4096) == pytest.approx(2 * activations(2048))
+    assert activations(1024) > 1.2 * 2 * activations(512), "plain attention, as the base is opened for short rows"
+
+
 @pytest.mark.parametrize(
     ("small", "large"),
     [
@@ -289,6 +297,9 @@ def test_time_follows_the_newest_run_of_the_same_base_and_device() -> None:
     chosen = recipe(epochs=3, workers={"count": 4, "per_worker": {"GPU": 1}})
     found = duration(LLAMA, chosen, lengths=lengths, fingerprint="f", earlier=earlier, hourly_usd=0.36)
     assert (found.steps, found.tokens) == (12, 300_000)
+    half = chosen.model_copy(update={"epochs": 2.6})
+    found_half = duration(LLAMA, half, lengths=lengths, fingerprint="f", earlier=earlier)
+    assert found_half.steps == 11, "part of an epoch is rounded up, as Hugging Face's Trainer does"
     assert found.seconds == pytest.approx(300_000 / 6000)
     assert found.usd == pytest.approx(50 / 3600 * 0.36 * 4)
     assert (

@@ -67,9 +67,17 @@ def test_what_would_fail_again_ends_the_run_at_once_in_one_line(
     assert run_error(ended, CONFIG, "runs/x", 3) is raised.value
 
 
+def test_a_cause_of_its_own_counts_whatever_the_other_ranks_saw_of_it() -> None:
+    for error in (TrainingError("diverged"), OSError(errno.ENOSPC, "x"), RuntimeError("CUDA out of memory")):
+        with pytest.raises(SlmRayError):
+            GiveUp(CONFIG, "runs/x").after_exception(None, {0: BROKEN, 1: error})
+
+
 def test_workers_lost_too_often_and_a_ray_that_fails_say_how_to_go_on() -> None:
     lost = WorkerGroupError("…", {0: KILLED, 1: BROKEN})
     assert str(run_error(lost, CONFIG, "runs/x", 3)).startswith("training workers were lost 3 times")
     broken = run_error(ControllerError(ValueError("snapshot\nof 3 lines")), CONFIG, "runs/x", 3)
     assert "ValueError: snapshot; see `ray status`" in str(broken)
     assert "remove runs/x to start from its beginning" in str(broken)
+    gone = run_error(ActorDiedError(), CONFIG, "runs/x", 3)
+    assert isinstance(gone, ResourceError) and "the same command continues from the last checkpoint" in str(gone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import resource
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
 from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
 from slm_ray.reports.encoding import decode
-from slm_ray.training import failures, meter, progress, rows, selection
+from slm_ray.training import failures, meter, progress, rows, selection, worker
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
@@ -32,7 +33,7 @@ from slm_ray.training.parity import NoteParity, note, prompt_and_answer, referen
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
-from slm_ray.training.validation_score import target_loss, validate
+from slm_ray.training.validation_score import row_scores, summary, target_loss
 from slm_ray.types import Example, Message, Prompt
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
@@ -209,15 +210,10 @@ def test_a_run_stops_by_the_task_metric_and_a_resumed_one_knows_what_was_measure
             step = running.state.global_step
             return {"validation_score": 0.1 if step == 1 else 0.4, "validation_loss": 2.0 - step / 10}
 
-    class EveryStep(TrainerCallback):  # type: ignore[misc]
-        def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-            control.should_save = control.should_evaluate = True
-
     def trainer_of(folder: Path) -> Any:
         built = small_trainer(tokenizer, folder, epochs=20, checkpoint_steps=1)
         built.selection = Scripted(examples(2), track("structured"), tokenizer, patience=2)
-        built.add_callback(EveryStep())
-        return built
+        return metered(built, folder, selection=tuple(examples(2)))
 
     running = trainer_of(tmp_path)
     running.train()
@@ -229,8 +225,10 @@ def test_a_run_stops_by_the_task_metric_and_a_resumed_one_knows_what_was_measure
 
     running = trainer_of(tmp_path / "again")
     running.train(resume_from_checkpoint=str(before))
-    assert selection.history(running.state.log_history)[:4] == selection.history(log)
     assert running.state.global_step == 5, "one step, and it knows that it is over"
+    assert running.state.log_history[: len(log) - 1] == log[:-1], "the last entry sums the attempt up"
+    assert selection.history(running.state.log_history) == selection.history(log), "that step is not judged"
+    assert not (tmp_path / "again" / "checkpoint-5").exists(), "nor kept"
 
 
 def test_validation_rows_are_answered_in_the_middle_of_a_training_without_changing_it(
@@ -249,11 +247,11 @@ def test_validation_rows_are_answered_in_the_middle_of_a_training_without_changi
     assert measured["validation_loss"] == pytest.approx(total / tokens)
 
 
-def metered(trainer: Any, folder: Path) -> Any:
+def metered(trainer: Any, folder: Path, *, selection: tuple[Example, ...] = ()) -> Any:
     """The trainer with the meter that every run has."""
     payload = WorkerPayload(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=6),
-        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(folder / "run.json"),
+        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(folder / "run.json"), selection=selection,
     )  # fmt: skip
     meter.Meter(payload, rank=0).attach(trainer)
     return trainer
@@ -451,7 +449,8 @@ def test_files_that_were_changed_after_training_are_caught(
 
 
 def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: Any) -> None:
-    found = validate(trainer.model, tokenizer, examples(3), track("structured"))
+    judged = track("structured")
+    found = summary(judged, row_scores(trainer.model, tokenizer, examples(3), judged))
     assert 0.0 <= found["validation_score"] == found["exact_match"] <= 1.0
     assert "json_valid" in found
     assert len(found["validation_rows"]) == 3
@@ -507,3 +506,26 @@ def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     assert progress.line("run", busy).endswith("12 s left, GPU 90 % 18.0/24 GB | 91 % 18.0/24 GB")
     path.write_text(json.dumps({"step": 3})[:-2])
     assert progress.read(path) is None
+
+
+def test_a_training_that_fails_writes_no_more_progress(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter, "_EVERY_S", 0.01)
+    payload = WorkerPayload(
+        config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=6),
+        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(tmp_path / "run.json"),
+    )  # fmt: skip
+
+    class Fails(TrainerCallback):  # type: ignore[misc]
+        def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            if state.global_step == 2:
+                raise ValueError
+
+    running, before = small_trainer(tokenizer, tmp_path / "out", epochs=6), threading.enumerate()
+    running.add_callback(Fails())
+    with pytest.raises(ValueError):
+        worker.run(running, meter.Meter(payload, rank=0))
+    for thread in set(threading.enumerate()) - set(before):
+        thread.join(timeout=5.0)
+        assert not thread.is_alive(), thread
