@@ -107,7 +107,7 @@ def told(laps: Sequence[Lap], trials: int) -> list[str]:
 
 
 def main(config: SweepBenchConfig) -> None:
-    folder = Path(output_folder(config.training.run_dir)).absolute()
+    folder = Path(output_folder(config.training.run_dir)).absolute() / "ways"  # which is all that a repeat removes
     shutil.rmtree(folder, ignore_errors=True)
     cluster.connect()
     train = rows.read(config.training.train, config.training.track)
