@@ -33,7 +33,7 @@ def facts(spec: str, **changes: Any) -> ModelFacts:
     kind, _, name = spec.partition(":")
     billing: Billing = {"azure": "tokens", "openai": "tokens", "served": "machine"}.get(kind, "none")  # type: ignore[assignment]
     host = {"azure": "name.openai.azure.com", "openai": "api.openai.com", "served": "127.0.0.1"}.get(kind)
-    adapter = name.partition(":")[2] or None if kind == "served" else None
+    adapter = name.partition(":")[2].partition("+")[0] or None if kind == "served" else None
     made: dict[str, Any] = {"model": name, "host": host, "billing": billing, "adapter": adapter, **changes}
     return ModelFacts(spec=spec, kind=kind, **made)
 

@@ -140,7 +140,7 @@ def _result(report: ComparisonReport) -> str:
         for name, value in compared.slm_metrics.items()
     ]
     words = [
-        f"Against {llm}, on {compared.n} held-out rows that both answered, in pairs (digest {compared.digest}):",
+        f"Asked as {compared.slm}, against {llm}, on {compared.n} held-out rows that both answered, in pairs (digest {compared.digest}):",
         _table(("metric", compared.llm, "this adapter"), metrics),
         f"{compared.primary}, this adapter minus the other: {interval.estimate:+.4f}, one-sided {bounds:.4g} % bounds"
         f" {interval.lower:+.4f} and {interval.upper:+.4f} ({interval.method}).",

@@ -24,7 +24,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdapterResults:
-    """Reports that an adapter is in, and comparisons that have it as the SLM; both by file, the latest last."""
+    """Reports that an adapter is in, and comparisons that have it as the SLM; both by file, the latest last.
+
+    Where it was asked with demonstrations in front is not what it does by itself: such comparisons come before all others,
+    and of a report that has both the arm without them counts.
+    """
 
     reports: dict[Path, Report] = field(default_factory=dict)
     comparisons: dict[Path, ComparisonReport] = field(default_factory=dict)
@@ -45,7 +49,7 @@ def results_by_adapter(runs: str | Path) -> dict[str, AdapterResults]:
     """Adapter id to what runs under `runs` said of it; a report there holds that adapter alone."""
     found: dict[str, AdapterResults] = {}
     for path, report in _read(runs, REPORT, Report):
-        for spec, model in report.models.items():
+        for spec, model in sorted(report.models.items(), key=lambda arm: _by_itself(arm[0])):
             if adapter := model.facts.adapter:
                 alone = Report(
                     track=report.track,
@@ -54,7 +58,8 @@ def results_by_adapter(runs: str | Path) -> dict[str, AdapterResults]:
                     models={spec: model},
                 )
                 found.setdefault(adapter, AdapterResults()).reports[path] = alone
-    for path, comparison in _read(runs, COMPARISON, ComparisonReport):
+    compared = _read(runs, COMPARISON, ComparisonReport)
+    for path, comparison in sorted(compared, key=lambda one: _by_itself(one[1].comparison.slm)):
         try:
             judged = parse(comparison.comparison.slm).provider.adapter
         except SlmRayError:
@@ -62,6 +67,14 @@ def results_by_adapter(runs: str | Path) -> dict[str, AdapterResults]:
         if judged:
             found.setdefault(judged, AdapterResults()).comparisons[path] = comparison
     return found
+
+
+def _by_itself(spec: str) -> bool:
+    """Whether nothing stood in front of the questions."""
+    try:
+        return not parse(spec).demonstrations
+    except SlmRayError:
+        return False
 
 
 def _read(runs: str | Path, name: str, kind: type[T]) -> Iterator[tuple[Path, T]]:

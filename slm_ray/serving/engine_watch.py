@@ -2,7 +2,8 @@
 
 An engine that died takes its replica half a minute to come back. Without this, requests end in 500s meanwhile and
 `/health` says ok. With it they are 503 with Retry-After: at once where the engine says that it is dead, after five
-checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Plain
+checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Of several
+engines one that is dead is not the end: a check asks any of them, and only five bad ones in a row count. Plain
 asyncio; what is asked is handed in.
 """
 
@@ -14,16 +15,17 @@ from collections.abc import Awaitable, Callable
 PERIOD_S = 1.0
 ANSWER_WITHIN_S = 2.0  # a replica that is busy tokenising answers later than an idle one
 RETRY_AFTER_S = 5
-_SILENT_CHECKS = 5
+_BAD_CHECKS = 5
 
 
 class EngineWatch:
     """Asks `check` (which raises where the engine is dead) as long as the event loop runs; `down` is what came of it last."""
 
-    def __init__(self, check: Callable[[], Awaitable[object]], *, period_s: float = PERIOD_S) -> None:
+    def __init__(self, check: Callable[[], Awaitable[object]], *, engines: int = 1, period_s: float = PERIOD_S) -> None:
         self._check = check
+        self._engines = engines
         self._period_s = period_s
-        self._silent = 0
+        self._bad = 0
         self._task: asyncio.Task[None] | None = None
         self.down = False
 
@@ -47,9 +49,12 @@ class EngineWatch:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 await self._check()
         except TimeoutError:
-            self._silent += 1
-            return self.down or self._silent >= _SILENT_CHECKS
+            return self._bad_check()
         except Exception:  # noqa: BLE001 - whatever it is, it is no healthy engine
-            return True
-        self._silent = 0
+            return self._bad_check() or self._engines == 1
+        self._bad = 0
         return False
+
+    def _bad_check(self) -> bool:
+        self._bad += 1
+        return self.down or self._bad >= _BAD_CHECKS

@@ -46,6 +46,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         adapters_dir: str,
         stand_in: Mapping[str, Any] | None = None,
         most_in_flight: int,
+        engines: int,
         api_key_digest: str | None = None,
         **options: Any,
     ) -> None:
@@ -56,7 +57,9 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         self._stand_in = StandIn(**stand_in) if stand_in else None
         self._api_key_digest = api_key_digest
         self._most_in_flight = most_in_flight
-        self._watch = EngineWatch(lambda: self._default_serve_handles[self._base].check_health.remote())
+        self._watch = EngineWatch(
+            lambda: self._default_serve_handles[self._base].check_health.remote(), engines=engines
+        )
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Ray's app with our routes, no CORS (it allowed every origin), one error shape, and the key check outermost."""

@@ -106,9 +106,13 @@ def most_in_flight(serving: Mapping[str, Any]) -> int:
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
-    engines = _replicas(model.get("deployment_config") or {}, "max_replicas")
     ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
-    return max(1, int(2 * batched * engines // ingresses))
+    return max(1, int(2 * batched * most_engines(serving) // ingresses))
+
+
+def most_engines(serving: Mapping[str, Any]) -> int:
+    """Replicas of the model when all of them are up."""
+    return _replicas(serving["llm_configs"][0].get("deployment_config") or {}, "max_replicas")
 
 
 def _replicas(deployment: Mapping[str, Any], bound: str) -> int:

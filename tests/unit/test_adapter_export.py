@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,8 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
         "It was measured on that task only", "| odd | undefined | undefined |", "None is on file",
     ):  # fmt: skip
         assert part in card.text, part
+    asked = re.search(r"Asked as (\S+), against", card.text)
+    assert asked and asked[1] == compared(adapter).comparison.slm, "with or without demonstrations"
     assert str(tmp_path) not in card.content
     shown = (
         CliRunner().invoke(app, ["adapters", "show", adapter, "--adapters_dir", str(root), "--runs", str(runs)]).stdout

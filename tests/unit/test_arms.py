@@ -143,6 +143,11 @@ def test_an_adapter_s_verdicts_are_found_from_its_own_side(tmp_path: Path) -> No
     assert list(track.verdicts) == [arm.spec for arm in there[:-1]]
     judged = results_by_adapter(tmp_path)
     assert {name: len(judged[name].comparisons) for name in (PLAIN.id, ICL.id)} == {PLAIN.id: 2, ICL.id: 1}
+    asked = [one.comparison.slm for one in judged[PLAIN.id].comparisons.values()]
+    assert asked == [there[3].spec, there[2].spec], "the last, which counts, is without demonstrations"
+    (counted,) = judged[PLAIN.id].reports.values()
+    assert list(counted.models) == [there[2].spec]
+    assert judged.keys() == {PLAIN.id, ICL.id}
 
 
 @pytest.fixture(scope="module")
