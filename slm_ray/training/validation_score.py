@@ -18,6 +18,7 @@ from slm_ray.training.rows import NOT_LEARNED, conversation, token_ids, tokenise
 from slm_ray.types import Example, RowScore
 
 _BATCH = 16
+_BATCH_TOKENS = 2048  # of targets whose logits exist at a time: of long answers in batches of 16 they would fill a card
 _MAX_NEW_TOKENS = 256
 
 
@@ -40,8 +41,8 @@ def target_loss(model: Any, tokenizer: Any, examples: Sequence[Example]) -> tupl
     encoded.sort(key=lambda row: len(row[0]))  # rows of like length share a batch, so that little is padded
     total, tokens = 0.0, 0
     with answering(model):
-        for start in range(0, len(encoded), _BATCH):
-            batch_total, batch_tokens = _batch_loss(model, tokenizer.pad_token_id, encoded[start : start + _BATCH])
+        for batch in _batches(encoded):
+            batch_total, batch_tokens = _batch_loss(model, tokenizer.pad_token_id, batch)
             total, tokens = total + batch_total, tokens + batch_tokens
     return total, tokens
 
@@ -56,6 +57,20 @@ def answering(model: Any) -> Iterator[None]:
             yield
     finally:
         model.train(was)
+
+
+def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
+    """Rows in order, as many together as `_BATCH` and `_BATCH_TOKENS` allow, and at least one."""
+    batch: list[tuple[list[int], int]] = []
+    for row in encoded:
+        more = [*batch, row]
+        wide = max(len(ids) for ids, _ in more) - min(asked for _, asked in more)
+        if batch and (len(more) > _BATCH or len(more) * wide > _BATCH_TOKENS):
+            yield batch
+            more = [row]
+        batch = more
+    if batch:
+        yield batch
 
 
 def _batch_loss(model: Any, pad: int, batch: Sequence[tuple[list[int], int]]) -> tuple[float, int]:

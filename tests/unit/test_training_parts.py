@@ -25,7 +25,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
 from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
 from slm_ray.reports.encoding import decode
-from slm_ray.training import failures, meter, progress, rows, selection, worker
+from slm_ray.training import failures, meter, progress, rows, selection, validation_score, worker
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
@@ -465,6 +465,25 @@ def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(tr
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
     assert total / tokens == pytest.approx(stock.item(), rel=5e-3)
+
+
+def test_the_logits_of_long_answers_are_never_built_all_at_once(
+    trainer: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+    remember = trainer.model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, logits: built.append(logits.shape[0] * logits.shape[1])
+    )
+    long = [dataclasses.replace(example, target="answer " * 20) for example in examples(8)]
+    try:
+        whole = target_loss(trainer.model, tokenizer, long)
+        monkeypatch.setattr(validation_score, "_BATCH_TOKENS", 100)
+        parts = target_loss(trainer.model, tokenizer, long)
+    finally:
+        remember.remove()
+    assert parts[1] == whole[1]
+    assert parts[0] == pytest.approx(whole[0], rel=5e-3)
+    assert max(built[1:]) < 150 < built[0]
 
 
 def test_a_model_that_answers_keeps_the_bits_of_its_base(trainer: Any, tokenizer: Any) -> None:
