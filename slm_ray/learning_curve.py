@@ -22,6 +22,7 @@ from slm_ray.reports.files import COMPARISON, folder_of, load_report
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
+from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.plan import Plan, plan
 from slm_ray.training.trials import Trial, run_trials
 from slm_ray.types import Example
@@ -79,7 +80,9 @@ def learning_curve(config: LearningCurveConfig) -> LearningCurve:
     track = open_track(training.track, beside=training.train)
     target = target_of(config, track.name, track.primary)
     plans = plans_of(config, train)
-    validation = rows.held_out(config.validation, train, training.track)
+    validation = rows.held_out(
+        config.validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base))
+    )
     folder = Path(training.run_dir).absolute()
     with lock(folder / "learning_curve"):
         trials = run_trials(plans, validation, folder / "learning_curve")

@@ -21,6 +21,7 @@ from slm_ray.storage import lock, write_json
 from slm_ray.tables import format_table
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
+from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.estimate import PRECISIONS
 from slm_ray.training.plan import plan
 from slm_ray.training.trials import Trial, run_trials
@@ -75,7 +76,9 @@ def precisions(config: PrecisionsConfig) -> Precisions:
         plan(training.model_copy(update={"precision": one, "name": one, "run_dir": str(folder / "precisions")}), train=train)
         for one in PRECISIONS
     ]  # fmt: skip
-    validation = rows.held_out(config.validation, train, training.track)
+    validation = rows.held_out(
+        config.validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base))
+    )
     with lock(folder / "precisions"):
         trials = run_trials(plans, validation, folder / "precisions")
         measured = compared(trials)

@@ -22,6 +22,7 @@ from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
+from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.plan import plan
 from slm_ray.training.search import Searched, search
 from slm_ray.training.trials import Trial
@@ -40,7 +41,9 @@ def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[s
     """
     train = rows.read(training.train, training.track)
     planned = plan(training, train=train.first(settings.train_rows))
-    checked = rows.held_out(validation, train, training.track)[: settings.validation_rows]
+    checked = rows.held_out(validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base)))[
+        : settings.validation_rows
+    ]
     searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     folder = Path(training.run_dir).absolute()
     key = _digest(searched)

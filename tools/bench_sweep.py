@@ -22,6 +22,7 @@ from slm_ray import cluster
 from slm_ray.command import output_folder, run
 from slm_ray.config import TrainConfig
 from slm_ray.training import resident, rows
+from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.launch import fit
 from slm_ray.training.plan import Plan, plan
 from slm_ray.training.search import Searched, grid, search
@@ -111,7 +112,9 @@ def main(config: SweepBenchConfig) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     cluster.connect()
     train = rows.read(config.training.train, config.training.track)
-    validation = rows.held_out(config.validation, train, config.training.track)[: config.search.validation_rows]
+    validation = rows.held_out(
+        config.validation, train, config.training.track, tokenizer=open_tokenizer(base_folder(config.training.base))
+    )[: config.search.validation_rows]
     points = grid(config.search, config.training.seed)
     if points is None:
         raise SystemExit("search: lists, not ranges, so that every way trains the same recipes")

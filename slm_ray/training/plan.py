@@ -98,10 +98,8 @@ def plan(
     for file, track in rows.files(config):
         rows.refuse_leaks(read, track, beside=file)
     check_report_to(config.report_to)
-    validation = rows.held_out(config.validation, read, config.track) if config.validation else ()
     tokenizer, template = open_template(folder)
-    if config.validation:
-        rows.refuse_unshown(rows.read(config.validation, config.track), tokenizer)
+    validation = rows.held_out(config.validation, read, config.track, tokenizer=tokenizer) if config.validation else ()
     fingerprint = adapters.base_fingerprint(folder)
     data_digest = digest(read.examples)
     base = str(folder) if Path(config.base).expanduser().is_dir() else config.base

@@ -122,12 +122,14 @@ def refuse_leaks(trained: Rows, track_name: str, *, beside: str | None = None) -
         refuse_leakage(neighbours, hashes, rows=f"rows of {held}", trained_name=trained.path, fix=SPLIT_AGAIN)
 
 
-def held_out(validation: str, trained: Rows, track_name: str) -> tuple[Example, ...]:
-    """The examples of the file `validation`; DataError when one asks what a training row asks."""
-    checked = read(validation, track_name).examples
+def held_out(validation: str, trained: Rows, track_name: str, *, tokenizer: Any) -> tuple[Example, ...]:
+    """The examples of the file `validation`; DataError when one asks what a training row asks, and, with file and line,
+    when the base's chat template refuses one: every training would fail at it, when it is first asked."""
+    checked = read(validation, track_name)
     hashes = question_hashes(trained.examples)
-    refuse_leakage(checked, hashes, rows=f"rows of {validation}", trained_name=trained.path, fix=SPLIT_AGAIN)
-    return checked
+    refuse_leakage(checked.examples, hashes, rows=f"rows of {validation}", trained_name=trained.path, fix=SPLIT_AGAIN)
+    refuse_unshown(checked, tokenizer)
+    return checked.examples
 
 
 def conversation(example: Example) -> dict[str, Any]:

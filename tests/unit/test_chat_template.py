@@ -154,6 +154,11 @@ def test_rows_that_the_template_refuses_are_named_by_line_with_a_reason_and_a_wa
     assert f"{path}:1" not in said
     with pytest.raises(DataError, match=r"train\.jsonl:2: the base's chat template refuses"):
         rows.refuse_unshown(rows.read(path, "chat"), open_tokenizer(bases["mistral"]))
+    train = rows.read(
+        write(tmp_path / "other.jsonl", [[{"role": "user", "content": "Another question"}, SAID]]), "chat"
+    )
+    with pytest.raises(DataError, match=r"train\.jsonl:2: the base's chat template refuses"):
+        rows.held_out(path, train, "chat", tokenizer=open_tokenizer(bases["mistral"]))
     assert "its turns are system, user, user, assistant; let user and assistant alternate" in said
 
 
