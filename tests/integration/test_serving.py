@@ -387,7 +387,9 @@ def test_six_arms_in_one_table_and_nothing_is_asked_twice(
     assert all(models[arm.spec].n == 20 for arm in track.arms)
     assert {kind for arm in track.arms for kind in models[arm.spec].failures} <= {"truncated"}, "eight tokens are few"
     tokens = [models[arm.spec].usage.prompt_tokens for arm in track.arms]
-    assert tokens[0] == tokens[2] < tokens[1] == tokens[3] == tokens[4], "demonstrations stand in front of the questions"
+    assert tokens[0] == tokens[2] < tokens[1] == tokens[3] == tokens[4], (
+        "demonstrations stand in front of the questions"
+    )
     assert tokens[5] > tokens[0], "the stand-in is shown some, of its own pool"
     assert found.stand_in_note and models[track.arms[-1].spec].stand_in
     assert len(track.pairs) == 15 and [bool(arm.decision) for arm in track.arms] == [True] * 5 + [False]
