@@ -8,7 +8,7 @@ SLOTS  ?= 4
 JOB    ?= jobs/loop.py jobs/loop.yaml
 
 # What trains or serves a model takes as long as all other integration tests together.
-MODELS := $(addprefix tests/integration/test_,loop.py loop_placement.py serving.py sweep.py training.py)
+MODELS := $(addprefix tests/integration/test_,fused_layers.py learning_curve.py loop.py loop_placement.py serving.py sweep.py training.py)
 
 .PHONY: help install demo serve lint unit calls models test docs lock clean
 help: ## this list
