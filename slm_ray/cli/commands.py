@@ -148,18 +148,20 @@ def parity(config: configs.ParityConfig) -> None:
     print(f"adapter {config.adapter}\n  {in_words(proof.summary)}")
 
 
+def _placed(training: configs.TrainConfig, *folders: str) -> configs.TrainConfig:
+    """The training of a job that trains several times: its base is one, and its output folders are absolute."""
+    check_base(training.base, setting="training.base")
+    paths = {name: str(output_folder(getattr(training, name), setting=f"training.{name}")) for name in folders}
+    return training.model_copy(update=paths)
+
+
 def sweep(config: configs.SweepConfig) -> None:
     """Ray Tune over learning rate and LoRA rank; each trial is a Ray Train run, scored on validation rows."""
-    training = config.training
-    check_base(training.base, setting="training.base")
-    folders = {
-        name: str(output_folder(getattr(training, name), setting=f"training.{name}"))
-        for name in ("run_dir", "adapters_dir")
-    }
+    training = _placed(config.training, "run_dir", "adapters_dir")
     from slm_ray.sweep import summary
     from slm_ray.sweep import sweep as search
 
-    result = search(training.model_copy(update=folders), config.search, validation=config.validation)
+    result = search(training, config.search, validation=config.validation)
     print("\n".join(summary(result)))
 
 
@@ -170,15 +172,13 @@ def learning_curve(config: configs.LearningCurveConfig) -> None:
     the LLM's metric of `report` less delta) is reached, as far as that can be promised: up to four times the largest
     size. Writes RUN_DIR/learning_curve.json. More sizes later train only what is new.
     """
-    training = config.training
-    check_base(training.base, setting="training.base")
-    folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
+    training = _placed(config.training, "run_dir")
     from slm_ray.learning_curve import RESULT, summary
     from slm_ray.learning_curve import learning_curve as measure
 
-    result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
+    result = measure(config.model_copy(update={"training": training}))
     print("\n".join(summary(result)))
-    print(f"curve: {folders['run_dir']}/{RESULT}")
+    print(f"curve: {training.run_dir}/{RESULT}")
 
 
 def precisions(config: configs.PrecisionsConfig) -> None:
@@ -186,15 +186,13 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
     Each precision is trained once and scored on the validation rows. Publishes no adapter. Writes RUN_DIR/precisions.json.
     """
-    training = config.training
-    check_base(training.base, setting="training.base")
-    folders = {"run_dir": str(output_folder(training.run_dir, setting="training.run_dir"))}
+    training = _placed(config.training, "run_dir")
     from slm_ray.precisions import RESULT, summary
     from slm_ray.precisions import precisions as measure
 
-    result = measure(config.model_copy(update={"training": training.model_copy(update=folders)}))
+    result = measure(config.model_copy(update={"training": training}))
     print("\n".join(summary(result)))
-    print(f"table: {folders['run_dir']}/{RESULT}")
+    print(f"table: {training.run_dir}/{RESULT}")
 
 
 def loop(config: configs.LoopConfig) -> int:

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCard
 from page_sample import cost
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from slm_ray import adapters
 from slm_ray.adapters.card import base_name, licence_of
@@ -45,6 +45,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# small\n", encoding="utf-8")
     return folder
+
+
+def exported(adapter: str, out: Path, root: Path, runs: Path) -> Result:
+    """`slm-ray adapters export` as a person runs it."""
+    named = ["--out", str(out), "--adapters_dir", str(root), "--runs", str(runs)]
+    return CliRunner().invoke(app, ["adapters", "export", adapter, *named])
 
 
 def tuned(base: Path, out: Path, **settings: Any) -> torch.Tensor:
@@ -150,18 +156,7 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
     write_json(runs / "demo" / "comparison.json", encode(compared(adapter)))
     write_json(runs / "other" / "comparison.json", encode(compared("tickets-000000000000")))
     write_json(runs / "broken" / "comparison.json", {"schema_version": 0})
-    arguments = [
-        "adapters",
-        "export",
-        adapter,
-        "--out",
-        str(tmp_path / "out"),
-        "--adapters_dir",
-        str(root),
-        "--runs",
-        str(runs),
-    ]
-    done = CliRunner().invoke(app, arguments)
+    done = exported(adapter, tmp_path / "out", root, runs)
     assert done.exit_code == 0 and "comparisons in its model card: 1" in done.stdout, done.output
     card = ModelCard.load(tmp_path / "out" / "README.md")
     (result,) = card.data.eval_results
@@ -236,18 +231,7 @@ def test_where_nothing_was_compared_the_latest_report_counts(base: Path, tmp_pat
         os.utime(runs / name / "report.json", (at, at))
     listed = CliRunner().invoke(app, ["adapters", "list", "--adapters_dir", str(root), "--runs", str(runs)]).stdout
     assert f"{track['primary']} 0.750" in listed
-    arguments = [
-        "adapters",
-        "export",
-        adapter,
-        "--out",
-        str(tmp_path / "out"),
-        "--adapters_dir",
-        str(root),
-        "--runs",
-        str(runs),
-    ]
-    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert exported(adapter, tmp_path / "out", root, runs).exit_code == 0
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert "On 40 rows" in card.text and f"| {track['primary']} | 0.7500 |" in card.text
     assert "--max-lora-rank 16" in card.text
