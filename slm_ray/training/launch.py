@@ -22,7 +22,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
-from slm_ray.config import TrainConfig
+from slm_ray.config import TrainConfig, Workers
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
 from slm_ray.serving.settings import KEY_NAME
@@ -95,27 +95,19 @@ def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: fl
 
 def fit(planned: Plan) -> dict[str, Any]:
     """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one."""
-    from ray.train.torch import TorchConfig
-
     from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
-    use_gpu = config.workers.per_worker.get("GPU", 0) > 0
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
-        use_gpu=use_gpu, progress_path=str(planned.progress_path), selection=planned.validation,
+        use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
     )  # fmt: skip
     progress.start(planned.progress_path)
     trainer = RayTrainer(
         _worker,
         train_loop_config=payload,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=config.workers.count,
-            use_gpu=use_gpu,
-            resources_per_worker=dict(config.workers.per_worker),
-        ),
+        **group_settings(config.workers),
         run_config=RunConfig(
             name=planned.folder.name,
             storage_path=str(planned.folder.parent),
@@ -247,6 +239,23 @@ def trace(folder: Path, manifest: Manifest, environment: Mapping[str, str]) -> N
 
 def _bundles(config: TrainConfig) -> list[dict[str, float]]:
     return [dict(config.workers.per_worker)] * config.workers.count
+
+
+def on_gpus(workers: Workers) -> bool:
+    """Whether each worker holds a GPU, or a part of one."""
+    return workers.per_worker.get("GPU", 0) > 0
+
+
+def group_settings(workers: Workers) -> dict[str, Any]:
+    """How a trainer of Ray Train starts a group of workers: how many, with what, and how they talk to each other."""
+    from ray.train.torch import TorchConfig
+
+    return {
+        "torch_config": TorchConfig(backend="nccl" if on_gpus(workers) else "gloo"),
+        "scaling_config": ScalingConfig(
+            num_workers=workers.count, use_gpu=on_gpus(workers), resources_per_worker=dict(workers.per_worker)
+        ),
+    }
 
 
 def worker_environment(seed: int) -> dict[str, str]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig
 
 from slm_ray import cluster
 from slm_ray.config import Workers
 from slm_ray.corpus.render import digest
 from slm_ray.storage import read_json
 from slm_ray.training import rows
-from slm_ray.training.launch import MAX_FAILURES, worker_environment
+from slm_ray.training.launch import MAX_FAILURES, group_settings, on_gpus, worker_environment
 from slm_ray.training.plan import Plan, WorkerPayload
 from slm_ray.types import Example
 
@@ -205,7 +205,7 @@ def work(planned: Plan, validation: Sequence[Example], *, rungs: Sequence[int] =
     """A planned run as a trial; `rows_ref` are its rows, already in Ray's store."""
     config = planned.config
     payload = WorkerPayload(
-        config=config, rows=(), lengths=planned.lengths, use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
+        config=config, rows=(), lengths=planned.lengths, use_gpu=on_gpus(config.workers),
         progress_path=str(planned.progress_path), validation=tuple(validation),
     )  # fmt: skip
     return Work(
@@ -228,17 +228,13 @@ def recorded(folder: Path, validation_digest: str) -> dict[str, Any] | None:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _group(number: int, handle: Any, workers: Workers, seed: int, folder: str) -> None:
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
 
-    use_gpu = workers.per_worker.get("GPU", 0) > 0
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     TorchTrainer(
         _worker,
         train_loop_config={"group": number, "desk": handle},
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=use_gpu, resources_per_worker=dict(workers.per_worker)
-        ),
+        **group_settings(workers),
         run_config=RunConfig(
             name=Path(folder).name,
             storage_path=str(Path(folder).parent),
