@@ -18,12 +18,7 @@ from typing import Any
 from fastapi import HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
 from ray.exceptions import RayError
-from ray.llm._internal.serve.core.configs.openai_api_models import (
-    ChatCompletionRequest,
-    ErrorResponse,
-    ModelCard,
-    ModelList,
-)
+from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.responses import JSONResponse, Response
 
@@ -35,6 +30,7 @@ from slm_ray.serving.limits import InFlightLimit, RequestLimits
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
+AZURE_V1 = "/openai/v1"  # the newer routes: OpenAI's own, without an api-version, the deployment named as the model
 
 
 class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
@@ -68,6 +64,9 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         self._watch.start()
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
+        app.add_api_route(f"{AZURE_V1}/chat/completions", self.azure_v1_chat, methods=["POST"])
+        app.add_api_route(f"{AZURE_V1}/models", self.azure_v1_models, methods=["GET"])
+        app.add_api_route(f"{AZURE_V1}/models/{{model:path}}", self.azure_v1_model, methods=["GET"])
         app.add_exception_handler(HTTPException, _http_error)
         app.add_middleware(RequestLimits)
         app.add_middleware(InFlightLimit, limit=self._most_in_flight)
@@ -80,19 +79,32 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         return _engine_down() if self._watch.down else JSONResponse({"status": "ok"})
 
     async def azure_chat(self, deployment: str, body: ChatCompletionRequest, request: Request) -> Response:
-        """Chat in Azure's shape; `deployment` is a served model's name or the stand-in's."""
+        """Chat in Azure's older shape; `deployment` is a served model's name or the stand-in's."""
         if not request.query_params.get("api-version"):
             return refusal(400, "BadRequest", "the query parameter api-version is missing")
-        if self._stand_in is not None and deployment == self._stand_in.deployment:
+        body.model = deployment
+        return await self.azure_v1_chat(body, request)
+
+    async def azure_v1_chat(self, body: ChatCompletionRequest, request: Request) -> Response:
+        """Chat in Azure's newer shape; the request's `model` is a served model's name or the stand-in's."""
+        if self._stand_in is not None and body.model == self._stand_in.deployment:
             return await self._answer_as_stand_in(self._stand_in, body, request)
         try:
-            body.model = await self._get_model_id(deployment)
+            body.model = await self._get_model_id(body.model)
         except HTTPException as error:
             if error.status_code != 404:
                 raise
             return refusal(404, "DeploymentNotFound", "The API deployment for this resource does not exist.")
         answer: Response = await self.chat(body, request)
         return answer
+
+    async def azure_v1_models(self) -> Response:
+        """What `GET /v1/models` lists."""
+        return await self.models()
+
+    async def azure_v1_model(self, model: str) -> Response:
+        """What `GET /v1/models/MODEL` says."""
+        return await self.model_data(model)
 
     async def _answer_as_stand_in(self, stand_in: StandIn, body: ChatCompletionRequest, request: Request) -> Response:
         if body.stream:
@@ -130,28 +142,28 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
                 raise _EngineDown(503) from None
             raise
 
-    async def models(self) -> ModelList:
-        """The base, every adapter in the folder, and every alias that stands for one of them."""
-        base = self._model_cards[self._base]
+    async def models(self) -> Response:
+        """The base, every adapter in the folder, and every alias that stands for one of them; `parent` is an adapter's base."""
         names = await asyncio.to_thread(self._names.listed)
-        return ModelList(data=[base, *(self._card(*pair) for pair in names.items())])
+        return JSONResponse({"object": "list", "data": [self._card(), *(self._card(*pair) for pair in names.items())]})
 
-    async def model(self, model_id: str) -> ModelCard | None:
-        """The card of one model; None when there is no such model."""
-        try:
-            resolved = await self._get_model_id(model_id)
-        except HTTPException:
-            return None
-        name = resolved.partition(":")[2]
-        asked = model_id.removeprefix(f"{self._base}:").partition("@")[0]
-        return self._card(asked, name) if name else self._model_cards[self._base]
+    async def model_data(self, model: str) -> Response:
+        """The card of one model; 404 when there is no such model."""
+        name = (await self._get_model_id(model)).partition(":")[2]
+        asked = model.removeprefix(f"{self._base}:").partition("@")[0]
+        return JSONResponse(self._card(asked, name) if name else self._card())
 
-    def _card(self, adapter: str, name: str) -> ModelCard:
-        base = self._model_cards[self._base]
-        about = {**base.metadata, "model_id": f"{self._base}:{adapter}", "base_model_id": self._base, "served_as": name}
+    def _card(self, adapter: str = "", name: str = "") -> dict[str, Any]:
+        """Ray's card with `parent`: of the base (without arguments), or of what is asked for as `adapter`, served as `name`."""
+        card: dict[str, Any] = {**self._model_cards[self._base].model_dump(mode="json"), "parent": None}
+        if not adapter:
+            return card
+        about = {
+            **card["metadata"], "model_id": f"{self._base}:{adapter}", "base_model_id": self._base, "served_as": name,
+        }  # fmt: skip
         if adapter != name.partition("@")[0]:
             about["alias_of"] = f"{self._base}:{name}"
-        return base.model_copy(update={"id": f"{self._base}:{adapter}", "metadata": about})
+        return {**card, "id": f"{self._base}:{adapter}", "metadata": about, "parent": self._base}
 
 
 class _EngineDown(HTTPException):

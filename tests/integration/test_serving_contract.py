@@ -77,7 +77,7 @@ def test_ingress() -> None:
     assert parameters(OpenAiIngress._get_response) == ["self", "body", "call_method", "raw_request"]
     assert parameters(OpenAiIngress.chat) == ["self", "body", "request"]
     assert parameters(OpenAiIngress.models) == ["self"]
-    assert parameters(OpenAiIngress.model) == ["self", "model_id"]
+    assert parameters(OpenAiIngress.model_data) == ["self", "model"]
     assert "self._model_cards" in inspect.getsource(OpenAiIngress.__init__)
     assert SERVE_BUILD_ASGI_APP_METHOD == "__serve_build_asgi_app__"
     assert [entry.cls for entry in init().user_middleware].count(CORSMiddleware) == 1
