@@ -28,6 +28,7 @@ from slm_ray.serving.auth import RequireKey, refusal
 from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
 from slm_ray.serving.limits import InFlightLimit, RequestLimits
 from slm_ray.serving.stand_in import StandIn
+from slm_ray.serving.tools import tool_problem
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
 AZURE_V1 = "/openai/v1"  # the newer routes: OpenAI's own, without an api-version, the deployment named as the model
@@ -40,9 +41,9 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         self,
         *args: Any,
         adapters_dir: str,
-        stand_in: Mapping[str, Any] | None = None,
         most_in_flight: int,
         engines: int,
+        tools: bool,
         api_key_digest: str | None = None,
         **options: Any,
     ) -> None:
@@ -50,12 +51,18 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         self._base: str
         (self._base,) = self._model_cards
         self._names = ServedNames(adapters_dir)
-        self._stand_in = StandIn(**stand_in) if stand_in else None
+        self._stand_in: StandIn | None = None
+        self._schemas: Mapping[str, Any] = {}
+        self._tools = tool_problem if tools else None
         self._api_key_digest = api_key_digest
         self._most_in_flight = most_in_flight
-        self._watch = EngineWatch(
-            lambda: self._default_serve_handles[self._base].check_health.remote(), engines=engines
-        )
+        self._watch = EngineWatch(self._check_engine, engines=engines)
+
+    def reconfigure(self, user_config: Mapping[str, Any]) -> None:
+        """Take what may change while answers are written: the stand-in, and the schemas that requests name."""
+        stand_in = user_config["stand_in"]
+        self._stand_in = StandIn(**stand_in) if stand_in else None
+        self._schemas = user_config["schemas"]
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Ray's app with our routes, no CORS (it allowed every origin), one error shape, and the key check outermost."""
@@ -68,7 +75,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app.add_api_route(f"{AZURE_V1}/models", self.azure_v1_models, methods=["GET"])
         app.add_api_route(f"{AZURE_V1}/models/{{model:path}}", self.azure_v1_model, methods=["GET"])
         app.add_exception_handler(HTTPException, _http_error)
-        app.add_middleware(RequestLimits)
+        app.add_middleware(RequestLimits, tools=self._tools)
         app.add_middleware(InFlightLimit, limit=self._most_in_flight)
         if self._api_key_digest:
             app.add_middleware(RequireKey, digest=self._api_key_digest)
@@ -126,11 +133,12 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         except FileNotFoundError as error:
             raise HTTPException(404, f"the model {model!r} {error}; GET /v1/models lists what there is") from None
         except SlmRayError as error:
-            raise HTTPException(503, f"no alias can be looked up: {error}") from None
+            raise HTTPException(503, f"no adapter can be looked up: {error}") from None
 
     async def _get_response(self, *, body: Any, **options: Any) -> AsyncGenerator[Any, None]:
         body.model = await self._get_model_id(body.model)
-        if self._watch.down:
+        self._fill_schema(body)
+        if self._watch.down or not self._has_engine():
             raise _EngineDown(503)
         try:
             async for chunk in super()._get_response(body=body, **options):
@@ -141,6 +149,31 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
             if await self._watch.ask_now():
                 raise _EngineDown(503) from None
             raise
+
+    def _fill_schema(self, body: Any) -> None:
+        """Put a track's schema where the request has a name and no schema, which OpenAI's API leaves optional."""
+        wanted = getattr(getattr(body, "response_format", None), "json_schema", None)
+        if wanted is None or wanted.json_schema is not None:
+            return
+        if wanted.name not in self._schemas:
+            known = ", ".join(sorted(self._schemas)) or "none"
+            raise HTTPException(
+                400,
+                f"response_format has no schema, and {wanted.name[:60]!r} is no track whose answer_schema is served here"
+                f" (serving.tracks: {known})",
+            )
+        wanted.json_schema = self._schemas[wanted.name]
+
+    async def _check_engine(self) -> None:
+        if not self._has_engine():
+            raise _EngineDown(503)
+        await self._default_serve_handles[self._base].check_health.remote()
+
+    def _has_engine(self) -> bool:
+        """Whether Serve has an engine to send a request to; while its only one is replaced it would let requests wait."""
+        router = getattr(self._default_serve_handles[self._base]._router, "_asyncio_router", None)
+        found = router.request_router if router is not None else None
+        return found is None or bool(found.curr_replicas)
 
     async def models(self) -> Response:
         """The base, every adapter in the folder, and every alias that stands for one of them; `parent` is an adapter's base."""

@@ -35,6 +35,7 @@ _COUNTED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 Check = Callable[[Any], str | None]  # what is wrong with a value, or None
+ToolCheck = Callable[[Mapping[str, Any]], tuple[str, str] | None]  # of a request: the field at fault and what is wrong
 
 
 class _Refused(Exception):
@@ -48,8 +49,9 @@ class _Refused(Exception):
 class RequestLimits:
     """ASGI middleware: 413 for a body above `MAX_BODY_BYTES`, 400 for one that is no request the engine should see."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, *, tools: ToolCheck | None = None) -> None:
         self.app = app
+        self._tools = tools  # None where no engine finds calls in answers: tools are refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -58,7 +60,8 @@ class RequestLimits:
         try:
             body = await _whole(scope, receive)
             if scope["path"].endswith("/completions"):
-                check_request(_decoded(body), chat=scope["path"].endswith("/chat/completions"))
+                chat = scope["path"].endswith("/chat/completions")
+                check_request(_decoded(body), chat=chat, tools=self._tools)
         except _Refused as error:
             response = refusal(error.status, error.code, str(error), param=error.field)
             await response(scope, receive, send)
@@ -146,9 +149,9 @@ def _decoded(body: bytes) -> dict[str, Any]:
     return request
 
 
-def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
+def check_request(request: Mapping[str, Any], *, chat: bool, tools: ToolCheck | None = None) -> None:
     """_Refused, with the field and the bound, for a request that the engine should not see."""
-    fields = _FIELDS | (_CHAT if chat else _TEXT)
+    fields = _FIELDS | (_CHAT if chat else _TEXT) | (_TOOLS if chat and tools is not None else {})
     for name, value in request.items():
         check = fields.get(name)
         if check is None:
@@ -160,6 +163,8 @@ def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
     needed = "messages" if chat else "prompt"
     if needed not in request:
         raise _Refused(f"{needed} is missing", field=needed)
+    if chat and tools is not None and (found := tools(request)):
+        raise _Refused(": ".join(found), field=found[0])
     _check_product(request)
 
 
@@ -310,9 +315,11 @@ def _response_format(value: Any) -> str | None:
     if kind in ("text", "json_object"):
         return None
     named = value.get("json_schema") if kind == "json_schema" else None
-    if not isinstance(named, dict) or "schema" not in named:
-        return "a type text, json_object or json_schema (with json_schema.schema) is wanted"
-    return schema_problem(named["schema"])
+    if isinstance(named, dict) and named.get("schema") is not None:
+        return schema_problem(named["schema"])
+    if isinstance(named, dict) and isinstance(named.get("name"), str):
+        return None  # a track's own schema, which the ingress knows
+    return "a type text, json_object or json_schema (with json_schema.schema, or a track's name) is wanted"
 
 
 def _structured_outputs(value: Any) -> str | None:
@@ -378,6 +385,7 @@ _CHAT: dict[str, Check] = {
     "tools": _not_served,
     "tool_choice": _not_served,
 }
+_TOOLS: dict[str, Check] = {"tools": lambda value: None, "tool_choice": lambda value: None}  # looked at together
 _TEXT: dict[str, Check] = {
     "prompt": _TEXT_VALUE,
     "logprobs": _number(0, 20, whole=True),

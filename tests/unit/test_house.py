@@ -59,7 +59,7 @@ OWNERS = {
     "langfuse": {"tracing"},
     "opentelemetry": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources", "storage"},
+    "pyarrow": {"sources", "storage", "serving"},
     "datasets": {"sources", "training"},
     "jinja2": {"page", "chat_template"},
     "datasketch": {"corpus"},
@@ -248,4 +248,4 @@ def test_there_are_few_knobs() -> None:
     """What people have to know: every setting of the product's jobs once, wherever it is used."""
     counted = {kind.__name__: len(knobs(kind)) for kind in configs()}
     assert counted["Generation"] == 9 and counted["ServeConfig"] == 0
-    assert sum(counted.values()) <= 192, counted
+    assert sum(counted.values()) <= 193, counted

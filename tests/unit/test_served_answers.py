@@ -241,7 +241,7 @@ def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: 
     with pytest.raises(ConfigError):
         check_prove_on(config(str(tmp_path / "nowhere.yaml")))
     (tmp_path / "other.yaml").write_text("a: 1\n")
-    with pytest.raises(ConfigError, match="no llm_configs"):
+    with pytest.raises(ConfigError, match="no Ray Serve file"):
         check_prove_on(config(str(tmp_path / "other.yaml")))
 
 
