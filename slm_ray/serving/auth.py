@@ -1,4 +1,4 @@
-"""Who may use the endpoint, and the shape of its refusals. Plain ASGI; knows nothing of models.
+"""Who may use the endpoint. Plain ASGI; knows nothing of models.
 
 The deployer's key itself stays where it was set: only its SHA-256 travels to the replicas.
 """
@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from slm_ray.serving.failures import refusal
 
 OPEN_PATHS = ("/health",)
 
@@ -19,14 +19,6 @@ OPEN_PATHS = ("/health",)
 def key_digest(key: str) -> str:
     """What stands for an API key outside the process that was given it."""
     return hashlib.sha256(key.encode()).hexdigest()
-
-
-def refusal(
-    status: int, code: str, message: str, kind: str = "invalid_request_error", *, param: str | None = None
-) -> JSONResponse:
-    """An error body that both the OpenAI and the Azure client read; `param` is the field at fault."""
-    error: dict[str, Any] = {"code": code, "message": message, "type": kind, "param": param}
-    return JSONResponse({"error": error}, status_code=status)
 
 
 class RequireKey:

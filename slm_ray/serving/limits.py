@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slm_ray.serving.auth import refusal
+from slm_ray.serving.failures import refusal
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_ANSWER_TOKENS = 16_384  # of all choices together
