@@ -23,7 +23,7 @@ FLOORS = [
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders", "chat_template",
     },
-    {"cluster", "executor", "training", "sweep", "learning_curve", "precisions", "serving", "evaluation", "judging", "loop", "submit"},
+    {"cluster", "executor", "training", "sweep", "learning_curve", "precisions", "serving", "evaluation", "judging", "loop", "submit", "rollout"},
     {"cli"},
 ]  # fmt: skip
 SIDEWAYS = {
@@ -182,6 +182,8 @@ def test_light_rooms_import_nothing_heavy() -> None:
         "slm_ray.corpus.read",
         "slm_ray.scoring.run",
         "slm_ray.verdict.compare",
+        "slm_ray.rollout.store",
+        "slm_ray.rollout.grants",
     ]
     code = (
         "import sys\n"
