@@ -76,8 +76,9 @@ def apart(plans: Sequence[Plan], validation: Sequence[Example]) -> dict[tuple[fl
     waiting, running, losses = list(plans), dict[Any, Plan](), dict[tuple[float, int], float]()
     while waiting or running:
         while waiting and len(running) < at_once:
-            planned = waiting.pop(0)
-            running[task.remote(planned, validation=validation)] = planned
+            # Its one checkpoint is scored on the validation rows, as a trial is at its end.
+            planned = dataclasses.replace(waiting.pop(0), validation=tuple(validation))
+            running[task.remote(planned)] = planned
         (ended,), _ = ray.wait(list(running))
         losses[key(running.pop(ended).config)] = ray.get(ended)["metrics"]["validation_loss"]
     return losses
