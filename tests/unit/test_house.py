@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
     {"types", "records", "cost_records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
-    {"corpus", "scoring", "verdict", "costs", "page", "parity"},
+    {"corpus", "scoring", "verdict", "costs", "page", "parity", "answer_distance"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders", "chat_template",
@@ -73,7 +73,7 @@ OWNERS = {
     "sklearn": {"scoring"},
     "typer": {"cli"},
 }
-PURE = {"corpus", "scoring", "verdict", "costs", "page", "parity"}
+PURE = {"corpus", "scoring", "verdict", "costs", "page", "parity", "answer_distance"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
 
 
