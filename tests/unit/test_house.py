@@ -28,7 +28,7 @@ FLOORS = [
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("records", "types"), ("records", "cost_records"), ("cost_records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
-    ("ray_environment", "errors"),
+    ("ray_environment", "errors"), ("parity", "answer_distance"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("runlog", "storage"), ("adapters", "storage"),
