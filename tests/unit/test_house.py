@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
     {"types", "records", "cost_records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
-    {"corpus", "scoring", "verdict", "costs", "page", "parity"},
+    {"corpus", "scoring", "verdict", "costs", "page", "parity", "answer_distance"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
         "reports", "encoders", "chat_template",
@@ -28,7 +28,7 @@ FLOORS = [
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("records", "types"), ("records", "cost_records"), ("cost_records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
-    ("ray_environment", "errors"),
+    ("ray_environment", "errors"), ("parity", "answer_distance"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("runlog", "storage"), ("adapters", "storage"),
@@ -73,7 +73,7 @@ OWNERS = {
     "sklearn": {"scoring"},
     "typer": {"cli"},
 }
-PURE = {"corpus", "scoring", "verdict", "costs", "page", "parity"}
+PURE = {"corpus", "scoring", "verdict", "costs", "page", "parity", "answer_distance"}
 IMPURE = {"os", "pathlib", "socket", "time", "datetime", "urllib", "http", "subprocess", "tempfile", "shutil", "httpx"}
 
 
