@@ -32,10 +32,13 @@ from starlette.responses import JSONResponse, Response
 
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import ServedNames
-from slm_ray.serving.auth import RequireKey
+from slm_ray.serving.admission import Admission, Room
+from slm_ray.serving.auth import RequireKey, ThisMachineOnly
 from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
 from slm_ray.serving.failures import OneErrorShape, failure_of, presentable, refusal
-from slm_ray.serving.limits import InFlightLimit, RequestLimits
+from slm_ray.serving.figures import Recorder
+from slm_ray.serving.keys import KeyRing
+from slm_ray.serving.limits import RequestLimits
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
@@ -49,9 +52,10 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         *args: Any,
         adapters_dir: str,
         stand_in: Mapping[str, Any] | None = None,
-        most_in_flight: int,
+        room: Room,
         engines: int,
         api_key_digest: str | None = None,
+        keys_file: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -59,8 +63,8 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         (self._base,) = self._model_cards
         self._names = ServedNames(adapters_dir)
         self._stand_in = StandIn(**stand_in) if stand_in else None
-        self._api_key_digest = api_key_digest
-        self._most_in_flight = most_in_flight
+        self._room = room
+        self._keys = KeyRing(own_digest=api_key_digest, file=keys_file) if api_key_digest else None
         self._watch = EngineWatch(
             lambda: self._default_serve_handles[self._base].check_health.remote(), engines=engines
         )
@@ -78,10 +82,12 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
         for kind in (HTTPException, RequestValidationError):
             app.add_exception_handler(kind, _http_error)
+        app.add_middleware(Admission, base=self._base, room=self._room, figures=Recorder())
         app.add_middleware(RequestLimits)
-        app.add_middleware(InFlightLimit, limit=self._most_in_flight)
-        if self._api_key_digest:
-            app.add_middleware(RequireKey, digest=self._api_key_digest)
+        if self._keys is not None:
+            app.add_middleware(RequireKey, ring=self._keys)
+        else:
+            app.add_middleware(ThisMachineOnly)
         app.add_middleware(OneErrorShape)
         return app
 
