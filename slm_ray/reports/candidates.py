@@ -19,7 +19,7 @@ from pathlib import Path
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.records import AnswerResult
-from slm_ray.reports.encoding import decode, encode
+from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
 from slm_ray.types import Action, Completion, DeclaredRule
 from slm_ray.verdict.candidates import (
@@ -127,11 +127,7 @@ def candidate_of(
         now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
     )  # these make no other test of it
     plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
-    pairs = sorted((prompt[:HASH_DIGITS], answer) for prompt, answer in rows)
-    return Candidate(
-        llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain), rows=tuple(row for row, _ in pairs),
-        answers=tuple(answer for _, answer in pairs),
-    )  # fmt: skip
+    return Candidate.of(rows, llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain))
 
 
 def said(*answers: Completion | AnswerResult | None) -> str:
@@ -178,6 +174,7 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
     found, known = [], {}
     for line, row in rows:
         where, fix = f"{path}:{line}", "remove the line; what was tested there is then forgotten"
+        check_version(row, where=where, fix=fix)
         digest = str(row.pop("rows_digest", None))
         plain = row.get("candidate")
         if not isinstance(plain, dict):

@@ -14,10 +14,11 @@ Pure: keeping the record is `slm_ray.reports.candidates`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from slm_ray.errors import ComparisonError
+from slm_ray.records import SCHEMA_VERSION
 from slm_ray.types import Action, Comparison, Decision
 from slm_ray.verdict.decide import rows_advised
 from slm_ray.verdict.non_inferiority import ONE_SIDED
@@ -42,6 +43,15 @@ class Candidate:
     rows: tuple[str, ...]
     answers: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, answers: Iterable[tuple[str, str]], *, llm: str, slm: str, rule: str, settings: str
+    ) -> Candidate:  # fmt: skip
+        """The candidate of these rows: the hash of each prompt and a digest of what was said to it."""
+        pairs = sorted((prompt[:HASH_DIGITS], answer) for prompt, answer in answers)
+        rows, said = (tuple(column) for column in zip(*pairs, strict=True)) if pairs else ((), ())
+        return cls(llm=llm, slm=slm, rule=rule, settings=settings, rows=rows, answers=said)
+
     @property
     def known(self) -> dict[str, str]:
         """The answers that are known, by row."""
@@ -57,6 +67,7 @@ class CandidateTest:
     level: float
     action: Action
     date: str
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ def test_a_line_that_was_cut_short_was_never_written_and_a_damaged_one_is_named(
     record(run_dir).write_bytes(whole + whole[:40])
     assert take(run_dir, "b") == 2
     assert [json.loads(line)["number"] for line in record(run_dir).read_text().splitlines()] == [1, 2]
-    record(run_dir).write_bytes(b'{"candidate": 3}\n' + whole)
+    record(run_dir).write_bytes(b'{"candidate": 3, "schema_version": 1}\n' + whole)
     with pytest.raises(DataError, match=r"candidates\.jsonl:1: no candidate; remove the line"):
         take(run_dir, "c")
 
