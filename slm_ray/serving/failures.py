@@ -49,7 +49,8 @@ def failure(status: int, message: str = "") -> JSONResponse:
     kind = "server_error" if status == 503 else _KINDS.get(status, "invalid_request_error")
     if status == 400 and _CONTEXT.search(message):
         return refusal(status, "context_length_exceeded", presentable(message), kind, param="messages")
-    return refusal(status, _CODES.get(status, "bad_request"), presentable(message), kind)
+    code = "not_found" if message == "Not Found" else _CODES.get(status, "bad_request")  # the router's words
+    return refusal(status, code, presentable(message), kind)
 
 
 def presentable(message: str) -> str:
@@ -72,7 +73,8 @@ def failure_of(error: Exception) -> JSONResponse:
 
 def _unreadable(problems: Any) -> JSONResponse:
     first = problems[0] if problems else {}
-    place = ".".join(str(step) for step in first.get("loc", ()) if step != "body")
+    steps = [str(step) for step in first.get("loc", ()) if step != "body"]
+    place = ".".join(step for step in steps if step.isidentifier() or step.isdigit())  # of validators vLLM names its functions
     words = presentable(f"{place or 'body'}: {first.get('msg', 'it cannot be read')}")
     return refusal(400, "invalid_value", words, param=place or None)
 
