@@ -37,6 +37,7 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
+from slm_ray.config.traffic import Traffic
 from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
@@ -77,6 +78,7 @@ __all__ = [
     "SweepConfig",
     "TraceConfig",
     "TrackSource",
+    "Traffic",
     "TrainConfig",
     "Workers",
     "dump",
