@@ -185,7 +185,7 @@ def test_what_the_slm_does_in_shadow_reaches_no_client(tmp_path: Path) -> None:
         assert content(it.ask()) == GOOD
         (row,) = it.log.rows()
         assert row.answer_of("slm").reason.startswith("connection")  # type: ignore[union-attr]
-        assert it.card()["counts"]["unscored"] == 1
+        wait_for(lambda: it.card()["counts"].get("unscored") == 1)
 
 
 def test_shadow_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +198,7 @@ def test_shadow_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     with bed(tmp_path, "shadow", slm=held) as it:
         assert [content(it.ask()) for _ in range(5)] == [GOOD] * 5
-        assert it.card()["counts"]["not_asked"] == 3
+        wait_for(lambda: it.card()["counts"].get("not_asked") == 3)
         assert [len(row.answers) for row in it.log.rows(3)] == [1, 1, 1]
         let_go.set()
         assert [len(row.answers) for row in it.log.rows(5)[3:]] == [2, 2]
@@ -234,7 +234,7 @@ FAILURES: dict[str, tuple[Script, str]] = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_live_falls_back_to_the_llm(name: str, tmp_path: Path) -> None:
     script, why = FAILURES[name]
-    with bed(tmp_path, "live", slm=script, timeout_s=0.5) as it:
+    with bed(tmp_path, "live", slm=script, timeout_s=0.5 if name == "late" else 10.0) as it:
         reply = it.ask()
         assert content(reply) == GOOD and reply.headers["x-slm-ray-arm"] == "llm"
         (row,) = it.log.rows()
@@ -275,7 +275,9 @@ BEFORE_THE_FIRST: dict[str, Script] = {
 @pytest.mark.parametrize("name", BEFORE_THE_FIRST)
 def test_a_stream_that_fails_before_its_first_text_is_taken_back(name: str, tmp_path: Path) -> None:
     whole: Script = lambda _: Reply(parts=[chunk("from the LLM"), chunk(None, finish="stop"), DONE])  # noqa: E731
-    with bed(tmp_path, "live", slm=BEFORE_THE_FIRST[name], llm=whole, timeout_s=0.5) as it:
+    with bed(
+        tmp_path, "live", slm=BEFORE_THE_FIRST[name], llm=whole, timeout_s=0.5 if name == "silent" else 10.0
+    ) as it:
         reply = it.ask(stream=True)
         assert reply.status_code == 200 and reply.headers["x-slm-ray-arm"] == "llm"
         assert text_of(streamed(reply)) == "from the LLM"
@@ -496,6 +498,6 @@ def test_drift_rings_the_watch_and_the_route_is_taken_back(tmp_path: Path) -> No
         state = wait_for(asked_again)
         assert state.by == "watch" and "watch rang" in state.reason
         assert wait_for(lambda: it.ask().headers["x-slm-ray-arm"] == "llm")
-        disagreed = it.store.disagreements("cities")
+        disagreed = wait_for(lambda: it.store.disagreements("cities"))
         assert disagreed and {one["score"] for one in disagreed} == {0.0}
-        assert {one["id"] for one in disagreed} <= {row.id for row in it.log.rows(len(disagreed))}
+        wait_for(lambda: {one["id"] for one in disagreed} <= {row.id for row in it.log.rows()})
