@@ -37,7 +37,7 @@ from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Target, Upstream, target
 from slm_ray.serving.auth import RequireKey, refusal
-from slm_ray.serving.limits import InFlightLimit, RequestLimits
+from slm_ray.serving.limits import RequestLimits
 from slm_ray.traffic.record import Arm, Feedback
 
 MOST_IN_FLIGHT = 512
@@ -80,6 +80,7 @@ class Front:
         self._store = RouteStore(settings.folder)
         self._routes: dict[str, RouteState] = {}
         self._targets: dict[tuple[str, str], Target] = {}
+        self._in_flight = 0
         self._upstream: Upstream
         self._answerer: Answerer
         self._beside: Beside
@@ -95,7 +96,6 @@ class Front:
             ],
             middleware=[
                 *([Middleware(RequireKey, digest=settings.api_key_digest)] if settings.api_key_digest else []),
-                Middleware(InFlightLimit, limit=MOST_IN_FLIGHT),
                 Middleware(RequestLimits, fields=False),
             ],
             exception_handlers={404: _no_such_path, 405: _no_such_path},
@@ -162,6 +162,13 @@ class Front:
             await refusal(503, "route_unavailable", str(error), "server_error")(scope, receive, send)
             return
         user = Request(scope).headers.get("x-user") or body.get("user")
+        if self._in_flight >= MOST_IN_FLIGHT:
+            busy = refusal(
+                429, "rate_limit_exceeded", "too many calls are in flight; try again later", "rate_limit_error"
+            )
+            busy.headers["retry-after"] = "1"
+            await busy(scope, receive, send)
+            return
         call = Call(
             id=uuid.uuid4().hex,
             at=time.time(),
@@ -169,9 +176,11 @@ class Front:
             body=body,
             user=user if isinstance(user, str) and user else None,
         )
+        self._in_flight += 1
         try:
             await _unless_gone(receive, self._answerer.answer(call, send))
         finally:
+            self._in_flight -= 1
             self._beside.take(call)
 
     async def _feedback(self, request: Request) -> Response:

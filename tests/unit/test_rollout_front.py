@@ -435,6 +435,27 @@ def test_a_body_too_large_is_a_413_and_other_paths_have_one_error_shape(tmp_path
         assert HTTP.get(f"{it.url}/v1/chat/completions").status_code == 405
 
 
+def test_above_its_limit_a_call_is_turned_away_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_ray.rollout.front.MOST_IN_FLIGHT", 1)
+    asked, let_go = threading.Event(), threading.Event()
+
+    def held(request: Request) -> Reply:
+        asked.set()
+        let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "record", llm=held) as it:
+        first: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: first.append(it.ask()))
+        thread.start()
+        assert asked.wait(10)
+        refused = it.ask()
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
+        let_go.set()
+        thread.join()
+        assert content(first[0]) == content(it.ask()) == GOOD
+
+
 def test_what_an_engine_does_not_know_is_the_llms_to_judge(tmp_path: Path) -> None:
     with bed(tmp_path, "record") as it:
         assert content(it.ask(reasoning_effort="low", tools=[{"type": "function", "function": {"name": "f"}}])) == GOOD
