@@ -40,6 +40,7 @@ from slm_ray.config.shared import (
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
+from slm_ray.config.traffic import Traffic
 from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "SweepConfig",
     "TraceConfig",
     "TrackSource",
+    "Traffic",
     "TrainConfig",
     "Workers",
     "dump",

@@ -84,6 +84,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
         decision = decide(comparison, rule=config.rule, delta=config.delta)
         if opened:
             decision = counted(decision, opened.turn, comparison, planned=config.candidates, caveat=opened.caveat)
+            decision = dataclasses.replace(decision, earlier=opened.earlier)
         decision = _as_declared(decision, config, declared, report, other_report)
         if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
             opened.note(decision.action)

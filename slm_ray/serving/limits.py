@@ -164,16 +164,28 @@ def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
 
 
 def _check_product(request: Mapping[str, Any]) -> None:
-    """The answer as a whole: choices × tokens × alternatives of each."""
+    """The answer as a whole: choices × tokens × alternatives of each. Whoever names no tokens gets `most_tokens`."""
     asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
     tokens = (request.get("n") or 1) * asked
     if tokens > MAX_ANSWER_TOKENS:
         raise _Refused(
             f"n × max_tokens is {tokens:,}, above {MAX_ANSWER_TOKENS:,}; ask for less", field="max_tokens",
         )  # fmt: skip
-    shown = request.get("top_logprobs") or request.get("logprobs") or 0
-    if shown is not True and tokens * shown > MAX_LOGPROBS:
+    shown = _alternatives(request.get("top_logprobs"), request.get("logprobs"))
+    if tokens * shown > MAX_LOGPROBS:
         raise _Refused(f"log-probabilities of {tokens * shown:,} tokens, above {MAX_LOGPROBS:,}", field="logprobs")
+
+
+def most_tokens(request: Any) -> int:
+    """Tokens of one choice that the bounds leave to a parsed request (`n`, `logprobs`, `top_logprobs`)."""
+    choices = request.n or 1
+    shown = _alternatives(getattr(request, "top_logprobs", None), request.logprobs)
+    return min(MAX_ANSWER_TOKENS // choices, MAX_LOGPROBS // (choices * max(1, shown)))
+
+
+def _alternatives(top: int | None, logprobs: bool | int | None) -> int:
+    """Log-probabilities that are shown of one token: chat says so by two fields, plain completions by one."""
+    return max(top or 0, int(logprobs or 0))
 
 
 def schema_problem(schema: Any) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from slm_ray.serving import limits
-from slm_ray.serving.limits import InFlightLimit, RequestLimits, regex_problem, schema_problem
+from slm_ray.serving.limits import InFlightLimit, RequestLimits, most_tokens, regex_problem, schema_problem
 
 CHAT = "/v1/chat/completions"
 TURN = [{"role": "user", "content": "hi"}]
@@ -104,6 +105,27 @@ def test_what_the_engine_should_not_see_is_a_400_that_names_the_field(
     error = reply.json()["error"]
     assert (reply.status_code, error["param"], error["type"]) == (400, field, "invalid_request_error")
     assert words in error["message"] and len(error["message"]) < 300
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({"n": None, "logprobs": None}, 16_384),
+        ({"n": 16, "logprobs": None}, 1_024),
+        ({"n": 1, "logprobs": True, "top_logprobs": 20}, 10_000),
+        ({"n": 16, "logprobs": True, "top_logprobs": 20}, 625),
+        ({"n": 2, "logprobs": 20}, 5_000),  # plain completions have one field
+    ],
+)
+def test_who_names_no_length_gets_what_the_bounds_leave(
+    client: TestClient, fields: dict[str, Any], tokens: int
+) -> None:
+    asked = {"top_logprobs": None} | fields
+    assert most_tokens(SimpleNamespace(**asked)) == tokens
+    path, text = (CHAT, {"messages": TURN}) if asked["top_logprobs"] else ("/v1/completions", {"prompt": "a"})
+    sent = text | {name: value for name, value in fields.items() if value is not None}
+    assert client.post(path, json=sent | {"max_tokens": tokens}).status_code == 200
+    assert client.post(path, json=sent | {"max_tokens": tokens + 1}).status_code == 400
 
 
 @pytest.mark.parametrize(
