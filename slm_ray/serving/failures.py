@@ -74,7 +74,9 @@ def failure_of(error: Exception) -> JSONResponse:
 def _unreadable(problems: Any) -> JSONResponse:
     first = problems[0] if problems else {}
     steps = [str(step) for step in first.get("loc", ()) if step != "body"]
-    place = ".".join(step for step in steps if step.isidentifier() or step.isdigit())  # of validators vLLM names its functions
+    place = ".".join(
+        step for step in steps if step.isidentifier() or step.isdigit()
+    )  # of validators vLLM names its functions
     words = presentable(f"{place or 'body'}: {first.get('msg', 'it cannot be read')}")
     return refusal(400, "invalid_value", words, param=place or None)
 
