@@ -15,9 +15,9 @@ from ray.serve.llm import LLMServingArgs, LoraConfig, build_openai_app
 from slm_ray.config import Serving
 from slm_ray.serving.ingress import AdapterIngress
 from slm_ray.serving.server import AdapterServer, LocalModel
-from slm_ray.serving.settings import AppSettings, most_engines, most_in_flight, settings_of, takes_tools
+from slm_ray.serving.settings import AppSettings, most_engines, room, settings_of, takes_tools
 
-OF_ARGUMENTS = ("base", "name", "adapters_dir", "tracks")
+OF_ARGUMENTS = ("base", "name", "adapters_dir", "keys_file", "tracks")
 
 
 def application(arguments: Mapping[str, Any]) -> Any:
@@ -45,10 +45,11 @@ def build(settings: AppSettings) -> Any:
     serving.ingress_cls_config.ingress_cls = AdapterIngress
     serving.ingress_cls_config.ingress_extra_kwargs = {
         "adapters_dir": settings.adapters_dir,
-        "most_in_flight": most_in_flight(settings.serving),
+        "room": room(settings.serving),
         "engines": most_engines(settings.serving),
         "tools": takes_tools(settings.serving),
         "api_key_digest": settings.api_key_digest,
+        "keys_file": settings.keys_file,
     }
     serving.ingress_deployment_config["user_config"] = {
         "digest": settings.digest, "stand_in": settings.stand_in, "schemas": settings.schemas,

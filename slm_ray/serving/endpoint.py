@@ -188,35 +188,41 @@ class _Waiting:
             print("\r\x1b[K", end="", file=self._out, flush=True)
 
 
-def _build(settings: AppSettings, name: str, logs: Mapping[str, Any]) -> str:
-    """Build the application and hand it to Serve under `name`, or without one only import what that takes; what is wrong.
+class _Builder:
+    """Builds the application and hands it to Serve, in a process of its own.
 
-    In a worker of Ray, since that takes seconds (which Serve's own start needs too) and half a GB (which goes with the worker,
-    or is what Serve's front starts with when it gets this one).
+    What that imports (vLLM, torch) takes seconds, in which Serve itself can start, and half a GB, which is gone afterwards.
     """
-    from slm_ray.serving.app import build
 
-    if not name:
+    def prepare(self) -> None:
+        import slm_ray.serving.app  # noqa: F401
+
+    def run(self, settings: AppSettings, name: str, logs: Mapping[str, Any]) -> str:
+        """What is wrong with the settings; nothing where Serve has taken them."""
+        from slm_ray.serving.app import build
+
+        try:
+            app = build(settings)
+        except ValueError as error:
+            return str(error)
+        target = serve.RunTarget(target=app, name=name, route_prefix="/", logging_config=dict(logs))
+        serve.run_many([target], wait_for_applications_running=False)
         return ""
-    try:
-        app = build(settings)
-    except ValueError as error:
-        return str(error)
-    target = serve.RunTarget(target=app, name=name, route_prefix="/", logging_config=dict(logs))
-    serve.run_many([target], wait_for_applications_running=False)
-    return ""
 
 
 def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: _Waiting) -> None:
     logs = {"log_level": "WARNING", "enable_access_log": False}
-    build: Any = ray.remote(_build).options(num_cpus=0, max_retries=0)
-    build.remote(settings, "", logs)
-    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
-    built = build.remote(settings, endpoint.app, logs)
-    while not ray.wait([built], timeout=_POLL_S)[0]:
-        waiting.tell("building the application")
-    if problem := ray.get(built):
-        raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
+    builder = ray.remote(_Builder).options(num_cpus=0).remote()
+    try:
+        builder.prepare.remote()
+        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
+        done = builder.run.remote(settings, endpoint.app, logs)
+        while not ray.wait([done], timeout=_POLL_S)[0]:
+            waiting.tell("building the application")
+        if problem := ray.get(done):
+            raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
+    finally:
+        ray.kill(builder)
 
 
 def _wait(config: Serving, endpoint: Endpoint, key: str, waiting: _Waiting) -> None:

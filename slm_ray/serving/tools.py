@@ -1,7 +1,6 @@
 """What a request may say about tools, where the engine was given a parser for calls: the bounds of `limits`, on all tools together.
 
-The schemas of the tools that may be called are compiled to one grammar when a call is demanded (`required`, a tool's name, or
-`strict`), so they count as one schema. Plain Python; knows nothing of models.
+The engine compiles the schemas of tools to one grammar where they are `strict` or a call is demanded, so they count as one. Plain Python; knows nothing of models.
 """
 
 from __future__ import annotations
