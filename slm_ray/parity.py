@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from slm_ray.answer_distance import Distance, Positions, distance
+
 ROWS = 8  # training rows that are compared
 POSITIONS = 16  # tokens of each answer
 TOP = 5  # log-probabilities at each position
@@ -24,17 +26,6 @@ PRECISION_TOLERANCE = 1.0  # the same between the base in training's precision a
 SERVED_PRECISION = "16bit"
 CANDIDATE = "@candidate"  # follows the id of an adapter that is served to be proved and is not published yet
 _AROUND = 6
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """One position of an answer: the token that stands there, and log-probabilities by token id, the highest first."""
-
-    token: int
-    top: tuple[tuple[int, float], ...]
-
-
-Positions = tuple[Position, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,49 +107,12 @@ class Finding:
     message: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Distance:
-    """How far two sides are apart, in nats; `same_tokens` is the share of positions where both prefer the same token."""
-
-    mean: float
-    first_mean: float
-    first_max: float
-    same_tokens: float
-    positions: int
-
-
 def chosen_rows(lengths: Sequence[int], count: int = ROWS) -> list[int]:
     """The rows to note, in order: the shortest, the longest, and others evenly between them by length."""
     by_length = sorted(range(len(lengths)), key=lambda row: (lengths[row], row))
     if len(by_length) <= count:
         return sorted(by_length)
     return sorted({by_length[round(place * (len(by_length) - 1) / (count - 1))] for place in range(count)})
-
-
-def distance(one: Sequence[Positions], other: Sequence[Positions]) -> Distance:
-    """Mean difference of the listed log-probabilities, up to the first token in which the answers differ.
-
-    After that token they are different texts. A token that one side does not list is taken to be its lowest listed one
-    there at most, so that the distance is never overstated.
-    """
-    gaps: list[float] = []
-    firsts: list[float] = []
-    same = 0
-    for ours, theirs in zip(one, other, strict=True):
-        for place, (here, there) in enumerate(zip(ours, theirs, strict=False)):
-            gap = _gap(here, there)
-            gaps.append(gap)
-            same += _preferred(here) == _preferred(there)
-            if place == 0:
-                firsts.append(gap)
-            if here.token != there.token:
-                break
-    if not gaps:
-        return Distance(mean=0.0, first_mean=0.0, first_max=0.0, same_tokens=1.0, positions=0)
-    return Distance(
-        mean=round(sum(gaps) / len(gaps), 4), first_mean=round(sum(firsts) / len(firsts), 4),
-        first_max=round(max(firsts), 4), same_tokens=round(same / len(gaps), 4), positions=len(gaps),
-    )  # fmt: skip
 
 
 def first_difference(
@@ -281,12 +235,12 @@ def _saved(note: Note, reference: Reference) -> list[Finding]:
             "no learned answer ends in a token at which the base stops (generation_config.json, eos_token_id), so "
             "served answers would never end; add the template's end-of-turn token to eos_token_id",
         )
-    apart = distance([row.trained for row in note.rows], reference.noted).mean
+    apart = distance([row.trained for row in note.rows], reference.noted)
     rounding = TOLERANCE if note.precision == SERVED_PRECISION else PRECISION_TOLERANCE
-    if apart > rounding:
+    if apart.exceeds(rounding):
         return _one(
             "files of another training",
-            f"the files answer otherwise than the model in the trainer's memory did: {apart:.2f} nats per token "
+            f"the files answer otherwise than the model in the trainer's memory did: {apart} "
             f"on its own rows, rounding explains {rounding:g}; train again, and report it when it stays",
         )
     return []
@@ -309,45 +263,50 @@ def _served(served: Served, reference: Reference) -> list[Finding]:
             "adapter answered: serve this adapters_dir with `slm-ray serve`",
         )
     base = _positions(served.base)
-    if (apart := distance(base, reference.base).mean) > TOLERANCE:
+    if (apart := distance(base, reference.base)).exceeds(TOLERANCE):
         return _one(
             "wrong base",
-            f"without an adapter the server answers {apart:.2f} nats per token away from the base of the adapter "
+            f"without an adapter the server answers {apart} away from the base of the adapter "
             f"(rounding explains {TOLERANCE:g}): it serves another base, or one in other precision; serve the adapter's own",
         )
     adapter = _positions(served.adapter)
     findings = []
-    if (apart := distance(adapter, reference.adapter).mean) > TOLERANCE:
+    if (apart := distance(adapter, reference.adapter)).exceeds(TOLERANCE):
         findings.append(_explained(adapter, apart, reference))
-    if (apart := distance(_positions(served.adapter_cached), adapter).mean) > TOLERANCE:
+    if (apart := distance(_positions(served.adapter_cached), adapter)).exceeds(TOLERANCE):
         findings += _one(
             "stale prefix cache",
-            f"with its prefix cache the server answers {apart:.2f} nats per token away from what it answers "
+            f"with its prefix cache the server answers {apart} away from what it answers "
             "without: the cache holds another adapter's work; restart it, and never serve new weights under an old name",
         )
     return findings + _mixed(served, base, adapter)
 
 
-def _explained(adapter: Sequence[Positions], apart: float, reference: Reference) -> Finding:
-    """The alternative that the server's answers fit, if there is one."""
-    near = {name: distance(adapter, answers).mean for name, answers in reference.alternatives.items()}
+def _explained(adapter: Sequence[Positions], apart: Distance, reference: Reference) -> Finding:
+    """The alternative that the server's answers fit in the rows that are wrong, if there is one."""
+    wrong = apart.far_rows(TOLERANCE)
+    near = {
+        name: distance(_at(adapter, wrong), _at(answers, wrong)).mean
+        for name, answers in reference.alternatives.items()
+    }
     fault = min(near, key=near.__getitem__, default="")
-    if not fault or near[fault] > TOLERANCE or near[fault] > apart / 2:
+    if not fault or near[fault] > TOLERANCE or near[fault] > _mean(apart.rows, wrong) / 2:
         fault, fits = "other answers", "no fault that is known explains them"
     else:
         fits = f"they fit this fault: {fault} ({near[fault]:.2f})"
     return Finding(
         fault=fault,
-        message=f"the served answers are {apart:.2f} nats per token away from the adapter's own (rounding explains "
+        message=f"the served answers are {apart} away from the adapter's own (rounding explains "
         f"{TOLERANCE:g}); {fits}; correct the server, or serve with `slm-ray serve`",
     )
 
 
 def _mixed(served: Served, base: Sequence[Positions], adapter: Sequence[Positions]) -> list[Finding]:
     base_mixed, adapter_mixed = _positions(served.base_mixed), _positions(served.adapter_mixed)
-    apart = distance(base_mixed, base).mean
-    if apart > TOLERANCE:
-        if distance(base_mixed, adapter).mean < apart / 2:
+    apart = distance(base_mixed, base)
+    if apart.exceeds(TOLERANCE):
+        wrong = apart.far_rows(TOLERANCE)
+        if distance(_at(base_mixed, wrong), _at(adapter, wrong)).mean < _mean(apart.rows, wrong) / 2:
             return _one(
                 "stock CPU kernel",
                 "base requests that share a batch with the adapter's are answered with the adapter: vLLM's own "
@@ -355,37 +314,28 @@ def _mixed(served: Served, base: Sequence[Positions], adapter: Sequence[Position
             )
         return _one(
             "base changed in mixed batches",
-            f"the base answers {apart:.2f} nats per token otherwise when adapter requests share its batch; do not "
+            f"the base's answers are {apart} away when adapter requests share its batch; do not "
             "serve this adapter beside the base, and report it",
         )
-    if (apart := distance(adapter_mixed, adapter).mean) > TOLERANCE:
+    if (apart := distance(adapter_mixed, adapter)).exceeds(TOLERANCE):
         return _one(
             "adapter changed in mixed batches",
-            f"the adapter answers {apart:.2f} nats per token otherwise when base requests share its batch; do not "
+            f"the adapter's answers are {apart} away when base requests share its batch; do not "
             "serve it beside the base, and report it",
         )
     return []
 
 
+def _at(answers: Sequence[Positions], rows: Sequence[int]) -> list[Positions]:
+    return [answers[row] for row in rows]
+
+
+def _mean(values: Sequence[float], rows: Sequence[int]) -> float:
+    return sum(values[row] for row in rows) / len(rows)
+
+
 def _one(fault: str, message: str) -> list[Finding]:
     return [Finding(fault=fault, message=message)]
-
-
-def _gap(one: Position, other: Position) -> float:
-    ours, theirs = dict(one.top), dict(other.top)
-    lowest_ours, lowest_theirs = min(ours.values()), min(theirs.values())
-    gaps = [
-        abs(ours[token] - theirs[token])
-        if token in ours and token in theirs
-        # The side that does not list a token has it at its lowest listed one at most.
-        else max(0.0, ours[token] - lowest_theirs if token in ours else theirs[token] - lowest_ours)
-        for token in ours | theirs
-    ]
-    return sum(gaps) / len(gaps)
-
-
-def _preferred(position: Position) -> int:
-    return max(position.top, key=lambda entry: entry[1])[0]
 
 
 def _positions(answers: Sequence[ServedAnswer]) -> list[Positions]:
@@ -394,6 +344,6 @@ def _positions(answers: Sequence[ServedAnswer]) -> list[Positions]:
 
 def _plain(apart: Distance) -> dict[str, Any]:
     return {
-        "mean": apart.mean, "first_mean": apart.first_mean, "first_max": apart.first_max,
+        "mean": apart.mean, "worst_row": apart.worst, "first_mean": apart.first_mean, "first_max": apart.first_max,
         "same_tokens": apart.same_tokens, "positions": apart.positions,
     }  # fmt: skip

@@ -23,10 +23,9 @@ from slm_ray.command import output_folder, run
 from slm_ray.config import TrainConfig
 from slm_ray.training import resident, rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
-from slm_ray.training.launch import fit
 from slm_ray.training.plan import Plan, plan
 from slm_ray.training.search import Searched, grid, search
-from slm_ray.training.trials import Trial
+from slm_ray.training.trials import Trial, run_trials
 from slm_ray.types import Example
 from tools.config import SweepBenchConfig
 
@@ -69,18 +68,26 @@ def _watch(lap: Lap, done: threading.Event) -> None:
         lap.one_bytes, lap.peak_bytes = max([lap.one_bytes, *sizes]), max(lap.peak_bytes, sum(sizes))
 
 
-def apart(plans: Sequence[Plan], validation: Sequence[Example]) -> dict[tuple[float, int], float]:
-    """The losses of one Ray Train run per recipe, as many at once as there is room for."""
+def apart(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -> dict[tuple[float, int], float]:
+    """The losses of one Ray Train run per recipe, each with workers of its own, as many at once as there is room for."""
     at_once = resident.concurrent(plans[0].config.workers, len(plans))
-    task = ray.remote(num_cpus=0, max_retries=0)(fit)
+    task = ray.remote(num_cpus=0, max_retries=0)(alone)
     waiting, running, losses = list(plans), dict[Any, Plan](), dict[tuple[float, int], float]()
     while waiting or running:
         while waiting and len(running) < at_once:
             planned = waiting.pop(0)
-            running[task.remote(planned, validation=validation)] = planned
+            running[task.remote(planned, validation, folder / planned.folder.name)] = planned
         (ended,), _ = ray.wait(list(running))
-        losses[key(running.pop(ended).config)] = ray.get(ended)["metrics"]["validation_loss"]
+        losses[key(running.pop(ended).config)] = ray.get(ended)
     return losses
+
+
+def alone(planned: Plan, validation: Sequence[Example], folder: Path) -> float:
+    """The loss of one trial that a group of workers was started for; SystemExit where it has none."""
+    (trial,) = run_trials([planned], validation, folder)
+    if trial.error is not None:
+        raise SystemExit(f"a trial failed: {trial.error}")
+    return trial.loss
 
 
 def key(config: TrainConfig) -> tuple[float, int]:
@@ -130,7 +137,9 @@ def main(config: SweepBenchConfig) -> None:
         searched = Searched(planned=planned, settings=settings, validation=validation)
         with measured(name) as lap:
             if factor == 0:
-                lap.losses = apart([searched.at(point) for point in points], validation)
+                lap.losses = apart(
+                    [searched.at(point) for point in points], validation, Path(training.run_dir) / "groups"
+                )
             else:
                 light = dataclasses.replace(searched, planned=dataclasses.replace(planned, examples=()))
                 trials: list[Trial] = search(light, planned, Path(training.run_dir) / "sweep")

@@ -11,7 +11,7 @@ to label; their labels and the judge's sayings together give a verdict (`judging
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,15 @@ from slm_ray.config import EvaluateConfig, JudgeConfig, Requests
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation import evaluate
-from slm_ray.judging.labels import read_labels
-from slm_ray.judging.queue import PAGE, kept_queue, write_page
+from slm_ray.judging.labels import Labels, read_labels
+from slm_ray.judging.queue import PAGE, Queue, kept_queue, write_page
 from slm_ray.judging.verdict import JudgedVerdict, judged_verdict
 from slm_ray.judging.verdict import lines as verdict_lines
 from slm_ray.judging.verdict import note as label_note
 from slm_ray.records import SCHEMA_VERSION, Report, RowResult
+from slm_ray.reports.candidates import said, turn_on_rows
 from slm_ray.reports.encoding import decode, encode
-from slm_ray.reports.files import load_report
+from slm_ray.reports.files import declared_in, load_report
 from slm_ray.scoring.judge import (
     HIGHEST,
     LOWEST,
@@ -44,6 +45,7 @@ from slm_ray.scoring.judge import (
 from slm_ray.tasks import open_track, write_track
 from slm_ray.types import Interval, Prompt
 from slm_ray.verdict.arms import track_of
+from slm_ray.verdict.candidates import Candidate, turn_text
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
 RESULT = "judge.json"
@@ -123,13 +125,34 @@ def judge(config: JudgeConfig, environment: Mapping[str, str] | None = None) -> 
             write_page(config, queue, rows)
             labels = read_labels(config.labels, queue, rows)
             pair, shares = _pair(config, rows, environment)
-            verdict = judged_verdict(report, rows, queue, shares, labels) if config.labels else None
+            verdict = _verdict(config, report, rows, queue, shares, labels) if config.labels else None
             if verdict:
                 write_page(config, queue, rows, note=label_note(verdict))
             result = replace(result, pair=pair, verdict=verdict)
         result = replace(result, grades=_grades(config, rows, models, environment))
     storage.write_json(Path(config.run_dir) / RESULT, encode(result))
     return result
+
+
+def _verdict(
+    config: JudgeConfig, report: Report, rows: Sequence[RowResult], queue: Queue, shares: Mapping[str, float | None],
+    labels: Labels,
+) -> JudgedVerdict:  # fmt: skip
+    """The verdict of judge and people, as one of the candidates on these rows: by scores or by judgement, each is a try."""
+    declared = declared_in(config.report)
+    planned = declared.candidates if declared else None
+    settings = hashlib.sha256(repr([queue.judge, queue.asked, queue.delta, queue.looks]).encode()).hexdigest()
+    answers = [(row.prompt_hash, said(row.models[queue.llm], row.models[queue.slm])) for row in rows]
+    candidate = Candidate.of(answers, llm=queue.llm, slm=queue.slm, rule="judged", settings=settings)
+    with turn_on_rows(candidate, config.report, planned=planned) as opened:
+        verdict = judged_verdict(report, rows, queue, shares, labels, level=opened.turn.level)
+        because = (*verdict.decision.because, turn_text(opened.turn, planned=planned), *filter(None, [opened.caveat]))
+        if opened.turn.level and verdict.seen is not None:
+            opened.note(verdict.decision.action)
+    return replace(
+        verdict,
+        decision=replace(verdict.decision, because=because, candidate=opened.turn.number, earlier=opened.earlier),
+    )
 
 
 def _rubric(config: JudgeConfig, report: Report | None) -> str:

@@ -18,6 +18,7 @@ from slm_ray.judging.queue import PAGE, Queue
 from slm_ray.records import Report, RowResult
 from slm_ray.scoring.judge import preference_agreement
 from slm_ray.types import Action, Decision
+from slm_ray.verdict.candidates import percent
 from slm_ray.verdict.decide import MOST_FAILED, clearly_worse, not_worse, too_many_failed
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.prediction_powered import (
@@ -83,11 +84,13 @@ class _Case:
 
 
 def judged_verdict(
-    report: Report, rows: Sequence[RowResult], queue: Queue, shares: Mapping[str, float | None], labels: Labels
-) -> JudgedVerdict:
+    report: Report, rows: Sequence[RowResult], queue: Queue, shares: Mapping[str, float | None], labels: Labels, *,
+    level: float = ONE_SIDED,
+) -> JudgedVerdict:  # fmt: skip
     """The decision at the first look that decides, else at the last one that the labels reach.
 
-    `shares` are the SLM's shares of the win as the judge sees them by row id, None where unreadable (a guess of a tie,
+    All looks together err with probability `level`, what other candidates on these rows have left of the 5 %; at 0
+    nothing is decided. `shares` are the SLM's shares of the win as the judge sees them by row id, None where unreadable (a guess of a tie,
     which the correction takes in). ComparisonError when a model was trained on the rows.
     """
     for spec in (queue.llm, queue.slm):
@@ -96,7 +99,7 @@ def judged_verdict(
     judge = {key: 0.0 if share is None else 2 * share - 1 for key, share in shares.items()}
     case = _Case(
         queue=queue, rows={row.id: row for row in rows}, judge=judge | settled(queue, rows), people=labels.differences,
-        level=ONE_SIDED / len(queue.looks),
+        level=level / len(queue.looks),
     )  # fmt: skip
     labelled = next(
         (place for place, ids in enumerate(queue.units) if not all(key in case.people for key in ids)), len(queue.units)
@@ -169,8 +172,8 @@ def _look(case: _Case, look: int) -> tuple[Action, PredictionPowered, list[str]]
     action = _action(seen, delta)
     because = [
         f"wins minus losses of the SLM, as people see them: {bounds.estimate:+.4f} at {look} labelled of {seen.units} units,"
-        f" with one-sided {1 - case.level:.2%} bounds {bounds.lower:+.4f} and {bounds.upper:+.4f} ({bounds.method}; the 5 %"
-        f" shared equally by {len(case.queue.looks)} looks).",
+        f" with one-sided {1 - case.level:.2%} bounds {bounds.lower:+.4f} and {bounds.upper:+.4f} ({bounds.method}; an error of"
+        f" {percent(case.level * len(case.queue.looks))} shared equally by {len(case.queue.looks)} looks).",
         {
             "swap": f"the lower bound is above {-delta:+.4f}: the SLM is not worse by {delta:g} or more.",
             "fine_tune": f"the upper bound is below {-delta:+.4f}: the SLM trails by more than {delta:g}.",
@@ -208,8 +211,8 @@ def _specs(case: _Case) -> tuple[str, str]:
 
 
 def _impossible(case: _Case) -> list[str]:
-    """Why no label would help: a model out of reach on too many rows, or too few rows."""
-    found = []
+    """Why no label would help: no error left, a model out of reach on too many rows, or too few rows."""
+    found = [] if case.level else ["no verdict: nothing is left of the error that all candidates on these rows share."]
     for role, spec in zip(("LLM", "SLM"), _specs(case), strict=True):
         failed = sum(case.unreached(row, spec) for row in case.rows.values())
         if too_many_failed(failed, len(case.rows)):

@@ -19,14 +19,15 @@ from pathlib import Path
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.records import AnswerResult
-from slm_ray.reports.encoding import decode, encode
+from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
-from slm_ray.types import Action, Completion, DeclaredRule
+from slm_ray.types import Action, Completion, DeclaredRule, EarlierCandidate
 from slm_ray.verdict.candidates import (
     HASH_DIGITS,
     Candidate,
     CandidateTest,
     Turn,
+    earlier_than,
     level_of,
     tells_more,
     turn_text,
@@ -43,9 +44,11 @@ class OpenTurn:
     """A candidate's turn, while nobody else may compare on the same rows.
 
     `note` is to be called with what came of it: without, the turn was not taken. `caveat`: what the record does not know.
+    `earlier`: who was tried on these rows before.
     """
 
     turn: Turn
+    earlier: tuple[EarlierCandidate, ...]
     caveat: str
     note: Callable[[Action], None]
 
@@ -80,7 +83,7 @@ def turn_on_rows(
                 file.append(_line(test, record))
                 record.append(test)
 
-        yield OpenTurn(turn=turn, caveat=caveat, note=note)
+        yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record), caveat=caveat, note=note)
 
 
 def reserve(
@@ -127,11 +130,7 @@ def candidate_of(
         now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
     )  # these make no other test of it
     plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
-    pairs = sorted((prompt[:HASH_DIGITS], answer) for prompt, answer in rows)
-    return Candidate(
-        llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain), rows=tuple(row for row, _ in pairs),
-        answers=tuple(answer for _, answer in pairs),
-    )  # fmt: skip
+    return Candidate.of(rows, llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain))
 
 
 def said(*answers: Completion | AnswerResult | None) -> str:
@@ -178,6 +177,7 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
     found, known = [], {}
     for line, row in rows:
         where, fix = f"{path}:{line}", "remove the line; what was tested there is then forgotten"
+        check_version(row, where=where, fix=fix)
         digest = str(row.pop("rows_digest", None))
         plain = row.get("candidate")
         if not isinstance(plain, dict):

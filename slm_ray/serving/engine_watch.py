@@ -3,13 +3,15 @@
 An engine that died takes its replica half a minute to come back. Without this, requests end in 500s meanwhile and
 `/health` says ok. With it they are 503 with Retry-After: at once where the engine says that it is dead, after five
 checks without an answer where nobody is there to say so (a machine under load answers late, and is not down). Of several
-engines one that is dead is not the end: a check asks any of them, and only five bad ones in a row count. Plain
-asyncio; what is asked is handed in.
+engines one that is dead is not the end: a check asks any of them, and only five bad ones in a row count. Requests that
+fail together share one check, and bad checks within one period are one: five are never a moment's. Plain asyncio; what is
+asked is handed in.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 
 PERIOD_S = 1.0
@@ -26,6 +28,8 @@ class EngineWatch:
         self._engines = engines
         self._period_s = period_s
         self._bad = 0
+        self._counted_at = -math.inf
+        self._asking: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self.down = False
 
@@ -36,7 +40,9 @@ class EngineWatch:
 
     async def ask_now(self) -> bool:
         """Whether it is down, asked at once: for a request that has just failed."""
-        self.down = await self._is_down()
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._is_down())
+        self.down = await asyncio.shield(self._asking)  # whoever is cancelled leaves the check to the others
         return self.down
 
     async def _ask(self) -> None:
@@ -56,5 +62,7 @@ class EngineWatch:
         return False
 
     def _bad_check(self) -> bool:
-        self._bad += 1
+        now = asyncio.get_running_loop().time()
+        if now - self._counted_at > self._period_s / 2:
+            self._bad, self._counted_at = self._bad + 1, now
         return self.down or self._bad >= _BAD_CHECKS

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import re
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ from typing import Any
 import httpx
 
 from slm_ray import adapters
+from slm_ray.answer_distance import Position, Positions
 from slm_ray.chat_template import served_template
 from slm_ray.errors import ModelError, SlmRayError
-from slm_ray.parity import POSITIONS, TOP, Position, Positions, Record, Served, ServedAnswer, check_again
+from slm_ray.parity import POSITIONS, TOP, Record, Served, ServedAnswer, check_again
 from slm_ray.reports.encoding import decode
 from slm_ray.serving.settings import AS_TRAINED, KEY_NAME
 from slm_ray.storage import read_json
@@ -30,6 +32,7 @@ _TIMEOUT_S = 120.0
 _BUSY = (429, 503)
 _BUSY_FOR_S = 60.0  # how long a server that says it is busy, or that its engine is being started, is asked again
 _LOWEST = -9999.0  # what stands in JSON for minus infinity
+_CONTEXT = re.compile(r"maximum context length is (\d+)")  # vLLM's words, and OpenAI's
 _PREFIX = "token_id:"
 
 Messages = Sequence[Mapping[str, str]]
@@ -39,6 +42,17 @@ class Refused(ModelError):
     """The server refuses the adapter; the text is its reason."""
 
 
+class TooLong(ModelError):
+    """A prompt and its answer do not fit into the server's context, of so many tokens."""
+
+    def __init__(self, message: str, context: int) -> None:
+        super().__init__(message)
+        self.context = context
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.context)
+
+
 class NoEngine(ModelError):
     """No engine can be started here; the text is the reason."""
 
@@ -46,7 +60,8 @@ class NoEngine(ModelError):
 def ask_endpoint(url: str, adapter: str, prompts: Sequence[Messages], *, key: str | None = None) -> Served:
     """What the endpoint at `url` answers as its base and as `adapter`, an id or an id with `parity.CANDIDATE`.
 
-    ModelError when it gives no answer, `Refused` when it does not take the adapter.
+    ModelError when it gives no answer, `Refused` when it does not take the adapter, `TooLong` for a prompt that leaves
+    no room for `parity.POSITIONS` tokens.
     """
     key = os.environ.get(KEY_NAME, "") if key is None else key
     return asyncio.run(_rounds(url, adapter, prompts, {"Authorization": f"Bearer {key}"} if key else {}))
@@ -147,6 +162,8 @@ async def _json(client: httpx.AsyncClient, method: str, address: str, url: str, 
         return answer
     told = answer.get("error") if isinstance(answer, dict) else None
     reason = told.get("message", answer) if isinstance(told, dict) else answer
+    if limit := _CONTEXT.search(str(reason)):
+        raise TooLong(f"{url} refuses a training prompt: {str(reason)[:300]}", int(limit[1]))
     if reply.status_code in (400, 404):
         raise Refused(str(reason)[:500])
     raise ModelError(f"{url} answers with HTTP {reply.status_code}: {str(reason)[:300]}")

@@ -2,7 +2,8 @@
 
 Promises over the stock server: the engine only ever reads node-local copies; concurrent first requests for one adapter
 load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on; chats are rendered
-as in training (`slm_ray.chat_template`).
+as in training (`slm_ray.chat_template`); an answer whose length nobody names ends at the bounds of `limits`, not where the
+context does.
 
 Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
 """
@@ -26,6 +27,7 @@ from ray.serve.llm.deployment import LLMServer
 from slm_ray.chat_template import served_template
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import NodeLocalCache
+from slm_ray.serving.limits import most_tokens
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
@@ -36,6 +38,16 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
+
+    async def _run_request(self, request: Any, **options: Any) -> Any:
+        asked = getattr(request, "max_completion_tokens", None) or getattr(
+            request, "max_tokens", 1
+        )  # tokenize has neither
+        if not asked:
+            shown = getattr(request, "top_logprobs", None)
+            bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
+            request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
+        return await super()._run_request(request, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         model_id = serve.get_multiplexed_model_id()
@@ -83,6 +95,7 @@ class HouseEngine(VLLMEngine):  # type: ignore[misc]
 
     def _prepare_engine_config(self, callback_ctx: Any) -> Any:
         arguments, frontend, config = super()._prepare_engine_config(callback_ctx)
+        self.context: int = config.model_config.max_model_len
         if frontend.chat_template is None:  # the Serve file names none: the one that training renders
             frontend.chat_template = served_template(arguments.tokenizer or arguments.model)
         if config.device_config.device_type == "cpu" and config.parallel_config.world_size == 1:

@@ -17,14 +17,13 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from slm_ray.answer_distance import Position, Positions
 from slm_ray.errors import ModelError
 from slm_ray.parity import (
     POSITIONS,
     TOP,
     Note,
     NotedRow,
-    Position,
-    Positions,
     Reference,
     Served,
     ServedAnswer,

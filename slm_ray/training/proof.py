@@ -1,7 +1,7 @@
 """Proving an adapter: it is served as it will be, asked, and compared with PEFT and with what its trainer noted.
 
 `prove` runs before publishing. The adapter lies in `adapters_dir/.candidates` meanwhile, where an endpoint answers for it as
-`ID@candidate` and lists it nowhere; without an endpoint a vLLM engine is started for it, in a Ray task with what one of the
+`ID@candidate` and lists it nowhere, until the last of those who prove it at the same time has done; without an endpoint a vLLM engine is started for it, in a Ray task with what one of the
 training's workers had. A fault is a ModelError, and nothing is published. What could not be checked (no vLLM, no room) is
 said in the proof and warned of, and the adapter is published. `prove_again` does the same for a published adapter.
 """
@@ -9,11 +9,12 @@ said in the proof and warned of, and the adapter is published. `prove_again` doe
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +30,7 @@ from slm_ray.config import ParityConfig, TrainConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
 from slm_ray.reports.encoding import decode, encode
-from slm_ray.serving.served_answers import NoEngine, Refused, ask_endpoint, ask_engine, read_record
+from slm_ray.serving.served_answers import NoEngine, Refused, TooLong, ask_endpoint, ask_engine, read_record
 from slm_ray.storage import read_json
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
@@ -59,6 +60,7 @@ class Candidate:
     """An adapter folder and how it is to be proved.
 
     `engine` are the arguments of an engine to start, None for none; `unserved` says why no server takes it, DoRA for one.
+    `left_out` says which prompts do not fit into the server's context: they are no longer in `record`.
     """
 
     base: Path
@@ -70,6 +72,7 @@ class Candidate:
     others: Mapping[str, Path]
     use_gpu: bool
     unserved: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,17 +99,35 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
     note = _read_note(checkpoint)
     prompts = tuple(tuple(planned.examples[row.row].prompt.as_dicts()) for row in note.rows)
     root = Path(config.adapters_dir) / adapters.CANDIDATES
-    manifest = adapters.publish(checkpoint, root, **publication)
-    try:
+    with _among_candidates(root, checkpoint, publication) as manifest:
         candidate = _candidate(
             manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
-        served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+        candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
-    finally:
-        _withdraw(root, manifest.id)
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
+
+
+@contextlib.contextmanager
+def _among_candidates(root: Path, checkpoint: Path, publication: Mapping[str, Any]) -> Iterator[Manifest]:
+    """The adapter published in `root` while the block runs, and for as long as another proof of the same content does."""
+    while True:
+        manifest = adapters.publish(checkpoint, root, **publication)
+        with contextlib.suppress(FileNotFoundError):  # the last proof before this one has just withdrawn it
+            handle = os.open(root / manifest.id, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(root / manifest.id)):
+                    break
+            os.close(handle)
+    try:
+        yield manifest
+    finally:
+        with contextlib.suppress(BlockingIOError):  # whoever still proves it withdraws it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _withdraw(root, manifest.id)
+        os.close(handle)
 
 
 def _withdraw(root: Path, adapter_id: str) -> None:
@@ -135,7 +156,7 @@ def prove_again(config: ParityConfig, *, key: str) -> Proof:
         manifest, Path(config.adapters_dir), base=config.base, record=record, prove_on=config.prove_on,
         others=Path(config.adapters_dir), use_gpu=use_gpu,
     )  # fmt: skip
-    served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
+    candidate, served, refused = _from_endpoint(config.prove_on, manifest.id, candidate, key)
     seen = look(candidate, served)
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
@@ -235,23 +256,48 @@ def _candidate(
             for other in adapters.list_adapters(others)
             if other.id != manifest.id and other.base_fingerprint == manifest.base_fingerprint
         ]
-    reasons = unserved(read_json(root / manifest.id / adapters.SETTINGS))
-    return Candidate(
-        base=base_folder(base), folder=root / manifest.id, name=manifest.id, rank=manifest.rank, record=record,
-        engine=None if reasons else _engine(prove_on, manifest.rank, record.note, use_gpu=use_gpu),
+    reasons, folder = unserved(read_json(root / manifest.id / adapters.SETTINGS)), base_folder(base)
+    engine = None if reasons else _engine(prove_on, manifest.rank, record.note, folder, use_gpu=use_gpu)
+    candidate = Candidate(
+        base=folder, folder=root / manifest.id, name=manifest.id, rank=manifest.rank, record=record, engine=engine,
         others={name: others / name for name in same_base[-_OTHERS:]}, use_gpu=use_gpu, unserved="; ".join(reasons),
+    )  # fmt: skip
+    context = (engine or {}).get("max_model_len")
+    return _fitting(candidate, context) if isinstance(context, int) else candidate
+
+
+def _fitting(candidate: Candidate, context: int) -> Candidate:
+    """The same with the prompts that leave room for an answer in a server's context; ModelError when none does."""
+    record = candidate.record
+    kept = [at for at, row in enumerate(record.note.rows) if len(row.prompt) + parity.POSITIONS <= context]
+    if not kept:
+        raise ModelError(
+            f"{candidate.name} could not be proved and is not published: none of its training prompts leaves room for "
+            f"{parity.POSITIONS} tokens in the server's context of {context}, so clients would be refused too; raise "
+            "max_model_len in its serving file"
+        )
+    if len(kept) == len(record.note.rows):
+        return candidate
+    note = replace(record.note, rows=tuple(record.note.rows[at] for at in kept))
+    left_out = (
+        f"{len(record.note.rows) - len(kept)} of {len(record.note.rows)} prompts, which with {parity.POSITIONS} tokens more "
+        f"exceed the server's context of {context}"
+    )
+    return replace(
+        candidate, left_out=left_out, record=replace(record, note=note, prompts=tuple(record.prompts[at] for at in kept))
     )  # fmt: skip
 
 
-def _engine(prove_on: str, rank: int, note: Note, *, use_gpu: bool) -> dict[str, Any] | None:
+def _engine(prove_on: str, rank: int, note: Note, base: Path, *, use_gpu: bool) -> dict[str, Any] | None:
     """Arguments of the engine that is to be started; None where an endpoint is asked."""
     if prove_on.startswith(_ADDRESSES):
         return None
     if prove_on == ENGINE:
-        longest = max(len(row.prompt) for row in note.rows)
+        longest = max(len(row.prompt) for row in note.rows) + parity.POSITIONS + _SPARE_TOKENS
+        context = read_json(base / "config.json").get("max_position_embeddings") or longest  # vLLM takes no more
         room: dict[str, Any] = {"gpu_memory_utilization": 0.85} if use_gpu else {"kv_cache_memory_bytes": 64 << 20}
         arguments: dict[str, Any] = {
-            "dtype": "bfloat16", "enforce_eager": True, "max_model_len": longest + parity.POSITIONS + _SPARE_TOKENS,
+            "dtype": "bfloat16", "enforce_eager": True, "max_model_len": min(longest, context),
             "max_num_seqs": 2 * parity.ROWS, "max_lora_rank": min((one for one in _RANKS if one >= rank), default=rank), **room,
         }  # fmt: skip
     else:
@@ -268,14 +314,22 @@ def engine_arguments(serving_file: str) -> dict[str, Any]:
     return {**(models[0].get("engine_kwargs") or {})}
 
 
-def _from_endpoint(prove_on: str, adapter: str, candidate: Candidate, key: str) -> tuple[Served | None, Finding | None]:
-    """The endpoint's answers or its refusal; neither where none is to be asked."""
+def _from_endpoint(
+    prove_on: str, adapter: str, candidate: Candidate, key: str
+) -> tuple[Candidate, Served | None, Finding | None]:
+    """The candidate with the prompts that the endpoint has room for, and its answers or its refusal; neither where none
+    is to be asked."""
     if candidate.unserved or candidate.engine is not None:
-        return None, None
+        return candidate, None, None
     try:
-        return ask_endpoint(prove_on, adapter, candidate.record.prompts, key=key), None
+        return candidate, ask_endpoint(prove_on, adapter, candidate.record.prompts, key=key), None
+    except TooLong as error:
+        shorter = _fitting(candidate, error.context)
+        if shorter is candidate:  # the server counts other tokens than training did
+            raise
+        return _from_endpoint(prove_on, adapter, shorter, key)
     except Refused as error:
-        return None, parity.refusal(str(error), rank=candidate.rank)
+        return candidate, None, parity.refusal(str(error), rank=candidate.rank)
 
 
 def _proof(candidate: Candidate, seen: Seen, *, on: str) -> Proof:
@@ -289,11 +343,11 @@ def _proof(candidate: Candidate, seen: Seen, *, on: str) -> Proof:
             f"{candidate.name} is not served as it was trained, so it is not published or should not be: "
             + " | ".join(f"{finding.fault}: {finding.message}" for finding in findings)
         )
-    summary = _summary(note, seen, on=on, reason=seen.unserved)
+    summary = _summary(note, seen, on=on, reason=seen.unserved, left_out=candidate.left_out)
     return Proof(summary=summary, record=replace(candidate.record, served=seen.served))
 
 
-def _summary(note: Note | None, seen: Seen | None, *, on: str, reason: str) -> dict[str, Any]:
+def _summary(note: Note | None, seen: Seen | None, *, on: str, reason: str, left_out: str = "") -> dict[str, Any]:
     checked: Sequence[str] = []
     missing = f"everything ({reason})"
     if seen is not None:
@@ -301,16 +355,17 @@ def _summary(note: Note | None, seen: Seen | None, *, on: str, reason: str) -> d
         missing = f"{', '.join(sorted(_NO_SERVER))} ({reason})"
         if seen.served is not None:
             checked, missing = [*checked, *sorted(_NO_SERVER)], ""
-    if missing:
+    not_checked = [text for text in (missing, left_out) if text]
+    if not_checked:
         print(
-            f"warning: an adapter is published without a whole proof; not checked: {missing}",
+            f"warning: an adapter is published without a whole proof; not checked: {'; '.join(not_checked)}",
             file=sys.stderr,
             flush=True,
         )
     measured = parity.figures(note, seen.reference, seen.served) if seen is not None else {}
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"), "on": on, "rows": len(note.rows) if note else 0,
-        "checked": checked, "not_checked": [missing] if missing else [], **measured,
+        "checked": checked, "not_checked": not_checked, **measured,
     }  # fmt: skip
 
 

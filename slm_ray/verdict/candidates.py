@@ -14,11 +14,12 @@ Pure: keeping the record is `slm_ray.reports.candidates`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from slm_ray.errors import ComparisonError
-from slm_ray.types import Action, Comparison, Decision
+from slm_ray.records import SCHEMA_VERSION
+from slm_ray.types import Action, Comparison, Decision, EarlierCandidate
 from slm_ray.verdict.decide import rows_advised
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 
@@ -42,6 +43,15 @@ class Candidate:
     rows: tuple[str, ...]
     answers: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, answers: Iterable[tuple[str, str]], *, llm: str, slm: str, rule: str, settings: str
+    ) -> Candidate:  # fmt: skip
+        """The candidate of these rows: the hash of each prompt and a digest of what was said to it."""
+        pairs = sorted((prompt[:HASH_DIGITS], answer) for prompt, answer in answers)
+        rows, said = (tuple(column) for column in zip(*pairs, strict=True)) if pairs else ((), ())
+        return cls(llm=llm, slm=slm, rule=rule, settings=settings, rows=rows, answers=said)
+
     @property
     def known(self) -> dict[str, str]:
         """The answers that are known, by row."""
@@ -57,6 +67,7 @@ class CandidateTest:
     level: float
     action: Action
     date: str
+    schema_version: int = SCHEMA_VERSION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +125,20 @@ def tells_more(candidate: Candidate, record: Sequence[CandidateTest], turn: Turn
         if test.number == turn.number and _name(test.candidate) == _name(candidate):
             known |= test.candidate.known.keys()
     return not candidate.known.keys() <= known
+
+
+def earlier_than(turn: Turn, candidate: Candidate, record: Sequence[CandidateTest]) -> tuple[EarlierCandidate, ...]:
+    """The candidates before this one on some of its rows, each with what came of it last."""
+    rows = frozenset(candidate.rows)
+    before = [test for test in record if test.number < turn.number and not rows.isdisjoint(test.candidate.rows)]
+    found = [
+        EarlierCandidate(
+            slm=(last := lines[-1]).candidate.slm, number=last.number, rule=last.candidate.rule, level=last.level,
+            action=last.action, date=last.date,
+        )
+        for lines in _tests(before)
+    ]  # fmt: skip
+    return tuple(sorted(found, key=lambda one: one.number))
 
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:

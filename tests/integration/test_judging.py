@@ -162,3 +162,6 @@ def test_a_judge_who_flatters_the_slm_is_overruled_by_the_people(
         assert len(server.requests) == paid, "labels cost no call"
     record = storage.read_json(tmp_path / "judge" / "judge.json")["verdict"]
     assert record["decision"]["action"] == "fine_tune" and record["seen"]["labels"] == 40
+    (noted,) = storage.read_jsonl(f"{examples}.candidates.jsonl")
+    assert (noted["candidate"]["rule"], noted["action"], noted["number"]) == ("judged", "fine_tune", 1)
+    assert record["level"] == noted["level"] < 0.05, "the next try on these rows needs what is left"

@@ -39,6 +39,17 @@ def verdict(
     return judged_verdict(report_of(rows, **report), rows, queue, judge, labels)
 
 
+def test_the_level_of_a_candidate_is_shared_by_its_looks_and_without_one_nothing_is_decided(tmp_path: Path) -> None:
+    rows = [row(number) for number in range(100)]
+    queue = kept_queue(config(tmp_path), rows)
+    people = {key: 1.0 for unit in queue.units[:80] for key in unit}
+    labels = Labels(differences=people, labellers=("ann",), by_people=len(people))
+    judge = {one.id: 1.0 for one in rows}
+    third, spent = (judged_verdict(report_of(rows), rows, queue, judge, labels, level=level) for level in (0.004, 0.0))
+    assert third.decision.action == "swap" and third.level == 0.002
+    assert spent.decision.action == "inconclusive" and "nothing is left of the error" in spent.decision.because[0]
+
+
 def test_the_gap_of_grades_counts_a_group_as_one() -> None:
     first = {row(number).id: 0.5 for number in range(60)}
     other = {row(number).id: 1.0 if number < 30 else 0.0 for number in range(60)}

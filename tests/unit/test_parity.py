@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
+from slm_ray.answer_distance import Position, Positions, distance
 from slm_ray.parity import (
     Note,
     NotedRow,
-    Position,
-    Positions,
     Record,
     Reference,
     Served,
@@ -21,7 +20,6 @@ from slm_ray.parity import (
     check,
     check_again,
     chosen_rows,
-    distance,
     figures,
     first_difference,
     in_words,
@@ -125,6 +123,38 @@ SERVED_OTHERWISE = {
 @pytest.mark.parametrize("fault", SERVED_OTHERWISE)
 def test_a_server_s_fault_is_named_and_nothing_else_is(fault: str) -> None:
     assert list(found(served=SERVED_OTHERWISE[fault])) == [fault]
+
+
+ARMS = ("base", "adapter", "adapter_cached", "base_mixed", "adapter_mixed")
+ALL_ADAPTER_S = ("adapter", "adapter_cached", "adapter_mixed")
+
+
+def of_eight(three: tuple[Any, ...], last: Any = None) -> tuple[Any, ...]:
+    return (*three * 2, three[0], last or three[1])
+
+
+@pytest.mark.parametrize(
+    ("sides", "fault", "wrong"),
+    [
+        (ALL_ADAPTER_S, "alpha halved", answers(scale=0.5)),
+        (("adapter_cached",), "stale prefix cache", answers(scale=1.0, adapter="older")),
+        (("base_mixed",), "stock CPU kernel", answers(scale=1.0, model="base")),
+        (("adapter_mixed",), "adapter changed in mixed batches", answers(scale=0.5)),
+    ],
+)
+def test_a_fault_in_one_row_of_eight_is_named_though_the_mean_over_all_rows_is_small(
+    sides: tuple[str, ...], fault: str, wrong: tuple[ServedAnswer, ...]
+) -> None:
+    # Rows weigh by their positions: seven long right answers hide a short wrong one.
+    short = replace(wrong[1], positions=wrong[1].positions[:1])
+    eight: dict[str, Any] = {arm: of_eight(getattr(SERVED, arm), short if arm in sides else None) for arm in ARMS}
+    reference = replace(
+        REFERENCE, base=of_eight(REFERENCE.base), adapter=of_eight(REFERENCE.adapter),
+        alternatives={"alpha halved": of_eight(positions(scale=0.5))},
+    )  # fmt: skip
+    ((name, message),) = found(None, reference, replace(SERVED, **eight)).items()
+    assert name == fault
+    assert "in row 8 of the 8 compared" in message or fault == "stock CPU kernel"
 
 
 TRAINED_OTHERWISE: dict[str, tuple[Note, Reference]] = {

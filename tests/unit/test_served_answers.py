@@ -36,6 +36,7 @@ class Endpoint(BaseHTTPRequestHandler):
     asked: ClassVar[list[dict[str, Any]]] = []
     refuses: tuple[int, str] | None = None
     busy: ClassVar[list[int]] = []
+    context = 4096  # a letter counts as a token
     says_tokens = True
     says_answer = True
 
@@ -47,6 +48,9 @@ class Endpoint(BaseHTTPRequestHandler):
         self.asked.append({**body, "key": self.headers.get("Authorization")})
         if self.busy:
             return self.reply(self.busy.pop(), {"error": {"message": "try again later"}})
+        if len(body["messages"][0]["content"]) + body["max_tokens"] > self.context:
+            said = f"This model's maximum context length is {self.context} tokens. However, your prompt contains more"
+            return self.reply(400, {"error": {"message": said}})
         if self.refuses and ":" in body["model"]:
             return self.reply(self.refuses[0], {"error": {"message": self.refuses[1]}})
         token = 8 if ":" in body["model"] else 7
@@ -185,10 +189,75 @@ def test_no_server_is_asked_for_what_none_takes(tmp_path: Path, prove_on: str, d
     assert (candidate.engine is not None) == (prove_on == "engine" and not dora)
     if dora:
         assert "DoRA" in candidate.unserved
-        assert proof._from_endpoint(prove_on, manifest.id, candidate, "") == (None, None)
+        assert proof._from_endpoint(prove_on, manifest.id, candidate, "") == (candidate, None, None)
     elif prove_on != "engine":
         with pytest.raises(ModelError, match="is the endpoint up"):
             proof._from_endpoint(prove_on, manifest.id, candidate, "")
+
+
+def candidate_of(folder: Path, prove_on: str, lengths: tuple[int, ...]) -> proof.Candidate:
+    """A candidate with prompts of so many letters, each a token."""
+    home, manifest = base(folder / "base"), publish(trained(folder / "made"), folder / "adapters", "f" * 32)
+    rows = tuple(NotedRow(row=row, prompt=(1,) * length, answer=(3,), trained=()) for row, length in enumerate(lengths))
+    prompts = tuple(({"role": "user", "content": "x" * length},) for length in lengths)
+    record = Record(prompts=prompts, note=Note(rows=rows, scaling=2.0, precision="4bit"))
+    return proof._candidate(
+        manifest, folder / "adapters", base=str(home), record=record, prove_on=prove_on, others=folder, use_gpu=False
+    )  # fmt: skip
+
+
+def test_prompts_without_room_for_an_answer_in_the_endpoint_s_context_are_left_out_and_said(
+    endpoint: tuple[str, type[Endpoint]], tmp_path: Path
+) -> None:
+    url, handler = endpoint
+    handler.context = 64
+    candidate = candidate_of(tmp_path, url, (10, 60, 48, 49))
+    fitting, served, refused = proof._from_endpoint(url, "a-1@candidate", candidate, "")
+    assert refused is None and served is not None
+    assert len(served.adapter) == len(fitting.record.prompts) == 2
+    assert [row.row for row in fitting.record.note.rows] == [0, 2]
+    assert "2 of 4 prompts" in fitting.left_out and "context of 64" in fitting.left_out
+    handler.context = 20
+    with pytest.raises(ModelError, match=r"none of its training prompts leaves room for 16 tokens .* max_model_len"):
+        proof._from_endpoint(url, "a-1@candidate", candidate, "")
+    handler.context = 4096
+    whole, served, _ = proof._from_endpoint(url, "a-1@candidate", candidate, "")
+    assert whole is candidate and served is not None and len(served.adapter) == 4
+
+
+def test_an_engine_is_asked_what_its_file_leaves_room_for(tmp_path: Path) -> None:
+    serve = tmp_path / "serve.yaml"
+    serve.write_text("llm_configs: [{engine_kwargs: {max_model_len: 64}}]\n", encoding="utf-8")
+    candidate = candidate_of(tmp_path, str(serve), (10, 60))
+    assert [row.row for row in candidate.record.note.rows] == [0]
+    assert "1 of 2 prompts" in candidate.left_out
+
+
+def test_an_engine_of_its_own_gets_no_more_context_than_the_base_has(tmp_path: Path) -> None:
+    assert candidate_of(tmp_path / "free", "engine", (10, 60)).engine["max_model_len"] == 60 + 16 + 32  # type: ignore[index]
+    short = candidate_of(tmp_path / "short", "engine", (10, 60))
+    config = tmp_path / "short/base/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 70}))
+    engine = proof._engine("engine", 4, short.record.note, short.base, use_gpu=False)
+    assert engine is not None and engine["max_model_len"] == 70
+
+
+def test_of_two_proofs_of_one_content_the_last_withdraws_the_candidate(tmp_path: Path) -> None:
+    made, root = trained(tmp_path / "made"), tmp_path / ".candidates"
+    publication: dict[str, Any] = {
+        "name": "a", "track": "structured", "base": "tiny", "base_fingerprint": "f" * 32, "config_digest": "c",
+        "data_digest": "d", "metrics": {}, "train_prompts": [], "recipe": {}, "base_shapes": None,
+    }  # fmt: skip
+    with proof._among_candidates(root, made, publication) as first:
+        with proof._among_candidates(root, made, publication) as second:
+            assert first.id == second.id
+        assert (root / first.id / "adapter_model.safetensors").is_file(), "the first proof still needs it"
+        with pytest.raises(KeyError), proof._among_candidates(root, made, publication):
+            raise KeyError
+        assert (root / first.id).is_dir()
+    assert list(root.iterdir()) == []
+    with proof._among_candidates(root, made, publication) as again:
+        assert (root / again.id).is_dir()
 
 
 def test_what_is_left_of_a_candidate_is_never_half_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_dead_engine_is_down_at_once_and_up_when_it_answers() -> None:
 def test_slow_answers_are_no_death_but_silence_is_in_the_end_and_mends_none() -> None:
     async def scenario() -> list[bool]:
         engine = Engine()
-        watch = EngineWatch(engine.check)
+        watch = EngineWatch(engine.check, period_s=0.001)
         engine.state = "silent"
         seen = [await watch.ask_now() for _ in range(5)]
         engine.state = "well"
@@ -71,3 +71,44 @@ def test_it_asks_again_and_again_however_often_it_is_started() -> None:
         return watch.down, len(asyncio.all_tasks()) - 1
 
     assert asyncio.run(scenario()) == (True, 1)
+
+
+def test_requests_that_fail_together_are_one_check() -> None:
+    async def scenario() -> tuple[int, list[bool], bool]:
+        engine = Engine()
+        watch = EngineWatch(engine.check, engines=2)
+        engine.state = "silent"
+        together = await asyncio.gather(*(watch.ask_now() for _ in range(5)))
+        asked, engine.state = engine.asked, "dead"
+        for _ in range(5):  # one of two engines refuses each of them at once
+            await watch.ask_now()
+        return asked, together, watch.down
+
+    assert asyncio.run(scenario()) == (1, [False] * 5, False)
+
+
+def test_a_request_that_is_cancelled_leaves_the_check_to_the_others() -> None:
+    async def scenario() -> bool:
+        engine = Engine()
+        engine.state = "silent"
+        watch = EngineWatch(engine.check, period_s=0.001)
+        first, second = asyncio.create_task(watch.ask_now()), asyncio.create_task(watch.ask_now())
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(scenario()) is False
+
+
+def test_five_bad_checks_of_several_engines_are_down() -> None:
+    async def scenario() -> list[bool]:
+        engine = Engine()
+        engine.state = "dead"
+        watch = EngineWatch(engine.check, engines=2, period_s=0.002)
+        seen = []
+        for _ in range(5):
+            seen.append(await watch.ask_now())
+            await asyncio.sleep(0.004)
+        return seen
+
+    assert asyncio.run(scenario()) == [False, False, False, False, True]

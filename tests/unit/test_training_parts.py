@@ -19,11 +19,12 @@ from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
+from slm_ray.answer_distance import distance
 from slm_ray.config import Lora, Recipe, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
-from slm_ray.parity import PRECISION_TOLERANCE, Note, check, distance
+from slm_ray.parity import PRECISION_TOLERANCE, Note, check
 from slm_ray.reports.encoding import decode
 from slm_ray.training import failures, meter, progress, rows, selection, validation_score, worker
 from slm_ray.training.base_model import open_tokenizer
