@@ -46,10 +46,14 @@ class _Refused(Exception):
 
 
 class RequestLimits:
-    """ASGI middleware: 413 for a body above `MAX_BODY_BYTES`, 400 for one that is no request the engine should see."""
+    """ASGI middleware: 413 for a body above `MAX_BODY_BYTES`, 400 for one that is no request the engine should see.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Without `fields` the bodies are not read: in front of models that judge for themselves what they take.
+    """
+
+    def __init__(self, app: ASGIApp, *, fields: bool = True) -> None:
         self.app = app
+        self._fields = fields
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -57,7 +61,7 @@ class RequestLimits:
             return
         try:
             body = await _whole(scope, receive)
-            if scope["path"].endswith("/completions"):
+            if self._fields and scope["path"].endswith("/completions"):
                 check_request(_decoded(body), chat=scope["path"].endswith("/chat/completions"))
         except _Refused as error:
             response = refusal(error.status, error.code, str(error), param=error.field)
