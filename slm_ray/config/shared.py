@@ -375,4 +375,5 @@ class Serving(Config):
     adapters_dir: str = "runs/adapters"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    keys_file: str = Field("", description="further keys, with scopes and budgets: see `slm-ray keys`")
     keep_alive: bool = Field(False, description="leave the endpoint up when the job ends")

@@ -36,7 +36,9 @@ from slm_ray.rollout.judged import in_form
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Target, Upstream, target
-from slm_ray.serving.auth import RequireKey, refusal
+from slm_ray.serving.auth import RequireKey, ThisMachineOnly
+from slm_ray.serving.failures import OneErrorShape, refusal
+from slm_ray.serving.keys import KeyRing
 from slm_ray.serving.limits import RequestLimits
 from slm_ray.traffic.record import Arm, Feedback
 
@@ -87,7 +89,8 @@ class Front:
 
     def app(self) -> Starlette:
         """The application, with the key check outermost and `/health` outside of it."""
-        settings = self._settings
+        digest = self._settings.api_key_digest
+        ring = KeyRing(own_digest=digest, file=None)
         inner = Starlette(
             routes=[
                 Route("/v1/chat/completions", _Asgi(self._chat), methods=["POST"]),
@@ -95,7 +98,8 @@ class Front:
                 Route("/v1/models", self._models, methods=["GET"]),
             ],
             middleware=[
-                *([Middleware(RequireKey, digest=settings.api_key_digest)] if settings.api_key_digest else []),
+                Middleware(OneErrorShape),
+                Middleware(RequireKey, ring=ring) if digest else Middleware(ThisMachineOnly),
                 Middleware(RequestLimits, fields=False),
             ],
             exception_handlers={404: _no_such_path, 405: _no_such_path},

@@ -20,7 +20,7 @@ from slm_ray.costs.prices import PriceList
 from slm_ray.rollout.front import Front, FrontSettings
 from slm_ray.rollout.states import Grant, Route, RouteState
 from slm_ray.rollout.store import RouteStore
-from slm_ray.serving.auth import key_digest
+from slm_ray.serving.keys import key_digest
 from slm_ray.traffic.record import Entry, Feedback, TrafficRow
 
 KEY = "sk-of-the-llm-0123456789"
