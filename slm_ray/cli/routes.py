@@ -19,11 +19,9 @@ from slm_ray.adapters.registry import is_id
 from slm_ray.cli.adapters import one_line
 from slm_ray.command import BAD_INPUT
 from slm_ray.errors import ConfigError
-from slm_ray.providers import parse
 from slm_ray.rollout.states import NO_VERDICT, STATES, Grant, Route, RouteState, State, is_state
 from slm_ray.rollout.store import RouteStore
 from slm_ray.tables import format_table
-from slm_ray.tasks import open_track
 
 app = typer.Typer(
     name="routes",
@@ -129,7 +127,6 @@ def create(
         grant, judged = _granted(verdict, other_report)
         if (named := track or judged) is None:
             raise ConfigError("a route needs a track: give --track, or the --verdict that has one")
-        open_track(named)
         route, adapter = _route(name, llm or grant.llm, slm or grant.slm, named, adapters_dir)
         settings = {"audit_share": audit_share, "delta": delta, "timeout_s": timeout_s}
         given = {key: value for key, value in settings.items() if value is not None}
@@ -222,6 +219,10 @@ def _route(name: str, llm: str | None, slm: str | None, track: str, adapters_dir
     """The route with its adapter by id: an alias would stand for another adapter tomorrow, which no verdict is about."""
     if llm is None or slm is None:
         raise ConfigError("a route needs both models: give --llm and --slm, or the --verdict that compares them")
+    from slm_ray.providers import parse  # imports numpy
+    from slm_ray.tasks import open_track
+
+    open_track(track)
     parse(llm)
     spec = parse(slm)
     kind, _, rest = slm.partition(":")
