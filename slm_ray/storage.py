@@ -9,20 +9,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import getpass
 import hashlib
 import itertools
 import json
 import os
+import socket
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Generic, TypeVar
 
 from slm_ray.errors import DataError, ResourceError
 
 LOCK_NAME = ".lock"
 _CHUNK_BYTES = 1 << 20
 _BLOCK_ROWS = 5_000
+_MEND = "mend the line or remove it"
+
+T = TypeVar("T")
 
 
 def read_text(path: str | Path) -> str:
@@ -187,12 +192,7 @@ class GrowingFile:
             raw = source.read()
         self._path, self._handle = path, handle
         self._end = raw.rfind(b"\n") + 1  # behind the last whole line: what follows was cut short
-        fix = "mend the line or remove it"
-        self.rows = [
-            (number, row_of(line, where=f"{path}:{number}", fix=fix))
-            for number, line in enumerate(raw[: self._end].split(b"\n"), start=1)
-            if line.strip()
-        ]
+        self.rows = _whole_rows(raw, path)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add one line and sync it; ResourceError, and the file as it was, where it cannot be written."""
@@ -207,6 +207,56 @@ class GrowingFile:
                 os.ftruncate(self._handle, self._end)
             raise _cannot_write(self._path, error) from None
         self._end += len(line)
+
+
+def grown_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+    """The whole lines of a file that `growing_jsonl` grows, with their numbers, while others may append; none without it.
+
+    DataError with file:line for a line that is no object, and for a path that is no file.
+    """
+    try:
+        return _whole_rows(Path(path).read_bytes(), Path(path))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; a file of lines belongs there") from None
+
+
+def _whole_rows(raw: bytes, path: Path) -> list[tuple[int, dict[str, Any]]]:
+    lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")
+    return [
+        (number, row_of(line, where=f"{path}:{number}", fix=_MEND))
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+class Reread(Generic[T]):
+    """What `read` makes of a file, read again only when the file has changed; for those who ask at every request."""
+
+    def __init__(self, path: str | Path, read: Callable[[Path], T]) -> None:
+        self._path, self._read = Path(path), read
+        self._known: tuple[object, T] | None = None
+
+    def now(self) -> T:
+        """As of now; raises what `read` raises, at every call until the file is mended."""
+        try:
+            status = os.stat(self._path)
+            seen: object = (status.st_mtime_ns, status.st_size, status.st_ino)
+        except OSError:
+            seen = None
+        if self._known is None or self._known[0] != seen:
+            self._known = (seen, self._read(self._path))
+        return self._known[1]
+
+
+def writer() -> str:
+    """Who writes here: USER@HOST, for histories."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()}"
 
 
 @contextlib.contextmanager

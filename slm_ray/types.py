@@ -298,12 +298,25 @@ class DeclaredRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierCandidate:
+    """An SLM that was tried on these rows before: the how many-th, by which rule, at which level, with what outcome."""
+
+    slm: str
+    number: int
+    rule: str
+    level: float
+    action: Action
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """What to do, under which rule and margin, and why; `because` is never empty.
 
     `advice` is what would decide where these rows do not, in one sentence; None where nothing is to be said.
     `exploratory` is what the rows say under settings that are not the declared ones; the action is then inconclusive.
-    `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts.
+    `candidate` counts the SLMs that were tried on these rows, this one included; None where nobody counts. `earlier` are
+    those before it, in their order.
     """
 
     action: Action
@@ -313,6 +326,7 @@ class Decision:
     advice: str | None = None
     exploratory: Action | None = None
     candidate: int | None = None
+    earlier: tuple[EarlierCandidate, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.because:

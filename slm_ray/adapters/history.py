@@ -10,10 +10,8 @@ like one. What an alias stands for may be deleted by force; then it stands for n
 from __future__ import annotations
 
 import dataclasses
-import getpass
 import os
 import shutil
-import socket
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from slm_ray.adapters.registry import NAME, Checker, adapter_ids, is_id, load_manifest, unknown_adapter
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
-from slm_ray.storage import GrowingFile, growing_jsonl, row_of
+from slm_ray.storage import GrowingFile, Reread, growing_jsonl, grown_rows, writer
 
 HISTORY = "promotions.jsonl"
 Action = Literal["promote", "rollback", "delete"]
@@ -95,35 +93,17 @@ class AliasTable:
     """Alias to adapter id as the folder says now, read again only when the history has grown. For an endpoint's front."""
 
     def __init__(self, adapters_dir: str | Path) -> None:
-        self._path = Path(adapters_dir) / HISTORY
-        self._known: tuple[object, Mapping[str, str]] = (None, {})
+        self._aliases = Reread(Path(adapters_dir) / HISTORY, lambda path: promotions(path.parent).aliases)
 
     def now(self) -> Mapping[str, str]:
         """The table; empty without a history. DataError with file:line when that is damaged."""
-        try:
-            status = os.stat(self._path)
-        except OSError:
-            return {}
-        seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if self._known[0] != seen:
-            self._known = (seen, promotions(self._path.parent).aliases)
-        return self._known[1]
+        return self._aliases.now()
 
 
 def promotions(adapters_dir: str | Path) -> Promotions:
     """The history of a folder; empty where there is none. A last line without its end is not written yet, and is no line."""
-    path = Path(adapters_dir) / HISTORY
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        return Promotions(())
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; a file of lines belongs there") from None
-    lines = raw[: raw.rfind(b"\n") + 1].split(b"\n")
-    rows = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    return Promotions(
-        _entry(row_of(line, where=f"{path}:{number}", fix=_MEND), where=f"{path}:{number}") for number, line in rows
-    )
+    root = Path(adapters_dir)
+    return _state(root, grown_rows(root / HISTORY))
 
 
 def resolve(adapters_dir: str | Path, name: str) -> str:
@@ -230,15 +210,7 @@ def _entry(row: Mapping[str, Any], *, where: str) -> Entry:
 
 def _now(action: Action, *, alias: str | None, adapter: str | None, before: str | None, reason: str) -> Entry:
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Entry(at=at, action=action, alias=alias, adapter=adapter, before=before, by=_who(), reason=reason)
-
-
-def _who() -> str:
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        user = str(os.getuid())
-    return f"{user}@{socket.gethostname()}"
+    return Entry(at=at, action=action, alias=alias, adapter=adapter, before=before, by=writer(), reason=reason)
 
 
 def _check_published(root: Path, adapter_id: str) -> None:

@@ -95,6 +95,21 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     return NOT_MEASURED if failed else 0
 
 
+def load(config: configs.LoadConfig) -> None:
+    """Latency against the rate of arrivals (open loop), the most requests/s at a p95 target, and what 1,000 of them cost.
+
+    Requests arrive at random at each of `rates`, whether or not earlier ones are answered; each is one call, and its latency
+    counts from when it was due. Writes RUN_DIR/load.json, which `cost.load` of compare reads; the same command continues.
+        slm-ray load --models '["served:tiny-base"]' --rates '[1, 2, 4, 8]' --p95_s 2
+    """
+    from slm_ray.load import measure, summary
+
+    folder = output_folder(config.run_dir)
+    report = measure(config.model_copy(update={"run_dir": str(folder)}))
+    print(summary(report, p95_s=config.p95_s))
+    print(f"load: {folder}/load.json")
+
+
 def compare(config: configs.CompareConfig) -> int:
     """Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
     from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
@@ -335,6 +350,7 @@ def rows(config: configs.RowsConfig) -> None:
 COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
+    "load": Command(config=configs.LoadConfig, function=load),
     "compare": Command(config=configs.CompareConfig, function=compare),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),

@@ -9,6 +9,7 @@ from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
 from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
+from slm_ray.config.open_loop import LoadConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
@@ -16,6 +17,7 @@ from slm_ray.config.prepare import PrepareConfig
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
+    Calls,
     Comparison,
     Config,
     Cost,
@@ -23,6 +25,7 @@ from slm_ray.config.shared import (
     Declaration,
     Evaluation,
     Generation,
+    Live,
     Lora,
     Precision,
     Priced,
@@ -32,15 +35,18 @@ from slm_ray.config.shared import (
     Retrieval,
     Search,
     Serving,
+    ServingMachine,
     Source,
     Workers,
 )
 from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
+from slm_ray.config.traffic import Traffic
 from slm_ray.config.train import MixedTrack, TrainConfig
 
 __all__ = [
     "ArmsConfig",
+    "Calls",
     "CompareConfig",
     "Comparison",
     "Config",
@@ -54,7 +60,9 @@ __all__ = [
     "InferConfig",
     "JudgeConfig",
     "LearningCurveConfig",
+    "Live",
     "LiveConfig",
+    "LoadConfig",
     "LoopConfig",
     "Lora",
     "MixedTrack",
@@ -73,10 +81,12 @@ __all__ = [
     "Search",
     "ServeConfig",
     "Serving",
+    "ServingMachine",
     "Source",
     "SweepConfig",
     "TraceConfig",
     "TrackSource",
+    "Traffic",
     "TrainConfig",
     "Workers",
     "dump",

@@ -17,7 +17,7 @@ FixedRule = Literal["paired", "point"]  # over rows whose number was fixed befor
 Rule = Literal["paired", "sequential", "point"]
 Precision = Literal["4bit", "8bit", "16bit"]
 Format = Literal[
-    "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled"
+    "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled", "openai_log", "langfuse"
 ]  # fmt: skip
 
 
@@ -82,16 +82,21 @@ class Generation(Config):
     logprobs: bool = Field(False, description="ask for token log-probabilities: the SLM's confidence per row")
 
 
-class Requests(Config):
-    """How a run asks its models, and the most that this may cost."""
+class Calls(Config):
+    """How models are called, and the most that this may cost."""
 
     generation: Generation = Generation()
-    shards: int = Field(1, ge=1, description="Ray actors per model that share its calls in flight")
-    shard_resources: Resources = Field({"CPU": 0.1}, description="what each of them reserves")
     max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
     max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
     no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
+
+
+class Requests(Calls):
+    """How a run asks its models, on Ray."""
+
+    shards: int = Field(1, ge=1, description="Ray actors per model that share its calls in flight")
+    shard_resources: Resources = Field({"CPU": 0.1}, description="what each of them reserves")
 
 
 class Retrieval(Config):
@@ -158,12 +163,9 @@ class Declaration(Config):
         return self
 
 
-class Cost(Config):
-    """What models cost per token and what the machine costs that serves the SLM."""
+class ServingMachine(Config):
+    """The machine that serves the SLM, and what it costs."""
 
-    llm_price_as: str | None = Field(
-        None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
-    )
     machine: str = Field(
         "RTX 3090 (24 GB), on demand",
         description="what `hourly_usd` rents; only named, not looked up. Say CPU if it has no GPU",
@@ -172,6 +174,17 @@ class Cost(Config):
         0.39,
         gt=0,
         description="USD per hour of the machine that serves the SLM; source of the default: slm_ray/costs/prices.yaml",
+    )
+
+
+class Cost(ServingMachine):
+    """What models cost per token and what the machine costs that serves the SLM."""
+
+    llm_price_as: str | None = Field(
+        None, description="a model of `prices` that the LLM is priced as; hypothetical where the LLM is a stand-in"
+    )
+    load: str | None = Field(
+        None, description="load.json of `slm-ray load`: its measured requests/s take the place of the estimate"
     )
     utilisation: float = Field(
         0.5,
@@ -208,6 +221,21 @@ class Curation(Config):
     order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
 
+class Live(Config):
+    """Which requests of a traffic log become rows, where a source is one. The LLM's answer is learned, or what a user put
+    right; the SLM's own only where a user said that it was right."""
+
+    route: str | None = Field(None, description="the route whose requests are taken; needed where the log has several")
+    self_agreement: float | None = Field(
+        None, gt=0, le=1, description="of the LLM's answers to one repeated question, how many must say the same"
+    )
+    disagreement: Literal["keep", "first", "drop"] = Field(
+        "keep",
+        description="requests on which LLM and SLM disagree: like others, before others under `most`, or left out",
+    )
+    most: int | None = Field(None, ge=1, description="requests taken, the latest; all when not set")
+
+
 class Source(Retrieval):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
@@ -237,6 +265,7 @@ class Source(Retrieval):
         description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
     )
     curation: Curation = Curation()
+    live: Live = Live()
 
 
 class Lora(Config):
@@ -346,4 +375,5 @@ class Serving(Config):
     adapters_dir: str = "runs/adapters"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    keys_file: str = Field("", description="further keys, with scopes and budgets: see `slm-ray keys`")
     keep_alive: bool = Field(False, description="leave the endpoint up when the job ends")

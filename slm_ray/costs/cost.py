@@ -1,8 +1,8 @@
 """What each arm costs: USD per request and per correct answer, when a rented machine pays, and where the rows go.
 
 A model paid per token is priced by the usage that its own answers state. A model on a machine of one's own is priced by
-the whole machines that the reader's volume takes, each serving what its measured seconds allow; without a volume by full
-machines, which is the least it can be, and said to be that. What has no price (a stand-in, recorded answers, a model that
+the whole machines that the reader's volume takes, each serving what a load measurement or, without one, the evaluation's
+seconds allow; without a volume by full machines, which is the least it can be, and said to be that. What has no price (a stand-in, recorded answers, a model that
 the price list does not know) has none here either: null and the reason, never 0. Seconds measured without a GPU and
 priced as one are hypothetical. Every name carries its unit. Reads no file and no clock.
 """
@@ -10,7 +10,7 @@ priced as one are hypothetical. Every name carries its unit. Reads no file and n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from slm_ray.corpus.tracks import defined
@@ -18,6 +18,7 @@ from slm_ray.cost_records import ArmCost, CostReport, Machine
 from slm_ray.costs.data_residency import goes_to
 from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.costs.volume import break_even, machines_for, priced_by_volume, training_cost
+from slm_ray.load_records import Throughput
 from slm_ray.records import AnswerResult, ModelReport, Report, RowResult
 from slm_ray.types import Usage
 
@@ -37,11 +38,13 @@ def cost(
     machine: Machine,
     llm_price_as: str | None = None,
     requests_per_day: float | None = None,
+    measured: Mapping[str, Throughput] | None = None,
 ) -> CostReport:
     """What every arm costs, the first evaluation that holds one counting, the table by volume and the break-even.
 
     `llm_price_as` names the listed model that the LLM is priced as; where the LLM is a stand-in that is hypothetical and
-    says so. `requests_per_day` is the reader's own volume.
+    says so. `requests_per_day` is the reader's own volume. `measured` is what models carried under load, by spec: it takes the
+    place of what the evaluation's seconds allow.
     """
     arms: dict[str, ArmCost] = {}
     models: dict[str, ModelReport] = {}
@@ -51,7 +54,7 @@ def cost(
                 models[spec] = model
                 arms[spec] = arm(
                     spec, report, rows, prices=prices, machine=machine, price_as=llm_price_as if spec == llm else None,
-                    requests_per_day=requests_per_day,
+                    requests_per_day=requests_per_day, measured=(measured or {}).get(spec),
                 )  # fmt: skip
     costs = CostReport(
         unit=UNIT,
@@ -75,6 +78,7 @@ def arm(
     machine: Machine,
     price_as: str | None = None,
     requests_per_day: float | None = None,
+    measured: Throughput | None = None,
 ) -> ArmCost:
     """What one model costs, on machines of one's own at a volume of `requests_per_day`.
 
@@ -99,7 +103,10 @@ def arm(
         arm_cost = replace(arm_cost, reason="nothing was asked of an endpoint, so nothing was billed")
     elif facts.billing == "machine" and price_as is None:
         concurrency = report.provenance.concurrency if report.provenance else None
-        arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)
+        if measured is not None:
+            arm_cost = _by_load(arm_cost, measured, machine)
+        else:
+            arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)
         arm_cost = _at_volume(arm_cost, machine, requests_per_day, on_cpu=_on_cpu(report, model))
     else:
         arm_cost = _by_tokens(arm_cost, model, answers, prices, price_as)
@@ -189,6 +196,19 @@ def _by_machine(
         capacity_requests_per_day=_DAY_S * machine.utilisation / seconds,
         priced_as=machine.name,
         basis=f"{seconds:.4g} s of the machine that served this evaluation ({how}: an upper estimate)",
+    )
+
+
+def _by_load(arm_cost: ArmCost, measured: Throughput, machine: Machine) -> ArmCost:
+    """By the requests that the machine carried when they arrived at random, with a p95 that was set beforehand."""
+    return replace(
+        arm_cost,
+        kind="machine",
+        seconds_per_request=1 / measured.requests_per_s,
+        capacity_requests_per_day=_DAY_S * machine.utilisation * measured.requests_per_s,
+        priced_as=machine.name,
+        basis=f"{measured.requests_per_s:g} requests/s measured under load with a p95 of {measured.p95_s:.3g} s (at most"
+        f" {measured.p95_target_s:g} s was asked for)",
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slm_ray.config import EvaluateConfig
+from slm_ray.config import Calls, EvaluateConfig, LoadConfig
 from slm_ray.costs.prices import Price, price_of
 from slm_ray.errors import ConfigError
 from slm_ray.reports.prices import name_of, open_prices
@@ -45,7 +45,7 @@ class Spent:
 class Budget:
     """Keeps the account of one run. `spent` is what is known to be billed or may have been by calls that are over."""
 
-    def __init__(self, config: EvaluateConfig, prices: Mapping[str, Price]) -> None:
+    def __init__(self, config: Calls, prices: Mapping[str, Price]) -> None:
         self._config = config
         self._prices = prices
         self._held: dict[str, Spent] = {}
@@ -130,7 +130,7 @@ class Budget:
         return False
 
 
-def prices_of(config: EvaluateConfig, models: Sequence[ModelFacts]) -> dict[str, Price]:
+def prices_of(config: EvaluateConfig | LoadConfig, models: Sequence[ModelFacts]) -> dict[str, Price]:
     """The prices of the arms by spec. One on a machine of one's own counts where its name is listed: it may be a gateway.
 
     Without `max_cost_usd` an arm that has no price is left out; with it that is a ConfigError where tokens are billed.

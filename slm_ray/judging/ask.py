@@ -149,7 +149,10 @@ def _verdict(
         because = (*verdict.decision.because, turn_text(opened.turn, planned=planned), *filter(None, [opened.caveat]))
         if opened.turn.level and verdict.seen is not None:
             opened.note(verdict.decision.action)
-    return replace(verdict, decision=replace(verdict.decision, because=because, candidate=opened.turn.number))
+    return replace(
+        verdict,
+        decision=replace(verdict.decision, because=because, candidate=opened.turn.number, earlier=opened.earlier),
+    )
 
 
 def _rubric(config: JudgeConfig, report: Report | None) -> str:

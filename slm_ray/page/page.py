@@ -151,7 +151,7 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report:
         "rows": _paired(comparison),
         "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
-        "candidate": decision.candidate, "level": comparison.level,
+        "candidate": decision.candidate, "level": comparison.level, "earlier": decision.earlier,
     }  # fmt: skip
 
 

@@ -86,7 +86,10 @@ def next_wait_s(failure: RetryableError, attempt: int) -> float:
 async def retry(
     call: Callable[[], Awaitable[Answer]], *, max_attempts: Callable[[], int], retry_deadline_s: float
 ) -> RetryResult[Answer]:
-    """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until the deadline."""
+    """Call until it answers, until `max_attempts()` calls failed otherwise than by 429, or until the deadline.
+
+    A deadline of 0 is one call, whatever comes of it.
+    """
     started_s = time.monotonic()
     attempts = failed = possibly_billed = 0
     while True:
@@ -99,7 +102,7 @@ async def retry(
             wait_s = next_wait_s(failure, attempts)
             late = time.monotonic() + wait_s > started_s + retry_deadline_s
             if failed >= max_attempts() or late or (failure.retry_after_s or 0.0) > MAX_WAIT_S:
-                given_up = _named(failure, retry_deadline_s, late=late)
+                given_up = _named(failure, retry_deadline_s, late=late) if retry_deadline_s else failure
                 return RetryResult(result=given_up, attempts=attempts, possibly_billed=possibly_billed)
         await asyncio.sleep(wait_s)
 

@@ -21,12 +21,13 @@ from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.records import AnswerResult
 from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
-from slm_ray.types import Action, Completion, DeclaredRule
+from slm_ray.types import Action, Completion, DeclaredRule, EarlierCandidate
 from slm_ray.verdict.candidates import (
     HASH_DIGITS,
     Candidate,
     CandidateTest,
     Turn,
+    earlier_than,
     level_of,
     tells_more,
     turn_text,
@@ -43,9 +44,11 @@ class OpenTurn:
     """A candidate's turn, while nobody else may compare on the same rows.
 
     `note` is to be called with what came of it: without, the turn was not taken. `caveat`: what the record does not know.
+    `earlier`: who was tried on these rows before.
     """
 
     turn: Turn
+    earlier: tuple[EarlierCandidate, ...]
     caveat: str
     note: Callable[[Action], None]
 
@@ -80,7 +83,7 @@ def turn_on_rows(
                 file.append(_line(test, record))
                 record.append(test)
 
-        yield OpenTurn(turn=turn, caveat=caveat, note=note)
+        yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record), caveat=caveat, note=note)
 
 
 def reserve(

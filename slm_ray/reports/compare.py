@@ -24,6 +24,7 @@ from slm_ray.records import ComparisonReport, PartialReplacement, Report, RowRes
 from slm_ray.reports.candidates import candidate_of, said, turn_on_rows
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder_of, load_report
+from slm_ray.reports.load import measured_throughput
 from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
 from slm_ray.types import Decision, DeclaredRule
@@ -83,12 +84,14 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
         decision = decide(comparison, rule=config.rule, delta=config.delta)
         if opened:
             decision = counted(decision, opened.turn, comparison, planned=config.candidates, caveat=opened.caveat)
+            decision = dataclasses.replace(decision, earlier=opened.earlier)
         decision = _as_declared(decision, config, declared, report, other_report)
         if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
             opened.note(decision.action)
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
-                 llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day)  # fmt: skip
+                 llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day,
+                 measured=measured_throughput(config.cost))  # fmt: skip
     partial = None
     if config.validation_report and _may_take_part(decision, config, left=opened is None or opened.turn.level > 0):
         partial = _partial_replacement(config, report, joined, costs, comparison.level)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 from slm_ray.errors import ComparisonError
 from slm_ray.records import SCHEMA_VERSION
-from slm_ray.types import Action, Comparison, Decision
+from slm_ray.types import Action, Comparison, Decision, EarlierCandidate
 from slm_ray.verdict.decide import rows_advised
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 
@@ -125,6 +125,20 @@ def tells_more(candidate: Candidate, record: Sequence[CandidateTest], turn: Turn
         if test.number == turn.number and _name(test.candidate) == _name(candidate):
             known |= test.candidate.known.keys()
     return not candidate.known.keys() <= known
+
+
+def earlier_than(turn: Turn, candidate: Candidate, record: Sequence[CandidateTest]) -> tuple[EarlierCandidate, ...]:
+    """The candidates before this one on some of its rows, each with what came of it last."""
+    rows = frozenset(candidate.rows)
+    before = [test for test in record if test.number < turn.number and not rows.isdisjoint(test.candidate.rows)]
+    found = [
+        EarlierCandidate(
+            slm=(last := lines[-1]).candidate.slm, number=last.number, rule=last.candidate.rule, level=last.level,
+            action=last.action, date=last.date,
+        )
+        for lines in _tests(before)
+    ]  # fmt: skip
+    return tuple(sorted(found, key=lambda one: one.number))
 
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:

@@ -108,7 +108,7 @@ class _Past:
         self.totals += totals
 
 
-class _Capital:
+class Capital:
     """The capitals of bets, each against one mean on one side (1: against "this mean or less"; -1: "or more").
 
     A bet depends on the mean only by the most that it may stake: capital against "m or less" falls as m grows.
@@ -147,7 +147,7 @@ class _Bound:
     def __init__(self, side: int, delta: float, level: float, largest: int) -> None:
         steps = np.arange(1, round(2 / _STEP)) * _STEP - 1
         means = np.union1d(steps[np.abs(steps + delta) > _HAIR], [-delta])[::side]
-        self.capital = _Capital(means, np.full(len(means), float(side)), largest)
+        self.capital = Capital(means, np.full(len(means), float(side)), largest)
         self._side, self._needed, self._far = side, -math.log(level), -1.0
 
     @property
@@ -202,7 +202,7 @@ class SequentialTest:
         # Against "not within delta" for every part, then the mirror for the primary metric over all rows and those reached.
         self._of = np.array([*range(len(self._parts)), 0, 1])
         sides = np.array([1.0] * len(self._parts) + [-1.0, -1.0])
-        self._capital = _Capital(np.full(len(sides), -delta), sides, largest_group)
+        self._capital = Capital(np.full(len(sides), -delta), sides, largest_group)
         self._lower, self._upper = (_Bound(side, delta, level, largest_group) for side in (1, -1))
 
     def add(self, rows: Sequence[PairedRow]) -> None:

@@ -18,6 +18,7 @@ from slm_ray.costs.cost import Evaluation, arm, busy_s, cost
 from slm_ray.costs.data_residency import goes_to, host_of
 from slm_ray.costs.prices import Price, PriceList
 from slm_ray.costs.volume import break_even, daily_usd, with_cascade
+from slm_ray.load_records import Throughput
 from slm_ray.page.formatting import cost_text
 from slm_ray.providers import parse
 from slm_ray.records import (
@@ -475,3 +476,17 @@ def test_the_text_has_units_and_reasons() -> None:
         )
     )
     assert "a stand-in has no price" in stand_in and "no break-even: the LLM has no cost" in stand_in
+
+
+def test_what_was_measured_under_load_takes_the_place_of_the_estimate() -> None:
+    """20 requests/s for half of the day are 864,000; the LLM is paid by the token all the same."""
+    carried = Throughput(requests_per_s=20.0, p95_s=0.8, p95_target_s=1.0, fails_at=25.0, usd_per_thousand=0.005)
+    found = both([answer()] * 4, [answer()] * 4, measured={SLM: carried, LLM: carried})
+    slm, llm = found.arms[SLM], found.arms[LLM]
+    assert slm.capacity_requests_per_day == pytest.approx(864_000)
+    assert slm.per_request_usd == pytest.approx(8.64 / 864_000)
+    assert "20 requests/s measured under load with a p95 of 0.8 s" in slm.basis and "estimate" not in slm.basis
+    assert llm == both([answer()] * 4, [answer()] * 4).arms[LLM]
+    assert "measured under load" in cost_text(found)
+    other = both([answer()] * 4, [answer()] * 4, measured={"served:other": carried}).arms[SLM]
+    assert "an upper estimate" in other.basis

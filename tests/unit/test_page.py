@@ -584,6 +584,13 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     document = Document(render(data))
     assert "Candidate 3 on these rows: tested at 0.34 %" in document.all("article")[0][2]
     assert "two one-sided 99.66 % bounds" in document.all("body")[0][2]
+    assert "Before it on these rows" not in document.all("article")[0][2]
+    final["decision"]["earlier"] = [
+        {"slm": f"served:tiny:{name}", "number": number, "rule": "paired", "level": level, "action": action, "date": "2026-11-20"}
+        for number, (name, level, action) in enumerate([("<b>", 0.0304, "fine_tune"), ("b", 0.0076, "inconclusive")], start=1)
+    ]  # fmt: skip
+    said = Document(render(data)).all("article")[0][2]
+    assert "served:tiny:<b> fine-tune (paired at 3 %, 2026-11-20)" in " ".join(said.split())
 
 
 def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> None:

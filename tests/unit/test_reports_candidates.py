@@ -57,6 +57,18 @@ def test_every_run_on_the_rows_adds_to_one_record(run_dir: Path) -> None:
     assert take(another, "c") == 3
 
 
+def test_a_turn_knows_who_was_tried_on_its_rows_before_and_what_came_of_it(run_dir: Path) -> None:
+    for name in ("a", "b"):
+        take(run_dir, name)
+    for name, before in (("c", ["a", "b"]), ("a", []), ("b", ["a"])):
+        with turn_on_rows(candidate(name), str(run_dir), planned=None) as opened:
+            assert [one.slm for one in opened.earlier] == [f"served:{one}" for one in before]
+            assert {one.action for one in opened.earlier} <= {"inconclusive"}
+    elsewhere = replace(candidate("d"), rows=("00000009",), answers=("x",))
+    with turn_on_rows(elsewhere, str(run_dir), planned=None) as opened:
+        assert opened.earlier == ()
+
+
 def test_a_turn_that_is_not_noted_was_not_taken(run_dir: Path) -> None:
     with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
         assert opened.turn.number == 1 and opened.caveat == ""

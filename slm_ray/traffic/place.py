@@ -1,0 +1,232 @@
+"""Where a traffic log lies: a folder of Parquet parts by day, on a disk or in an object store (`s3://`, `gs://`).
+
+`date=YYYY-MM-DD/part-WRITER-SEGMENT.parquet`, days in UTC; a part is there whole or not at all, and one that is written
+again under its name holds the same. `traffic.json` marks the folder and `salt` (mode 600 on a disk) makes its hashes. In an object store
+whoever may read the rows may read the salt, unless the bucket's own rules forbid it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from slm_ray import storage
+from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.traffic.record import SCHEMA_VERSION
+
+MARK = "traffic.json"
+SALT = "salt"
+JOURNAL = "journal"
+_DAY = "date="
+_PART = ".parquet"
+
+
+def is_traffic(folder: str) -> bool:
+    """Whether a traffic log lies there; False too for a place that cannot be read."""
+    if "\0" in folder:
+        return False
+    if "://" not in folder:
+        return (Path(folder).expanduser() / MARK).is_file()
+    try:
+        return open_place(folder).exists(MARK)
+    except (ConfigError, DataError, OSError):
+        return False
+
+
+def open_place(folder: str) -> Place | RemotePlace:
+    """The place that a path or a URI names. Nothing is made. ConfigError for a URI with a secret, DataError for one that is none."""
+    if "://" not in folder:
+        return Place(Path(folder).expanduser())
+    from pyarrow import ArrowException, fs
+
+    url = urlsplit(folder)
+    if url.scheme == "file":
+        return Place(Path(url.path))
+    if url.password:
+        raise ConfigError(
+            f"the {url.scheme}:// folder of the traffic log holds a secret; name it without user and password, and set them"
+            " in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+        )
+    try:
+        system, path = fs.FileSystem.from_uri(folder)
+    except (OSError, ValueError, ArrowException) as error:
+        raise DataError(f"cannot use {folder}: {str(error).splitlines()[0]}; check the URI and its access") from None
+    return RemotePlace(system=system, path=path, uri=folder.partition("?")[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A folder on a disk."""
+
+    folder: Path
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def journals(self) -> Path:
+        """Where the journals of its writers lie."""
+        return self.folder / JOURNAL
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return (self.folder / name).is_file()
+
+    def put(self, name: str, data: bytes) -> None:
+        """The file in one step, synced. ResourceError where it cannot be written."""
+        storage.write_bytes(self.folder / name, data)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Its bytes; OSError."""
+        return (self.folder / name).open("rb")
+
+    def days(self) -> list[date]:
+        """The days that have a folder, in order."""
+        try:
+            return sorted(filter(None, (_day_of(child.name) for child in self.folder.iterdir())))
+        except FileNotFoundError:
+            return []
+
+    def parts(self) -> Iterator[str]:
+        """The names of all parts by day; a day that is deleted meanwhile is left out."""
+        for day in self.days():
+            with contextlib.suppress(FileNotFoundError):
+                names = sorted(child.name for child in (self.folder / day_name(day)).iterdir())
+                yield from (f"{day_name(day)}/{name}" for name in names if _is_part(name))
+
+    def delete_day(self, day: date) -> None:
+        """Remove the day whole: under its name it is gone at once."""
+        folder = self.folder / day_name(day)
+        leaving = self.folder / f".leaving-{day}-{secrets.token_hex(4)}"
+        with contextlib.suppress(FileNotFoundError):  # another writer was quicker
+            folder.rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+
+    def salt(self) -> bytes:
+        """The salt of the folder's hashes, made when absent: one for all writers, readable by the owner alone."""
+        path = self.folder / SALT
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                temporary = self.folder / f".{SALT}.{secrets.token_hex(8)}"
+                handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    os.write(handle, secrets.token_hex(32).encode())
+                    os.fsync(handle)
+                    # Unlike a rename, a link never takes the place of another writer's salt.
+                    with contextlib.suppress(FileExistsError):
+                        os.link(temporary, path)
+                finally:
+                    os.close(handle)
+                    temporary.unlink()
+            return _checked_salt(path.read_bytes(), path)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot use {self.folder} for the traffic log: {error.strerror}; pick a folder you may write to"
+            ) from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemotePlace:
+    """A prefix of an object store: an object is there once it is whole, so none is written under another name first."""
+
+    system: Any
+    path: str
+    uri: str
+
+    def __str__(self) -> str:
+        return self.uri
+
+    @property
+    def journals(self) -> Path:
+        """Where the journals of this host's writers lie: on its disk, since objects do not grow."""
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "slm_ray" / "traffic" / self.uri.replace("://", "-").replace("/", "-").strip("-")
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name."""
+        return bool(self.system.get_file_info(f"{self.path}/{name}").is_file)
+
+    def put(self, name: str, data: bytes) -> None:
+        """The object in one step. ResourceError where it cannot be written."""
+        from pyarrow import ArrowException
+
+        path = f"{self.path}/{name}"
+        try:
+            # Object stores have no folders; other file systems do, and want them made.
+            self.system.create_dir(path.rpartition("/")[0], recursive=True)
+            with self.system.open_output_stream(path) as sink:
+                sink.write(data)
+        except (OSError, ArrowException) as error:
+            reason = str(error).splitlines()[0]
+            raise ResourceError(
+                f"cannot write {self.uri}/{name}: {reason}; check the store and the access to it"
+            ) from None
+
+    def open(self, name: str) -> IO[bytes]:
+        """Its bytes; OSError."""
+        return self.system.open_input_file(f"{self.path}/{name}")  # type: ignore[no-any-return]
+
+    def days(self) -> list[date]:
+        """The days that have an object, in order."""
+        from pyarrow import fs
+
+        found = self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
+        return sorted(filter(None, (_day_of(each.base_name) for each in found)))
+
+    def parts(self) -> Iterator[str]:
+        """The names of all parts by day."""
+        from pyarrow import fs
+
+        for day in self.days():
+            found = self.system.get_file_info(fs.FileSelector(f"{self.path}/{day_name(day)}", allow_not_found=True))
+            names = sorted(each.base_name for each in found if each.is_file)
+            yield from (f"{day_name(day)}/{name}" for name in names if _is_part(name))
+
+    def delete_day(self, day: date) -> None:
+        """Remove the day's objects."""
+        with contextlib.suppress(FileNotFoundError):
+            self.system.delete_dir(f"{self.path}/{day_name(day)}")
+
+    def salt(self) -> bytes:
+        """As of a folder; of two writers that make one at once the later wins, and the first uses its own until it starts anew."""
+        if not self.exists(SALT):
+            self.put(SALT, secrets.token_hex(32).encode())
+        with self.open(SALT) as source:
+            return _checked_salt(source.read(), self.uri)
+
+
+def mark(place: Place | RemotePlace) -> None:
+    """Say that a traffic log lies here."""
+    if not place.exists(MARK):
+        place.put(MARK, b'{"schema_version": %d}\n' % SCHEMA_VERSION)
+
+
+def day_name(day: date) -> str:
+    """The name of a day's folder."""
+    return f"{_DAY}{day.isoformat()}"
+
+
+def _day_of(name: str) -> date | None:
+    try:
+        return date.fromisoformat(name.removeprefix(_DAY)) if name.startswith(_DAY) else None
+    except ValueError:
+        return None
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(_PART) and not name.startswith(".")
+
+
+def _checked_salt(raw: bytes, where: object) -> bytes:
+    if len(raw.strip()) < 32:
+        raise DataError(f"{where}: the salt is damaged; put the file back, or remove it: users then get other hashes")
+    return raw.strip()
