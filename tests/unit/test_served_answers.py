@@ -227,7 +227,9 @@ def test_prompts_without_room_for_an_answer_in_the_endpoint_s_context_are_left_o
 
 def test_an_engine_is_asked_what_its_file_leaves_room_for(tmp_path: Path) -> None:
     serve = tmp_path / "serve.yaml"
-    serve.write_text("applications: [{args: {llm_configs: [{engine_kwargs: {max_model_len: 64}}]}}]\n", encoding="utf-8")
+    serve.write_text(
+        "applications: [{args: {llm_configs: [{engine_kwargs: {max_model_len: 64}}]}}]\n", encoding="utf-8"
+    )
     candidate = candidate_of(tmp_path, str(serve), (10, 60))
     assert [row.row for row in candidate.record.note.rows] == [0]
     assert "1 of 2 prompts" in candidate.left_out
