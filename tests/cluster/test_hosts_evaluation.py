@@ -57,7 +57,7 @@ def command(cluster: RayHosts, server: ChatServer, rows: int, run_dir: str, **ch
     settings = {
         "track": "structured", "examples": "rows.jsonl", "train": "null", "models": '["served:m"]', "run_dir": run_dir,
         "endpoint": server.url, "shards": SHARDS, "shard_resources": "{CPU: 0.5}",
-        "generation": f"{{concurrency: {IN_FLIGHT}, timeout_s: 20, max_attempts: 4}}", "declare": "null", **changes,
+        "generation": f"{{concurrency: {IN_FLIGHT}, timeout_s: 20}}", "declare": "null", **changes,
     }  # fmt: skip
     return cluster.submitted(
         "jobs/evaluate.py",
@@ -161,3 +161,4 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
     holder.wait()
     assert {request.peer for request in server.requests} == {cluster["worker-3"].address}
     print(f"the first call came {waited:.1f} s after the node had joined")
+    cluster["worker-3"].off()

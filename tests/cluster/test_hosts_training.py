@@ -54,7 +54,7 @@ def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(clus
             cluster["worker-2"].off()
             lost = time.monotonic()
         if lost and not joined and "a worker was lost" in line:
-            cluster.join("worker-3")
+            cluster.join("worker-4")
             joined = time.monotonic()
     assert job.wait(30) == 0, "".join(said)
     assert joined, "".join(said)
@@ -63,3 +63,5 @@ def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(clus
         f"a node lost in training: said after {joined - lost:.0f} s, ended {time.monotonic() - joined:.0f} s after the next"
         f" node had joined, {time.monotonic() - began:.0f} s in all"
     )
+    cluster["worker-4"].off()
+    cluster.join("worker-2")
