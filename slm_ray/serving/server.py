@@ -11,8 +11,10 @@ Overrides private methods of the pinned Ray; `tests/integration/test_serving_con
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections import defaultdict
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +28,18 @@ from ray.serve.llm.deployment import LLMServer
 
 from slm_ray.chat_template import served_template
 from slm_ray.errors import SlmRayError
-from slm_ray.serving.adapter_cache import NodeLocalCache
+from slm_ray.serving.adapter_cache import MAX_BYTES, NodeLocalCache
 from slm_ray.serving.limits import most_tokens
+
+CACHE_SETTING = "adapter_cache_bytes"  # of experimental_configs
+_LINGERS_S = 10.0
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
     """One engine and its adapters."""
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]
-        self._cache = NodeLocalCache()
+        self._cache = NodeLocalCache(int(llm_config.experimental_configs.get(CACHE_SETTING, MAX_BYTES)))
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
@@ -47,7 +52,13 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             shown = getattr(request, "top_logprobs", None)
             bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
             request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
-        return await super()._run_request(request, **options)
+        name = serve.get_multiplexed_model_id().partition(":")[2]
+        if not name:
+            return await super()._run_request(request, **options)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._cache.hold(name))
+            answer = await super()._run_request(request, **options)
+            return _held(answer, stack.pop_all())
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         model_id = serve.get_multiplexed_model_id()
@@ -56,6 +67,9 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         # Of N concurrent first requests the stock server answers N-1 with 500 ("has already been loaded").
         async with self._loading[model_id]:
             try:
+                # What Ray and the engine take for loaded may have left the cache, and would be read again.
+                if not self._cache.touch(model_id.partition(":")[2]):
+                    await asyncio.to_thread(_fetch, self._cache, self._llm_config, model_id)
                 await super()._maybe_resolve_lora_from_multiplex()
             except FileNotFoundError as error:
                 raise HTTPException(404, str(error)) from None
@@ -76,10 +90,7 @@ class CopyLoader(LoraModelLoader):  # type: ignore[misc]
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
         """Fetch `BASE:NAME`; FileNotFoundError or AdapterError when that cannot be."""
-        name = lora_model_id.partition(":")[2]
-        adapters_dir = llm_config.experimental_configs["adapters_dir"]
-        source = llm_config.model_loading_config.model_source
-        path = await asyncio.to_thread(_fetch, self._cache, adapters_dir, name, source)
+        path = await asyncio.to_thread(_fetch, self._cache, llm_config, lora_model_id)
         # Ray asks for an id and never uses it: vLLM counts its own.
         return DiskMultiplexConfig(
             model_id=lora_model_id, local_path=path, max_total_tokens=None, lora_assigned_int_id=1
@@ -111,8 +122,20 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
         self.ctx.run_init_node = False
 
 
-def _fetch(cache: NodeLocalCache, adapters_dir: str, name: str, source: str) -> str:
-    return str(cache.fetch(adapters_dir, name, _base_folder(source)))
+async def _held(answer: AsyncGenerator[Any, None], held: contextlib.ExitStack) -> AsyncGenerator[Any, None]:
+    """The answer, and the adapter's copy while the engine may read it: a little longer, since it learns late who has left."""
+    try:
+        async for piece in answer:
+            yield piece
+    finally:
+        asyncio.get_running_loop().call_later(_LINGERS_S, held.close)
+        await answer.aclose()
+
+
+def _fetch(cache: NodeLocalCache, llm_config: LLMConfig, model_id: str) -> str:
+    adapters_dir = llm_config.experimental_configs["adapters_dir"]
+    base = _base_folder(llm_config.model_loading_config.model_source)
+    return str(cache.fetch(adapters_dir, model_id.partition(":")[2], base))
 
 
 def _base_folder(source: str) -> Path:
