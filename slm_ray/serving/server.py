@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             stack.enter_context(self._cache.hold(name))
             answer = await super()._run_request(request, **options)
             return _held(answer, stack.pop_all())
+
+    def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
+        return _first_at_once(generator, super()._batch_output_stream)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         model_id = serve.get_multiplexed_model_id()
@@ -130,6 +133,20 @@ async def _held(answer: AsyncGenerator[Any, None], held: contextlib.ExitStack) -
     finally:
         asyncio.get_running_loop().call_later(_LINGERS_S, held.close)
         await answer.aclose()
+
+
+async def _first_at_once(
+    pieces: AsyncGenerator[Any, None], batched: Callable[[AsyncGenerator[Any, None]], AsyncGenerator[list[Any], None]]
+) -> AsyncGenerator[list[Any], None]:
+    """The role and the first token as they come, the rest in Ray's batches: a message for each token costs half the speed."""
+    try:
+        for _ in range(2):
+            yield [await anext(pieces)]
+    except StopAsyncIteration:
+        return
+    async with contextlib.aclosing(batched(pieces)) as batches:
+        async for batch in batches:
+            yield batch
 
 
 def _fetch(cache: NodeLocalCache, llm_config: LLMConfig, model_id: str) -> str:
