@@ -327,6 +327,21 @@ def serve(config: configs.ServeConfig) -> None:
             shutdown()
 
 
+def doctor(config: configs.DoctorConfig) -> int:
+    """Every node of the Ray cluster in one table: packages, GPUs, disks, base, folders, token, ports, clock; what is wrong.
+
+    Exit 1 where something is, with what to do in a red line each. A node that does not answer in time is one too.
+    """
+    import json
+
+    from slm_ray.doctor import doctor as examine
+    from slm_ray.doctor import plain, summary
+
+    found = examine(config)
+    print(json.dumps(plain(found), indent=1) if config.output == "json" else summary(found))
+    return 1 if found.findings else 0
+
+
 def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
     """Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
     from slm_ray.cli.operating_characteristics import report
@@ -365,6 +380,7 @@ COMMANDS: Mapping[str, Command] = {
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "doctor": Command(config=configs.DoctorConfig, function=doctor),
     "rows": Command(config=configs.RowsConfig, function=rows),
     "operating-characteristics": Command(
         config=configs.OperatingCharacteristicsConfig, function=operating_characteristics

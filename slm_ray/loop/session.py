@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from slm_ray import cluster, storage
 from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
+from slm_ray.doctor import check_quickly
 from slm_ray.errors import ModelError
 from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import STAND_IN_FEW_SHOT
@@ -61,6 +62,8 @@ class Session(Generic[Settings]):
         with storage.lock(self.folder), self.log:
             storage.write_text(self.folder / "config.yaml", dump(self.config))
             cluster.connect()
+            serving = self.config.serving
+            check_quickly(folders=[self.config.run_dir, serving.adapters_dir], base=serving.base)
             cluster.require(bundles(self.config, 1), setting="training.workers")
             began_s = time.monotonic()
             try:
