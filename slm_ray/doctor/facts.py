@@ -35,7 +35,6 @@ class Question:
     folders: tuple[str, ...] = ()
     mark: str = ""
     base: str | None = None
-    everything: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +87,9 @@ class Silent:
 
 
 def examine(node: str, ray_gpus: float, question: Question) -> NodeFacts:
-    """The facts of the node that this runs on; only folders and base unless `question.everything`."""
+    """The facts of the node that this runs on."""
     base, problem = _base(question.base)
     folders = {folder: folder_problem(Path(folder), question.mark) for folder in question.folders}
-    if not question.everything:
-        return NodeFacts(
-            node=node, python=platform.python_version(), packages={}, free_bytes={}, folders=folders, base=base,
-            base_problem=problem,
-        )  # fmt: skip
     driver, cuda, gpus = _gpus()
     return NodeFacts(
         node=node,

@@ -22,9 +22,6 @@ from slm_ray import cluster, storage
 from slm_ray.config import DoctorConfig
 from slm_ray.doctor.facts import NodeFacts, Question, Silent, clock_s, examine
 from slm_ray.doctor.rules import Expected, Finding, findings, pins_of
-from slm_ray.errors import ResourceError
-
-_LOOP_WAITS_S = 60.0  # for a node that is busy; a person who asks for a table waits for less
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,17 +48,6 @@ def doctor(config: DoctorConfig) -> Examination:
     return Examination(nodes=tuple(nodes), findings=tuple(findings(nodes, expected)))
 
 
-def check_quickly(*, folders: Sequence[str], base: str) -> None:
-    """ResourceError with every red line about folders and base on any node: what a run would only find out after it was paid
-    for. The token has been looked after by `cluster.connect`."""
-    with _marked(folders) as (marked, mark):
-        question = Question(folders=marked, mark=mark, base=_for_all(base), everything=False)
-        nodes = ask_all(question, within_s=_LOOP_WAITS_S)
-    found = findings(nodes, Expected(python=platform.python_version()))
-    if found:
-        raise ResourceError("; ".join(map(str, found)) + " (slm-ray doctor shows all nodes)")
-
-
 def ask_all(question: Question, *, within_s: float) -> list[NodeFacts | Silent]:
     """What every living node says within so many seconds, in the order of their addresses."""
     mine = ray.get_runtime_context().get_node_id()
@@ -80,7 +66,7 @@ def ask_all(question: Question, *, within_s: float) -> list[NodeFacts | Silent]:
     ) if asked else None
     for node in alive:
         if node["NodeID"] in asked:
-            heard[node["NodeID"]] = _answer(node, asked[node["NodeID"]], within_s, everything=question.everything)
+            heard[node["NodeID"]] = _answer(node, asked[node["NodeID"]], within_s)
     return [heard[node["NodeID"]] for node in alive]
 
 
@@ -94,12 +80,10 @@ def _pinned(function: Any, node: Any) -> Any:
     return ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
 
 
-def _answer(node: Any, reference: Any, within_s: float, *, everything: bool) -> NodeFacts | Silent:
+def _answer(node: Any, reference: Any, within_s: float) -> NodeFacts | Silent:
     name, _ = _named(node)
     try:
         facts: NodeFacts = ray.get(reference, timeout=0)
-        if not everything:
-            return facts
         # Asked of a process that is there by now, so that the way there and back is short.
         begun_s, before_s = time.monotonic(), time.time()
         clock: float = ray.get(_pinned(clock_s, node).remote(), timeout=within_s)

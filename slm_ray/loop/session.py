@@ -14,7 +14,6 @@ from typing import Any, Generic, TypeVar
 
 from slm_ray import cluster, storage
 from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
-from slm_ray.doctor import check_quickly
 from slm_ray.errors import ModelError
 from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import STAND_IN_FEW_SHOT
@@ -62,9 +61,8 @@ class Session(Generic[Settings]):
         with storage.lock(self.folder), self.log:
             storage.write_text(self.folder / "config.yaml", dump(self.config))
             cluster.connect()
-            serving = self.config.serving
-            check_quickly(folders=[self.config.run_dir, serving.adapters_dir], base=serving.base)
             cluster.require(bundles(self.config, 1), setting="training.workers")
+            self._require_seen()
             began_s = time.monotonic()
             try:
                 result = steps()
@@ -73,6 +71,15 @@ class Session(Generic[Settings]):
                     shutdown()
             offer_all(self.config.run_dir, self._sent_to, took_s=time.monotonic() - began_s)
             return result
+
+    def _require_seen(self) -> None:
+        """The nodes that may train or serve see what they read and write; told before the first call is paid."""
+        serving = self.config.serving
+        cluster.require_seen(
+            self.config.training.workers.per_worker,
+            shared={"run_dir": self.folder, "serving.adapters_dir": Path(serving.adapters_dir).absolute()},
+            copies={"serving.base": Path(serving.base).absolute()} if Path(serving.base).is_dir() else {},
+        )
 
     def prepared(self, track: TrackSource, folder: Path, **changes: Any) -> Prepared:
         """A track's rows, split, in `folder`; the splits share no prompt."""

@@ -99,6 +99,8 @@ def fit(planned: Plan) -> dict[str, Any]:
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
+    copies = {"training.base": config.base} if Path(config.base).is_dir() else {}
+    cluster.require_seen(config.workers.per_worker, shared={"training.run_dir": planned.folder.parent}, copies=copies)
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
@@ -115,7 +117,7 @@ def fit(planned: Plan) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
-            callbacks=[GiveUp(config, str(planned.folder))],
+            callbacks=[GiveUp(config, str(planned.folder), planned.progress_path)],
             worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
