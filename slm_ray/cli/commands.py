@@ -324,13 +324,15 @@ def trace(config: configs.TraceConfig) -> None:
 def serve(config: configs.ServeConfig) -> None:
     """The base and all published adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
     check_base(config.base, setting="base")
-    folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
+    folder = config.adapters_dir
+    if "://" not in folder:
+        folder = str(output_folder(folder, setting="adapters_dir", is_written=False))
     from slm_ray.cluster import connect
     from slm_ray.serving import deploy, shutdown
     from slm_ray.serving.served_answers import check_deployed
 
     connect()
-    endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
+    endpoint = deploy(config.model_copy(update={"adapters_dir": folder}), progress=sys.stderr)
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
     try:
         for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
