@@ -108,23 +108,31 @@ class Session(Generic[Settings]):
         self.endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.log.outcome(f"{self.config.serving.name} answers at {self.endpoint.url}/v1")
 
-    def train(self, runs: Sequence[TrackRun], job: Callable[[bool], None]) -> None:
+    def train(self, runs: Sequence[TrackRun], job: Callable[[bool, Callable[[], None]], None]) -> None:
         """`job` trains an adapter on the rows of each run, at once or in turn as it is told.
 
-        The endpoint stays up unless training cannot fit beside it.
+        The endpoint stays up unless training cannot fit beside it, and then too where every adapter is finished: `job`
+        calls what it is given before it asks the cluster for anything.
         """
+        taken_down = False
         with self.log.step("train"):
             check_template(self.config, runs, self.endpoint)
             self.log.say("parity check: trainer and server see the same tokens for the same prompt")
             place = placement(self.config, len(runs))
-            if place.note:
+            if place.note and place.beside_endpoint:
                 self.log.note(place.note)
-            if not place.beside_endpoint:
-                shutdown()
+
+            def make_room() -> None:
+                nonlocal taken_down
+                if not place.beside_endpoint and not taken_down:
+                    self.log.note(place.note)
+                    shutdown()
+                    taken_down = True
+
             # An endpoint that stays up answers for an adapter before it is listed; else an engine like it is started.
             self.prove_on = self.endpoint.url if place.beside_endpoint else self.config.serving.config
-            job(place.parallel)
-        if not place.beside_endpoint:
+            job(place.parallel, make_room)
+        if taken_down:
             with self.log.step("deploy again"):
                 self.deploy(self._pools)
                 self._check_deployed([run.adapter.id for run in runs if run.adapter is not None])

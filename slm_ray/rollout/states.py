@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from slm_ray.errors import ConfigError, choices
 
@@ -32,6 +32,11 @@ _NAME_RULE = "use letters, digits, '.', '_' and '-', at most 80 of them, the fir
 def is_name(name: str) -> bool:
     """Whether a client can ask for a route of that name."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_state(text: str) -> TypeGuard[State]:
+    """Whether there is such a state."""
+    return text in STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
