@@ -154,7 +154,7 @@ class Ingress:
         async def begin() -> Any:
             await kind.__init__(
                 self._made, llm_deployments={"tiny-base": self.handle}, model_cards={"tiny-base": card},
-                adapters_dir=str(folder), room=room(serving), engines=1,
+                adapters_dir=str(folder), room=room(serving), engines=1, tools=False,
             )  # fmt: skip
             return await self._made.__serve_build_asgi_app__()
 
