@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config import TrainConfig
+from slm_ray.config import Serving, TrainConfig
 from slm_ray.config.shared import Config, Search
 
 
@@ -59,6 +59,13 @@ class TrainBenchConfig(Config):
 
     training: TrainConfig
     laps: int = Field(3, ge=1)
+
+
+class DeployBenchConfig(Config):
+    """An endpoint that is started and then changed under two clients."""
+
+    serving: Serving
+    answer_tokens: int = Field(1500, ge=1, description="length of the answer that is being written meanwhile")
 
 
 class RaceConfig(Config):
