@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config import Serving, TrainConfig
-from slm_ray.config.shared import Config, Search
+from slm_ray.config import TrainConfig
+from slm_ray.config.shared import Config, Search, Serving
 
 
 class TasksConfig(Config):
@@ -102,6 +102,16 @@ class SweepBenchConfig(Config):
     training: TrainConfig
     validation: str = Field(description="validation JSONL")
     search: Search = Search()
+
+
+class ServeBenchConfig(Config):
+    """Our endpoint against bare `vllm serve`, both up, asked in turn."""
+
+    serving: Serving = Serving()
+    clients: tuple[int, ...] = Field((1, 8, 32), description="connections that each wait for their answer")
+    rounds: int = Field(5, ge=1)
+    seconds: float = Field(8.0, gt=0, description="of one measurement; a round has two for each of 3 x 3 x 2 cells")
+    tokens: int = Field(64, ge=1, description="of every answer")
 
 
 class GpuCheckConfig(Config):

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
+from slm_ray.cli import machines
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.parity import in_words
 from slm_ray.signals import wait_for_signal
@@ -93,21 +94,6 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     for line in failed:
         print(f"outage: {line}", file=sys.stderr, flush=True)
     return NOT_MEASURED if failed else 0
-
-
-def load(config: configs.LoadConfig) -> None:
-    """Latency against the rate of arrivals (open loop), the most requests/s at a p95 target, and what 1,000 of them cost.
-
-    Requests arrive at random at each of `rates`, whether or not earlier ones are answered; each is one call, and its latency
-    counts from when it was due. Writes RUN_DIR/load.json, which `cost.load` of compare reads; the same command continues.
-        slm-ray load --models '["served:tiny-base"]' --rates '[1, 2, 4, 8]' --p95_s 2
-    """
-    from slm_ray.load import measure, summary
-
-    folder = output_folder(config.run_dir)
-    report = measure(config.model_copy(update={"run_dir": str(folder)}))
-    print(summary(report, p95_s=config.p95_s))
-    print(f"load: {folder}/load.json")
 
 
 def compare(config: configs.CompareConfig) -> int:
@@ -212,10 +198,27 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    from slm_ray.loop import loop as run_loop
+
+    return _looped(config, run_loop)
+
+
+def flywheel(config: configs.FlywheelConfig) -> int:
+    """The loop on live traffic: log to rows, train, verdict, and the new adapter at shadow; ends as the loop does.
+
+    A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
+    run_dir of its own.
+    """
+    from slm_ray.loop.flywheel import flywheel as run_flywheel
+
+    routes = str(output_folder(config.routes, setting="routes"))
+    return _looped(config.model_copy(update={"routes": routes}), run_flywheel)
+
+
+def _looped(config: Any, run_loop: Callable[[Any], Mapping[str, str]]) -> int:
     check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
     adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
-    from slm_ray.loop import loop as run_loop
     from slm_ray.verdict.decide import EXIT
 
     serving = config.serving.model_copy(update={"adapters_dir": adapters})
@@ -352,7 +355,7 @@ def rows(config: configs.RowsConfig) -> None:
 COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
-    "load": Command(config=configs.LoadConfig, function=load),
+    "load": Command(config=configs.LoadConfig, function=machines.load),
     "compare": Command(config=configs.CompareConfig, function=compare),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
@@ -362,11 +365,13 @@ COMMANDS: Mapping[str, Command] = {
     "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "flywheel": Command(config=configs.FlywheelConfig, function=flywheel),
     "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "doctor": Command(config=configs.DoctorConfig, function=machines.doctor),
     "rows": Command(config=configs.RowsConfig, function=rows),
     "operating-characteristics": Command(
         config=configs.OperatingCharacteristicsConfig, function=operating_characteristics

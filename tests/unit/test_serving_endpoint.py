@@ -23,7 +23,7 @@ def running(monkeypatch: pytest.MonkeyPatch, *apps: str, host: str = "127.0.0.1"
         "http_options": {"host": host, "port": port},
         "applications": {name: {"deployments": deployments} for name in apps},
     }
-    monkeypatch.setattr(endpoint.serve, "status", lambda: status)
+    monkeypatch.setattr("ray.serve.status", lambda: status)
     monkeypatch.setattr(
         endpoint, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details), raising=True
     )
@@ -81,7 +81,7 @@ class Terminal(io.StringIO):
 )
 def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, out: Any, shown: str) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(endpoint.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
     waiting = endpoint._Waiting(out)
     for _ in range(100):
         clock.now += 0.25
