@@ -163,6 +163,24 @@ class RouteState:
         return self.granted.stand_ins
 
 
+def state_text(now: RouteState) -> str:
+    """The state with its number."""
+    if now.state == "canary":
+        return f"canary {now.share:.3g}"
+    return f"cascade at {now.threshold:.4g}" if now.state == "cascade" and now.threshold is not None else now.state
+
+
+def watched_text(grant: Grant, delta: float) -> str:
+    """What live traffic is held to, in words."""
+    if grant.agreement is None or grant.agreement_lower is None:
+        return "watched by nothing: no verdict's rows say how often both models agree"
+    floor = grant.agreement_lower - delta
+    said = f"watched: both agreed on {grant.agreement:.1%} of the verdict's rows (at least {grant.agreement_lower:.1%})"
+    if floor <= 0:
+        return f"{said}, which is too little for live traffic to fall below it: no alarm can come of it"
+    return f"{said}; below {floor:.1%} it is taken back"
+
+
 def held(grant: Grant, *, route: Route, adapter: str | None) -> Grant:
     """The grant as it stands for this route: a verdict about another adapter or another LLM grants shadow and no more."""
     if grant.comparison is None:
