@@ -61,6 +61,13 @@ class TrainBenchConfig(Config):
     laps: int = Field(3, ge=1)
 
 
+class DeployBenchConfig(Config):
+    """An endpoint that is started and then changed under two clients."""
+
+    serving: Serving
+    answer_tokens: int = Field(1500, ge=1, description="length of the answer that is being written meanwhile")
+
+
 class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 
@@ -116,4 +123,23 @@ class GpuCheckConfig(Config):
     seconds: float = Field(480.0, gt=0, description="for all parts; a variant ends after its share of it")
     parts: tuple[str, ...] = Field((), description="which parts; all when empty")
     out: str = "runs/gpu_check.json"
+    seed: int = 42
+
+
+class DriftBenchConfig(Config):
+    """An adapter that never saw some tool domains, and traffic that turns to them."""
+
+    rows: str = "data/tools/rows.json"
+    catalogue: str = "data/tools/catalogue.yaml"
+    base: str = "data/tiny_base"
+    held_out: tuple[str, ...] = Field(("finance", "media"), description="domains left out of training")
+    train_rows: int = Field(1600, ge=1)
+    test_rows: int = Field(200, ge=20, description="of the verdict, of live traffic, and of the domains left out, each")
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(8, ge=1)
+    delta: float = Field(0.02, ge=0, lt=1)
+    runs: int = Field(1000, ge=1, description="replays per line")
+    after: tuple[int, ...] = Field((0, 200, 2000), description="audited requests before the traffic turns")
+    most: int = Field(2000, ge=1, description="audited requests after it")
+    well: int = Field(10_000, ge=1, description="audited requests without a change")
     seed: int = 42
