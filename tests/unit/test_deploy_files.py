@@ -218,7 +218,8 @@ def test_no_secret_is_in_a_file_and_the_documents_make_every_one() -> None:
 
 def stages() -> Iterator[tuple[str, list[str]]]:
     """Every stage of the Dockerfile with its instructions, continued lines in one."""
-    name, lines = "", []
+    name = ""
+    lines: list[str] = []
     for line in DOCKER.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if line.startswith("FROM "):
             if name:
