@@ -327,6 +327,21 @@ def serve(config: configs.ServeConfig) -> None:
             shutdown()
 
 
+def rollout(config: configs.RolloutConfig) -> None:
+    """Routes behind one OpenAI-compatible address: who answers (LLM, SLM, both) is each route's state; until Ctrl-C.
+
+    Brings the endpoint up too where a route asks a served model, at the same port. `slm-ray routes` moves a route from record
+    to shadow, canary, live or cascade while this runs, as far as its verdict allows.
+    """
+    for name in ("folder", "traffic.folder"):
+        path = config.folder if name == "folder" else config.traffic.folder
+        if "://" not in path:
+            output_folder(path, setting=name)
+    from slm_ray.rollout.deploy import rollout as run_rollout
+
+    run_rollout(config)
+
+
 def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
     """Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
     from slm_ray.cli.operating_characteristics import report
@@ -359,6 +374,7 @@ COMMANDS: Mapping[str, Command] = {
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
+    "rollout": Command(config=configs.RolloutConfig, function=rollout),
     "loop": Command(config=configs.LoopConfig, function=loop),
     "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
