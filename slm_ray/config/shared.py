@@ -17,7 +17,7 @@ FixedRule = Literal["paired", "point"]  # over rows whose number was fixed befor
 Rule = Literal["paired", "sequential", "point"]
 Precision = Literal["4bit", "8bit", "16bit"]
 Format = Literal[
-    "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled"
+    "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled", "openai_log", "langfuse"
 ]  # fmt: skip
 
 
@@ -221,6 +221,21 @@ class Curation(Config):
     order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
 
+class Live(Config):
+    """Which requests of a traffic log become rows, where a source is one. The LLM's answer is learned, or what a user put
+    right; the SLM's own only where a user said that it was right."""
+
+    route: str | None = Field(None, description="the route whose requests are taken; needed where the log has several")
+    self_agreement: float | None = Field(
+        None, gt=0, le=1, description="of the LLM's answers to one repeated question, how many must say the same"
+    )
+    disagreement: Literal["keep", "first", "drop"] = Field(
+        "keep",
+        description="requests on which LLM and SLM disagree: like others, before others under `most`, or left out",
+    )
+    most: int | None = Field(None, ge=1, description="requests taken, the latest; all when not set")
+
+
 class Source(Retrieval):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
@@ -250,6 +265,7 @@ class Source(Retrieval):
         description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
     )
     curation: Curation = Curation()
+    live: Live = Live()
 
 
 class Lora(Config):
@@ -359,4 +375,5 @@ class Serving(Config):
     adapters_dir: str = "runs/adapters"
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
+    keys_file: str = Field("", description="further keys, with scopes and budgets: see `slm-ray keys`")
     keep_alive: bool = Field(False, description="leave the endpoint up when the job ends")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from slm_ray.corpus import xlam
+from slm_ray.corpus.call_logs import from_langfuse, from_openai_log, is_langfuse, is_openai_log
 from slm_ray.corpus.chat import MESSAGES, checked, from_hermes, from_messages, from_sharegpt, is_hermes, turns_of
 from slm_ray.corpus.fields import filled, kind_of, text_of
 from slm_ray.corpus.parsed_row import Exchange, ParsedRow, asked, own_group, own_id, own_split, own_tags, parsed_row
@@ -76,7 +77,10 @@ FORMATS: dict[str, Convert] = {
     "xlam": xlam.from_xlam,
     "gsm8k": from_gsm8k,
     "labelled": from_labelled,
+    "openai_log": from_openai_log,
+    "langfuse": from_langfuse,
 }
+_LOGS = ("openai_log", "langfuse")  # their other keys (tags, split, group) are not ours
 _NEEDS = {"messages": "messages", "sharegpt": "conversations", "hermes": "conversations"}
 AUTO = "auto"
 
@@ -84,7 +88,8 @@ AUTO = "auto"
 def parse(
     row: Mapping[str, Any], track: Track, format_name: str = AUTO, *, file: str = "", line: int = 0
 ) -> ParsedRow | None:
-    """The row, parsed; None for an xLAM row whose tool is not in its own list. BadRow for a row that is bad.
+    """The row, parsed; None for one that is left out by its format: an xLAM row whose tool is not in its own list, and what
+    Langfuse saw that is no generation. BadRow for a row that is bad.
 
     Where a track classifies, the target of a row of any format is one of its labels, and the tag `label`.
     """
@@ -95,6 +100,8 @@ def parse(
     exchange = FORMATS[name](row, track)
     if exchange is None:
         return None
+    if name in _LOGS:
+        row = {"id": row.get("id")}
     row_id, group, split, tags = own_id(row), own_group(row), own_split(row), own_tags(row)
     if exchange.tags:
         tags = {**exchange.tags, **tags}
@@ -115,6 +122,8 @@ def check(format_name: str, track: Track) -> None:
 
 def detect(row: Mapping[str, Any], track: Track) -> str:
     """The name of the row's format, told from its keys; BadRow for two at once or none."""
+    if is_openai_log(row):
+        return "openai_log"
     shapes = [shape for shape in _SHAPES if shape in row]
     if len(shapes) > 1:
         raise BadRow("ambiguous", "it has more than one of 'prompt', 'messages' and 'conversations'", "keep one")
@@ -133,7 +142,7 @@ def detect(row: Mapping[str, Any], track: Track) -> str:
         return "alpaca"
     if "text" in keys and ("label" in keys or "category" in keys):
         return "labelled"
-    return "prompt"
+    return "langfuse" if is_langfuse(row) else "prompt"
 
 
 def _target(row: Mapping[str, Any]) -> str:

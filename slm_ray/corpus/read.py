@@ -28,7 +28,8 @@ _LINE_BITS = 40
 class Reader:
     """Parses raw rows and remembers the ids it has seen; one reader per set of rows.
 
-    `skipped` counts xLAM rows whose tool is not in their own tool list, which are neither good nor bad.
+    `skipped` counts the rows that their format leaves out, which are neither good nor bad: xLAM rows whose tool is not in their
+    own tool list, what Langfuse saw that is no generation.
     """
 
     track: Track
@@ -72,7 +73,7 @@ class Reader:
 
 
 def parsed(raw: Iterable[RawRow], track: Track, format_name: str) -> Iterator[ParsedRow | RowError | None]:
-    """Each raw row parsed, in order, whatever the rows around it are; None for an xLAM row without its own tool."""
+    """Each raw row parsed, in order, whatever the rows around it are; None for one that its format leaves out."""
     for file, line, value in raw:
         try:
             if isinstance(value, BadRow):
@@ -110,8 +111,8 @@ def _examples(lines: Iterable[str], name: str, track: Track, format_name: str) -
     refuse(errors)
     if reader.skipped:
         raise DataError(
-            f"{name}: {reader.skipped} rows answer with a tool that is not in their own tool list; slm-ray prepare leaves"
-            " them out and counts them"
+            f"{name}: {reader.skipped} rows answer with a tool that is not in their own tool list, or are no generation;"
+            " slm-ray prepare leaves them out and counts them"
         )
     if not found:
         raise DataError(f"{name}: there are no rows in it; give a JSONL file with one example per line")

@@ -30,6 +30,8 @@ KINDS = {
     "assistant_first": "an assistant's turn before any user's",
     "no_answer": "no assistant turn to learn from",
     "no_prompt": "nothing before the answer",
+    "cut_answer": "an answer that stopped at a limit before its end",
+    "damaged": "a part or a line of a traffic log that cannot be read",
     "turn_order": "a chat that does not end with question and answer",
     "bad_call": "a tool call without a name or with arguments that are no object",
     "many_calls": "several tool calls where the track's answer is one",

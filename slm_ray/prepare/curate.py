@@ -21,13 +21,13 @@ Filter = Callable[[Sequence[ParsedRow]], tuple[list[ParsedRow], Step]]
 
 def curated(ingested: Ingested, config: PrepareConfig, *, equal: int) -> tuple[dict[str, list[ParsedRow]], list[Step]]:
     """The rows by split, and what each step left out; `equal` rows were dropped by the reader already."""
-    steps: list[Step] = []
+    steps = list(ingested.steps)
     if equal:
         kept = sum(len(rows) for rows in ingested.rows[DRAWN].values())
         steps.append(Step(name="equal rows", kept=kept, dropped=equal))
     if ingested.skipped:
-        note = "the tool is not in the row's own list"
-        steps.append(Step(name="tools", kept=len(ingested.all()), dropped=ingested.skipped, note=note))
+        note = "the tool is not in the row's own list, or it is no generation"
+        steps.append(Step(name="no task row", kept=len(ingested.all()), dropped=ingested.skipped, note=note))
     drawn = dict(ingested.rows[DRAWN])
     for chosen in chosen_filters(config.curation, config.seed):
         for source, rows in drawn.items():

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from slm_ray import storage
 from slm_ray.config import PrepareConfig
+from slm_ray.corpus.filters import Step
 from slm_ray.corpus.parsed_row import ParsedRow
 from slm_ray.corpus.read import Reader
 from slm_ray.corpus.row_errors import BadRow, RowError, refuse, table
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.parallel import Executor, map_batches
-from slm_ray.prepare.shards import source_rows
+from slm_ray.prepare.live import is_live, live_rows
+from slm_ray.prepare.shards import Rows, source_rows
 from slm_ray.types import Example
 
 BAD_ROWS = "bad_rows.jsonl"
@@ -35,11 +37,15 @@ BySource = dict[str, list[ParsedRow]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
-    """Good rows by split (DRAWN ones are still to be split) and source, the bad ones, and how many xLAM rows were skipped."""
+    """Good rows by split (DRAWN ones are still to be split) and source, the bad ones, and how many rows their format left out.
+
+    `steps` says what was left out of traffic logs.
+    """
 
     rows: Mapping[str, BySource]
     errors: tuple[RowError, ...]
     skipped: int
+    steps: tuple[Step, ...] = ()
 
     def all(self) -> list[ParsedRow]:
         """Every good row."""
@@ -59,10 +65,18 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
     """Read all sources; ids (the rows' own or content hashes) are told apart within each of them."""
     rows: dict[str, BySource] = {}
     errors: list[RowError] = []
+    steps: list[Step] = []
     skipped = 0
-    named = [(split, name) for split, names in sources(config).items() for name in names]
-    read = source_rows([name for _, name in named], config.format, track, executor)
-    for (split, name), found in zip(named, read, strict=True):
+    named = [(split, name, is_live(name)) for split, names in sources(config).items() for name in names]
+    read = source_rows([name for _, name, live in named if not live], config.format, track, executor)
+    for split, name, live in named:
+        found: Rows
+        if live:
+            logged = live_rows(name, track, config.live)
+            found = iter((*logged.rows, *logged.errors))
+            steps += logged.steps
+        else:
+            found = next(read)
         reader = Reader(track=track, format_name=config.format)
         good = rows.setdefault(split, {}).setdefault(name, [])
         for row in reader.told_apart(found):
@@ -71,7 +85,7 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
             else:
                 errors.append(row)
         skipped += reader.skipped
-    return Ingested(rows=rows, errors=tuple(errors), skipped=skipped)
+    return Ingested(rows=rows, errors=tuple(errors), skipped=skipped, steps=tuple(steps))
 
 
 def shown_by(track: Track, ingested: Ingested) -> Ingested:
@@ -171,7 +185,11 @@ def _refuse_empty(ingested: Ingested) -> None:
         for source, rows in by_source.items():
             if rows:
                 continue
+            if ingested.steps:
+                left = "; ".join(map(str, ingested.steps))
+                raise DataError(f"{source}: no request of the traffic log makes a row ({left}); see `live`")
             if ingested.skipped:
-                reason = f"none of its {ingested.skipped} rows answers with a tool of its own tool list"
-                raise DataError(f"{source}: {reason}; give xLAM rows (query, tools, answers)")
+                reason = f"all of its {ingested.skipped} rows are left out by their format"
+                fix = "give xLAM rows whose tool is in their own list, or generations of Langfuse"
+                raise DataError(f"{source}: {reason}; {fix}")
             raise DataError(f"{source}: there are no rows in it; give rows in a format that README names")

@@ -22,6 +22,7 @@ from slm_ray.parallel import Executor, LocalExecutor
 from slm_ray.prepare.curate import curated
 from slm_ray.prepare.demonstrations import with_demonstrations
 from slm_ray.prepare.ingest import Log, TokenCounter, ingest, left_out, shown_by, sources, without_long
+from slm_ray.prepare.live import is_live, live_fingerprint
 from slm_ray.prepare.splits import SPLITS, Splits, splits
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
@@ -119,7 +120,8 @@ def _write(folder: Path, found: Splits, track: Track, source: str) -> None:
 
 
 def _digest(config: PrepareConfig, track: Track) -> str:
-    marks = [fingerprint(source) for names in sources(config).values() for source in names]
+    named = [source for names in sources(config).values() for source in names]
+    marks = [live_fingerprint(source) if is_live(source) else fingerprint(source) for source in named]
     settings = json.dumps(
         [config.model_dump(mode="json", exclude=_INCIDENTAL), definition(track), marks], sort_keys=True
     )

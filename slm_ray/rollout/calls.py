@@ -22,7 +22,7 @@ from starlette.types import Send
 
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.upstream import Reply, Streamed, Target, Upstream
-from slm_ray.serving.auth import refusal
+from slm_ray.serving.failures import refusal
 from slm_ray.traffic.record import Arm
 
 LLM_TIMEOUT_S = 600.0  # as OpenAI's client has it

@@ -30,8 +30,7 @@ from slm_ray.rollout.front import MOST_IN_FLIGHT, Front, FrontSettings
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import target
-from slm_ray.serving.auth import key_digest
-from slm_ray.serving.settings import KEY_NAME
+from slm_ray.serving.settings import access
 from slm_ray.signals import wait_for_signal
 from slm_ray.traffic import TrafficLog
 
@@ -79,8 +78,8 @@ def deploy(config: RolloutConfig, *, environment: Mapping[str, str] | None = Non
     cluster.connect()
     config = prepared(config, environment)
     at, endpoint = config.serving, _url(config.serving)
-    key = environment.get(KEY_NAME, "")
-    settings = FrontSettings(folder=config.folder, endpoint=endpoint, api_key_digest=key_digest(key) if key else None)
+    digest, keys_file = access(at, environment)
+    settings = FrontSettings(folder=config.folder, endpoint=endpoint, api_key_digest=digest, keys_file=keys_file)
     cluster.require([{"CPU": _CPUS}], setting="the roll-out's front")
     app = f"slm-ray-rollout-{at.port}"
     _check_address(at)

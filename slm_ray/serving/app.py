@@ -8,7 +8,7 @@ from ray.serve.llm import LLMServingArgs, LoraConfig, build_openai_app
 
 from slm_ray.serving.ingress import AdapterIngress
 from slm_ray.serving.server import AdapterServer, LocalModel
-from slm_ray.serving.settings import AppSettings, most_engines, most_in_flight
+from slm_ray.serving.settings import AppSettings, most_engines, room
 
 
 def build(settings: AppSettings) -> Any:
@@ -24,8 +24,9 @@ def build(settings: AppSettings) -> Any:
     serving.ingress_cls_config.ingress_extra_kwargs = {
         "adapters_dir": settings.adapters_dir,
         "stand_in": settings.stand_in,
-        "most_in_flight": most_in_flight(settings.serving),
+        "room": room(settings.serving),
         "engines": most_engines(settings.serving),
         "api_key_digest": settings.api_key_digest,
+        "keys_file": settings.keys_file,
     }
     return build_openai_app(serving)

@@ -1,53 +1,102 @@
-"""Who may use the endpoint, and the shape of its refusals. Plain ASGI; knows nothing of models.
+"""Who may use the endpoint. Plain ASGI; knows nothing of models.
 
-The deployer's key itself stays where it was set: only its SHA-256 travels to the replicas.
+The deployer's key itself stays where it was set: only its SHA-256 travels to the replicas. An endpoint without a key is for
+this machine, and a page in this machine's browser is not: it reaches loopback under a name of its own (DNS rebinding) or
+posts from its own origin, and both show in the request's headers.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from typing import Any
+import ipaddress
+import logging
+from urllib.parse import urlsplit
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.serving.failures import refusal
+from slm_ray.serving.keys import Key, KeyRing
+
 OPEN_PATHS = ("/health",)
+_KEY = "slm_ray.key"
 
 
-def key_digest(key: str) -> str:
-    """What stands for an API key outside the process that was given it."""
-    return hashlib.sha256(key.encode()).hexdigest()
+def key_of(scope: Scope) -> Key | None:
+    """Whose request it is; None where no key is asked for."""
+    key: Key | None = scope.get(_KEY)
+    return key
 
 
-def refusal(
-    status: int, code: str, message: str, kind: str = "invalid_request_error", *, param: str | None = None
-) -> JSONResponse:
-    """An error body that both the OpenAI and the Azure client read; `param` is the field at fault."""
-    error: dict[str, Any] = {"code": code, "message": message, "type": kind, "param": param}
-    return JSONResponse({"error": error}, status_code=status)
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class RequireKey:
-    """ASGI middleware: 401 unless `Authorization: Bearer KEY` or `api-key: KEY` has the right digest."""
+    """ASGI middleware: 401 unless `Authorization: Bearer KEY` or `api-key: KEY` shows a key of the ring.
 
-    def __init__(self, app: ASGIApp, *, digest: str) -> None:
+    503 where the file of keys cannot be believed, but for the deployer's own.
+    """
+
+    def __init__(self, app: ASGIApp, *, ring: KeyRing) -> None:
         self.app = app
-        self._digest = digest
+        self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and not self._right(Request(scope)):
+        if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        shown = [request.headers.get("api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
+        try:
+            key = self._ring.whose(shown)
+        except (DataError, ConfigError) as error:
+            logging.getLogger("ray.serve").error("no key is taken but the deployer's: %s", error)
+            response = refusal(
+                503, "unavailable", "the keys cannot be read; ask whoever runs this endpoint", "server_error"
+            )
+            await response(scope, receive, send)
+            return
+        if key is None:
             response = refusal(
                 401, "invalid_api_key", "this endpoint needs its key, as 'Authorization: Bearer KEY' or 'api-key: KEY'",
                 "authentication_error",
             )  # fmt: skip
+            response.headers["www-authenticate"] = "Bearer"
             await response(scope, receive, send)
             return
+        scope[_KEY] = key
         await self.app(scope, receive, send)
 
-    def _right(self, request: Request) -> bool:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        given = [request.headers.get("api-key", ""), token.strip() if scheme.lower() == "bearer" else ""]
-        right = [hmac.compare_digest(key_digest(key), self._digest) for key in given]
-        return any(right)
+
+class ThisMachineOnly:
+    """ASGI middleware for an endpoint without a key: 403 for a Host or an Origin that is not this machine."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+            headers = Request(scope).headers
+            origin = headers.get("origin")
+            named = [f"//{headers.get('host', '')}", *([origin] if origin is not None else [])]
+            if not all(_is_here(url) for url in named):
+                response = refusal(
+                    403, "host_not_allowed", "without a key this endpoint answers requests to localhost from this machine only;"
+                    " set SLM_RAY_API_KEY where it is started", "permission_error",
+                )  # fmt: skip
+                await response(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _is_here(url: str) -> bool:
+    try:
+        return is_loopback(urlsplit(url).hostname or "")
+    except ValueError:
+        return False

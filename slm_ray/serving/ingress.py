@@ -15,7 +15,8 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from fastapi import HTTPException, Request
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from ray.exceptions import RayError
 from ray.llm._internal.serve.core.configs.openai_api_models import (
@@ -25,13 +26,19 @@ from ray.llm._internal.serve.core.configs.openai_api_models import (
     ModelList,
 )
 from ray.serve.llm.ingress import OpenAiIngress
+from starlette.exceptions import HTTPException
+from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.responses import JSONResponse, Response
 
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import ServedNames
-from slm_ray.serving.auth import RequireKey, refusal
+from slm_ray.serving.admission import Admission, Room
+from slm_ray.serving.auth import RequireKey, ThisMachineOnly
 from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
-from slm_ray.serving.limits import InFlightLimit, RequestLimits
+from slm_ray.serving.failures import OneErrorShape, failure_of, presentable, refusal
+from slm_ray.serving.figures import Recorder
+from slm_ray.serving.keys import KeyRing
+from slm_ray.serving.limits import RequestLimits
 from slm_ray.serving.stand_in import StandIn
 
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
@@ -45,9 +52,10 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         *args: Any,
         adapters_dir: str,
         stand_in: Mapping[str, Any] | None = None,
-        most_in_flight: int,
+        room: Room,
         engines: int,
         api_key_digest: str | None = None,
+        keys_file: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
@@ -55,24 +63,32 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         (self._base,) = self._model_cards
         self._names = ServedNames(adapters_dir)
         self._stand_in = StandIn(**stand_in) if stand_in else None
-        self._api_key_digest = api_key_digest
-        self._most_in_flight = most_in_flight
+        self._room = room
+        self._keys = KeyRing(own_digest=api_key_digest, file=keys_file) if api_key_digest else None
         self._watch = EngineWatch(
             lambda: self._default_serve_handles[self._base].check_health.remote(), engines=engines
         )
 
     async def __serve_build_asgi_app__(self) -> Any:
-        """Ray's app with our routes, no CORS (it allowed every origin), one error shape, and the key check outermost."""
+        """Ray's app with our routes, one error shape outermost, then the key; without CORS, which allowed every origin.
+
+        Its error handler goes too: what it says is not for clients, and a task of its own stands in the way of each chunk.
+        """
         app: Any = self._asgi_app
-        app.user_middleware = [entry for entry in app.user_middleware if entry.cls is not CORSMiddleware]
+        foreign = (CORSMiddleware, BaseHTTPMiddleware)
+        app.user_middleware = [entry for entry in app.user_middleware if entry.cls not in foreign]
         self._watch.start()
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
-        app.add_exception_handler(HTTPException, _http_error)
+        for kind in (HTTPException, RequestValidationError):
+            app.add_exception_handler(kind, _http_error)
+        app.add_middleware(Admission, base=self._base, room=self._room, figures=Recorder())
         app.add_middleware(RequestLimits)
-        app.add_middleware(InFlightLimit, limit=self._most_in_flight)
-        if self._api_key_digest:
-            app.add_middleware(RequireKey, digest=self._api_key_digest)
+        if self._keys is not None:
+            app.add_middleware(RequireKey, ring=self._keys)
+        else:
+            app.add_middleware(ThisMachineOnly)
+        app.add_middleware(OneErrorShape)
         return app
 
     async def health(self) -> Response:
@@ -100,7 +116,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         try:
             prompt = await asyncio.to_thread(stand_in.prompt, (await request.json())["messages"])
         except SlmRayError as error:
-            return refusal(400, "BadRequest", str(error))
+            return refusal(400, "BadRequest", presentable(str(error)))
         asked = body.model_copy(update={"model": self._base, "messages": prompt.as_dicts()})
         answer = await self.chat(asked, request)
         return JSONResponse({**json.loads(answer.body), "model": stand_in.label})
@@ -159,16 +175,12 @@ class _EngineDown(HTTPException):
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:
-    """HTTPException in OpenAI's error shape; FastAPI's own has none of its fields."""
-    if isinstance(error, _EngineDown):
-        return _engine_down()
-    code = {404: "model_not_found", 503: "unavailable"}.get(error.status_code, "bad_request")
-    return refusal(error.status_code, code, str(error.detail))
+    """What FastAPI and its router raise, in the one shape; their own has none of its fields."""
+    return _engine_down() if isinstance(error, _EngineDown) else failure_of(error)
 
 
 def _engine_down() -> JSONResponse:
-    response = refusal(
-        503, "engine_unavailable", "the engine is down and is being started again; try again later", "server_error"
-    )
-    response.headers["retry-after"] = str(RETRY_AFTER_S)
-    return response
+    return refusal(
+        503, "engine_unavailable", "the engine is down and is being started again; try again later", "server_error",
+        retry_after_s=RETRY_AFTER_S,
+    )  # fmt: skip

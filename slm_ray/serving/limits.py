@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from slm_ray.serving.auth import refusal
+from slm_ray.serving.failures import refusal
 
 MAX_BODY_BYTES = 8 * 2**20
 MAX_ANSWER_TOKENS = 16_384  # of all choices together
@@ -32,6 +32,7 @@ MAX_REGEX_CHARACTERS, MAX_REGEX_REPEATS = 200, 500
 MAX_REPEATS = 4_000  # counted ones (`maxLength`, `minItems`, `{3,20}` in a pattern) of a whole schema
 _REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 _COUNTED = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+READ = "slm_ray.request"  # where in its scope the middleware inside find a request, read, and its size in bytes
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 Check = Callable[[Any], str | None]  # what is wrong with a value, or None
@@ -62,7 +63,9 @@ class RequestLimits:
         try:
             body = await _whole(scope, receive)
             if self._fields and scope["path"].endswith("/completions"):
-                check_request(_decoded(body), chat=scope["path"].endswith("/chat/completions"))
+                request = _decoded(body)
+                check_request(request, chat=scope["path"].endswith("/chat/completions"))
+                scope[READ] = request, len(body)
         except _Refused as error:
             response = refusal(error.status, error.code, str(error), param=error.field)
             await response(scope, receive, send)
@@ -70,36 +73,6 @@ class RequestLimits:
         except _Gone:
             return
         await self.app(scope, _replayed(body, receive), send)
-
-
-class InFlightLimit:
-    """ASGI middleware: 429 with Retry-After, at once, for an answer asked for while `limit` others are being written.
-
-    A queue that holds everybody makes everybody late, and none of them is told so. Other routes are not counted.
-    """
-
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self.app = app
-        self._limit = limit
-        self._in_flight = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].endswith("/completions"):
-            await self.app(scope, receive, send)
-            return
-        if self._in_flight >= self._limit:
-            response = refusal(
-                429, "rate_limit_exceeded", f"{self._limit} answers are being written already; try again later",
-                "rate_limit_error",
-            )  # fmt: skip
-            response.headers["retry-after"] = "1"
-            await response(scope, receive, send)
-            return
-        self._in_flight += 1
-        try:
-            await self.app(scope, receive, send)
-        finally:
-            self._in_flight -= 1
 
 
 class _Gone(Exception):
@@ -180,10 +153,9 @@ def _check_product(request: Mapping[str, Any]) -> None:
         raise _Refused(f"log-probabilities of {tokens * shown:,} tokens, above {MAX_LOGPROBS:,}", field="logprobs")
 
 
-def most_tokens(request: Any) -> int:
-    """Tokens of one choice that the bounds leave to a parsed request (`n`, `logprobs`, `top_logprobs`)."""
-    choices = request.n or 1
-    shown = _alternatives(getattr(request, "top_logprobs", None), request.logprobs)
+def most_tokens(*, n: int | None, logprobs: bool | int | None, top_logprobs: int | None = None) -> int:
+    """Tokens of one choice that the bounds leave to a request."""
+    choices, shown = n or 1, _alternatives(top_logprobs, logprobs)
     return min(MAX_ANSWER_TOKENS // choices, MAX_LOGPROBS // (choices * max(1, shown)))
 
 

@@ -44,7 +44,9 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
             request, "max_tokens", 1
         )  # tokenize has neither
         if not asked:
-            request.max_tokens = min(most_tokens(request), self.engine.context)  # more than the context is an error
+            shown = getattr(request, "top_logprobs", None)
+            bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
+            request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
         return await super()._run_request(request, **options)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:

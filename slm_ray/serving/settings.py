@@ -7,7 +7,6 @@ which adapters comes from the `Serving`. Reads files, starts nothing, imports no
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -18,9 +17,12 @@ from typing import Any
 from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
-from slm_ray.serving.auth import key_digest
+from slm_ray.serving.admission import Room
+from slm_ray.serving.auth import is_loopback
+from slm_ray.serving.keys import key_digest, read_keys
 from slm_ray.yaml_file import read_yaml
 
+_TOKENS_OF_AN_ANSWER = 2048
 KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
@@ -40,6 +42,7 @@ class AppSettings:
     serving: dict[str, Any]
     stand_in: dict[str, Any] | None
     api_key_digest: str | None
+    keys_file: str | None
 
     @property
     def digest(self) -> str:
@@ -53,12 +56,7 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
     base = check_base(config.base, setting="serving.base")
     adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
-    key = environment.get(KEY_NAME, "")
-    if not key and not _loopback(config.host):
-        raise ConfigError(
-            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
-            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
-        )
+    digest, keys_file = access(config, environment)
     return AppSettings(
         name=config.name,
         base=base,
@@ -66,16 +64,34 @@ def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environ
         adapters_dir=adapters_dir,
         serving=_filled(config, base, adapters_dir),
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
-        api_key_digest=key_digest(key) if key else None,
+        api_key_digest=digest,
+        keys_file=keys_file,
     )
 
 
-def _loopback(host: str) -> bool:
-    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def access(config: Serving, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The digest of the deployer's key and the file of further ones; ConfigError for a host open to others without a key."""
+    key = environment.get(KEY_NAME, "")
+    if not key and not is_loopback(config.host):
+        raise ConfigError(
+            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
+            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
+        )
+    return (key_digest(key) if key else None), _keys_file(config, key)
+
+
+def _keys_file(config: Serving, key: str) -> str | None:
+    """The file of further keys, read once so that what is wrong with it shows before anything starts."""
+    if not config.keys_file:
+        return None
+    if not key:
+        raise ConfigError(
+            f"serving.keys_file {config.keys_file}: set {KEY_NAME} too, the deployer's own key, by which the endpoint is asked "
+            "whether it is up"
+        )
+    path = Path(config.keys_file).expanduser().absolute()
+    read_keys(path)
+    return str(path)
 
 
 def _fingerprint(base: str) -> str:
@@ -99,15 +115,16 @@ def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
     return engines * int(replicas) + [{"CPU": _cpus(serving.get("ingress_deployment_config") or {})}]
 
 
-def most_in_flight(serving: Mapping[str, Any]) -> int:
-    """Answers that one ingress replica lets be written at once: twice what the engines batch, shared among the ingresses.
+def room(serving: Mapping[str, Any]) -> Room:
+    """What one ingress replica lets be in flight: twice the answers that the engines batch, shared among the ingresses.
 
     More would only wait, and make everybody late.
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
     ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
-    return max(1, int(2 * batched * most_engines(serving) // ingresses))
+    answers = max(1, int(2 * batched * most_engines(serving) // ingresses))
+    return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses)
 
 
 def most_engines(serving: Mapping[str, Any]) -> int:

@@ -198,8 +198,8 @@ def test_rows_of_tools_they_do_not_list_are_counted_and_alone_refused(tmp_path: 
     rows = [{"query": f"q{n}", "tools": tools, "answers": [{"name": "add", "arguments": {}}]} for n in range(9)]
     gone = {"query": "gone", "tools": tools, "answers": [{"name": "other", "arguments": {}}]}
     found = run(tmp_path, write(tmp_path / "rows.jsonl", [*rows, gone]), track="toolcall")
-    assert steps(found)["tools"] == 1
-    with pytest.raises(DataError, match="none of its 1 rows answers with a tool of its own tool list"):
+    assert steps(found)["no task row"] == 1
+    with pytest.raises(DataError, match="all of its 1 rows are left out by their format"):
         run(tmp_path, write(tmp_path / "gone.jsonl", [gone]), track="toolcall")
 
 

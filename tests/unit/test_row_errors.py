@@ -47,6 +47,7 @@ CASES = [
     ("system_late", "structured", {"messages": [USER, {"role": "system", "content": "s"}, USER, ASSISTANT]}),
     ("assistant_first", "structured", {"messages": [ASSISTANT, USER, ASSISTANT]}),
     ("no_answer", "structured", {"messages": [USER]}),
+    ("cut_answer", "structured", {"messages": [USER], "choices": [{"message": ASSISTANT, "finish_reason": "length"}]}),
     ("no_prompt", "structured", {"messages": [ASSISTANT]}),
     ("turn_order", "structured", {"messages": [USER, ASSISTANT, USER]}),
     ("bad_call", "toolcall", called({"arguments": {}})),
@@ -68,7 +69,8 @@ ELSEWHERE = {
     "too_long",
     "refused_chat",
     "unscorable",
-}  # told by the sources, the tokenizer and the scorers: tests/unit/test_prepare_bad.py
+    "damaged",
+}  # told by the sources, the tokenizer, the scorers and traffic logs: tests/unit/test_prepare_bad.py, test_live_rows.py
 GOOD = [{"id": "good", "prompt": "good?", "completion": "yes"}, {"prompt": "twice", "completion": "c"}]
 
 

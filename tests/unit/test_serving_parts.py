@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import subprocess
@@ -19,8 +18,8 @@ from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
 from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
-from slm_ray.serving.auth import RequireKey, key_digest
-from slm_ray.serving.settings import app_settings, bundles, most_in_flight
+from slm_ray.serving.keys import add_key
+from slm_ray.serving.settings import app_settings, bundles, room
 from slm_ray.serving.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
@@ -264,33 +263,6 @@ def test_files_and_names_that_cannot_be_served_are_config_errors(tmp_path: Path)
         app_settings(Serving(config=CPU, base=str(BASE)), stand_in={"pools": {}}, environment={})
 
 
-def call(path: str, headers: dict[str, str]) -> int:
-    """The status that the key check gives; 204 stands for the app behind it."""
-    sent: list[Any] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 204, "headers": []})
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "path": path, "headers": raw, "method": "GET"}
-    asyncio.run(RequireKey(app, digest=key_digest("right"))(scope, None, send))  # type: ignore[arg-type]
-    return int(sent[0]["status"])
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [({}, 401), ({"api-key": "wrong"}, 401), ({"authorization": "right"}, 401), ({"authorization": "Basic right"}, 401),
-     ({"api-key": "right"}, 204), ({"authorization": "Bearer right"}, 204), ({"authorization": "bearer right"}, 204),
-     ({"authorization": "Bearer wrong", "api-key": "right"}, 204), ({"api-key": "\u00e9"}, 401)],
-)  # fmt: skip
-def test_the_key_check(headers: dict[str, str], status: int) -> None:
-    assert call("/v1/models", headers) == status
-    assert call("/health", headers) == 204
-
-
 def rows(path: Path, *cities: str) -> str:
     path.write_text("".join(json.dumps({"prompt": f"weather in {city}", "completion": city}) + "\n" for city in cities))
     return str(path)
@@ -350,6 +322,21 @@ def test_an_endpoint_that_others_can_reach_wants_a_key(host: str) -> None:
     assert app_settings(config, stand_in=None, environment={"SLM_RAY_API_KEY": "s3cret"}).api_key_digest
 
 
+def test_a_file_of_keys_is_read_before_anything_starts_and_wants_the_deployer_s_own_key(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    config, own = Serving(config=CPU, base=str(BASE), keys_file=str(file)), {"SLM_RAY_API_KEY": "s3cret"}
+    with pytest.raises(ConfigError, match="slm-ray keys add"):
+        app_settings(config, stand_in=None, environment=own)
+    secret = add_key(file, "team")
+    with pytest.raises(ConfigError, match="set SLM_RAY_API_KEY too"):
+        app_settings(config, stand_in=None, environment={})
+    settings = app_settings(config, stand_in=None, environment=own)
+    assert settings.keys_file == str(file) and secret not in repr(settings)
+    file.chmod(0o644)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        app_settings(config, stand_in=None, environment=own)
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_on_loopback_none_is_needed(host: str) -> None:
     config = Serving(config=CPU, base=str(BASE), host=host)
@@ -359,5 +346,5 @@ def test_on_loopback_none_is_needed(host: str) -> None:
 @pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
 def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
     serving = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    assert most_in_flight(serving) == limit
+    assert room(serving).answers == limit
     assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"

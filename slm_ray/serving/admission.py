@@ -1,0 +1,219 @@
+"""Which requests for an answer are let in, by whose key and beside how many others, and what each of them came to.
+
+Three questions, asked before the engine is: may this key ask this model (403), is there room beside the answers that are being
+written (429 at once: a queue that holds everybody makes everybody late, and none of them is told so), has the key tokens left
+in this minute (429). Room is counted in answers and in tokens; a request counts as what it may take, prompt and answer, and
+alone it always has room. Once an answer has ended it is settled by what it used, and told to `Figures`. Plain ASGI, within
+`RequireKey` and `RequestLimits`; each ingress counts for itself.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from slm_ray.serving.auth import key_of
+from slm_ray.serving.failures import refusal
+from slm_ray.serving.keys import ALL_MODELS, Key, TokenBudget
+from slm_ray.serving.limits import READ, most_tokens
+
+_BYTES_OF_A_TOKEN = 4  # a guess, settled by what the engine counted
+_DEPLOYMENT = re.compile(r"/deployments/(.+?)/(?:chat/)?completions$")
+# Within a JSON text quotes are escaped, so that no answer can speak of its own usage.
+_USED = {name: re.compile(rb'(?<!\\)"' + name + rb'":\s*(\d+)') for name in (b"prompt_tokens", b"completion_tokens")}
+_MODEL = re.compile(rb'(?<!\\)"model":\s*"((?:[^"\\]|\\.)*)"')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many answers, and how many tokens of them, one ingress lets be in flight; one of how many it is."""
+
+    answers: int
+    tokens: int
+    ingresses: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """One request for an answer, ended. Times in seconds; `model` is the exact version that answered, "" of a refusal."""
+
+    key: str
+    asked: str
+    model: str
+    status: int
+    is_stream: bool
+    first_s: float | None
+    total_s: float
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class Figures(Protocol):
+    """Where what happens is told."""
+
+    def in_flight(self, answers: int, tokens: int) -> None:
+        """So many are being written now."""
+
+    def answered(self, answered: Answered) -> None:
+        """One has ended, well or not."""
+
+
+class Admission:
+    """ASGI middleware: 403 or 429 for what is not let in, with Retry-After; of all else it watches the answer."""
+
+    def __init__(
+        self, app: ASGIApp, *, base: str, room: Room, figures: Figures, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.app = app
+        self._base = base
+        self._room = room
+        self._figures = figures
+        self._clock = clock
+        self._answers = self._tokens = 0
+        self._budgets: dict[str, TokenBudget] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        key = key_of(scope)
+        if READ not in scope:  # no request for an answer
+            if key is not None and key.models != ALL_MODELS and scope["method"] == "POST":
+                await _forbidden(key, f"POST {scope['path']}")(scope, receive, send)
+                return
+            await self.app(scope, receive, send)
+            return
+        request, size = scope[READ]
+        model = self._model(request, scope["path"])
+        prompt = -(-size // _BYTES_OF_A_TOKEN)
+        taken = prompt + _answer_tokens(request)
+        answer = _Answer(send, prompt, self._clock)
+        try:
+            refused = self._refused(key, model, taken)
+            if refused is not None:
+                await refused(scope, receive, answer.send)
+                return
+            await self._let_in(scope, receive, answer, key, taken)
+        finally:
+            self._figures.answered(answer.ended(key=key.name if key else "", asked=model))
+
+    def _model(self, request: Mapping[str, Any], path: str) -> str:
+        """What is asked, by its name without the base's in front."""
+        deployment = _DEPLOYMENT.search(path)
+        named = deployment[1] if deployment else request.get("model") or self._base
+        return str(named).removeprefix(f"{self._base}:")
+
+    def _refused(self, key: Key | None, model: str, taken: int) -> JSONResponse | None:
+        if key is not None and not key.may_ask(model):
+            return _forbidden(key, f"the model {model[:100]!r}")
+        full = self._answers >= self._room.answers
+        if full or (self._answers and self._tokens + taken > self._room.tokens):
+            what = f"{self._answers} answers" if full else f"answers of {self._tokens:,} tokens"
+            return _busy(f"{what} are being written already; try again later", 1)
+        budget = self._budget(key)
+        wait_s = budget.take(taken) if budget else 0.0
+        if budget is not None and wait_s == math.inf:
+            return refusal(
+                403, "token_budget", f"this may take {taken:,} tokens, and the key has {budget.per_minute:,.0f} a minute"
+                " at this ingress: ask for fewer by max_tokens", "permission_error", param="max_tokens",
+            )  # fmt: skip
+        if wait_s:
+            return _busy("the key's tokens of this minute are used up; try again later", math.ceil(wait_s))
+        return None
+
+    def _budget(self, key: Key | None) -> TokenBudget | None:
+        if key is None or key.tokens_per_minute is None:
+            return None
+        share = key.tokens_per_minute / self._room.ingresses
+        if key.name not in self._budgets or self._budgets[key.name].per_minute != share:
+            self._budgets[key.name] = TokenBudget(share, self._clock)
+        return self._budgets[key.name]
+
+    async def _let_in(self, scope: Scope, receive: Receive, answer: _Answer, key: Key | None, taken: int) -> None:
+        self._count(1, taken)
+        try:
+            await self.app(scope, receive, answer.send)
+        finally:
+            self._count(-1, -taken)
+            budget = self._budget(key)
+            if budget is not None:
+                budget.settle(
+                    taken, sum(answer.used()) if answer.begun else taken
+                )  # leaving early saves nobody anything
+
+    def _count(self, answers: int, tokens: int) -> None:
+        self._answers += answers
+        self._tokens += tokens
+        self._figures.in_flight(self._answers, self._tokens)
+
+
+class _Answer:
+    """What passes to the client, watched: status, times, and the usage that the engine states in it."""
+
+    def __init__(self, send: Send, prompt_tokens: int, clock: Callable[[], float]) -> None:
+        self.begun = False
+        self._send = send
+        self._prompt_tokens = prompt_tokens
+        self._clock = clock
+        self._began = clock()
+        self._status = 499  # nothing was sent: the client left
+        self._first: float | None = None
+        self._model = ""
+        self._usage = dict.fromkeys(_USED, 0)
+        self._chunks = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.begun = True
+            self._status = message["status"]
+        elif message.get("body") and self._status == 200:
+            self._look(message["body"])
+        await self._send(message)
+
+    def used(self) -> tuple[int, int]:
+        """Tokens of prompt and answer; where a stream states no usage, the guess and its chunks stand for them."""
+        if self._first is None:
+            return 0, 0
+        prompt, completion = (self._usage[name] for name in (b"prompt_tokens", b"completion_tokens"))
+        return prompt or self._prompt_tokens, completion or self._chunks
+
+    def ended(self, *, key: str, asked: str) -> Answered:
+        prompt, completion = self.used()
+        return Answered(
+            key=key, asked=asked, model=self._model, status=self._status, is_stream=self._chunks > 0,
+            total_s=self._clock() - self._began, first_s=None if self._first is None else self._first - self._began,
+            prompt_tokens=prompt, completion_tokens=completion,
+        )  # fmt: skip
+
+    def _look(self, body: bytes) -> None:
+        if self._first is None:
+            self._first = self._clock()
+            model = _MODEL.search(body)
+            self._model = model[1].decode("utf-8", "replace") if model else ""
+        if body.startswith(b"data:"):
+            self._chunks += body.count(b"data: {")
+        if b'"usage"' in body:
+            for name, pattern in _USED.items():
+                for found in pattern.finditer(body):
+                    self._usage[name] = int(found[1])
+
+
+def _answer_tokens(request: Mapping[str, Any]) -> int:
+    named = request.get("max_completion_tokens") or request.get("max_tokens")
+    choices, logprobs, top = request.get("n"), request.get("logprobs"), request.get("top_logprobs")
+    return (choices or 1) * (named or most_tokens(n=choices, logprobs=logprobs, top_logprobs=top))
+
+
+def _forbidden(key: Key, what: str) -> JSONResponse:
+    return refusal(403, "model_not_allowed", f"the key {key.name!r} may not use {what}", "permission_error")
+
+
+def _busy(message: str, retry_after_s: int) -> JSONResponse:
+    return refusal(429, "rate_limit_exceeded", message, "rate_limit_error", retry_after_s=retry_after_s)

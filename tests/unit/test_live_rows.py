@@ -1,0 +1,171 @@
+"""From the log of live requests to rows: which answer is learned, what is left out, each counted, nothing twice."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm_ray.config import Live, PrepareConfig
+from slm_ray.corpus.tracks import track
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.prepare import Prepared, prepare
+from slm_ray.prepare.live import live_fingerprint, live_rows
+from slm_ray.traffic import Arm, ArmAnswer, Feedback, TrafficLog, TrafficRow
+from slm_ray.types import Example
+
+NOW = datetime.now(UTC).timestamp()
+STRUCTURED = track("structured")
+
+
+def answer(arm: Arm, text: str | None, **fields: Any) -> ArmAnswer:
+    return ArmAnswer(arm=arm, model=f"{arm}@1", text=text, status=200 if text else 500, latency_s=0.1, **fields)
+
+
+def asked(name: str, llm: str | None, slm: str | None = None, *, served: Arm = "llm", **fields: Any) -> TrafficRow:
+    """A request whose arms answered JSON of these values; None: the arm was not asked."""
+    said = {"llm": llm, "slm": slm}
+    question = fields.pop("question", f"how many of {name} and {name}?")
+    return TrafficRow(
+        id=name, at=NOW + fields.pop("later", 0), route=fields.pop("route", "r"), serial=1, state="live", arm=served,
+        served=served, request={"messages": [{"role": "user", "content": question}], "max_tokens": 9},
+        answers=tuple(answer(arm, text) for arm, text in said.items() if text is not None),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def log_of(folder: Path, *entries: TrafficRow | Feedback) -> str:
+    with TrafficLog(str(folder)) as log:
+        taken = [log.append(entry) for entry in entries]
+    assert all(taken)
+    return str(folder)
+
+
+def said(value: object) -> str:
+    return json.dumps({"n": value})
+
+
+def run(tmp_path: Path, source: str, **settings: Any) -> Prepared:
+    chosen = {"validation_rows": 2, "test_rows": 2} | settings
+    return prepare(PrepareConfig(source=source, track="structured", out_dir=str(tmp_path / "out"), **chosen))
+
+
+def examples(prepared: Prepared) -> dict[str, Example]:
+    return {row.id: row for name in prepared.rows for row in prepared.dataset(name).examples}
+
+
+def test_a_log_becomes_rows_and_every_request_that_does_not_is_counted(tmp_path: Path) -> None:
+    entries: list[TrafficRow | Feedback] = [asked(f"good{n}", said(n), said(n)) for n in range(8)]
+    entries += [
+        asked("corrected", said("wrong")), Feedback(id="corrected", at=NOW, answer=said("right")),
+        asked("slm-right", None, said("s"), served="slm"), Feedback(id="slm-right", at=NOW, score=1.0),
+        asked("slm-alone", None, said("s"), served="slm"),
+        asked("llm-wrong", said("w")), Feedback(id="llm-wrong", at=NOW, score=0.0),
+        asked("prose", "the answer is 4"),
+        replace(asked("failed", said(1)), answers=(answer("llm", None, reason="timeout"),)),
+        replace(asked("assistant-last", said(1)), request={"messages": [{"role": "assistant", "content": "x"}]}),
+        replace(asked("odd", said(1)), request={"prompt": "not a chat"}),
+    ]  # fmt: skip
+    prepared = run(tmp_path, log_of(tmp_path / "log", *entries))
+    found = examples(prepared)
+    assert set(found) == {*(f"good{n}" for n in range(8)), "corrected", "slm-right"}
+    assert (found["corrected"].target, found["slm-right"].target) == (said("right"), said("s"))
+    assert (found["corrected"].tags["target_from"], found["good1"].tags["target_from"]) == ("user", "llm")
+    step = next(step for step in prepared.steps if step.name == "live requests")
+    assert (step.kept, step.dropped) == (10, 6)
+    for reason in (
+        "the LLM was not asked: 1",
+        "scored the LLM's answer wrong: 1",
+        "the answer is not",
+        "did not answer: 1",
+    ):
+        assert reason in step.note
+    assert dict(prepared.rows) == {"train": 6, "validation": 2, "test": 2}
+
+
+def test_the_same_log_is_prepared_once_whether_its_rows_lie_in_a_journal_or_in_parts(tmp_path: Path) -> None:
+    source = str(tmp_path / "log")
+    with TrafficLog(source) as log:
+        for n in range(8):
+            log.append(asked(f"{n}", said(n), later=-n))
+        assert log.flush()
+        first, mark = run(tmp_path, source), live_fingerprint(source)
+        TrafficLog(source).close()  # the first writer is alive: nothing of its own is taken
+        assert not list(Path(source).rglob("*.parquet"))
+    assert list(Path(source).rglob("*.parquet")) and live_fingerprint(source) == mark
+    written = (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns
+    assert run(tmp_path, source) == first and (tmp_path / "out" / "train.jsonl").stat().st_mtime_ns == written
+    with TrafficLog(source) as log:
+        log.append(asked("new", said(1)))
+    assert run(tmp_path, source).rows["train"] == 5
+
+
+def test_rows_that_ask_what_a_test_row_asks_are_left_out(tmp_path: Path) -> None:
+    test = tmp_path / "test.jsonl"
+    test.write_text(json.dumps({"prompt": "how many of 3 and 3?", "completion": said(3)}) + "\n")
+    source = log_of(tmp_path / "log", *(asked(f"{n}", said(n)) for n in range(8)))
+    prepared = run(tmp_path, source, test_source=str(test), test_rows=None)
+    assert "3" not in {row.id for row in prepared.dataset("train").examples}
+    assert next(step.dropped for step in prepared.steps if step.name == "leaks") == 1
+
+
+def test_a_damaged_part_refuses_the_log_or_is_left_out_and_counted(tmp_path: Path) -> None:
+    source = log_of(tmp_path / "log", *(asked(f"{n}", said(n)) for n in range(8)))
+    log_of(tmp_path / "log", asked("lost", said(1)))
+    part = sorted(Path(source).rglob("*.parquet"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(DataError, match=part.name):
+        run(tmp_path, source)
+    assert run(tmp_path, source, skip_bad=True, max_bad_share=0.5).bad == {"damaged": 1}
+
+
+def test_a_route_is_named_where_there_are_several(tmp_path: Path) -> None:
+    source = log_of(tmp_path / "log", *(asked(f"{n}", said(n), route="ab"[n % 2]) for n in range(8)))
+    with pytest.raises(ConfigError, match="the routes a, b"):
+        live_rows(source, STRUCTURED, Live())
+    with pytest.raises(ConfigError, match="no route 'c'"):
+        live_rows(source, STRUCTURED, Live(route="c"))
+    found = live_rows(source, STRUCTURED, Live(route="b"))
+    assert [row.id for row in found.rows] == list("1357") and found.steps[0].dropped == 4
+
+
+def test_answers_to_one_question_must_agree(tmp_path: Path) -> None:
+    entries: list[TrafficRow | Feedback] = [
+        asked("a1", '{"n": 1}', question="A?"), asked("a2", '{ "n":1 }', question="a?"),
+        asked("a3", said(2), question="A?"), asked("b1", said(1), question="B?"), asked("b2", said(2), question="B?"),
+        asked("once", said(1), question="C?"), asked("u", said(7), question="A?"), Feedback(id="u", at=NOW, answer=said(9)),
+    ]  # fmt: skip
+    found = live_rows(log_of(tmp_path / "log", *entries), STRUCTURED, Live(self_agreement=0.6))
+    assert {row.id for row in found.rows} == {"a1", "a2", "once", "u"}
+    assert found.steps[-1].note == "fewer than 60% say the same: 2, in the minority: 1"
+
+
+def test_disagreement_is_dropped_or_comes_first(tmp_path: Path) -> None:
+    rows = [asked(f"{n}", said(n), said(0 if n in (1, 3) else n), later=n) for n in range(6)]
+    source = log_of(tmp_path / "log", *rows, asked("alone", said(1), later=9))
+
+    def ids(**settings: Any) -> list[str]:
+        return [row.id for row in live_rows(source, STRUCTURED, Live(**settings)).rows]
+
+    assert ids() == ["0", "1", "2", "3", "4", "5", "alone"]
+    assert ids(disagreement="drop") == ["0", "2", "4", "5", "alone"]
+    assert ids(most=3) == ["4", "5", "alone"]
+    assert ids(most=3, disagreement="first") == ["1", "3", "alone"]
+
+
+def test_a_log_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
+    source = log_of(tmp_path / "log", asked("slm-alone", None, said("s"), served="slm"))
+    with pytest.raises(DataError, match="the LLM was not asked: 1"):
+        run(tmp_path, source)
+
+
+def test_tool_calls_are_learned_as_calls(tmp_path: Path) -> None:
+    calls = json.dumps([{"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}])
+    tools = [
+        {"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}}
+    ]
+    row = asked("t", calls)
+    source = log_of(tmp_path / "log", replace(row, request={**row.request, "tools": tools}))
+    (found,) = live_rows(source, track("toolcall"), Live()).rows
+    assert "add" in found.target and found.tags == {"tool": "add", "target_from": "llm"}
