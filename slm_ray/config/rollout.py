@@ -29,5 +29,5 @@ class RolloutConfig(Priced):
 
     serving: Serving = Serving()
     routes: dict[str, RolloutRoute] = Field({}, description="by name; further ones by `slm-ray routes`")
-    folder: str = Field("runs/rollout", description="the routes, their history and their watches")
+    folder: str = Field("runs/routes", description="the routes, their history and their watches")
     traffic: Traffic = Traffic()
