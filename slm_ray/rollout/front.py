@@ -38,7 +38,7 @@ from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Target, Upstream, target
 from slm_ray.serving.admission import Admission, Answered, Room
-from slm_ray.serving.auth import RequireKey, ThisMachineOnly
+from slm_ray.serving.auth import RequireKey, ThisMachineOnly, key_of
 from slm_ray.serving.failures import OneErrorShape, refusal
 from slm_ray.serving.keys import KeyRing
 from slm_ray.serving.limits import READ, RequestLimits
@@ -126,6 +126,7 @@ class Front:
             rereading.cancel()
             await self._beside.close()
             await self._upstream.close()
+            await asyncio.to_thread(self._log.close)
 
     async def _reread(self) -> None:
         """Follow the changes of known routes; where a disk is away for a while, the last known state stays."""
@@ -192,9 +193,14 @@ class Front:
         self._log.append(feedback)
         return JSONResponse({"id": feedback.id, "object": "feedback"}, status_code=202)
 
-    async def _models(self, _: Request) -> Response:
-        cards = []
+    async def _models(self, request: Request) -> Response:
+        """To a key of the file only the routes that it may ask, without what stands behind them."""
+        key, cards = key_of(request.scope), []
         for name, state in sorted(self._routes.items()):
+            if key is not None and key.added:
+                if key.may_ask(name):
+                    cards.append(_card(name, {"state": state.state}))
+                continue
             about = {field: getattr(state, field) for field in _CARD}
             about |= {"llm": state.route.llm, "slm": state.route.slm, "track": state.route.track}
             counts = {"counts": dict(self._beside.counts[name])} if name in self._beside.counts else {}
@@ -202,6 +208,10 @@ class Front:
                 {"id": name, "object": "model", "created": 0, "owned_by": "slm-ray", "metadata": about | counts}
             )
         return JSONResponse({"object": "list", "data": cards})
+
+
+def _card(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "slm-ray", "metadata": dict(about)}
 
 
 def _pinned(state: RouteState) -> str:

@@ -35,8 +35,13 @@ class Rows:
 
     entries: list[Entry] = field(default_factory=list)
 
+    closed: bool = False
+
     def append(self, entry: Entry) -> None:
         self.entries.append(entry)
+
+    def close(self) -> None:
+        self.closed = True
 
     def rows(self, count: int = 1) -> list[TrafficRow]:
         """The rows, once there are so many."""
@@ -294,6 +299,11 @@ def test_a_stream_that_breaks_later_ends_in_an_error(tmp_path: Path) -> None:
         assert row.served == "slm" and "middle of the stream" in row.answers[0].reason  # type: ignore[operator]
 
 
+def test_a_stream_without_its_end_is_said_to_be_broken(tmp_path: Path) -> None:
+    with bed(tmp_path, "live", slm=lambda _: Reply(parts=[chunk("half an")])) as it:
+        assert streamed(it.ask(stream=True))[-1]["error"]["code"] == "stream_broken"
+
+
 def test_a_side_that_does_not_stream_is_streamed(tmp_path: Path) -> None:
     with bed(tmp_path, "live") as it:
         client = openai.OpenAI(base_url=f"{it.url}/v1", api_key="x", max_retries=0)
@@ -482,6 +492,9 @@ def test_further_keys_have_routes_and_tokens_of_their_own(tmp_path: Path) -> Non
         wait_for(lambda: it.ask(headers={"api-key": small}, max_tokens=60).status_code == 200)
         assert it.ask(headers={"api-key": small}, max_tokens=5_000).status_code == 403
         assert it.ask(headers={"api-key": small}, max_tokens=79).status_code == 429
+        seen = {key: HTTP.get(f"{it.url}/v1/models", headers={"api-key": key}).json()["data"] for key in (small, other)}
+        assert seen[other] == [] and seen[small][0]["metadata"] == {"state": "record"}
+    assert it.log.closed
 
 
 def test_without_a_key_it_is_for_this_machine(tmp_path: Path) -> None:
