@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,9 +89,9 @@ def deploy(config: RolloutConfig, *, environment: Mapping[str, str] | None = Non
     logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(http_options={"host": at.host, "port": at.port}, logging_config=logs)
     bound = FrontReplica.bind(settings, config)  # type: ignore[attr-defined]
-    target_ = serve.RunTarget(target=bound, name=app, route_prefix=PREFIX, logging_config=logs)
+    application = serve.RunTarget(target=bound, name=app, route_prefix=PREFIX, logging_config=logs)
     try:
-        serve.run_many([target_], wait_for_applications_running=False)
+        serve.run_many([application], wait_for_applications_running=False)
         _wait(app, endpoint)
     except BaseException:
         shutdown()
@@ -112,6 +115,8 @@ def prepared(config: RolloutConfig, environment: Mapping[str, str]) -> RolloutCo
     config = _absolute(config)
     store = RouteStore(config.folder)
     declare(store, config)
+    for line in store.damaged():
+        print(f"warning: {line}", file=sys.stderr, flush=True)
     for state in store.routes().values():
         _check(state, _url(config.serving), environment)
     return config
@@ -155,16 +160,27 @@ def _check(state: RouteState, endpoint: str, environment: Mapping[str, str]) -> 
 
 
 def _check_address(at: Serving) -> None:
-    """ResourceError where Serve listens already, and elsewhere."""
+    """ResourceError where Serve listens already, and elsewhere, or where another program does."""
     status = serve.status()
-    if not status.proxies:
-        return
-    others = [name for name in status.applications if name.startswith("slm-ray-") and f"-{at.port}" not in name]
-    if others:
+    ours = re.compile(rf"slm-ray-(rollout-)?{at.port}(-[0-9a-f]+)?")
+    if status.proxies and not any(ours.fullmatch(name) for name in status.applications):
+        running = ", ".join(status.applications) or "nothing of ours"
         raise ResourceError(
-            f"Ray Serve runs {others[0]} on this cluster, and can listen at one port only; set serving.port to its port, or"
-            " stop it first"
+            f"Ray Serve runs on this cluster already ({running}), and can listen at one address only; set serving.port to its"
+            " port, or stop it with `serve shutdown`"
         )
+    if not status.proxies and _answers(at):
+        raise ResourceError(
+            f"port {at.port} on {at.host} is in use by another program; set serving.port to a free one, or stop it"
+        )
+
+
+def _answers(at: Serving) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1" if at.host == "0.0.0.0" else at.host, at.port), timeout=2.0).close()
+    except OSError:
+        return False
+    return True
 
 
 def _url(at: Serving) -> str:
