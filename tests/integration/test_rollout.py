@@ -148,7 +148,7 @@ def states_move_under_load(store: RouteStore, url: str) -> None:
     with Load(url) as load:
         for state in ("shadow", "canary", "live", "record", "live"):
             store.move("cities", state, share=0.5 if state == "canary" else None, reason="test")  # type: ignore[arg-type]
-            time.sleep(1.2)
+            time.sleep(0.9)
     assert not load.failed and {"llm", "slm"} <= set(load.answered)
 
 
