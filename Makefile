@@ -10,9 +10,9 @@ JOB    ?= jobs/loop.py jobs/loop.yaml
 # What trains or serves a model takes as long as all other integration tests together.
 MODELS := $(addprefix tests/integration/test_,fused_layers.py learning_curve.py loop.py loop_placement.py serving.py sweep.py training.py)
 
-.PHONY: help install demo serve lint unit calls models test docs lock clean
+.PHONY: help install demo serve lint unit calls models test test-cluster docs lock clean
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 install: $(STAMP) ## create .venv from the pinned lock (once)
 $(STAMP): requirements.lock pyproject.toml
@@ -41,6 +41,9 @@ models: install ## the integration tests that train or serve a model
 	@$(BIN)/python -m pytest $(MODELS)
 
 test: install lint unit calls models ## everything: style, types, unit and integration tests
+
+test-cluster: install ## scenarios on several hosts (network namespaces): needs root, iproute2; skipped with the reason elsewhere
+	@$(BIN)/python -m pytest -ra tests/cluster
 
 docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.docs.lock

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,14 @@ from typing import Any, Literal
 import grpc
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray.errors import ResourceError
 from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
 from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
+_ANSWERS_WITHIN_S = 30.0
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 
@@ -136,6 +139,82 @@ def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:
             raise ResourceError(
                 f"{setting}: no single node has {dict(bundle)}; ask for less per worker or add a larger node"
             )
+
+
+def require_seen(
+    bundle: Mapping[str, float], *, shared: Mapping[str, str | Path], copies: Mapping[str, str | Path] | None = None
+) -> None:
+    """ResourceError that names each node which could hold `bundle` and does not see a folder as this process does.
+
+    By setting: `shared` are folders that all nodes write to (made when absent; a mark is left there for a moment), `copies`
+    are folders of which each node may have its own, told by the names and sizes of their files. Asks nobody on one node.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and _fits(bundle, node.get("Resources", {}))
+    }
+    if not nodes:
+        return
+    marks = {setting: Path(folder) / f".seen-{uuid.uuid4().hex}" for setting, folder in shared.items()}
+    given = {setting: Path(folder) for setting, folder in {**shared, **(copies or {})}.items()}
+    try:
+        for mark in marks.values():
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        wanted = {
+            setting: marks[setting] if setting in marks else _listing(folder) for setting, folder in given.items()
+        }
+        asked = [(node, setting, _asked(node, given[setting], wanted[setting])) for node in nodes for setting in given]
+        ray.wait([answer for *_, answer in asked], num_returns=len(asked), timeout=_ANSWERS_WITHIN_S)
+        for setting, folder in given.items():
+            blind = [nodes[node] for node, each, answer in asked if each == setting and not _yes(answer)]
+            if blind:
+                raise ResourceError(_unseen(setting, folder, blind, is_shared=setting in marks))
+    finally:
+        for mark in marks.values():
+            mark.unlink(missing_ok=True)
+
+
+def _asked(node: str, folder: Path, wanted: Path | list[tuple[str, int]]) -> Any:
+    there = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(_sees).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(folder, wanted)
+
+
+def _sees(folder: Path, wanted: Path | list[tuple[str, int]]) -> bool:
+    return wanted.is_file() if isinstance(wanted, Path) else _listing(folder) == wanted
+
+
+def _listing(folder: Path) -> list[tuple[str, int]]:
+    """The files of a folder, hidden ones left out, with their sizes; empty where there is none."""
+    try:
+        return sorted(
+            (one.name, one.stat().st_size) for one in folder.iterdir() if one.name[0] != "." and one.is_file()
+        )
+    except OSError:
+        return []
+
+
+def _yes(answer: Any) -> bool:
+    """What a node said; no where it said nothing in time, or was lost meanwhile."""
+    try:
+        return bool(ray.get(answer, timeout=0))
+    except ray.exceptions.RayError:
+        return False
+
+
+def _unseen(setting: str, folder: Path, blind: Sequence[str], *, is_shared: bool) -> str:
+    nodes = f"{'node' if len(blind) == 1 else 'nodes'} {', '.join(blind)}"
+    if is_shared:
+        return (
+            f"{setting} {folder} is not seen by {nodes}, where work may be placed: give a folder that all nodes share"
+            " (NFS, mounted at the same path), or take those nodes out of the cluster"
+        )
+    return (
+        f"{setting} {folder} is missing on {nodes}, or has other files there: copy the folder to the same path on every node,"
+        " or give one that all nodes share"
+    )
 
 
 def fits(bundles: Sequence[Mapping[str, float]]) -> bool:

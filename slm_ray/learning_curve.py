@@ -81,7 +81,10 @@ def learning_curve(config: LearningCurveConfig) -> LearningCurve:
     target = target_of(config, track.name, track.primary)
     plans = plans_of(config, train)
     validation = rows.held_out(
-        config.validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base))
+        config.validation,
+        rows.mixed(train, training),
+        training.track,
+        tokenizer=open_tokenizer(base_folder(training.base)),
     )
     folder = Path(training.run_dir).absolute()
     with lock(folder / "learning_curve"):

@@ -77,7 +77,10 @@ def precisions(config: PrecisionsConfig) -> Precisions:
         for one in PRECISIONS
     ]  # fmt: skip
     validation = rows.held_out(
-        config.validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base))
+        config.validation,
+        rows.mixed(train, training),
+        training.track,
+        tokenizer=open_tokenizer(base_folder(training.base)),
     )
     with lock(folder / "precisions"):
         trials = run_trials(plans, validation, folder / "precisions")

@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,24 +32,27 @@ from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 _RESULT = "sweep.json"
 
 
-def sweep(training: TrainConfig, settings: Search, *, validation: str) -> dict[str, Any]:
+def sweep(
+    training: TrainConfig, settings: Search, *, validation: str, make_room: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Try recipes around `training` and return `{"digest", "metric", "best": {…}, "choice": {…}, "trials": [{…}]}`.
 
     `validation` is a JSONL file of examples, none of which may ask what a training row asks. Trials are ranked by score,
     loss, cost (`ranked`). Raises as `train` does; a trial that fails has no score but an `error`, and ResourceError is
-    raised when every trial failed.
+    raised when every trial failed. `make_room` is called before workers are asked for, unless the sweep is finished.
     """
     train = rows.read(training.train, training.track)
     planned = plan(training, train=train.first(settings.train_rows))
-    checked = rows.held_out(validation, train, training.track, tokenizer=open_tokenizer(base_folder(training.base)))[
-        : settings.validation_rows
-    ]
+    tokenizer = open_tokenizer(base_folder(training.base))
+    held_out = rows.held_out(validation, rows.mixed(train, training), training.track, tokenizer=tokenizer)
+    checked = held_out[: settings.validation_rows]
     searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     folder = Path(training.run_dir).absolute()
     key = _digest(searched)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
     if done.get("digest") == key:
         return dict(done)
+    make_room()
     with lock(folder / "sweep"):
         table = ranked(search(searched, planned, folder / "sweep"))
         if table[0].score is None:

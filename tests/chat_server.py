@@ -1,7 +1,7 @@
 """A real HTTP server that speaks the chat-completions routes and misbehaves on demand.
 
 Each request is answered by `script(request) -> Reply`; requests and the calls in flight are recorded. It listens on
-127.0.0.1 on a free port, in a thread.
+127.0.0.1 on a free port, or where it is told to, in a thread.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ class Request:
     headers: Mapping[str, str]
     body: Any
     nth: int
+    peer: str
 
     @property
     def text(self) -> str:
@@ -86,6 +87,7 @@ class ChatServer:
         models: tuple[str, ...] = ("tiny-base",),
         *,
         models_after_s: float = 0.0,
+        listener: socket.socket | None = None,
     ) -> None:
         self.script = script
         self.models = models
@@ -120,7 +122,11 @@ class ChatServer:
                 pass
 
         self._server = Server(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        if listener is not None:
+            self._server.socket.close()
+            self._server.socket = listener
+        host, port = self._server.socket.getsockname()[:2]
+        self.url = f"http://{host}:{port}"
 
     def __enter__(self) -> ChatServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
@@ -144,6 +150,7 @@ class ChatServer:
                 headers={name.lower(): value for name, value in handler.headers.items()},
                 body=parsed,
                 nth=len(self.requests),
+                peer=handler.client_address[0],
             )
             self.requests.append(request)
             self._in_flight += 1

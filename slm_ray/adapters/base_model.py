@@ -18,7 +18,8 @@ from slm_ray.storage import file_digest, read_json
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_FINGERPRINTED = ("tokenizer.json", "tokenizer.model", "chat_template.jinja")
+_TEMPLATE = "chat_template.jinja"
+_FINGERPRINTED = ("tokenizer.json", "tokenizer.model", _TEMPLATE)
 _VOLATILE_KEYS = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")
 _WHOLE_BYTES = 64 << 20
 _SAMPLES, _SAMPLE_BYTES = 256, 64 << 10
@@ -89,12 +90,15 @@ def _shards_named_by_the_index(folder: Path) -> list[str]:
 
 
 def _has_chat_template(folder: Path) -> bool:
-    if (folder / "chat_template.jinja").is_file():
-        return True
+    return (folder / _TEMPLATE).is_file() or bool(_template_of_tokenizer(folder))
+
+
+def _template_of_tokenizer(folder: Path) -> Any:
+    """The chat template in tokenizer_config.json, which counts where there is no file of its own; None without one."""
     try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"))
+        return json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template")
     except (OSError, ValueError, AttributeError):
-        return False
+        return None
 
 
 def base_fingerprint(folder: str | Path) -> str:
@@ -115,6 +119,8 @@ def base_fingerprint(folder: str | Path) -> str:
     for name in _FINGERPRINTED:
         if (home / name).is_file():
             digest.update(f"\0{name}\0{file_digest(home / name)}".encode())
+    if not (home / _TEMPLATE).is_file() and (template := _template_of_tokenizer(home)):
+        digest.update(f"\0{_TEMPLATE}\0{json.dumps(template, sort_keys=True)}".encode())
     return digest.hexdigest()[:32]
 
 

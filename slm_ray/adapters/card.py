@@ -75,9 +75,13 @@ def _front(manifest: Manifest, measured: Metrics, licence: str | None) -> str:
 
 def _intended_use(manifest: Manifest) -> str:
     template = f"the chat template in `{TEMPLATE}`" if TEMPLATE in manifest.files else "the base's own chat template"
+    tasks = 1 + len(manifest.recipe.get("mixture") or ())
+    count, of_task, that = (
+        ("one task", "task", "that task") if tasks == 1 else (f"{tasks} tasks", "tasks", "those tasks")
+    )
     return (
-        f"A LoRA adapter of `{base_name(manifest.base)}` for one task, `{manifest.track}`.\n\n## Intended use\n\n"
-        f"Prompts of the task `{manifest.track}`, rendered by {template}. It was measured on that task only:"
+        f"A LoRA adapter of `{base_name(manifest.base)}` for {count}, `{manifest.track}`.\n\n## Intended use\n\n"
+        f"Prompts of the {of_task} `{manifest.track}`, rendered by {template}. It was measured on {that} only:"
         " nothing is known of how it answers anything else, and it is no general assistant. The licence and the limits of the"
         " base hold for it too."
     )
@@ -95,7 +99,9 @@ def _data(manifest: Manifest) -> str:
 
 def _training(manifest: Manifest) -> str:
     settings = [("rank", manifest.rank), ("alpha", manifest.alpha)]
-    settings += [(name, value) for name, value in sorted(manifest.recipe.items()) if not isinstance(value, dict)]
+    settings += [
+        (name, _setting(name, value)) for name, value in sorted(manifest.recipe.items()) if not isinstance(value, dict)
+    ]
     settings += [
         (f"{group}.{name}", value)
         for group, inner in sorted(manifest.recipe.items())
@@ -107,6 +113,13 @@ def _training(manifest: Manifest) -> str:
         f"## Training\n\nPublished {manifest.created}. Base fingerprint `{manifest.base_fingerprint}`, digest of the settings"
         f" `{manifest.config_digest}`.\n\n{_table(('setting', 'value'), settings)}\n\n{_table(('figure', 'value'), figures)}"
     )
+
+
+def _setting(name: str, value: Any) -> Any:
+    """A setting as a card shows it: of a track's file its name alone."""
+    if name != "mixture":
+        return value
+    return [f"{Path(one['track']).stem}: {one['weight']:g} rows for each of the first track" for one in value]
 
 
 def _measured(comparisons: Sequence[ComparisonReport], reports: Sequence[Report]) -> Metrics:

@@ -77,7 +77,7 @@ def publish(
     check_tensors(source / WEIGHTS, settings, base_shapes, serving=False)
     _check_figures(metrics)
     prompts = sorted(set(train_prompts))
-    with _scratch(root, ".publishing-") as scratch:
+    with scratch_folder(root, ".publishing-") as scratch:
         shutil.copyfile(source / WEIGHTS, scratch / WEIGHTS)
         write_json(scratch / SETTINGS, settings)
         write_json(scratch / PROMPTS, prompts)
@@ -115,7 +115,7 @@ def export(
     manifest, home, target = _whole(adapters_dir, adapter_id), Path(adapters_dir) / adapter_id, Path(out).absolute()
     if os.path.lexists(target):
         raise ConfigError(f"{out} exists; give --out a folder that does not, so that nothing in it is mixed or lost")
-    with _scratch(target.parent, f".{target.name}-") as scratch:
+    with scratch_folder(target.parent, f".{target.name}-") as scratch:
         for name in _published(manifest):
             shutil.copyfile(home / name, scratch / name)
         if base is not None:
@@ -287,8 +287,11 @@ def _check_base(manifest: Manifest, folder: str | Path, fingerprint: str) -> Non
 
 
 @contextlib.contextmanager
-def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    """A new folder in `folder` that is gone after the block; ResourceError where the disk takes nothing."""
+def scratch_folder(folder: Path, prefix: str) -> Iterator[Path]:
+    """A new folder in `folder` that is gone after the block; ResourceError where the disk takes nothing.
+
+    What others of this `prefix` left there, killed a day ago or more, goes too.
+    """
     scratch = None
     try:
         folder.mkdir(parents=True, exist_ok=True)

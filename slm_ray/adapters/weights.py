@@ -289,7 +289,12 @@ class _BaseLayers:
 
     def without(self, layers: Mapping[str, Any], targets: Sequence[str]) -> list[str]:
         trained = {self._name(layer) for layer in layers}
-        return [name for name in self._layers if _is_target(name, targets) and name not in trained]
+        return [
+            name
+            for name in self._layers
+            # The experts of a mixture stand one by one in the files and are one tensor in the model, which LoRA here leaves.
+            if _is_target(name, targets) and name not in trained and ".experts." not in name
+        ]
 
 
 def _fits(sides: tuple[int, int], shape: tuple[int, ...] | None) -> bool:

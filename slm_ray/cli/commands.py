@@ -212,10 +212,27 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    from slm_ray.loop import loop as run_loop
+
+    return _looped(config, run_loop)
+
+
+def flywheel(config: configs.FlywheelConfig) -> int:
+    """The loop on live traffic: log to rows, train, verdict, and the new adapter at shadow; ends as the loop does.
+
+    A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
+    run_dir of its own.
+    """
+    from slm_ray.loop.flywheel import flywheel as run_flywheel
+
+    routes = str(output_folder(config.routes, setting="routes"))
+    return _looped(config.model_copy(update={"routes": routes}), run_flywheel)
+
+
+def _looped(config: Any, run_loop: Callable[[Any], Mapping[str, str]]) -> int:
     check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
     adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
-    from slm_ray.loop import loop as run_loop
     from slm_ray.verdict.decide import EXIT
 
     serving = config.serving.model_copy(update={"adapters_dir": adapters})
@@ -307,13 +324,15 @@ def trace(config: configs.TraceConfig) -> None:
 def serve(config: configs.ServeConfig) -> None:
     """The base and all published adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
     check_base(config.base, setting="base")
-    folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
+    folder = config.adapters_dir
+    if "://" not in folder:
+        folder = str(output_folder(folder, setting="adapters_dir", is_written=False))
     from slm_ray.cluster import connect
     from slm_ray.serving import deploy, shutdown
     from slm_ray.serving.served_answers import check_deployed
 
     connect()
-    endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
+    endpoint = deploy(config.model_copy(update={"adapters_dir": folder}), progress=sys.stderr)
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
     try:
         for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
@@ -330,16 +349,11 @@ def serve(config: configs.ServeConfig) -> None:
 def rollout(config: configs.RolloutConfig) -> None:
     """Routes behind one OpenAI-compatible address: who answers (LLM, SLM, both) is each route's state; until Ctrl-C.
 
-    Brings the endpoint up too where a route asks a served model, at the same port. `slm-ray routes` moves a route from record
-    to shadow, canary, live or cascade while this runs, as far as its verdict allows.
+    Brings the endpoint up too where a route asks a served model. `slm-ray routes` changes states while this runs.
     """
-    for name in ("folder", "traffic.folder"):
-        path = config.folder if name == "folder" else config.traffic.folder
-        if "://" not in path:
-            output_folder(path, setting=name)
-    from slm_ray.rollout.deploy import rollout as run_rollout
+    from slm_ray.rollout.deploy import rollout as serve_routes
 
-    run_rollout(config)
+    serve_routes(config)
 
 
 def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
@@ -376,6 +390,7 @@ COMMANDS: Mapping[str, Command] = {
     "serve": Command(config=configs.ServeConfig, function=serve),
     "rollout": Command(config=configs.RolloutConfig, function=rollout),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "flywheel": Command(config=configs.FlywheelConfig, function=flywheel),
     "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),

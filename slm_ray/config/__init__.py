@@ -8,7 +8,7 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.open_loop import LoadConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
@@ -57,6 +57,7 @@ __all__ = [
     "DistilConfig",
     "EvaluateConfig",
     "Evaluation",
+    "FlywheelConfig",
     "Generation",
     "InferConfig",
     "JudgeConfig",

@@ -367,12 +367,15 @@ class Search(Config):
 
 
 class Serving(Config):
-    """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
+    """The endpoint: an ordinary Ray Serve file, adapters from a folder or a bucket, loopback unless told otherwise."""
 
     config: str = "serve_configs/cpu_tiny.yaml"
     base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
     name: str = Field("tiny-base", description="the model name that clients send")
     adapters_dir: str = "runs/adapters"
+    tracks: list[str] = Field(
+        default=[], description="tracks, by name or YAML file, whose answer_schema a request may ask for by name"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     keys_file: str = Field("", description="further keys, with scopes and budgets: see `slm-ray keys`")

@@ -8,17 +8,20 @@ adapter is trained and no row asked twice. Demonstrations are found the same way
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from slm_ray import adapters, storage
 from slm_ray.adapters import Manifest
 from slm_ray.command import command_line
-from slm_ray.config import ArmsConfig, CompareConfig, Comparison, Declaration, EvaluateConfig
+from slm_ray.config import ArmsConfig, CompareConfig, Comparison, Declaration, EvaluateConfig, TrainConfig
+from slm_ray.corpus.retrieve import DEMONSTRATIONS
 from slm_ray.encoders import check_retriever
 from slm_ray.errors import ConfigError, ModelError
 from slm_ray.evaluation import evaluate
+from slm_ray.evaluation.few_shot import Demonstrations
 from slm_ray.evaluation.outage import outages
 from slm_ray.loop.page import machine_facts, stand_in_note
 from slm_ray.loop.session import AZURE_NAMES, Session
@@ -33,7 +36,7 @@ from slm_ray.reports.files import COMPARISON, load_report
 from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer
 from slm_ray.training import train_many
-from slm_ray.types import Decision
+from slm_ray.types import Decision, Example, Prompt
 from slm_ray.verdict.pairwise import pairwise
 
 LLM = "LLM"
@@ -71,6 +74,32 @@ def arms_of(base: str, few_shot: int, *, plain: Manifest, icl: Manifest, llm: st
         ),
     ]
     return found if llm is None else [*found, ArmResult(name=LLM, spec=llm, demonstrations=parse(llm).demonstrations)]
+
+
+def icl_training(config: TrainConfig, run: TrackRun) -> TrainConfig:
+    """The training of the arm that learns from rows with demonstrations, under a name of its own.
+
+    Where validation rows choose its checkpoint, they are asked as its test rows will be: behind demonstrations, the same
+    way. Such rows are written beside the track's.
+    """
+    changes = {"name": config.name + ICL}
+    if config.validation is not None:
+        settings = run.config
+        asked = run.prepared.dataset("validation").examples
+        shown = Demonstrations(run.prepared.path("train"), run.name, asked, settings.retriever)
+        prompts = shown.prompts(asked, settings.few_shot)
+        path = run.folder / f"validation{ICL}.jsonl"
+        storage.write_jsonl(path, (_shown(row, prompts[row.id]) for row in asked))
+        changes["validation"] = str(path)
+    return config.model_copy(update=changes)
+
+
+def _shown(row: Example, prompt: Prompt) -> dict[str, Any]:
+    demonstrations = (len(prompt.messages) - len(row.prompt.messages)) // 2
+    return {
+        "id": row.id, "prompt": prompt.as_dicts(), "completion": row.target,
+        "tags": {**row.tags, DEMONSTRATIONS: str(demonstrations)},
+    } | ({} if row.group is None else {"group": row.group})  # fmt: skip
 
 
 class Arms(Session[ArmsConfig]):
@@ -119,14 +148,15 @@ class Arms(Session[ArmsConfig]):
             )
         return found
 
-    def _train(self, runs: list[TrackRun], parallel: bool) -> None:
+    def _train(self, runs: list[TrackRun], parallel: bool, make_room: Callable[[], None]) -> None:
         """Two adapters per track, by one recipe."""
-        configs = [training_config(self.config, run, prove_on=self.prove_on) for run in runs]
         configs = [
-            config.model_copy(update={"name": config.name + ICL}) if run.prepared.folder.name.endswith(ICL) else config
-            for run, config in zip(runs, configs, strict=True)
+            icl_training(config, run) if run.prepared.folder.name.endswith(ICL) else config
+            for run, config in ((run, training_config(self.config, run, prove_on=self.prove_on)) for run in runs)
         ]
-        for run, manifest in zip(runs, train_many(configs, parallel=parallel), strict=True):
+        usd = self.config.comparison.cost.hourly_usd
+        manifests = train_many(configs, parallel=parallel, hourly_usd=usd, make_room=make_room)
+        for run, manifest in zip(runs, manifests, strict=True):
             run.adapter = manifest
             self.log.outcome(f"adapter {manifest.id}")
 

@@ -7,7 +7,7 @@ how a step works; what every run of many steps shares is `session`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from functools import partial
 
 from slm_ray import adapters
@@ -102,9 +102,11 @@ class Loop(Session[LoopConfig]):
         write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.log.timings_s)
         return {run.name: run.compared["test"].decision.action for run in runs}
 
-    def _train(self, runs: list[TrackRun], parallel: bool) -> None:
+    def _train(self, runs: list[TrackRun], parallel: bool, make_room: Callable[[], None]) -> None:
         """One adapter per track."""
-        train_tracks(self.config, runs, parallel=parallel, prove_on=self.prove_on, say=self.log.outcome)
+        train_tracks(
+            self.config, runs, parallel=parallel, prove_on=self.prove_on, say=self.log.outcome, make_room=make_room
+        )
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""

@@ -62,6 +62,7 @@ class Session(Generic[Settings]):
             storage.write_text(self.folder / "config.yaml", dump(self.config))
             cluster.connect()
             cluster.require(bundles(self.config, 1), setting="training.workers")
+            self._require_seen()
             began_s = time.monotonic()
             try:
                 result = steps()
@@ -70,6 +71,15 @@ class Session(Generic[Settings]):
                     shutdown()
             offer_all(self.config.run_dir, self._sent_to, took_s=time.monotonic() - began_s)
             return result
+
+    def _require_seen(self) -> None:
+        """The nodes that may train or serve see what they read and write; told before the first call is paid."""
+        serving = self.config.serving
+        cluster.require_seen(
+            self.config.training.workers.per_worker,
+            shared={"run_dir": self.folder, "serving.adapters_dir": Path(serving.adapters_dir).absolute()},
+            copies={"serving.base": Path(serving.base).absolute()} if Path(serving.base).is_dir() else {},
+        )
 
     def prepared(self, track: TrackSource, folder: Path, **changes: Any) -> Prepared:
         """A track's rows, split, in `folder`; the splits share no prompt."""
@@ -98,23 +108,31 @@ class Session(Generic[Settings]):
         self.endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.log.outcome(f"{self.config.serving.name} answers at {self.endpoint.url}/v1")
 
-    def train(self, runs: Sequence[TrackRun], job: Callable[[bool], None]) -> None:
+    def train(self, runs: Sequence[TrackRun], job: Callable[[bool, Callable[[], None]], None]) -> None:
         """`job` trains an adapter on the rows of each run, at once or in turn as it is told.
 
-        The endpoint stays up unless training cannot fit beside it.
+        The endpoint stays up unless training cannot fit beside it, and then too where every adapter is finished: `job`
+        calls what it is given before it asks the cluster for anything.
         """
+        taken_down = False
         with self.log.step("train"):
             check_template(self.config, runs, self.endpoint)
             self.log.say("parity check: trainer and server see the same tokens for the same prompt")
             place = placement(self.config, len(runs))
-            if place.note:
+            if place.note and place.beside_endpoint:
                 self.log.note(place.note)
-            if not place.beside_endpoint:
-                shutdown()
+
+            def make_room() -> None:
+                nonlocal taken_down
+                if not place.beside_endpoint and not taken_down:
+                    self.log.note(place.note)
+                    shutdown()
+                    taken_down = True
+
             # An endpoint that stays up answers for an adapter before it is listed; else an engine like it is started.
             self.prove_on = self.endpoint.url if place.beside_endpoint else self.config.serving.config
-            job(place.parallel)
-        if not place.beside_endpoint:
+            job(place.parallel, make_room)
+        if taken_down:
             with self.log.step("deploy again"):
                 self.deploy(self._pools)
                 self._check_deployed([run.adapter.id for run in runs if run.adapter is not None])

@@ -89,13 +89,13 @@ def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoi
                 raise ModelError(f"{run.name}, training row {row + 1}: {differs}")
 
 
-def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str) -> TrainConfig:
+def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str, make_room: Callable[[], None]) -> TrainConfig:
     """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
     planned = training_config(config, run, prove_on=prove_on)
     if not config.sweep:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
-    result = sweep(trials, config.search, validation=run.prepared.path("validation"))
+    result = sweep(trials, config.search, validation=run.prepared.path("validation"), make_room=make_room)
     for line in summary(result):
         say(f"{run.name}: {line}")
     best = result["best"]
@@ -103,12 +103,15 @@ def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str) -> Trai
     return planned.model_copy(update={"learning_rate": best["learning_rate"], "lora": lora})
 
 
-def train_tracks(config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say) -> None:
+def train_tracks(
+    config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say,
+    make_room: Callable[[], None],
+) -> None:  # fmt: skip
     """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
-    configs = [swept(config, run, say, prove_on=prove_on) for run in runs]
-    for run, manifest in zip(
-        runs, train_many(configs, parallel=parallel, hourly_usd=config.comparison.cost.hourly_usd), strict=True
-    ):
+    configs = [swept(config, run, say, prove_on=prove_on, make_room=make_room) for run in runs]
+    usd = config.comparison.cost.hourly_usd
+    manifests = train_many(configs, parallel=parallel, hourly_usd=usd, make_room=make_room)
+    for run, manifest in zip(runs, manifests, strict=True):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")
         print(f"{manifest.id}: {in_words(manifest.proof)}", flush=True)

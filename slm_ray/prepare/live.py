@@ -32,14 +32,15 @@ from slm_ray.traffic.record import encoded
 from slm_ray.traffic.redaction import WITHHELD
 
 TARGET_TAG = "target_from"
+NOT_ASKED = "the LLM was not asked"
 _WRONG_BELOW, _RIGHT = 0.5, 1.0  # a user's score
 _AGREES = 0.5  # by the primary metric; most of them are 0 or 1
-Origin = Literal["user", "llm", "slm"]
+Origin = Literal["user", "llm", "slm", "to_ask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRow:
-    """A row and the request that it is of."""
+    """A row, the request that it is of, and whose answer it holds; `to_ask`: the SLM's, until the LLM has been asked."""
 
     row: ParsedRow
     request: TrafficRow
@@ -50,9 +51,14 @@ class LiveRow:
 class LiveRows:
     """The rows of a log, what of it is damaged, and what each step left out."""
 
-    rows: tuple[ParsedRow, ...]
+    found: tuple[LiveRow, ...]
     errors: tuple[RowError, ...]
     steps: tuple[Step, ...]
+
+    @property
+    def rows(self) -> tuple[ParsedRow, ...]:
+        """The rows alone."""
+        return tuple(each.row for each in self.found)
 
 
 def is_live(source: str) -> bool:
@@ -61,8 +67,11 @@ def is_live(source: str) -> bool:
     return not ("://" in source and "." in named) and is_traffic(source)
 
 
-def live_rows(folder: str, track: Track, settings: Live) -> LiveRows:
-    """The rows of the log at `folder`, oldest first. ConfigError where `route` is needed or unknown."""
+def live_rows(folder: str, track: Track, settings: Live, *, ask_again: bool = False) -> LiveRows:
+    """The rows of the log at `folder`, oldest first. ConfigError where `route` is needed or unknown.
+
+    With `ask_again` also the requests that only the SLM answered: whoever takes them asks the LLM before they are learned.
+    """
     errors: list[RowError] = []
     found: list[tuple[str, int, TrafficRow]] = []
     for file, number, row in located_rows(folder):
@@ -76,12 +85,12 @@ def live_rows(folder: str, track: Track, settings: Live) -> LiveRows:
         every, found = found, [each for each in found if each[2].route == settings.route]
         steps.append(Step(name="route", kept=len(found), dropped=len(every) - len(found), note=settings.route))
     found.sort(key=lambda each: (each[2].at, each[2].id))
-    rows, step = _learnable(found, track)
+    rows, step = _learnable(found, track, ask_again=ask_again)
     steps.append(step)
     for chosen in _filters(track, settings):
         rows, step = chosen(rows)
         steps.append(step)
-    return LiveRows(rows=tuple(each.row for each in rows), errors=tuple(errors), steps=tuple(steps))
+    return LiveRows(found=tuple(rows), errors=tuple(errors), steps=tuple(steps))
 
 
 def live_fingerprint(folder: str) -> str:
@@ -102,12 +111,17 @@ def _check_route(folder: str, route: str | None, routes: set[str]) -> None:
         raise ConfigError(f"live.route: {folder} has no route {route!r}; {choices(route, routes)}")
 
 
-def _learnable(found: Sequence[tuple[str, int, TrafficRow]], track: Track) -> tuple[list[LiveRow], Step]:
+def _learnable(
+    found: Sequence[tuple[str, int, TrafficRow]], track: Track, *, ask_again: bool
+) -> tuple[list[LiveRow], Step]:
     """The requests that are rows of the track, with the answer to learn."""
     rows: list[LiveRow] = []
     reasons: Counter[str] = Counter()
     for file, number, request in found:
         chosen = _target(request)
+        slm = request.answer_of("slm")
+        if chosen == NOT_ASKED and ask_again and slm is not None and _usable(slm):
+            chosen = str(slm.text), "to_ask"
         if isinstance(chosen, str):
             reasons[chosen] += 1
             continue
@@ -137,7 +151,7 @@ def _target(request: TrafficRow) -> tuple[str, Origin] | str:
     if any(answer.text is None and answer.chars for answer in request.answers):
         return "no text was kept"
     if llm is None:
-        return "the LLM was not asked"
+        return NOT_ASKED
     return "the LLM's answer has the wrong form" if llm.valid is False else "the LLM did not answer"
 
 
@@ -155,7 +169,11 @@ def _row(request: TrafficRow, target: str, origin: Origin, track: Track, file: s
         turns = [*plain_turns(body.get("messages")), _turn(target)]
     except BadRow as bad:
         return bad.kind
-    raw: dict[str, Any] = {"messages": turns, "id": request.id, "tags": {TARGET_TAG: origin}}
+    raw: dict[str, Any] = {
+        "messages": turns,
+        "id": request.id,
+        "tags": {TARGET_TAG: "llm" if origin == "to_ask" else origin},
+    }
     if body.get("tools"):
         raw["tools"] = body["tools"]
     (row,) = parsed([(file, number, raw)], track, "messages")

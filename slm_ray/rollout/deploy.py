@@ -25,6 +25,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster, serving
+from slm_ray.command import output_folder
 from slm_ray.config import RolloutConfig, Serving
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.reports.prices import open_prices
@@ -146,11 +147,10 @@ def _absolute(config: RolloutConfig) -> RolloutConfig:
     """The folders as a process of any other folder finds them."""
     traffic = config.traffic
     if "://" not in traffic.folder:
-        traffic = traffic.model_copy(update={"folder": str(Path(traffic.folder).expanduser().absolute())})
+        traffic = traffic.model_copy(update={"folder": str(output_folder(traffic.folder, setting="traffic.folder"))})
     prices = str(Path(config.prices).absolute()) if config.prices else None
-    return config.model_copy(
-        update={"folder": str(Path(config.folder).expanduser().absolute()), "traffic": traffic, "prices": prices}
-    )
+    folder = str(output_folder(config.folder, setting="folder"))
+    return config.model_copy(update={"folder": folder, "traffic": traffic, "prices": prices})
 
 
 def _check(state: RouteState, endpoint: str, environment: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeGuard, get_args
 
 from slm_ray.errors import ConfigError, choices
 
@@ -32,6 +32,11 @@ _NAME_RULE = "use letters, digits, '.', '_' and '-', at most 80 of them, the fir
 def is_name(name: str) -> bool:
     """Whether a client can ask for a route of that name."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_state(text: str) -> TypeGuard[State]:
+    """Whether there is such a state."""
+    return text in STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +161,24 @@ class RouteState:
     def stand_ins(self) -> tuple[str, ...]:
         """The models in whose name a stand-in answered the verdict's rows."""
         return self.granted.stand_ins
+
+
+def state_text(now: RouteState) -> str:
+    """The state with its number."""
+    if now.state == "canary":
+        return f"canary {now.share:.3g}"
+    return f"cascade at {now.threshold:.4g}" if now.state == "cascade" and now.threshold is not None else now.state
+
+
+def watched_text(grant: Grant, delta: float) -> str:
+    """What live traffic is held to, in words."""
+    if grant.agreement is None or grant.agreement_lower is None:
+        return "watched by nothing: no verdict's rows say how often both models agree"
+    floor = grant.agreement_lower - delta
+    said = f"watched: both agreed on {grant.agreement:.1%} of the verdict's rows (at least {grant.agreement_lower:.1%})"
+    if floor <= 0:
+        return f"{said}, which is too little for live traffic to fall below it: no alarm can come of it"
+    return f"{said}; below {floor:.1%} it is taken back"
 
 
 def held(grant: Grant, *, route: Route, adapter: str | None) -> Grant:

@@ -3,7 +3,7 @@
 Promises over the stock server: the engine only ever reads node-local copies; concurrent first requests for one adapter
 load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on; chats are rendered
 as in training (`slm_ray.chat_template`); an answer whose length nobody names ends at the bounds of `limits`, not where the
-context does.
+context does; an engine that its GPU has no room for is refused before a weight is read.
 
 Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
 """
@@ -25,19 +25,25 @@ from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
 
 from slm_ray.chat_template import served_template
-from slm_ray.errors import SlmRayError
+from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.serving.adapter_cache import NodeLocalCache
 from slm_ray.serving.limits import most_tokens
+from slm_ray.serving.memory import require_room
+from slm_ray.storage import read_json
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
     """One engine and its adapters."""
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]
+        check_room(llm_config)
         self._cache = NodeLocalCache()
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
+
+    async def _start_engine(self) -> None:
+        await self.engine.start()  # without the stock server's report on its use: an actor of 240 MB
 
     async def _run_request(self, request: Any, **options: Any) -> Any:
         asked = getattr(request, "max_completion_tokens", None) or getattr(
@@ -59,6 +65,8 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
                 await super()._maybe_resolve_lora_from_multiplex()
             except FileNotFoundError as error:
                 raise HTTPException(404, str(error)) from None
+            except ResourceError as error:
+                raise HTTPException(503, str(error)) from None
             except (SlmRayError, ValueError) as error:
                 raise HTTPException(400, f"the adapter cannot be used: {error}") from None
 
@@ -101,6 +109,31 @@ class HouseEngine(VLLMEngine):  # type: ignore[misc]
         if config.device_config.device_type == "cpu" and config.parallel_config.world_size == 1:
             config.parallel_config.distributed_executor_backend = "uni"
         return arguments, frontend, config
+
+
+def check_room(llm_config: LLMConfig) -> None:
+    """ResourceError, before any weight is read, where the engine has no room on the smallest GPU of this node.
+
+    Not checked: a base that is quantised or not here yet, and a node whose driver does not say how large its GPUs are.
+    """
+    folder, engine = Path(llm_config.model_loading_config.model_source), llm_config.engine_kwargs
+    if getattr(llm_config.accelerator_config, "kind", "") != "gpu" or not folder.is_dir() or "quantization" in engine:
+        return
+    base, card = read_json(folder / "config.json"), _smallest_gpu_bytes()
+    if card is not None and "quantization_config" not in base:
+        require_room(base, engine, card=card)
+
+
+def _smallest_gpu_bytes() -> float | None:
+    from vllm.utils.import_utils import import_pynvml
+
+    nvml = import_pynvml()
+    try:
+        nvml.nvmlInit()
+        cards = [nvml.nvmlDeviceGetHandleByIndex(place) for place in range(nvml.nvmlDeviceGetCount())]
+        return min((float(nvml.nvmlDeviceGetMemoryInfo(card).total) for card in cards), default=None)
+    except nvml.NVMLError:
+        return None
 
 
 class LocalModel(CallbackBase):  # type: ignore[misc]

@@ -112,6 +112,11 @@ class BaseShape:
         return [sides for name in names for sides in self.linears[name]]
 
 
+def is_expert(layer: str) -> bool:
+    """Whether a layer of this name belongs to a mixture of experts: an expert, or what chooses among them."""
+    return _EXPERT.search(f"{layer}.weight") is not None
+
+
 def check_recipe(base: BaseShape, recipe: Recipe) -> None:
     """ConfigError, with what the base has, when no worker could train this recipe on it."""
     lora, wanted = recipe.lora, recipe.lora.target_modules

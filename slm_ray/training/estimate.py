@@ -32,6 +32,7 @@ _FRAGMENTATION = 1.10  # what a caching allocator holds above the peak of live t
 _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a time
 PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
 EAGER_TOKENS = 1024  # on a CPU, attention of longer rows is the fused kernel, which keeps no matrix of weights
+ANSWER_ROWS, ANSWER_TOKENS = 16, 256  # validation rows that are answered together, and the longest answer
 _SMALLEST_RANK, _SHORTEST = 4, 64  # what advice goes down to, at most
 
 # torchtune on one RTX 4090: Llama 3.1 8B, NF4, r=32, 2,413 tokens/s, by memory bandwidth and FLOPs about 1,040 on a 3090.
@@ -58,13 +59,17 @@ ON_CPU = Trainer(checkpointing=False, fused_head=False)  # builds the logits of 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Bytes of one worker at its peak, by cause."""
+    """Bytes of one worker at its peak, by cause.
+
+    `answers` is what the cache of a validation takes above the activations and logits of a step, which are gone by then.
+    """
 
     base: float
     lora: float
     optimizer: float
     activations: float
     logits: float
+    answers: float
     overhead: float
 
     @property
@@ -96,9 +101,13 @@ class Duration:
 
 
 def estimate(
-    base: BaseShape, recipe: Recipe, *, row_tokens: int, use_gpu: bool, trainer: Trainer | None = None
-) -> Estimate:
-    """Bytes for this base, rows padded to `row_tokens`; `trainer` is ours for the device unless another one is named."""
+    base: BaseShape, recipe: Recipe, *, row_tokens: int, use_gpu: bool, trainer: Trainer | None = None,
+    asked_tokens: int = 0,
+) -> Estimate:  # fmt: skip
+    """Bytes for this base, rows padded to `row_tokens`; `trainer` is ours for the device unless another one is named.
+
+    `asked_tokens` are those of the longest validation prompt that is answered during the run, 0 for none.
+    """
     trainer = trainer or (ON_GPU if use_gpu else ON_CPU)
     tokens = recipe.per_device_batch * row_tokens
     layers = base.targets(recipe)
@@ -114,6 +123,8 @@ def estimate(
     else:  # in bf16, in fp32, as log-probability and as gradient
         logits = tokens * (3 * _FP32_BYTES + _BF16_BYTES)
     slack = _FRAGMENTATION if use_gpu else 1.0
+    step = (kept + logits * base.vocabulary) * slack
+    cached = ANSWER_ROWS * (asked_tokens + ANSWER_TOKENS) * 2 * base.key_value * base.blocks * _BF16_BYTES * slack
     return Estimate(
         base=base.linear_parameters * _PRECISION_BYTES[recipe.precision]
         + base.other * (_FP32_BYTES if trainer.upcast else _BF16_BYTES),
@@ -121,24 +132,31 @@ def estimate(
         optimizer=lora * OPTIMIZERS[recipe.optimizer],
         activations=kept * slack,
         logits=logits * base.vocabulary * slack,
+        answers=max(0.0, cached - step) if asked_tokens else 0.0,
         overhead=_GPU_OVERHEAD_BYTES if use_gpu else _CPU_OVERHEAD_BYTES,
     )
 
 
 def check(
     base: BaseShape, recipe: Recipe, available_bytes: float, *, row_tokens: int, use_gpu: bool,
-    trainer: Trainer | None = None,
+    trainer: Trainer | None = None, asked_tokens: int = 0,
 ) -> None:  # fmt: skip
     """ResourceError, with a change that does fit, when a worker would not fit into `available_bytes`."""
-    needed = estimate(base, recipe, row_tokens=row_tokens, use_gpu=use_gpu, trainer=trainer)
+    device: dict[str, Any] = {"use_gpu": use_gpu, "trainer": trainer, "asked_tokens": asked_tokens}
+    needed = estimate(base, recipe, row_tokens=row_tokens, **device)
     if needed.total <= available_bytes:
         return
     shortage = f"training needs {needed}, but {available_bytes / GB:.1f} GB are available to each"
     for changed, tokens in _changes(recipe, row_tokens, use_gpu=use_gpu):
-        would_need = estimate(base, changed, row_tokens=tokens, use_gpu=use_gpu, trainer=trainer).total
+        would_need = estimate(base, changed, row_tokens=tokens, **device).total
         if would_need <= available_bytes:
             advice = _in_words(recipe, changed, shorter=tokens < row_tokens)
             raise ResourceError(f"{shortage}: set {advice}; that needs {would_need / GB:.1f} GB")
+    if needed.total - needed.answers <= available_bytes:
+        raise ResourceError(
+            f"{shortage}: answering {ANSWER_ROWS} validation rows at a time takes the rest, the longest asks in {asked_tokens:,} "
+            "tokens; leave long rows out of the validation file, or set no validation"
+        )
     raise ResourceError(
         f"{shortage}, and no recipe for this base fits: not in 4 bits with batches of one row, lora.rank {_SMALLEST_RANK} and rows"
         f" of {_SHORTEST} tokens; take a smaller base, or workers with more memory"

@@ -7,9 +7,11 @@ its first failure. It recovers nothing: what another attempt goes on from is the
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
@@ -18,6 +20,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ResourceError, SlmRayError, TrainingError
+from slm_ray.training import progress
 
 AGAIN = "the same command continues from the last checkpoint"
 # What the ranks that live on see of one that went: their connection breaks, in the words of gloo, NCCL and CUDA.
@@ -32,10 +35,10 @@ _NO_MEMORY = re.compile(r"out of memory|can't allocate memory", re.IGNORECASE)
 
 
 class GiveUp(UserCallback):  # type: ignore[misc]
-    """Ends the run at once when its workers failed by themselves; runs in Ray Train's controller."""
+    """Ends the run at once when its workers failed by themselves, and says that some were lost; runs in Ray Train's controller."""
 
-    def __init__(self, config: TrainConfig, folder: str) -> None:
-        self._config, self._folder = config, folder
+    def __init__(self, config: TrainConfig, folder: str, progress_path: Path) -> None:
+        self._config, self._folder, self._progress_path = config, folder, progress_path
 
     def after_exception(self, run_context: Any, worker_exceptions: Mapping[int, Exception]) -> None:
         """Raise the reason of a failure that would come again; what a callback raises is never retried."""
@@ -43,6 +46,9 @@ class GiveUp(UserCallback):  # type: ignore[misc]
         certain = [error for error in errors if _fails_again(error)]
         if certain or not any(is_lost(error) for error in errors):
             raise explained((certain or errors)[0], self._config, self._folder)
+        rank, lost = min(worker_exceptions.items())
+        with contextlib.suppress(SlmRayError):  # a line that cannot be said is no reason to end the run
+            progress.start(self._progress_path, lost=f"rank {rank}: {type(lost).__name__}")
 
 
 def is_lost(error: BaseException) -> bool:

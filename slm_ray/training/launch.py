@@ -46,17 +46,23 @@ _NOT_RECIPE: Any = {  # said elsewhere in the manifest, or a path
 _DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
-def train(config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None) -> Manifest:
+def train(
+    config: TrainConfig, *, show: bool = True, hourly_usd: float | None = None,
+    make_room: Callable[[], None] = lambda: None,
+) -> Manifest:  # fmt: skip
     """Train and publish one adapter; blocks. Joins Ray while the rows are tokenised; may be called inside a Ray task.
 
     Raises DataError (rows), ModelError (base), ConfigError (template, targets) and ResourceError (cluster, memory)
     before any weight loads; TrainingError and ResourceError when the run fails, once, unless its workers were lost;
     ModelError when what is served is not what was trained, and then nothing is published.
-    `show` writes progress to stderr; `hourly_usd` is what a GPU costs.
+    `show` writes progress to stderr; `hourly_usd` is what a GPU costs; `make_room` is called before anything of the
+    cluster is asked for, and not at all for a run that is finished.
     """
     planned = _planned(config, meanwhile=_join)
-    if show and _finished(planned) is None:
-        _announce(planned, hourly_usd)
+    if _finished(planned) is None:
+        make_room()
+        if show:
+            _announce(planned, hourly_usd)
     manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
     trace(planned.folder, manifest, os.environ)
     return manifest
@@ -69,15 +75,21 @@ def _join(folder: Path) -> None:
         import ray.train.torch  # noqa: F401
 
 
-def train_many(configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None) -> list[Manifest]:
+def train_many(
+    configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None,
+    make_room: Callable[[], None] = lambda: None,
+) -> list[Manifest]:  # fmt: skip
     """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
 
-    When one fails, the others still run to their end, then its error is raised.
+    When one fails, the others still run to their end, then its error is raised. `make_room` as for `train`; it may be
+    called more than once.
     """
     if not parallel or len(configs) == 1:
-        return [train(config, hourly_usd=hourly_usd) for config in configs]
+        return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
     plans = [_planned(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]
+    if open_plans:
+        make_room()
     cluster.connect()
     cluster.require(
         [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
@@ -99,6 +111,8 @@ def fit(planned: Plan) -> dict[str, Any]:
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
+    copies = {"training.base": config.base} if Path(config.base).is_dir() else {}
+    cluster.require_seen(config.workers.per_worker, shared={"training.run_dir": planned.folder.parent}, copies=copies)
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
@@ -115,7 +129,7 @@ def fit(planned: Plan) -> dict[str, Any]:
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
-            callbacks=[GiveUp(config, str(planned.folder))],
+            callbacks=[GiveUp(config, str(planned.folder), planned.progress_path)],
             worker_runtime_env={"env_vars": worker_environment(config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from slm_ray import adapters
 from slm_ray.adapters import Manifest
+from slm_ray.adapters.registry import scratch_folder
 from slm_ray.errors import AdapterError
 from slm_ray.storage import write_json
 from slm_ray.training.base_model import base_folder, silence_libraries
@@ -37,17 +37,13 @@ def merge(adapters_dir: str | Path, adapter_id: str, base: str, out: str | Path)
     folder = base_folder(base)
     manifest = adapters.verify(adapters_dir, adapter_id, folder)
     silence_libraries()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".merging-"))
-    try:
+    with scratch_folder(target.parent, ".merging-") as scratch:
         _write(folder, Path(adapters_dir) / adapter_id, scratch)
         origin = {"adapter": manifest.id, "base": manifest.base, "base_fingerprint": manifest.base_fingerprint}
         write_json(scratch / RECORD, origin)
         scratch.chmod(0o755)  # mkdtemp's is for its owner alone
         adapters.check_base(str(scratch), setting="base")
         os.rename(scratch, target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return manifest
 
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
+from slm_ray.training.base_shape import is_expert
 from slm_ray.training.estimate import EAGER_TOKENS
 
 
@@ -63,11 +64,11 @@ def quantization(precision: Precision) -> BitsAndBytesConfig | None:
 def add_lora(model: Any, lora: Lora) -> Any:
     """The base with trainable LoRA layers; ConfigError when a target module is not in this architecture."""
     head = model.get_output_embeddings()
-    linears = {
-        name.rsplit(".", 1)[-1]
-        for name, part in model.named_modules()
-        if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not head
-    }
+    layers = [
+        name for name, part in model.named_modules() if isinstance(part, (torch.nn.Linear, Conv1D)) and part is not head
+    ]
+    routing = [name for name in layers if is_expert(name)]  # what chooses among experts is left as it is
+    linears = {name.rsplit(".", 1)[-1] for name in layers if name not in routing}
     targets = linears if lora.target_modules == "all-linear" else set(lora.target_modules)
     if absent := sorted(targets - linears):
         raise ConfigError(
@@ -80,6 +81,7 @@ def add_lora(model: Any, lora: Lora) -> Any:
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
             target_modules=sorted(targets),
+            exclude_modules=[name for name in routing if name.rsplit(".", 1)[-1] in targets] or None,
             use_rslora=lora.variant == "rslora",
             use_dora=lora.variant == "dora",
             task_type="CAUSAL_LM",

@@ -26,6 +26,7 @@ from slm_ray.storage import write_json
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
 _PLAIN_EVERY = 10  # polls between lines where there is no terminal
+_AGAIN = "its group starts again from the last checkpoint, and waits where no node has room for it (see: ray status)"
 _LONG_START_S, _SAID_EVERY_S = 60, 30
 
 
@@ -51,13 +52,16 @@ class Progress:
     gpus: tuple[Gpu, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Starting:
-    """A run that has its turn and has not taken a step yet."""
+    """A run that has its turn and has not taken a step yet. `lost` is what became of its workers, where it had some."""
+
+    lost: str = ""
 
 
-def start(path: Path) -> None:
-    """Say that the run has its turn: its workers are asked for."""
-    write_json(path, {})
+def start(path: Path, *, lost: str = "") -> None:
+    """Say that the run has its turn: its workers are asked for, once more where others were `lost`."""
+    write_json(path, {"lost": lost} if lost else {})
 
 
 def write(path: Path, progress: Progress) -> None:
@@ -69,8 +73,10 @@ def read(path: Path) -> Progress | Starting | None:
     """The latest progress; None when the run waits for its turn."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(**{**found, "gpus": tuple(Gpu(**gpu) for gpu in found["gpus"])}) if found else Starting()
-    except (OSError, ValueError, KeyError, TypeError):
+        if "step" not in found:
+            return Starting(lost=found.get("lost", ""))
+        return Progress(**{**found, "gpus": tuple(Gpu(**gpu) for gpu in found["gpus"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -103,6 +109,8 @@ def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0)
     """One run in one line; `waited_s` is how long it has been in this state."""
     if progress is None:
         return f"{name}: waiting for a slot"
+    if isinstance(progress, Starting) and progress.lost:
+        return f"{name}: a worker was lost ({progress.lost}); {_AGAIN}"
     if isinstance(progress, Starting):
         if waited_s <= _LONG_START_S:
             return f"{name}: starting workers"

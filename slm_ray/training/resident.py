@@ -176,6 +176,7 @@ _KILLED = (
 @contextlib.contextmanager
 def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[Any]:
     """The handle of a desk with so many groups (`concurrent`), which end with the block; `folder` is for Ray Train's files."""
+    cluster.require_seen(workers.per_worker, shared={"run_dir": folder})
     handle = ray.remote(num_cpus=0)(Desk).remote(groups)
     running = [
         _group.options(**_DRIVER).remote(number, handle, workers, seed, str(folder / f"group{number}"))

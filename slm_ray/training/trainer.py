@@ -87,11 +87,15 @@ class LengthGroupedSampler(Sampler[int]):  # type: ignore[misc]
         yield from order[whole:]
 
 
-class _EpochCallback(TrainerCallback):  # type: ignore[misc]
-    """Tells the sampler which epoch begins; accelerate's way does not reach it when a run resumes inside an epoch."""
+class _Resumed(TrainerCallback):  # type: ignore[misc]
+    """What a resumed run would get wrong: which epoch begins, which accelerate does not tell the sampler inside an epoch,
+    and how often to save, which the checkpoint remembers and the settings may say otherwise since."""
 
     def __init__(self, order: LengthGroupedSampler) -> None:
         self._order = order
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        state.save_steps = args.save_steps
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
         self._order.epoch = int(state.epoch)
@@ -134,7 +138,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
         recipe = self._recipe
         batch = recipe.per_device_batch * recipe.gradient_accumulation * self.args.world_size
         order = LengthGroupedSampler([len(ids) for ids in rows["input_ids"]], batch, recipe.seed)
-        self.add_callback(_EpochCallback(order))
+        self.add_callback(_Resumed(order))
         return order
 
     def compute_loss(

@@ -14,18 +14,22 @@ import torch
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring.run import score, summarise
+from slm_ray.training.estimate import ANSWER_ROWS, ANSWER_TOKENS
 from slm_ray.training.rows import NOT_LEARNED, conversation, token_ids, tokenised
 from slm_ray.types import Example, RowScore
 
-_BATCH = 16
 _BATCH_TOKENS = 2048  # of targets whose logits exist at a time: of long answers in batches of 16 they would fill a card
-_MAX_NEW_TOKENS = 256
 
 
 def row_scores(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> list[RowScore]:
     """The scores of the model's own answers, in order."""
     answers = generate(model, tokenizer, examples)
     return [score(judged, example.id, text, example.target) for example, text in zip(examples, answers, strict=True)]
+
+
+def longest_prompt(tokenizer: Any, examples: Sequence[Example]) -> int:
+    """Tokens of the longest prompt among the examples; 0 where there are none."""
+    return max((len(_prompt(tokenizer, example)) for example in examples), default=0)
 
 
 def summary(judged: Track, rows: Sequence[RowScore]) -> dict[str, Any]:
@@ -60,12 +64,12 @@ def answering(model: Any) -> Iterator[None]:
 
 
 def _batches(encoded: Sequence[tuple[list[int], int]]) -> Iterator[list[tuple[list[int], int]]]:
-    """Rows in order, as many together as `_BATCH` and `_BATCH_TOKENS` allow, and at least one."""
+    """Rows in order, as many together as `ANSWER_ROWS` and `_BATCH_TOKENS` allow, and at least one."""
     batch: list[tuple[list[int], int]] = []
     for row in encoded:
         more = [*batch, row]
         wide = max(len(ids) for ids, _ in more) - min(asked for _, asked in more)
-        if batch and (len(more) > _BATCH or len(more) * wide > _BATCH_TOKENS):
+        if batch and (len(more) > ANSWER_ROWS or len(more) * wide > _BATCH_TOKENS):
             yield batch
             more = [row]
         batch = more
@@ -97,16 +101,20 @@ def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
     """One greedy answer per example, in order."""
-    prompts = [token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True) for example in examples]
+    prompts = [_prompt(tokenizer, example) for example in examples]
     # Rows of like length share a batch, so that little is padded.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
     with answering(model):
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        for start in range(0, len(order), ANSWER_ROWS):
+            batch = order[start : start + ANSWER_ROWS]
             for row, text in zip(batch, _answer(model, tokenizer, [prompts[row] for row in batch]), strict=True):
                 answers[row] = text
     return answers
+
+
+def _prompt(tokenizer: Any, example: Example) -> list[int]:
+    return token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True)
 
 
 def _answer(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[str]:
@@ -115,7 +123,14 @@ def _answer(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[st
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=_MAX_NEW_TOKENS, pad_token_id=pad,
-        eos_token_id=tokenizer.eos_token_id, use_cache=True,
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, pad_token_id=pad,
+        eos_token_id=_stop_tokens(model, tokenizer), use_cache=True,
     )  # fmt: skip
     return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+
+
+def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Where an answer ends: the base's own list, as a server has it (Phi-4's `<|end|>`), and the tokenizer's end."""
+    stated = model.generation_config.eos_token_id
+    stops = {tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])}
+    return sorted(stops - {None})

@@ -28,6 +28,7 @@ from slm_ray.training.parity import NoteParity
 from slm_ray.training.plan import RANK, WorkerPayload
 from slm_ray.training.selection import Selection
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic
+from slm_ray.training.validation_score import longest_prompt
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
@@ -113,14 +114,11 @@ class Report(Meter):
 
 def check_memory(payload: WorkerPayload) -> None:
     """ResourceError where this rank would not fit into the memory that is left."""
-    folder, longest = base_folder(payload.config.base), max(payload.lengths)
+    folder, answered = base_folder(payload.config.base), payload.selection or payload.validation
     estimate.check(
-        BaseShape.read(folder),
-        payload.config,
-        _available_bytes(payload.use_gpu),
-        row_tokens=longest,
-        use_gpu=payload.use_gpu,
-    )
+        BaseShape.read(folder), payload.config, _available_bytes(payload.use_gpu), row_tokens=max(payload.lengths),
+        use_gpu=payload.use_gpu, asked_tokens=longest_prompt(open_tokenizer(folder), answered) if answered else 0,
+    )  # fmt: skip
 
 
 def _available_bytes(use_gpu: bool) -> float:

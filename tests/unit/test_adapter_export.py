@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner, Result
 
 from slm_ray import adapters
-from slm_ray.adapters.card import base_name, licence_of
+from slm_ray.adapters.card import base_name, licence_of, model_card
 from slm_ray.cli.app import app
 from slm_ray.corpus.tracks import definition
 from slm_ray.cost_records import CostReport
@@ -176,6 +176,18 @@ def test_the_card_says_what_is_known_and_is_valid(base: Path, tmp_path: Path) ->
     assert "swap: exact_match +0.1250 (+0.0625 to +0.1875) against served:stand-in on 100 rows" in shown
     listed = CliRunner().invoke(app, ["adapters", "list", "--adapters_dir", str(root), "--runs", str(runs)]).stdout
     assert "exact_match 0.625" in listed
+
+
+def test_the_card_of_a_mixture_speaks_of_all_its_tasks_and_of_no_path(tmp_path: Path) -> None:
+    mixture = [{"track": str(tmp_path / "tracks/orders.yaml"), "weight": 0.5}]
+    one, two = (
+        publish_small(trained(tmp_path / name), tmp_path / "adapters", "f" * 32, name=name, track=name, recipe={"mixture": of})
+        for name, of in (("calls", []), ("calls-orders", mixture))
+    )  # fmt: skip
+    text = model_card(two)
+    assert "for 2 tasks, `calls-orders`" in text and "measured on those tasks" in text
+    assert "orders: 0.5 rows for each of the first track" in text and str(tmp_path) not in text
+    assert "for one task, `calls`" in model_card(one)
 
 
 def test_the_chat_template_of_training_goes_with_the_adapter_and_its_card_serves_it(tmp_path: Path) -> None:

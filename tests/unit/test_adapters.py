@@ -228,6 +228,18 @@ def test_the_fingerprint_follows_the_content_and_not_the_place(tmp_path: Path) -
     assert one != adapters.base_fingerprint(base(tmp_path / "d", fill=7))
 
 
+def test_a_chat_template_in_the_tokenizer_s_settings_counts_where_there_is_no_file_of_its_own(tmp_path: Path) -> None:
+    def fingerprint(name: str, template: str, *, file: str | None = None) -> str:
+        home = base(tmp_path / name)
+        (home / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}), encoding="utf-8")
+        if file is not None:
+            (home / "chat_template.jinja").write_text(file, encoding="utf-8")
+        return adapters.base_fingerprint(home)
+
+    assert fingerprint("a", "one") == fingerprint("b", "one") != fingerprint("c", "two")
+    assert fingerprint("d", "one", file="its own") == fingerprint("e", "two", file="its own"), "the file goes first"
+
+
 def test_large_weights_are_sampled_at_both_ends_and_between(tmp_path: Path) -> None:
     home = base(tmp_path / "large")
     path = safetensors(home / "model.safetensors", {"w": (20 << 20,)})

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from plain_records import build, plain, record
 
-from slm_ray.config import ArmsConfig, load
+from slm_ray.config import ArmsConfig, TrainConfig, load
+from slm_ray.corpus.leakage import question_hashes
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, ModelError
@@ -23,6 +24,8 @@ from slm_ray.prepare import Prepared
 from slm_ray.providers import parse
 from slm_ray.reports.adapter_results import results_by_adapter
 from slm_ray.reports.files import write_report
+from slm_ray.training import rows
+from slm_ray.training.plan import plan
 from slm_ray.types import Completion, Decision, Example
 from slm_ray.verdict.pairwise import pairwise
 
@@ -73,6 +76,40 @@ def test_the_llm_is_the_real_one_the_stand_in_or_left_out_in_words() -> None:
     assert Arms(settings("stand_in=false", "llm=openai:m"), {}).asked_llm == "openai:m"
     assert stand_in.comparison().candidates == 5, "every arm but the LLM is a candidate"
     assert Arms(settings("comparison.candidates=9"), {}).comparison().candidates == 9
+
+
+def test_the_arm_that_learns_from_demonstrations_is_chosen_by_rows_that_have_some_and_costs_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = Arms(
+        settings(
+            f"run_dir={tmp_path}/run", "tracks.0.train_rows=12", "tracks.0.validation_rows=4", "tracks.0.test_rows=4",
+            f"tracks.0.source={ROOT}/data/tools/rows.json", f"serving.base={ROOT}/data/tiny_base",
+            "training.early_stopping=2", "comparison.cost.hourly_usd=1.5",
+        ), {},
+    )  # fmt: skip
+    (prepared,) = this.prepare()
+    asked: dict[str, Any] = {}
+
+    def train_many(configs: list[TrainConfig], **how: Any) -> list[Any]:
+        asked.update(how, configs=configs)
+        return [SimpleNamespace(id=config.name) for config in configs]
+
+    monkeypatch.setattr("slm_ray.loop.arms.train_many", train_many)
+    this.prove_on = "nothing"
+    this._train([prepared.plain, prepared.icl], True, lambda: None)
+    plain, icl = asked["configs"]
+    assert asked["hourly_usd"] == 1.5
+    assert (plain.name, icl.name) == ("structured", "structured-icl")
+    before, shown = (rows.read(str(config.validation), "structured") for config in (plain, icl))
+    assert question_hashes(before.examples) == question_hashes(shown.examples)
+    train = {example.target for example in prepared.plain.prepared.dataset("train").examples}
+    for row, with_some in zip(before.examples, shown.examples, strict=True):
+        assert with_some.prompt.messages[-1] == row.prompt.messages[-1] and with_some.target == row.target
+        turns = [turn for turn in with_some.prompt.messages if turn.role == "assistant"]
+        assert len(turns) == 2 and all(turn.content in train for turn in turns)
+    # The plan of the training takes them: none of its rows asks what a validation row asks.
+    assert len(plan(icl).validation) == 4
 
 
 def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:

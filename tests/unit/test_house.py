@@ -41,7 +41,7 @@ SIDEWAYS = {
     ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"), ("load", "evaluation"),
-    ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"),
+    ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"), ("loop", "rollout"),
     ("rollout", "cluster"), ("rollout", "serving"),
 }  # fmt: skip
 OWNERS = {
@@ -60,7 +60,7 @@ OWNERS = {
     "langfuse": {"tracing"},
     "opentelemetry": {"tracing"},
     "vllm": {"serving"},
-    "pyarrow": {"sources", "storage", "traffic"},
+    "pyarrow": {"sources", "storage", "traffic", "serving"},
     "datasets": {"sources", "training"},
     "jinja2": {"page", "chat_template"},
     "datasketch": {"corpus"},
@@ -251,4 +251,4 @@ def test_there_are_few_knobs() -> None:
     """What people have to know: every setting of the product's jobs once, wherever it is used."""
     counted = {kind.__name__: len(knobs(kind)) for kind in configs()}
     assert counted["Generation"] == 9 and counted["ServeConfig"] == 0
-    assert sum(counted.values()) <= 219, counted
+    assert sum(counted.values()) <= 222, counted

@@ -2,48 +2,21 @@
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from traffic_rows import NOW, answer, asked, log_of, said
 
 from slm_ray.config import Live, PrepareConfig
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.prepare import Prepared, prepare
 from slm_ray.prepare.live import live_fingerprint, live_rows
-from slm_ray.traffic import Arm, ArmAnswer, Feedback, TrafficLog, TrafficRow
+from slm_ray.traffic import Feedback, TrafficLog, TrafficRow
 from slm_ray.types import Example
 
-NOW = datetime.now(UTC).timestamp()
 STRUCTURED = track("structured")
-
-
-def answer(arm: Arm, text: str | None, **fields: Any) -> ArmAnswer:
-    return ArmAnswer(arm=arm, model=f"{arm}@1", text=text, status=200 if text else 500, latency_s=0.1, **fields)
-
-
-def asked(name: str, llm: str | None, slm: str | None = None, *, served: Arm = "llm", **fields: Any) -> TrafficRow:
-    """A request whose arms answered JSON of these values; None: the arm was not asked."""
-    said = {"llm": llm, "slm": slm}
-    question = fields.pop("question", f"how many of {name} and {name}?")
-    return TrafficRow(
-        id=name, at=NOW + fields.pop("later", 0), route=fields.pop("route", "r"), serial=1, state="live", arm=served,
-        served=served, request={"messages": [{"role": "user", "content": question}], "max_tokens": 9},
-        answers=tuple(answer(arm, text) for arm, text in said.items() if text is not None),  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def log_of(folder: Path, *entries: TrafficRow | Feedback) -> str:
-    with TrafficLog(str(folder)) as log:
-        taken = [log.append(entry) for entry in entries]
-    assert all(taken)
-    return str(folder)
-
-
-def said(value: object) -> str:
-    return json.dumps({"n": value})
 
 
 def run(tmp_path: Path, source: str, **settings: Any) -> Prepared:

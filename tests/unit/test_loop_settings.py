@@ -1,13 +1,22 @@
 """What the loop hands on to its steps, without running any."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from adapter_files import publish, trained
 
-from slm_ray.config import Comparison, LoopConfig, load
+from slm_ray.config import Comparison, LoopConfig, TrainConfig, load
 from slm_ray.errors import ConfigError
+from slm_ray.loop import session
 from slm_ray.loop.run import Loop
+from slm_ray.loop.train import Placement
+from slm_ray.storage import write_json
+from slm_ray.training import launch, train_many
+from slm_ray.training.plan import plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -18,6 +27,61 @@ def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> No
     validation, test = loop.comparison("validation"), loop.comparison("test")
     assert (validation.rule, test.rule) == ("point", "sequential")
     assert validation.model_copy(update={"rule": "sequential"}) == test == config.comparison
+
+
+@pytest.mark.parametrize(("finished", "beside"), [(True, False), (False, False), (False, True)])
+def test_the_endpoint_is_taken_down_for_a_training_that_needs_its_place_and_not_for_a_finished_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool, beside: bool
+) -> None:
+    loop = Loop(load(LoopConfig, ROOT / "jobs/loop.yaml", [f"run_dir={tmp_path}"]), {})
+    loop.endpoint = SimpleNamespace(url="http://there")  # type: ignore[assignment]
+    done: list[str] = []
+
+    def deployed(*anything: Any, **more: Any) -> Any:
+        done.append("up")
+        return loop.endpoint
+
+    place = Placement(parallel=True, beside_endpoint=beside, note="" if beside else "it is taken down")
+    monkeypatch.setattr(session, "placement", lambda config, tracks: place)
+    monkeypatch.setattr(session, "check_template", lambda *anything: None)
+    monkeypatch.setattr(session, "check_deployed", lambda *anything: {})
+    monkeypatch.setattr(session, "shutdown", lambda: done.append("down"))
+    monkeypatch.setattr(session, "deploy", deployed)
+
+    def job(parallel: bool, make_room: Callable[[], None]) -> None:
+        for _ in range(0 if finished else 2):  # a sweep and a training, or two tracks in turn
+            make_room()
+        done.append("trained")
+
+    with loop.log:
+        loop.train([], job)
+    assert done == (["trained"] if finished or beside else ["down", "trained", "up"])
+    assert ("it is taken down" in (tmp_path / "log.txt").read_text()) == ("down" in done)
+
+
+def test_a_finished_adapter_asks_for_no_room_on_the_cluster_and_another_one_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Asked(Exception):
+        """Instead of what would start then."""
+
+    def make_room() -> None:
+        raise Asked
+
+    rows = [{"id": n, "prompt": f"call {n}", "completion": "{}"} for n in range(4)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    one, other = (
+        TrainConfig(
+            track="structured", train=str(tmp_path / "train.jsonl"), base=str(ROOT / "data/tiny_base"), epochs=epochs,
+            run_dir=str(tmp_path / "run"), adapters_dir=str(tmp_path / "adapters"),
+        )
+        for epochs in (1, 2)
+    )  # fmt: skip
+    manifest = publish(trained(tmp_path / "made"), tmp_path / "adapters", "f" * 32)
+    write_json(plan(one).folder / launch.FINISHED, {"adapter": manifest.id})
+    assert train_many([one], parallel=False, make_room=make_room) == [manifest]
+    with pytest.raises(Asked):
+        train_many([one, other], parallel=True, make_room=make_room)
 
 
 def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:

@@ -114,6 +114,22 @@ def test_where_nothing_fits_it_says_so_and_gives_no_setting() -> None:
     assert "per_device_batch:" not in str(said.value)
 
 
+def test_answering_validation_rows_counts_where_it_takes_more_than_a_step() -> None:
+    small = recipe(per_device_batch=1)
+    plain, short = needed(small), needed(small, asked_tokens=20)
+    long = needed(small, asked_tokens=2048)
+    assert plain == short, "by then the step's own activations are gone"
+    cached = 16 * (2048 + 256) * 2 * LLAMA.key_value * LLAMA.blocks * 2 * 1.1
+    assert plain < long
+    assert long == pytest.approx(
+        plain + estimate(LLAMA, small, row_tokens=2048, use_gpu=True, asked_tokens=2048).answers
+    )
+    assert cached / GB == pytest.approx(5.3, abs=0.1) and long - plain < cached
+    with pytest.raises(ResourceError, match=r"answering 16 validation rows at a time.*asks in 2,048 tokens"):
+        tiniest = recipe(per_device_batch=1, precision="4bit", lora={"rank": 4}, optimizer="adamw_8bit")
+        check(LLAMA, tiniest, needed(tiniest, row_tokens=64), row_tokens=64, use_gpu=True, asked_tokens=2048)
+
+
 def followed(text: str, before: Recipe) -> tuple[Recipe, int | None]:
     """The recipe after someone has typed in what the message says, and the longest row that it leaves."""
     changed = before.model_dump()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -11,6 +12,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ConfigError, ResourceError, SlmRayError, TrainingError
+from slm_ray.training import progress
 from slm_ray.training.failures import GiveUp, is_lost, run_error
 
 CONFIG = TrainConfig(track="structured", train="t.jsonl", base="b", run_dir="runs/x", adapters_dir="runs/a")
@@ -23,10 +25,19 @@ KILLED = WorkerHealthCheckFailedError("A worker health check failed.\nWorker inf
 @pytest.mark.parametrize(
     "error", [BROKEN, KILLED, ActorDiedError(), ConnectionResetError(), RuntimeError("NCCL error")]
 )
-def test_a_lost_worker_and_what_the_others_see_of_it_get_another_attempt(error: Exception) -> None:
+def test_a_lost_worker_and_what_the_others_see_of_it_get_another_attempt_and_are_said(
+    error: Exception, tmp_path: Path
+) -> None:
     assert is_lost(error)
-    GiveUp(CONFIG, "runs/x").after_exception(None, {0: error})
-    GiveUp(CONFIG, "runs/x").after_exception(None, {0: KILLED, 1: ValueError("an odd thing to die of")})
+    told = tmp_path / "structured.json"
+    give_up = GiveUp(CONFIG, "runs/x", told)
+    give_up.after_exception(None, {0: KILLED, 1: ValueError("an odd thing to die of")})
+    give_up.after_exception(None, {1: error})
+    said = progress.line("structured", progress.read(told), waited_s=600.0)
+    assert said.startswith(f"structured: a worker was lost (rank 1: {type(error).__name__})")
+    assert "starts again from the last checkpoint" in said and "ray status" in said
+    (tmp_path / "full").touch()
+    GiveUp(CONFIG, "runs/x", tmp_path / "full" / "x.json").after_exception(None, {0: error})  # which cannot be written
 
 
 @pytest.mark.parametrize(
@@ -61,7 +72,7 @@ def test_what_would_fail_again_ends_the_run_at_once_in_one_line(
 ) -> None:
     assert not is_lost(error)
     with pytest.raises(kind, match=says) as raised:
-        GiveUp(CONFIG, "runs/x").after_exception(None, {1: error})
+        GiveUp(CONFIG, "runs/x", Path("runs/x/structured.json")).after_exception(None, {1: error})
     assert "\n" not in str(raised.value)
     ended = ControllerError(raised.value)
     assert run_error(ended, CONFIG, "runs/x", 3) is raised.value
@@ -70,7 +81,7 @@ def test_what_would_fail_again_ends_the_run_at_once_in_one_line(
 def test_a_cause_of_its_own_counts_whatever_the_other_ranks_saw_of_it() -> None:
     for error in (TrainingError("diverged"), OSError(errno.ENOSPC, "x"), RuntimeError("CUDA out of memory")):
         with pytest.raises(SlmRayError):
-            GiveUp(CONFIG, "runs/x").after_exception(None, {0: BROKEN, 1: error})
+            GiveUp(CONFIG, "runs/x", Path("runs/x/structured.json")).after_exception(None, {0: BROKEN, 1: error})
 
 
 def test_workers_lost_too_often_and_a_ray_that_fails_say_how_to_go_on() -> None:

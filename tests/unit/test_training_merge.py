@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,17 @@ def test_it_is_a_base_of_its_own_with_the_base_s_tokenizer_and_template(tmp_path
     assert json.loads((out / RECORD).read_text())["adapter"] == adapter
     with pytest.raises(AdapterError, match=r"is already there.*give a new folder"):
         merge(tmp_path / "adapters", adapter, str(base), out)
+
+
+def test_what_a_killed_merge_left_is_swept_away_a_day_later(tmp_path: Path, base: Path) -> None:
+    adapter = published(tmp_path, base, Lora(rank=8, alpha=16))
+    old, young = tmp_path / "models/.merging-old", tmp_path / "models/.merging-young"
+    for left in (old, young):
+        left.mkdir(parents=True)
+        (left / "model.safetensors").write_bytes(b"half")
+    os.utime(old, (time.time() - 2 * 86400,) * 2)
+    merge(tmp_path / "adapters", adapter, str(base), tmp_path / "models" / "merged")
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [".merging-young", "merged"]
 
 
 def test_another_base_is_refused_and_leaves_nothing_behind(tmp_path: Path, base: Path) -> None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
-from slm_ray.config import TrainConfig, load
+from slm_ray.config import LearningCurveConfig, PrecisionsConfig, Search, TrainConfig, load
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, DataError
+from slm_ray.learning_curve import learning_curve
+from slm_ray.precisions import precisions
+from slm_ray.sweep import sweep
 from slm_ray.training import rows
 from slm_ray.training.plan import plan
 
@@ -77,6 +80,20 @@ def test_a_held_out_row_beside_any_of_the_files_is_refused(settings: dict[str, A
     write(tmp_path / "toolcall/test.jsonl", *(f"call {n}" for n in range(40)))
     with pytest.raises(DataError, match=r"rows of .*toolcall/test\.jsonl are training rows"):
         plan(TrainConfig(**settings))
+
+
+def test_trials_are_not_judged_by_a_row_that_any_track_of_the_mixture_trains_on(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    validation = write(tmp_path / "validation.jsonl", *(f"call {n}" for n in range(40)))
+    training = TrainConfig(**settings)
+    with pytest.raises(DataError, match=r"rows of .*validation\.jsonl are training rows"):
+        sweep(training, Search(learning_rates=(1e-3,), ranks=(4,)), validation=validation)
+    with pytest.raises(DataError, match=r"rows of .*validation\.jsonl are training rows"):
+        precisions(PrecisionsConfig(training=training, validation=validation))
+    curve = LearningCurveConfig(training=training, validation=validation, target=0.5, sizes=(8, 12, 16, 20))
+    with pytest.raises(DataError, match=r"rows of .*validation\.jsonl are training rows"):
+        learning_curve(curve)
 
 
 def test_one_track_twice_and_a_weight_of_nothing_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from slm_ray.training.proof import NOTE
 from slm_ray.training.trainer import LengthGroupedSampler, build
 from slm_ray.training.validation_score import row_scores, summary, target_loss
 from slm_ray.types import Example, Message, Prompt
+from tests.bases import make_base
 
 BASE = Path(__file__).parents[2] / "data" / "tiny_base"
 RECIPE = Recipe(
@@ -290,6 +291,21 @@ def test_a_run_that_is_killed_inside_an_epoch_goes_on_with_the_same_loss_at_ever
         assert other == pytest.approx(one, rel=1e-6)
 
 
+def test_a_run_that_goes_on_saves_as_often_as_its_settings_say_now(tokenizer: Any, tmp_path: Path) -> None:
+    first = metered(small_trainer(tokenizer, tmp_path, epochs=1, checkpoint_steps=1), tmp_path)
+    first.train()
+    again = metered(small_trainer(tokenizer, tmp_path, epochs=4, checkpoint_steps=3), tmp_path)
+    saved = []
+
+    class Saves(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+            saved.append(state.global_step)
+
+    again.add_callback(Saves())
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert saved == [3, 6, 8], "the end is always saved"
+
+
 def test_a_full_disk_is_named_and_the_checkpoint_before_it_stays_whole(tokenizer: Any, tmp_path: Path) -> None:
     running = metered(small_trainer(tokenizer, tmp_path, epochs=6, checkpoint_steps=2), tmp_path)
 
@@ -456,6 +472,27 @@ def test_answers_are_scored_by_the_track_s_own_scorer(trainer: Any, tokenizer: A
     assert "json_valid" in found
     assert len(found["validation_rows"]) == 3
     assert sum(found["validation_rows"]) / 3 == pytest.approx(found["validation_score"])
+
+
+def test_an_answer_ends_where_the_base_says_that_it_does(tmp_path: Path) -> None:
+    """Phi-4's turns end in a token that is not the tokenizer's end of text."""
+
+    class SaysEnd(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            calls.append(hidden.shape[1])
+            logits = torch.zeros(*hidden.shape[:2], len(phi))
+            logits[..., end if len(calls) > 2 else word] = 9.0
+            return logits
+
+    base = make_base(tmp_path / "phi", family="phi4")
+    phi, calls = open_tokenizer(base), list[int]()
+    end, word = phi.convert_tokens_to_ids("<|end|>"), phi("yes", add_special_tokens=False)["input_ids"][0]
+    assert end != phi.eos_token_id
+    model = open_base(base, Recipe(precision="16bit"), use_gpu=False, longest=100)
+    model.set_output_embeddings(SaysEnd())
+    (answer,) = validation_score.generate(model, phi, examples(1))
+    assert len(calls) == 3
+    assert answer == phi.decode([word, word]).strip()
 
 
 def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(trainer: Any, tokenizer: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, PhiConfig, PhiForCausalLM, Qwen2MoeConfig, Qwen2MoeForCausalLM
 
 from slm_ray import adapters
 from slm_ray.config import Lora, Recipe
@@ -96,6 +96,25 @@ def test_all_linear_finds_the_layers_of_any_architecture_and_leaves_the_head_alo
     transposed = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, dtype="float32"))
     model = add_lora(transposed, Lora(rank=2))
     assert model.peft_config["default"].target_modules == {"c_attn", "c_proj", "c_fc"}
+
+
+def test_what_chooses_among_experts_is_not_adapted_and_such_an_adapter_is_published(tmp_path: Path) -> None:
+    shape = Qwen2MoeConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, shared_expert_intermediate_size=16,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    moe = Qwen2MoeForCausalLM(shape)
+    moe.save_pretrained(tmp_path / "base")
+    model = add_lora(moe, Lora(rank=2))
+    assert model.peft_config["default"].target_modules == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+    model.save_pretrained(tmp_path / "made")
+    adapters.publish(
+        tmp_path / "made", tmp_path / "adapters", name="moe", track="structured", base=str(tmp_path / "base"),
+        base_fingerprint="f" * 32, config_digest="c", data_digest="d", metrics={}, train_prompts=[], recipe={},
+        base_shapes=adapters.base_shapes(tmp_path / "base"),
+    )  # fmt: skip
 
 
 def test_a_cosine_with_restarts_begins_again_at_every_epoch(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""An evaluation that a client host submits, over nodes that share no disk: spread, a lost node, a cut cable, a new node.
+
+The endpoint is a real HTTP server on a host of its own that counts what it would have billed and who asked.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from chat_server import ChatServer, Reply, Request, answer
+from hosts import needs_hosts
+from ray_hosts import RayHosts
+
+pytestmark = [needs_hosts, pytest.mark.heavy]
+IN_FLIGHT, SHARDS = 9, 3
+HOLD = """
+import time, ray
+ray.init(log_to_driver=False)
+
+class Holder:
+    def held(self):
+        return True
+
+holders = [ray.remote(Holder).options(num_cpus=0, resources={"slot": 1}).remote() for _ in range(2)]
+ray.get([holder.held.remote() for holder in holders])
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def reference(n: int) -> str:
+    return json.dumps({"arguments": {"n": n}, "query": f"q{n}", "tool_name": "t"})
+
+
+@contextmanager
+def endpoint(cluster: RayHosts, after_s: float) -> Iterator[ChatServer]:
+    """A server on the host `llm` that answers every row rightly after a while."""
+
+    def right(request: Request) -> Reply:
+        return Reply(body=answer(reference(int(request.text.split()[-1]))).body, after_s=after_s)
+
+    with cluster["llm"].listen(cluster["llm"].address) as door, ChatServer(right, listener=door) as server:
+        yield server
+
+
+def command(cluster: RayHosts, server: ChatServer, rows: int, run_dir: str, **changes: object) -> str:
+    """The client's command; its rows lie in its own clone, which Ray copies."""
+    lines = [{"id": f"r{n}", "prompt": f"question {n}", "completion": reference(n)} for n in range(rows)]
+    (cluster["client"].tmp / "home/slm_ray/rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = {
+        "track": "structured", "examples": "rows.jsonl", "train": "null", "models": '["served:m"]', "run_dir": run_dir,
+        "endpoint": server.url, "shards": SHARDS, "shard_resources": "{CPU: 0.5}",
+        "generation": f"{{concurrency: {IN_FLIGHT}, timeout_s: 20, max_attempts: 4}}", "declare": "null", **changes,
+    }  # fmt: skip
+    return cluster.submitted(
+        "jobs/evaluate.py",
+        "jobs/evaluate.yaml",
+        *(part for name, value in settings.items() for part in ("--set", f"{name}={value}")),
+    )
+
+
+def await_(what: Callable[[], bool], within_s: float = 120) -> float:
+    """Seconds until it is so."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < within_s, "it never was so"
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def ended(job: subprocess.Popen[str], within_s: float = 170) -> str:
+    said, _ = job.communicate(timeout=within_s)
+    assert job.returncode == 0, said
+    return said
+
+
+def twice(server: ChatServer) -> int:
+    """How many calls were asked beyond one for each row."""
+    return len(server.requests) - len(set(server.texts))
+
+
+def rows_scored(cluster: RayHosts, run_dir: str) -> int:
+    (report,) = [
+        json.loads((cluster[name].tmp / run_dir.removeprefix("/tmp/") / "report.json").read_text())
+        for name in ("head", "worker-1", "worker-2")
+        if cluster[name].is_on and (cluster[name].tmp / run_dir.removeprefix("/tmp/") / "report.json").exists()
+    ]
+    assert report["models"]["served:m"]["metrics"]["exact_match"] == 1.0
+    return int(report["provenance"]["rows_scored"])
+
+
+def test_shards_on_nodes_that_see_no_run_folder_ask_every_row_once(cluster: RayHosts) -> None:
+    with endpoint(cluster, 0.2) as server:
+        ended(cluster["client"].start(command(cluster, server, 60, "/tmp/spread")))
+        asked = Counter(request.peer for request in server.requests)
+    assert (len(server.requests), twice(server)) == (60, 0)
+    assert rows_scored(cluster, "/tmp/spread") == 60
+    assert set(asked) == {cluster[name].address for name in ("head", "worker-1", "worker-2")}
+    print(f"60 rows, asked once each, by node {dict(asked)}")
+
+
+def test_a_node_that_loses_its_power_costs_at_most_what_it_had_in_flight(cluster: RayHosts) -> None:
+    with endpoint(cluster, 0.5) as server:
+        job = cluster["client"].start(command(cluster, server, 150, "/tmp/power"))
+        await_(lambda: len(server.requests) >= 40)
+        assert cluster["worker-1"].address in {request.peer for request in server.requests}
+        cluster["worker-1"].off()
+        began = time.monotonic()
+        ended(job)
+    print(
+        f"power cut after 40 of 150 calls: ended {time.monotonic() - began:.0f} s later, {twice(server)} calls asked twice"
+    )
+    assert rows_scored(cluster, "/tmp/power") == 150
+    assert twice(server) <= IN_FLIGHT // SHARDS
+    cluster.join("worker-1")
+
+
+def test_a_cable_that_is_out_for_half_a_minute_costs_at_most_what_was_in_flight(cluster: RayHosts) -> None:
+    with endpoint(cluster, 0.5) as server:
+        job = cluster["client"].start(command(cluster, server, 150, "/tmp/cable"))
+        await_(lambda: len(server.requests) >= 40)
+        cluster.hosts.cable("worker-2", plugged=False)
+        time.sleep(30)
+        cluster.hosts.cable("worker-2", plugged=True)
+        began = time.monotonic()
+        ended(job)
+    print(f"cable out for 30 s: ended {time.monotonic() - began:.0f} s after, {twice(server)} calls asked twice")
+    assert rows_scored(cluster, "/tmp/cable") == 150
+    assert twice(server) <= IN_FLIGHT // SHARDS
+
+
+def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -> None:
+    holder = cluster["head"].start(
+        f"cd ~/slm_ray && RAY_AUTH_MODE=token RAY_ADDRESS=head:6379 python -c {shlex.quote(HOLD)}"
+    )
+    assert holder.stdout is not None
+    assert any(line == "held\n" for line in holder.stdout)
+    with endpoint(cluster, 0.1) as server:
+        settings = {"shards": 1, "shard_resources": "{slot: 1}"}
+        job = cluster["client"].start(command(cluster, server, 20, "/tmp/joined", **settings))
+        time.sleep(15)
+        assert not server.requests
+        cluster.join("worker-3")
+        waited = await_(lambda: len(server.requests) > 0, 60)
+        ended(job)
+    holder.kill()
+    holder.wait()
+    assert {request.peer for request in server.requests} == {cluster["worker-3"].address}
+    print(f"the first call came {waited:.1f} s after the node had joined")
