@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config, Search
+from slm_ray.config.shared import Config, Search, Serving
 
 
 class TasksConfig(Config):
@@ -61,6 +61,13 @@ class TrainBenchConfig(Config):
     laps: int = Field(3, ge=1)
 
 
+class DeployBenchConfig(Config):
+    """An endpoint that is started and then changed under two clients."""
+
+    serving: Serving
+    answer_tokens: int = Field(1500, ge=1, description="length of the answer that is being written meanwhile")
+
+
 class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 
@@ -95,6 +102,16 @@ class SweepBenchConfig(Config):
     training: TrainConfig
     validation: str = Field(description="validation JSONL")
     search: Search = Search()
+
+
+class ServeBenchConfig(Config):
+    """Our endpoint against bare `vllm serve`, both up, asked in turn."""
+
+    serving: Serving = Serving()
+    clients: tuple[int, ...] = Field((1, 8, 32), description="connections that each wait for their answer")
+    rounds: int = Field(5, ge=1)
+    seconds: float = Field(8.0, gt=0, description="of one measurement; a round has two for each of 3 x 3 x 2 cells")
+    tokens: int = Field(64, ge=1, description="of every answer")
 
 
 class GpuCheckConfig(Config):

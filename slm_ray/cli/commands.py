@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
+from slm_ray.cli import machines
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.parity import in_words
 from slm_ray.signals import wait_for_signal
@@ -93,21 +94,6 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     for line in failed:
         print(f"outage: {line}", file=sys.stderr, flush=True)
     return NOT_MEASURED if failed else 0
-
-
-def load(config: configs.LoadConfig) -> None:
-    """Latency against the rate of arrivals (open loop), the most requests/s at a p95 target, and what 1,000 of them cost.
-
-    Requests arrive at random at each of `rates`, whether or not earlier ones are answered; each is one call, and its latency
-    counts from when it was due. Writes RUN_DIR/load.json, which `cost.load` of compare reads; the same command continues.
-        slm-ray load --models '["served:tiny-base"]' --rates '[1, 2, 4, 8]' --p95_s 2
-    """
-    from slm_ray.load import measure, summary
-
-    folder = output_folder(config.run_dir)
-    report = measure(config.model_copy(update={"run_dir": str(folder)}))
-    print(summary(report, p95_s=config.p95_s))
-    print(f"load: {folder}/load.json")
 
 
 def compare(config: configs.CompareConfig) -> int:
@@ -379,7 +365,7 @@ def rows(config: configs.RowsConfig) -> None:
 COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
-    "load": Command(config=configs.LoadConfig, function=load),
+    "load": Command(config=configs.LoadConfig, function=machines.load),
     "compare": Command(config=configs.CompareConfig, function=compare),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
@@ -396,6 +382,7 @@ COMMANDS: Mapping[str, Command] = {
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "doctor": Command(config=configs.DoctorConfig, function=machines.doctor),
     "rows": Command(config=configs.RowsConfig, function=rows),
     "operating-characteristics": Command(
         config=configs.OperatingCharacteristicsConfig, function=operating_characteristics

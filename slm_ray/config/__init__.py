@@ -2,6 +2,7 @@
 
 from slm_ray.config.compare import CompareConfig
 from slm_ray.config.distil import DistilConfig
+from slm_ray.config.doctor import DoctorConfig
 from slm_ray.config.evaluate import EvaluateConfig
 from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
@@ -55,6 +56,7 @@ __all__ = [
     "Curation",
     "Declaration",
     "DistilConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "Evaluation",
     "FlywheelConfig",

@@ -37,6 +37,7 @@ _BESIDE = re.compile(r"slm-ray-rollout-\d+")
 _LIVE_EVERY_S, _LINE_EVERY_S = 1.0, 10.0
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
+_DRAINED_WITHIN_S = 150.0  # answers that are being written end first, as long as the serve file lets them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +110,7 @@ def _stop_serve() -> None:
     """`serve.shutdown`, less the call that dies with the controller and that Ray reports on the terminal as a failure."""
     controller = ray.get_actor(CONTROLLER, namespace="serve")
     ray.get(controller.graceful_shutdown.remote(False))
-    deadline = time.monotonic() + _FREE_WITHIN_S
+    deadline = time.monotonic() + _DRAINED_WITHIN_S
     while _controller_lives() and time.monotonic() < deadline:
         time.sleep(0.05)
     serve.shutdown()  # forgets the client of the controller that is gone

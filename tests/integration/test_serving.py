@@ -123,7 +123,7 @@ def test_an_alias_moves_there_and_back_under_load_without_a_failed_request(serve
     answers: list[tuple[float, httpx.Response]] = []
 
     def ask(_: int) -> None:
-        while len(moved) < 2 or time.monotonic() < moved[-1][0] + 2.5:
+        while len(moved) < 2 or time.monotonic() < moved[-1][0] + 1.5:
             began = time.monotonic()
             answers.append((began, served.ask("moving", max_tokens=2)))
 
@@ -133,14 +133,14 @@ def test_an_alias_moves_there_and_back_under_load_without_a_failed_request(serve
             (lambda: adapters.promote(served.adapters, second, alias="moving"), second),
             (lambda: adapters.roll_back(served.adapters, "moving"), first),
         ):
-            time.sleep(1 if not moved else 2.5)
+            time.sleep(0.5 if not moved else 2)
             step()
             moved.append((time.monotonic(), stands_for))
         for one in asking:
             one.result()
     assert {reply.status_code for _, reply in answers} == {200}, "a request fell between two versions"
     for at, stands_for in moved:
-        later = [reply.json()["model"] for began, reply in answers if at + 2 <= began < at + 2.5]
+        later = [reply.json()["model"] for began, reply in answers if at + 1 <= began < at + 1.5]
         assert later and set(later) == {f"{served.name}:{stands_for}"}
 
 
