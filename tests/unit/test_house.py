@@ -34,7 +34,7 @@ SIDEWAYS = {
     ("runlog", "storage"), ("adapters", "storage"), ("traffic", "storage"),
     ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "runlog"), ("tracing", "reports"), ("tracing", "adapters"),
-    ("tracing", "providers"),
+    ("tracing", "providers"), ("tracing", "traffic"),
     ("encoders", "storage"), ("prepare", "encoders"), ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"), ("prepare", "traffic"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
