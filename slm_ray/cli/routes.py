@@ -19,8 +19,19 @@ from slm_ray.adapters.registry import is_id
 from slm_ray.cli.adapters import one_line
 from slm_ray.command import BAD_INPUT
 from slm_ray.errors import ConfigError
-from slm_ray.rollout.states import NO_VERDICT, STATES, Grant, Route, RouteState, State, is_state
+from slm_ray.rollout.states import (
+    NO_VERDICT,
+    STATES,
+    Grant,
+    Route,
+    RouteState,
+    State,
+    is_state,
+    state_text,
+    watched_text,
+)
 from slm_ray.rollout.store import RouteStore
+from slm_ray.storage import write_text
 from slm_ray.tables import format_table
 
 app = typer.Typer(
@@ -69,7 +80,7 @@ def list_all(
             rows = [
                 [
                     name,
-                    _state(now),
+                    state_text(now),
                     now.route.llm,
                     now.adapter or now.route.slm,
                     now.granted.most,
@@ -92,7 +103,7 @@ def show(name: Name, folder: Folder = DEFAULT) -> None:
     with one_line():
         now = RouteStore(folder).route(name)
         grant = now.granted
-        print(f"{name}: {_state(now)}, since {now.changed_at} by {now.by}: {_one_line_of(now.reason)}")
+        print(f"{name}: {state_text(now)}, since {now.changed_at} by {now.by}: {_one_line_of(now.reason)}")
         print(f"LLM {now.route.llm}{_stand_in(now, now.route.llm)}")
         print(f"SLM {now.route.slm}{_stand_in(now, now.route.slm)}; a roll-back leads to {now.previous or 'record'}")
         print(f"track {now.route.track}, base {now.route.base}")
@@ -101,7 +112,7 @@ def show(name: Name, folder: Folder = DEFAULT) -> None:
             print(
                 f"verdict {grant.comparison} (sha256 {(grant.digest or '')[:12]}), rule {grant.rule}, delta {grant.delta:g}"
             )
-        print(_watched(now))
+        print(watched_text(grant, now.delta))
         print(f"audit_share {now.audit_share:g}, delta {now.delta:g}, timeout_s {now.timeout_s:g}, change {now.serial}")
 
 
@@ -206,6 +217,24 @@ def history(
             print(json.dumps(dataclasses.asdict(state)) if as_json else _said(state))
 
 
+@app.command()
+def page(
+    name: Name,
+    out: Annotated[Path, typer.Option("--out", help="the file to write")] = Path("route.html"),
+    traffic: Annotated[
+        str | None, typer.Option("--traffic", help="the log of traffic, for who answered over time")
+    ] = None,
+    folder: Folder = DEFAULT,
+) -> None:
+    """One HTML file: who answered over time, the watch against its alarm, every change, the disagreements."""
+    with one_line():
+        from slm_ray.page.rollout import route_page
+        from slm_ray.rollout.picture import route_picture
+
+        write_text(out, route_page(route_picture(folder, name, traffic=traffic)))
+        print(f"wrote {out}")
+
+
 def _granted(verdict: Path | None, other_report: Path | None) -> tuple[Grant, str | None]:
     """What a verdict grants, and the track that it is about."""
     if verdict is None:
@@ -225,11 +254,11 @@ def _route(name: str, llm: str | None, slm: str | None, track: str, adapters_dir
     open_track(track)
     parse(llm)
     spec = parse(slm)
-    kind, _, rest = slm.partition(":")
-    if kind != "served" or spec.demonstrations:
-        raise ConfigError(f"the SLM of a route is one of our endpoint, served:BASE or served:BASE:ADAPTER, not {slm}")
-    base, _, named = rest.partition(":")
-    if not named:
+    if spec.demonstrations:
+        raise ConfigError(f"{slm}: a route passes on what the client sent, without demonstrations; leave +Kshot away")
+    track = str(Path(track).absolute()) if track.endswith((".yaml", ".yml")) else track
+    base, _, named = slm.removeprefix("served:").partition(":")
+    if spec.provider.kind != "served" or not named:
         return Route(name=name, llm=llm, slm=slm, track=track, base=base), None
     adapter = named if is_id(named) else resolve(adapters_dir, named)
     return Route(name=name, llm=llm, slm=f"served:{base}:{adapter}", track=track, base=base), adapter
@@ -241,15 +270,9 @@ def _known(state: str) -> State:
     return state
 
 
-def _state(now: RouteState) -> str:
-    if now.state == "canary":
-        return f"canary {now.share:.3g}"
-    return f"cascade at {now.threshold:.4g}" if now.state == "cascade" and now.threshold is not None else now.state
-
-
 def _said(now: RouteState) -> str:
     return (
-        f"{now.changed_at} {now.route.name} {now.action}: {_state(now)}, LLM {now.route.llm}, SLM"
+        f"{now.changed_at} {now.route.name} {now.action}: {state_text(now)}, LLM {now.route.llm}, SLM"
         f" {now.adapter or now.route.slm}, by {now.by}: {_one_line_of(now.reason)}"
     )
 
@@ -260,14 +283,3 @@ def _one_line_of(text: str) -> str:
 
 def _stand_in(now: RouteState, spec: str) -> str:
     return "  [stand-in answered the verdict's rows]" if spec in now.stand_ins else ""
-
-
-def _watched(now: RouteState) -> str:
-    grant = now.granted
-    if grant.agreement is None or grant.agreement_lower is None:
-        return "watched by nothing: no verdict's rows say how often both models agree"
-    floor = grant.agreement_lower - now.delta
-    said = f"watched: both agreed on {grant.agreement:.1%} of the verdict's rows (at least {grant.agreement_lower:.1%})"
-    if floor <= 0:
-        return f"{said}, which is too little for live traffic to fall below it: only labels could show that the SLM is worse"
-    return f"{said}; below {floor:.1%} it is taken back"

@@ -13,12 +13,15 @@ here knows Ray or vLLM.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from slm_ray import adapters, storage
@@ -31,6 +34,7 @@ _NAME = re.compile(rf"{_ID.pattern}(@[0-9a-f]{{8}}|{CANDIDATE})?")
 _PUBLISHED = re.compile(r".*-[0-9a-f]{12}")
 _FILES = (adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST, adapters.PROMPTS, adapters.TEMPLATE)
 _PREFIX = "slm-ray-adapters-"
+MAX_BYTES = 8 * 2**30  # some fifty adapters of an 8B base at rank 32
 
 
 def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
@@ -103,27 +107,56 @@ class ServedNames:
 
 
 class NodeLocalCache:
-    """Copies of adapters in a temporary folder of this process, kept until `close`.
+    """Copies of adapters in a temporary folder of this process, within `max_bytes`: those that were used last.
 
-    Folders that killed processes left behind are removed by the next one.
+    A copy that is held stays, whatever comes: the engine reads it again while it answers, and dies when it is gone. So what
+    is held may be more than `max_bytes`. Safe among threads. Folders that killed processes left behind are removed by the
+    next one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = MAX_BYTES) -> None:
         _sweep(Path(tempfile.gettempdir()))
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._held = contextlib.ExitStack()
-        self._held.enter_context(storage.lock(self.folder))
+        self._owned = contextlib.ExitStack()
+        self._owned.enter_context(storage.lock(self.folder))
+        self._max_bytes = max_bytes
+        self._guard = threading.Lock()
+        self._sizes: dict[str, int] = {}  # of the copies, the least recently used first
+        self._holders: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, name: str) -> Iterator[None]:
+        """Keep the copy of `name` while the block runs, from when it is fetched."""
+        with self._guard:
+            self._holders[name] += 1
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._holders[name] -= 1
+                if not self._holders[name]:
+                    del self._holders[name]
+                self._make_room(0)
+
+    def touch(self, name: str) -> bool:
+        """Whether the copy of `name` is here; it is the one used last from now on."""
+        with self._guard:
+            if name not in self._sizes:
+                return False
+            self._sizes[name] = self._sizes.pop(name)
+            return True
 
     def fetch(self, adapters_dir: str | Path, name: str, base: str | Path) -> Path:
-        """The copy of the adapter served as `name`, made and checked against the `base` folder on first use.
+        """The copy of the adapter served as `name`, made and checked against the `base` folder when it is not there.
 
         FileNotFoundError when the shared folder does not hold it (any more); AdapterError when it is damaged or another
-        base's; ResourceError when a bucket does not hand it over.
+        base's; ResourceError when a bucket does not hand it over. Without `hold` around it the copy may be gone by the time
+        it is read.
         """
         if not _NAME.fullmatch(name):
             raise FileNotFoundError(f"there is no adapter {name!r}")
         copy = self.folder / name
-        if copy.is_dir():
+        if self.touch(name):
             return copy
         root, adapter = _place(adapters_dir, name)
         here = name.removesuffix(CANDIDATE)
@@ -131,11 +164,16 @@ class NodeLocalCache:
             raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
         scratch = Path(tempfile.mkdtemp(dir=self.folder, prefix=".copy-"))
         try:
-            _copy(root, adapter, scratch / adapter)
+            self._copy(root, adapter, scratch / adapter)
             if served_name(root, adapter) != here:
                 raise FileNotFoundError(f"adapter {name!r} is gone or was replaced")
             check(scratch / adapter, base)
-            os.rename(scratch / adapter, copy)
+            size = sum(file.stat().st_size for file in (scratch / adapter).iterdir())
+            with self._guard:
+                if name not in self._sizes:  # else another thread was first
+                    self._make_room(size)
+                    os.rename(scratch / adapter, copy)
+                    self._sizes[name] = size
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         return copy
@@ -143,7 +181,32 @@ class NodeLocalCache:
     def close(self) -> None:
         """Remove all copies."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        self._held.close()
+        self._owned.close()
+
+    def _copy(self, root: str | Path, adapter: str, target: Path) -> None:
+        try:
+            _copy(root, adapter, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            with self._guard:
+                self._make_room(self._max_bytes)
+            shutil.rmtree(target, ignore_errors=True)
+            try:
+                _copy(root, adapter, target)
+            except OSError as again:
+                raise ResourceError(
+                    f"no adapter can be copied to {self.folder.parent}: {again.strerror}; free it"
+                ) from None
+
+    def _make_room(self, wanted: int) -> None:
+        """Remove the least recently used copies that nobody holds, until `wanted` bytes more are within the limit."""
+        too_much = sum(self._sizes.values()) + wanted - self._max_bytes
+        for name in [name for name in self._sizes if not self._holders[name]]:
+            if too_much <= 0:
+                return
+            too_much -= self._sizes.pop(name)
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
 def check(home: Path, base: str | Path) -> None:

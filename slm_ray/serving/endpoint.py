@@ -24,10 +24,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
+from slm_ray.api_key import api_key
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.health import chat, healthy
-from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
+from slm_ray.serving.settings import AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 READY_TIMEOUT_S = 300.0
@@ -37,6 +38,7 @@ _BESIDE = re.compile(r"slm-ray-rollout-\d+")
 _LIVE_EVERY_S, _LINE_EVERY_S = 1.0, 10.0
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
+_DRAINED_WITHIN_S = 150.0  # answers that are being written end first, as long as the serve file lets them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +72,7 @@ def deploy(
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
     endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"slm-ray-{config.port}")
-    key = environment.get(KEY_NAME, "")
+    key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
     if running == settings.digest:
@@ -109,7 +111,7 @@ def _stop_serve() -> None:
     """`serve.shutdown`, less the call that dies with the controller and that Ray reports on the terminal as a failure."""
     controller = ray.get_actor(CONTROLLER, namespace="serve")
     ray.get(controller.graceful_shutdown.remote(False))
-    deadline = time.monotonic() + _FREE_WITHIN_S
+    deadline = time.monotonic() + _DRAINED_WITHIN_S
     while _controller_lives() and time.monotonic() < deadline:
         time.sleep(0.05)
     serve.shutdown()  # forgets the client of the controller that is gone

@@ -19,6 +19,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from ray.exceptions import RayError
+from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
@@ -30,13 +31,14 @@ from slm_ray.serving.adapter_cache import ServedNames
 from slm_ray.serving.admission import Admission, Room
 from slm_ray.serving.auth import RequireKey, ThisMachineOnly
 from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
-from slm_ray.serving.failures import OneErrorShape, failure_of, presentable, refusal
+from slm_ray.serving.failures import OneErrorShape, failure, failure_of, presentable, refusal
 from slm_ray.serving.figures import Recorder
 from slm_ray.serving.keys import KeyRing
 from slm_ray.serving.limits import RequestLimits
 from slm_ray.serving.stand_in import StandIn
 from slm_ray.serving.tools import tool_problem
 
+NOT_SERVED = ("/v1/embeddings", "/v1/audio/transcriptions", "/v1/score")  # Ray's routes for other models than ours
 AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
 AZURE_V1 = "/openai/v1"  # the newer routes: OpenAI's own, without an api-version, the deployment named as the model
 
@@ -80,6 +82,7 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app: Any = self._asgi_app
         foreign = (CORSMiddleware, BaseHTTPMiddleware)
         app.user_middleware = [entry for entry in app.user_middleware if entry.cls not in foreign]
+        app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") not in NOT_SERVED]
         self._watch.start()
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"])
@@ -88,6 +91,8 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
         app.add_api_route(f"{AZURE_V1}/models/{{model:path}}", self.azure_v1_model, methods=["GET"])
         for kind in (HTTPException, RequestValidationError):
             app.add_exception_handler(kind, _http_error)
+        for kind in VLLM_CLIENT_ERRORS:  # raised while a body is read, and neither of those
+            app.add_exception_handler(kind, _client_error)
         app.add_middleware(Admission, base=self._base, room=self._room, figures=Recorder())
         app.add_middleware(RequestLimits, tools=self._tools)
         if self._keys is not None:
@@ -222,6 +227,10 @@ class _EngineDown(HTTPException):
 async def _http_error(request: Request, error: Any) -> JSONResponse:
     """What FastAPI and its router raise, in the one shape; their own has none of its fields."""
     return _engine_down() if isinstance(error, _EngineDown) else failure_of(error)
+
+
+async def _client_error(request: Request, error: Exception) -> JSONResponse:
+    return failure(400, str(error))
 
 
 def _engine_down() -> JSONResponse:

@@ -69,8 +69,8 @@ def test_without_a_verdict_there_is_no_way_past_shadow() -> None:
         (("create", "x", "--track", "structured", "--reason", "y"), "give --llm and --slm"),
         (("create", "x", "--track", "nope", "--llm", "azure:b", "--slm", slm(OLD), "--reason", "y"), "unknown track"),
         (
-            ("create", "x", "--track", "structured", "--llm", "azure:b", "--slm", "azure:c", "--reason", "y"),
-            "of our endpoint",
+            ("create", "x", "--track", "structured", "--llm", "azure:b", "--slm", slm(OLD) + "+3shot", "--reason", "y"),
+            "without demonstrations",
         ),
         (
             ("create", "x", "--track", "structured", "--llm", "b", "--slm", slm(OLD), "--reason", "y"),
@@ -121,6 +121,15 @@ def test_a_damaged_history_is_named_and_the_other_routes_are_listed() -> None:
     path.write_bytes(b"{}\n" + path.read_bytes())
     result = CliRunner().invoke(app, ["routes", "list"])
     assert result.exit_code == 2 and "good" in result.stdout and f"{path}:1" in result.stderr
+
+
+def test_a_page_is_written_from_the_folder_alone() -> None:
+    compared(Path("run"), wrong=1, delta=0.05)
+    routes("create", "structured", "--verdict", "run", "--reason", "a <b>swap</b>")
+    assert "wrote page.html" in routes("page", "structured", "--out", "page.html")
+    html = Path("page.html").read_text(encoding="utf-8")
+    assert "a &lt;b&gt;swap&lt;/b&gt;" in html and "no log of traffic was given" in html
+    assert "there is no traffic log" in routes("page", "structured", "--traffic", "nowhere", fails=True)
 
 
 def test_a_reason_cannot_write_a_line_of_its_own() -> None:

@@ -180,6 +180,45 @@ def test_an_alarm_that_comes_late_changes_nothing(store: RouteStore) -> None:
     assert store.back("structured", by="watch", reason="news", serial=serving.serial).adapter == OLD
 
 
+def test_an_alarm_overturns_the_verdict_until_there_is_another(store: RouteStore) -> None:
+    made(store, digest="first")
+    live = store.move("structured", "live", reason="swap")
+    rang = store.back("structured", by="watch", reason="worse", serial=live.serial)
+    assert (rang.state, rang.action, rang.granted.most) == ("record", "alarm", "shadow")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"may not be in live: the watch rang: .*evaluate and compare"):
+            store.move("structured", "live", reason="try again")
+        again = store.appoint(route(), adapter=OLD, grant=grant(digest="first"), reason="the same verdict")
+        assert again.granted.most == "shadow", "given again, it still does not hold"
+    store.appoint(route(), adapter=OLD, grant=grant(digest="second"), reason="fresh rows")
+    assert store.move("structured", "live", reason="swap").state == "live"
+    back = store.back("structured", reason="a person's choice")
+    assert (back.action, back.granted.most) == ("back", "live"), "who goes back by hand has shown nothing"
+
+
+def test_an_alarm_at_shadow_overturns_the_verdict_and_leaves_the_state(store: RouteStore) -> None:
+    made(store, digest="first")
+    shadow = store.move("structured", "shadow", reason="look")
+    rang = store.back("structured", by="watch", reason="worse", serial=shadow.serial)
+    assert (rang.state, rang.action, rang.granted.most) == ("shadow", "alarm", "shadow")
+    assert store.back("structured", by="watch", reason="again", serial=shadow.serial) == rang
+    with pytest.raises(ConfigError, match="the watch rang"):
+        store.move("structured", "canary", share=0.1, reason="try")
+
+
+def test_two_adapters_that_rang_are_both_left_behind(store: RouteStore) -> None:
+    made(store, digest="first")
+    store.move("structured", "live", reason="swap")
+    store.appoint(route(NEW), adapter=NEW, grant=grant(NEW, digest="second"), reason="retrained")
+    serving = store.move("structured", "canary", share=0.5, reason="try")
+    first = store.back("structured", by="watch", reason="worse", serial=serving.serial)
+    assert (first.state, first.adapter, first.granted.most) == ("live", OLD, "live")
+    last = store.back("structured", by="watch", reason="worse too", serial=first.serial)
+    assert (last.state, last.adapter, last.granted.most) == ("record", OLD, "shadow")
+    again = store.appoint(route(NEW), adapter=NEW, grant=grant(NEW, digest="second"), reason="try it again")
+    assert again.granted.most == "shadow"
+
+
 def test_a_new_llm_is_another_question(store: RouteStore) -> None:
     made(store)
     store.move("structured", "live", reason="swap")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, base_shapes, promote, publish, roll_back
 from slm_ray.config import Serving
-from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
+from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError, ResourceError
 from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
 from slm_ray.serving.keys import add_key
 from slm_ray.serving.settings import app_settings, bundles, read_serve_file, room
@@ -156,6 +157,81 @@ def test_folders_of_dead_processes_are_removed() -> None:
     assert left.is_dir()
     NodeLocalCache().close()
     assert not left.exists()
+
+
+def placed(folder: Path, *names: str) -> tuple[list[str], int]:
+    """Adapters placed by hand: what each is served as, and the bytes of one."""
+    homes = [adapter_folder(folder / name) for name in names]
+    served = [served_name(folder, name) or "" for name in names]
+    return served, sum(file.stat().st_size for file in homes[0].iterdir())
+
+
+def held_copies(copies: NodeLocalCache) -> set[str]:
+    return {home.name.partition("@")[0] for home in copies.folder.iterdir() if home.is_dir()}
+
+
+def test_the_least_recently_used_copies_go_first_and_one_that_is_held_stays(tmp_path: Path) -> None:
+    (a, b, c, d), size = placed(tmp_path, "a", "b", "c", "d")
+    copies = NodeLocalCache(max_bytes=2 * size)
+    for name in (a, b, a, c):
+        copies.fetch(tmp_path, name, BASE)
+    assert held_copies(copies) == {"a", "c"}
+    with copies.hold(a), copies.hold(c), copies.hold(d):
+        for name in (b, d):
+            copies.fetch(tmp_path, name, BASE)
+        assert held_copies(copies) == {"a", "c", "d"}, "held: more than the limit, and nobody's file gone"
+    assert held_copies(copies) == {"a", "c"}, "d was let go first, when the others were still held"
+    assert not copies.touch(d) and copies.touch(c)
+    assert (copies.fetch(tmp_path, d, BASE) / "adapter_model.safetensors").is_file(), "what left comes back"
+    copies.close()
+
+
+def test_an_adapter_above_the_limit_is_served_while_it_is_held(tmp_path: Path) -> None:
+    (a,), size = placed(tmp_path, "a")
+    copies = NodeLocalCache(max_bytes=size - 1)
+    with copies.hold(a):
+        assert (copies.fetch(tmp_path, a, BASE) / "adapter_model.safetensors").is_file()
+    assert not held_copies(copies)
+    copies.close()
+
+
+def test_many_threads_over_a_small_cache_never_miss_a_file_that_they_hold(tmp_path: Path) -> None:
+    names, size = placed(tmp_path, *"abcde")
+    copies = NodeLocalCache(max_bytes=2 * size)
+
+    def use(turn: int) -> bool:
+        name = names[turn * 7 % len(names)]
+        with copies.hold(name):
+            copy = copies.fetch(tmp_path, name, BASE)
+            return all((copy / file).read_bytes() for file in ("adapter_config.json", "adapter_model.safetensors"))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(120)))
+    assert len(held_copies(copies)) <= 2 and not list(copies.folder.glob(".copy-*"))
+    copies.close()
+
+
+def test_a_full_disk_costs_the_copies_that_nobody_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (a, b, c), size = placed(tmp_path, "a", "b", "c")
+    copies, whole, full = NodeLocalCache(max_bytes=9 * size), shutil.copyfile, [True]
+
+    def copyfile(source: Path, target: Path) -> Path:
+        if full:
+            full.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path(whole(source, target))
+
+    with copies.hold(a):
+        for name in (a, b):
+            copies.fetch(tmp_path, name, BASE)
+        monkeypatch.setattr(shutil, "copyfile", copyfile)
+        assert copies.fetch(tmp_path, c, BASE).is_dir()
+        assert held_copies(copies) == {"a", "c"}
+        full.extend([True] * 9)
+        with pytest.raises(ResourceError, match="No space left"):
+            copies.fetch(tmp_path, b, BASE)
+        assert (copies.folder / a).is_dir() and not list(copies.folder.glob(".copy-*"))
+    copies.close()
 
 
 def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> None:
