@@ -90,7 +90,7 @@ def test_ray_up_starts_all_hosts_with_the_token_and_ray_down_stops_them() -> Non
         assert up.returncode == 0, up.stdout[-4000:] + up.stderr[-4000:]
         said: list[str] = []
         while len(said) < 3 and time.monotonic() - began < 300:
-            known = environment({"RAY_ADDRESS": "head:6379", "RAY_AUTH_MODE": "token"})
+            known = environment({"RAY_ADDRESS": f"{head.address}:6379", "RAY_AUTH_MODE": "token"})
             asked = head.run(
                 f"{known} cd ~/slm_ray && timeout 60 python -W ignore -c {shlex.quote(NODES)}", check=False
             )

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 from chat_server import ChatServer, Reply, Request, answer
-from hosts import needs_hosts
+from hosts import environment, needs_hosts
 from ray_hosts import RayHosts
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
@@ -144,9 +144,8 @@ def test_a_cable_that_is_out_for_half_a_minute_costs_at_most_what_was_in_flight(
 
 
 def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -> None:
-    holder = cluster["head"].start(
-        f"cd ~/slm_ray && RAY_AUTH_MODE=token RAY_ADDRESS=head:6379 python -c {shlex.quote(HOLD)}"
-    )
+    known = environment({"RAY_ADDRESS": f"{cluster['head'].address}:6379", "RAY_AUTH_MODE": "token"})
+    holder = cluster["head"].start(f"{known} cd ~/slm_ray && python -c {shlex.quote(HOLD)}")
     assert holder.stdout is not None
     assert any(line == "held\n" for line in holder.stdout)
     with endpoint(cluster, 0.1) as server:
