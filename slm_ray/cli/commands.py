@@ -332,6 +332,16 @@ def serve(config: configs.ServeConfig) -> None:
             shutdown()
 
 
+def rollout(config: configs.RolloutConfig) -> None:
+    """Routes behind one OpenAI-compatible address: who answers (LLM, SLM, both) is each route's state; until Ctrl-C.
+
+    Brings the endpoint up too where a route asks a served model. `slm-ray routes` changes states while this runs.
+    """
+    from slm_ray.rollout.deploy import rollout as serve_routes
+
+    serve_routes(config)
+
+
 def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
     """Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
     from slm_ray.cli.operating_characteristics import report
@@ -364,6 +374,7 @@ COMMANDS: Mapping[str, Command] = {
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
+    "rollout": Command(config=configs.RolloutConfig, function=rollout),
     "loop": Command(config=configs.LoopConfig, function=loop),
     "flywheel": Command(config=configs.FlywheelConfig, function=flywheel),
     "arms": Command(config=configs.ArmsConfig, function=arms),

@@ -15,6 +15,7 @@ from slm_ray.config.operating_characteristics import OperatingCharacteristicsCon
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
+from slm_ray.config.rollout import RolloutConfig, RolloutRoute
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
@@ -79,6 +80,8 @@ __all__ = [
     "Priced",
     "Requests",
     "Retrieval",
+    "RolloutConfig",
+    "RolloutRoute",
     "RowsConfig",
     "RunConfig",
     "Search",

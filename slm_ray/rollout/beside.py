@@ -36,6 +36,10 @@ class Log(Protocol):
         """Keep a row or what a user said of one."""
         ...
 
+    def close(self) -> None:
+        """Write what there is."""
+        ...
+
 
 class Beside:
     """Takes calls that are over. `log` gets their rows, `changed` is told of a route that the watch has taken back."""

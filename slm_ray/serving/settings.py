@@ -100,12 +100,7 @@ def settings_of(
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
     base = check_base(config.base, setting="serving.base")
     adapters_dir = object_storage.root(config.adapters_dir)
-    key = environment.get(KEY_NAME, "")
-    if not key and not is_loopback(config.host):
-        raise ConfigError(
-            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
-            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
-        )
+    digest, keys_file = access(config, environment)
     return AppSettings(
         name=config.name,
         base=base,
@@ -114,9 +109,20 @@ def settings_of(
         serving=_filled(arguments, config, base, adapters_dir),
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
         schemas=_schemas(config.tracks),
-        api_key_digest=key_digest(key) if key else None,
-        keys_file=_keys_file(config, key),
+        api_key_digest=digest,
+        keys_file=keys_file,
     )
+
+
+def access(config: Serving, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The digest of the deployer's key and the file of further ones; ConfigError for a host open to others without a key."""
+    key = environment.get(KEY_NAME, "")
+    if not key and not is_loopback(config.host):
+        raise ConfigError(
+            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
+            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
+        )
+    return (key_digest(key) if key else None), _keys_file(config, key)
 
 
 def _keys_file(config: Serving, key: str) -> str | None:
