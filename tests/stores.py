@@ -1,5 +1,6 @@
-"""A real HTTP server that holds files and speaks two systems' reading routes: a Google Cloud Storage bucket's and the
-Hugging Face hub's. It lists a page of one name at a time and fails the first calls when told to; it never writes.
+"""A real HTTP server that holds files and speaks three systems' reading routes: those of a Google Cloud Storage bucket, of an
+S3 bucket and of the Hugging Face hub. It lists a page of one name at a time (S3: of two) and fails the first calls when told
+to; it never writes.
 
 It listens on 127.0.0.1 on a free port, in a thread. A client in the same process may wait for it forever, since pyarrow
 holds the interpreter while it opens an object: ask from another process.
@@ -61,6 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.store.failing:
             self.store.failing -= 1
             self._send(503, b"busy")
+        elif url.path.rstrip("/") == f"/{self.store.name}" and "list-type=2" in url.query:
+            self._s3_list({key: values[0] for key, values in parse_qs(url.query).items()})
+        elif url.path.startswith(f"/{self.store.name}/"):
+            self._s3_object(unquote(url.path.removeprefix(f"/{self.store.name}/")))
         elif url.path.startswith("/storage/v1/b/"):
             self._bucket(url.path.removeprefix("/storage/v1/b/"), parse_qs(url.query))
         else:
@@ -89,6 +94,37 @@ class _Handler(BaseHTTPRequestHandler):
             "kind": "storage#object", "name": name, "bucket": self.store.name, "generation": "1",
             "size": str(len(self.store.files[name])), "updated": "2026-01-01T00:00:00Z",
         }  # fmt: skip
+
+    def _s3_list(self, query: Mapping[str, str]) -> None:
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        keys = sorted(key for key in self.store.files if key.startswith(prefix))
+        if delimiter:
+            keys = sorted({key for key in keys if delimiter not in key[len(prefix) :]})
+        place = int(query.get("continuation-token", "0"))
+        page = keys[place : place + 2]
+        more = place + 2 < len(keys)
+        entries = "".join(
+            f"<Contents><Key>{key}</Key><LastModified>{self._written(key)}</LastModified><ETag>x</ETag>"
+            f"<Size>{len(self.store.files[key])}</Size><StorageClass>STANDARD</StorageClass></Contents>"
+            for key in page
+        )
+        token = f"<NextContinuationToken>{place + 2}</NextContinuationToken>" if more else ""
+        body = (
+            '<?xml version="1.0" encoding="UTF-8"?><ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
+            f"<Name>{self.store.name}</Name><Prefix>{prefix}</Prefix><KeyCount>{len(page)}</KeyCount><MaxKeys>2</MaxKeys>"
+            f"<IsTruncated>{str(more).lower()}</IsTruncated>{token}{entries}</ListBucketResult>"
+        )
+        self._send(200, body.encode(), {"content-type": "application/xml"})
+
+    def _written(self, key: str) -> str:
+        """A time that is another when the content has another length."""
+        return f"2026-01-01T{len(self.store.files[key]) // 3600 % 24:02d}:00:00.000Z"
+
+    def _s3_object(self, key: str) -> None:
+        if key in self.store.files:
+            self._content(self.store.files[key], {"ETag": '"x"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"})
+        else:
+            self._send(404, b"<Error><Code>NoSuchKey</Code><Message>there is none</Message></Error>")
 
     def _hub(self, path: str) -> None:
         files = self.store.files

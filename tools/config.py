@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config, Search
+from slm_ray.config.shared import Config, Search, Serving
 
 
 class TasksConfig(Config):
@@ -61,6 +61,13 @@ class TrainBenchConfig(Config):
     laps: int = Field(3, ge=1)
 
 
+class DeployBenchConfig(Config):
+    """An endpoint that is started and then changed under two clients."""
+
+    serving: Serving
+    answer_tokens: int = Field(1500, ge=1, description="length of the answer that is being written meanwhile")
+
+
 class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 
@@ -97,6 +104,27 @@ class SweepBenchConfig(Config):
     search: Search = Search()
 
 
+class ServeBenchConfig(Config):
+    """Our endpoint against bare `vllm serve`, both up, asked in turn."""
+
+    serving: Serving = Serving()
+    clients: tuple[int, ...] = Field((1, 8, 32), description="connections that each wait for their answer")
+    rounds: int = Field(5, ge=1)
+    seconds: float = Field(8.0, gt=0, description="of one measurement; a round has two for each of 3 x 3 x 2 cells")
+    tokens: int = Field(64, ge=1, description="of every answer")
+
+
+class OverloadBenchConfig(Config):
+    """The endpoint asked more than it carries."""
+
+    serving: Serving = Serving()
+    clients: int = Field(64, ge=1, description="that show the rate it carries: as many as its engines batch")
+    seconds: float = Field(20.0, gt=0, description="of each of three measurements")
+    tokens: int = Field(256, ge=1, description="of every answer")
+    times: float = Field(10.0, gt=0, description="how much more than it carries")
+    seed: int = 42
+
+
 class GpuCheckConfig(Config):
     """What one GPU shows of training here, on a base with random weights."""
 
@@ -106,4 +134,35 @@ class GpuCheckConfig(Config):
     seconds: float = Field(480.0, gt=0, description="for all parts; a variant ends after its share of it")
     parts: tuple[str, ...] = Field((), description="which parts; all when empty")
     out: str = "runs/gpu_check.json"
+    seed: int = 42
+
+
+class RolloutBenchConfig(Config):
+    """What the roll-out's front adds to a call, by an upstream of fixed latency."""
+
+    rate: float = Field(100.0, gt=0, description="calls a second")
+    latency_s: float = Field(0.05, ge=0, description="of the upstream")
+    state: Literal["record", "shadow", "live"] = "live"
+    through: Literal["asgi", "serve"] = Field("serve", description="the front alone, or with Ray Serve around it")
+    windows: int = Field(5, ge=1, description="of each, in turn")
+    window_s: float = Field(4.0, gt=0)
+    port: int = Field(18800, ge=1024, le=65534, description="the front's; the upstream's is the next one")
+
+
+class DriftBenchConfig(Config):
+    """An adapter that never saw some tool domains, and traffic that turns to them."""
+
+    rows: str = "data/tools/rows.json"
+    catalogue: str = "data/tools/catalogue.yaml"
+    base: str = "data/tiny_base"
+    held_out: tuple[str, ...] = Field(("finance", "media"), description="domains left out of training")
+    train_rows: int = Field(1600, ge=1)
+    test_rows: int = Field(200, ge=20, description="of the verdict, of live traffic, and of the domains left out, each")
+    epochs: int = Field(3, ge=1)
+    batch: int = Field(8, ge=1)
+    delta: float = Field(0.02, ge=0, lt=1)
+    runs: int = Field(1000, ge=1, description="replays per line")
+    after: tuple[int, ...] = Field((0, 200, 2000), description="audited requests before the traffic turns")
+    most: int = Field(2000, ge=1, description="audited requests after it")
+    well: int = Field(10_000, ge=1, description="audited requests without a change")
     seed: int = 42

@@ -172,7 +172,7 @@ def routes_page() -> str:
         f"| `{method}` | `{route.path}` |"
         for route in app.routes
         for method in sorted(getattr(route, "methods", None) or ())
-        if method != "HEAD" and not route.path.startswith(("/docs", "/redoc", "/openapi"))
+        if method != "HEAD" and not route.path.startswith(("/docs", "/redoc", "/openapi", *ingress.NOT_SERVED))
     }
     own = ["| `GET` | `/health` |", f"| `POST` | `{ingress.AZURE_CHAT.replace(':path', '')}` |"]
     return "\n".join(["| method | path |", "|---|---|", *sorted(rows | set(own), key=lambda row: row.split("|")[2])])

@@ -52,7 +52,7 @@ def list_all(
     runs: Runs = RUNS,
 ) -> None:
     """Every published adapter, oldest first, with its latest score on file and what it is promoted as."""
-    with _one_line():
+    with one_line():
         promotions = adapters.promotions(adapters_dir)
         manifests, damaged = _readable(adapters_dir)
         results = _results(runs)
@@ -81,7 +81,7 @@ def list_all(
 @app.command()
 def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> None:
     """All that is known of one adapter: rows, hyper-parameters, figures, verdicts that named it, promotions."""
-    with _one_line():
+    with one_line():
         manifest = adapters.load_manifest(adapters_dir, adapters.resolve(adapters_dir, name))
         promotions = adapters.promotions(adapters_dir)
         for key, value in dataclasses.asdict(manifest).items():
@@ -107,7 +107,7 @@ def check(
     base: BaseFolder = None,
 ) -> None:
     """Whether the files are those that were published, every tensor fits, and the base is the one it was trained on."""
-    with _one_line():
+    with one_line():
         names = adapters.adapter_ids(adapters_dir) if name == "all" else [adapters.resolve(adapters_dir, name)]
         if not names:
             print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
@@ -132,7 +132,7 @@ def promote(
     adapters_dir: AdaptersDir = DEFAULT,
 ) -> None:
     """Let a name stand for an adapter: who asks for BASE:NAME gets it from the next request on."""
-    with _one_line():
+    with one_line():
         print(_said(adapters.promote(adapters_dir, name, alias=alias, reason=reason)))
 
 
@@ -143,7 +143,7 @@ def rollback(
     adapters_dir: AdaptersDir = DEFAULT,
 ) -> None:
     """Let a name stand for what it stood for before, from the next request on."""
-    with _one_line():
+    with one_line():
         print(_said(adapters.roll_back(adapters_dir, alias, reason=reason)))
 
 
@@ -155,7 +155,7 @@ def delete(
     adapters_dir: AdaptersDir = DEFAULT,
 ) -> None:
     """Remove an adapter for good; refused while it is promoted or what a roll-back leads to."""
-    with _one_line():
+    with one_line():
         print(_said(adapters.delete(adapters_dir, adapter_id, force=force, reason=reason)))
         for alias in adapters.promotions(adapters_dir).aliases_of(adapter_id):
             print(f"warning: {alias!r} stands for it still: requests for it are answered 404", file=sys.stderr)
@@ -170,7 +170,7 @@ def export(
     runs: Runs = RUNS,
 ) -> None:
     """A folder with a model card, for plain PEFT, plain vLLM or another machine's adapters folder."""
-    with _one_line():
+    with one_line():
         adapter_id = adapters.resolve(adapters_dir, name)
         found = _results(runs).get(adapter_id)
         comparisons, reports = ([*found.comparisons.values()], [*found.reports.values()]) if found else ([], [])
@@ -188,7 +188,7 @@ def merge(
     adapters_dir: AdaptersDir = DEFAULT,
 ) -> None:
     """A whole model of base and adapter together, which is served as a base of its own; the way to serve DoRA."""
-    with _one_line():
+    with one_line():
         adapter_id = adapters.resolve(adapters_dir, name)
         trained_on = adapters.load_manifest(adapters_dir, adapter_id).base
         from slm_ray.training.merge import merge as merged  # imports torch and PEFT
@@ -238,7 +238,8 @@ def _said(entry: Entry) -> str:
 
 
 @contextlib.contextmanager
-def _one_line() -> Iterator[None]:
+def one_line() -> Iterator[None]:
+    """A problem that a person can mend ends the command in one line and exit status 2."""
     try:
         yield
     except SlmRayError as error:

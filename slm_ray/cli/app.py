@@ -1,5 +1,5 @@
-"""The console script `slm-ray`: every command of `commands.COMMANDS`, and `init`, `open`, `adapters` and `keys`, which only
-people need.
+"""The console script `slm-ray`: every command of `commands.COMMANDS`, and `init`, `open`, `adapters`, `keys` and
+`routes`, which only people need.
 
 A command takes what its job takes: a config file that may be left out, `--set a.b=c`, `--NAME VALUE`, `--help` with every
 setting. Without a file the settings have their defaults, so the script works in any folder. Nothing heavy is imported
@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperCommand
 
-from slm_ray.cli import adapters, keys
+from slm_ray.cli import adapters, keys, routes
 from slm_ray.cli.commands import COMMANDS, Command
 from slm_ray.cli.init import DEFAULTS, QUESTIONS, Answers, answers_from, next_commands, write
 from slm_ray.command import BAD_INPUT, Usage, run
@@ -76,6 +76,7 @@ for _name, _command in COMMANDS.items():
 
 app.add_typer(adapters.app)
 app.add_typer(keys.app)
+app.add_typer(routes.app)
 
 
 @app.command()

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
+from slm_ray.api_key import api_key
+from slm_ray.cli import machines
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.parity import in_words
 from slm_ray.signals import wait_for_signal
@@ -95,21 +97,6 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     return NOT_MEASURED if failed else 0
 
 
-def load(config: configs.LoadConfig) -> None:
-    """Latency against the rate of arrivals (open loop), the most requests/s at a p95 target, and what 1,000 of them cost.
-
-    Requests arrive at random at each of `rates`, whether or not earlier ones are answered; each is one call, and its latency
-    counts from when it was due. Writes RUN_DIR/load.json, which `cost.load` of compare reads; the same command continues.
-        slm-ray load --models '["served:tiny-base"]' --rates '[1, 2, 4, 8]' --p95_s 2
-    """
-    from slm_ray.load import measure, summary
-
-    folder = output_folder(config.run_dir)
-    report = measure(config.model_copy(update={"run_dir": str(folder)}))
-    print(summary(report, p95_s=config.p95_s))
-    print(f"load: {folder}/load.json")
-
-
 def compare(config: configs.CompareConfig) -> int:
     """Two models on the same rows: swap (exit 0), fine_tune (exit 10) or inconclusive (exit 20), what both cost, and why."""
     from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
@@ -159,7 +146,7 @@ def parity(config: configs.ParityConfig) -> None:
     folder = str(output_folder(config.adapters_dir, setting="adapters_dir", is_written=False))
     from slm_ray.training.proof import prove_again
 
-    proof = prove_again(config.model_copy(update={"adapters_dir": folder}), key=os.environ.get("SLM_RAY_API_KEY", ""))
+    proof = prove_again(config.model_copy(update={"adapters_dir": folder}), key=api_key(os.environ))
     print(f"adapter {config.adapter}\n  {in_words(proof.summary)}")
 
 
@@ -212,10 +199,27 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    from slm_ray.loop import loop as run_loop
+
+    return _looped(config, run_loop)
+
+
+def flywheel(config: configs.FlywheelConfig) -> int:
+    """The loop on live traffic: log to rows, train, verdict, and the new adapter at shadow; ends as the loop does.
+
+    A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
+    run_dir of its own.
+    """
+    from slm_ray.loop.flywheel import flywheel as run_flywheel
+
+    routes = str(output_folder(config.routes, setting="routes"))
+    return _looped(config.model_copy(update={"routes": routes}), run_flywheel)
+
+
+def _looped(config: Any, run_loop: Callable[[Any], Mapping[str, str]]) -> int:
     check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
     adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
-    from slm_ray.loop import loop as run_loop
     from slm_ray.verdict.decide import EXIT
 
     serving = config.serving.model_copy(update={"adapters_dir": adapters})
@@ -307,13 +311,15 @@ def trace(config: configs.TraceConfig) -> None:
 def serve(config: configs.ServeConfig) -> None:
     """The base and all published adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
     check_base(config.base, setting="base")
-    folder = output_folder(config.adapters_dir, setting="adapters_dir", is_written=False)
+    folder = config.adapters_dir
+    if "://" not in folder:
+        folder = str(output_folder(folder, setting="adapters_dir", is_written=False))
     from slm_ray.cluster import connect
     from slm_ray.serving import deploy, shutdown
     from slm_ray.serving.served_answers import check_deployed
 
     connect()
-    endpoint = deploy(config.model_copy(update={"adapters_dir": str(folder)}))
+    endpoint = deploy(config.model_copy(update={"adapters_dir": folder}), progress=sys.stderr)
     print(f"{config.name} answers at {endpoint.url}/v1 (Ctrl-C ends it)", flush=True)
     try:
         for adapter, problem in check_deployed(endpoint.url, folder, newest(folder)).items():
@@ -325,6 +331,16 @@ def serve(config: configs.ServeConfig) -> None:
     finally:
         if not config.keep_alive:
             shutdown()
+
+
+def rollout(config: configs.RolloutConfig) -> None:
+    """Routes behind one OpenAI-compatible address: who answers (LLM, SLM, both) is each route's state; until Ctrl-C.
+
+    Brings the endpoint up too where a route asks a served model. `slm-ray routes` changes states while this runs.
+    """
+    from slm_ray.rollout.deploy import rollout as serve_routes
+
+    serve_routes(config)
 
 
 def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
@@ -350,7 +366,7 @@ def rows(config: configs.RowsConfig) -> None:
 COMMANDS: Mapping[str, Command] = {
     "prepare": Command(config=configs.PrepareConfig, function=prepare),
     "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
-    "load": Command(config=configs.LoadConfig, function=load),
+    "load": Command(config=configs.LoadConfig, function=machines.load),
     "compare": Command(config=configs.CompareConfig, function=compare),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train),
@@ -359,12 +375,15 @@ COMMANDS: Mapping[str, Command] = {
     "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
     "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
     "serve": Command(config=configs.ServeConfig, function=serve),
+    "rollout": Command(config=configs.RolloutConfig, function=rollout),
     "loop": Command(config=configs.LoopConfig, function=loop),
+    "flywheel": Command(config=configs.FlywheelConfig, function=flywheel),
     "arms": Command(config=configs.ArmsConfig, function=arms),
     "infer": Command(config=configs.InferConfig, function=infer),
     "judge": Command(config=configs.JudgeConfig, function=judge),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
+    "doctor": Command(config=configs.DoctorConfig, function=machines.doctor),
     "rows": Command(config=configs.RowsConfig, function=rows),
     "operating-characteristics": Command(
         config=configs.OperatingCharacteristicsConfig, function=operating_characteristics

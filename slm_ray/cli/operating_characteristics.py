@@ -1,4 +1,4 @@
-"""The tables of the simulated verdict: error rates, graded bounds, and what part of the traffic is let through."""
+"""The tables of the simulated verdict: error rates, graded bounds, what part of the traffic is let through, the watch."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from rich.progress import track
 from rich.table import Table
 
 from slm_ray.config import OperatingCharacteristicsConfig
+from slm_ray.rollout.grants import AGREEMENT_LEVEL
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
+from slm_ray.verdict.operating_characteristics.watching import STREAMS, delay, false_alarms
 from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential_runs import played
 
 ERR = Console(stderr=True)
 SEED = 42
 RESAMPLES = 999  # of the bootstrap behind graded bounds
+WATCHED = 40  # and how many times fewer the watch's
 SLOWER = 20  # how many times fewer runs the graded and the partial part get
 MOST_GRADED_ROWS = 500
 PARTIAL_ROWS = (200, 400)  # validation and test rows
 LOOKED_AT, LOOKED_DISCORDANCE = 1500, 0.2  # rows at most, and the share of them that one model alone gets right
 GROUPS = ((4, 0.5, "half of them alike"), (10, 1.0, "all alike"))
 CANDIDATES = (1, 2, 3, 5, 10)
+WATCHED_ROWS, WATCHED_MOST = 10_000, 4_000  # observations without drift, and at most after one
+SHIFTS, SHIFTED_AFTER = (0.05, 0.1, 0.2, 0.5), (0, 200, 2000)
 DIFFERENCES = (0.6, 0.2, 0.1, 0.0, -0.1, -0.2, -0.6)
 
 
@@ -95,6 +101,45 @@ def rows_needed(config: OperatingCharacteristicsConfig) -> list[Table]:
     return [table]
 
 
+def watching(config: OperatingCharacteristicsConfig) -> list[Table]:
+    """The watch over live traffic: alarms without drift, and audited requests from a change to the alarm."""
+    runs, delta = config.runs // WATCHED, config.delta
+    rang = Table(
+        "traffic", "all is well", "as bad as is allowed", title=f"false alarms in {WATCHED_ROWS:,} audited requests"
+    )
+    ways = [f"after {after:,}" for after in SHIFTED_AFTER]
+    delays = Table(
+        "traffic", "falls by", *ways, title=f"audited requests until the alarm (nine of ten runs), delta {delta:g}"
+    )
+    for stream in track(STREAMS, "watching", console=ERR):
+        level = ONE_SIDED - (AGREEMENT_LEVEL if stream.reference is not None else 0)
+        well, edge = (
+            false_alarms(stream, delta=delta, level=level, runs=runs, rows=WATCHED_ROWS, seed=SEED, at_edge=at_edge)
+            for at_edge in (False, True)
+        )
+        row(rang, stream.name, well, edge)
+        for shift in SHIFTS:
+            found = [
+                delay(
+                    stream,
+                    shift=shift,
+                    after=after,
+                    delta=delta,
+                    level=level,
+                    runs=runs // 2,
+                    most=WATCHED_MOST,
+                    seed=SEED,
+                )
+                for after in SHIFTED_AFTER
+            ]
+            row(delays, stream.name, f"{shift:g}", *(f"{_rows(one.median)} ({_rows(one.ninety)})" for one in found))
+    return [rang, delays]
+
+
+def _rows(number: int | None) -> str:
+    return f"> {WATCHED_MOST:,}" if number is None else f"{number:,}"
+
+
 def report(config: OperatingCharacteristicsConfig) -> None:
     """Simulate the parts that the config names, and print a table of each."""
     parts = {
@@ -103,10 +148,11 @@ def report(config: OperatingCharacteristicsConfig) -> None:
         "partial": parts_of_traffic,
         "looks": looks,
         "rows": rows_needed,
+        "watching": watching,
     }
     Console().print(*(table for name in config.parts for table in parts[name](config)))
     error = 1.96 * math.sqrt(0.05 * 0.95 / (config.runs // 2))
     print(
-        f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one), seed {SEED}; looks: {config.runs // 2:,}"
+        f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one, {config.runs // WATCHED:,} of the watch), seed {SEED}; looks: {config.runs // 2:,}"
         f" runs, Monte Carlo error at 5 % ±{error:.2%}"
     )

@@ -2,18 +2,20 @@
 
 from slm_ray.config.compare import CompareConfig
 from slm_ray.config.distil import DistilConfig
+from slm_ray.config.doctor import DoctorConfig
 from slm_ray.config.evaluate import EvaluateConfig
 from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import ArmsConfig, LoopConfig, RunConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig, TrackSource
 from slm_ray.config.open_loop import LoadConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
+from slm_ray.config.rollout import RolloutConfig, RolloutRoute
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
@@ -54,8 +56,10 @@ __all__ = [
     "Curation",
     "Declaration",
     "DistilConfig",
+    "DoctorConfig",
     "EvaluateConfig",
     "Evaluation",
+    "FlywheelConfig",
     "Generation",
     "InferConfig",
     "JudgeConfig",
@@ -76,6 +80,8 @@ __all__ = [
     "Priced",
     "Requests",
     "Retrieval",
+    "RolloutConfig",
+    "RolloutRoute",
     "RowsConfig",
     "RunConfig",
     "Search",

@@ -13,5 +13,10 @@ class DistilConfig(Config):
     report: str = Field(description="a finished evaluation of the training rows: its run directory or report.json")
     teacher: str = Field(description="a model of that evaluation, by its spec")
     examples: str = Field(description="the training JSONL that it evaluated")
-    floor: float = Field(1.0, gt=0, le=1, description="the primary metric that an answer must reach to be learned")
+    floor: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="the primary metric that an answer must reach to be learned; 0: any that can be read",
+    )
     out: str = Field(description="training JSONL to write")

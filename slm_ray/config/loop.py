@@ -52,6 +52,26 @@ class LoopConfig(RunConfig):
     )
 
 
+class FlywheelConfig(LoopConfig):
+    """The loop on what people asked: a traffic log becomes rows, and the adapter that they train is put at shadow."""
+
+    routes: str = Field("runs/routes", description="folder of the roll-out's routes; a track's is its `live.route`")
+    relabel: bool = Field(
+        False,
+        description="ask the LLM all live requests again, also those that only the SLM answered; `evaluation` limits it",
+    )
+
+    @model_validator(mode="after")
+    def _knows_its_routes(self) -> Self:
+        for place, track in enumerate(self.tracks):
+            if track.live.route is None:
+                raise ValueError(
+                    f"tracks.{place}.live.route is not set; name the route whose requests are learned and whose adapter is"
+                    " put at shadow"
+                )
+        return self
+
+
 class ArmsConfig(RunConfig):
     """Six arms on the same test rows: base and LLM as they are, demonstrations, QLoRA, and both in three ways.
 

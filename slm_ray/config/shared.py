@@ -223,7 +223,7 @@ class Curation(Config):
 
 class Live(Config):
     """Which requests of a traffic log become rows, where a source is one. The LLM's answer is learned, or what a user put
-    right; the SLM's own only where a user said that it was right."""
+    right; the SLM's own only where a user said that it was right. All but `route` choose among training rows alone."""
 
     route: str | None = Field(None, description="the route whose requests are taken; needed where the log has several")
     self_agreement: float | None = Field(
@@ -233,7 +233,7 @@ class Live(Config):
         "keep",
         description="requests on which LLM and SLM disagree: like others, before others under `most`, or left out",
     )
-    most: int | None = Field(None, ge=1, description="requests taken, the latest; all when not set")
+    most: int | None = Field(None, ge=1, description="requests to train on, the latest; all when not set")
 
 
 class Source(Retrieval):
@@ -367,12 +367,15 @@ class Search(Config):
 
 
 class Serving(Config):
-    """The endpoint: an ordinary Ray Serve LLM file, adapters from a plain folder, loopback unless told otherwise."""
+    """The endpoint: an ordinary Ray Serve file, adapters from a folder or a bucket, loopback unless told otherwise."""
 
     config: str = "serve_configs/cpu_tiny.yaml"
     base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
     name: str = Field("tiny-base", description="the model name that clients send")
     adapters_dir: str = "runs/adapters"
+    tracks: list[str] = Field(
+        default=[], description="tracks, by name or YAML file, whose answer_schema a request may ask for by name"
+    )
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
     keys_file: str = Field("", description="further keys, with scopes and budgets: see `slm-ray keys`")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import markupsafe
+import numpy as np
 
 from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.records import PartialReplacement
@@ -179,6 +180,11 @@ def moment(text: str) -> str:
     """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)
     return f"{match[1]} {match[2]} UTC" if match else text
+
+
+def unix_moment(seconds: float) -> str:
+    """A time in Unix seconds to the minute, in UTC."""
+    return str(np.datetime64(int(seconds), "s"))[:16].replace("T", " ")
 
 
 def cost_text(cost: CostReport) -> str:

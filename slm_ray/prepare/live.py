@@ -2,16 +2,18 @@
 
 A user's own correction comes first, then the LLM's answer, unless a user scored it wrong; the SLM's own answer is learned
 only where a user scored it right. A request is nobody's file to repair, so one that makes no row is left out and counted
-by its reason, and never refuses a source; a damaged part of the log does. The filters say nothing of whether an answer is
-right.
+by its reason, and never refuses a source; a damaged part of the log does. The filters choose among training rows alone: test
+and validation rows are drawn from all requests, since a verdict on chosen ones would say nothing of traffic. They say nothing
+of whether an answer is right.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,14 +34,16 @@ from slm_ray.traffic.record import encoded
 from slm_ray.traffic.redaction import WITHHELD
 
 TARGET_TAG = "target_from"
+NOT_ASKED = "the LLM was not asked"
 _WRONG_BELOW, _RIGHT = 0.5, 1.0  # a user's score
 _AGREES = 0.5  # by the primary metric; most of them are 0 or 1
-Origin = Literal["user", "llm", "slm"]
+Spot = tuple[str, int]
+Origin = Literal["user", "llm", "slm", "to_ask"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRow:
-    """A row and the request that it is of."""
+    """A row, the request that it is of, and whose answer it holds; `to_ask`: the SLM's, until the LLM has been asked."""
 
     row: ParsedRow
     request: TrafficRow
@@ -48,21 +52,33 @@ class LiveRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRows:
-    """The rows of a log, what of it is damaged, and what each step left out."""
+    """The rows of a log, what of it is damaged, and what each step left out.
 
-    rows: tuple[ParsedRow, ...]
+    `held_back` are the places (file, number) of rows that the filters keep out of training.
+    """
+
+    found: tuple[LiveRow, ...]
+    held_back: frozenset[Spot]
     errors: tuple[RowError, ...]
     steps: tuple[Step, ...]
+
+    @property
+    def rows(self) -> tuple[ParsedRow, ...]:
+        """The rows alone."""
+        return tuple(each.row for each in self.found)
 
 
 def is_live(source: str) -> bool:
     """Whether the source is a traffic log."""
-    named = source.removesuffix(".gz").rpartition("/")[2]
+    named = source.partition("?")[0].rstrip("/").rpartition("/")[2]
     return not ("://" in source and "." in named) and is_traffic(source)
 
 
-def live_rows(folder: str, track: Track, settings: Live) -> LiveRows:
-    """The rows of the log at `folder`, oldest first. ConfigError where `route` is needed or unknown."""
+def live_rows(folder: str, track: Track, settings: Live, *, ask_again: bool = False) -> LiveRows:
+    """The rows of the log at `folder`, oldest first. ConfigError where `route` is needed or unknown.
+
+    With `ask_again` also the requests that only the SLM answered: whoever takes them asks the LLM before they are learned.
+    """
     errors: list[RowError] = []
     found: list[tuple[str, int, TrafficRow]] = []
     for file, number, row in located_rows(folder):
@@ -76,12 +92,25 @@ def live_rows(folder: str, track: Track, settings: Live) -> LiveRows:
         every, found = found, [each for each in found if each[2].route == settings.route]
         steps.append(Step(name="route", kept=len(found), dropped=len(every) - len(found), note=settings.route))
     found.sort(key=lambda each: (each[2].at, each[2].id))
-    rows, step = _learnable(found, track)
+    rows, step = _learnable(found, track, ask_again=ask_again)
     steps.append(step)
+    trained_on = rows
     for chosen in _filters(track, settings):
-        rows, step = chosen(rows)
-        steps.append(step)
-    return LiveRows(rows=tuple(each.row for each in rows), errors=tuple(errors), steps=tuple(steps))
+        trained_on, step = chosen(trained_on)
+        steps.append(dataclasses.replace(step, name=f"{step.name} (of training rows)"))
+    held_back = {_spot(each.row) for each in rows} - {_spot(each.row) for each in trained_on}
+    return LiveRows(found=tuple(rows), held_back=frozenset(held_back), errors=tuple(errors), steps=tuple(steps))
+
+
+def without_held_back(rows: Sequence[ParsedRow], held_back: Collection[Spot]) -> tuple[list[ParsedRow], Step]:
+    """The training rows without those that the filters keep out of training."""
+    kept = [row for row in rows if _spot(row) not in held_back]
+    note = "test and validation rows are drawn from all requests"
+    return kept, Step(name="live filters", kept=len(kept), dropped=len(rows) - len(kept), note=note)
+
+
+def _spot(row: ParsedRow) -> Spot:
+    return row.file, row.line
 
 
 def live_fingerprint(folder: str) -> str:
@@ -102,12 +131,17 @@ def _check_route(folder: str, route: str | None, routes: set[str]) -> None:
         raise ConfigError(f"live.route: {folder} has no route {route!r}; {choices(route, routes)}")
 
 
-def _learnable(found: Sequence[tuple[str, int, TrafficRow]], track: Track) -> tuple[list[LiveRow], Step]:
+def _learnable(
+    found: Sequence[tuple[str, int, TrafficRow]], track: Track, *, ask_again: bool
+) -> tuple[list[LiveRow], Step]:
     """The requests that are rows of the track, with the answer to learn."""
     rows: list[LiveRow] = []
     reasons: Counter[str] = Counter()
     for file, number, request in found:
         chosen = _target(request)
+        slm = request.answer_of("slm")
+        if chosen == NOT_ASKED and ask_again and slm is not None and _usable(slm):
+            chosen = str(slm.text), "to_ask"
         if isinstance(chosen, str):
             reasons[chosen] += 1
             continue
@@ -137,7 +171,7 @@ def _target(request: TrafficRow) -> tuple[str, Origin] | str:
     if any(answer.text is None and answer.chars for answer in request.answers):
         return "no text was kept"
     if llm is None:
-        return "the LLM was not asked"
+        return NOT_ASKED
     return "the LLM's answer has the wrong form" if llm.valid is False else "the LLM did not answer"
 
 
@@ -155,7 +189,11 @@ def _row(request: TrafficRow, target: str, origin: Origin, track: Track, file: s
         turns = [*plain_turns(body.get("messages")), _turn(target)]
     except BadRow as bad:
         return bad.kind
-    raw: dict[str, Any] = {"messages": turns, "id": request.id, "tags": {TARGET_TAG: origin}}
+    raw: dict[str, Any] = {
+        "messages": turns,
+        "id": request.id,
+        "tags": {TARGET_TAG: "llm" if origin == "to_ask" else origin},
+    }
     if body.get("tools"):
         raw["tools"] = body["tools"]
     (row,) = parsed([(file, number, raw)], track, "messages")

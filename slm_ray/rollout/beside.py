@@ -36,6 +36,10 @@ class Log(Protocol):
         """Keep a row or what a user said of one."""
         ...
 
+    def close(self) -> None:
+        """Write what there is."""
+        ...
+
 
 class Beside:
     """Takes calls that are over. `log` gets their rows, `changed` is told of a route that the watch has taken back."""
@@ -142,9 +146,16 @@ class Beside:
     def _answer(self, state: RouteState, reply: Reply, agreement: float | None) -> ArmAnswer:
         target, outcome, usage = reply.target, reply.outcome, reply.outcome.usage
         price = price_of(self._prices, reply.model) if target.billed and usage is not None else None
-        failure = outcome.failure.reason if outcome.failure is not None else None
+        calls = None if outcome.text else tool_calls(reply.body)
+        # An answer of tool calls has no text, which is no fault of it; one that was cut stays one.
+        missing = (
+            outcome.failure
+            if outcome.failure is not None and not (calls and outcome.failure.kind == "invalid")
+            else None
+        )
+        failure = missing.reason if missing is not None else None
         return ArmAnswer(
-            arm=target.arm, model=reply.model, text=outcome.text or tool_calls(reply.body), status=reply.status,
+            arm=target.arm, model=reply.model, text=outcome.text or calls, status=reply.status,
             reason=reply.trouble or failure, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,

@@ -215,7 +215,7 @@ class Answerer:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         reply = streamed.reply()
         end = b""
-        if reply.kind in ("connection", "timeout"):
+        if reply.kind in ("connection", "timeout", "broken"):
             error = {"code": "stream_broken", "message": "the answer broke off", "type": "server_error", "param": None}
             end = b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
         await send({"type": "http.response.body", "body": end, "more_body": False})

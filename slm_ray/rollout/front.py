@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -36,14 +37,16 @@ from slm_ray.rollout.judged import in_form
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Target, Upstream, target
-from slm_ray.serving.auth import RequireKey, ThisMachineOnly
+from slm_ray.serving.admission import Admission, Answered, Room
+from slm_ray.serving.auth import RequireKey, ThisMachineOnly, key_of
 from slm_ray.serving.failures import OneErrorShape, refusal
 from slm_ray.serving.keys import KeyRing
-from slm_ray.serving.limits import RequestLimits
+from slm_ray.serving.limits import READ, RequestLimits
 from slm_ray.traffic.record import Arm, Feedback
 
 MOST_IN_FLIGHT = 512
 REREAD_S = 0.5
+_CALL = "slm_ray.call"  # where in its scope an admitted request has its call
 _MOST_FEEDBACK = 100_000  # characters of an answer
 _CARD = (
     "state",
@@ -68,6 +71,7 @@ class FrontSettings:
     folder: str
     endpoint: str
     api_key_digest: str | None = None
+    keys_file: str | None = None
 
 
 class Front:
@@ -82,15 +86,16 @@ class Front:
         self._store = RouteStore(settings.folder)
         self._routes: dict[str, RouteState] = {}
         self._targets: dict[tuple[str, str], Target] = {}
-        self._in_flight = 0
+        room = Room(answers=MOST_IN_FLIGHT, tokens=sys.maxsize)
+        self._admitted = Admission(self._answer, base="", room=room, figures=_Silent())
         self._upstream: Upstream
         self._answerer: Answerer
         self._beside: Beside
 
     def app(self) -> Starlette:
         """The application, with the key check outermost and `/health` outside of it."""
-        digest = self._settings.api_key_digest
-        ring = KeyRing(own_digest=digest, file=None)
+        settings = self._settings
+        ring = KeyRing(own_digest=settings.api_key_digest, file=settings.keys_file)
         inner = Starlette(
             routes=[
                 Route("/v1/chat/completions", _Asgi(self._chat), methods=["POST"]),
@@ -99,7 +104,7 @@ class Front:
             ],
             middleware=[
                 Middleware(OneErrorShape),
-                Middleware(RequireKey, ring=ring) if digest else Middleware(ThisMachineOnly),
+                Middleware(RequireKey, ring=ring) if settings.api_key_digest else Middleware(ThisMachineOnly),
                 Middleware(RequestLimits, fields=False),
             ],
             exception_handlers={404: _no_such_path, 405: _no_such_path},
@@ -121,6 +126,7 @@ class Front:
             rereading.cancel()
             await self._beside.close()
             await self._upstream.close()
+            await asyncio.to_thread(self._log.close)
 
     async def _reread(self) -> None:
         """Follow the changes of known routes; where a disk is away for a while, the last known state stays."""
@@ -153,7 +159,8 @@ class Front:
 
     async def _chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            body = _request(await Request(scope, receive).body())
+            raw = await Request(scope, receive).body()
+            body = _request(raw)
             state = await self._state(body["model"])
             self._sides(state)
         except _Refused as error:
@@ -166,25 +173,16 @@ class Front:
             await refusal(503, "route_unavailable", str(error), "server_error")(scope, receive, send)
             return
         user = Request(scope).headers.get("x-user") or body.get("user")
-        if self._in_flight >= MOST_IN_FLIGHT:
-            busy = refusal(
-                429, "rate_limit_exceeded", "too many calls are in flight; try again later", "rate_limit_error"
-            )
-            busy.headers["retry-after"] = "1"
-            await busy(scope, receive, send)
-            return
-        call = Call(
-            id=uuid.uuid4().hex,
-            at=time.time(),
-            state=state,
-            body=body,
-            user=user if isinstance(user, str) and user else None,
-        )
-        self._in_flight += 1
+        named = user if isinstance(user, str) and user else None
+        scope[_CALL] = Call(id=uuid.uuid4().hex, at=time.time(), state=state, body=body, user=named)
+        scope[READ] = _counted(body), len(raw)
+        await self._admitted(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        call: Call = scope[_CALL]
         try:
             await _unless_gone(receive, self._answerer.answer(call, send))
         finally:
-            self._in_flight -= 1
             self._beside.take(call)
 
     async def _feedback(self, request: Request) -> Response:
@@ -195,9 +193,14 @@ class Front:
         self._log.append(feedback)
         return JSONResponse({"id": feedback.id, "object": "feedback"}, status_code=202)
 
-    async def _models(self, _: Request) -> Response:
-        cards = []
+    async def _models(self, request: Request) -> Response:
+        """To a key of the file only the routes that it may ask, without what stands behind them."""
+        key, cards = key_of(request.scope), []
         for name, state in sorted(self._routes.items()):
+            if key is not None and key.added:
+                if key.may_ask(name):
+                    cards.append(_card(name, {"state": state.state}))
+                continue
             about = {field: getattr(state, field) for field in _CARD}
             about |= {"llm": state.route.llm, "slm": state.route.slm, "track": state.route.track}
             counts = {"counts": dict(self._beside.counts[name])} if name in self._beside.counts else {}
@@ -207,9 +210,30 @@ class Front:
         return JSONResponse({"object": "list", "data": cards})
 
 
+def _card(name: str, about: Mapping[str, Any]) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "slm-ray", "metadata": dict(about)}
+
+
 def _pinned(state: RouteState) -> str:
     is_served = state.route.slm.startswith("served:") and state.adapter is not None
     return f"served:{state.route.base}:{state.adapter}" if is_served else state.route.slm
+
+
+def _counted(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a request may take, as far as it says so in whole numbers; the rest is counted at its most."""
+    names = ("n", "max_tokens", "max_completion_tokens", "top_logprobs")
+    numbers = {name: value for name in names if type(value := body.get(name)) is int and 0 < value < 10**6}
+    return {**numbers, "logprobs": body.get("logprobs") is True, "model": body["model"]}
+
+
+class _Silent:
+    """The endpoint counts what is asked of it; what the front was asked is in the log of traffic."""
+
+    def in_flight(self, answers: int, tokens: int) -> None:
+        """Not told."""
+
+    def answered(self, answered: Answered) -> None:
+        """Not told."""
 
 
 class _Asgi:

@@ -18,12 +18,13 @@ from slm_ray.errors import DataError
 from slm_ray.providers import parse
 from slm_ray.records import ComparisonReport, RowResult
 from slm_ray.reports.encoding import check_version, decode
-from slm_ray.reports.files import COMPARISON, load_report
+from slm_ray.reports.files import COMPARISON, CONFIG, load_report
 from slm_ray.rollout.states import Grant
 from slm_ray.scoring.run import score, unreadable
 from slm_ray.types import Comparison
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
+from slm_ray.yaml_file import read_yaml
 
 AGREEMENT_LEVEL = 0.01  # of the 5 % by which an alarm may be false; the rest is the watch's
 _FIX = "give the run directory of slm-ray compare, or a comparison.json that it wrote"
@@ -35,11 +36,7 @@ def read_grant(path: str | Path, *, other_report: str | Path | None = None) -> G
     `other_report` is where the SLM's rows are, when it was evaluated apart from the LLM. DataError names a file that is
     missing or damaged.
     """
-    file = Path(path)
-    file = file / COMPARISON if file.is_dir() else file
-    plain = storage.read_json(file)
-    check_version(plain, where=str(file), fix=_FIX)
-    report = decode(plain, ComparisonReport, where=str(file), fix=_FIX)
+    file, report = _read(path)
     grant = replace(granted(report), comparison=str(file.absolute()), digest=storage.file_digest(file))
     if grant.most == "shadow":
         return grant
@@ -53,6 +50,14 @@ def read_grant(path: str | Path, *, other_report: str | Path | None = None) -> G
     return replace(
         grant, agreement=1 + bound.estimate, agreement_lower=1 + bound.lower, agreement_level=AGREEMENT_LEVEL
     )
+
+
+def track_of_verdict(path: str | Path) -> str:
+    """The name of the track that a comparison is about; its file where the run was given one."""
+    file, report = _read(path)
+    config = file.with_name(CONFIG)
+    named = read_yaml(config, what="config").get("track") if config.is_file() else None
+    return named if isinstance(named, str) else report.comparison.track
 
 
 def granted(report: ComparisonReport) -> Grant:
@@ -92,6 +97,14 @@ def agreement(track: Track, slm: str | None, llm: str | None) -> float | None:
     if llm is None or unreadable(track, llm) is not None:
         return None
     return next((found.value for found in score(track, "", slm, llm).scores if found.name == track.primary), None)
+
+
+def _read(path: str | Path) -> tuple[Path, ComparisonReport]:
+    file = Path(path)
+    file = file / COMPARISON if file.is_dir() else file
+    plain = storage.read_json(file)
+    check_version(plain, where=str(file), fix=_FIX)
+    return file, decode(plain, ComparisonReport, where=str(file), fix=_FIX)
 
 
 def _rows(folder: Path, other: str | Path | None, compared: Comparison) -> tuple[list[RowResult], Track]:

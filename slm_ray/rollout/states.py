@@ -8,7 +8,8 @@
 
 What a verdict showed is the most that a route is granted (`Grant`, read from the verdict's files in
 `slm_ray.rollout.grants`). A state that is not granted cannot be constructed: ConfigError says what to do instead. Another
-adapter starts at shadow. An adapter that was taken back is never what a further roll-back leads to.
+adapter starts at shadow. An adapter that was taken back is never what a further roll-back leads to. An alarm of the watch overturns
+the verdict: from then on it grants shadow, here and wherever it is given again, and rows of its own have to show otherwise.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from itertools import pairwise
+from typing import Literal, TypeGuard, get_args
 
 from slm_ray.errors import ConfigError, choices
 
 State = Literal["record", "shadow", "canary", "live", "cascade"]
-Action = Literal["create", "move", "appoint", "set", "back"]
+Action = Literal["create", "move", "appoint", "set", "back", "alarm"]
 STATES: tuple[State, ...] = get_args(State)
 SERVING: tuple[State, ...] = ("canary", "cascade", "live")  # in which users get answers of the SLM
 
@@ -32,6 +34,11 @@ _NAME_RULE = "use letters, digits, '.', '_' and '-', at most 80 of them, the fir
 def is_name(name: str) -> bool:
     """Whether a client can ask for a route of that name."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_state(text: str) -> TypeGuard[State]:
+    """Whether there is such a state."""
+    return text in STATES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +165,24 @@ class RouteState:
         return self.granted.stand_ins
 
 
+def state_text(now: RouteState) -> str:
+    """The state with its number."""
+    if now.state == "canary":
+        return f"canary {now.share:.3g}"
+    return f"cascade at {now.threshold:.4g}" if now.state == "cascade" and now.threshold is not None else now.state
+
+
+def watched_text(grant: Grant, delta: float) -> str:
+    """What live traffic is held to, in words."""
+    if grant.agreement is None or grant.agreement_lower is None:
+        return "watched by nothing: no verdict's rows say how often both models agree"
+    floor = grant.agreement_lower - delta
+    said = f"watched: both agreed on {grant.agreement:.1%} of the verdict's rows (at least {grant.agreement_lower:.1%})"
+    if floor <= 0:
+        return f"{said}, which is too little for live traffic to fall below it: no alarm can come of it"
+    return f"{said}; below {floor:.1%} it is taken back"
+
+
 def held(grant: Grant, *, route: Route, adapter: str | None) -> Grant:
     """The grant as it stands for this route: a verdict about another adapter or another LLM grants shadow and no more."""
     if grant.comparison is None:
@@ -203,17 +228,26 @@ def moved(state: RouteState, *, to: State, at: str, by: str, reason: str, share:
     )  # fmt: skip
 
 
-def appointed(
-    state: RouteState, *, route: Route, adapter: str | None, grant: Grant, at: str, by: str, reason: str
-) -> RouteState:
-    """The route with another adapter, another LLM or a newer verdict.
+def overturned(history: Sequence[RouteState]) -> frozenset[str]:
+    """The digests of the verdicts that an alarm of the watch has shown not to hold any more."""
+    alarms = (before for before, state in pairwise(history) if state.action == "alarm")
+    return frozenset(before.granted.digest for before in alarms if before.granted.digest is not None)
 
-    Another adapter or LLM starts at shadow (at record where the route is there), and a roll-back leads to the adapter that
+
+def appointed(
+    history: Sequence[RouteState], *, route: Route, adapter: str | None, grant: Grant, at: str, by: str, reason: str
+) -> RouteState:
+    """The route with another adapter, another LLM or a newer verdict; `history` is all of it, the last state now.
+
+    A verdict that an alarm has overturned grants shadow. Another adapter or LLM starts at shadow (at record where the route is there), and a roll-back leads to the adapter that
     users had until now. A newer verdict about the same two leaves the state where it still grants it, else shadow.
     """
+    state = history[-1]
     if route.name != state.route.name:
         raise ConfigError(f"{route.name} is another route than {state.route.name}; create it instead")
     new = held(grant, route=route, adapter=adapter)
+    if new.digest in overturned(history):
+        new = _overturned(new)
     same = adapter == state.adapter and (route.llm, route.slm) == (state.route.llm, state.route.slm)
     stays = state.state if state.state == "record" or (same and new.allows(state.state)) else "shadow"
     changed = replace(
@@ -237,21 +271,43 @@ def adjusted(
     return replace(state, **changes, changed_at=at, by=by, reason=reason, serial=state.serial + 1, action="set")  # type: ignore[arg-type]
 
 
-def taken_back(history: Sequence[RouteState], *, at: str, by: str, reason: str) -> RouteState:
+def taken_back(history: Sequence[RouteState], *, at: str, by: str, reason: str, alarm: bool = False) -> RouteState:
     """The route as it last served its previous adapter, else at record; `history` is all of it, the last state now.
 
     What is gone back to keeps the grant that it had then. A verdict about another LLM than today's grants nothing, so that
-    this is record too. At record with nothing to go back to, the state is the same as before.
+    this is record too. An `alarm` overturns the verdict of what is taken back; at shadow, where nothing is to be taken back,
+    it does that alone. The state is the same as before where nothing changes.
     """
     now = history[-1]
-    changes = {"changed_at": at, "by": by, "reason": reason, "serial": now.serial + 1, "action": "back"}
+    changed = replace(
+        now, changed_at=at, by=by, reason=reason, serial=now.serial + 1, action="alarm" if alarm else "back"
+    )
     earlier = [then for then in history if then.serving and then.adapter == now.previous]
-    if now.previous is not None and earlier and earlier[-1].route.llm == now.route.llm:
+    if (
+        now.previous is not None
+        and not (alarm and now.state == "shadow")
+        and earlier
+        and earlier[-1].route.llm == now.route.llm
+    ):
         then = earlier[-1]
-        return replace(then, audit_share=now.audit_share, timeout_s=now.timeout_s, **changes)  # type: ignore[arg-type]
-    if now.state == "record":
+        if then.granted.digest is None or then.granted.digest not in overturned((*history, changed)):
+            return replace(
+                changed, route=then.route, state=then.state, adapter=then.adapter, granted=then.granted, share=then.share,
+                delta=then.delta, threshold=then.threshold, previous=then.previous,
+            )  # fmt: skip
+    granted = _overturned(now.granted) if alarm else now.granted
+    if now.state == "record" or (alarm and now.granted.most == "shadow"):
         return now
-    return replace(now, state="record", share=0.0, threshold=None, previous=None, **changes)  # type: ignore[arg-type]
+    if alarm and now.state == "shadow":
+        return replace(changed, granted=granted)
+    return replace(changed, state="record", share=0.0, threshold=None, previous=None, granted=granted)
+
+
+def _overturned(grant: Grant) -> Grant:
+    return replace(
+        grant, most="shadow", threshold=None,
+        because="the watch rang: the SLM is worse on live traffic than on the verdict's rows, which overturns that verdict",
+    )  # fmt: skip
 
 
 def _delta(grant: Grant) -> float:

@@ -113,7 +113,7 @@ class RouteStore:
         return self._changed(
             route.name,
             lambda now: appointed(
-                now[-1], route=route, adapter=adapter, grant=grant, at=_now(), by=by or writer(), reason=reason
+                now, route=route, adapter=adapter, grant=grant, at=_now(), by=by or writer(), reason=reason
             ),
         )
 
@@ -138,15 +138,16 @@ class RouteStore:
     def back(self, name: str, *, reason: str, by: str | None = None, serial: int | None = None) -> RouteState:
         """To the previous adapter, else to record; see `states.taken_back`.
 
-        With `serial` only while users still get the SLM of the state with that number: an alarm that comes late changes
-        nothing. What the route is then.
+        With `serial` it is an alarm about the state with that number, which overturns its verdict; one that comes when the
+        route has another SLM or verdict by then changes nothing. What the route is then.
         """
 
         def back(history: History) -> RouteState:
             now = history[-1]
             seen = next((state for state in history if state.serial == serial), None)
-            late = serial is not None and (seen is None or not now.serving or now.adapter != seen.adapter)
-            return now if late else taken_back(history, at=_now(), by=by or writer(), reason=reason)
+            if serial is not None and (seen is None or _other_slm(now, seen)):
+                return now
+            return taken_back(history, at=_now(), by=by or writer(), reason=reason, alarm=serial is not None)
 
         return self._changed(name, back)
 
@@ -219,6 +220,10 @@ class RouteStore:
         names = list(self.routes())
         known = choices(name, names) if names else "there is none; slm-ray routes create makes one"
         return ConfigError(f"no route {name!r} in {self.folder}: {known}")
+
+
+def _other_slm(now: RouteState, seen: RouteState) -> bool:
+    return now.adapter != seen.adapter or now.route.slm != seen.route.slm or now.granted.digest != seen.granted.digest
 
 
 def _history(path: Path) -> History:

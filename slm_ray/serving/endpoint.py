@@ -1,36 +1,44 @@
 """Bringing the endpoint up and down: `deploy` returns when it answers, `shutdown` when nothing of it is left.
 
 What cannot work (no model in the base folder, too few CPUs or GPUs, the port taken, an engine that will not start) ends at
-once in one error that names the setting. Deploying what already runs takes it as it is; another endpoint of ours on the
-same address is replaced; applications of others are left alone.
+once in one error that names the setting. Deploying what already runs takes it as it is. An endpoint of ours at the same
+address is changed in place: the stand-in and the schemas while it answers, the front and engines one after the other as
+the serve file's `max_surge_percent` has it, each only if it has changed, and what it is writing is written to its end
+(`graceful_shutdown_timeout_s`). One at another address is replaced. Applications of others are left alone.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 import ray
 from ray import serve
+from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
+from slm_ray.api_key import api_key
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.health import chat, healthy
-from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
+from slm_ray.serving.settings import AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 READY_TIMEOUT_S = 300.0
-_APP = "slm-ray"
+_APP = re.compile(r"slm-ray-(\d+)")
+# What else of ours may run beside an endpoint, at its port and under a path of its own.
+_BESIDE = re.compile(r"slm-ray-rollout-\d+")
+_LIVE_EVERY_S, _LINE_EVERY_S = 1.0, 10.0
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
+_DRAINED_WITHIN_S = 150.0  # answers that are being written end first, as long as the serve file lets them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,35 +56,44 @@ def deploy(
     stand_in: Mapping[str, Any] | None = None,
     environment: Mapping[str, str] | None = None,
     log_file: str | None = None,
+    progress: TextIO | None = None,
 ) -> Endpoint:
     """Serve the base and its adapters; returns once a real completion has come back.
 
     `stand_in` is {"deployment", "demonstrations", "pools": {track: JSONL path}}. With SLM_RAY_API_KEY in the environment
     every request needs that key. This process's Serve and vLLM messages go to `log_file`, or nowhere; the replicas' own
-    are in Ray's session folder. Raises ModelError, ConfigError or ResourceError.
+    are in Ray's session folder. `progress` is told what is waited for and how long: every second on a terminal, else a line
+    every ten. Raises ModelError, ConfigError or ResourceError; an endpoint that was to be changed and could not is left as
+    far as it still answers.
     """
     environment = os.environ if environment is None else environment
     settings = app_settings(config, stand_in=stand_in, environment=environment)
     _quiet(log_file)
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
-    endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"{_APP}-{config.port}-{settings.digest}")
-    key = environment.get(KEY_NAME, "")
-    if endpoint.app in _ours(serve.status()):
-        _wait(config, endpoint, key)
+    endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"slm-ray-{config.port}")
+    key = api_key(environment)
+    waiting = _Waiting(progress)
+    running = _running(endpoint.app, config.host)
+    if running == settings.digest:
+        _wait(config, endpoint, key, waiting)
         return endpoint
-    _replace_older(config)
+    if running is None:
+        _replace_older(config)
     try:
-        _start(config, endpoint, settings)
-        _wait(config, endpoint, key)
+        _start(config, endpoint, settings, waiting)
+        _wait(config, endpoint, key, waiting)
     except BaseException:
-        shutdown()
+        if running is None or not healthy(endpoint.url):
+            shutdown()
         raise
+    finally:
+        waiting.end()
     return endpoint
 
 
 def shutdown() -> None:
-    """Take our endpoints down and wait until their port is free; Serve itself too when nobody else uses it."""
+    """Take our endpoints down and wait until their port is free; Serve itself too when nothing else uses it."""
     if not ray.is_initialized():
         return
     status = serve.status()
@@ -94,7 +111,7 @@ def _stop_serve() -> None:
     """`serve.shutdown`, less the call that dies with the controller and that Ray reports on the terminal as a failure."""
     controller = ray.get_actor(CONTROLLER, namespace="serve")
     ray.get(controller.graceful_shutdown.remote(False))
-    deadline = time.monotonic() + _FREE_WITHIN_S
+    deadline = time.monotonic() + _DRAINED_WITHIN_S
     while _controller_lives() and time.monotonic() < deadline:
         time.sleep(0.05)
     serve.shutdown()  # forgets the client of the controller that is gone
@@ -109,18 +126,33 @@ def _controller_lives() -> bool:
 
 
 def _ours(status: Any) -> list[str]:
-    return [name for name in status.applications if name.startswith(f"{_APP}-")]
+    return [name for name in status.applications if _APP.fullmatch(name)]
 
 
 def _port(app: str) -> int:
-    return int(app.split("-")[2])
+    return int(app.rsplit("-", 1)[1])
+
+
+def _running(app: str, host: str) -> str | None:
+    """The digest of the settings with which the endpoint `app` runs at `host`; None where none does."""
+    if app not in serve.status().applications:
+        return None
+    details = _get_global_client().get_serve_details()
+    if details["http_options"]["host"] != host:
+        return None
+    deployments = details["applications"][app]["deployments"].values()
+    configs = [deployment["deployment_config"].get("user_config") or {} for deployment in deployments]
+    return next((str(config["digest"]) for config in configs if "digest" in config), "")
 
 
 def _replace_older(config: Serving) -> None:
     """Say who holds the address, or take an older endpoint of ours down."""
     status = serve.status()
     ours = _ours(status)
-    if set(status.applications) - set(ours) or (status.proxies and not ours):
+    others = set(status.applications) - set(ours)
+    if others and all(_BESIDE.fullmatch(name) for name in others) and _same_address(config):
+        return  # Serve listens there already, for what goes to this endpoint
+    if others or (status.proxies and not ours):
         raise ResourceError(
             "Ray Serve already runs other applications on this cluster, and its address cannot be changed while it does; "
             "use another cluster, or stop it with `serve shutdown`"
@@ -133,21 +165,69 @@ def _replace_older(config: Serving) -> None:
         shutdown()
 
 
-def _start(config: Serving, endpoint: Endpoint, settings: AppSettings) -> None:
-    logs = {"log_level": "WARNING", "enable_access_log": False}
-    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
-    with _root_logger_kept():
-        from slm_ray.serving.app import build  # brings vLLM in: seconds that a refused deployment should not cost
+def _same_address(config: Serving) -> bool:
+    options = _get_global_client().get_serve_details()["http_options"]
+    return bool((options["host"], options["port"]) == (config.host, config.port))
+
+
+class _Waiting:
+    """Says what is waited for and since when: in place on a terminal, else by a line now and then."""
+
+    def __init__(self, out: TextIO | None) -> None:
+        self._out, self._live = out, bool(out and out.isatty())
+        self._began = self._said = time.monotonic()
+
+    def tell(self, what: str) -> None:
+        now = time.monotonic()
+        if self._out is None or now - self._said < (_LIVE_EVERY_S if self._live else _LINE_EVERY_S):
+            return
+        self._said = now
+        text = f"{what}: {now - self._began:.0f} s"
+        print(f"\r{text}\x1b[K" if self._live else text, end="" if self._live else "\n", file=self._out, flush=True)
+
+    def end(self) -> None:
+        if self._live and self._said > self._began:
+            print("\r\x1b[K", end="", file=self._out, flush=True)
+
+
+class _Builder:
+    """Builds the application and hands it to Serve, in a process of its own.
+
+    What that imports (vLLM, torch) takes seconds, in which Serve itself can start, and half a GB, which is gone afterwards.
+    """
+
+    def prepare(self) -> None:
+        import slm_ray.serving.app  # noqa: F401
+
+    def run(self, settings: AppSettings, name: str, logs: Mapping[str, Any]) -> str:
+        """What is wrong with the settings; nothing where Serve has taken them."""
+        from slm_ray.serving.app import build
 
         try:
             app = build(settings)
         except ValueError as error:
-            raise ConfigError(f"{config.config} is no Ray Serve LLM file that fits: {error}; correct it") from None
-    target = serve.RunTarget(target=app, name=endpoint.app, route_prefix="/", logging_config=logs)
-    serve.run_many([target], wait_for_applications_running=False)
+            return str(error)
+        target = serve.RunTarget(target=app, name=name, route_prefix="/", logging_config=dict(logs))
+        serve.run_many([target], wait_for_applications_running=False)
+        return ""
 
 
-def _wait(config: Serving, endpoint: Endpoint, key: str) -> None:
+def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: _Waiting) -> None:
+    logs = {"log_level": "WARNING", "enable_access_log": False}
+    builder = ray.remote(_Builder).options(num_cpus=0).remote()
+    try:
+        builder.prepare.remote()
+        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
+        done = builder.run.remote(settings, endpoint.app, logs)
+        while not ray.wait([done], timeout=_POLL_S)[0]:
+            waiting.tell("building the application")
+        if problem := ray.get(done):
+            raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
+    finally:
+        ray.kill(builder)
+
+
+def _wait(config: Serving, endpoint: Endpoint, key: str, waiting: _Waiting) -> None:
     """/v1/models answers before the engine is up, so only a completion counts."""
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
@@ -162,6 +242,7 @@ def _wait(config: Serving, endpoint: Endpoint, key: str) -> None:
                 f"the endpoint was not ready within {READY_TIMEOUT_S:g} s"
                 f" ({app.status if app else 'no application'}); see the Serve logs in Ray's session folder"
             )
+        waiting.tell("starting the engine")
         time.sleep(_POLL_S)
 
 
@@ -202,20 +283,6 @@ def _await_free(host: str, port: int) -> None:
                 f"port {port} is still held {_FREE_WITHIN_S:g} s after shutdown; find its process and stop it"
             )
         time.sleep(0.1)
-
-
-@contextmanager
-def _root_logger_kept() -> Iterator[None]:
-    """Importing ray.serve.llm takes over the root logger: INFO and JSON for everybody. Undone, and silent meanwhile."""
-    root = logging.getLogger()
-    handlers, level, disabled = list(root.handlers), root.level, root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(disabled)
-        root.handlers = handlers
-        root.setLevel(level)
 
 
 def _quiet(log_file: str | None) -> None:

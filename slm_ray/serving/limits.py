@@ -36,6 +36,7 @@ READ = "slm_ray.request"  # where in its scope the middleware inside find a requ
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 Check = Callable[[Any], str | None]  # what is wrong with a value, or None
+ToolCheck = Callable[[Mapping[str, Any]], tuple[str, str] | None]  # of a request: the field at fault and what is wrong
 
 
 class _Refused(Exception):
@@ -52,9 +53,10 @@ class RequestLimits:
     Without `fields` the bodies are not read: in front of models that judge for themselves what they take.
     """
 
-    def __init__(self, app: ASGIApp, *, fields: bool = True) -> None:
+    def __init__(self, app: ASGIApp, *, fields: bool = True, tools: ToolCheck | None = None) -> None:
         self.app = app
         self._fields = fields
+        self._tools = tools  # None where no engine finds calls in answers: tools are refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -64,7 +66,8 @@ class RequestLimits:
             body = await _whole(scope, receive)
             if self._fields and scope["path"].endswith("/completions"):
                 request = _decoded(body)
-                check_request(request, chat=scope["path"].endswith("/chat/completions"))
+                chat = scope["path"].endswith("/chat/completions")
+                check_request(request, chat=chat, tools=self._tools)
                 scope[READ] = request, len(body)
         except _Refused as error:
             response = refusal(error.status, error.code, str(error), param=error.field)
@@ -123,9 +126,9 @@ def _decoded(body: bytes) -> dict[str, Any]:
     return request
 
 
-def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
+def check_request(request: Mapping[str, Any], *, chat: bool, tools: ToolCheck | None = None) -> None:
     """_Refused, with the field and the bound, for a request that the engine should not see."""
-    fields = _FIELDS | (_CHAT if chat else _TEXT)
+    fields = _FIELDS | (_CHAT if chat else _TEXT) | (_TOOLS if chat and tools is not None else {})
     for name, value in request.items():
         check = fields.get(name)
         if check is None:
@@ -137,6 +140,8 @@ def check_request(request: Mapping[str, Any], *, chat: bool) -> None:
     needed = "messages" if chat else "prompt"
     if needed not in request:
         raise _Refused(f"{needed} is missing", field=needed)
+    if chat and tools is not None and (found := tools(request)):
+        raise _Refused(": ".join(found), field=found[0])
     _check_product(request)
 
 
@@ -286,9 +291,11 @@ def _response_format(value: Any) -> str | None:
     if kind in ("text", "json_object"):
         return None
     named = value.get("json_schema") if kind == "json_schema" else None
-    if not isinstance(named, dict) or "schema" not in named:
-        return "a type text, json_object or json_schema (with json_schema.schema) is wanted"
-    return schema_problem(named["schema"])
+    if isinstance(named, dict) and named.get("schema") is not None:
+        return schema_problem(named["schema"])
+    if isinstance(named, dict) and isinstance(named.get("name"), str):
+        return None  # a track's own schema, which the ingress knows
+    return "a type text, json_object or json_schema (with json_schema.schema, or a track's name) is wanted"
 
 
 def _structured_outputs(value: Any) -> str | None:
@@ -354,6 +361,7 @@ _CHAT: dict[str, Check] = {
     "tools": _not_served,
     "tool_choice": _not_served,
 }
+_TOOLS: dict[str, Check] = {"tools": lambda value: None, "tool_choice": lambda value: None}  # looked at together
 _TEXT: dict[str, Check] = {
     "prompt": _TEXT_VALUE,
     "logprobs": _number(0, 20, whole=True),

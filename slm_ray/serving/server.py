@@ -3,7 +3,7 @@
 Promises over the stock server: the engine only ever reads node-local copies; concurrent first requests for one adapter
 load it once; an adapter that cannot be used is HTTP 400, one that is gone 404, and the engine lives on; chats are rendered
 as in training (`slm_ray.chat_template`); an answer whose length nobody names ends at the bounds of `limits`, not where the
-context does.
+context does; an engine that its GPU has no room for is refused before a weight is read.
 
 Overrides private methods of the pinned Ray; `tests/integration/test_serving_contract.py` holds their shape.
 """
@@ -11,8 +11,10 @@ Overrides private methods of the pinned Ray; `tests/integration/test_serving_con
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,29 +27,46 @@ from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
 
 from slm_ray.chat_template import served_template
-from slm_ray.errors import SlmRayError
-from slm_ray.serving.adapter_cache import NodeLocalCache
+from slm_ray.errors import ResourceError, SlmRayError
+from slm_ray.serving.adapter_cache import MAX_BYTES, NodeLocalCache
 from slm_ray.serving.limits import most_tokens
+from slm_ray.serving.memory import require_room
+from slm_ray.storage import read_json
+
+CACHE_SETTING = "adapter_cache_bytes"  # of experimental_configs
+_LINGERS_S = 10.0
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
     """One engine and its adapters."""
 
     async def __init__(self, llm_config: LLMConfig, **options: Any) -> None:  # type: ignore[misc]
-        self._cache = NodeLocalCache()
+        check_room(llm_config)
+        self._cache = NodeLocalCache(int(llm_config.experimental_configs.get(CACHE_SETTING, MAX_BYTES)))
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
 
+    async def _start_engine(self) -> None:
+        await self.engine.start()  # without the stock server's report on its use: an actor of 240 MB
+
     async def _run_request(self, request: Any, **options: Any) -> Any:
-        asked = getattr(request, "max_completion_tokens", None) or getattr(
-            request, "max_tokens", 1
-        )  # tokenize has neither
+        asked = getattr(request, "max_completion_tokens", None)
+        asked = asked or getattr(request, "max_tokens", 1)  # requests for tokens have neither
         if not asked:
             shown = getattr(request, "top_logprobs", None)
             bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
             request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
-        return await super()._run_request(request, **options)
+        name = serve.get_multiplexed_model_id().partition(":")[2]
+        if not name:
+            return await super()._run_request(request, **options)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._cache.hold(name))
+            answer = await super()._run_request(request, **options)
+            return _held(answer, stack.pop_all())
+
+    def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
+        return _first_at_once(generator, super()._batch_output_stream)
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
         model_id = serve.get_multiplexed_model_id()
@@ -56,9 +75,14 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         # Of N concurrent first requests the stock server answers N-1 with 500 ("has already been loaded").
         async with self._loading[model_id]:
             try:
+                # What Ray and the engine take for loaded may have left the cache, and would be read again.
+                if not self._cache.touch(model_id.partition(":")[2]):
+                    await asyncio.to_thread(_fetch, self._cache, self._llm_config, model_id)
                 await super()._maybe_resolve_lora_from_multiplex()
             except FileNotFoundError as error:
                 raise HTTPException(404, str(error)) from None
+            except ResourceError as error:
+                raise HTTPException(503, str(error)) from None
             except (SlmRayError, ValueError) as error:
                 raise HTTPException(400, f"the adapter cannot be used: {error}") from None
 
@@ -76,10 +100,7 @@ class CopyLoader(LoraModelLoader):  # type: ignore[misc]
 
     async def load_model_from_config(self, lora_model_id: str, llm_config: LLMConfig) -> DiskMultiplexConfig:
         """Fetch `BASE:NAME`; FileNotFoundError or AdapterError when that cannot be."""
-        name = lora_model_id.partition(":")[2]
-        adapters_dir = llm_config.experimental_configs["adapters_dir"]
-        source = llm_config.model_loading_config.model_source
-        path = await asyncio.to_thread(_fetch, self._cache, adapters_dir, name, source)
+        path = await asyncio.to_thread(_fetch, self._cache, llm_config, lora_model_id)
         # Ray asks for an id and never uses it: vLLM counts its own.
         return DiskMultiplexConfig(
             model_id=lora_model_id, local_path=path, max_total_tokens=None, lora_assigned_int_id=1
@@ -103,6 +124,31 @@ class HouseEngine(VLLMEngine):  # type: ignore[misc]
         return arguments, frontend, config
 
 
+def check_room(llm_config: LLMConfig) -> None:
+    """ResourceError, before any weight is read, where the engine has no room on the smallest GPU of this node.
+
+    Not checked: a base that is quantised or not here yet, and a node whose driver does not say how large its GPUs are.
+    """
+    folder, engine = Path(llm_config.model_loading_config.model_source), llm_config.engine_kwargs
+    if getattr(llm_config.accelerator_config, "kind", "") != "gpu" or not folder.is_dir() or "quantization" in engine:
+        return
+    base, card = read_json(folder / "config.json"), _smallest_gpu_bytes()
+    if card is not None and "quantization_config" not in base:
+        require_room(base, engine, card=card)
+
+
+def _smallest_gpu_bytes() -> float | None:
+    from vllm.utils.import_utils import import_pynvml
+
+    nvml = import_pynvml()
+    try:
+        nvml.nvmlInit()
+        cards = [nvml.nvmlDeviceGetHandleByIndex(place) for place in range(nvml.nvmlDeviceGetCount())]
+        return min((float(nvml.nvmlDeviceGetMemoryInfo(card).total) for card in cards), default=None)
+    except nvml.NVMLError:
+        return None
+
+
 class LocalModel(CallbackBase):  # type: ignore[misc]
     """Skips Ray's download task, which spends 5-8 s on finding that a local folder needs no download."""
 
@@ -111,8 +157,34 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
         self.ctx.run_init_node = False
 
 
-def _fetch(cache: NodeLocalCache, adapters_dir: str, name: str, source: str) -> str:
-    return str(cache.fetch(adapters_dir, name, _base_folder(source)))
+async def _held(answer: AsyncGenerator[Any, None], held: contextlib.ExitStack) -> AsyncGenerator[Any, None]:
+    """The answer, and the adapter's copy while the engine may read it: a little longer, since it learns late who has left."""
+    try:
+        async for piece in answer:
+            yield piece
+    finally:
+        asyncio.get_running_loop().call_later(_LINGERS_S, held.close)
+        await answer.aclose()
+
+
+async def _first_at_once(
+    pieces: AsyncGenerator[Any, None], batched: Callable[[AsyncGenerator[Any, None]], AsyncGenerator[list[Any], None]]
+) -> AsyncGenerator[list[Any], None]:
+    """The role and the first token as they come, the rest in Ray's batches: a message for each token costs half the speed."""
+    try:
+        for _ in range(2):
+            yield [await anext(pieces)]
+    except StopAsyncIteration:
+        return
+    async with contextlib.aclosing(batched(pieces)) as batches:
+        async for batch in batches:
+            yield batch
+
+
+def _fetch(cache: NodeLocalCache, llm_config: LLMConfig, model_id: str) -> str:
+    adapters_dir = llm_config.experimental_configs["adapters_dir"]
+    base = _base_folder(llm_config.model_loading_config.model_source)
+    return str(cache.fetch(adapters_dir, model_id.partition(":")[2], base))
 
 
 def _base_folder(source: str) -> Path:

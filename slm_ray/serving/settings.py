@@ -1,7 +1,8 @@
 """From a `Serving` to everything the endpoint is built from, checked before anything starts.
 
-The YAML file is an ordinary Ray Serve LLM one (`LLMServingArgs`) with one model; which base, under which name and with
-which adapters comes from the `Serving`. Reads files, starts nothing, imports no Ray.
+The YAML file is an ordinary Ray Serve one (`ServeDeploySchema`) with one application, whose `args` are a Ray Serve LLM
+configuration (`LLMServingArgs`) with one model. Which base, under which name and with which adapters comes from the
+`Serving`; plain `serve run` takes it from `args`. Reads files, starts nothing, imports no Ray.
 """
 
 from __future__ import annotations
@@ -9,25 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slm_ray.adapters import base_fingerprint, check_base
+from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.serving import object_storage
 from slm_ray.serving.admission import Room
 from slm_ray.serving.auth import is_loopback
 from slm_ray.serving.keys import key_digest, read_keys
-from slm_ray.yaml_file import read_yaml
+from slm_ray.serving.limits import schema_problem
+from slm_ray.tasks import open_track
+from slm_ray.yaml_file import read_yaml_mapping
 
 _TOKENS_OF_AN_ANSWER = 2048
-KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
 # that knows no chat template; training reads Hugging Face's.
 AS_TRAINED = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
+FRONT_ONLY = (
+    "enable_auto_tool_choice",
+    "tool_call_parser",
+)  # engine_kwargs that an engine without its HTTP front knows not
 _STAND_IN_KEYS = {"deployment", "demonstrations", "pools"}
 
 
@@ -41,37 +49,80 @@ class AppSettings:
     adapters_dir: str
     serving: dict[str, Any]
     stand_in: dict[str, Any] | None
+    schemas: dict[str, Any]
     api_key_digest: str | None
     keys_file: str | None
 
     @property
     def digest(self) -> str:
         """8 hex digits; two endpoints with the same digest are the same endpoint."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:8]
+        return _digest(asdict(self))
+
+    @property
+    def engine_version(self) -> str:
+        """8 hex digits of what an engine has to be started anew for."""
+        return _digest([self.serving["llm_configs"], self.base, self.fingerprint])
+
+    @property
+    def front_version(self) -> str:
+        """8 hex digits of what the front has to be started anew for; stand-in and schemas are changed while it runs."""
+        return _digest([self.serving, self.name, self.adapters_dir, self.api_key_digest, self.keys_file])
+
+
+def read_serve_file(path: str | Path) -> dict[str, Any]:
+    """The `args` of the one application of a Ray Serve file; ConfigError when that is no Ray Serve LLM configuration."""
+    applications = read_yaml_mapping(path, what="Ray Serve file").get("applications")
+    if isinstance(applications, list) and len(applications) == 1 and isinstance(applications[0], dict):
+        arguments = applications[0].get("args")
+        models = arguments.get("llm_configs") if isinstance(arguments, dict) else None
+        if arguments and isinstance(models, list) and len(models) == 1 and isinstance(models[0], dict):
+            return dict(arguments)
+    raise ConfigError(
+        f"{path} is no Ray Serve file with one application whose args hold one entry under llm_configs; give one of"
+        " serve_configs/"
+    )
 
 
 def app_settings(config: Serving, *, stand_in: Mapping[str, Any] | None, environment: Mapping[str, str]) -> AppSettings:
     """Everything resolved: absolute paths, names checked. ModelError when the base is no model, ConfigError otherwise."""
+    return settings_of(read_serve_file(config.config), config, stand_in=stand_in, environment=environment)
+
+
+def settings_of(
+    arguments: Mapping[str, Any],
+    config: Serving,
+    *,
+    stand_in: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str],
+) -> AppSettings:
+    """`app_settings` with the serve file's `args` at hand."""
     if not _NAME.fullmatch(config.name):
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
     base = check_base(config.base, setting="serving.base")
-    adapters_dir = str(Path(config.adapters_dir).expanduser().absolute())
-    key = environment.get(KEY_NAME, "")
-    if not key and not is_loopback(config.host):
-        raise ConfigError(
-            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
-            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
-        )
+    adapters_dir = object_storage.root(config.adapters_dir)
+    digest, keys_file = access(config, environment)
     return AppSettings(
         name=config.name,
         base=base,
         fingerprint=_fingerprint(base),
         adapters_dir=adapters_dir,
-        serving=_filled(config, base, adapters_dir),
+        serving=_filled(arguments, config, base, adapters_dir),
         stand_in=_stand_in(config.name, stand_in) if stand_in else None,
-        api_key_digest=key_digest(key) if key else None,
-        keys_file=_keys_file(config, key),
+        schemas=_schemas(config.tracks),
+        api_key_digest=digest,
+        keys_file=keys_file,
     )
+
+
+def access(config: Serving, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """The digest of the deployer's key and the file of further ones; ConfigError for a host open to others without a key."""
+    key = api_key(environment)
+    if not key and not is_loopback(config.host):
+        raise ConfigError(
+            f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"
+            f" set {KEY_NAME} in the environment, or serving.host to 127.0.0.1"
+        )
+    return (key_digest(key) if key else None), _keys_file(config, key)
 
 
 def _keys_file(config: Serving, key: str) -> str | None:
@@ -135,17 +186,38 @@ def _cpus(deployment: Mapping[str, Any]) -> float:
     return float((deployment.get("ray_actor_options") or {}).get("num_cpus", 1))
 
 
-def _filled(config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
-    serving = read_yaml(config.config, what="Ray Serve LLM file")
-    models = serving.get("llm_configs") if isinstance(serving, dict) else None
-    if not isinstance(models, list) or len(models) != 1 or not isinstance(models[0], dict):
-        raise ConfigError(f"{config.config} is no Ray Serve LLM file with exactly one entry under llm_configs")
-    model = models[0]
+def takes_tools(serving: Mapping[str, Any]) -> bool:
+    """Whether the engine finds tool calls in answers."""
+    return bool((serving["llm_configs"][0].get("engine_kwargs") or {}).get("enable_auto_tool_choice"))
+
+
+def _filled(arguments: Mapping[str, Any], config: Serving, base: str, adapters_dir: str) -> dict[str, Any]:
+    model = arguments["llm_configs"][0]
     loading = {**(model.get("model_loading_config") or {}), "model_id": config.name, "model_source": base}
     extras = {**(model.get("experimental_configs") or {}), "adapters_dir": adapters_dir}
     engine = {**AS_TRAINED, **(model.get("engine_kwargs") or {})}
     filled = {**model, "model_loading_config": loading, "experimental_configs": extras, "engine_kwargs": engine}
-    return {**serving, "llm_configs": [filled]}
+    others = {name: value for name, value in arguments.items() if name not in Serving.model_fields}
+    return {**others, "llm_configs": [filled]}
+
+
+def _schemas(tracks: Sequence[str]) -> dict[str, Any]:
+    """The answer schema of each track, by the track's name."""
+    found: dict[str, Any] = {}
+    for given in tracks:
+        track = open_track(given)
+        if track.answer_schema is None:
+            raise ConfigError(f"serving.tracks: {given} has no answer_schema for requests to name; leave it out")
+        if problem := schema_problem(dict(track.answer_schema)):
+            raise ConfigError(f"serving.tracks: the answer_schema of {given} would stall the engine: {problem}")
+        if track.name in found:
+            raise ConfigError(f"serving.tracks: two tracks are called {track.name}; requests could not tell them apart")
+        found[track.name] = dict(track.answer_schema)
+    return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:

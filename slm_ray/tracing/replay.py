@@ -2,7 +2,8 @@
 
 The log and the report are the truth: an evaluation's trace is made from them again, and the trace file is written anew
 where it is missing or older. Comparisons and training runs are taken from the trace file. A directory may hold several
-runs, as a loop's does.
+runs, as a loop's does. A traffic log is sent too, as it is then, and no trace file is written of it: its texts would outlive
+the days that the log keeps.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
+from slm_ray.tracing.live import live_runs
 from slm_ray.tracing.retry_policy import Problem, RetryPolicy
 from slm_ray.tracing.spans import Lineage, Run, evaluation
+from slm_ray.traffic import is_traffic, read_traffic
 from slm_ray.types import ModelFacts
 from slm_ray.yaml_file import read_yaml
 
@@ -42,7 +45,9 @@ def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: flo
     root = Path(config.run_dir)
     folders = folders_of(root)
     if not folders:
-        raise DataError(f"{root} holds neither a report.json nor a {FILE_NAME}; give the directory of a finished run")
+        raise DataError(
+            f"{root} holds neither a report.json nor a {FILE_NAME} nor a traffic log; give the directory of a finished run"
+        )
     if disabled(environment):
         return "nothing is sent: LANGFUSE_DISABLED is set"
     langfuse = Langfuse.from_environment(environment)
@@ -80,13 +85,17 @@ def send_folders(
 
 
 def folders_of(root: Path) -> list[Path]:
-    """The directories of finished runs at and below `root`."""
+    """The directories of finished runs at and below `root`, or `root` itself where it is a traffic log."""
+    if is_traffic(str(root)):
+        return [root]
     found = {path.parent for path in root.rglob(FILE_NAME)} | {path.parents[1] for path in root.rglob(LOG)}
     return [folder for folder in sorted(found) if (folder / FILE_NAME).is_file() or (folder / REPORT).is_file()]
 
 
 def runs_of(folder: Path) -> list[Run]:
-    """The runs of one folder, the evaluation's made from its log and report."""
+    """The runs of one folder, the evaluation's made from its log and report, live traffic's from its log."""
+    if is_traffic(str(folder)):
+        return list(live_runs(read_traffic(str(folder))))
     if (folder / REPORT).is_file() and (folder / LOG).is_file():
         write_run(folder, _evaluated(folder))
     return read_runs(folder)

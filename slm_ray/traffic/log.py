@@ -1,4 +1,4 @@
-"""The traffic log's writer: requests go in at once and come to rest as Parquet parts, by a thread of its own.
+"""The traffic log's writer: requests go in at once, are redacted and journalled by a thread, and rolled to Parquet by another.
 
 `append` never waits for a disk and never raises: where the disk is full or the store does not answer, rows wait in memory up
 to a bound; beyond it they are dropped, counted and said. A row that was taken is redacted, then written to a journal on the
@@ -19,16 +19,15 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime, timedelta
 from types import TracebackType
 from typing import Self
 
 from slm_ray.config import Traffic
-from slm_ray.traffic.journal import Segment, abandoned, entries_of, host, new_segment
-from slm_ray.traffic.parts import by_day, part_bytes
-from slm_ray.traffic.place import day_name, mark, open_place
+from slm_ray.traffic.journal import Segment, host, new_segment
+from slm_ray.traffic.place import mark, open_place
 from slm_ray.traffic.record import Entry, TrafficRow, encoded
 from slm_ray.traffic.redaction import Redaction
+from slm_ray.traffic.roll import Roller
 
 _GROUP_S = 0.2
 _RETRY_S = 1.0
@@ -67,7 +66,7 @@ class TrafficLog:
         self._redaction = redaction or Redaction()
         self._salt = self._place.salt()
         mark(self._place)
-        self._keep_days, self._roll_rows, self._roll_s = keep_days, roll_rows, roll_s
+        self._roll_rows, self._roll_s = roll_rows, roll_s
         self._most, self._most_chars = most_waiting, most_waiting_chars
         self._writer = f"{host()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._changed = threading.Condition()
@@ -78,10 +77,9 @@ class TrafficLog:
         self._lines: deque[bytes] = deque()  # redacted and not written yet
         self._segment: Segment | None = None
         self._segment_began = 0.0
-        self._full: list[Segment] = []  # to be rolled
         self._segments = 0
-        self._tidied: date | None = None
         self._said_at = -_SAY_EVERY_S
+        self._roller = Roller(self._place, keep_days=keep_days, every_s=roll_s, say=self._say)
         self._thread = threading.Thread(target=self._run, name="traffic-log", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -131,15 +129,15 @@ class TrafficLog:
             )
 
     def close(self) -> None:
-        """Write and roll what there is; ten seconds at most. What cannot be written is dropped, counted and said."""
+        """Write and roll what there is; twenty seconds at most. What cannot be written is dropped, counted and said."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(_CLOSE_S)
+        self._roller.end(_CLOSE_S)
         atexit.unregister(self.close)
 
     def _run(self) -> None:
-        self._tidy()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting) or self._closing, self._wait_s())
@@ -153,8 +151,8 @@ class TrafficLog:
             if not wrote:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closing, _RETRY_S)
-            if self._roll_is_due():
-                self._tidy()
+            if self._segment is not None and time.monotonic() - self._segment_began >= self._roll_s:
+                self._hand_over()
 
     def _wait_s(self) -> float:
         if self._segment is None:
@@ -182,7 +180,7 @@ class TrafficLog:
             self._count(written=len(self._lines))
             self._lines.clear()
             if self._segment.rows >= self._roll_rows:
-                self._tidy()
+                self._hand_over()
 
     def _encoded(self) -> Iterator[bytes]:
         with self._changed:
@@ -199,58 +197,20 @@ class TrafficLog:
             with self._changed:
                 self._chars -= chars
 
-    def _roll_is_due(self) -> bool:
-        if self._segment is None:
-            return bool(self._full)
-        return time.monotonic() - self._segment_began >= self._roll_s
-
-    def _tidy(self) -> None:
-        """Roll what is full or abandoned, and delete days that are over; what fails is said and tried again later."""
-        if self._segment is not None and self._segment.rows:
-            self._full.append(self._segment)
+    def _hand_over(self) -> None:
+        """The segment to the roller; the next row begins another."""
+        if self._segment is not None:
+            self._roller.add(self._segment)
             self._segment = None
-        try:
-            self._full.extend(abandoned(self._place.journals))
-            while self._full:
-                self._roll(self._full[0])
-                self._full.pop(0)
-            self._delete_old_days()
-        # Of a store anything may come; rows are safe in the journal, and the next round tries again.
-        except Exception as error:  # noqa: BLE001
-            self._say(f"{self._place} takes no parts ({error}); rows stay in the journal {self._place.journals}")
-
-    def _roll(self, segment: Segment) -> None:
-        found = [entry for _, entry in entries_of(segment.path)]
-        entries = [entry for entry in found if not isinstance(entry, ValueError)]
-        if len(entries) < len(found):
-            self._say(f"{segment.path}: {len(found) - len(entries)} damaged lines are left out")
-        for day, rows in by_day(entries).items():
-            if not self._is_over(day):
-                self._place.put(f"{day_name(day)}/part-{segment.name}.parquet", part_bytes(rows))
-        segment.delete()
-
-    def _delete_old_days(self) -> None:
-        today = datetime.now(UTC).date()
-        if self._keep_days is None or self._tidied == today:
-            return
-        for day in self._place.days():
-            if self._is_over(day):
-                self._place.delete_day(day)
-        self._tidied = today
-
-    def _is_over(self, day: date) -> bool:
-        return self._keep_days is not None and day < datetime.now(UTC).date() - timedelta(days=self._keep_days)
 
     def _end(self, wrote: bool) -> None:
-        self._tidy()
-        for segment in filter(None, (self._segment, *self._full)):
-            segment.close()
+        self._hand_over()
         with self._changed:
-            lost = len(self._waiting) + len(self._lines)
-            self._counts = replace(self._counts, dropped=self._counts.dropped + (0 if wrote else lost))
+            lost = 0 if wrote else len(self._waiting) + len(self._lines)
+            self._counts = replace(self._counts, dropped=self._counts.dropped + lost)
             self._changed.notify_all()
         if self._counts.dropped or self._counts.unwritable:
-            logger.warning("traffic log %s: %s", self._place, self.counts)
+            logger.warning("traffic log %s: %s", self._place, self._counts)
 
     def _count(self, *, written: int = 0, unwritable: int = 0) -> None:
         with self._changed:

@@ -27,6 +27,7 @@ SALT = "salt"
 JOURNAL = "journal"
 _DAY = "date="
 _PART = ".parquet"
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def is_traffic(folder: str) -> bool:
@@ -161,8 +162,8 @@ class RemotePlace:
 
         path = f"{self.path}/{name}"
         try:
-            # Object stores have no folders; other file systems do, and want them made.
-            self.system.create_dir(path.rpartition("/")[0], recursive=True)
+            if self.system.type_name not in _OBJECT_STORES:  # which have no folders
+                self.system.create_dir(path.rpartition("/")[0], recursive=True)
             with self.system.open_output_stream(path) as sink:
                 sink.write(data)
         except (OSError, ArrowException) as error:
@@ -198,10 +199,15 @@ class RemotePlace:
 
     def salt(self) -> bytes:
         """As of a folder; of two writers that make one at once the later wins, and the first uses its own until it starts anew."""
-        if not self.exists(SALT):
-            self.put(SALT, secrets.token_hex(32).encode())
-        with self.open(SALT) as source:
-            return _checked_salt(source.read(), self.uri)
+        try:
+            if not self.exists(SALT):
+                self.put(SALT, secrets.token_hex(32).encode())
+            with self.open(SALT) as source:
+                return _checked_salt(source.read(), self.uri)
+        except OSError as error:
+            raise ResourceError(
+                f"cannot use {self.uri} for the traffic log: {str(error).splitlines()[0]}; check the store and the access to it"
+            ) from None
 
 
 def mark(place: Place | RemotePlace) -> None:

@@ -52,37 +52,60 @@ def _is_address(text: str) -> bool:
         return False
 
 
-# Each is bounded or possessive, so that it takes linear time. The order matters: a key may hold what looks like a number.
-PATTERNS: Mapping[str, tuple[str, Check | None]] = {
+# What is looked for under one name: texts of which one has to be there, so that most texts are passed over at once; the
+# pattern, bounded or possessive, so that it takes linear time; a check of what it matched. The order matters: a key may hold
+# what looks like a number.
+PATTERNS: Mapping[str, Sequence[tuple[Sequence[str], str, Check | None]]] = {
     "api_key": (
-        r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,8000}?(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|\Z)"
-        r"|\beyJ[\w-]{8,}+\.[\w-]{8,}+\.[\w-]{8,}+"
-        r"|\b(?:sk|pk|rk)[-_][\w-]{16,}+"
-        r"|\b(?:gh[opusr]_|github_pat_|glpat-|hf_|xox[abprs]-|AIza)[\w-]{16,}+"
-        r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
-        r"|(?i:\bbearer\s{1,4})[\w.~+/-]{16,}+=*+",
-        None,
+        (
+            ("-----BEGIN",),
+            r"-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----.{0,8000}?(?:-----END [A-Z ]{0,30}PRIVATE KEY-----|\Z)",
+            None,
+        ),
+        (("eyJ",), r"\beyJ[\w-]{8,}+\.[\w-]{8,}+\.[\w-]{8,}+", None),
+        (("sk-", "sk_", "pk-", "pk_", "rk-", "rk_"), r"\b[spr]k[-_][\w-]{16,}+", None),
+        (
+            ("gho_", "ghp_", "ghr_", "ghs_", "ghu_", "github_pat_", "glpat-", "hf_", "xox", "AIza"),
+            r"\b(?:gh[opusr]_|github_pat_|glpat-|hf_|xox[abprs]-|AIza)[\w-]{16,}+",
+            None,
+        ),
+        (("AKIA", "ASIA"), r"\bA[KS]IA[0-9A-Z]{16}\b", None),
+        (("earer", "EARER"), r"\b(?i:bearer)\s{1,4}[\w.~+/-]{16,}+=*+", None),
     ),
-    "email": (r"(?<![\w.+-])[\w.+-]{1,64}+@[\w-]{1,63}+(?:\.[\w-]{1,63}+){1,8}", None),
-    "card": (r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)", _is_card),
-    "ip": (r"(?<![\w:.])(?:\d{1,3}(?:\.\d{1,3}){3}|(?=[^\s:]{0,4}:)[0-9A-Fa-f:]{3,39}(?:(?<=:)\d{1,3}(?:\.\d{1,3}){3})?)(?![\w:]|\.\d)", _is_address),
+    "email": ((("@",), r"(?<![\w.+-])[\w.+-]{1,64}+@[\w-]{1,63}+(?:\.[\w-]{1,63}+){1,8}", None),),
+    "card": (((), r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)", _is_card),),
+    "ip": (
+        (
+            ("::",),
+            r"(?<![\w:.])[0-9A-Fa-f:]{0,38}::(?:(?:[0-9A-Fa-f]{1,4}:){0,5}\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f:]{0,38})(?![\w:]|\.\d)",
+            _is_address,
+        ),
+        ((":",), r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}(?![\w:])", _is_address),
+        ((".",), r"(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)", _is_address),
+    ),
     "phone": (
-        r"(?<![\w.+])(?:(?:\+|00)[1-9](?:[ ()./-]{0,2}\d){6,14}"
-        r"|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}"
-        r"|\(?0[1-9]\d{1,3}\)?[ /-]{1,2}\d{3,}(?:[ -]?\d{2,4}){0,4})(?![\w-])",
-        _is_phone,
+        (
+            (),
+            r"(?<![\w.+])(?:(?:\+|00)[1-9](?:[ ()./-]{0,2}\d){6,14}"
+            r"|\(?\d{3}\)?[ .-]\d{3}[ .-]\d{4}"
+            r"|\(?0[1-9]\d{1,3}\)?[ /-]{1,2}\d{3,}(?:[ -]?\d{2,4}){0,4})(?![\w-])",
+            _is_phone,
+        ),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rule:
     name: str
+    needs: Sequence[str]
     pattern: regex.Pattern[str]
     check: Check | None
 
     def applied(self, text: str) -> str:
         """The text with what the rule finds replaced; TimeoutError where that takes too long."""
+        if self.needs and not any(needed in text for needed in self.needs):
+            return text
 
         def replaced(match: regex.Match[str]) -> str:
             return f"[{self.name}]" if self.check is None or self.check(match.group()) else match.group()
@@ -106,9 +129,10 @@ class Redaction:
         self._rules = [
             *(_own(name, pattern) for name, pattern in (patterns or {}).items()),
             *(
-                _Rule(name=name, pattern=regex.compile(PATTERNS[name][0], regex.DOTALL), check=PATTERNS[name][1])
-                for name in PATTERNS
+                _Rule(name=name, needs=needs, pattern=regex.compile(pattern, regex.DOTALL), check=check)
+                for name, kinds in PATTERNS.items()
                 if name in names
+                for needs, pattern, check in kinds
             ),
         ]
         self._keep_text = keep_text
@@ -189,7 +213,7 @@ def _own(name: str, pattern: str) -> _Rule:
         raise ConfigError(f"{where}: {pattern!r} is no regular expression ({error}); mend it") from None
     if empty:
         raise ConfigError(f"{where}: {pattern!r} matches the empty text, so it would match everywhere; write + for *")
-    return _Rule(name=name, pattern=compiled, check=None)
+    return _Rule(name=name, needs=(), pattern=compiled, check=None)
 
 
 def _counted(request: Mapping[str, Any], salt: bytes) -> dict[str, Any]:

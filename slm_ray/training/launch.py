@@ -22,10 +22,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
+from slm_ray.api_key import api_key
 from slm_ray.config import TrainConfig, Workers
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
-from slm_ray.serving.settings import KEY_NAME
 from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
@@ -63,7 +63,7 @@ def train(
         make_room()
         if show:
             _announce(planned, hourly_usd)
-    manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
+    manifest = _train(planned, show=show, key=api_key(os.environ))
     trace(planned.folder, manifest, os.environ)
     return manifest
 
@@ -97,7 +97,7 @@ def train_many(
     for planned in open_plans:
         _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(planned, os.environ.get(KEY_NAME, "")) for planned in plans]
+        running = [_in_task.options(**_DRIVER).remote(planned, api_key(os.environ)) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for planned, manifest in zip(plans, manifests, strict=True):

@@ -31,10 +31,10 @@ from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.serving.served_answers import NoEngine, Refused, TooLong, ask_endpoint, ask_engine, read_record
+from slm_ray.serving.settings import FRONT_ONLY, read_serve_file
 from slm_ray.storage import read_json
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
-from slm_ray.yaml_file import read_yaml_mapping
 
 NOTE = "parity_note.json"  # in a checkpoint
 NOTHING, ENGINE = "nothing", "engine"
@@ -302,16 +302,15 @@ def _engine(prove_on: str, rank: int, note: Note, base: Path, *, use_gpu: bool) 
         }  # fmt: skip
     else:
         arguments = engine_arguments(prove_on)
-    arguments = {name: value for name, value in arguments.items() if name not in ("enable_lora", "max_loras")}
+    arguments = {
+        name: value for name, value in arguments.items() if name not in ("enable_lora", "max_loras", *FRONT_ONLY)
+    }
     return arguments if use_gpu else {**arguments, "distributed_executor_backend": "uni"}
 
 
 def engine_arguments(serving_file: str) -> dict[str, Any]:
-    """The `engine_kwargs` of a Ray Serve LLM file; ConfigError when it is none."""
-    models = read_yaml_mapping(serving_file, what="Ray Serve LLM file").get("llm_configs")
-    if not isinstance(models, list) or not models or not isinstance(models[0], dict):
-        raise ConfigError(f"{serving_file} is no Ray Serve LLM file: it has no llm_configs; give one of serve_configs/")
-    return {**(models[0].get("engine_kwargs") or {})}
+    """The `engine_kwargs` of a Ray Serve file; ConfigError when it is none."""
+    return {**(read_serve_file(serving_file)["llm_configs"][0].get("engine_kwargs") or {})}
 
 
 def _from_endpoint(

@@ -33,6 +33,12 @@ POOL = [
     for n, city in enumerate(["Paris", "Rome", "Oslo", "Lima", "Cairo"])
 ]
 
+CITY = """name: city
+extends: structured
+scorers: [structured, schema]
+answer_schema: {type: object, properties: {city: {enum: [Oslo, Lima]}}, required: [city], additionalProperties: false}
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
@@ -132,8 +138,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     stand_in = {"deployment": "stand-in", "demonstrations": 2, "pools": {"structured": str(home / "pool.jsonl")}}
     config = Serving(
         config=str(ROOT / "serve_configs/cpu_tiny.yaml"), base=str(home / "base"), name="tiny-base",
-        adapters_dir=str(home / "adapters"), port=free_port(),
+        adapters_dir=str(home / "adapters"), port=free_port(), tracks=[str(home / "city.yaml")],
     )  # fmt: skip
+    (home / "city.yaml").write_text(CITY, encoding="utf-8")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program starve the engine

@@ -55,7 +55,9 @@ def recorded_llm(folder: Path) -> Path:
 def scarce(folder: Path) -> Path:
     """The demo's serving file, with an engine that holds all slots, of which training wants two."""
     serving = yaml.safe_load((ROOT / "serve_configs/cpu_tiny.yaml").read_text(encoding="utf-8"))
-    serving["llm_configs"][0]["placement_group_config"] = {"bundles": [{"CPU": 0.2, "slot": 4}]}
+    serving["applications"][0]["args"]["llm_configs"][0]["placement_group_config"] = {
+        "bundles": [{"CPU": 0.2, "slot": 4}]
+    }
     path = folder / "scarce.yaml"
     path.write_text(yaml.safe_dump(serving), encoding="utf-8")
     return path

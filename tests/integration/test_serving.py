@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import openai
 import pytest
 import torch
 from peft import PeftModel
@@ -111,6 +112,36 @@ def test_an_alias_is_what_was_promoted_last_and_what_runs_outlives_its_deletion(
     gone = served.ask(alias)
     assert gone.status_code == 404 and "was deleted" in gone.json()["error"]["message"]
     assert alias not in served.models()
+
+
+def test_an_alias_moves_there_and_back_under_load_without_a_failed_request(served: Served) -> None:
+    first, second = (publish_adapter(served, f"moves{n}", seed=37 + n) for n in range(2))
+    for adapter in (first, second):
+        served.ask(adapter)
+    adapters.promote(served.adapters, first, alias="moving")
+    moved: list[tuple[float, str]] = []
+    answers: list[tuple[float, httpx.Response]] = []
+
+    def ask(_: int) -> None:
+        while len(moved) < 2 or time.monotonic() < moved[-1][0] + 1.5:
+            began = time.monotonic()
+            answers.append((began, served.ask("moving", max_tokens=2)))
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, n) for n in range(4)]
+        for step, stands_for in (
+            (lambda: adapters.promote(served.adapters, second, alias="moving"), second),
+            (lambda: adapters.roll_back(served.adapters, "moving"), first),
+        ):
+            time.sleep(0.5 if not moved else 2)
+            step()
+            moved.append((time.monotonic(), stands_for))
+        for one in asking:
+            one.result()
+    assert {reply.status_code for _, reply in answers} == {200}, "a request fell between two versions"
+    for at, stands_for in moved:
+        later = [reply.json()["model"] for began, reply in answers if at + 1 <= began < at + 1.5]
+        assert later and set(later) == {f"{served.name}:{stands_for}"}
 
 
 def test_replaced_files_are_another_model_and_never_answer_under_the_old_name(served: Served) -> None:
@@ -215,6 +246,58 @@ def test_azure_route_serves_models_and_explains_what_is_wrong(served: Served) ->
         missing = served.post(AZURE.format(name, VERSION), body)
         assert (missing.status_code, missing.json()["error"]["code"]) == (404, "DeploymentNotFound")
     assert served.post(AZURE.format(served.name, ""), body).status_code == 400
+
+
+def test_azure_s_newer_routes_and_the_real_clients(served: Served) -> None:
+    adapter = publish_adapter(served, "azure-v1", seed=91)
+    adapters.promote(served.adapters, adapter, alias="champion")
+    turns: Any = [{"role": "user", "content": QUESTIONS[0]}]
+    newer = openai.OpenAI(base_url=f"{served.url}/openai/v1/", api_key=KEY, max_retries=0)
+    older = openai.AzureOpenAI(azure_endpoint=served.url, api_key=KEY, api_version="2024-05-01-preview", max_retries=0)
+    for client in (newer, older):
+        answer = client.chat.completions.create(model="champion", messages=turns, max_tokens=8, temperature=0)
+        assert answer.model == f"{served.name}:{adapter}" and answer.usage and answer.usage.completion_tokens
+        told = client.chat.completions.create(model="stand-in", messages=turns, max_tokens=2)
+        assert told.model.startswith("stand-in:")
+        with pytest.raises(openai.NotFoundError, match="deployment for this resource does not exist"):
+            client.chat.completions.create(model="gpt-4o", messages=turns)
+    chunks = newer.chat.completions.create(model=adapter, messages=turns, max_tokens=4, stream=True)
+    assert {chunk.model for chunk in chunks} == {f"{served.name}:{adapter}"}
+    cards = {card.id: card.to_dict() for card in newer.models.list()}
+    assert set(cards) == set(served.models())
+    assert cards[served.name]["parent"] is None
+    assert cards[f"{served.name}:{adapter}"]["parent"] == cards[f"{served.name}:champion"]["parent"] == served.name
+    assert newer.models.retrieve(f"{served.name}:champion").to_dict() == cards[f"{served.name}:champion"]
+    with pytest.raises(openai.NotFoundError):
+        newer.models.retrieve("nobody")
+    adapters.roll_back(served.adapters, "champion")
+
+
+def test_a_track_s_schema_is_enforced_by_its_name(served: Served) -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "city"}}
+    for model in (served.name, publish_adapter(served, "named-schema", seed=101)):
+        for extra in ({}, {"stream": False, "n": 2, "temperature": 1}):
+            reply = served.ask(model, max_tokens=32, ignore_eos=False, response_format=wanted, **extra)
+            said = [json.loads(choice["message"]["content"]) for choice in reply.json()["choices"]]
+            assert all(answer in ({"city": "Oslo"}, {"city": "Lima"}) for answer in said), said
+    unknown = served.ask(served.name, response_format={"type": "json_schema", "json_schema": {"name": "nobody"}})
+    assert unknown.status_code == 400 and "no track whose answer_schema is served" in unknown.json()["error"]["message"]
+
+
+def test_a_demanded_tool_call_follows_the_tool_s_schema(served: Served) -> None:
+    city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Lima"]}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "parameters": city, "strict": True}}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    for choice in ("required", named):
+        reply = served.ask(served.name, tools=[tool], tool_choice=choice, max_tokens=64, ignore_eos=False)
+        assert reply.status_code == 200, reply.text
+        (call,) = reply.json()["choices"][0]["message"]["tool_calls"]
+        assert call["function"]["name"] == "get_weather"
+        assert json.loads(call["function"]["arguments"])["city"] in ("Oslo", "Lima")
+    free = served.ask(served.name, tools=[tool], tool_choice="auto")
+    assert free.status_code == 200, free.text
+    other = {"type": "function", "function": {"name": "other"}}
+    assert served.ask(served.name, tools=[tool], tool_choice=other).json()["error"]["param"] == "tool_choice"
 
 
 def test_the_stand_in_shows_demonstrations_to_the_base_and_says_what_it_is(served: Served) -> None:
@@ -599,6 +682,20 @@ def test_vllm_s_own_kernel_is_found_out_by_an_engine_that_is_started_for_the_pro
     assert done.returncode == 0, done.stderr[-3000:]
     unserved, found = json.loads(done.stdout.splitlines()[-1])
     assert (unserved, found) == ("", ["stock CPU kernel"])
+
+
+def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:
+    """The last test but one here: all before it want the stand-in as it was."""
+    few = {**served.stand_in, "demonstrations": 1}
+    (engine,) = engines()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(served.ask, served.name, max_tokens=1000)
+        time.sleep(0.5)
+        deploy(served.config, stand_in=few, environment={"SLM_RAY_API_KEY": KEY})
+        told = served.post(AZURE.format("stand-in", VERSION), chat_body(None, "call Rome")).json()["model"]
+        assert told == "stand-in:tiny-base+1 demonstrations"
+        assert running.result().status_code == 200
+    assert engines() == {engine}
 
 
 def test_a_dead_engine_is_a_503_that_says_when_to_come_back_until_it_is_started_again(served: Served) -> None:

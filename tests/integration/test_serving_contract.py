@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import importlib
 import inspect
 import json
+import re
 import shutil
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -12,6 +16,7 @@ from typing import Any
 
 import pytest
 import ray
+import yaml
 from safetensors.torch import load_file, save_file
 from serving_fixtures import ROOT, make_adapter
 
@@ -19,8 +24,8 @@ from slm_ray import adapters
 from slm_ray.config import Serving
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.errors import AdapterError
-from slm_ray.serving.settings import app_settings
+from slm_ray.errors import AdapterError, ResourceError
+from slm_ray.serving.settings import app_settings, read_serve_file
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.parity import prompt_and_answer
 from slm_ray.training.rows import conversation, tokenised
@@ -51,6 +56,7 @@ def test_server() -> None:
     assert "self._maybe_resolve_lora_from_multiplex()" in inspect.getsource(LLMServer._run_request)
     assert "self._load_model(multiplexed_model_id)" in inspect.getsource(LLMServer._maybe_resolve_lora_from_multiplex)
     assert inspect.iscoroutinefunction(LLMServer.__del__)
+    assert "await self.engine.start()" in inspect.getsource(LLMServer._start_engine)
     assert parameters(LoraModelLoader.load_model_from_config) == ["self", "lora_model_id", "llm_config"]
     assert parameters(LoraModelLoader.__init__) == ["self", "lora_root", "download_timeout_s", "max_tries"]
     assert set(DiskMultiplexConfig.model_fields) == {
@@ -72,25 +78,100 @@ def test_ingress() -> None:
     from fastapi.middleware.cors import CORSMiddleware
     from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress, init
     from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
+    from ray.serve._private.request_router.request_router import RequestRouter
+    from ray.serve._private.router import AsyncioRouter, CurrentLoopRouter, SingletonThreadRouter
 
     assert parameters(OpenAiIngress._get_model_id) == ["self", "model"]
     assert parameters(OpenAiIngress._get_response) == ["self", "body", "call_method", "raw_request"]
     assert parameters(OpenAiIngress.chat) == ["self", "body", "request"]
     assert parameters(OpenAiIngress.models) == ["self"]
-    assert parameters(OpenAiIngress.model) == ["self", "model_id"]
+    assert parameters(OpenAiIngress.model_data) == ["self", "model"]
     assert "self._model_cards" in inspect.getsource(OpenAiIngress.__init__)
     assert SERVE_BUILD_ASGI_APP_METHOD == "__serve_build_asgi_app__"
+    assert "self._running_replicas" in inspect.getsource(AsyncioRouter.request_router.fget)  # type: ignore[attr-defined]
+    assert isinstance(RequestRouter.curr_replicas, property)
+    for router in (CurrentLoopRouter, SingletonThreadRouter):
+        assert "self._asyncio_router = AsyncioRouter(" in inspect.getsource(router.__init__)
     assert [entry.cls for entry in init().user_middleware].count(CORSMiddleware) == 1
 
 
 def test_serve_controller() -> None:
+    from ray.serve._private.client import ServeControllerClient
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
     from ray.serve._private.controller import ServeController
+    from ray.serve.deployment import Application, Deployment
+    from ray.serve.schema import ServeInstanceDetails
 
     from slm_ray.serving.endpoint import CONTROLLER
 
+    assert {"http_options", "applications"} <= set(ServeInstanceDetails.model_fields)
+    assert parameters(ServeControllerClient.get_serve_details) == ["self"]
+    assert {"version", "_internal"} <= set(parameters(Deployment.options))
+    assert parameters(Application.__init__)[:2] == ["self", "bound_deployment"]
     assert (SERVE_CONTROLLER_NAME, SERVE_NAMESPACE) == (CONTROLLER, "serve")
     assert parameters(ServeController.graceful_shutdown)[:2] == ["self", "wait"]
+
+
+SERVE_FILES = sorted((ROOT / "serve_configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SERVE_FILES, ids=lambda path: path.stem)
+def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> None:
+    from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
+    from ray.serve.llm import LLMServingArgs
+    from ray.serve.schema import ServeDeploySchema
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    from vllm.tool_parsers import ToolParserManager
+
+    text = path.read_text(encoding="utf-8")
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    (app,) = schema.applications
+    module, _, function = app.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+    assert set(yaml.safe_load(text)) <= set(ServeDeploySchema.model_fields), "Ray takes unknown keys without a word"
+    assert app.name == f"slm-ray-{schema.http_options.port}", "the name by which `slm-ray serve` knows it"
+    settings = app_settings(Serving(config=str(path), base=str(BASE)), stand_in=None, environment={})
+    (model,) = LLMServingArgs.model_validate(settings.serving).llm_configs
+    fields = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
+    assert set(model.engine_kwargs) <= fields
+    assert VLLMEngineConfig.from_llm_config(model).get_initialization_kwargs()["max_loras"] == 4
+    parsers = re.findall(r"tool_call_parser: (\w+)", text)
+    assert parsers and all(ToolParserManager.get_tool_parser(name) for name in parsers)
+
+
+def test_a_serve_application_is_versioned_by_what_it_is_built_from(tmp_path: Path) -> None:
+    from slm_ray.serving.app import application, build
+
+    def versions(stand_in: dict[str, Any] | None = None, **changes: Any) -> tuple[str, str, Any]:
+        config = Serving(**{"config": str(SERVE_FILES[0]), "base": str(BASE), **changes})
+        front = build(app_settings(config, stand_in=stand_in, environment={}))._bound_deployment
+        (engine,) = front.init_kwargs["llm_deployments"].values()
+        return front._version, engine._bound_deployment._version, front._deployment_config.user_config
+
+    front, engine, light = versions()
+    stand_in = {"deployment": "s", "demonstrations": 1, "pools": {}}
+    assert versions(stand_in)[:2] == (front, engine) and versions(stand_in)[2] != light, "no restart for a stand-in"
+    assert versions(host="127.0.0.2")[:2] == (front, engine)
+    moved = versions(adapters_dir=str(tmp_path))
+    assert moved[0] != front and moved[1] != engine
+    arguments = read_serve_file(SERVE_FILES[0])
+    plain = application({**arguments, "base": str(BASE)})._bound_deployment
+    assert plain.name == "AdapterIngress"
+
+
+def test_an_engine_without_room_on_its_gpu_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.serve.llm import LLMServingArgs
+
+    from slm_ray.serving import server
+
+    monkeypatch.setattr(server, "_smallest_gpu_bytes", lambda: 5e8)
+    for name, fits in (("rtx3090_llama31_8b", False), ("cpu_tiny", True)):
+        config = Serving(config=str(ROOT / f"serve_configs/{name}.yaml"), base=str(BASE))
+        settings = app_settings(config, stand_in=None, environment={})
+        (model,) = LLMServingArgs.model_validate(settings.serving).llm_configs
+        with contextlib.nullcontext() if fits else pytest.raises(ResourceError, match="too small for the engine"):
+            server.check_room(model)
 
 
 def test_kernel() -> None:

@@ -1,5 +1,6 @@
 """The race's endpoint and bookkeeping: it counts what it answers, takes its time, and a failed entrant says why."""
 
+import asyncio
 import json
 import sys
 import time
@@ -8,11 +9,12 @@ from pathlib import Path
 from urllib.request import Request
 
 import pytest
+from chat_server import DONE, ChatServer, Reply, answer, chunk, error
 
 from slm_ray.config.load import load
 from slm_ray.errors import ResourceError
-from tools import bench_sweep, bench_train, race
-from tools.config import RaceConfig, TrainBenchConfig
+from tools import bench_serve, bench_sweep, bench_train, race
+from tools.config import RaceConfig, ServeBenchConfig, TrainBenchConfig
 
 ASK = (
     "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"
@@ -81,3 +83,48 @@ def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_wh
         bench_train.one_lap(
             "slm-ray", config.training.model_copy(update={"train": "nowhere.jsonl"}), tmp_path / "slm-ray"
         )
+
+
+def test_bare_vllm_is_given_the_settings_of_the_serve_file() -> None:
+    words = bench_serve.flags(
+        {"dtype": "bfloat16", "enforce_eager": True, "enable_x": False, "max_loras": 4, "c": {"a": 1}}
+    )
+    assert words[-8:] == [
+        "--dtype",
+        "bfloat16",
+        "--enforce-eager",
+        "--no-enable-x",
+        "--max-loras",
+        "4",
+        "--c",
+        '{"a": 1}',
+    ]
+    assert "--load-format" in words  # as training reads the base
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_clients_wait_for_their_answers_and_ask_every_model(stream: bool) -> None:
+    parts = (chunk(""), chunk("a"), chunk("b", finish="stop"), DONE)
+    with ChatServer(lambda request: Reply(parts=parts, after_s=0.02) if stream else answer("ab")) as server:
+        config = ServeBenchConfig(seconds=0.5, tokens=2)
+        cell = bench_serve.Cell(models="two", clients=3, stream=stream)
+        lap = asyncio.run(bench_serve.lap(server.url, ["a", "b"], cell, config))
+        assert server.most_in_flight <= 3
+        assert {request.body["model"] for request in server.requests} == {"a", "b"}
+        assert all(request.body["stream"] is stream for request in server.requests)
+        assert lap.per_s > 0
+        assert not stream or lap.first_ms >= 40  # the second part is the first that holds text
+        with pytest.raises(ResourceError, match="answers HTTP 400"):
+            server.script = lambda request: error(400)
+            asyncio.run(bench_serve.lap(server.url, ["a"], cell, config))
+
+
+def test_ratios_are_of_laps_that_were_run_one_after_the_other() -> None:
+    cell = bench_serve.Cell(models="base", clients=8, stream=True)
+    sides = {"ours": [bench_serve.Lap(per_s=per_s, first_ms=12.0) for per_s in (8.0, 4.0, 9.0)],
+             "bare": [bench_serve.Lap(per_s=per_s, first_ms=10.0) for per_s in (10.0, 5.0, 9.0)]}  # fmt: skip
+    head, line = bench_serve.told({cell: sides})
+    assert dict(zip(head.replace("least ratio", "least").replace("first, ms", "first").replace("bare, ms", "b").replace("more, ms", "more").split(), line.split(), strict=True)) == {
+        "models": "base", "clients": "8", "streamed": "yes", "ours/s": "8.00", "bare/s": "9.00", "ratio": "0.80", "least": "0.80",
+        "first": "12.00", "b": "10.00", "more": "2.00",
+    }  # fmt: skip

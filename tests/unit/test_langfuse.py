@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from langfuse_server import DATASETS, ITEMS, OBSERVATIONS, PUBLIC, SCORES, SECRET, SPANS, Fault, LangfuseServer
 from traced_run import LLM, SLM, finished
+from traffic_rows import NOW, asked, log_of, said
 
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
@@ -25,6 +26,7 @@ from slm_ray.tracing import replay
 from slm_ray.tracing.file import read_runs
 from slm_ray.tracing.otlp import values
 from slm_ray.tracing.spans import SCORE
+from slm_ray.traffic import Feedback
 
 ROOT = Path(__file__).parents[2]
 ROWS = 20
@@ -304,3 +306,15 @@ def test_refusals_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "log" / "run.jsonl").unlink()
     with LangfuseServer() as server, pytest.raises(DataError, match="give the directory of a finished run"):
         send(tmp_path, server)
+
+
+def test_a_traffic_log_is_sent_once_however_often_and_what_is_new_is_added(tmp_path: Path) -> None:
+    folder = log_of(tmp_path / "log", asked("a", said(1), said(2)), asked("b", said(1), route="other"))
+    with LangfuseServer() as server:
+        assert "sent now: 5 spans" in send(Path(folder), server)
+        assert "sent now: 0 spans" in send(Path(folder), server)
+        log_of(tmp_path / "log", asked("c", said(3)), Feedback(id="a", at=NOW, score=1.0))
+        assert "sent now: 2 spans, 0 dataset items, 1 scores" in send(Path(folder), server)
+        assert set(server.span_counts().values()) == {1} and server.bad == []
+        assert [score["value"] for score in server.scores.values()] == [1.0]
+    assert not (tmp_path / "log" / "traces.jsonl").exists()

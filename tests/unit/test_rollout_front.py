@@ -20,7 +20,7 @@ from slm_ray.costs.prices import PriceList
 from slm_ray.rollout.front import Front, FrontSettings
 from slm_ray.rollout.states import Grant, Route, RouteState
 from slm_ray.rollout.store import RouteStore
-from slm_ray.serving.keys import key_digest
+from slm_ray.serving.keys import add_key, key_digest
 from slm_ray.traffic.record import Entry, Feedback, TrafficRow
 
 KEY = "sk-of-the-llm-0123456789"
@@ -35,8 +35,13 @@ class Rows:
 
     entries: list[Entry] = field(default_factory=list)
 
+    closed: bool = False
+
     def append(self, entry: Entry) -> None:
         self.entries.append(entry)
+
+    def close(self) -> None:
+        self.closed = True
 
     def rows(self, count: int = 1) -> list[TrafficRow]:
         """The rows, once there are so many."""
@@ -122,7 +127,7 @@ def serving(app: Any) -> Iterator[str]:
 @contextmanager
 def bed(
     folder: Path, state: str, *, llm: Script | None = None, slm: Script | None = None, key: str | None = None,
-    track: str = "structured", share: float | None = None, **settings: Any,
+    keys_file: str | None = None, track: str = "structured", share: float | None = None, **settings: Any,
 ) -> Iterator[Bed]:  # fmt: skip
     log, said = Rows(), list[str]()
     with ChatServer(llm or says(GOOD, model="gpt-x-1")) as large, ChatServer(slm or says(GOOD, model="slm-1")) as small:
@@ -143,7 +148,7 @@ def bed(
         if state != "record":
             store.move("cities", state, reason="test", by="test", share=share)  # type: ignore[arg-type]
         front = Front(
-            FrontSettings(folder=str(folder), endpoint="http://127.0.0.1:1", api_key_digest=key and key_digest(key)),
+            FrontSettings(folder=str(folder), endpoint="http://127.0.0.1:1", api_key_digest=key and key_digest(key), keys_file=keys_file),
             environment={"OPENAI_API_KEY": KEY}, log=log, prices=PriceList(as_of="2026-01-01", models={}), say=said.append,
         )  # fmt: skip
         with serving(front.app()) as url:
@@ -292,6 +297,11 @@ def test_a_stream_that_breaks_later_ends_in_an_error(tmp_path: Path) -> None:
         assert not it.llm.requests
         (row,) = it.log.rows()
         assert row.served == "slm" and "middle of the stream" in row.answers[0].reason  # type: ignore[operator]
+
+
+def test_a_stream_without_its_end_is_said_to_be_broken(tmp_path: Path) -> None:
+    with bed(tmp_path, "live", slm=lambda _: Reply(parts=[chunk("half an")])) as it:
+        assert streamed(it.ask(stream=True))[-1]["error"]["code"] == "stream_broken"
 
 
 def test_a_side_that_does_not_stream_is_streamed(tmp_path: Path) -> None:
@@ -469,6 +479,28 @@ def test_every_path_but_health_needs_the_key(tmp_path: Path) -> None:
         assert HTTP.get(f"{it.url}/health").json() == {"status": "ok"}
         assert content(it.ask(headers={"Authorization": "Bearer front-key"})) == GOOD
         assert it.llm.requests[0].headers["authorization"] == f"Bearer {KEY}"
+
+
+def test_further_keys_have_routes_and_tokens_of_their_own(tmp_path: Path) -> None:
+    file = str(tmp_path / "keys.jsonl")
+    other = add_key(file, "other", models=["towns"])
+    small = add_key(file, "small", models=["cit*"], tokens_per_minute=100)
+    with bed(tmp_path / "routes", "record", key="front-key", keys_file=file) as it:
+        assert it.ask(headers={"api-key": other}).status_code == 403
+        assert content(it.ask(headers={"api-key": small}, max_tokens=60)) == GOOD
+        # Settled by what the first one took, a moment after its answer.
+        wait_for(lambda: it.ask(headers={"api-key": small}, max_tokens=60).status_code == 200)
+        assert it.ask(headers={"api-key": small}, max_tokens=5_000).status_code == 403
+        assert it.ask(headers={"api-key": small}, max_tokens=79).status_code == 429
+        seen = {key: HTTP.get(f"{it.url}/v1/models", headers={"api-key": key}).json()["data"] for key in (small, other)}
+        assert seen[other] == [] and seen[small][0]["metadata"] == {"state": "record"}
+    assert it.log.closed
+
+
+def test_without_a_key_it_is_for_this_machine(tmp_path: Path) -> None:
+    with bed(tmp_path, "record") as it:
+        assert it.ask(headers={"host": "evil.example"}).status_code == 403
+        assert it.ask(headers={"origin": "https://evil.example"}).status_code == 403
 
 
 def test_feedback_is_kept(tmp_path: Path) -> None:

@@ -15,27 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from plain_records import build
+from verdict_files import LLM, OLD, compared, other_rows, slm
 
 from slm_ray import storage
 from slm_ray.config import CompareConfig
-from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, DataError, ResourceError
-from slm_ray.reports.compare import compare_reports, write_comparison
-from slm_ray.reports.files import write_report
+from slm_ray.reports.compare import compare_reports
 from slm_ray.rollout.grants import agreement, granted, read_grant
 from slm_ray.rollout.states import NO_VERDICT, STATES, Grant, Route, RouteState, held
 from slm_ray.rollout.store import CHANGES, RouteStore
-from slm_ray.types import Completion, Example
 
 TRACK = TRACKS["structured"]
-OLD, NEW = "structured-000000000001", "structured-000000000002"
-LLM = "azure:big"
-
-
-def slm(adapter: str) -> str:
-    return f"served:tiny:{adapter}"
+NEW = "structured-000000000002"
 
 
 def route(adapter: str = OLD, **changes: Any) -> Route:
@@ -71,23 +63,6 @@ def made(store: RouteStore, **grant_changes: Any) -> RouteState:
     return store.create(route(), adapter=OLD, grant=grant(**grant_changes), reason="first", by="ann@desk")
 
 
-def compared(
-    folder: Path, *, wrong: int, n: int = 200, adapter: str = OLD, served_by: str = "gpt", **settings: Any
-) -> Path:
-    """A run with its comparison: the LLM always right, the SLM on all but the last `wrong` of every hundred rows."""
-    rows = [Example(id=f"e{i}", prompt=prompt_of(TRACK, f"question {i}"), target=f'{{"a": {i}}}') for i in range(n)]
-    large = {row.id: Completion(text=row.target, served_by=served_by) for row in rows}
-    small = {
-        row.id: Completion(text=row.target if i % 100 < 100 - wrong else '{"a": -1}', logprob=-0.1 if i % 100 < 100 - wrong else -2.0)
-        for i, row in enumerate(rows)
-    }  # fmt: skip
-    report, scores = build(TRACK, rows, {LLM: large, slm(adapter): small})
-    write_report(folder, report, scores)
-    config = CompareConfig(report=str(folder), llm=LLM, slm=slm(adapter), **settings)
-    write_comparison(compare_reports(config), config)
-    return folder
-
-
 def test_a_swap_grants_live_and_its_rows_give_the_agreement(tmp_path: Path) -> None:
     found = read_grant(compared(tmp_path / "run", wrong=1, delta=0.05))
     assert (found.most, found.llm, found.slm, found.adapter) == ("live", LLM, slm(OLD), OLD)
@@ -112,24 +87,13 @@ def test_whatever_is_no_swap_grants_shadow_and_a_share_by_confidence_a_cascade(t
     other = compared(
         tmp_path / "part",
         wrong=25,
-        validation_report=str(_other_rows(tmp_path / "validation")),
+        validation_report=str(other_rows(tmp_path / "validation")),
         force_delta=True,
         delta=0.05,
     )
     found = read_grant(other)
     assert found.most == "cascade" and found.allowed == ("record", "shadow", "cascade")
     assert found.threshold is not None and -2.0 < found.threshold <= -0.1
-
-
-def _other_rows(folder: Path) -> Path:
-    rows = [Example(id=f"v{i}", prompt=prompt_of(TRACK, f"other {i}"), target=f'{{"a": {i}}}') for i in range(200)]
-    large = {row.id: Completion(text=row.target) for row in rows}
-    small = {
-        row.id: Completion(text=row.target if i % 4 else '{"a": -1}', logprob=-0.1 if i % 4 else -2.0)
-        for i, row in enumerate(rows)
-    }
-    write_report(folder, *build(TRACK, rows, {LLM: large, slm(OLD): small}))
-    return folder
 
 
 def test_exploratory_decisions_and_arms_with_demonstrations_grant_only_shadow(tmp_path: Path) -> None:
@@ -214,6 +178,45 @@ def test_an_alarm_that_comes_late_changes_nothing(store: RouteStore) -> None:
     serving = store.move("structured", "canary", share=0.1, reason="try")
     assert store.back("structured", by="watch", reason="old news", serial=watched.serial) == serving
     assert store.back("structured", by="watch", reason="news", serial=serving.serial).adapter == OLD
+
+
+def test_an_alarm_overturns_the_verdict_until_there_is_another(store: RouteStore) -> None:
+    made(store, digest="first")
+    live = store.move("structured", "live", reason="swap")
+    rang = store.back("structured", by="watch", reason="worse", serial=live.serial)
+    assert (rang.state, rang.action, rang.granted.most) == ("record", "alarm", "shadow")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"may not be in live: the watch rang: .*evaluate and compare"):
+            store.move("structured", "live", reason="try again")
+        again = store.appoint(route(), adapter=OLD, grant=grant(digest="first"), reason="the same verdict")
+        assert again.granted.most == "shadow", "given again, it still does not hold"
+    store.appoint(route(), adapter=OLD, grant=grant(digest="second"), reason="fresh rows")
+    assert store.move("structured", "live", reason="swap").state == "live"
+    back = store.back("structured", reason="a person's choice")
+    assert (back.action, back.granted.most) == ("back", "live"), "who goes back by hand has shown nothing"
+
+
+def test_an_alarm_at_shadow_overturns_the_verdict_and_leaves_the_state(store: RouteStore) -> None:
+    made(store, digest="first")
+    shadow = store.move("structured", "shadow", reason="look")
+    rang = store.back("structured", by="watch", reason="worse", serial=shadow.serial)
+    assert (rang.state, rang.action, rang.granted.most) == ("shadow", "alarm", "shadow")
+    assert store.back("structured", by="watch", reason="again", serial=shadow.serial) == rang
+    with pytest.raises(ConfigError, match="the watch rang"):
+        store.move("structured", "canary", share=0.1, reason="try")
+
+
+def test_two_adapters_that_rang_are_both_left_behind(store: RouteStore) -> None:
+    made(store, digest="first")
+    store.move("structured", "live", reason="swap")
+    store.appoint(route(NEW), adapter=NEW, grant=grant(NEW, digest="second"), reason="retrained")
+    serving = store.move("structured", "canary", share=0.5, reason="try")
+    first = store.back("structured", by="watch", reason="worse", serial=serving.serial)
+    assert (first.state, first.adapter, first.granted.most) == ("live", OLD, "live")
+    last = store.back("structured", by="watch", reason="worse too", serial=first.serial)
+    assert (last.state, last.adapter, last.granted.most) == ("record", OLD, "shadow")
+    again = store.appoint(route(NEW), adapter=NEW, grant=grant(NEW, digest="second"), reason="try it again")
+    assert again.granted.most == "shadow"
 
 
 def test_a_new_llm_is_another_question(store: RouteStore) -> None:

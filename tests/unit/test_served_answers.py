@@ -227,7 +227,9 @@ def test_prompts_without_room_for_an_answer_in_the_endpoint_s_context_are_left_o
 
 def test_an_engine_is_asked_what_its_file_leaves_room_for(tmp_path: Path) -> None:
     serve = tmp_path / "serve.yaml"
-    serve.write_text("llm_configs: [{engine_kwargs: {max_model_len: 64}}]\n", encoding="utf-8")
+    serve.write_text(
+        "applications: [{args: {llm_configs: [{engine_kwargs: {max_model_len: 64}}]}}]\n", encoding="utf-8"
+    )
     candidate = candidate_of(tmp_path, str(serve), (10, 60))
     assert [row.row for row in candidate.record.note.rows] == [0]
     assert "1 of 2 prompts" in candidate.left_out
@@ -310,7 +312,7 @@ def test_what_an_adapter_is_proved_on_is_checked_before_it_is_trained(tmp_path: 
     with pytest.raises(ConfigError):
         check_prove_on(config(str(tmp_path / "nowhere.yaml")))
     (tmp_path / "other.yaml").write_text("a: 1\n")
-    with pytest.raises(ConfigError, match="no llm_configs"):
+    with pytest.raises(ConfigError, match="no Ray Serve file"):
         check_prove_on(config(str(tmp_path / "other.yaml")))
 
 

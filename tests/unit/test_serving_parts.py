@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import save_file
 
-from slm_ray.adapters import base_fingerprint, base_shapes, publish
+from slm_ray.adapters import base_fingerprint, base_shapes, promote, publish, roll_back
 from slm_ray.config import Serving
-from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError
+from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError, ResourceError
 from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
 from slm_ray.serving.keys import add_key
-from slm_ray.serving.settings import app_settings, bundles, room
+from slm_ray.serving.settings import app_settings, bundles, read_serve_file, room
 from slm_ray.serving.stand_in import StandIn
 
 ROOT = Path(__file__).parents[2]
@@ -39,11 +42,11 @@ def adapter_folder(home: Path, value: float = 1.0, hidden: int | None = None) ->
     return home
 
 
-def published(tmp_path: Path, fingerprint: str | None = None) -> str:
+def published(tmp_path: Path, fingerprint: str | None = None, data_digest: str = "d") -> str:
     made = adapter_folder(tmp_path / "made")
     return publish(
-        made, tmp_path / "adapters", name="run", track="structured", base="b", config_digest="c", data_digest="d", metrics={},
-        base_fingerprint=fingerprint or base_fingerprint(BASE), train_prompts=[], recipe={}, base_shapes=base_shapes(BASE),
+        made, tmp_path / "adapters", name="run", track="structured", base="b", config_digest="c", data_digest=data_digest,
+        metrics={}, base_fingerprint=fingerprint or base_fingerprint(BASE), train_prompts=[], recipe={}, base_shapes=base_shapes(BASE),
     ).id  # fmt: skip
 
 
@@ -94,6 +97,34 @@ def test_a_candidate_has_a_name_of_its_own_and_is_listed_nowhere(tmp_path: Path)
     copies.close()
 
 
+def test_every_replica_follows_a_promotion_at_once_and_no_request_falls_between(tmp_path: Path) -> None:
+    """Each replica has a table of its own, and asks all the time while the alias moves there and back."""
+    folder = tmp_path / "adapters"
+    first, second = published(tmp_path), published(tmp_path, data_digest="e")
+    promote(folder, first, alias="live")
+    replicas, seen, done = [ServedNames(folder) for _ in range(3)], [set[str]() for _ in range(3)], threading.Event()
+
+    def ask(place: int) -> None:
+        while not done.is_set():
+            seen[place].add(replicas[place].resolve("live"))
+
+    with ThreadPoolExecutor() as pool:
+        asking = [pool.submit(ask, place) for place in range(3)]
+        try:
+            for move, stands_for in (
+                (lambda: promote(folder, second, alias="live"), second), (lambda: roll_back(folder, "live"), first),
+            ):  # fmt: skip
+                move()
+                began = time.monotonic()
+                while {replica.resolve("live") for replica in replicas} != {stands_for}:
+                    assert time.monotonic() - began < 2
+        finally:
+            done.set()
+        for one in asking:
+            one.result()  # nothing was raised: there was always an adapter that it stood for
+    assert all(one <= {first, second} for one in seen)
+
+
 def test_a_copy_outlives_the_shared_folder_and_ends_with_its_owner(tmp_path: Path) -> None:
     adapter = published(tmp_path)
     copies = NodeLocalCache()
@@ -126,6 +157,81 @@ def test_folders_of_dead_processes_are_removed() -> None:
     assert left.is_dir()
     NodeLocalCache().close()
     assert not left.exists()
+
+
+def placed(folder: Path, *names: str) -> tuple[list[str], int]:
+    """Adapters placed by hand: what each is served as, and the bytes of one."""
+    homes = [adapter_folder(folder / name) for name in names]
+    served = [served_name(folder, name) or "" for name in names]
+    return served, sum(file.stat().st_size for file in homes[0].iterdir())
+
+
+def held_copies(copies: NodeLocalCache) -> set[str]:
+    return {home.name.partition("@")[0] for home in copies.folder.iterdir() if home.is_dir()}
+
+
+def test_the_least_recently_used_copies_go_first_and_one_that_is_held_stays(tmp_path: Path) -> None:
+    (a, b, c, d), size = placed(tmp_path, "a", "b", "c", "d")
+    copies = NodeLocalCache(max_bytes=2 * size)
+    for name in (a, b, a, c):
+        copies.fetch(tmp_path, name, BASE)
+    assert held_copies(copies) == {"a", "c"}
+    with copies.hold(a), copies.hold(c), copies.hold(d):
+        for name in (b, d):
+            copies.fetch(tmp_path, name, BASE)
+        assert held_copies(copies) == {"a", "c", "d"}, "held: more than the limit, and nobody's file gone"
+    assert held_copies(copies) == {"a", "c"}, "d was let go first, when the others were still held"
+    assert not copies.touch(d) and copies.touch(c)
+    assert (copies.fetch(tmp_path, d, BASE) / "adapter_model.safetensors").is_file(), "what left comes back"
+    copies.close()
+
+
+def test_an_adapter_above_the_limit_is_served_while_it_is_held(tmp_path: Path) -> None:
+    (a,), size = placed(tmp_path, "a")
+    copies = NodeLocalCache(max_bytes=size - 1)
+    with copies.hold(a):
+        assert (copies.fetch(tmp_path, a, BASE) / "adapter_model.safetensors").is_file()
+    assert not held_copies(copies)
+    copies.close()
+
+
+def test_many_threads_over_a_small_cache_never_miss_a_file_that_they_hold(tmp_path: Path) -> None:
+    names, size = placed(tmp_path, *"abcde")
+    copies = NodeLocalCache(max_bytes=2 * size)
+
+    def use(turn: int) -> bool:
+        name = names[turn * 7 % len(names)]
+        with copies.hold(name):
+            copy = copies.fetch(tmp_path, name, BASE)
+            return all((copy / file).read_bytes() for file in ("adapter_config.json", "adapter_model.safetensors"))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(use, range(120)))
+    assert len(held_copies(copies)) <= 2 and not list(copies.folder.glob(".copy-*"))
+    copies.close()
+
+
+def test_a_full_disk_costs_the_copies_that_nobody_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (a, b, c), size = placed(tmp_path, "a", "b", "c")
+    copies, whole, full = NodeLocalCache(max_bytes=9 * size), shutil.copyfile, [True]
+
+    def copyfile(source: Path, target: Path) -> Path:
+        if full:
+            full.pop()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path(whole(source, target))
+
+    with copies.hold(a):
+        for name in (a, b):
+            copies.fetch(tmp_path, name, BASE)
+        monkeypatch.setattr(shutil, "copyfile", copyfile)
+        assert copies.fetch(tmp_path, c, BASE).is_dir()
+        assert held_copies(copies) == {"a", "c"}
+        full.extend([True] * 9)
+        with pytest.raises(ResourceError, match="No space left"):
+            copies.fetch(tmp_path, b, BASE)
+        assert (copies.folder / a).is_dir() and not list(copies.folder.glob(".copy-*"))
+    copies.close()
 
 
 def test_a_version_that_is_not_there_any_more_is_not_fetched(tmp_path: Path) -> None:
@@ -230,9 +336,51 @@ def test_the_base_is_read_as_training_reads_it_unless_the_file_says_otherwise(tm
     read_as = {"tokenizer_mode": "hf", "config_format": "hf", "load_format": "safetensors"}
     assert read_as.items() <= engine(CPU).items()
     assert engine(CPU)["max_loras"] == 4, "what the file says stays"
-    own = Path(CPU).read_text(encoding="utf-8").replace("engine_kwargs:", "engine_kwargs:\n      load_format: dummy")
+    own = Path(CPU).read_text(encoding="utf-8").replace(" dtype:", " load_format: dummy\n            dtype:")
     (tmp_path / "own.yaml").write_text(own, encoding="utf-8")
     assert {**read_as, "load_format": "dummy"}.items() <= engine(str(tmp_path / "own.yaml")).items()
+
+
+def test_schemas_of_tracks_are_read_and_what_would_stall_the_engine_is_refused(tmp_path: Path) -> None:
+    def schemas(*tracks: str) -> dict[str, Any]:
+        config = Serving(config=CPU, base=str(BASE), tracks=list(tracks))
+        return app_settings(config, stand_in=None, environment={}).schemas
+
+    def track(name: str, schema: str) -> str:
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(
+            f"name: city\nextends: structured\nscorers: [structured, schema]\nanswer_schema: {schema}\n",
+            encoding="utf-8",
+        )
+        return str(path)
+
+    right = track("right", "{type: object, required: [city]}")
+    assert schemas(right) == {"city": {"type": "object", "required": ["city"]}}
+    for tracks, reason in (
+        (["structured"], "has no answer_schema"), ([track("wide", "{type: string, pattern: 'a{900}'}")], "stall the engine"),
+        ([right, track("again", "{type: object}")], "two tracks"), (["nobody"], "unknown track"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=reason):
+            schemas(*tracks)
+
+
+def test_only_what_changed_is_started_anew() -> None:
+    def versions(**changes: Any) -> tuple[str, str, str]:
+        settings = app_settings(Serving(**{"config": CPU, "base": str(BASE), **changes}), stand_in=None, environment={})
+        return settings.digest, settings.front_version, settings.engine_version
+
+    stand_in = {"deployment": "s", "demonstrations": 1, "pools": {}}
+    plain, front, engine = versions()
+    shown = app_settings(Serving(config=CPU, base=str(BASE)), stand_in=stand_in, environment={})
+    assert (shown.front_version, shown.engine_version) == (front, engine) and shown.digest != plain
+    keyed = app_settings(Serving(config=CPU, base=str(BASE)), stand_in=None, environment={"SLM_RAY_API_KEY": "k"})
+    assert keyed.front_version != front and keyed.engine_version == engine
+    assert versions(config=GPU)[2] != engine
+
+
+def test_a_bucket_takes_the_folder_s_place_as_it_is_named() -> None:
+    config = Serving(config=CPU, base=str(BASE), adapters_dir="s3://bucket/prefix/?region=eu-central-1")
+    assert app_settings(config, stand_in=None, environment={}).adapters_dir == config.adapters_dir
 
 
 def test_what_the_endpoint_holds_of_the_cluster() -> None:
@@ -252,9 +400,10 @@ def test_a_base_with_damaged_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_and_names_that_cannot_be_served_are_config_errors(tmp_path: Path) -> None:
-    (tmp_path / "two.yaml").write_text("llm_configs: [{}, {}]")
+    (tmp_path / "two.yaml").write_text("applications: [{args: {llm_configs: [{}, {}]}}]")
+    (tmp_path / "old.yaml").write_text("llm_configs: [{}]")
     (tmp_path / "list.yaml").write_text("- 1")
-    for changes in ({"config": "none.yaml"}, {"config": str(tmp_path / "two.yaml")}, {"config": str(tmp_path / "list.yaml")},
+    for changes in ({"config": "none.yaml"}, {"config": str(tmp_path / "two.yaml")}, {"config": str(tmp_path / "list.yaml")}, {"config": str(tmp_path / "old.yaml")},
                     {"name": "a:b"}, {"name": "a@b"}):  # fmt: skip
         config = Serving(**{"config": CPU, "base": str(BASE), **changes})
         with pytest.raises(ConfigError):
@@ -345,6 +494,6 @@ def test_on_loopback_none_is_needed(host: str) -> None:
 
 @pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
 def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
-    serving = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    serving = read_serve_file(file)
     assert room(serving).answers == limit
     assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"

@@ -1,0 +1,22 @@
+"""Settings of the job that looks at every node of a cluster."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from slm_ray.config.shared import Config
+
+
+class DoctorConfig(Config):
+    """What every node is asked about."""
+
+    run_dir: str | None = Field(None, description="a folder that every node must be able to write to")
+    adapters_dir: str | None = Field(None, description="another one")
+    base: str | None = Field(None, description="folder of the base model, the same on every node")
+    lock: str | None = Field(
+        None, description="the lock that packages are held to; to those of the first node when not set"
+    )
+    timeout_s: float = Field(10.0, gt=0, description="how long a node may take to answer")
+    output: Literal["table", "json"] = "table"

@@ -1,0 +1,33 @@
+"""Settings of the job that serves the front of a roll-out."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from slm_ray.config.shared import Config, Priced, Serving
+from slm_ray.config.traffic import Traffic
+
+
+class RolloutRoute(Config):
+    """One name that clients send as `model`, and the two models behind it. What is not set stays as it is."""
+
+    llm: str = Field(description="azure:DEPLOYMENT, openai:MODEL@BASE_URL or a served model")
+    slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model")
+    track: str = Field("structured", description="a track's name, or the path of its YAML file")
+    verdict: str | None = Field(None, description="run directory or comparison.json of slm-ray compare")
+    delta: float | None = Field(
+        None, ge=0, lt=1, description="how much worse the SLM may be; the verdict's when not set"
+    )
+    audit_share: float | None = Field(
+        None, ge=0, le=1, description="of the requests, how many both sides are asked; 0.1"
+    )
+    timeout_s: float | None = Field(None, gt=0, description="how long the SLM may take before the LLM is asked; 10")
+
+
+class RolloutConfig(Priced):
+    """The front, and the endpoint beside it where a route asks a served model, until Ctrl-C."""
+
+    serving: Serving = Serving()
+    routes: dict[str, RolloutRoute] = Field({}, description="by name; further ones by `slm-ray routes`")
+    folder: str = Field("runs/routes", description="the routes, their history and their watches")
+    traffic: Traffic = Traffic()

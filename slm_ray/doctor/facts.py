@@ -1,0 +1,240 @@
+"""What one node of a cluster says of itself: packages, GPUs, disks, base, folders, open ports. It judges nothing.
+
+`examine` runs on the node. What cannot be found out there (no driver, processes of others) is left out; nothing raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from slm_ray.adapters import base_fingerprint, check_base
+from slm_ray.errors import SlmRayError
+
+Kind = Literal["ray", "dashboard", "client", "other"]
+_ANY = ("0.0.0.0", "::")
+_DASHBOARD_PORTS = range(8265, 8316)  # Ray takes the next one where one is in use
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a node is asked about. `folders` are absolute; `mark` is a file that the asker has put into each of them."""
+
+    folders: tuple[str, ...] = ()
+    mark: str = ""
+    base: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """One NVIDIA card; bytes of its memory, degrees Celsius."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    celsius: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """A port that listens on every address, and whose it is."""
+
+    port: int
+    process: str
+    pid: int
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """One node. `folders` and `base_problem` say what is wrong, empty where nothing is; `late_s` is by how much its clock is
+    ahead of the asker's, None where that is not known; GPU driver and CUDA are None without a card."""
+
+    node: str
+    python: str
+    packages: Mapping[str, str]
+    free_bytes: Mapping[str, int]
+    folders: Mapping[str, str]
+    base: str = ""
+    base_problem: str = ""
+    driver: str | None = None
+    cuda: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    ray_gpus: float = 0.0
+    listeners: tuple[Listener, ...] = ()
+    token_is_open: bool = False
+    late_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silent:
+    """A node that said nothing, and why."""
+
+    node: str
+    reason: str
+
+
+def examine(node: str, ray_gpus: float, question: Question) -> NodeFacts:
+    """The facts of the node that this runs on."""
+    base, problem = _base(question.base)
+    folders = {folder: folder_problem(Path(folder), question.mark) for folder in question.folders}
+    driver, cuda, gpus = _gpus()
+    return NodeFacts(
+        node=node,
+        python=platform.python_version(),
+        packages=packages(),
+        free_bytes={place: free for place in ("/tmp", *folders) if (free := _free(place)) is not None},
+        folders=folders,
+        base=base,
+        base_problem=problem,
+        driver=driver,
+        cuda=cuda,
+        gpus=gpus,
+        ray_gpus=ray_gpus,
+        listeners=tuple(_listeners()),
+        token_is_open=_token_is_open(),
+    )
+
+
+def clock_s() -> float:
+    """The node's clock."""
+    return time.time()
+
+
+def packages() -> dict[str, str]:
+    """Version by name, the names as locks write them."""
+    return {plain_name(name): one.version for one in distributions() if (name := one.metadata["Name"]) and one.version}
+
+
+def plain_name(name: str) -> str:
+    """A package's name as PEP 503 has it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def folder_problem(folder: Path, mark: str) -> str:
+    """What is wrong with a folder, or nothing: the asker's mark is not there, or a file cannot be written, read and removed."""
+    if not folder.is_dir():
+        return "it is not there"
+    if mark and not (folder / mark).is_file():
+        return "it is another folder than on the node of the job"
+    own = folder / f".doctor-{uuid.uuid4().hex}"
+    try:
+        own.write_bytes(b"x" * 4096)
+        if own.read_bytes() != b"x" * 4096:
+            return "what was written does not come back"
+    except OSError as error:
+        return f"it cannot be written to ({error.strerror})"
+    finally:
+        with contextlib.suppress(OSError):
+            own.unlink()
+    return ""
+
+
+def _base(base: str | None) -> tuple[str, str]:
+    if base is None:
+        return "", ""
+    try:
+        folder = check_base(base, setting="base")
+        return (base_fingerprint(folder) if Path(folder).is_dir() else "", "")
+    except SlmRayError as error:
+        return "", str(error)
+
+
+def _free(place: str) -> int | None:
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return None
+
+
+def _gpus() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
+    try:
+        import pynvml  # of a package that a host without cards need not have
+    except ImportError:
+        return None, None, ()
+    return gpus_of(pynvml)
+
+
+def gpus_of(nvml: Any) -> tuple[str | None, str | None, tuple[Gpu, ...]]:
+    """The driver, the newest CUDA that it runs, and the cards, as the module `nvml` (pynvml) has them; nothing without one."""
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None, None, ()
+    version = nvml.nvmlSystemGetCudaDriverVersion_v2()
+    cards = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
+    cuda = f"{version // 1000}.{version % 1000 // 10}"
+    return _text(nvml.nvmlSystemGetDriverVersion()), cuda, tuple(_card(nvml, card) for card in cards)
+
+
+def _card(nvml: Any, card: Any) -> Gpu:
+    memory = nvml.nvmlDeviceGetMemoryInfo(card)
+    try:
+        celsius = int(nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU))
+    except nvml.NVMLError:  # some cards, and slices of one, have no sensor
+        celsius = None
+    return Gpu(
+        name=_text(nvml.nvmlDeviceGetName(card)), total_bytes=int(memory.total), used_bytes=int(memory.used), celsius=celsius
+    )  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _listeners() -> Iterator[Listener]:
+    """Ports of this user's processes that listen on every address; those of others belong to others."""
+    try:
+        found = psutil.net_connections(kind="tcp")
+    except (psutil.Error, OSError):
+        return
+    open_to_all = {
+        (one.pid, one.laddr.port)
+        for one in found
+        if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and one.laddr.ip in _ANY
+    }
+    for pid, port in sorted(open_to_all):
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            if process.uids().real == os.getuid():
+                kind = kind_of(process.name(), " ".join(process.cmdline()), port, has_ray=_has_ray(pid))
+                yield Listener(port=port, process=process.name(), pid=pid, kind=kind)
+
+
+def kind_of(name: str, command: str, port: int, *, has_ray: bool) -> Kind:
+    """What listens: Ray's dashboard and its client's server, another part of Ray, a program that is no Ray."""
+    if "ray/dashboard/dashboard.py" in command:
+        return "dashboard" if port in _DASHBOARD_PORTS else "ray"  # its other port has figures
+    if "ray.util.client.server" in command:
+        return "client"
+    is_ray = has_ray or name in ("raylet", "gcs_server") or name.startswith("ray::")
+    return "ray" if is_ray else "other"
+
+
+def _has_ray(pid: int) -> bool:
+    """Whether the process has Ray's library in memory, as drivers have whatever they are called."""
+    try:
+        return "_raylet" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _token_is_open() -> bool:
+    """Whether others on the node can read the token's file."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+    try:
+        return bool(path.stat().st_mode & 0o077)
+    except OSError:
+        return False

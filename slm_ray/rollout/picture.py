@@ -1,0 +1,96 @@
+"""What the page of a route shows, gathered from its folder and from a log of traffic: read only, with or without a front.
+
+The watch is replayed from the observations that the front wrote down, so that the page shows what the front saw.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from slm_ray.errors import DataError
+from slm_ray.page.rollout import Change, Disagreement, RoutePage, Served, Watched
+from slm_ray.rollout.states import RouteState, state_text, watched_text
+from slm_ray.rollout.store import RouteStore
+from slm_ray.storage import grown_rows
+from slm_ray.traffic import read_traffic
+from slm_ray.traffic.record import TrafficRow
+from slm_ray.verdict.watch import Watch
+
+WATCH = "watch.jsonl"
+_STRETCHES = 48  # of time, one bar each
+_MOST_WATCHES, _MOST_DISAGREEMENTS = 4, 100
+
+
+def route_picture(folder: str | Path, name: str, *, traffic: str | None = None) -> RoutePage:
+    """The records of the page; `traffic` is the log's folder. DataError, with file and line, for what is damaged."""
+    store = RouteStore(folder)
+    history = store.history(name)
+    now = history[-1]
+    rows = [row for row in read_traffic(traffic) if row.route == name] if traffic else None
+    kept = store.disagreements(name)[-_MOST_DISAGREEMENTS:]
+    return RoutePage(
+        name=name, made=time.time(), llm=now.route.llm, slm=now.route.slm, track=now.route.track,
+        allowed=now.granted.allowed, because=now.granted.because, verdict=now.granted.comparison,
+        watched_by=watched_text(now.granted, now.delta), stand_ins=now.stand_ins,
+        changes=tuple(map(_change, history)), served=None if rows is None else stretches(rows),
+        watches=tuple(_watches(store.folder / name / WATCH))[-_MOST_WATCHES:],
+        disagreements=tuple(
+            Disagreement(id=str(row.get("id")), at=row.get("at"), score=row.get("score")) for row in kept
+        ),
+    )  # fmt: skip
+
+
+def stretches(rows: Iterable[TrafficRow]) -> tuple[Served, ...]:
+    """Who answered, in up to 48 stretches of time of one length."""
+    rows = sorted(rows, key=lambda row: row.at)
+    if not rows:
+        return ()
+    first, length = rows[0].at, max((rows[-1].at - rows[0].at) / _STRETCHES, 1e-3)
+    counts: dict[int, list[int]] = {}
+    for row in rows:
+        at = min(int((row.at - first) / length), _STRETCHES - 1)
+        counted = counts.setdefault(at, [0, 0, 0, 0])
+        fell_back = row.served == "llm" and row.arm == "slm"
+        counted[3 if row.served is None else 2 if fell_back else 1 if row.served == "slm" else 0] += 1
+    return tuple(
+        Served(start=first + at * length, end=first + (at + 1) * length, llm=llm, slm=slm, fallback=fallback, neither=neither)
+        for at, (llm, slm, fallback, neither) in sorted(counts.items())
+    )  # fmt: skip
+
+
+def _change(state: RouteState) -> Change:
+    return Change(
+        serial=state.serial, at=datetime.fromisoformat(state.changed_at).timestamp(), action=state.action,
+        state=state_text(state), slm=state.adapter or state.route.slm, by=state.by, reason=state.reason, serving=state.serving,
+    )  # fmt: skip
+
+
+def _watches(path: Path) -> Iterator[Watched]:
+    """Every watch that the front began, replayed."""
+    key: Mapping[str, Any] = {}
+    watch: Watch | None = None
+    for number, row in grown_rows(path):
+        try:
+            if "start" in row:
+                if watch is not None:
+                    yield _watched(watch, key)
+                key = row["start"]
+                watch = Watch(level=key["level"], delta=key["delta"], reference=key["reference"])
+            elif "score" in row and watch is not None:
+                watch.add(row["score"] - 1.0)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}:{number}: no line of a watch ({error}); mend the line or remove it") from None
+    if watch is not None:
+        yield _watched(watch, key)
+
+
+def _watched(watch: Watch, key: Mapping[str, Any]) -> Watched:
+    floor = key["reference"] - key["delta"]
+    return Watched(
+        slm=str(key.get("adapter") or key.get("slm")), null=f"the SLM agrees with the LLM on at least {floor:.1%} of the requests",
+        threshold=watch.threshold, rows=watch.rows, path=watch.path, alarm_at=watch.alarm_at,
+    )  # fmt: skip

@@ -1,0 +1,100 @@
+"""Where the two sides of a route are asked, when a dead one is left alone, and what a settings file does to the routes."""
+
+from pathlib import Path
+
+import pytest
+
+from slm_ray.config import RolloutConfig
+from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.rollout.calls import FAILURES_IN_A_ROW, PROBE_EVERY_S, Circuit
+from slm_ray.rollout.declared import asks_endpoint, declare
+from slm_ray.rollout.store import RouteStore
+from slm_ray.rollout.upstream import Reply, target
+
+AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "azure-key", "AZURE_DEPLOYMENT": "my gpt"}
+
+
+def test_each_kind_of_model_has_its_address_and_its_key() -> None:
+    azure = target("azure:", arm="llm", endpoint="", environment=AZURE)
+    assert azure.url.startswith("https://x.openai.azure.com/openai/deployments/my%20gpt/chat/completions?api-version=")
+    assert azure.headers == {"api-key": "azure-key"} and azure.model == "my gpt" and azure.billed
+    openai = target("openai:m@http://10.0.0.1:8/v1", arm="llm", endpoint="", environment={"OPENAI_API_KEY": "k"})
+    assert (openai.url, openai.billed) == ("http://10.0.0.1:8/v1/chat/completions", False)
+    served = target("served:tiny:a-1", arm="slm", endpoint="http://h:8000", environment={})
+    assert (served.url, served.model, dict(served.headers)) == ("http://h:8000/v1/chat/completions", "tiny:a-1", {})
+    assert "azure-key" not in repr(azure)
+
+
+def test_what_has_no_address_or_no_key_is_refused() -> None:
+    for spec in ("fake:x", "recorded:x.jsonl", "served:tiny+3shot", "baseline:majority"):
+        with pytest.raises(ConfigError, match="cannot stand in a route"):
+            target(spec, arm="slm", endpoint="", environment={})
+    with pytest.raises(ModelError, match="OPENAI_API_KEY"):
+        target("openai:m", arm="llm", endpoint="", environment={})
+
+
+def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    at = [target(f"openai:m@http://{host}/v1", arm="llm", endpoint="", environment={"OPENAI_API_KEY": "k"}).proxy
+          for host in ("elsewhere.example", "127.0.0.1:8000", "localhost")]  # fmt: skip
+    assert at == ["http://proxy:3128", None, None]
+
+
+def reply(status: int, trouble: str | None) -> Reply:
+    asked = target("served:tiny", arm="slm", endpoint="http://h", environment={})
+    return Reply(target=asked, status=status, trouble=trouble)
+
+
+def test_a_circuit_opens_after_failures_in_a_row_and_lets_one_probe_a_second_through() -> None:
+    now = 0.0
+    circuit = Circuit(clock=lambda: now)
+    for number in range(FAILURES_IN_A_ROW):
+        assert not circuit.is_open and not circuit.take_probe(), number
+        circuit.note(reply(0, "timeout: late"))
+    assert circuit.is_open and not circuit.take_probe()
+    now += PROBE_EVERY_S
+    assert [circuit.take_probe() for _ in range(3)] == [True, False, False]
+    circuit.note(reply(503, "http_503: down"))
+    now += PROBE_EVERY_S
+    assert circuit.is_open and circuit.take_probe()
+    circuit.note(reply(429, "http_429: busy"))  # whoever turns calls away is there
+    assert not circuit.is_open
+
+
+def config(folder: Path, **route: object) -> RolloutConfig:
+    about = {"llm": "openai:large", "slm": "openai:small@http://127.0.0.1:9/v1", "track": "structured", **route}
+    settings = {
+        "folder": str(folder),
+        "serving": {"adapters_dir": str(folder / "adapters")},
+        "routes": {"cities": about},
+    }
+    return RolloutConfig.model_validate(settings)
+
+
+def test_what_a_file_says_is_applied_once(tmp_path: Path) -> None:
+    store = RouteStore(tmp_path)
+    (state,) = declare(store, config(tmp_path, audit_share=0.3))
+    assert (state.state, state.serial, state.audit_share, state.granted.most) == ("record", 1, 0.3, "shadow")
+    assert declare(store, config(tmp_path, audit_share=0.3)) == [state]
+    moved = store.move("cities", "shadow", reason="test")
+    assert declare(store, config(tmp_path)) == [moved]
+    (other,) = declare(store, config(tmp_path, llm="openai:larger", timeout_s=3.0))
+    assert (other.route.llm, other.state, other.timeout_s, other.audit_share) == ("openai:larger", "shadow", 3.0, 0.3)
+    back = store.appoint(moved.route, adapter=None, grant=moved.granted, reason="taken back")
+    assert declare(store, config(tmp_path, llm="openai:larger")) == [back]
+    assert not asks_endpoint(store)
+
+
+def test_an_adapter_is_named_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AdapterError):
+        declare(RouteStore(tmp_path), config(tmp_path, slm="served:tiny-base:champion"))
+    monkeypatch.setattr("slm_ray.rollout.declared.resolve", lambda folder, name: f"{name}-0123456789ab")
+    for place, slm in enumerate(("served:tiny-base:champion", "served:champion")):
+        store = RouteStore(tmp_path / str(place))
+        (state,) = declare(store, config(tmp_path / str(place), slm=slm))
+        assert (state.adapter, state.route.slm) == ("champion-0123456789ab", "served:tiny-base:champion-0123456789ab")
+        assert asks_endpoint(store)
+    (state,) = declare(RouteStore(tmp_path / "base"), config(tmp_path / "base", slm="served:tiny-base"))
+    assert (state.adapter, state.route.slm) == (None, "served:tiny-base")

@@ -1,0 +1,90 @@
+"""Deploying as far as it goes without a cluster: who shares the address, and what is said while it is waited for."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slm_ray.config import Serving
+from slm_ray.errors import ResourceError
+from slm_ray.serving import endpoint
+
+
+def running(monkeypatch: pytest.MonkeyPatch, *apps: str, host: str = "127.0.0.1", port: int = 8000) -> list[str]:
+    """Serve with these applications at that address; what is taken down is noted in the list."""
+    taken_down: list[str] = []
+    status = SimpleNamespace(applications=dict.fromkeys(apps), proxies={"node": "HEALTHY"} if apps else {})
+    config = {"user_config": {"digest": "abc", "stand_in": None}}
+    deployments = {"front": {"deployment_config": config}, "engine": {"deployment_config": {}}}
+    details = {
+        "http_options": {"host": host, "port": port},
+        "applications": {name: {"deployments": deployments} for name in apps},
+    }
+    monkeypatch.setattr("ray.serve.status", lambda: status)
+    monkeypatch.setattr(
+        endpoint, "_get_global_client", lambda: SimpleNamespace(get_serve_details=lambda: details), raising=True
+    )
+    monkeypatch.setattr(endpoint, "shutdown", lambda: taken_down.extend(apps))
+    monkeypatch.setattr(endpoint, "_free", lambda host, port: True)
+    return taken_down
+
+
+def test_an_endpoint_is_known_by_its_address_and_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    running(monkeypatch, "slm-ray-8000", "slm-ray-rollout-8000")
+    assert endpoint._running("slm-ray-8000", "127.0.0.1") == "abc"
+    assert endpoint._running("slm-ray-8000", "0.0.0.0") is None, "Serve cannot change where it listens"
+    assert endpoint._running("slm-ray-8001", "127.0.0.1") is None
+
+
+@pytest.mark.parametrize(
+    ("apps", "port", "outcome"),
+    [
+        ((), 8000, "start"),
+        (("slm-ray-8000",), 8001, "replace"),
+        (("slm-ray-rollout-8000",), 8000, "start"),  # the roll-out came first, and sends its requests here
+        (("slm-ray-rollout-8000",), 8001, "refuse"),
+        (("slm-ray-8000", "slm-ray-rollout-8000"), 8001, "refuse"),
+        (("their-app",), 8000, "refuse"),
+        (("slm-ray-8000", "their-app"), 8001, "refuse"),
+        (("slm-ray-rollout-8000", "their-app"), 8000, "refuse"),
+    ],
+)
+def test_who_else_is_at_the_address(
+    monkeypatch: pytest.MonkeyPatch, apps: tuple[str, ...], port: int, outcome: str
+) -> None:
+    taken_down = running(monkeypatch, *apps)
+    config = Serving(port=port)
+    if outcome == "refuse":
+        with pytest.raises(ResourceError, match="other applications"):
+            endpoint._replace_older(config)
+    else:
+        endpoint._replace_older(config)
+    assert taken_down == (list(apps) if outcome == "replace" else [])
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("out", "shown"),
+    [
+        (io.StringIO(), "starting the engine: 10 s\nstarting the engine: 20 s\n"),
+        (Terminal(), "".join(f"\rstarting the engine: {s} s\x1b[K" for s in range(1, 26)) + "\r\x1b[K"),
+        (None, ""),
+    ],
+    ids=["file", "terminal", "nothing"],
+)
+def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, out: Any, shown: str) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    waiting = endpoint._Waiting(out)
+    for _ in range(100):
+        clock.now += 0.25
+        waiting.tell("starting the engine")
+    waiting.end()
+    assert (out.getvalue() if out is not None else "") == shown
