@@ -24,10 +24,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
+from slm_ray.api_key import api_key
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.health import chat, healthy
-from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
+from slm_ray.serving.settings import AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 READY_TIMEOUT_S = 300.0
@@ -71,7 +72,7 @@ def deploy(
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
     endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"slm-ray-{config.port}")
-    key = environment.get(KEY_NAME, "")
+    key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
     if running == settings.digest:
