@@ -53,8 +53,8 @@ uvicorn.run(front.app(), port=int(sys.argv[1]), log_level="error", access_log=Fa
 
 
 def main(config: RolloutBenchConfig) -> None:
-    os.environ |= {"OPENAI_API_KEY": "none"}
     with TemporaryDirectory(prefix="rb") as name, contextlib.ExitStack() as stack:
+        os.environ |= {"OPENAI_API_KEY": "none", "RAY_TMPDIR": name}  # a Ray of its own, whatever else runs here
         folder, upstream = Path(name), f"http://127.0.0.1:{config.port + 1}"
         stack.enter_context(process(["-c", UPSTREAM, str(config.port + 1), str(config.latency_s)]))
         make_route(folder / "routes", upstream, config.state)
