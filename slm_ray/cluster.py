@@ -20,6 +20,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from slm_ray.api_key import hidden_from_ray
 from slm_ray.errors import ResourceError
 from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
 from slm_ray.signals import handlers_kept
@@ -114,7 +115,8 @@ def start_local(**settings: Any) -> None:
     for name, value in LOCAL_SETTINGS.items():
         os.environ.setdefault(name, value)
     try:
-        ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
+        with hidden_from_ray(os.environ):
+            ray.init(address="local", include_dashboard=False, **local_resources(), **settings)
     except Exception as error:  # Ray raises a plain one
         if "timed out" not in str(error).lower():
             raise

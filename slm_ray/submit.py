@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from slm_ray.api_key import KEY_FILE_NAME, hidden_from_ray
 from slm_ray.command import BAD_INPUT, INTERRUPTED, PROGRESS_EVERY, PROGRESS_MARK
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.ray_environment import LOCAL_SETTINGS, LOCAL_SLOTS, local_resources
@@ -73,9 +74,13 @@ class _Job:
     def _submit(self) -> None:
         """Submit and show, to the job's end. At a signal the job is stopped, shown to its end, and KeyboardInterrupt raised."""
         command = [_ray(), "job", "submit", "--submission-id", self._id, "--log-style", "record", "--working-dir", "."]
-        if self._console.is_terminal:
-            shown_here = {"env_vars": {PROGRESS_EVERY: _ON_A_TERMINAL_S}}
-            command += ["--runtime-env-json", json.dumps(shown_here)]
+        told = {PROGRESS_EVERY: _ON_A_TERMINAL_S} if self._console.is_terminal else {}
+        if (
+            KEY_FILE_NAME in os.environ
+        ):  # the name of the file there; the key itself would be shown to whoever lists jobs
+            told[KEY_FILE_NAME] = os.environ[KEY_FILE_NAME]
+        if told:
+            command += ["--runtime-env-json", json.dumps({"env_vars": told})]
         # A session of its own: what is typed at this terminal is for this process to pass on.
         process = subprocess.Popen(
             [*command, "--", "python", *self._arguments], text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -147,7 +152,11 @@ def _local_head(log: Path, slots: int) -> Iterator[None]:
     found = local_resources(slots)
     print(f"starting Ray on this machine ({slots} training slots; log: {log})", flush=True)
     address = {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}", "RAY_AUTH_MODE": "token"}
-    with _environment({**address, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, replace=True), log.open("ab") as sink:
+    with (
+        _environment({**address, "RAY_AUTH_TOKEN": secrets.token_hex(32)}, replace=True),
+        hidden_from_ray(os.environ),
+        log.open("ab") as sink,
+    ):
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         head = subprocess.Popen(
             [

@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import aiohttp
 import httpx
+import psutil
 
 from slm_ray.command import run as run_job
 from slm_ray.rollout.states import Grant, Route

@@ -114,6 +114,17 @@ class ServeBenchConfig(Config):
     tokens: int = Field(64, ge=1, description="of every answer")
 
 
+class OverloadBenchConfig(Config):
+    """The endpoint asked more than it carries."""
+
+    serving: Serving = Serving()
+    clients: int = Field(64, ge=1, description="that show the rate it carries: as many as its engines batch")
+    seconds: float = Field(20.0, gt=0, description="of each of three measurements")
+    tokens: int = Field(256, ge=1, description="of every answer")
+    times: float = Field(10.0, gt=0, description="how much more than it carries")
+    seed: int = 42
+
+
 class GpuCheckConfig(Config):
     """What one GPU shows of training here, on a base with random weights."""
 

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
+from slm_ray.api_key import api_key
 from slm_ray.cli import machines
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.parity import in_words
@@ -145,7 +146,7 @@ def parity(config: configs.ParityConfig) -> None:
     folder = str(output_folder(config.adapters_dir, setting="adapters_dir", is_written=False))
     from slm_ray.training.proof import prove_again
 
-    proof = prove_again(config.model_copy(update={"adapters_dir": folder}), key=os.environ.get("SLM_RAY_API_KEY", ""))
+    proof = prove_again(config.model_copy(update={"adapters_dir": folder}), key=api_key(os.environ))
     print(f"adapter {config.adapter}\n  {in_words(proof.summary)}")
 
 

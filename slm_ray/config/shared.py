@@ -223,7 +223,7 @@ class Curation(Config):
 
 class Live(Config):
     """Which requests of a traffic log become rows, where a source is one. The LLM's answer is learned, or what a user put
-    right; the SLM's own only where a user said that it was right."""
+    right; the SLM's own only where a user said that it was right. All but `route` choose among training rows alone."""
 
     route: str | None = Field(None, description="the route whose requests are taken; needed where the log has several")
     self_agreement: float | None = Field(
@@ -233,7 +233,7 @@ class Live(Config):
         "keep",
         description="requests on which LLM and SLM disagree: like others, before others under `most`, or left out",
     )
-    most: int | None = Field(None, ge=1, description="requests taken, the latest; all when not set")
+    most: int | None = Field(None, ge=1, description="requests to train on, the latest; all when not set")
 
 
 class Source(Retrieval):

@@ -73,13 +73,18 @@ def measure(config: LoadConfig, *, environment: Mapping[str, str] | None = None)
         run = _Run(config=config, path=path, dataset=dataset, budget=budget, facts=facts, report=report)
         with LoadProgress(no_progress_bar=config.no_progress_bar) as progress, SignalGuard():
             for spec, provider in models.items():
-                for rate in sorted(set(config.rates)):
+                chosen = sorted(set(config.rates))
+                for rate in chosen:
                     run.rate(spec, provider, rate, environment, progress)
-                for _ in range(config.search_steps):
-                    between = next_rate(run.report.models[spec].rates, config.p95_s, duration_s=config.duration_s)
+                for _ in range(
+                    config.search_steps
+                ):  # of these rates alone, so that the same command takes the same steps
+                    seen = [one for one in run.report.models[spec].rates if one.requests_per_s in chosen]
+                    between = next_rate(seen, config.p95_s, duration_s=config.duration_s)
                     if between is None:
                         break
                     run.rate(spec, provider, between, environment, progress)
+                    chosen.append(between)
         return run.report
 
 

@@ -9,8 +9,6 @@ in. Promises no better adapter: only that what is put at shadow has been through
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,51 +16,67 @@ from pathlib import Path
 from ray import serve
 
 from slm_ray import storage
-from slm_ray.config import DistilConfig, EvaluateConfig, FlywheelConfig, TrackSource
-from slm_ray.corpus.row_errors import refuse
-from slm_ray.corpus.tracks import Track, definition
-from slm_ray.errors import ConfigError, ModelError, ResourceError
+from slm_ray.config import DistilConfig, EvaluateConfig, FlywheelConfig, Live, TrackSource
+from slm_ray.errors import ConfigError, DataError, ModelError, ResourceError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.outage import outages
 from slm_ray.loop.run import Loop
 from slm_ray.loop.track import TrackRun
-from slm_ray.prepare.live import LiveRows, is_live, live_rows
+from slm_ray.prepare.live import is_live, live_rows
 from slm_ray.providers import parse
 from slm_ray.reports.distil import distil
 from slm_ray.rollout.grants import read_grant
 from slm_ray.rollout.states import Grant, Route, RouteState, held
 from slm_ray.rollout.store import RouteStore
 from slm_ray.tasks import open_track
+from slm_ray.traffic import ArmAnswer, TrafficRow, read_traffic
+from slm_ray.traffic.snapshot import write_snapshot
 
-LIVE = "live"  # the folder of a track's live rows
-KEPT, TO_ASK, ROWS, SUMMARY = "kept.jsonl", "to_ask.jsonl", "rows.jsonl", "live.json"
+LIVE, SUMMARY = "live", "live.json"
+LOG_COPY, TO_ASK, ASKED, ANSWERED, ASKED_COPY = "log", "to_ask.jsonl", "asked", "answered.jsonl", "relabelled"
 BY = "flywheel"
 _FRONT = "slm-ray-rollout-"
 
 
-def collect(track: TrackSource, source: str, folder: Path, *, relabel: bool) -> dict[str, int]:
-    """The requests of the log `source` as rows in `folder`, once: those whose answer stays, and those to be asked again.
+def collect(track: TrackSource, source: str, folder: Path) -> int:
+    """Copy what the log `source` holds of the track's route to FOLDER/log, once; how many requests that were.
 
-    How many rows there are in KEPT and in TO_ASK. What an earlier call of the same settings left is kept. DataError for
-    damaged parts unless `skip_bad`.
+    What an earlier call for the same log and route left is kept. DataError for damaged parts unless `skip_bad`.
     """
-    definition_ = open_track(track.track)
-    digest = _digest(track, source, definition_, relabel=relabel)
+    said = {"source": source, "route": track.live.route}
     if (folder / SUMMARY).exists():
         summary = storage.read_json(folder / SUMMARY)
-        if summary.get("digest") == digest:
-            return dict(summary["rows"])
-    found = live_rows(source, definition_, track.live, ask_again=relabel)
-    if not track.skip_bad:
-        refuse(found.errors, hint="put the files back, or set skip_bad to leave them out")
-    kept = [each.row for each in found.found if not relabel or each.origin == "user"]
-    again = [each.row for each in found.found if relabel and each.origin != "user"]
-    rows = {KEPT: kept, TO_ASK: again}
-    for name, some in rows.items():
-        storage.write_jsonl(folder / name, (row.as_row() for row in some))
-    counts = {name: len(some) for name, some in rows.items()}
-    storage.write_json(folder / SUMMARY, {"digest": digest, "source": source, "rows": counts, **_said(found)})
-    return counts
+        if {name: summary.get(name) for name in said} == said:
+            return int(summary["requests"])
+    damaged: list[DataError] = []
+    rows = read_traffic(source, skip_bad=damaged.append if track.skip_bad else None)
+    count = write_snapshot(folder / LOG_COPY, (row for row in rows if row.route == track.live.route))
+    storage.write_json(folder / SUMMARY, {**said, "requests": count, "damaged": len(damaged)})
+    return count
+
+
+def to_ask(log: Path, track: TrackSource, out: Path) -> int:
+    """Write the requests of the log whose answer the LLM is to give again as rows; how many. What users corrected is none."""
+    live = live_rows(str(log), open_track(track.track), Live(route=track.live.route), ask_again=True)
+    rows = [each.row for each in live.found if each.origin != "user"]
+    storage.write_jsonl(out, (row.as_row() for row in rows))
+    return len(rows)
+
+
+def answered(log: Path, asked: Path, distilled: Path, out: Path, *, llm: str) -> None:
+    """Copy the log to `out` with the LLM's new answers; a request that was asked and has none has no answer of the LLM."""
+    new = {row["id"]: row["completion"] for row in storage.read_jsonl(distilled)}
+    again = {row["id"] for row in storage.read_jsonl(asked)}
+
+    def relabelled(row: TrafficRow) -> TrafficRow:
+        if row.id not in again:
+            return row
+        others = tuple(answer for answer in row.answers if answer.arm != "llm")
+        text = new.get(row.id)
+        fresh = () if text is None else (ArmAnswer(arm="llm", model=llm, text=text, status=200, latency_s=0.0),)
+        return dataclasses.replace(row, answers=(*fresh, *others))
+
+    write_snapshot(out, map(relabelled, read_traffic(str(log))))
 
 
 def appoint(
@@ -125,20 +139,18 @@ class Flywheel(Loop):
                 taken[source] = weight
                 continue
             at = folder / (LIVE if not place else f"{LIVE}-{place}")
-            counts = collect(track, source, at, relabel=self.config.relabel)
-            for line in storage.read_json(at / SUMMARY)["steps"]:
-                self.log.say(line)
-            self.log.outcome(f"{sum(counts.values()):,} live rows")
-            taken[self._answered(track, at, counts)] = weight
+            self.log.outcome(f"{collect(track, source, at):,} live requests")
+            log = self._relabelled(track, at) if self.config.relabel else at / LOG_COPY
+            taken[str(log)] = weight
         chosen: str | dict[str, float] = next(iter(taken)) if isinstance(track.source, str) else taken
-        return track.model_copy(update={"source": chosen, "format": "auto"} if taken.keys() != weights.keys() else {})
+        return track.model_copy(update={"source": chosen})
 
-    def _answered(self, track: TrackSource, folder: Path, counts: Mapping[str, int]) -> str:
-        """The file of live rows, those to be asked again with the LLM's new answers."""
-        if not counts[TO_ASK]:
-            return str(folder / KEPT)
+    def _relabelled(self, track: TrackSource, folder: Path) -> Path:
+        """The copy of the log in which the LLM has answered again; a run that is continued asks nothing twice."""
+        if not to_ask(folder / LOG_COPY, track, folder / TO_ASK):
+            return folder / LOG_COPY
         config = EvaluateConfig(
-            track=track.track, examples=str(folder / TO_ASK), models=(self.llm,), run_dir=str(folder / "asked"),
+            track=track.track, examples=str(folder / TO_ASK), models=(self.llm,), run_dir=str(folder / ASKED),
             prices=self.config.prices, **dict(self.config.evaluation),
         )  # fmt: skip
         report = evaluate(config, environment=self.environment)
@@ -146,14 +158,13 @@ class Flywheel(Loop):
             raise ModelError(f"{track.track}, live requests: {'; '.join(failed)}")
         done = distil(
             DistilConfig(
-                report=str(folder / "asked"), teacher=self.llm, examples=str(folder / TO_ASK), floor=0.0,
-                out=str(folder / "relabelled.jsonl"),
+                report=str(folder / ASKED), teacher=self.llm, examples=str(folder / TO_ASK), floor=0.0,
+                out=str(folder / ANSWERED),
             )
         )  # fmt: skip
         self.log.say(done.summary())
-        lines = [*_lines(folder / KEPT), *_lines(Path(done.out))]
-        storage.write_text(folder / ROWS, "".join(f"{line}\n" for line in lines))
-        return str(folder / ROWS)
+        answered(folder / LOG_COPY, folder / TO_ASK, folder / ANSWERED, folder / ASKED_COPY, llm=self.llm)
+        return folder / ASKED_COPY
 
     def _appoint(self, run: TrackRun) -> None:
         adapter = run.adapter.id if run.adapter is not None else None
@@ -196,16 +207,3 @@ def _refuse_beside_front(applications: Iterable[str]) -> None:
             f"{fronts[0]} answers users on this cluster, and the flywheel would replace the endpoint behind it; submit the"
             " flywheel to another cluster that sees the same folders"
         )
-
-
-def _digest(track: TrackSource, source: str, resolved: Track, *, relabel: bool) -> str:
-    said = [source, track.live.model_dump(mode="json"), definition(resolved), relabel]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _said(found: LiveRows) -> dict[str, object]:
-    return {"steps": [str(step) for step in found.steps], "damaged": len(found.errors)}
-
-
-def _lines(path: Path) -> list[str]:
-    return storage.split_lines(path.read_text(encoding="utf-8"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from slm_ray import cluster, storage
+from slm_ray.api_key import api_key
 from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
 from slm_ray.errors import ModelError
 from slm_ray.executor import RayExecutor
@@ -148,5 +149,5 @@ def _stand_in_environment(config: RunConfig, environment: Mapping[str, str]) -> 
     return {
         "AZURE_ENDPOINT": f"http://{config.serving.host}:{config.serving.port}",
         "AZURE_DEPLOYMENT": STAND_IN,
-        "AZURE_API_KEY": environment.get("SLM_RAY_API_KEY") or "local",
+        "AZURE_API_KEY": api_key(environment) or "local",
     }

@@ -22,7 +22,7 @@ from slm_ray.corpus.row_errors import BadRow, RowError, refuse, table
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.parallel import Executor, map_batches
-from slm_ray.prepare.live import is_live, live_rows
+from slm_ray.prepare.live import Spot, is_live, live_rows
 from slm_ray.prepare.shards import Rows, source_rows
 from slm_ray.types import Example
 
@@ -39,13 +39,14 @@ BySource = dict[str, list[ParsedRow]]
 class Ingested:
     """Good rows by split (DRAWN ones are still to be split) and source, the bad ones, and how many rows their format left out.
 
-    `steps` says what was left out of traffic logs.
+    `steps` says what was left out of traffic logs, `held_back` which of their rows are not for training.
     """
 
     rows: Mapping[str, BySource]
     errors: tuple[RowError, ...]
     skipped: int
     steps: tuple[Step, ...] = ()
+    held_back: frozenset[Spot] = frozenset()
 
     def all(self) -> list[ParsedRow]:
         """Every good row."""
@@ -66,6 +67,7 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
     rows: dict[str, BySource] = {}
     errors: list[RowError] = []
     steps: list[Step] = []
+    held_back: set[Spot] = set()
     skipped = 0
     named = [(split, name, is_live(name)) for split, names in sources(config).items() for name in names]
     read = source_rows([name for _, name, live in named if not live], config.format, track, executor)
@@ -75,6 +77,7 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
             logged = live_rows(name, track, config.live)
             found = iter((*logged.rows, *logged.errors))
             steps += logged.steps
+            held_back |= logged.held_back
         else:
             found = next(read)
         reader = Reader(track=track, format_name=config.format)
@@ -85,7 +88,9 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
             else:
                 errors.append(row)
         skipped += reader.skipped
-    return Ingested(rows=rows, errors=tuple(errors), skipped=skipped, steps=tuple(steps))
+    return Ingested(
+        rows=rows, errors=tuple(errors), skipped=skipped, steps=tuple(steps), held_back=frozenset(held_back)
+    )
 
 
 def shown_by(track: Track, ingested: Ingested) -> Ingested:

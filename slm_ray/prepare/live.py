@@ -2,16 +2,18 @@
 
 A user's own correction comes first, then the LLM's answer, unless a user scored it wrong; the SLM's own answer is learned
 only where a user scored it right. A request is nobody's file to repair, so one that makes no row is left out and counted
-by its reason, and never refuses a source; a damaged part of the log does. The filters say nothing of whether an answer is
-right.
+by its reason, and never refuses a source; a damaged part of the log does. The filters choose among training rows alone: test
+and validation rows are drawn from all requests, since a verdict on chosen ones would say nothing of traffic. They say nothing
+of whether an answer is right.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +37,7 @@ TARGET_TAG = "target_from"
 NOT_ASKED = "the LLM was not asked"
 _WRONG_BELOW, _RIGHT = 0.5, 1.0  # a user's score
 _AGREES = 0.5  # by the primary metric; most of them are 0 or 1
+Spot = tuple[str, int]
 Origin = Literal["user", "llm", "slm", "to_ask"]
 
 
@@ -49,9 +52,13 @@ class LiveRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveRows:
-    """The rows of a log, what of it is damaged, and what each step left out."""
+    """The rows of a log, what of it is damaged, and what each step left out.
+
+    `held_back` are the places (file, number) of rows that the filters keep out of training.
+    """
 
     found: tuple[LiveRow, ...]
+    held_back: frozenset[Spot]
     errors: tuple[RowError, ...]
     steps: tuple[Step, ...]
 
@@ -87,10 +94,23 @@ def live_rows(folder: str, track: Track, settings: Live, *, ask_again: bool = Fa
     found.sort(key=lambda each: (each[2].at, each[2].id))
     rows, step = _learnable(found, track, ask_again=ask_again)
     steps.append(step)
+    trained_on = rows
     for chosen in _filters(track, settings):
-        rows, step = chosen(rows)
-        steps.append(step)
-    return LiveRows(found=tuple(rows), errors=tuple(errors), steps=tuple(steps))
+        trained_on, step = chosen(trained_on)
+        steps.append(dataclasses.replace(step, name=f"{step.name} (of training rows)"))
+    held_back = {_spot(each.row) for each in rows} - {_spot(each.row) for each in trained_on}
+    return LiveRows(found=tuple(rows), held_back=frozenset(held_back), errors=tuple(errors), steps=tuple(steps))
+
+
+def without_held_back(rows: Sequence[ParsedRow], held_back: Collection[Spot]) -> tuple[list[ParsedRow], Step]:
+    """The training rows without those that the filters keep out of training."""
+    kept = [row for row in rows if _spot(row) not in held_back]
+    note = "test and validation rows are drawn from all requests"
+    return kept, Step(name="live filters", kept=len(kept), dropped=len(rows) - len(kept), note=note)
+
+
+def _spot(row: ParsedRow) -> Spot:
+    return row.file, row.line
 
 
 def live_fingerprint(folder: str) -> str:

@@ -22,7 +22,7 @@ from slm_ray.parallel import Executor, LocalExecutor
 from slm_ray.prepare.curate import curated
 from slm_ray.prepare.demonstrations import with_demonstrations
 from slm_ray.prepare.ingest import Log, TokenCounter, ingest, left_out, shown_by, sources, without_long
-from slm_ray.prepare.live import is_live, live_fingerprint
+from slm_ray.prepare.live import is_live, live_fingerprint, without_held_back
 from slm_ray.prepare.splits import SPLITS, Splits, splits
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
@@ -94,6 +94,9 @@ def prepare(
     bad, equal = left_out(ingested, config, folder=folder, log=log)
     rows, steps = curated(ingested, config, equal=equal)
     found, split_steps = splits(rows, config)
+    if ingested.held_back:
+        found["train"], step = without_held_back(found["train"], ingested.held_back)
+        split_steps.append(step)
     if config.few_shot:
         found["train"], step = with_demonstrations(
             found["train"], track, k=config.few_shot, retriever=config.retriever, beside=folder / "train.jsonl", most=most,

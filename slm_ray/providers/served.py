@@ -1,6 +1,6 @@
 """`served:BASE` or `served:BASE:ADAPTER`: a model of our own endpoint, whose address is a setting of the run.
 
-SLM_RAY_API_KEY is sent when it is set. Its machine is paid for, not its tokens.
+The endpoint's key (`slm_ray.api_key`) is sent when it is set. Its machine is paid for, not its tokens.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
+from slm_ray.api_key import KEY_FILE_NAME, KEY_NAME, api_key
 from slm_ray.costs.data_residency import host_of
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.providers.provider import ChatProvider
+from slm_ray.providers.provider import ChatAddress, ChatProvider
 from slm_ray.types import ModelFacts
 
 
@@ -21,8 +22,8 @@ class Served(ChatProvider):
 
     kind = "served"
     example = "MODEL"
-    environment_names = ("SLM_RAY_API_KEY",)
-    key_variable = "SLM_RAY_API_KEY"
+    environment_names = (KEY_NAME, KEY_FILE_NAME)
+    key_variable = KEY_NAME
 
     name: str
 
@@ -41,6 +42,10 @@ class Served(ChatProvider):
     def model(self, environment: Mapping[str, str]) -> str:
         """BASE or BASE:ADAPTER."""
         return self.name
+
+    def address(self, *, endpoint: str, environment: Mapping[str, str]) -> ChatAddress:
+        """As OpenAI's API has it; the key may be in a file."""
+        return ChatAddress(url=self.url(endpoint=endpoint, environment=environment), secret=api_key(environment))
 
     def facts(self, *, endpoint: str, environment: Mapping[str, str]) -> ModelFacts:
         """A machine of one's own, wherever it stands; no price list knows it."""

@@ -24,10 +24,11 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
+from slm_ray.api_key import api_key
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.health import chat, healthy
-from slm_ray.serving.settings import KEY_NAME, AppSettings, app_settings, bundles
+from slm_ray.serving.settings import AppSettings, app_settings, bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 READY_TIMEOUT_S = 300.0
@@ -71,7 +72,7 @@ def deploy(
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
     endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"slm-ray-{config.port}")
-    key = environment.get(KEY_NAME, "")
+    key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
     if running == settings.digest:
@@ -220,7 +221,15 @@ def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: 
         done = builder.run.remote(settings, endpoint.app, logs)
         while not ray.wait([done], timeout=_POLL_S)[0]:
             waiting.tell("building the application")
-        if problem := ray.get(done):
+        try:
+            problem = ray.get(done)
+        except ray.exceptions.RayError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise ModelError(
+                f"the application cannot be built on this cluster: {reason}; vLLM and this package have to be installed on"
+                " every node"
+            ) from error
+        if problem:
             raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
     finally:
         ray.kill(builder)

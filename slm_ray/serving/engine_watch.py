@@ -30,6 +30,7 @@ class EngineWatch:
         self._bad = 0
         self._counted_at = -math.inf
         self._asking: asyncio.Task[bool] | None = None
+        self._begun = False
         self._task: asyncio.Task[None] | None = None
         self.down = False
 
@@ -40,8 +41,11 @@ class EngineWatch:
 
     async def ask_now(self) -> bool:
         """Whether it is down, asked at once: for a request that has just failed."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._is_down())
+        earlier = self._asking
+        if earlier is not None and self._begun and not earlier.done() and await asyncio.shield(earlier):
+            return True
+        if self._asking is None or self._begun:  # what was asked before may have been answered while the engine lived
+            self._begun, self._asking = False, asyncio.create_task(self._is_down())
         self.down = await asyncio.shield(self._asking)  # whoever is cancelled leaves the check to the others
         return self.down
 
@@ -51,6 +55,7 @@ class EngineWatch:
             await asyncio.sleep(self._period_s)
 
     async def _is_down(self) -> bool:
+        self._begun = True
         try:
             async with asyncio.timeout(ANSWER_WITHIN_S):
                 await self._check()

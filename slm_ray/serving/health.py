@@ -10,8 +10,8 @@ from typing import Any
 
 import httpx
 
+from slm_ray.api_key import api_key
 from slm_ray.errors import ModelError
-from slm_ray.serving.settings import KEY_NAME
 from slm_ray.types import Prompt
 
 
@@ -35,7 +35,7 @@ def chat(
     url: str, model: str, body: dict[str, Any], *, key: str | None = None, timeout_s: float = 120.0
 ) -> dict[str, Any]:
     """One greedy 1-token completion; ModelError when there is none."""
-    key = os.environ.get(KEY_NAME, "") if key is None else key
+    key = api_key(os.environ) if key is None else key
     request = {"model": model, "max_tokens": 1, "temperature": 0, **body}
     try:
         reply = httpx.post(

@@ -21,11 +21,12 @@ import httpx
 
 from slm_ray import adapters
 from slm_ray.answer_distance import Position, Positions
+from slm_ray.api_key import api_key
 from slm_ray.chat_template import served_template
 from slm_ray.errors import ModelError, SlmRayError
 from slm_ray.parity import POSITIONS, TOP, Record, Served, ServedAnswer, check_again
 from slm_ray.reports.encoding import decode
-from slm_ray.serving.settings import AS_TRAINED, KEY_NAME
+from slm_ray.serving.settings import AS_TRAINED
 from slm_ray.storage import read_json
 
 _TIMEOUT_S = 120.0
@@ -63,7 +64,7 @@ def ask_endpoint(url: str, adapter: str, prompts: Sequence[Messages], *, key: st
     ModelError when it gives no answer, `Refused` when it does not take the adapter, `TooLong` for a prompt that leaves
     no room for `parity.POSITIONS` tokens.
     """
-    key = os.environ.get(KEY_NAME, "") if key is None else key
+    key = api_key(os.environ) if key is None else key
     return asyncio.run(_rounds(url, adapter, prompts, {"Authorization": f"Bearer {key}"} if key else {}))
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slm_ray.adapters import base_fingerprint, check_base
+from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.serving import object_storage
@@ -27,7 +28,6 @@ from slm_ray.tasks import open_track
 from slm_ray.yaml_file import read_yaml_mapping
 
 _TOKENS_OF_AN_ANSWER = 2048
-KEY_NAME = "SLM_RAY_API_KEY"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
 # that knows no chat template; training reads Hugging Face's.
@@ -116,7 +116,7 @@ def settings_of(
 
 def access(config: Serving, environment: Mapping[str, str]) -> tuple[str | None, str | None]:
     """The digest of the deployer's key and the file of further ones; ConfigError for a host open to others without a key."""
-    key = environment.get(KEY_NAME, "")
+    key = api_key(environment)
     if not key and not is_loopback(config.host):
         raise ConfigError(
             f"serving.host {config.host!r} can be reached from other machines, and without a key whoever reaches it may use it:"

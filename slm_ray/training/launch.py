@@ -22,10 +22,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
+from slm_ray.api_key import api_key
 from slm_ray.config import TrainConfig, Workers
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
-from slm_ray.serving.settings import KEY_NAME
 from slm_ray.storage import lock, read_json, write_json, write_text
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
@@ -63,7 +63,7 @@ def train(
         make_room()
         if show:
             _announce(planned, hourly_usd)
-    manifest = _train(planned, show=show, key=os.environ.get(KEY_NAME, ""))
+    manifest = _train(planned, show=show, key=api_key(os.environ))
     trace(planned.folder, manifest, os.environ)
     return manifest
 
@@ -97,7 +97,7 @@ def train_many(
     for planned in open_plans:
         _announce(planned, hourly_usd)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(planned, os.environ.get(KEY_NAME, "")) for planned in plans]
+        running = [_in_task.options(**_DRIVER).remote(planned, api_key(os.environ)) for planned in plans]
         ray.wait(running, num_returns=len(running))
     manifests = [_result(reference) for reference in running]
     for planned, manifest in zip(plans, manifests, strict=True):
@@ -130,7 +130,7 @@ def fit(planned: Plan) -> dict[str, Any]:
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
             ),
             callbacks=[GiveUp(config, str(planned.folder), planned.progress_path)],
-            worker_runtime_env={"env_vars": worker_environment(config.seed)},
+            worker_runtime_env={"env_vars": worker_environment(config.workers, config.seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
@@ -272,9 +272,14 @@ def group_settings(workers: Workers) -> dict[str, Any]:
     }
 
 
-def worker_environment(seed: int) -> dict[str, str]:
-    """The environment of a training worker: what makes its kernels repeat themselves, and its share of the cores."""
+def worker_environment(workers: Workers, seed: int) -> dict[str, str]:
+    """The environment of a training worker: what makes its kernels repeat themselves, and its share of the cores.
+
+    bitsandbytes gets torch's compiler ready when it is imported, a tenth of all that a worker imports; on a CPU nothing
+    here is compiled.
+    """
+    uncompiled = {} if on_gpus(workers) else {"TORCHDYNAMO_DISABLE": "1"}
     return {
         "PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-        "OMP_NUM_THREADS": str(CPU_THREADS),
+        "OMP_NUM_THREADS": str(CPU_THREADS), **uncompiled,
     }  # fmt: skip

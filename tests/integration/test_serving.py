@@ -300,21 +300,6 @@ def test_a_demanded_tool_call_follows_the_tool_s_schema(served: Served) -> None:
     assert served.ask(served.name, tools=[tool], tool_choice=other).json()["error"]["param"] == "tool_choice"
 
 
-def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:
-    few = {**served.stand_in, "demonstrations": 1}
-    environment = {"SLM_RAY_API_KEY": KEY}
-    (engine,) = engines()
-    with ThreadPoolExecutor() as pool:
-        running = pool.submit(served.ask, served.name, max_tokens=1000)
-        time.sleep(0.5)
-        deploy(served.config, stand_in=few, environment=environment)
-        told = served.post(AZURE.format("stand-in", VERSION), chat_body(None, "call Rome")).json()["model"]
-        assert told == "stand-in:tiny-base+1 demonstrations"
-        assert running.result().status_code == 200
-    deploy(served.config, stand_in=served.stand_in, environment=environment)
-    assert engines() == {engine}
-
-
 def test_the_stand_in_shows_demonstrations_to_the_base_and_says_what_it_is(served: Served) -> None:
     url = AZURE.format("stand-in", VERSION)
     body = chat_body(None, "call Rome about the weather please", return_token_ids=True)
@@ -724,6 +709,20 @@ def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
         front.shutdown()
     assert httpx.get(f"{running.url}/health", trust_env=False).status_code in (401, 404)  # the endpoint's to answer
     assert served.ask(served.name).status_code == 200
+
+
+def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:
+    """The last test but one here: all before it want the stand-in as it was."""
+    few = {**served.stand_in, "demonstrations": 1}
+    (engine,) = engines()
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(served.ask, served.name, max_tokens=1000)
+        time.sleep(0.5)
+        deploy(served.config, stand_in=few, environment={"SLM_RAY_API_KEY": KEY})
+        told = served.post(AZURE.format("stand-in", VERSION), chat_body(None, "call Rome")).json()["model"]
+        assert told == "stand-in:tiny-base+1 demonstrations"
+        assert running.result().status_code == 200
+    assert engines() == {engine}
 
 
 def test_a_dead_engine_is_a_503_that_says_when_to_come_back_until_it_is_started_again(served: Served) -> None:

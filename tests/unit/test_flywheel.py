@@ -8,18 +8,16 @@ import pytest
 from traffic_rows import NOW, asked, log_of, said
 
 from slm_ray.config import FlywheelConfig, Live, TrackSource, load
+from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.loop import flywheel
-from slm_ray.loop.flywheel import KEPT, TO_ASK, Flywheel, appoint, collect
+from slm_ray.loop.flywheel import Flywheel, appoint, collect
+from slm_ray.prepare.live import live_rows
 from slm_ray.rollout.states import Grant, Route, State
 from slm_ray.rollout.store import RouteStore
-from slm_ray.traffic import Feedback, TrafficLog
+from slm_ray.traffic import Feedback, TrafficLog, read_traffic
 
 ROOT = Path(__file__).parents[2]
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def source(log: str, **settings: Any) -> TrackSource:
@@ -38,15 +36,30 @@ def without_logs(config: FlywheelConfig, track: TrackSource) -> TrackSource:
         return this._without_logs(track, this.folder / "structured")
 
 
+def ids(log: object) -> list[str]:
+    return [row.id for row in read_traffic(str(log))]
+
+
 def test_the_log_is_taken_once_however_much_is_asked_meanwhile(tmp_path: Path) -> None:
-    log = log_of(tmp_path / "log", *(asked(f"{n}", said(n)) for n in range(5)))
-    assert collect(source(log), log, tmp_path / "live", relabel=False) == {KEPT: 5, TO_ASK: 0}
+    log = log_of(tmp_path / "log", *(asked(f"{n}", said(n)) for n in range(5)), asked("other", said(1), route="o"))
+    assert collect(source(log), log, tmp_path / "live") == 5
     with TrafficLog(log) as more:
         more.append(asked("later", said(1)))
-    assert collect(source(log), log, tmp_path / "live", relabel=False) == {KEPT: 5, TO_ASK: 0}
-    changed = source(log).model_copy(update={"live": Live(route="r", most=3)})
-    assert collect(changed, log, tmp_path / "live", relabel=False) == {KEPT: 3, TO_ASK: 0}
-    assert collect(source(log), log, tmp_path / "another run", relabel=False) == {KEPT: 6, TO_ASK: 0}
+        more.append(Feedback(id="1", at=NOW, score=0.0))
+    assert collect(source(log), log, tmp_path / "live") == 5
+    assert ids(tmp_path / "live" / "log") == list("01234")
+    assert not any(row.feedback for row in read_traffic(str(tmp_path / "live" / "log")))
+    assert collect(source(log), log, tmp_path / "another run") == 6
+    copied = {row.id: row for row in read_traffic(str(tmp_path / "another run" / "log"))}
+    assert copied == {row.id: row for row in read_traffic(log) if row.route == "r"} and copied["1"].feedback
+
+
+def test_a_copy_that_a_kill_cut_short_is_made_anew(tmp_path: Path) -> None:
+    log = log_of(tmp_path / "log", *(asked(f"{n}", said(n)) for n in range(5)))
+    collect(source(log), log, tmp_path / "live")
+    (tmp_path / "live" / "live.json").unlink()
+    next((tmp_path / "live" / "log").rglob("*.parquet")).write_bytes(b"half")
+    assert collect(source(log), log, tmp_path / "live") == 5 and len(ids(tmp_path / "live" / "log")) == 5
 
 
 def test_a_damaged_part_stops_it_unless_bad_rows_may_be_left_out(tmp_path: Path) -> None:
@@ -54,13 +67,13 @@ def test_a_damaged_part_stops_it_unless_bad_rows_may_be_left_out(tmp_path: Path)
     part = next(Path(log).rglob("*.parquet"))
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(DataError, match="no whole Parquet file"):
-        collect(source(log), log, tmp_path / "live", relabel=False)
-    assert collect(source(log, skip_bad=True), log, tmp_path / "live", relabel=False) == {KEPT: 0, TO_ASK: 0}
+        collect(source(log), log, tmp_path / "live")
+    assert collect(source(log, skip_bad=True), log, tmp_path / "live") == 0
 
 
 def test_the_llm_is_asked_again_and_what_users_corrected_stays(tmp_path: Path) -> None:
     rows = [
-        asked("old", said("old")), asked("alone", None, said("slm"), served="slm"), asked("mine", said("wrong")),
+        asked("old", said("old"), said("s")), asked("alone", None, said("slm"), served="slm"), asked("mine", said("wrong")),
         Feedback(id="mine", at=NOW, answer=said("corrected")), asked("lost", said("lost")),
     ]  # fmt: skip
     log = log_of(tmp_path / "log", *rows)
@@ -69,17 +82,25 @@ def test_the_llm_is_asked_again_and_what_users_corrected_stays(tmp_path: Path) -
     recorded.write_text("".join(json.dumps({"id": one, "prediction": text}) + "\n" for one, text in answers.items()))
     config = settings(log, relabel=True, llm=f"recorded:{recorded}", run_dir=str(tmp_path / "run"))
     taken = without_logs(config, config.tracks[0])
-    found = {row["id"]: (row["completion"], row["tags"]["target_from"]) for row in lines(Path(str(taken.source)))}
-    assert found == {"mine": (said("corrected"), "user"), "old": (said("new"), "llm"), "alone": (said("asked"), "llm")}
+    found = live_rows(str(taken.source), track("structured"), Live(route="r"))
+    targets = {row.id: (row.target, row.tags["target_from"]) for row in found.rows}
+    assert targets == {
+        "mine": (said("corrected"), "user"),
+        "old": (said("new"), "llm"),
+        "alone": (said("asked"), "llm"),
+    }
+    (old,) = [row for row in read_traffic(str(taken.source)) if row.id == "old"]
+    assert [answer.text for answer in old.answers] == [said("new"), said("s")]  # both are there to be compared
 
 
-def test_without_relabelling_what_only_the_slm_answered_is_not_learned(tmp_path: Path) -> None:
+def test_without_relabelling_the_log_stands_among_other_sources_as_it_was(tmp_path: Path) -> None:
     log = log_of(tmp_path / "log", asked("a", said(1)), asked("alone", None, said("slm"), served="slm"))
     config = settings(log, run_dir=str(tmp_path / "run"))
     further = TrackSource(track="structured", source={log: 1.0, "more.jsonl": 0.5}, live=Live(route="r"), format="xlam")
     taken = without_logs(config, further)
-    live, other = dict(taken.source)  # type: ignore[arg-type]
-    assert [row["id"] for row in lines(Path(live))] == ["a"] and other == "more.jsonl"
+    assert isinstance(taken.source, dict)
+    copy, other = taken.source
+    assert ids(copy) == ["a", "alone"] and other == "more.jsonl" and list(taken.source.values()) == [1.0, 0.5]
 
 
 def test_what_cannot_be_meant_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import slm_ray.config as config
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "slm_ray"
 FLOORS = [
-    {"types", "records", "cost_records", "load_records", "errors", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
+    {"types", "records", "cost_records", "load_records", "errors", "api_key", "tables", "parallel", "yaml_file", "config", "command", "ray_environment", "signals"},
     {"corpus", "scoring", "verdict", "costs", "page", "parity", "answer_distance"},
     {
         "storage", "runlog", "adapters", "providers", "tracing", "tasks", "sources", "prepare",
@@ -28,7 +28,7 @@ FLOORS = [
 ]  # fmt: skip
 SIDEWAYS = {
     ("errors", "errors"), ("records", "types"), ("records", "cost_records"), ("cost_records", "types"), ("load_records", "types"), ("config", "errors"), ("config", "yaml_file"), ("yaml_file", "errors"), ("command", "config"), ("command", "errors"), ("command", "signals"),
-    ("ray_environment", "errors"), ("parity", "answer_distance"),
+    ("ray_environment", "errors"), ("api_key", "errors"), ("parity", "answer_distance"),
     ("scoring", "corpus"), ("verdict", "corpus"), ("verdict", "scoring"), ("verdict", "costs"), ("costs", "corpus"),
     ("page", "corpus"), ("page", "scoring"), ("page", "verdict"), ("page", "costs"),
     ("runlog", "storage"), ("adapters", "storage"), ("traffic", "storage"),
@@ -38,7 +38,7 @@ SIDEWAYS = {
     ("encoders", "storage"), ("prepare", "encoders"), ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"), ("prepare", "traffic"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
-    ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),
+    ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("sweep", "cluster"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"), ("load", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"), ("loop", "rollout"),

@@ -12,7 +12,7 @@ from slm_ray.config import Live, PrepareConfig
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.prepare import Prepared, prepare
-from slm_ray.prepare.live import live_fingerprint, live_rows
+from slm_ray.prepare.live import live_fingerprint, live_rows, without_held_back
 from slm_ray.traffic import Feedback, TrafficLog, TrafficRow
 from slm_ray.types import Example
 
@@ -103,14 +103,30 @@ def test_a_route_is_named_where_there_are_several(tmp_path: Path) -> None:
     assert [row.id for row in found.rows] == list("1357") and found.steps[0].dropped == 4
 
 
+def trained_on(source: str, **settings: Any) -> list[str]:
+    found = live_rows(source, STRUCTURED, Live(**settings))
+    return [row.id for row in without_held_back(found.rows, found.held_back)[0]]
+
+
+def test_the_filters_choose_training_rows_and_leave_test_rows_as_traffic_is(tmp_path: Path) -> None:
+    rows = [asked(f"{n}", said(n), said(n if n % 2 else "other")) for n in range(60)]
+    source = log_of(tmp_path / "log", *rows)
+    prepared = run(tmp_path, source, validation_rows=10, test_rows=20, live={"disagreement": "drop"})
+    split = {name: [int(row.id) % 2 for row in prepared.dataset(name).examples] for name in prepared.rows}
+    assert set(split["train"]) == {1} and set(split["test"]) == {0, 1} == set(split["validation"])
+    step = next(step for step in prepared.steps if step.name == "live filters")
+    assert step.dropped + len(split["train"]) == 30 and step.dropped > 0
+
+
 def test_answers_to_one_question_must_agree(tmp_path: Path) -> None:
     entries: list[TrafficRow | Feedback] = [
         asked("a1", '{"n": 1}', question="A?"), asked("a2", '{ "n":1 }', question="a?"),
         asked("a3", said(2), question="A?"), asked("b1", said(1), question="B?"), asked("b2", said(2), question="B?"),
         asked("once", said(1), question="C?"), asked("u", said(7), question="A?"), Feedback(id="u", at=NOW, answer=said(9)),
     ]  # fmt: skip
-    found = live_rows(log_of(tmp_path / "log", *entries), STRUCTURED, Live(self_agreement=0.6))
-    assert {row.id for row in found.rows} == {"a1", "a2", "once", "u"}
+    source = log_of(tmp_path / "log", *entries)
+    found = live_rows(source, STRUCTURED, Live(self_agreement=0.6))
+    assert len(found.rows) == 7 and trained_on(source, self_agreement=0.6) == ["a1", "a2", "once", "u"]
     assert found.steps[-1].note == "fewer than 60% say the same: 2, in the minority: 1"
 
 
@@ -119,7 +135,7 @@ def test_disagreement_is_dropped_or_comes_first(tmp_path: Path) -> None:
     source = log_of(tmp_path / "log", *rows, asked("alone", said(1), later=9))
 
     def ids(**settings: Any) -> list[str]:
-        return [row.id for row in live_rows(source, STRUCTURED, Live(**settings)).rows]
+        return trained_on(source, **settings)
 
     assert ids() == ["0", "1", "2", "3", "4", "5", "alone"]
     assert ids(disagreement="drop") == ["0", "2", "4", "5", "alone"]

@@ -269,6 +269,26 @@ def test_a_measurement_counts_every_call_streams_and_is_not_made_twice(rows: Pat
     assert "USD per 1,000 requests, on RTX 3090" in text
 
 
+def test_a_search_that_has_ended_is_not_taken_further_by_the_same_command(rows: Path) -> None:
+    """The endpoint refuses from the second rate on, so that there is always something to halve."""
+    state = {"refuses": False}
+
+    def script(request: Any) -> Reply:
+        return error(503, message="full") if state["refuses"] else answer("ok")
+
+    with ChatServer(script) as server:
+        first = config(rows, server.url, rates=[40.0])
+        measure(first, environment={})
+        state["refuses"] = True
+        searched = first.model_copy(update={"rates": (40.0, 160.0), "search_steps": 2})
+        found = measure(searched, environment={}).models["served:tiny-base"]
+        assert [rate.requests_per_s for rate in found.rates] == [40.0, 56.57, 80.0, 160.0]
+        assert found.most is not None and (found.most.requests_per_s, found.most.fails_at) == (40.0, 56.57)
+        calls = len(server.requests)
+        assert measure(searched, environment={}).models["served:tiny-base"] == found
+        assert len(server.requests) == calls
+
+
 def test_one_arrival_is_one_call_and_refusals_end_no_measurement(rows: Path) -> None:
     def script(request: Any) -> Reply:
         return error(429, message="too many", Retry_After="30") if request.nth % 2 else answer("ok")

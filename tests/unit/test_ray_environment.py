@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from slm_ray import cluster
+from slm_ray.api_key import api_key
 from slm_ray.errors import ResourceError
 from slm_ray.ray_environment import CLUSTER_SETTINGS, LOCAL_SETTINGS, check_token, local_resources
 from slm_ray.submit import submit
@@ -114,8 +115,9 @@ def submitted_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_head_beside_a_job_is_started_with_the_settings_and_a_token_of_its_own(
-    submitted_ray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    submitted_ray: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SLM_RAY_API_KEY", "s3cret")
     before = dict(os.environ)
     with pytest.raises(ResourceError, match=r"Ray did not start; see .*ray\.log"):
         submit(["job.py"], log=tmp_path / "ray.log", slots=3)
@@ -125,6 +127,7 @@ def test_a_head_beside_a_job_is_started_with_the_settings_and_a_token_of_its_own
     assert {**environment, **LOCAL_SETTINGS} == environment
     assert environment["RAY_AUTH_MODE"] == "token" and len(environment["RAY_AUTH_TOKEN"]) == 64
     assert "RAY_ADDRESS" not in environment
+    assert "s3cret" not in environment.values() and api_key(environment) == "s3cret", "its file is for the job"
     sizes = local_resources(3)
     assert sizes["num_cpus"] >= 3
     for option in (

@@ -87,6 +87,35 @@ def test_requests_that_fail_together_are_one_check() -> None:
     assert asyncio.run(scenario()) == (1, [False] * 5, False)
 
 
+def test_a_request_that_fails_is_not_told_by_a_check_that_began_before() -> None:
+    """The engine says that it is well, dies, and the request that died with it asks while that answer is on its way."""
+
+    async def scenario() -> tuple[bool, int]:
+        alive, asked, answered = True, 0, asyncio.Event()
+
+        async def check() -> None:
+            nonlocal asked
+            asked += 1
+            was_alive = alive
+            if asked == 1:
+                await answered.wait()
+            if not was_alive:
+                raise RuntimeError("dead")
+
+        watch = EngineWatch(check)
+        periodic = asyncio.create_task(watch.ask_now())
+        await asyncio.sleep(0.01)
+        alive = False
+        failed = [asyncio.create_task(watch.ask_now()) for _ in range(3)]
+        await asyncio.sleep(0.01)
+        answered.set()
+        found = [await one for one in failed]
+        await periodic
+        return all(found), asked
+
+    assert asyncio.run(scenario()) == (True, 2)
+
+
 def test_a_request_that_is_cancelled_leaves_the_check_to_the_others() -> None:
     async def scenario() -> bool:
         engine = Engine()
