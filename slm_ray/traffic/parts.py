@@ -37,6 +37,15 @@ def part_bytes(entries: Sequence[Entry]) -> bytes:
     return sink.getvalue()
 
 
+def fits(entry: Entry) -> bool:
+    """Whether a part can hold the entry: no number in it has more than 64 bits."""
+    try:
+        part_bytes([entry])
+    except (OverflowError, ValueError, TypeError):
+        return False
+    return True
+
+
 def entries_in(source: IO[bytes], *, kind: str) -> Iterator[tuple[int, Entry | ValueError]]:
     """The entries of that kind in a part, with their numbers from 1; what is wrong with one in its place.
 
@@ -46,6 +55,9 @@ def entries_in(source: IO[bytes], *, kind: str) -> Iterator[tuple[int, Entry | V
 
     file = parquet.ParquetFile(source)
     version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"").decode("ascii", "replace")
+    if not version:
+        yield 0, ValueError("it is a Parquet file, and none of a traffic log")
+        return
     number = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS):
         for row in batch.to_pylist():

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA_VERSION = 1
+_YEAR_9999 = 253_370_764_800
 
 Arm = Literal["llm", "slm"]
 State = Literal["record", "shadow", "canary", "live", "cascade"]
@@ -102,7 +103,11 @@ def plain(entry: Entry) -> dict[str, Any]:
 
 
 def encoded(entry: Entry) -> bytes:
-    """The entry as one line. ValueError for what JSON has no word for; msgspec writes NaN and infinity as null."""
+    """The entry as one line. ValueError for a time that is none, TypeError for what JSON has no word for.
+
+    NaN and infinity are written as null.
+    """
+    _check_time(entry)
     return msgspec.json.encode(plain(entry)) + b"\n"
 
 
@@ -113,9 +118,11 @@ def entry_of(fields: Mapping[str, Any]) -> Entry:
     kind = _KINDS.get(str(fields.get("kind")))
     if kind is None:
         raise ValueError(f"kind is {fields.get('kind')!r} and neither request nor feedback")
-    return msgspec.convert(
+    entry = msgspec.convert(
         {name: value for name, value in fields.items() if name not in ("schema_version", "kind")}, kind
     )
+    _check_time(entry)
+    return entry
 
 
 def decoded(line: bytes) -> Entry:
@@ -124,3 +131,9 @@ def decoded(line: bytes) -> Entry:
     if not isinstance(fields, dict):
         raise ValueError(f"a {type(fields).__name__} and no object")
     return entry_of(fields)
+
+
+def _check_time(entry: Entry) -> None:
+    """A row's time names the day that it is kept under."""
+    if not 0 <= entry.at < _YEAR_9999:
+        raise ValueError(f"at is {entry.at!r} and no time in Unix seconds")

@@ -144,8 +144,7 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """The text without what the rules find."""
-        # Half a surrogate pair cannot be written as UTF-8; a client's JSON may hold one.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = writable(text)
         if text.startswith("data:") and ";base64," in text[:100]:
             return "[data]"
         for rule in self._rules:
@@ -168,7 +167,7 @@ class Redaction:
         )
 
     def _answer(self, answer: ArmAnswer, salt: bytes) -> ArmAnswer:
-        text, reason = answer.text, answer.reason
+        text, reason, answer = answer.text, answer.reason, dataclasses.replace(answer, model=writable(answer.model))
         digest, chars = (None, None) if text is None else (keyed_hash(text, salt), len(text))
         if not self._keep_text:
             # An error may quote the question.
@@ -191,6 +190,11 @@ class Redaction:
         if isinstance(value, list | tuple):
             return [self._value(inner) for inner in value]
         return value
+
+
+def writable(text: str) -> str:
+    """The text without half surrogate pairs, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def keyed_hash(text: str, salt: bytes) -> str:
