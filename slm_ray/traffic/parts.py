@@ -91,11 +91,11 @@ def _schema() -> Any:
     answer = {
         "arm": text, "model": text, "text": text, "status": whole, "latency_s": number, "reason": text,
         "first_token_s": number, "prompt_tokens": whole, "completion_tokens": whole, "valid": pa.bool_(), "logprob": number,
-        "cost_usd": number, "score": number, "digest": text, "chars": whole,
+        "cost_usd": number, "score": number, "digest": text, "chars": whole, "redacted": pa.bool_(),
     }  # fmt: skip
     columns = {
         "kind": text, "id": text, "at": number, "route": text, "serial": whole, "state": text, "arm": text, "user": text,
         "served": text, "fallback": text, "request": text, "answers": pa.list_(pa.struct(list(answer.items()))),
-        "score": number, "answer": text,
+        "score": number, "answer": text, "redacted": pa.bool_(),
     }  # fmt: skip
     return pa.schema(list(columns.items()), metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})

@@ -26,7 +26,7 @@ class ArmAnswer:
 
     `model` is the exact version that answered. `text` is None where the call failed (`reason` says how) or where no text
     is kept; then `digest` (a keyed hash: equal answers have equal ones) and `chars` are all there is. A tool call is the
-    text of its JSON. `status` is the HTTP status, 0 where no answer came. `valid` says whether the answer has the right
+    text of its JSON. `redacted`: something was taken out of the text. `status` is the HTTP status, 0 where no answer came. `valid` says whether the answer has the right
     form, `logprob` is the mean of its tokens, `score` that of the route's track against the other arm's answer.
     """
 
@@ -45,19 +45,21 @@ class ArmAnswer:
     score: float | None = None
     digest: str | None = None
     chars: int | None = None
+    redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
     """What a user said of the answer to request `id`: a score in [0, 1] of the answer that was served, a better answer, or both.
 
-    `at` is in Unix seconds.
+    `at` is in Unix seconds; `redacted`: something was taken out of the answer.
     """
 
     id: str
     at: float
     score: float | None = None
     answer: str | None = None
+    redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -172,15 +172,18 @@ class Redaction:
         if not self._keep_text:
             # An error may quote the question.
             return dataclasses.replace(answer, text=None, digest=digest, chars=chars, reason=_first_word(reason))
+        left = None if text is None else self.text(text)
         return dataclasses.replace(
-            answer, text=None if text is None else self.text(text), digest=digest, chars=chars,
+            answer, text=left, digest=digest, chars=chars, redacted=text is not None and left != writable(text),
             reason=None if reason is None else self.text(reason),
         )  # fmt: skip
 
     def _feedback(self, feedback: Feedback, salt: bytes) -> Feedback:
         if feedback.answer is None:
             return feedback
-        return dataclasses.replace(feedback, answer=self.text(feedback.answer) if self._keep_text else None)
+        left = self.text(feedback.answer)
+        redacted = left != writable(feedback.answer)
+        return dataclasses.replace(feedback, answer=left if self._keep_text else None, redacted=redacted)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
