@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from slm_ray import adapters, cluster
 from slm_ray.config import Search, TrainConfig
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
@@ -41,13 +42,17 @@ def sweep(
     loss, cost (`ranked`). Raises as `train` does; a trial that fails has no score but an `error`, and ResourceError is
     raised when every trial failed. `make_room` is called before workers are asked for, unless the sweep is finished.
     """
+    adapters.check_base(training.base, setting="base")
     train = rows.read(training.train, training.track)
-    planned = plan(training, train=train.first(settings.train_rows))
     tokenizer = open_tokenizer(base_folder(training.base))
     held_out = rows.held_out(validation, rows.mixed(train, training), training.track, tokenizer=tokenizer)
     checked = held_out[: settings.validation_rows]
-    searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     folder = Path(training.run_dir).absolute()
+    begins = not (folder / _RESULT).is_file()
+    planned = plan(
+        training, train=train.first(settings.train_rows), meanwhile=lambda _: cluster.connect() if begins else None
+    )
+    searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     key = _digest(searched)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
     if done.get("digest") == key:

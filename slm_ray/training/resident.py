@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -229,10 +228,9 @@ def recorded(folder: Path, validation_digest: str) -> dict[str, Any] | None:
 
 @ray.remote  # type: ignore[untyped-decorator]
 def _group(number: int, handle: Any, workers: Workers, seed: int, folder: str) -> None:
-    from ray.train.torch import TorchTrainer
+    from slm_ray.training.ray_trainer import RayTrainer
 
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    TorchTrainer(
+    RayTrainer(
         _worker,
         train_loop_config={"group": number, "desk": handle},
         **group_settings(workers),
@@ -240,7 +238,7 @@ def _group(number: int, handle: Any, workers: Workers, seed: int, folder: str) -
             name=Path(folder).name,
             storage_path=str(Path(folder).parent),
             failure_config=FailureConfig(max_failures=-1),  # the desk counts them, by trial
-            worker_runtime_env={"env_vars": worker_environment(seed)},
+            worker_runtime_env={"env_vars": worker_environment(workers, seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     ).fit()

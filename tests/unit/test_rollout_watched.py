@@ -1,6 +1,7 @@
 """The watch of a route on disk: what a killed process had counted is counted by the next one, and an alarm is acted on once."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_what_was_asked_before_the_route_changed_has_no_say(tmp_path: Path) -> N
     store, state = live(tmp_path)
     watch = RouteWatch(store, "cities")
     until_alarm(watch, state)
+    grant = replace(state.granted, digest="f" * 64)
+    store.appoint(ROUTE, adapter=state.adapter, grant=grant, reason="a verdict on fresh rows", by="test")
     again = store.move("cities", "live", reason="looked at it", by="test")
     assert watch.observe(again, "a", 1.0) is None and watch.observations == 1
     assert watch.observe(state, "late", 0.0) is None and watch.observations == 1
@@ -112,5 +115,7 @@ def test_in_shadow_an_alarm_is_noted_and_takes_nothing_back(tmp_path: Path) -> N
     watch = RouteWatch(store, "cities")
     for number in range(300):
         watch.observe(shadow, f"r{number}", 0.0)
-    assert store.route("cities").serial == shadow.serial
+    now = store.route("cities")
+    assert (now.state, now.adapter, now.action) == ("shadow", shadow.adapter, "alarm")
+    assert now.granted.most == "shadow", "what the verdict said is overturned all the same"
     assert [one for one in lines(tmp_path) if "alarm" in one]
