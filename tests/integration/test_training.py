@@ -165,9 +165,9 @@ def curve(asked: TrainConfig) -> list[dict[str, float]]:
 def test_stopped_then_killed_in_an_upload_and_continued_by_the_same_command_it_learns_the_same_at_every_step(
     undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
-    asked = config(tmp_path)
+    asked = config(tmp_path, checkpoint_steps=2)  # often, so that the run is far from its end when it is killed
     stopped = Command(asked, tmp_path)
-    stopped.until_checkpoint(4)
+    stopped.until_checkpoint(2)
     stopped.process.send_signal(signal.SIGTERM)  # what `ray job stop` and a service manager send
     assert stopped.process.wait(60) == 130
     until_no_trainers()
@@ -175,7 +175,7 @@ def test_stopped_then_killed_in_an_upload_and_continued_by_the_same_command_it_l
     reached = max(map(step_of, checkpoints(asked.run_dir)))
 
     killed = Command(asked, tmp_path)
-    killed.until_checkpoint(reached + 4)
+    killed.until_checkpoint(reached + 2)
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait()
     until_no_trainers()
@@ -188,7 +188,7 @@ def test_stopped_then_killed_in_an_upload_and_continued_by_the_same_command_it_l
     assert not adapters.list_adapters(asked.adapters_dir)
 
     manifest = continued(asked)
-    assert manifest.metrics["resumed_from"] >= reached + 4
+    assert manifest.metrics["resumed_from"] >= reached + 2
     assert manifest.id == undisturbed[1].id
     assert len(curve(asked)) == 24
     assert curve(asked) == curve(undisturbed[0])
