@@ -68,15 +68,11 @@ def train(
     return manifest
 
 
-def join() -> None:
-    """Join Ray, or start one, and load what a driver needs of torch."""
-    cluster.connect()
-    import ray.train.torch  # noqa: F401
-
-
 def _join(folder: Path) -> None:
+    """Join Ray, or start one, and load what a driver needs of torch; nothing for a run that is finished."""
     if not (folder / FINISHED).is_file():
-        join()
+        cluster.connect()
+        import ray.train.torch  # noqa: F401
 
 
 def train_many(
