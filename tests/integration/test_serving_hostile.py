@@ -230,6 +230,38 @@ def test_whatever_comes_from_behind_nothing_of_the_inside_is_told(ingress: Ingre
     assert error["code"] == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("leaves_after", [1, 2, 3, 99])
+def test_a_stream_begins_at_once_and_ends_in_the_engine_when_its_client_leaves(leaves_after: int) -> None:
+    from ray.llm._internal.serve.utils.batcher import Batcher
+
+    from slm_ray.serving.server import _first_at_once
+
+    async def scenario() -> tuple[list[list[int]], bool]:
+        ended = asyncio.Event()
+
+        async def engine() -> Any:
+            try:
+                for piece in range(6):
+                    yield piece
+                if leaves_after < 99:
+                    await asyncio.sleep(60)
+            finally:
+                ended.set()
+
+        stream = _first_at_once(engine(), lambda pieces: Batcher(pieces, interval_ms=20).stream())
+        seen = []
+        async for batch in stream:
+            seen.append(list(batch))
+            if len(seen) == leaves_after:
+                break
+        await stream.aclose()
+        await asyncio.wait_for(ended.wait(), 5)
+        return seen, ended.is_set()
+
+    seen, ended = asyncio.run(scenario())
+    assert ended and seen == [[0], [1], [2, 3, 4, 5]][:leaves_after]
+
+
 def test_requests_made_from_the_openapi_leave_the_running_endpoint_well(served: Served) -> None:
     with httpx.Client(base_url=served.url, headers={"api-key": KEY}, timeout=30, trust_env=False) as client:
         openapi = client.get("/openapi.json").json()
