@@ -284,34 +284,38 @@ def test_requests_made_from_the_openapi_leave_the_running_endpoint_well(served: 
     assert served.ask(served.name).status_code == 200
 
 
-def test_streaming_clients_that_leave_give_their_places_back_within_seconds(served: Served) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_leave_give_their_places_back_within_seconds(served: Served, stream: bool) -> None:
     """All places are taken by answers of half a minute; then everybody leaves at once."""
 
-    async def scenario() -> tuple[int, int, float]:
+    async def scenario() -> tuple[int, float]:
         headers, limits = {"api-key": KEY}, httpx.Limits(max_connections=300)
+        statuses: list[int] = []
         async with httpx.AsyncClient(headers=headers, limits=limits, timeout=60, trust_env=False) as client:
-            begun, statuses = asyncio.Event(), []
 
-            async def stream() -> None:
-                body = chat_body(served.name, "go on", max_tokens=1500, stream=True)
+            async def ask() -> None:
+                body = chat_body(served.name, "go on", max_tokens=1500, stream=stream)
                 async with client.stream("POST", f"{served.url}{CHAT}", json=body) as reply:
                     statuses.append(reply.status_code)
                     async for _ in reply.aiter_lines():
-                        if len(statuses) >= 140:
-                            begun.set()
-                            return
-                        if begun.is_set():
-                            return
+                        pass
 
-            await asyncio.gather(*(stream() for _ in range(140)))
+            calls = [asyncio.create_task(ask()) for _ in range(140)]
+            while 429 not in statuses:  # every place is taken
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
         left = time.monotonic()
         async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as client:
             while (
                 await client.post(f"{served.url}{CHAT}", json=chat_body(served.name, "hi", max_tokens=1))
             ).status_code == 429:
                 await asyncio.sleep(0.1)
-        return statuses.count(200), statuses.count(429), time.monotonic() - left
+        return statuses.count(429), time.monotonic() - left
 
-    answered, refused, waited_s = asyncio.run(scenario())
-    assert answered >= 100 and refused >= 1, "places were all taken"
+    refused, waited_s = asyncio.run(scenario())
+    print(f"stream={stream}: {refused} refused, answered {waited_s:.2f} s after all had left")
+    assert refused >= 1
     assert waited_s < 5
