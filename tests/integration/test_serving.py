@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
-from slm_ray.config import ArmsConfig, Generation, TrainConfig
+from slm_ray.config import ArmsConfig, Generation, RolloutConfig, TrainConfig
 from slm_ray.errors import ResourceError
 from slm_ray.loop import arms as arms_module
 from slm_ray.loop import session
@@ -739,6 +739,33 @@ def test_vllm_s_own_kernel_is_found_out_by_an_engine_that_is_started_for_the_pro
     assert done.returncode == 0, done.stderr[-3000:]
     unserved, found = json.loads(done.stdout.splitlines()[-1])
     assert (unserved, found) == ("", ["stock CPU kernel"])
+
+
+def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has no key of the endpoint, so the endpoint's own refusal is what comes through both."""
+    from slm_ray.rollout import deploy as front
+
+    monkeypatch.setenv("SLM_RAY_API_KEY", KEY)
+    route = {"llm": f"served:{served.name}", "slm": f"served:{served.name}", "track": "structured"}
+    config = RolloutConfig.model_validate(
+        {"folder": str(tmp_path / "routes"), "traffic": {"folder": str(tmp_path / "traffic")}, "routes": {"cities": route},
+         "serving": served.config.model_dump()}
+    )  # fmt: skip
+    running = front.deploy(config)
+    try:
+        assert (
+            served.post("/rollout/v1/chat/completions", chat_body("cities", "x"), authorization="").status_code == 401
+        )
+        reply = served.post("/rollout/v1/chat/completions", chat_body("cities", "x"))
+        assert reply.headers["x-slm-ray-arm"] == "llm" and reply.json()["error"]["code"] == "invalid_api_key"
+        deploy(served.config, stand_in=served.stand_in, environment={"SLM_RAY_API_KEY": KEY})  # as it is
+        assert served.ask(served.name).status_code == 200
+    finally:
+        front.shutdown()
+    assert httpx.get(f"{running.url}/health", trust_env=False).status_code in (401, 404)  # the endpoint's to answer
+    assert served.ask(served.name).status_code == 200
 
 
 def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:
