@@ -20,6 +20,7 @@ from tempfile import TemporaryDirectory
 
 import aiohttp
 import httpx
+import psutil
 
 from slm_ray.command import run as run_job
 from slm_ray.rollout.states import Grant, Route
@@ -53,17 +54,34 @@ uvicorn.run(front.app(), port=int(sys.argv[1]), log_level="error", access_log=Fa
 
 
 def main(config: RolloutBenchConfig) -> None:
-    os.environ |= {"OPENAI_API_KEY": "none"}
     with TemporaryDirectory(prefix="rb") as name, contextlib.ExitStack() as stack:
+        os.environ |= {"OPENAI_API_KEY": "none", "RAY_TMPDIR": name}  # a Ray of its own, whatever else runs here
         folder, upstream = Path(name), f"http://127.0.0.1:{config.port + 1}"
         stack.enter_context(process(["-c", UPSTREAM, str(config.port + 1), str(config.latency_s)]))
         make_route(folder / "routes", upstream, config.state)
         front = stack.enter_context(running_front(config, folder))
         wait_for(f"{front}/health")
+        before = busy()
         direct, through = asyncio.run(
             measure(config, f"{upstream}/v1/chat/completions", f"{front}/v1/chat/completions")
         )
+        after = busy()
     report(config, direct, through)
+    calls = len(through) + config.rate * WARM_UP_S
+    for name, total_s in sorted(after.items()):
+        if (each_ms := 1000 * (total_s - before.get(name, 0.0)) / calls) >= 0.5:
+            print(f"{each_ms:.1f} ms of CPU a call: {name}")
+
+
+def busy() -> dict[str, float]:
+    """CPU seconds so far of the processes around the front, by what they are called."""
+    found: dict[str, float] = {}
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(child.cmdline())
+            name = "upstream" if "asyncio.sleep" in words else "front" if "Front" in words else words.split()[0][-40:]
+            found[name] = found.get(name, 0.0) + sum(child.cpu_times()[:2])
+    return found
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """Requests of a traffic log as rows: which answer is to be learned, and which requests are left out, each step counted.
 
 A user's own correction comes first, then the LLM's answer, unless a user scored it wrong; the SLM's own answer is learned
-only where a user scored it right. A request is nobody's file to repair, so one that makes no row is left out and counted
+only where a user scored it right. An answer that something was taken out of is not learned: a model would answer with the
+placeholder. A request is nobody's file to repair, so one that makes no row is left out and counted
 by its reason, and never refuses a source; a damaged part of the log does. The filters choose among training rows alone: test
 and validation rows are drawn from all requests, since a verdict on chosen ones would say nothing of traffic. They say nothing
 of whether an answer is right.
@@ -34,7 +35,7 @@ from slm_ray.traffic.record import encoded
 from slm_ray.traffic.redaction import WITHHELD
 
 TARGET_TAG = "target_from"
-NOT_ASKED = "the LLM was not asked"
+NOT_ASKED, REDACTED = "the LLM was not asked", "the answer was redacted"
 _WRONG_BELOW, _RIGHT = 0.5, 1.0  # a user's score
 _AGREES = 0.5  # by the primary metric; most of them are 0 or 1
 Spot = tuple[str, int]
@@ -140,7 +141,7 @@ def _learnable(
     for file, number, request in found:
         chosen = _target(request)
         slm = request.answer_of("slm")
-        if chosen == NOT_ASKED and ask_again and slm is not None and _usable(slm):
+        if chosen == NOT_ASKED and ask_again and slm is not None and _usable(slm) and not slm.redacted:
             chosen = str(slm.text), "to_ask"
         if isinstance(chosen, str):
             reasons[chosen] += 1
@@ -156,18 +157,18 @@ def _learnable(
 
 def _target(request: TrafficRow) -> tuple[str, Origin] | str:
     """The answer to learn and whose it is, or why there is none."""
-    corrected = [said.answer for said in request.feedback if said.answer and said.answer.strip()]
+    corrected = [said for said in request.feedback if said.answer and said.answer.strip()]
     if corrected:
-        return corrected[-1], "user"
+        return REDACTED if corrected[-1].redacted else (str(corrected[-1].answer), "user")
     scores = [said.score for said in request.feedback if said.score is not None]
     served = request.answer_of(request.served) if request.served else None
     if served is not None and scores and scores[-1] < _WRONG_BELOW and served.arm == "llm":
         return "a user scored the LLM's answer wrong"
     llm, slm = request.answer_of("llm"), request.answer_of("slm")
     if llm is not None and _usable(llm):
-        return str(llm.text), "llm"
+        return REDACTED if llm.redacted else (str(llm.text), "llm")
     if slm is not None and served is slm and scores and scores[-1] >= _RIGHT and _usable(slm):
-        return str(slm.text), "slm"
+        return REDACTED if slm.redacted else (str(slm.text), "slm")
     if any(answer.text is None and answer.chars for answer in request.answers):
         return "no text was kept"
     if llm is None:

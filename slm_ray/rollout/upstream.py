@@ -32,7 +32,7 @@ from slm_ray.traffic.record import Arm
 MAX_ANSWER_BYTES = 32 * 2**20
 _CONNECT_TIMEOUT_S = 5.0
 _IDLE_TIMEOUT_S = 60.0  # between two parts of a stream that has begun
-_KEPT_ALIVE_S = 5.0  # an idle connection: less than servers keep theirs
+_KEPT_ALIVE_S = 3.0  # an idle connection: less than servers keep theirs, 5 s with uvicorn
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HANDED_ON = ("content-type", "retry-after", "retry-after-ms")
 _EVENTS = "text/event-stream"
@@ -128,9 +128,7 @@ class Upstream:
     """Asks targets over one pool. To be made and closed within a running event loop."""
 
     def __init__(self) -> None:
-        connector = aiohttp.TCPConnector(
-            limit=0, keepalive_timeout=_KEPT_ALIVE_S, ssl=ssl.create_default_context(), enable_cleanup_closed=True
-        )
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEPT_ALIVE_S, ssl=ssl.create_default_context())
         self._session = aiohttp.ClientSession(
             connector=connector, auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar(), trust_env=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S),

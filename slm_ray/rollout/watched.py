@@ -4,8 +4,8 @@
 
 A line is synced before the watch has seen it, so whoever restarts reads the same capital: a replica that is killed loses
 nothing that it had counted. One process at a time writes the file; a second one waits at its first observation. A watch
-goes on while the adapter, the LLM, the verdict and delta stay, whatever the state; after an alarm the next change of the
-route begins a new one. An alarm that a killed process could not act on is acted on by the next one.
+goes on while the adapter, the LLM, the verdict and delta stay, whatever the state; an alarm overturns the verdict, and the
+next one has a watch of its own. An alarm that a killed process could not act on is acted on by the next one.
 """
 
 from __future__ import annotations
@@ -45,17 +45,18 @@ class RouteWatch:
     def observe(self, state: RouteState, request_id: str, score: float) -> RouteState | None:
         """Count one audited request on which the SLM agreed by `score`; the route's new state where that rang the alarm.
 
-        Nothing where the verdict's agreement is not known, so that there is nothing to hold the SLM to, and for a request
-        from before the watch began. ResourceError, and nothing counted, where the disk does not take it.
+        Nothing without a verdict that allows more than shadow, or where its agreement is not known: there is nothing to hold
+        the SLM to. Nothing for a request from before the watch began. ResourceError, and nothing counted, where the disk does
+        not take it.
         """
-        if state.granted.agreement_lower is None:
+        if state.granted.agreement_lower is None or state.granted.most == "shadow":
             return None
         file = self._file or self._opened()
         if state.serial < self._since:
             return None
         self._begin(file, state)
         if self._rang_at is not None:
-            return self._take_back(state) if state.serving else None
+            return self._take_back(state)
         row = {"id": request_id, "at": time.time(), "serial": state.serial, "state": state.state, "score": score}
         file.append(row)
         self._count(row)

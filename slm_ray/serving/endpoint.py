@@ -221,7 +221,15 @@ def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: 
         done = builder.run.remote(settings, endpoint.app, logs)
         while not ray.wait([done], timeout=_POLL_S)[0]:
             waiting.tell("building the application")
-        if problem := ray.get(done):
+        try:
+            problem = ray.get(done)
+        except ray.exceptions.RayError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise ModelError(
+                f"the application cannot be built on this cluster: {reason}; vLLM and this package have to be installed on"
+                " every node"
+            ) from error
+        if problem:
             raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
     finally:
         ray.kill(builder)

@@ -194,6 +194,8 @@ def _system(uri: str) -> tuple[Any, str]:
                 anonymous=url.username == "anonymous", connect_timeout=_CONNECT_S, request_timeout=_REQUEST_S,
                 retry_strategy=patience, **options,
             ), path  # fmt: skip
+        if url.scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:  # the client's own is 15 minutes
+            uri += f"{'&' if url.query else '?'}retry_limit_seconds={_REQUEST_S:g}"
         system, path = fs.FileSystem.from_uri(uri)
         return system, path.rstrip("/")
     except (OSError, ValueError, ArrowException) as error:

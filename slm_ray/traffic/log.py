@@ -209,8 +209,9 @@ class TrafficLog:
             lost = 0 if wrote else len(self._waiting) + len(self._lines)
             self._counts = replace(self._counts, dropped=self._counts.dropped + lost)
             self._changed.notify_all()
-        if self._counts.dropped or self._counts.unwritable:
-            logger.warning("traffic log %s: %s", self._place, self._counts)
+        counts = self.counts
+        if counts.dropped or counts.unwritable or counts.withheld:
+            logger.warning("traffic log %s: %s", self._place, counts)
 
     def _count(self, *, written: int = 0, unwritable: int = 0) -> None:
         with self._changed:

@@ -37,6 +37,15 @@ def part_bytes(entries: Sequence[Entry]) -> bytes:
     return sink.getvalue()
 
 
+def fits(entry: Entry) -> bool:
+    """Whether a part can hold the entry: no number in it has more than 64 bits."""
+    try:
+        part_bytes([entry])
+    except (OverflowError, ValueError, TypeError):
+        return False
+    return True
+
+
 def entries_in(source: IO[bytes], *, kind: str) -> Iterator[tuple[int, Entry | ValueError]]:
     """The entries of that kind in a part, with their numbers from 1; what is wrong with one in its place.
 
@@ -46,6 +55,9 @@ def entries_in(source: IO[bytes], *, kind: str) -> Iterator[tuple[int, Entry | V
 
     file = parquet.ParquetFile(source)
     version = (file.schema_arrow.metadata or {}).get(_VERSION_KEY, b"").decode("ascii", "replace")
+    if not version:
+        yield 0, ValueError("it is a Parquet file, and none of a traffic log")
+        return
     number = 0
     for batch in file.iter_batches(batch_size=_BATCH_ROWS):
         for row in batch.to_pylist():
@@ -79,11 +91,11 @@ def _schema() -> Any:
     answer = {
         "arm": text, "model": text, "text": text, "status": whole, "latency_s": number, "reason": text,
         "first_token_s": number, "prompt_tokens": whole, "completion_tokens": whole, "valid": pa.bool_(), "logprob": number,
-        "cost_usd": number, "score": number, "digest": text, "chars": whole,
+        "cost_usd": number, "score": number, "digest": text, "chars": whole, "redacted": pa.bool_(),
     }  # fmt: skip
     columns = {
         "kind": text, "id": text, "at": number, "route": text, "serial": whole, "state": text, "arm": text, "user": text,
         "served": text, "fallback": text, "request": text, "answers": pa.list_(pa.struct(list(answer.items()))),
-        "score": number, "answer": text,
+        "score": number, "answer": text, "redacted": pa.bool_(),
     }  # fmt: skip
     return pa.schema(list(columns.items()), metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})

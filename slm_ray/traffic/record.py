@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 SCHEMA_VERSION = 1
+_YEAR_9999 = 253_370_764_800
 
 Arm = Literal["llm", "slm"]
 State = Literal["record", "shadow", "canary", "live", "cascade"]
@@ -25,7 +26,7 @@ class ArmAnswer:
 
     `model` is the exact version that answered. `text` is None where the call failed (`reason` says how) or where no text
     is kept; then `digest` (a keyed hash: equal answers have equal ones) and `chars` are all there is. A tool call is the
-    text of its JSON. `status` is the HTTP status, 0 where no answer came. `valid` says whether the answer has the right
+    text of its JSON. `redacted`: something was taken out of the text. `status` is the HTTP status, 0 where no answer came. `valid` says whether the answer has the right
     form, `logprob` is the mean of its tokens, `score` that of the route's track against the other arm's answer.
     """
 
@@ -44,19 +45,21 @@ class ArmAnswer:
     score: float | None = None
     digest: str | None = None
     chars: int | None = None
+    redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feedback:
     """What a user said of the answer to request `id`: a score in [0, 1] of the answer that was served, a better answer, or both.
 
-    `at` is in Unix seconds.
+    `at` is in Unix seconds; `redacted`: something was taken out of the answer.
     """
 
     id: str
     at: float
     score: float | None = None
     answer: str | None = None
+    redacted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +105,11 @@ def plain(entry: Entry) -> dict[str, Any]:
 
 
 def encoded(entry: Entry) -> bytes:
-    """The entry as one line. ValueError for what JSON has no word for; msgspec writes NaN and infinity as null."""
+    """The entry as one line. ValueError for a time that is none, TypeError for what JSON has no word for.
+
+    NaN and infinity are written as null.
+    """
+    _check_time(entry)
     return msgspec.json.encode(plain(entry)) + b"\n"
 
 
@@ -113,9 +120,11 @@ def entry_of(fields: Mapping[str, Any]) -> Entry:
     kind = _KINDS.get(str(fields.get("kind")))
     if kind is None:
         raise ValueError(f"kind is {fields.get('kind')!r} and neither request nor feedback")
-    return msgspec.convert(
+    entry = msgspec.convert(
         {name: value for name, value in fields.items() if name not in ("schema_version", "kind")}, kind
     )
+    _check_time(entry)
+    return entry
 
 
 def decoded(line: bytes) -> Entry:
@@ -124,3 +133,9 @@ def decoded(line: bytes) -> Entry:
     if not isinstance(fields, dict):
         raise ValueError(f"a {type(fields).__name__} and no object")
     return entry_of(fields)
+
+
+def _check_time(entry: Entry) -> None:
+    """A row's time names the day that it is kept under."""
+    if not 0 <= entry.at < _YEAR_9999:
+        raise ValueError(f"at is {entry.at!r} and no time in Unix seconds")

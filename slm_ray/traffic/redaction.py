@@ -144,8 +144,7 @@ class Redaction:
 
     def text(self, text: str) -> str:
         """The text without what the rules find."""
-        # Half a surrogate pair cannot be written as UTF-8; a client's JSON may hold one.
-        text = text.encode("utf-8", "replace").decode("utf-8")
+        text = writable(text)
         if text.startswith("data:") and ";base64," in text[:100]:
             return "[data]"
         for rule in self._rules:
@@ -168,20 +167,23 @@ class Redaction:
         )
 
     def _answer(self, answer: ArmAnswer, salt: bytes) -> ArmAnswer:
-        text, reason = answer.text, answer.reason
+        text, reason, answer = answer.text, answer.reason, dataclasses.replace(answer, model=writable(answer.model))
         digest, chars = (None, None) if text is None else (keyed_hash(text, salt), len(text))
         if not self._keep_text:
             # An error may quote the question.
             return dataclasses.replace(answer, text=None, digest=digest, chars=chars, reason=_first_word(reason))
+        left = None if text is None else self.text(text)
         return dataclasses.replace(
-            answer, text=None if text is None else self.text(text), digest=digest, chars=chars,
+            answer, text=left, digest=digest, chars=chars, redacted=text is not None and left != writable(text),
             reason=None if reason is None else self.text(reason),
         )  # fmt: skip
 
     def _feedback(self, feedback: Feedback, salt: bytes) -> Feedback:
         if feedback.answer is None:
             return feedback
-        return dataclasses.replace(feedback, answer=self.text(feedback.answer) if self._keep_text else None)
+        left = self.text(feedback.answer)
+        redacted = left != writable(feedback.answer)
+        return dataclasses.replace(feedback, answer=left if self._keep_text else None, redacted=redacted)
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
@@ -191,6 +193,11 @@ class Redaction:
         if isinstance(value, list | tuple):
             return [self._value(inner) for inner in value]
         return value
+
+
+def writable(text: str) -> str:
+    """The text without half surrogate pairs, which JSON may hold and UTF-8 may not."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def keyed_hash(text: str, salt: bytes) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 
 from slm_ray.traffic.journal import Segment, abandoned, entries_of
-from slm_ray.traffic.parts import by_day, part_bytes
+from slm_ray.traffic.parts import by_day, fits, part_bytes
 from slm_ray.traffic.place import Place, RemotePlace, day_name
 from slm_ray.traffic.record import Entry
 
@@ -83,8 +83,17 @@ class Roller:
             self._say(f"{segment.path}: {len(found) - len(entries)} damaged lines are left out")
         for day, rows in by_day(entries).items():
             if not self._is_over(day):
-                self._place.put(f"{day_name(day)}/part-{segment.name}.parquet", part_bytes(rows))
+                self._place.put(f"{day_name(day)}/part-{segment.name}.parquet", self._part(rows, segment))
         segment.delete()
+
+    def _part(self, rows: list[Entry], segment: Segment) -> bytes:
+        """The part of the rows that fit; one that does not must not keep the others in the journal for ever."""
+        try:
+            return part_bytes(rows)
+        except (OverflowError, ValueError, TypeError):
+            fitting = [row for row in rows if fits(row)]
+            self._say(f"{segment.path}: {len(rows) - len(fitting)} rows fit into no part and are left out")
+            return part_bytes(fitting)
 
     def _delete_old_days(self) -> None:
         today = datetime.now(UTC).date()

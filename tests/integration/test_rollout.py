@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,14 @@ def test_what_clients_see(tmp_path: Path, ray_folder: Path) -> None:
     nothing_is_left(tmp_path, ray_folder, port)
 
 
+def live_again(store: RouteStore) -> None:
+    """An alarm has overturned the verdict, so a new one is given first."""
+    now = store.route("cities")
+    grant = replace(now.granted, most="live", because="fresh rows", digest=f"{now.serial:064d}")
+    store.appoint(now.route, adapter=None, grant=grant, reason="test")
+    store.move("cities", "live", reason="test")
+
+
 def states_move_under_load(store: RouteStore, url: str) -> None:
     with Load(url) as load:
         for state in ("shadow", "canary", "live", "record", "live"):
@@ -167,7 +176,7 @@ def the_replica_dies(
 ) -> None:
     """What it had counted when it was killed counts for the next one: one watch, from its start to its alarm."""
     drifting.set()
-    store.move("cities", "live", reason="test")
+    live_again(store)
     path = folder / "routes" / "cities" / WATCH
     with httpx.Client(timeout=30, trust_env=False, headers={"api-key": FRONT_KEY}) as client:
         wait_for(lambda: ask(client, url).headers["x-slm-ray-arm"] == "slm")
@@ -192,7 +201,7 @@ def observed(path: Path) -> list[str]:
 
 
 def the_slm_dies(store: RouteStore, url: str, small: ChatServer, dead: threading.Event) -> None:
-    store.move("cities", "live", reason="test")
+    live_again(store)
     with Load(url) as load:
         wait_for(lambda: load.answered[-1:] == ["slm"])
         dead.set()  # connections that are open

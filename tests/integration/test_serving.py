@@ -20,6 +20,7 @@ import httpx
 import openai
 import pytest
 import torch
+from hostile_requests import CHAT, body_of, check, each_of, requests
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from serving_fixtures import KEY, POOL, Served, chat_body, engines, make_adapter, publish_adapter, text_of
@@ -27,7 +28,7 @@ from transformers import AutoModelForCausalLM
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
-from slm_ray.config import ArmsConfig, Generation, TrainConfig
+from slm_ray.config import ArmsConfig, Generation, RolloutConfig, TrainConfig
 from slm_ray.errors import ResourceError
 from slm_ray.loop import arms as arms_module
 from slm_ray.loop import session
@@ -362,6 +363,62 @@ def test_what_would_stall_the_engine_is_refused_and_what_is_large_gets_through(s
     assert answer.status_code == 200 and len(answer.content) > 4 * 2**20, answer.text[:300]
 
 
+def test_requests_made_from_the_openapi_leave_the_running_endpoint_well(served: Served) -> None:
+    with httpx.Client(base_url=served.url, headers={"api-key": KEY}, timeout=30, trust_env=False) as client:
+        openapi = client.get("/openapi.json").json()
+        ends = time.monotonic() + 12
+
+        def ask(made: tuple[str, str, Any]) -> None:
+            method, path, value = made
+            if time.monotonic() > ends:
+                return
+            if isinstance(value, dict) and "completions" in path:
+                value = value | {"max_tokens": 4, "n": 1}
+            check(
+                client.request(method, path, content=body_of(value), headers={"content-type": "application/json"}), made
+            )
+
+        each_of(requests(openapi), ask, examples=120)
+    assert served.ask(served.name).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_leave_give_their_places_back_within_seconds(served: Served, stream: bool) -> None:
+    """All places are taken by answers of half a minute; then everybody leaves at once."""
+
+    async def scenario() -> tuple[int, float]:
+        headers, limits = {"api-key": KEY}, httpx.Limits(max_connections=300)
+        statuses: list[int] = []
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=60, trust_env=False) as client:
+
+            async def ask() -> None:
+                body = chat_body(served.name, "go on", max_tokens=1500, stream=stream)
+                async with client.stream("POST", f"{served.url}{CHAT}", json=body) as reply:
+                    statuses.append(reply.status_code)
+                    async for _ in reply.aiter_lines():
+                        pass
+
+            calls = [asyncio.create_task(ask()) for _ in range(140)]
+            while 429 not in statuses:  # every place is taken
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        left = time.monotonic()
+        async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as client:
+            while (
+                await client.post(f"{served.url}{CHAT}", json=chat_body(served.name, "hi", max_tokens=1))
+            ).status_code == 429:
+                await asyncio.sleep(0.1)
+        return statuses.count(429), time.monotonic() - left
+
+    refused, waited_s = asyncio.run(scenario())
+    print(f"stream={stream}: {refused} refused, answered {waited_s:.2f} s after all had left")
+    assert refused >= 1
+    assert waited_s < 5
+
+
 def test_token_ids_are_those_of_the_chat_template(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoTokenizer
 
@@ -682,6 +739,33 @@ def test_vllm_s_own_kernel_is_found_out_by_an_engine_that_is_started_for_the_pro
     assert done.returncode == 0, done.stderr[-3000:]
     unserved, found = json.loads(done.stdout.splitlines()[-1])
     assert (unserved, found) == ("", ["stock CPU kernel"])
+
+
+def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process has no key of the endpoint, so the endpoint's own refusal is what comes through both."""
+    from slm_ray.rollout import deploy as front
+
+    monkeypatch.setenv("SLM_RAY_API_KEY", KEY)
+    route = {"llm": f"served:{served.name}", "slm": f"served:{served.name}", "track": "structured"}
+    config = RolloutConfig.model_validate(
+        {"folder": str(tmp_path / "routes"), "traffic": {"folder": str(tmp_path / "traffic")}, "routes": {"cities": route},
+         "serving": served.config.model_dump()}
+    )  # fmt: skip
+    running = front.deploy(config)
+    try:
+        assert (
+            served.post("/rollout/v1/chat/completions", chat_body("cities", "x"), authorization="").status_code == 401
+        )
+        reply = served.post("/rollout/v1/chat/completions", chat_body("cities", "x"))
+        assert reply.headers["x-slm-ray-arm"] == "llm" and reply.json()["error"]["code"] == "invalid_api_key"
+        deploy(served.config, stand_in=served.stand_in, environment={"SLM_RAY_API_KEY": KEY})  # as it is
+        assert served.ask(served.name).status_code == 200
+    finally:
+        front.shutdown()
+    assert httpx.get(f"{running.url}/health", trust_env=False).status_code in (401, 404)  # the endpoint's to answer
+    assert served.ask(served.name).status_code == 200
 
 
 def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:

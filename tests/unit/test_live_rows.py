@@ -57,6 +57,17 @@ def test_a_log_becomes_rows_and_every_request_that_does_not_is_counted(tmp_path:
     assert dict(prepared.rows) == {"train": 6, "validation": 2, "test": 2}
 
 
+def test_an_answer_that_something_was_taken_out_of_is_not_learned(tmp_path: Path) -> None:
+    entries: list[TrafficRow | Feedback] = [
+        asked("kept", said(1), question="who is ann@b.co?"), asked("llm", said("ann@b.co")),
+        asked("user", said(1)), Feedback(id="user", at=NOW, answer=said("ann@b.co")),
+        asked("slm", None, said("ann@b.co"), served="slm"), Feedback(id="slm", at=NOW, score=1.0),
+    ]  # fmt: skip
+    found = live_rows(log_of(tmp_path / "log", *entries), STRUCTURED, Live(), ask_again=True)
+    assert [row.id for row in found.rows] == ["kept"] and found.steps[0].note == "the answer was redacted: 3"
+    assert found.rows[0].turns[-1].content == "who is [email]?"
+
+
 def test_the_same_log_is_prepared_once_whether_its_rows_lie_in_a_journal_or_in_parts(tmp_path: Path) -> None:
     source = str(tmp_path / "log")
     with TrafficLog(source) as log:

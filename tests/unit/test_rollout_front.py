@@ -463,7 +463,8 @@ def test_above_its_limit_a_call_is_turned_away_at_once(tmp_path: Path, monkeypat
         assert refused.status_code == 429 and refused.headers["retry-after"] == "1"
         let_go.set()
         thread.join()
-        assert content(first[0]) == content(it.ask()) == GOOD
+        assert content(first[0]) == GOOD
+        wait_for(lambda: it.ask().status_code == 200)  # its place is free a moment after its answer
 
 
 def test_what_an_engine_does_not_know_is_the_llms_to_judge(tmp_path: Path) -> None:

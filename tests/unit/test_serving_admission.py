@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,28 @@ def test_every_figure_is_recorded_by_the_tags_it_declares() -> None:
     assert made["slm_ray_requests"].seen == [(1, {"key": "team", "model": "tiny:a-1", "status": "200"})]
     assert made["slm_ray_first_token_seconds"].seen == [(0.1, {"model": "tiny:a-1"})]
     assert set(made) == {figure.name for figure in FIGURES}
+
+
+def exported(figure: Figure) -> set[str]:
+    """The names and labels under which Ray hands a figure out."""
+    name = f"ray_{figure.name}"
+    return {
+        "Counter": {f"{name}_total"},
+        "Gauge": {name},
+        "Histogram": {f"{name}_bucket", f"{name}_sum", f"{name}_count"},
+    }[figure.kind]
+
+
+def test_the_dashboard_names_figures_and_labels_that_are_there_and_leaves_none_out() -> None:
+    known = {name: figure for figure in FIGURES for name in exported(figure)}
+    board = json.loads(DASHBOARD.read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    queries += [choice["query"]["query"] for choice in board["templating"]["list"] if choice["type"] == "query"]
+    named = [re.findall(r"\bray_\w+", query) for query in queries]
+    assert all(named) and {name for names in named for name in names} <= set(known)
+    assert {known[name].name for names in named for name in names} == {figure.name for figure in FIGURES}
+    for query, names in zip(queries, named, strict=True):
+        labels = set(re.findall(r"(\w+)(?:=~?\")", query))
+        labels |= {label for by in re.findall(r"by \(([^)]*)\)", query) for label in by.split(", ")}
+        assert labels - {"le"} <= set(known[names[0]].tags), query
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,16 @@ def test_a_serve_file_states_its_memory_as_it_is_computed_and_fits_its_card(path
     found = require_room(BASES[path.stem][0], engine(path), card=CARD_24_GB)
     assert f"# Memory: {found}\n" in path.read_text(encoding="utf-8"), f"write there: # Memory: {found}"
     assert found.tokens > 2 * found.longest, "two long requests at once are the least that is worth a card"
+
+
+def test_the_page_states_the_same_memory_as_the_files() -> None:
+    page = (ROOT / "docs/how-to/serving.md").read_text(encoding="utf-8")
+    for path in FILES:
+        found = require_room(BASES[path.stem][0], engine(path), card=CARD_24_GB)
+        figures = [part / 1e9 for part in (found.weights, found.adapters, found.work, found.cache)]
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{path.name}`")]
+        stated = [float(figure) for figure in re.findall(r"\d+\.\d(?= |,)", row.rpartition("|")[0].rpartition("| ")[2])]
+        assert stated == [round(figure, 1) for figure in figures] and f"({found.tokens:,} tokens)" in row, row
 
 
 def test_there_is_a_file_for_each_base_and_none_without() -> None:

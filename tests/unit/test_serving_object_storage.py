@@ -53,7 +53,9 @@ def store() -> Iterator[Store]:
         yield running
 
 
-def uri(store: Store, prefix: str = "slm") -> str:
+def uri(store: Store, prefix: str = "slm", scheme: str = "s3") -> str:
+    if scheme == "gs":
+        return f"gs://anonymous@mine/{prefix}?scheme=http&endpoint_override=127.0.0.1:{store.port}"
     return f"s3://anonymous@mine/{prefix}?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{store.port}"
 
 
@@ -61,8 +63,9 @@ def changed(store: Store, files: Mapping[str, bytes]) -> None:
     store.files = dict(files)
 
 
-def test_what_is_uploaded_is_served_promoted_and_gone_again(store: Store, tmp_path: Path) -> None:
-    place, copies = uri(store), NodeLocalCache()
+@pytest.mark.parametrize("scheme", ["s3", "gs"])
+def test_what_is_uploaded_is_served_promoted_and_gone_again(store: Store, tmp_path: Path, scheme: str) -> None:
+    place, copies = uri(store, scheme=scheme), NodeLocalCache()
     names = ServedNames(place)
     assert served_names(place) == {} == names.listed()
     first, second = publish(tmp_path, "one"), publish(tmp_path, "two")

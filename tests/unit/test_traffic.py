@@ -1,5 +1,6 @@
 """The traffic log: nothing lost but what it says, nothing twice, nothing on the disk that was to be taken out."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from slm_ray.config import Traffic
 from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.storage import write_parquet
 from slm_ray.traffic import ArmAnswer, Feedback, Redaction, TrafficLog, TrafficRow, is_traffic, read_traffic
 from slm_ray.traffic import place as places
 from slm_ray.traffic.journal import Segment
@@ -249,9 +251,23 @@ def test_a_row_that_cannot_be_written_is_counted_and_ends_nothing(tmp_path: Path
         log.append(row("surrogate", text="\ud800!", note="\udfff"))
         log.append(row("nan", temperature=float("nan")))
         log.append(row("good"))
+        log.append(row("never", at=float("nan")))
+        log.append(row("far", at=1e20))
+        log.append(
+            dataclasses.replace(row("model"), answers=(dataclasses.replace(row("m").answers[0], model="\udc80"),))
+        )
+        log.append(dataclasses.replace(row("wide"), serial=2**64))  # the journal takes it, a part cannot
         assert log.flush()
-        assert log.counts.unwritable == 2
-    assert ids(tmp_path) == ["surrogate", "nan", "good"]
+        assert log.counts.unwritable == 4
+    assert ids(tmp_path) == ["surrogate", "nan", "good", "model"]
+    assert not list((tmp_path / "journal").iterdir())
+
+
+def test_a_parquet_file_of_something_else_is_no_part(tmp_path: Path) -> None:
+    TrafficLog(str(tmp_path)).close()
+    write_parquet(tmp_path / "date=2026-01-01" / "other.parquet", {"id": "string"}, [["a"]])
+    with pytest.raises(DataError, match=r"other.parquet: it is a Parquet file, and none of a traffic log"):
+        ids(tmp_path)
 
 
 def test_days_that_are_over_are_deleted_whole_and_come_back_from_no_journal(tmp_path: Path) -> None:
