@@ -3,7 +3,8 @@
 One process, neither Ray nor vLLM: the tiny base is trained on the other domains (LoRA by PEFT, a plain loop) and answers by
 greedy decoding. The LLM is a stand-in that always gives the expected answer, so that agreement is being right. Half of the
 test rows of the known domains are the verdict's rows, whose lower bound is the watch's reference; live traffic is drawn
-from the other half, and from some point on from the domains that were left out.
+from the other half, and from some point on from the domains that were left out. With `run` nothing is trained: the scores are
+those of a finished evaluation, and traffic turns from the arm `slm` to the arm `becomes` (an adapter lost, a wrong one served).
 """
 
 from __future__ import annotations
@@ -17,18 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slm_ray.command import run
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import TRACKS
+from slm_ray.errors import ConfigError, choices
+from slm_ray.reports.files import load_report
 from slm_ray.rollout.grants import AGREEMENT_LEVEL, agreement
-from slm_ray.training.rows import conversation, tokenised
 from slm_ray.types import Example
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics.watching import alarms
@@ -55,6 +54,12 @@ def rows_by_domain(config: DriftBenchConfig) -> dict[str, list[Example]]:
 
 def trained(config: DriftBenchConfig, rows: Sequence[Example], tokenizer: Any) -> Any:
     """The base with an adapter trained on `rows`, their answers alone."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from slm_ray.training.rows import conversation, tokenised
+
     torch.manual_seed(config.seed)
     base = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
     model = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -79,8 +84,10 @@ def trained(config: DriftBenchConfig, rows: Sequence[Example], tokenizer: Any) -
     return model.eval()
 
 
-def batch(parts: Sequence[dict[str, list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def batch(parts: Sequence[dict[str, list[int]]], pad: int) -> tuple[Any, Any, Any]:
     """Token ids, labels and mask, filled up on the right."""
+    import torch
+
     longest = max(len(part["input_ids"]) for part in parts)
     ids, labels, mask = [], [], []
     for part in parts:
@@ -93,6 +100,8 @@ def batch(parts: Sequence[dict[str, list[int]]], pad: int) -> tuple[torch.Tensor
 
 def scored(model: Any, tokenizer: Any, rows: Sequence[Example], size: int = 64) -> Scores:
     """The agreement of greedy answers with the expected ones, row by row."""
+    import torch
+
     tokenizer.padding_side = "left"
     found = []
     for start in range(0, len(rows), size):
@@ -117,8 +126,11 @@ def traffic(
         yield chance.choice(known if at < after else new, runs) - 1.0
 
 
-def main(config: DriftBenchConfig) -> None:
-    console, started = Console(), time.perf_counter()
+def measured(config: DriftBenchConfig) -> tuple[Scores, Scores, Scores, str]:
+    """Train and ask: agreement on the verdict's rows, on live rows, on those of the domains left out; and what was done."""
+    from transformers import AutoTokenizer
+
+    started = time.perf_counter()
     domains = rows_by_domain(config)
     left_out = {name: domains.pop(name) for name in config.held_out}
     known = [row for rows in domains.values() for row in rows]
@@ -127,15 +139,41 @@ def main(config: DriftBenchConfig) -> None:
     test, train = known[: 2 * config.test_rows], known[2 * config.test_rows :][: config.train_rows]
     tokenizer = AutoTokenizer.from_pretrained(config.base)
     model = trained(config, train, tokenizer)
-    print(f"trained on {len(train)} rows of {', '.join(sorted(domains))} in {time.perf_counter() - started:.0f} s")
-    verdict, live, after_it = (
+    print(
+        f"trained on {len(train)} rows of {', '.join(sorted(domains))} in {time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
+    verdict, live, after = (
         scored(model, tokenizer, rows) for rows in (test[: config.test_rows], test[config.test_rows :], new)
     )
+    return verdict, live, after, f"rows of {', '.join(left_out)}"
+
+
+def recorded(config: DriftBenchConfig, run_dir: str) -> tuple[Scores, Scores, Scores, str]:
+    """The same of a finished evaluation: traffic turns to what `becomes` answered to the same rows."""
+    report, rows = load_report(run_dir)
+    for spec in (config.slm, config.becomes):
+        if spec not in report.models:
+            raise ConfigError(f"{spec!r} is not in {run_dir}: {choices(str(spec), report.models)}")
+    primary = str(report.track_definition["primary"])
+    random.Random(config.seed).shuffle(rows)
+    slm, becomes = (
+        np.array([row.models[spec].scores[primary] or 0.0 for row in rows])
+        for spec in (str(config.slm), str(config.becomes))
+    )
+    half = len(rows) // 2
+    return slm[:half], slm[half:], becomes, f"rows of {config.becomes}"
+
+
+def main(config: DriftBenchConfig) -> None:
+    console, started = Console(), time.perf_counter()
+    verdict, live, after_it, turned_to = recorded(config, config.run) if config.run else measured(config)
     bound = paired_interval((verdict - 1).tolist(), resamples=RESAMPLES, seed=SEED, one_sided=AGREEMENT_LEVEL)
     reference, level = 1 + bound.lower, ONE_SIDED - AGREEMENT_LEVEL
     print(
         f"agreement on {len(verdict)} verdict rows {verdict.mean():.3f} (at least {reference:.3f}), on {len(live)} further rows"
-        f" {live.mean():.3f}, on {len(after_it)} rows of {', '.join(left_out)} {after_it.mean():.3f}; delta {config.delta:g}"
+        f" {live.mean():.3f}, on {len(after_it)} {turned_to} {after_it.mean():.3f}; delta {config.delta:g}",
+        flush=True,
     )
     table = Table(
         "traffic turns after", "rang before", "median", "90 %", title="audited requests from the change to the alarm"

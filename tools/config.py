@@ -155,6 +155,9 @@ class DriftBenchConfig(Config):
     rows: str = "data/tools/rows.json"
     catalogue: str = "data/tools/catalogue.yaml"
     base: str = "data/tiny_base"
+    run: str | None = Field(None, description="a finished evaluation, whose scores are replayed; nothing is trained")
+    slm: str | None = Field(None, description="with `run`: the arm that the verdict is about")
+    becomes: str | None = Field(None, description="with `run`: the arm that answers after the change")
     held_out: tuple[str, ...] = Field(("finance", "media"), description="domains left out of training")
     train_rows: int = Field(1600, ge=1)
     test_rows: int = Field(200, ge=20, description="of the verdict, of live traffic, and of the domains left out, each")

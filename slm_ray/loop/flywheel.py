@@ -84,8 +84,8 @@ def appoint(
 ) -> tuple[RouteState, str]:
     """Put an adapter at shadow for the route, made where it is not there; the route's state and what was done, in words.
 
-    Nothing is done again for an adapter and a verdict that the route has already, and nothing where the route serves users
-    in a state that the new verdict does not grant.
+    Nothing is done for an adapter and a verdict that the route was given before: what people or the watch did since stands.
+    Nor where the route serves users in a state that the new verdict does not grant.
     """
     if route.name not in store.routes():
         store.create(route, adapter=adapter, grant=grant, reason=reason, by=BY)
@@ -94,8 +94,9 @@ def appoint(
     now = store.route(route.name)
     # The LLM that users have now stays theirs; a verdict about another grants no more than shadow.
     route = dataclasses.replace(route, llm=now.route.llm, track=now.route.track)
-    if (now.adapter, now.route.slm, now.granted.digest) == (adapter, route.slm, grant.digest):
-        return now, f"{route.name}: has {adapter or route.slm} already, at {now.state}"
+    given = (adapter, route.slm, grant.digest)
+    if any((then.adapter, then.route.slm, then.granted.digest) == given for then in store.history(route.name)):
+        return now, f"{route.name}: was given {adapter or route.slm} before, and is left at {now.state} as it was since"
     new = held(grant, route=route, adapter=adapter)
     if now.serving and not new.allows(now.state):
         return now, (

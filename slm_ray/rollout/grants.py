@@ -70,7 +70,7 @@ def granted(report: ComparisonReport) -> Grant:
     grant = Grant(
         most="shadow", because=f"the verdict is {decision.action}", llm=compared.llm, slm=compared.slm,
         adapter=parse(compared.slm).provider.adapter, rule=decision.rule, delta=decision.delta,
-        stand_ins=compared.stand_ins,
+        stand_ins=compared.stand_ins, track=compared.track,
     )  # fmt: skip
     if decision.exploratory is not None:
         return replace(

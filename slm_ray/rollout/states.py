@@ -64,7 +64,7 @@ class Grant:
     """The most that a verdict allows, and what the watch over live traffic measures it by.
 
     `most` is live after a swap, cascade (at `threshold`) after a partial replacement, else shadow; `because` says why.
-    `llm`, `slm` and `adapter` are whom the verdict is about, `comparison` and `digest` (SHA-256) its file. `agreement` is
+    `llm`, `slm` and `adapter` are whom the verdict is about, on which `track`; `comparison` and `digest` (SHA-256) its file. `agreement` is
     how far the SLM's answers agreed with the LLM's on the verdict's rows, by the track's primary metric, and
     `agreement_lower` its lower bound, wrong with probability `agreement_level` at most; None where it cannot be known.
     `stand_ins` answered in the name of a model: then the figures say nothing about that model.
@@ -76,6 +76,7 @@ class Grant:
     llm: str | None = None
     slm: str | None = None
     adapter: str | None = None
+    track: str | None = None
     comparison: str | None = None
     digest: str | None = None
     rule: str | None = None
@@ -184,7 +185,10 @@ def watched_text(grant: Grant, delta: float) -> str:
 
 
 def held(grant: Grant, *, route: Route, adapter: str | None) -> Grant:
-    """The grant as it stands for this route: a verdict about another adapter or another LLM grants shadow and no more."""
+    """The grant as it stands for this route: a verdict about another adapter, LLM or track grants shadow and no more.
+
+    A track that is a file is taken at its word.
+    """
     if grant.comparison is None:
         return grant
     same = grant.adapter == adapter if grant.adapter or adapter else grant.slm == route.slm
@@ -194,6 +198,9 @@ def held(grant: Grant, *, route: Route, adapter: str | None) -> Grant:
         return replace(grant, most="shadow", threshold=None, because=why)
     if grant.llm != route.llm:
         why = f"the verdict in {grant.comparison} compares with {grant.llm}, and the route has {route.llm}"
+        return replace(grant, most="shadow", threshold=None, because=why)
+    if grant.track not in (None, route.track) and not route.track.endswith((".yaml", ".yml")):
+        why = f"the verdict in {grant.comparison} is on the track {grant.track}, and the route has {route.track}"
         return replace(grant, most="shadow", threshold=None, because=why)
     return grant
 

@@ -14,11 +14,17 @@ pytestmark = [needs_hosts, pytest.mark.heavy]
 
 def command(cluster: RayHosts, folder: str, **changes: object) -> str:
     """The client's command: a group of two workers with a slot each, so one on each worker node."""
-    rows = [{"prompt": f"question {n}", "completion": f"the answer is {n}"} for n in range(48)]
+    rows = [
+        {
+            "prompt": f"question {n}",
+            "completion": json.dumps({"arguments": {"n": n}, "query": f"q{n}", "tool_name": "t"}),
+        }
+        for n in range(48)
+    ]
     clone = cluster["client"].tmp / "home/slm_ray"
     (clone / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
-        "track": "text", "train": "train.jsonl", "run_dir": f"{folder}/run", "adapters_dir": f"{folder}/adapters",
+        "track": "structured", "train": "train.jsonl", "run_dir": f"{folder}/run", "adapters_dir": f"{folder}/adapters",
         "workers": "{count: 2, per_worker: {CPU: 0.5, slot: 1}}", "epochs": 20, "checkpoint_steps": 5, "max_length": 256,
         "prove_on": "nothing", **changes,
     }  # fmt: skip
@@ -54,7 +60,7 @@ def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(clus
             cluster["worker-2"].off()
             lost = time.monotonic()
         if lost and not joined and "a worker was lost" in line:
-            cluster.join("worker-3")
+            cluster.join("worker-4")
             joined = time.monotonic()
     assert job.wait(30) == 0, "".join(said)
     assert joined, "".join(said)
@@ -63,3 +69,5 @@ def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(clus
         f"a node lost in training: said after {joined - lost:.0f} s, ended {time.monotonic() - joined:.0f} s after the next"
         f" node had joined, {time.monotonic() - began:.0f} s in all"
     )
+    cluster["worker-4"].off()
+    cluster.join("worker-2")

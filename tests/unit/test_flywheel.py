@@ -138,8 +138,17 @@ def test_a_new_route_is_at_shadow_and_the_same_verdict_changes_nothing_again(tmp
     put(store, "a@1", grant("a@1"))
     now = store.route("r")
     assert (now.state, now.adapter, now.granted.most, now.by) == ("shadow", "a@1", "live", "flywheel")
-    assert "already" in put(store, "a@1", grant("a@1"))
+    assert "was given a@1 before" in put(store, "a@1", grant("a@1"))
     assert store.route("r") == now
+
+
+def test_an_adapter_that_was_taken_back_stays_taken_back_when_the_run_is_continued(tmp_path: Path) -> None:
+    store = RouteStore(tmp_path)
+    put(store, "a@1", grant("a@1"))
+    store.move("r", "live", reason="go")
+    store.back("r", reason="it was worse")
+    put(store, "a@1", grant("a@1"))
+    assert store.route("r").state == "record" and len(store.history("r")) == 4
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ def made(store: RouteStore, **grant_changes: Any) -> RouteState:
 def test_a_swap_grants_live_and_its_rows_give_the_agreement(tmp_path: Path) -> None:
     found = read_grant(compared(tmp_path / "run", wrong=1, delta=0.05))
     assert (found.most, found.llm, found.slm, found.adapter) == ("live", LLM, slm(OLD), OLD)
+    assert found.track == "structured"
     assert found.allowed == ("record", "shadow", "canary", "live"), "no cascade: the verdict has no threshold"
     assert found.agreement == pytest.approx(0.99) and found.agreement_level == 0.01
     assert found.agreement_lower is not None and 0.94 < found.agreement_lower < 0.99
@@ -146,6 +147,8 @@ def test_a_verdict_about_another_adapter_or_another_llm_grants_shadow() -> None:
     assert held(grant(), route=route(NEW), adapter=NEW).most == "shadow"
     assert held(grant(), route=route(llm="azure:other"), adapter=OLD).most == "shadow"
     assert held(NO_VERDICT, route=route(), adapter=OLD) == NO_VERDICT
+    assert held(grant(track="structured"), route=route(), adapter=OLD).most == "live"
+    assert "on the track toolcall" in held(grant(track="toolcall"), route=route(), adapter=OLD).because
     base = Grant(most="live", because="swap", llm=LLM, slm="served:tiny", comparison="c")
     assert held(base, route=route(slm="served:tiny"), adapter=None).most == "live"
     assert held(base, route=route(slm="served:tiny2"), adapter=None).most == "shadow"
