@@ -764,7 +764,12 @@ def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
         assert served.ask(served.name).status_code == 200
     finally:
         front.shutdown()
-    assert httpx.get(f"{running.url}/health", trust_env=False).status_code in (401, 404)  # the endpoint's to answer
+    deadline = time.monotonic() + 10
+    while (
+        httpx.get(f"{running.url}/health", trust_env=False).status_code != 401
+    ):  # the endpoint's to answer, which asks for a key
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert served.ask(served.name).status_code == 200
 
 
