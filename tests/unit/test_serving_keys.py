@@ -223,6 +223,29 @@ def test_without_a_key_only_this_machine_by_its_own_name(headers: dict[str, str]
     assert passed(ThisMachineOnly, headers, "/health")[0] == 204
 
 
+@pytest.mark.parametrize(
+    ("client", "status"), [(("127.0.0.1", 9), 204), (("::1", 9), 204), (None, 204), (("10.0.0.7", 9), 403)]
+)
+def test_without_a_key_another_machine_gets_nothing_whatever_host_it_names(client: Any, status: int) -> None:
+    sent: list[Any] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"] == "http.response.start" and message["status"])
+
+    scope = {
+        "type": "http",
+        "path": "/v1/models",
+        "headers": [(b"host", b"localhost")],
+        "method": "GET",
+        "client": client,
+    }
+    asyncio.run(ThisMachineOnly(inner)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0] == status
+
+
 def keys(*arguments: str, file: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "slm_ray.cli.app", "keys", *arguments, "--file", str(file)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=os.environ)
