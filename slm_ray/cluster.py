@@ -26,7 +26,7 @@ from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
 from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
-_ANSWERS_WITHIN_S = 30.0
+_ANSWERS_WITHIN_S = 120.0  # a node that has not worked for this job yet copies its files first
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 
@@ -149,7 +149,8 @@ def require_seen(
     """ResourceError that names each node which could hold `bundle` and does not see a folder as this process does.
 
     By setting: `shared` are folders that all nodes write to (made when absent; a mark is left there for a moment), `copies`
-    are folders of which each node may have its own, told by the names and sizes of their files. Asks nobody on one node.
+    are folders of which each node may have its own, told by the names and sizes of their files. Object storage is the same
+    for all. Asks nobody on one node.
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = {
@@ -159,8 +160,9 @@ def require_seen(
     }
     if not nodes:
         return
-    marks = {setting: Path(folder) / f".seen-{uuid.uuid4().hex}" for setting, folder in shared.items()}
-    given = {setting: Path(folder) for setting, folder in {**shared, **(copies or {})}.items()}
+    folders = {**shared, **(copies or {})}
+    given = {setting: Path(folder).absolute() for setting, folder in folders.items() if "://" not in str(folder)}
+    marks = {setting: given[setting] / f".seen-{uuid.uuid4().hex}" for setting in shared if setting in given}
     try:
         for mark in marks.values():
             mark.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
 """Engines on Ray: a shard is one evaluation actor, with its part of every arm's requests and a log file of its own.
 
 One by default, since one event loop keeps a thousand calls in flight; more when asked. A shard works by itself: the driver
-waits for the end and watches the log. A lost one is started again by Ray, reads its own log and goes on. It begins nothing
+waits for the end and watches the log. A lost one is started again by Ray, reads its own log and goes on; a node that is out
+of reach for a while, or long enough to be lost, is waited for, and no line of its log is written twice. It begins nothing
 once the run directory is nobody's any more (the driver's lock on it is free), so a killed driver is noticed at the next
 call. Where a shard does not see the run directory, `LogKeeper` writes its file beside the driver. Two shards and more
 share what an endpoint allows through one `LimiterHub`, which no call waits for. A run with a budget (one account) or that
@@ -15,7 +16,9 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import itertools
 import os
+import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -79,10 +82,12 @@ class RemoteLog:
     def __init__(self, keeper: Any, name: str) -> None:
         self._keeper = keeper
         self._name = name
+        self._writer = uuid.uuid4().hex
+        self._numbers = itertools.count()
 
     async def append(self, lines: bytes) -> None:
-        """As `LogWriter.append`, where the driver is."""
-        await self._keeper.append.remote(self._name, lines)
+        """As `LogWriter.append`, where the driver is. Ray repeats a call whose answer is lost, hence the number."""
+        await self._keeper.append.remote(self._name, lines, self._writer, next(self._numbers))
 
     async def close(self) -> None:
         """Give up the file."""
@@ -95,12 +100,16 @@ class LogKeeper:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._writers: dict[str, LogWriter] = {}
+        self._written: dict[str, set[int]] = defaultdict(set)
 
-    def append(self, name: str, lines: bytes) -> None:
-        """Append and sync."""
+    def append(self, name: str, lines: bytes, writer: str, number: int) -> None:
+        """Append and sync, unless this writer's lines of that number are there already."""
+        if number in self._written[writer]:
+            return
         if name not in self._writers:
             self._writers[name] = LogWriter(self._folder / name)
         self._writers[name].append(lines)
+        self._written[writer].add(number)
         self._writers[name].sync()
 
     def close(self, name: str) -> None:
@@ -145,12 +154,23 @@ class LimiterHub:
 class Shard:
     """One evaluation actor: a shell around `Engine`."""
 
+    def __init__(self) -> None:
+        self._running: asyncio.Future[ShardResult] | None = None
+
     def sees(self, mark: Path) -> bool:
         """Whether the run directory is on a disk of this node's."""
         return mark.is_file()
 
     async def run(self, work: Work, hub: Any = None, keeper: Any = None) -> ShardResult:
-        """Ask all of it. Raises what a model raises, ResourceError when the log cannot be written."""
+        """Ask all of it. Raises what a model raises, ResourceError when the log cannot be written.
+
+        Called once more, as Ray does when it could not reach this process for a while, it waits for the same work.
+        """
+        if self._running is None:
+            self._running = asyncio.ensure_future(self._run(work, hub, keeper))
+        return await asyncio.shield(self._running)
+
+    async def _run(self, work: Work, hub: Any, keeper: Any) -> ShardResult:
         gc.collect()
         gc.freeze()  # what libraries hold is looked through no more: that took a tenth of a second in the middle of calls
         gc.set_threshold(50_000, 20, 100)
@@ -335,13 +355,14 @@ def _actor(kind: type, resources: Mapping[str, float], *, here: bool) -> Any:
     return ray.remote(kind).options(
         num_cpus=further.pop("CPU", 0), num_gpus=further.pop("GPU", 0), memory=further.pop("memory", None),
         resources=further, scheduling_strategy=near if here else "SPREAD", max_restarts=MAX_RESTARTS,
-        max_task_retries=MAX_RESTARTS,
+        max_task_retries=-1,  # a call that cannot reach a lost node fails every few seconds until the node is given up
     ).remote()  # fmt: skip
 
 
 def _here(kind: type) -> Any:
     node = ray.get_runtime_context().get_node_id()
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
+    near = NodeAffinitySchedulingStrategy(node, soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=near, max_task_retries=-1)
 
 
 def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:

@@ -78,8 +78,8 @@ class Session(Generic[Settings]):
         serving = self.config.serving
         cluster.require_seen(
             self.config.training.workers.per_worker,
-            shared={"run_dir": self.folder, "serving.adapters_dir": Path(serving.adapters_dir).absolute()},
-            copies={"serving.base": Path(serving.base).absolute()} if Path(serving.base).is_dir() else {},
+            shared={"run_dir": self.folder, "serving.adapters_dir": serving.adapters_dir},
+            copies={"serving.base": serving.base} if Path(serving.base).is_dir() else {},
         )
 
     def prepared(self, track: TrackSource, folder: Path, **changes: Any) -> Prepared:

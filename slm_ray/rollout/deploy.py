@@ -79,11 +79,9 @@ def deploy(config: RolloutConfig, *, environment: Mapping[str, str] | None = Non
     ModelError (a key that is missing), ResourceError.
     """
     environment = os.environ if environment is None else environment
-    _logger.handlers, _logger.propagate = (
-        [logging.NullHandler()],
-        False,
-    )  # Serve's own words are in Ray's session folder
+    # Serve's own words are in Ray's session folder.
     _logger.setLevel(logging.WARNING)
+    _logger.handlers, _logger.propagate = [logging.NullHandler()], False
     cluster.connect()
     config = prepared(config, environment)
     at, endpoint = config.serving, _url(config.serving)

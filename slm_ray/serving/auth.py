@@ -75,7 +75,7 @@ class RequireKey:
 
 
 class ThisMachineOnly:
-    """ASGI middleware for an endpoint without a key: 403 for a Host or an Origin that is not this machine."""
+    """ASGI middleware for an endpoint without a key: 403 for a client, a Host or an Origin that is not this machine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -85,7 +85,8 @@ class ThisMachineOnly:
             headers = Request(scope).headers
             origin = headers.get("origin")
             named = [f"//{headers.get('host', '')}", *([origin] if origin is not None else [])]
-            if not all(_is_here(url) for url in named):
+            client = scope.get("client")  # of Ray's proxy, when it listens on more than loopback after all
+            if not all(_is_here(url) for url in named) or (client and not is_loopback(client[0])):
                 response = refusal(
                     403, "host_not_allowed", "without a key this endpoint answers requests to localhost from this machine only;"
                     " set SLM_RAY_API_KEY where it is started", "permission_error",

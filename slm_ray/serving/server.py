@@ -176,6 +176,9 @@ async def _first_at_once(
             yield [await anext(pieces)]
     except StopAsyncIteration:
         return
+    except BaseException:  # the client has left
+        await pieces.aclose()
+        raise
     async with contextlib.aclosing(batched(pieces)) as batches:
         async for batch in batches:
             yield batch

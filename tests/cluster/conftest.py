@@ -1,4 +1,4 @@
-"""One cluster for the tests of a file: a head and two workers, and hosts outside."""
+"""One cluster for all tests that need one: a head and two workers, and hosts outside. A test that takes a worker away brings it back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from ray_hosts import RayHosts, ray_hosts
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster() -> Iterator[RayHosts]:
     """A head, `worker-1` and `worker-2`, started by cluster.yaml; `worker-3` and `worker-4` are off."""
     with ray_hosts(2) as started:

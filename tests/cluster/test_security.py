@@ -15,7 +15,6 @@ from stranger import METHODS
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
 PAGE = ROOT / "docs/how-to/cluster-security.md"
-NODES = ("head", "worker-1", "worker-2")
 SERVE = """
 import ray
 from ray import serve
@@ -55,6 +54,12 @@ class Door:
     process: str
     listens: str
     port: str
+
+
+def nodes(cluster: RayHosts) -> list[str]:
+    return [
+        name for name, host in cluster.hosts.on.items() if host.is_on and (name == "head" or name.startswith("worker-"))
+    ]
 
 
 def doors(host: Host) -> list[Door]:
@@ -122,24 +127,24 @@ def serving(cluster: RayHosts) -> RayHosts:
 def test_no_node_listens_where_the_document_does_not_say_so(serving: RayHosts) -> None:
     rows = documented()
     assert len(rows) > 8
-    for name in NODES:
+    for name in nodes(serving):
         unknown = sorted(door for door in doors(serving[name]) if not is_documented(door, rows))
         assert unknown == [], f"{name} listens on ports that {PAGE.name} does not list: {unknown}"
-    seen = [door for name in NODES for door in doors(serving[name])]
+    seen = [door for name in nodes(serving) for door in doors(serving[name])]
     assert {"gcs_server", "raylet", "ray::ServeRepli"} <= {door.process for door in seen}
     unseen = [row for row in rows if not any(is_documented(door, [row]) for door in seen)]
     assert unseen == [], f"{PAGE.name} lists ports that nobody opens: {unseen}"
 
 
 def test_from_another_host_the_dashboard_and_the_endpoint_are_not_there(serving: RayHosts) -> None:
-    there = [address for name in NODES for address in reached(serving[name], serving["stranger"])]
+    there = [address for name in nodes(serving) for address in reached(serving[name], serving["stranger"])]
     ports = {address.rpartition(":")[2] for address in there}
     assert "6379" in ports  # what has to be reached is
     assert not {str(DASHBOARD), "8000"} & ports
 
 
 def test_a_stranger_is_refused_by_every_port_but_those_of_the_metrics(serving: RayHosts) -> None:
-    there = [address for name in NODES for address in reached(serving[name], serving["stranger"])]
+    there = [address for name in nodes(serving) for address in reached(serving[name], serving["stranger"])]
     said = asked(serving["stranger"], there)
     for address, each in said.items():
         answered = {what for what, how in each.items() if how in ("OK", 200)}
@@ -147,7 +152,7 @@ def test_a_stranger_is_refused_by_every_port_but_those_of_the_metrics(serving: R
             assert answered == {"GET /", "GET /metrics", "GET /api/version"}, (address, each)
         else:
             assert not answered and {"UNAUTHENTICATED", 401} & set(each.values()), (address, each)
-    assert not any("posted" in serving[name].run("ls /tmp").stdout for name in NODES)
+    assert not any("posted" in serving[name].run("ls /tmp").stdout for name in nodes(serving))
     with_token = asked(serving["client"], there, serving.token)
     for method in METHODS:  # else the refusals would say nothing
         assert any(
@@ -157,9 +162,7 @@ def test_a_stranger_is_refused_by_every_port_but_those_of_the_metrics(serving: R
 
 
 def test_a_pickle_runs_in_a_replica_only_with_the_token(serving: RayHosts) -> None:
-    (worker,) = [
-        each for each in ("worker-1", "worker-2") if any(d.process == "ray::ServeRepli" for d in doors(serving[each]))
-    ]
+    (worker,) = [each for each in nodes(serving) if any(d.process == "ray::ServeRepli" for d in doors(serving[each]))]
     ports = [door.port for door in doors(serving[worker]) if door.process == "ray::ServeRepli"]
     owned = serving[worker].tmp / "owned"
     for shown, runs in (("", False), ("f" * 64, False), (serving.token, True)):

@@ -20,6 +20,7 @@ import httpx
 import psutil
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
@@ -130,6 +131,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def few_copies(file: Path) -> Path:
+    """The tiny base's serve file, with room for a few adapters on the node's disk."""
+    serving = yaml.safe_load((ROOT / "serve_configs/cpu_tiny.yaml").read_text(encoding="utf-8"))
+    serving["applications"][0]["args"]["llm_configs"][0]["experimental_configs"] = {"adapter_cache_bytes": 2_000_000}
+    file.write_text(yaml.safe_dump(serving), encoding="utf-8")
+    return file
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("served")
@@ -137,7 +146,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     (home / "pool.jsonl").write_text("".join(json.dumps(row) + "\n" for row in POOL))
     stand_in = {"deployment": "stand-in", "demonstrations": 2, "pools": {"structured": str(home / "pool.jsonl")}}
     config = Serving(
-        config=str(ROOT / "serve_configs/cpu_tiny.yaml"), base=str(home / "base"), name="tiny-base",
+        config=str(few_copies(home / "serve.yaml")), base=str(home / "base"), name="tiny-base",
         adapters_dir=str(home / "adapters"), port=free_port(), tracks=[str(home / "city.yaml")],
     )  # fmt: skip
     (home / "city.yaml").write_text(CITY, encoding="utf-8")

@@ -20,6 +20,7 @@ import httpx
 import openai
 import pytest
 import torch
+from hostile_requests import CHAT, body_of, check, each_of, requests
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from serving_fixtures import KEY, POOL, Served, chat_body, engines, make_adapter, publish_adapter, text_of
@@ -360,6 +361,62 @@ def test_what_would_stall_the_engine_is_refused_and_what_is_large_gets_through(s
     assert served.ask(served.name, "x" * 9 * 2**20).status_code == 413
     answer = served.ask(served.name, max_tokens=700, n=8, temperature=1, logprobs=True, top_logprobs=20)
     assert answer.status_code == 200 and len(answer.content) > 4 * 2**20, answer.text[:300]
+
+
+def test_requests_made_from_the_openapi_leave_the_running_endpoint_well(served: Served) -> None:
+    with httpx.Client(base_url=served.url, headers={"api-key": KEY}, timeout=30, trust_env=False) as client:
+        openapi = client.get("/openapi.json").json()
+        ends = time.monotonic() + 12
+
+        def ask(made: tuple[str, str, Any]) -> None:
+            method, path, value = made
+            if time.monotonic() > ends:
+                return
+            if isinstance(value, dict) and "completions" in path:
+                value = value | {"max_tokens": 4, "n": 1}
+            check(
+                client.request(method, path, content=body_of(value), headers={"content-type": "application/json"}), made
+            )
+
+        each_of(requests(openapi), ask, examples=120)
+    assert served.ask(served.name).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_clients_that_leave_give_their_places_back_within_seconds(served: Served, stream: bool) -> None:
+    """All places are taken by answers of half a minute; then everybody leaves at once."""
+
+    async def scenario() -> tuple[int, float]:
+        headers, limits = {"api-key": KEY}, httpx.Limits(max_connections=300)
+        statuses: list[int] = []
+        async with httpx.AsyncClient(headers=headers, limits=limits, timeout=60, trust_env=False) as client:
+
+            async def ask() -> None:
+                body = chat_body(served.name, "go on", max_tokens=1500, stream=stream)
+                async with client.stream("POST", f"{served.url}{CHAT}", json=body) as reply:
+                    statuses.append(reply.status_code)
+                    async for _ in reply.aiter_lines():
+                        pass
+
+            calls = [asyncio.create_task(ask()) for _ in range(140)]
+            while 429 not in statuses:  # every place is taken
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(1)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        left = time.monotonic()
+        async with httpx.AsyncClient(headers=headers, timeout=60, trust_env=False) as client:
+            while (
+                await client.post(f"{served.url}{CHAT}", json=chat_body(served.name, "hi", max_tokens=1))
+            ).status_code == 429:
+                await asyncio.sleep(0.1)
+        return statuses.count(429), time.monotonic() - left
+
+    refused, waited_s = asyncio.run(scenario())
+    print(f"stream={stream}: {refused} refused, answered {waited_s:.2f} s after all had left")
+    assert refused >= 1
+    assert waited_s < 5
 
 
 def test_token_ids_are_those_of_the_chat_template(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -707,7 +764,12 @@ def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
         assert served.ask(served.name).status_code == 200
     finally:
         front.shutdown()
-    assert httpx.get(f"{running.url}/health", trust_env=False).status_code in (401, 404)  # the endpoint's to answer
+    deadline = time.monotonic() + 10
+    while (
+        httpx.get(f"{running.url}/health", trust_env=False).status_code != 401
+    ):  # the endpoint's to answer, which asks for a key
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert served.ask(served.name).status_code == 200
 
 

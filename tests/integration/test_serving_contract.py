@@ -55,6 +55,9 @@ def test_server() -> None:
     assert parameters(LLMServer._maybe_resolve_lora_from_multiplex) == ["self"]
     assert "self._maybe_resolve_lora_from_multiplex()" in inspect.getsource(LLMServer._run_request)
     assert "self._load_model(multiplexed_model_id)" in inspect.getsource(LLMServer._maybe_resolve_lora_from_multiplex)
+    assert parameters(LLMServer._run_request)[:2] == ["self", "request"]
+    assert parameters(LLMServer._batch_output_stream) == ["self", "generator"]
+    assert "self._batch_output_stream(engine_stream)" in inspect.getsource(LLMServer._run_request)
     assert inspect.iscoroutinefunction(LLMServer.__del__)
     assert "await self.engine.start()" in inspect.getsource(LLMServer._start_engine)
     assert parameters(LoraModelLoader.load_model_from_config) == ["self", "lora_model_id", "llm_config"]
@@ -76,10 +79,12 @@ def test_server() -> None:
 
 def test_ingress() -> None:
     from fastapi.middleware.cors import CORSMiddleware
+    from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
     from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress, init
     from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
     from ray.serve._private.request_router.request_router import RequestRouter
     from ray.serve._private.router import AsyncioRouter, CurrentLoopRouter, SingletonThreadRouter
+    from starlette.middleware.base import BaseHTTPMiddleware
 
     assert parameters(OpenAiIngress._get_model_id) == ["self", "model"]
     assert parameters(OpenAiIngress._get_response) == ["self", "body", "call_method", "raw_request"]
@@ -92,7 +97,9 @@ def test_ingress() -> None:
     assert isinstance(RequestRouter.curr_replicas, property)
     for router in (CurrentLoopRouter, SingletonThreadRouter):
         assert "self._asyncio_router = AsyncioRouter(" in inspect.getsource(router.__init__)
-    assert [entry.cls for entry in init().user_middleware].count(CORSMiddleware) == 1
+    stacked = [entry.cls for entry in init().user_middleware]
+    assert (stacked.count(CORSMiddleware), stacked.count(BaseHTTPMiddleware)) == (1, 1)
+    assert VLLM_CLIENT_ERRORS
 
 
 def test_serve_controller() -> None:

@@ -82,6 +82,15 @@ def test_what_is_no_key_is_refused(tmp_path: Path, options: dict[str, Any], word
     assert not (tmp_path / "keys.jsonl").exists()
 
 
+def test_no_key_is_added_where_others_could_add_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    file.touch()
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        add_key(file, "team")
+    assert file.read_text() == ""
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="folder"):
         add_key(tmp_path / "none/keys.jsonl", "team")
@@ -221,6 +230,29 @@ def test_keys_of_the_file_pass_in_both_headers_and_what_is_wrong_with_it_is_not_
 def test_without_a_key_only_this_machine_by_its_own_name(headers: dict[str, str], status: int) -> None:
     assert passed(ThisMachineOnly, headers)[0] == status
     assert passed(ThisMachineOnly, headers, "/health")[0] == 204
+
+
+@pytest.mark.parametrize(
+    ("client", "status"), [(("127.0.0.1", 9), 204), (("::1", 9), 204), (None, 204), (("10.0.0.7", 9), 403)]
+)
+def test_without_a_key_another_machine_gets_nothing_whatever_host_it_names(client: Any, status: int) -> None:
+    sent: list[Any] = []
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"] == "http.response.start" and message["status"])
+
+    scope = {
+        "type": "http",
+        "path": "/v1/models",
+        "headers": [(b"host", b"localhost")],
+        "method": "GET",
+        "client": client,
+    }
+    asyncio.run(ThisMachineOnly(inner)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0] == status
 
 
 def keys(*arguments: str, file: Path) -> subprocess.CompletedProcess[str]:

@@ -89,9 +89,11 @@ def test_ray_up_starts_all_hosts_with_the_token_and_ray_down_stops_them() -> Non
         up = client.run("ray up -y --no-config-cache ~/cluster.yaml", within_s=240, check=False)
         assert up.returncode == 0, up.stdout[-4000:] + up.stderr[-4000:]
         said: list[str] = []
-        while len(said) < 3 and time.monotonic() - began < 240:
-            known = environment({"RAY_ADDRESS": "head:6379", "RAY_AUTH_MODE": "token"})
-            asked = head.run(f"{known} cd ~/slm_ray && python -W ignore -c {shlex.quote(NODES)}", check=False)
+        while len(said) < 3 and time.monotonic() - began < 300:
+            known = environment({"RAY_ADDRESS": f"{head.address}:6379", "RAY_AUTH_MODE": "token"})
+            asked = head.run(
+                f"{known} cd ~/slm_ray && timeout 60 python -W ignore -c {shlex.quote(NODES)}", check=False
+            )
             said = json.loads(asked.stdout.splitlines()[-1]) if asked.returncode == 0 else said
             time.sleep(2)
         log = head.run("tail -n 60 /tmp/ray/session_latest/logs/monitor.*", check=False).stdout

@@ -1,0 +1,69 @@
+"""Folders that only some nodes see are refused with the names of the others. The nodes are folders here, and no Ray is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from slm_ray import cluster
+from slm_ray.errors import ResourceError
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A head without a slot, where this process is, and two workers; what lies in `shared` all of them see."""
+
+    def node(name: str, **resources: float) -> dict[str, Any]:
+        return {
+            "NodeID": name,
+            "NodeManagerHostname": name,
+            "NodeManagerAddress": f"of {name}",
+            "Alive": True,
+            "Resources": resources,
+        }
+
+    def seen_from(name: str, path: Path) -> Path:
+        return path if path.is_relative_to(tmp_path / "shared") else tmp_path / name / path.relative_to(tmp_path)
+
+    def asked(name: str, folder: Path, wanted: Any) -> bool:
+        there = seen_from(name, wanted) if isinstance(wanted, Path) else wanted
+        return cluster._sees(seen_from(name, folder), there)
+
+    known = [node("head", CPU=2), node("w1", CPU=1, slot=1), node("w2", CPU=1, slot=1)]
+    monkeypatch.setattr(cluster, "_asked", asked)
+    monkeypatch.setattr(ray, "nodes", lambda: known)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "head"))
+    monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers, []))
+    monkeypatch.setattr(ray, "get", lambda answer, **_: answer)
+    return tmp_path
+
+
+def test_a_folder_that_all_see_is_made_and_left_empty(nodes: Path) -> None:
+    cluster.require_seen(
+        {"slot": 1}, shared={"run_dir": nodes / "shared" / "run", "adapters_dir": "s3://bucket/adapters"}
+    )
+    assert list((nodes / "shared" / "run").iterdir()) == []
+
+
+def test_a_folder_of_the_same_name_elsewhere_is_another_folder(nodes: Path) -> None:
+    (nodes / "w1" / "run").mkdir(parents=True)
+    with pytest.raises(ResourceError) as told:
+        cluster.require_seen({"slot": 1}, shared={"run_dir": nodes / "run"})
+    assert f"run_dir {nodes / 'run'} is not seen by nodes w1 (of w1), w2 (of w2)" in str(told.value)
+    assert "NFS" in str(told.value) and list((nodes / "run").iterdir()) == []
+    cluster.require_seen({"slot": 2}, shared={"run_dir": nodes / "run"})  # which no node could hold: none is asked
+
+
+def test_a_base_may_lie_on_each_node_and_has_to_be_the_same(nodes: Path) -> None:
+    for name in ("", "w1", "w2"):
+        (nodes / name / "base").mkdir(parents=True)
+        (nodes / name / "base" / "model.safetensors").write_text("weights")
+        (nodes / name / "base" / ".cache").write_text(name)
+    cluster.require_seen({"slot": 1}, shared={}, copies={"base": nodes / "base"})
+    (nodes / "w2" / "base" / "model.safetensors").write_text("other weights")
+    with pytest.raises(ResourceError, match=r"base .* is missing on node w2 \(of w2\), or has other files there"):
+        cluster.require_seen({"slot": 1}, shared={}, copies={"base": nodes / "base"})
