@@ -26,7 +26,7 @@ from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
 from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
-_ANSWERS_WITHIN_S = 30.0
+_ANSWERS_WITHIN_S = 120.0  # a node that has not worked for this job yet copies its files first
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 

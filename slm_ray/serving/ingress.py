@@ -18,7 +18,6 @@ from typing import Any
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from ray.exceptions import RayError
 from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
 from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest, ErrorResponse
 from ray.serve.llm.ingress import OpenAiIngress
@@ -166,8 +165,8 @@ class AdapterIngress(OpenAiIngress):  # type: ignore[misc]
                 if isinstance(chunk, ErrorResponse) and chunk.error.code >= 500 and await self._watch.ask_now():
                     raise _EngineDown(503)
                 yield chunk
-        except RayError:
-            if await self._watch.ask_now():
+        except Exception as error:  # Ray's, or the engine's own, which Serve hands over as it is
+            if not isinstance(error, HTTPException) and await self._watch.ask_now():
                 raise _EngineDown(503) from None
             raise
 
