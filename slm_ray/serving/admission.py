@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slm_ray.serving.auth import key_of
-from slm_ray.serving.failures import refusal
+from slm_ray.serving.failures import failure_of, refusal
 from slm_ray.serving.keys import ALL_MODELS, Key, TokenBudget
 from slm_ray.serving.limits import READ, most_tokens
 
@@ -33,11 +33,15 @@ _MODEL = re.compile(rb'(?<!\\)"model":\s*"((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
-    """How many answers, and how many tokens of them, one ingress lets be in flight; one of how many it is."""
+    """How many answers, and how many tokens of them, one ingress lets be in flight; one of how many it is.
+
+    `context` is what the engines' context holds, where that is known: no answer takes more.
+    """
 
     answers: int
     tokens: int
     ingresses: int = 1
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +97,7 @@ class Admission:
         request, size = scope[READ]
         model = self._model(request, scope["path"])
         prompt = -(-size // _BYTES_OF_A_TOKEN)
-        taken = prompt + _answer_tokens(request)
+        taken = prompt + _answer_tokens(request, self._room.context)
         answer = _Answer(send, prompt, self._clock)
         try:
             refused = self._refused(key, model, taken)
@@ -140,13 +144,14 @@ class Admission:
         self._count(1, taken)
         try:
             await self.app(scope, receive, answer.send)
+        except Exception as error:  # Ray's ingress raises what the engine refuses; a client that leaves is none
+            answer.failed(failure_of(error).status_code)
+            raise
         finally:
             self._count(-1, -taken)
             budget = self._budget(key)
-            if budget is not None:
-                budget.settle(
-                    taken, sum(answer.used()) if answer.begun else taken
-                )  # leaving early saves nobody anything
+            if budget is not None:  # leaving early saves nobody anything
+                budget.settle(taken, sum(answer.used()) if answer.begun else taken)
 
     def _count(self, answers: int, tokens: int) -> None:
         self._answers += answers
@@ -177,6 +182,11 @@ class _Answer:
             self._look(message["body"])
         await self._send(message)
 
+    def failed(self, status: int) -> None:
+        """It ends by an error, which costs nobody what was not answered; whoever is outside says `status` for it."""
+        if not self.begun:
+            self.begun, self._status = True, status
+
     def used(self) -> tuple[int, int]:
         """Tokens of prompt and answer; where a stream states no usage, the guess and its chunks stand for them."""
         if self._first is None:
@@ -205,10 +215,11 @@ class _Answer:
                     self._usage[name] = int(found[1])
 
 
-def _answer_tokens(request: Mapping[str, Any]) -> int:
+def _answer_tokens(request: Mapping[str, Any], context: int | None) -> int:
     named = request.get("max_completion_tokens") or request.get("max_tokens")
     choices, logprobs, top = request.get("n"), request.get("logprobs"), request.get("top_logprobs")
-    return (choices or 1) * (named or most_tokens(n=choices, logprobs=logprobs, top_logprobs=top))
+    each = named or most_tokens(n=choices, logprobs=logprobs, top_logprobs=top)
+    return (choices or 1) * min(each, context or each)
 
 
 def _forbidden(key: Key, what: str) -> JSONResponse:

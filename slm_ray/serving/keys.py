@@ -88,6 +88,7 @@ def add_key(
         raise ResourceError(
             f"cannot write {target}: {error.strerror}; name a file in a folder that you may write to"
         ) from None
+    _check_file(target)
     secret = f"slm-{secrets.token_urlsafe(32)}"
     key = Key(
         name=name, sha256=key_digest(secret), models=tuple(models), tokens_per_minute=tokens_per_minute, added=_now()

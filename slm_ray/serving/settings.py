@@ -24,6 +24,7 @@ from slm_ray.serving.admission import Room
 from slm_ray.serving.auth import is_loopback
 from slm_ray.serving.keys import key_digest, read_keys
 from slm_ray.serving.limits import schema_problem
+from slm_ray.storage import read_json
 from slm_ray.tasks import open_track
 from slm_ray.yaml_file import read_yaml_mapping
 
@@ -169,7 +170,16 @@ def room(serving: Mapping[str, Any]) -> Room:
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
     ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
     answers = max(1, int(2 * batched * most_engines(serving) // ingresses))
-    return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses)
+    return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=_context(model))
+
+
+def _context(model: Mapping[str, Any]) -> int | None:
+    """Tokens of the engine's context: what the file says, else what the base was made for; None where neither can be read."""
+    named = (model.get("engine_kwargs") or {}).get("max_model_len")
+    base = (model.get("model_loading_config") or {}).get("model_source")
+    if named is None and base and Path(base).is_dir():
+        named = read_json(Path(base) / "config.json").get("max_position_embeddings")
+    return named if isinstance(named, int) and named > 0 else None
 
 
 def most_engines(serving: Mapping[str, Any]) -> int:

@@ -46,10 +46,13 @@ class Engine:
         self.may.set()
         self.status, self.pieces = 200, [json.dumps({"model": "tiny:a-1", "usage": USAGE}).encode()]
         self.asked = 0
+        self.error: Exception | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
         await self.may.wait()
+        if self.error is not None:
+            raise self.error
         await send({"type": "http.response.start", "status": self.status, "headers": []})
         for piece in self.pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -193,6 +196,53 @@ def test_a_key_s_tokens_of_a_minute_are_a_429_that_says_when_and_are_settled_by_
     assert [reply.status_code for reply in replies] == [200, 200, 200, 403, 200, 200, 429, 200]
     assert replies[3].json()["error"]["param"] == "max_tokens"
     assert 40 <= int(replies[6].headers["retry-after"]) <= 60
+
+
+class Refused(Exception):
+    """As Ray's ingress raises what its engine answers with an error."""
+
+    status_code = 400
+    message = "the prompt is above the maximum context length"
+
+
+@pytest.mark.parametrize(("error", "status"), [(Refused(), 400), (RuntimeError("no"), 500)])
+def test_an_error_that_is_raised_costs_nothing_and_is_told_by_its_status(
+    tmp_path: Path, error: Exception, status: int
+) -> None:
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team", tokens_per_minute=600)
+
+    async def scenario() -> tuple[int, list[int]]:
+        endpoint = Endpoint(file=file)
+        endpoint.engine.error = error
+        for _ in range(3):
+            with pytest.raises(type(error)):
+                await endpoint.ask(secret, max_tokens=500)
+        endpoint.engine.error = None
+        reply = await endpoint.ask(secret, max_tokens=500)
+        return reply.status_code, [answered.status for answered in endpoint.told.ended]
+
+    assert asyncio.run(scenario()) == (200, [status, status, status, 200])
+
+
+def test_whoever_names_no_length_takes_what_the_context_leaves(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team", tokens_per_minute=3000)
+
+    async def scenario() -> list[int]:
+        statuses = []
+        for context in (2048, None):
+            endpoint = Endpoint(room=Room(answers=9, tokens=5000, context=context), file=file)
+            statuses.append((await endpoint.ask(secret, max_tokens=None)).status_code)
+            endpoint.engine.may.clear()
+            running = [asyncio.create_task(endpoint.ask("own", max_tokens=None)) for _ in range(2)]
+            await started(1, endpoint)
+            await asyncio.sleep(0.05)
+            endpoint.engine.may.set()
+            statuses += [reply.status_code for reply in await asyncio.gather(*running)]
+        return statuses
+
+    assert asyncio.run(scenario()) == [200, 200, 200, 403, 200, 429]
 
 
 def test_who_leaves_before_the_answer_pays_what_was_set_aside(tmp_path: Path) -> None:

@@ -82,6 +82,15 @@ def test_what_is_no_key_is_refused(tmp_path: Path, options: dict[str, Any], word
     assert not (tmp_path / "keys.jsonl").exists()
 
 
+def test_no_key_is_added_where_others_could_add_theirs(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    file.touch()
+    file.chmod(0o666)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        add_key(file, "team")
+    assert file.read_text() == ""
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="folder"):
         add_key(tmp_path / "none/keys.jsonl", "team")

@@ -197,3 +197,10 @@ def test_schemas_and_patterns_as_people_write_them() -> None:
         schema_problem(booking) is None and schema_problem(json.dumps(booking)) is None and schema_problem(True) is None
     )
     assert regex_problem(r"[A-Z]{2}\d{6,8}") is None
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/openai/deployments/x/chat/completions"])
+def test_a_line_s_end_in_the_path_is_no_way_around(client: TestClient, path: str) -> None:
+    """The router takes `…/completions%0A` for `…/completions`."""
+    reply = client.post(f"{path}%0A", json={"messages": TURN, "guided_json": {}})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")

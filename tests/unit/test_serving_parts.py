@@ -492,6 +492,13 @@ def test_on_loopback_none_is_needed(host: str) -> None:
     assert app_settings(config, stand_in=None, environment={}).api_key_digest is None
 
 
+def test_no_answer_is_longer_than_the_context_of_the_file_or_else_of_the_base() -> None:
+    serving = app_settings(Serving(config=CPU, base=str(BASE)), stand_in=None, environment={}).serving
+    assert room(serving).context == json.loads((BASE / "config.json").read_text())["max_position_embeddings"]
+    assert room(read_serve_file(GPU)).context == 8192
+    assert room(read_serve_file(CPU)).context is None, "no base is known"
+
+
 @pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
 def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
     serving = read_serve_file(file)
