@@ -16,6 +16,7 @@ class Quantile:
     """A quantile of times in seconds with its 95 % interval.
 
     A request without an answer counts as later than any: None where the quantile, or that bound, falls on one of them.
+    `upper` is None too where so few requests say nothing of how late the quantile may be.
     """
 
     value: float | None
@@ -37,8 +38,8 @@ class LoadRate:
     """One rate: `sent` requests arrived at `requests_per_s` on average; each was answered, refused (429, 503) or failed.
 
     Latencies begin at the intended arrival. `answered_per_s` is over `seconds`, from the first arrival to the last answer.
-    `client_late_s` is by how much this client itself sent late, its 99th percentile. `usd` is what the calls cost by the
-    token; None where they have no price.
+    `client_late_s` is by how much this client itself sent late, its 99th percentile. `usd` is what these calls cost by the
+    token, those without an answer that may have been billed at their most; None where they have no price.
     """
 
     requests_per_s: float
@@ -62,6 +63,7 @@ class Throughput:
 
     `fails_at` is the next higher rate measured, which missed it; None where no such rate was tried, so that more may be
     possible. `usd_per_thousand` is the cost of 1,000 requests at that rate, of a machine without idle time or by the token.
+    `on_cpu`: what answered is known to have had no GPU, whatever the machine of the price is called.
     """
 
     requests_per_s: float
@@ -69,14 +71,19 @@ class Throughput:
     p95_target_s: float
     fails_at: float | None
     usd_per_thousand: float | None
+    on_cpu: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoad:
-    """One model: where it answered (`identity`, without secrets), its rates in rising order, and the most it carries."""
+    """One model: where it answered (`identity`, without secrets), its rates in rising order, and the most it carries.
+
+    `on_cpu` as in `Throughput`.
+    """
 
     identity: str
     billing: Billing
+    on_cpu: bool = False
     rates: tuple[LoadRate, ...] = ()
     most: Throughput | None = None
 

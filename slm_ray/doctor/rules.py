@@ -14,6 +14,7 @@ LEAST_FREE_BYTES = 5 * 10**9
 HOTTEST_CELSIUS = 85
 MOST_SKEW_S = 2.0
 _NAMED = 3  # packages in one line
+_ANY = ("0.0.0.0", "::")
 _PIN = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 
 
@@ -100,9 +101,12 @@ def _software(node: NodeFacts, expected: Expected, pins: Mapping[str, str]) -> I
 
 
 def _gpus(node: NodeFacts) -> Iterator[Finding]:
-    if node.ray_gpus and not node.gpus:
+    if node.ray_gpus and not node.gpus and not node.gpu_problem:
         fix = "install NVIDIA's driver there, or start its Ray with --num-gpus=0"
         yield _finding(node, "gpu", f"Ray counts {node.ray_gpus:g} GPUs, and no driver shows one", fix)
+    if node.gpu_problem:
+        fix = "look at `nvidia-smi` and `dmesg` there and restart the host; until then start its Ray without that card"
+        yield _finding(node, "gpu", node.gpu_problem, fix)
     torch = node.packages.get("torch", "")
     if node.gpus and "+cpu" in torch:
         fix = "on that node: pip install --require-hashes --no-deps -r requirements.cuda.lock"
@@ -137,16 +141,18 @@ def _doors(node: NodeFacts) -> Iterator[Finding]:
     if node.token_is_open:
         yield _finding(node, "token", "other users of the node can read its file", "chmod 600 ~/.ray/auth_token")
     for one in node.listeners:
-        where = f"{one.process} (process {one.pid}) listens on every address at port {one.port}"
+        at = "every address" if one.address in _ANY else one.address
+        where = f"{one.process} (process {one.pid}) listens on {at} at port {one.port}"
         match one.kind:
             case "dashboard":
                 yield _finding(
                     node, "port", where, "start the head with --dashboard-host=127.0.0.1, as cluster.yaml does"
                 )
-            case "client":
-                yield _finding(
-                    node, "port", where, "start the head with --ray-client-server-port left out or behind a firewall"
-                )
+            case "client" if (
+                one.address in _ANY
+            ):  # on the node's own address every head has it, and the token guards it
+                fix = "start the head with --node-ip-address=ITS_ADDRESS, on which alone it then listens, or keep the port behind a firewall"
+                yield _finding(node, "port", where, fix)
             case "other" if one.process != "sshd":
                 fix = (
                     "stop it, or let it listen on 127.0.0.1: docs/how-to/cluster-security.md lists what has to be open"

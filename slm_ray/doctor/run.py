@@ -124,4 +124,8 @@ def _marked(places: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _existing(place: Path) -> Path:
-    return next(folder for folder in (place, *place.parents) if folder.is_dir())
+    """The nearest folder that is there; one that cannot be looked at (no right to, a stale mount) is named as it is."""
+    try:
+        return next(folder for folder in (place, *place.parents) if folder.is_dir())
+    except OSError:
+        return place

@@ -43,7 +43,9 @@ def digest(packages: Any) -> str:
 
 def _cells(node: NodeFacts) -> tuple[str, ...]:
     cards = [
-        f"{one.name} {one.used_bytes / 1e9:.0f}/{one.total_bytes / 1e9:.0f} GB {one.celsius} °C" for one in node.gpus
+        f"{one.name} {one.used_bytes / 1e9:.0f}/{one.total_bytes / 1e9:.0f} GB"
+        + ("" if one.celsius is None else f" {one.celsius} °C")
+        for one in node.gpus
     ]
     free = [f"{size / 1e9:.0f} {place}" for place, size in node.free_bytes.items()]
     return (

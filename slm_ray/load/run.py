@@ -20,8 +20,10 @@ import numpy as np
 
 from slm_ray import storage
 from slm_ray.config import LoadConfig
+from slm_ray.costs.cost import on_cpu
 from slm_ray.errors import ConfigError, ResourceError
 from slm_ray.evaluation.budget import Budget, Spent, prices_of
+from slm_ray.evaluation.provenance import versions
 from slm_ray.load.arrivals import Arrival, Call, poisson, send
 from slm_ray.load.progress import LoadProgress
 from slm_ray.load.quantiles import quantiles
@@ -85,6 +87,7 @@ def measure(config: LoadConfig, *, environment: Mapping[str, str] | None = None)
                         break
                     run.rate(spec, provider, between, environment, progress)
                     chosen.append(between)
+        run.write()  # nothing may have been measured, and another target or price tell something else of what is there
         return run.report
 
 
@@ -128,12 +131,14 @@ def _begun(
     for spec, identity in identities.items():
         if spec in models and models[spec].identity != identity:
             raise ConfigError(f"{path} holds {spec} of another address ({models[spec].identity}); {_AGAIN}")
-        models.setdefault(spec, ModelLoad(identity=identity, billing=facts[spec].billing))
+        no_gpu = on_cpu(facts[spec], versions())
+        models.setdefault(spec, ModelLoad(identity=identity, billing=facts[spec].billing, on_cpu=no_gpu))
     return replace(new, models={spec: _rated(one, config) for spec, one in models.items()})
 
 
 def _rated(model: ModelLoad, config: LoadConfig) -> ModelLoad:
-    return replace(model, most=most(model.rates, config.p95_s, model.billing, config.cost.hourly_usd))
+    found = most(model.rates, config.p95_s, model.billing, config.cost.hourly_usd, on_cpu=model.on_cpu)
+    return replace(model, most=found)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -160,33 +165,32 @@ class _Run:
         )
         # The first call opens a connection and may load an adapter; nobody wants to know that of a rate.
         first = replace(arrivals[0], at_s=0.0, key=f"{arrivals[0].key} first")
-        self._write(begun=self._worst(spec, [first, *arrivals]))
-        usd_before = self.budget.usd(spec)
+        self.write(begun=self._worst(spec, [first, *arrivals]))
         progress.begin(spec, rate, len(arrivals))
         try:
-            calls = asyncio.run(self._calls(spec, provider, first, arrivals, environment, progress))
+            found = asyncio.run(self._calls(spec, provider, first, arrivals, environment, progress))
         finally:
-            self._write(begun=Spending())
-        if calls is None:
+            self.write()
+        if found is None:
             spent = self.budget.spent
             raise ResourceError(
                 f"{self.budget.blocked_by} does not allow another call: {spec} at {rate:g} requests/s is not measured;"
                 f" spent at most {spent.calls} calls, {spent.tokens} tokens, {spent.usd:.4f} USD; finished rates are in"
                 f" {self.path}, and the same command with a higher {str(self.budget.blocked_by).split()[0]} continues"
             )
-        usd = None if usd_before is None else (self.budget.usd(spec) or 0.0) - usd_before
+        calls, usd = found
         measured = rate_of(calls, rate, seed=config.generation.seed, usd=usd)
         progress.end(measured)
         rates = sorted([*model.rates, measured], key=lambda one: one.requests_per_s)
         models = {**self.report.models, spec: _rated(replace(model, rates=tuple(rates)), config)}
         self.report = replace(self.report, models=models)
-        self._write(begun=Spending())
+        self.write()
 
     async def _calls(
         self, spec: str, provider: Provider, first: Arrival, arrivals: Sequence[Arrival],
         environment: Mapping[str, str], progress: LoadProgress,
-    ) -> list[Call] | None:  # fmt: skip
-        """All calls of a rate; None where the budget ended it."""
+    ) -> tuple[list[Call], float | None] | None:  # fmt: skip
+        """All calls of a rate and what they cost, both without the first one; None where the budget ended it."""
         config = self.config
         model = provider.open(endpoint=config.endpoint, generation=config.generation, environment=environment)
 
@@ -205,20 +209,23 @@ class _Run:
         try:
             if await send(model, [first], may_send=may_send, on_call=on_call) is None:
                 return None
-            return await send(model, arrivals, may_send=may_send, on_call=on_call)
+            before = self.budget.usd(spec)
+            calls = await send(model, arrivals, may_send=may_send, on_call=on_call)
+            after = self.budget.usd(spec)
+            usd = None if before is None or after is None else after - before
+            return None if calls is None else (calls, usd)
         finally:
             await model.close()
 
     def _worst(self, spec: str, arrivals: Sequence[Arrival]) -> Spending:
-        if not self.budget.is_counted:
-            return Spending()
         each = [self.budget.worst(spec, arrival.prompt) for arrival in arrivals]
         return Spending(calls=len(each), tokens=sum(one.tokens for one in each), usd=math.fsum(one.usd for one in each))
 
-    def _write(self, *, begun: Spending) -> None:
+    def write(self, *, begun: Spending | None = None) -> None:
+        """Put the report on disk with what is spent; `begun` is the most that what starts now may cost."""
         spent = self.budget.spent
         spending = Spending(calls=spent.calls, tokens=spent.tokens, usd=spent.usd)
-        self.report = replace(self.report, spent=spending, begun=begun)
+        self.report = replace(self.report, spent=spending, begun=begun or Spending())
         storage.write_json(self.path, encode(self.report))
 
 
@@ -227,7 +234,8 @@ def rate_of(calls: Sequence[Call], requests_per_s: float, *, seed: int, usd: flo
     answered = [call for call in calls if call.is_answered]
     refused = [call for call in calls if call.is_refused]
     ends = [call.at_s + call.latency_s for call in answered]
-    seconds = max(ends, default=0.0) - min(call.at_s for call in calls)
+    begun_s = min(call.at_s for call in calls)
+    seconds = max(ends, default=begun_s) - begun_s
     streamed = any(call.first_token_s is not None for call in answered)
     reasons = Counter(_reason(call) for call in calls if not call.is_answered)
     return LoadRate(

@@ -33,7 +33,9 @@ def next_rate(rates: Sequence[LoadRate], p95_s: float, *, duration_s: float) -> 
     return between if held.requests_per_s < between < fails.requests_per_s and between * duration_s >= FEWEST else None
 
 
-def most(rates: Sequence[LoadRate], p95_s: float, billing: Billing, hourly_usd: float) -> Throughput | None:
+def most(
+    rates: Sequence[LoadRate], p95_s: float, billing: Billing, hourly_usd: float, *, on_cpu: bool = False
+) -> Throughput | None:
     """The highest rate that held the target; None where the lowest one did not."""
     held, fails = bracket(rates, p95_s)
     if held is None or held.latency_s.p95 is None or held.latency_s.p95.value is None:
@@ -47,4 +49,5 @@ def most(rates: Sequence[LoadRate], p95_s: float, billing: Billing, hourly_usd: 
         p95_target_s=p95_s,
         fails_at=None if fails is None else fails.requests_per_s,
         usd_per_thousand=None if usd is None else 1000 * usd,
+        on_cpu=on_cpu,
     )

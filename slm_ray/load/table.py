@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from slm_ray.costs.cost import named_cpu
 from slm_ray.load_records import LoadRate, LoadReport, ModelLoad, Quantile, Quantiles
 from slm_ray.tables import format_table
 
@@ -16,7 +17,7 @@ def summary(report: LoadReport, *, p95_s: float) -> str:
     lines: list[str] = []
     for spec, model in report.models.items():
         lines += [spec, *format_table([_HEAD, *(_row(rate) for rate in model.rates)], left=())]
-        lines += [f"- {line}" for line in (_most(model, report, p95_s), *_doubts(model.rates, report.rows))]
+        lines += [f"- {line}" for line in (_most(model, report, p95_s), *_doubts(model.rates, report.rows, p95_s))]
     return "\n".join(lines)
 
 
@@ -55,16 +56,20 @@ def _most(model: ModelLoad, report: LoadReport, p95_s: float) -> str:
         return f"{line}; no price per request"
     if model.billing == "machine":
         paid = f"on {report.machine} at {report.hourly_usd:g} USD/h without idle time"
+        if found.on_cpu and not named_cpu(report.machine):
+            paid += " (hypothetical: what answered had no GPU; name its machine in cost.machine)"
     else:
         paid = "by the token"
     return f"{line}; {found.usd_per_thousand:.4g} USD per 1,000 requests, {paid}"
 
 
-def _doubts(rates: tuple[LoadRate, ...], rows: int) -> list[str]:
+def _doubts(rates: tuple[LoadRate, ...], rows: int, p95_s: float) -> list[str]:
     """What makes the figures say less than they seem to."""
     found = []
     late = [
-        rate for rate in rates if rate.latency_s.p95 and rate.client_late_s > _LATE * (rate.latency_s.p95.value or 1e9)
+        rate
+        for rate in rates
+        if rate.client_late_s > _LATE * ((rate.latency_s.p95 and rate.latency_s.p95.value) or p95_s)
     ]
     for rate in late:
         found.append(

@@ -59,6 +59,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
     report, rows = load_report(config.report)
     other_report, other_rows = load_report(config.other_report) if config.other_report else (report, rows)
     joined = _joined(config, rows, other_rows)
+    measured = measured_throughput(config.cost, (config.llm, config.slm))  # may refuse, which is before a turn is taken
     settings = _settings_now(config, report, declared := _declared(config))
     with ExitStack() as stack:
         opened = None
@@ -91,7 +92,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day,
-                 measured=measured_throughput(config.cost))  # fmt: skip
+                 measured=measured)  # fmt: skip
     partial = None
     if config.validation_report and _may_take_part(decision, config, left=opened is None or opened.turn.level > 0):
         partial = _partial_replacement(config, report, joined, costs, comparison.level)

@@ -16,7 +16,6 @@ from typing import Protocol
 import msgspec
 
 from slm_ray.costs.prices import PriceList, price_of
-from slm_ray.errors import SlmRayError
 from slm_ray.rollout.calls import Answerer, Call
 from slm_ray.rollout.judged import agreed, in_form
 from slm_ray.rollout.states import RouteState
@@ -56,6 +55,7 @@ class Beside:
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: Counter[str] = Counter()
         self._waiting = 0
+        self._said: dict[str, str] = {}  # the last trouble of a route's watch, which is said once
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def take(self, call: Call) -> None:
@@ -104,7 +104,7 @@ class Beside:
 
     def _watched(self, call: Call) -> float | None:
         """The agreement of the pair, which the watch has seen."""
-        name = call.state.route.name
+        name, agreement = call.state.route.name, None
         try:
             agreement = agreed(call.state, call.replies["slm"], call.replies["llm"])
             if agreement is None:
@@ -114,10 +114,13 @@ class Beside:
             watch = self._watches.setdefault(name, RouteWatch(self._store, name))
             if (changed := watch.observe(call.state, call.id, agreement)) is not None:
                 self._changed(changed)
-        except SlmRayError as error:
+            self._said.pop(name, None)
+        # Answers are anybody's text: whatever a pair leads to, its row is kept and the next pair is looked at.
+        except Exception as error:  # noqa: BLE001
             self.counts[name]["watch_errors"] += 1
-            self._say(f"the watch of {name}: {error}")
-            return None
+            if self._said.get(name) != (said := f"the watch of {name}: {error or type(error).__name__}"):
+                self._said[name] = said
+                self._say(said)
         return agreement
 
     def _keep(self, call: Call, agreement: float | None) -> None:
@@ -132,8 +135,9 @@ class Beside:
         self._waiting -= 1
         try:
             self._log.append(self._row(call, agreement))
-        except SlmRayError as error:
-            self._say(f"a row of {call.state.route.name} is lost: {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            self.counts[call.state.route.name]["rows_lost"] += 1
+            self._say(f"a row of {call.state.route.name} is lost: {error or type(error).__name__}")
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state

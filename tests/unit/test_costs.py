@@ -488,5 +488,8 @@ def test_what_was_measured_under_load_takes_the_place_of_the_estimate() -> None:
     assert "20 requests/s measured under load with a p95 of 0.8 s" in slm.basis and "estimate" not in slm.basis
     assert llm == both([answer()] * 4, [answer()] * 4).arms[LLM]
     assert "measured under load" in cost_text(found)
+    assert not slm.hypothetical
+    without_gpu = both([answer()] * 4, [answer()] * 4, measured={SLM: replace(carried, on_cpu=True)}).arms[SLM]
+    assert without_gpu.hypothetical  # priced as a machine with one
     other = both([answer()] * 4, [answer()] * 4, measured={"served:other": carried}).arms[SLM]
     assert "an upper estimate" in other.basis

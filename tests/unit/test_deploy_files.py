@@ -157,6 +157,9 @@ def test_the_loop_is_started_with_settings_that_exist() -> None:
     container = cluster_of(job)["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert container["workingDir"] == folder and f"WORKDIR {folder}" in DOCKER.read_text(encoding="utf-8")
     assert Path(job_file).stem in COMMANDS
+    # Ray starts a job that asks for resources on any node; on the head are the LLM's key and the endpoint's port.
+    assert not {"entrypointNumCpus", "entrypointNumGpus", "entrypointResources"} & job["spec"].keys()
+    assert {"secretRef": {"name": "slm-ray-keys", "optional": True}} in container["envFrom"]
     config = load(LoopConfig, ROOT / settings, words[7::2])
     shared = [
         config.run_dir,
@@ -180,6 +183,15 @@ def test_the_endpoint_is_that_of_the_serve_file() -> None:
     places = {"base": "/shared/bases/Llama-3.1-8B-Instruct", "adapters_dir": "/shared/adapters"}
     assert ours == {**theirs, "args": {**theirs["args"], **places}}
     assert deployed["http_options"] == {"host": "0.0.0.0", "port": 8000}
+    (model,) = ours["args"]["llm_configs"]
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    grows = service["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling", False)
+    cards = workers["maxReplicas" if grows else "replicas"]
+    # the ingresses let in what so many engines carry, so that each needs a card
+    assert model["deployment_config"]["autoscaling_config"]["max_replicas"] <= cards
+    assert not [
+        name for name in service["spec"] if name.endswith("UnhealthySecondThreshold")
+    ]  # KubeRay reads them no more
     for template in templates(service):  # whoever reaches it needs a key
         assert {"secretRef": {"name": "slm-ray-api-key"}} in template["spec"]["containers"][0]["envFrom"]
 
@@ -188,7 +200,7 @@ def test_the_network_policy_names_pods_and_ports_that_exist() -> None:
     policies = {one["metadata"]["name"]: one for one in kinds("NetworkPolicy")}
     ports = {port["containerPort"] for one in RAY for template in templates(one) for port in template["spec"]["containers"][0].get("ports", [])}  # fmt: skip
     opened = {port["port"] for rule in policies["slm-ray"]["spec"]["ingress"] for port in rule.get("ports", [])}
-    assert opened == {8265, 8000} and opened <= ports
+    assert opened == {8265, 8000, 8080} and opened <= ports | {8080}  # the metrics' port is named by KubeRay
     (redis,) = kinds("StatefulSet")
     labels = redis["spec"]["template"]["metadata"]["labels"]
     assert (

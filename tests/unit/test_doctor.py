@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import pytest
 
 from slm_ray.doctor.facts import Gpu, Listener, NodeFacts, Question, Silent, examine, folder_problem, gpus_of, kind_of
 from slm_ray.doctor.rules import Expected, findings, pins_of
-from slm_ray.doctor.run import Examination
+from slm_ray.doctor.run import Examination, _marked
 from slm_ray.doctor.table import plain, summary
 
 ROOT = Path(__file__).parents[2]
@@ -30,12 +31,14 @@ HEALTHY = NodeFacts(
 EXPECTED = Expected(python="3.11.9", pins=PINS, lock="requirements.cuda.lock")
 
 
-def listening(kind: Any, port: int, process: str = "python") -> tuple[Listener, ...]:
-    return (Listener(port=port, process=process, pid=7, kind=kind),)
+def listening(kind: Any, port: int, process: str = "python", address: str = "0.0.0.0") -> tuple[Listener, ...]:
+    return (Listener(port=port, process=process, pid=7, kind=kind, address=address),)
 
 
 def test_a_healthy_cluster_has_no_red_line() -> None:
-    other = dataclasses.replace(HEALTHY, node="gpu-2", late_s=-1.5)
+    other = dataclasses.replace(
+        HEALTHY, node="gpu-2", late_s=-1.5, listeners=listening("client", 10001, address="10.0.0.9")
+    )
     assert findings([HEALTHY, other], EXPECTED) == []
     assert "nothing is wrong" in summary(Examination(nodes=(HEALTHY, other), findings=()))
 
@@ -52,7 +55,9 @@ RED: list[tuple[str, dict[str, Any], str, str]] = [
     ("base", {"base": "c" * 64}, "cccccccc instead of bbbbbbbb", "copy the base anew"),
     ("token", {"token_is_open": True}, "other users of the node can read its file", "chmod 600"),
     ("port", {"listeners": listening("dashboard", 8265)}, "every address at port 8265", "--dashboard-host=127.0.0.1"),
-    ("port", {"listeners": listening("client", 10001)}, "every address at port 10001", "--ray-client-server-port"),
+    ("port", {"listeners": listening("client", 10001)}, "every address at port 10001", "--node-ip-address"),
+    ("port", {"listeners": listening("dashboard", 8265, address="10.0.0.9")}, "listens on 10.0.0.9 at port 8265", "--dashboard-host=127.0.0.1"),
+    ("gpu", {"gpus": (), "gpu_problem": "card 0 cannot be read (GPU is lost)"}, "card 0 cannot be read (GPU is lost)", "nvidia-smi"),
     ("port", {"listeners": listening("other", 8888, "jupyter")}, "jupyter (process 7) listens on every address at port 8888", "127.0.0.1"),
     ("clock", {"late_s": 61.0}, "+61.0 s from the job's node", "set-ntp"),
     ("clock", {"late_s": -3.2}, "-3.2 s from the job's node", "set-ntp"),
@@ -139,6 +144,28 @@ def test_a_folder_is_written_read_and_left_as_it_was(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mark"]
 
 
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_a_folder_that_cannot_be_looked_at_is_named_and_ends_nothing(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale mount is what this is for; also on the job's own node, where nobody catches what is raised."""
+
+    def fails(path: Path) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", fails)
+        assert folder_problem(tmp_path, "") == f"it cannot be written to ({os.strerror(number)})"
+        with _marked([str(tmp_path / "runs")]) as (folders, _):
+            assert folders == (str(tmp_path / "runs"),)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_takes_no_mark_is_not_called_another_one() -> None:
+    with _marked(["/proc"]) as (folders, mark):
+        assert "it cannot be written to" in folder_problem(Path(folders[0]), mark)
+
+
 def test_a_folder_that_takes_nothing_is_named() -> None:
     assert "it cannot be written to" in folder_problem(Path("/proc"), "")  # also for root
 
@@ -153,6 +180,15 @@ def test_a_port_that_is_open_to_all_is_found_and_one_on_loopback_is_not() -> Non
         mine = {one.port for one in facts.listeners if one.pid == os.getpid()}
         assert everywhere.getsockname()[1] in mine
         assert here.getsockname()[1] not in mine
+
+
+def test_a_port_on_an_address_of_the_node_is_found_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def sockets(kind: str) -> list[Any]:
+        places = [("10.0.0.9", 8265), ("::ffff:127.0.0.1", 81), ("::1", 82), ("127.0.0.53", 83)]
+        return [SimpleNamespace(pid=os.getpid(), status="LISTEN", laddr=SimpleNamespace(ip=ip, port=port)) for ip, port in places]  # fmt: skip
+
+    monkeypatch.setattr("psutil.net_connections", sockets)
+    assert [(one.address, one.port) for one in examine("here", 0.0, Question()).listeners] == [("10.0.0.9", 8265)]
 
 
 @pytest.mark.parametrize(
@@ -173,15 +209,16 @@ def test_what_listens_is_told_apart(name: str, command: str, port: int, has_ray:
 
 
 class Nvml:
-    """NVIDIA's library with two cards, one of them without a sensor; or without a driver."""
+    """NVIDIA's library with two cards, one of them without a sensor; or without a driver, or with a third card that is lost."""
 
     NVML_TEMPERATURE_GPU = 0
 
     class NVMLError(Exception):
         pass
 
-    def __init__(self, *, has_driver: bool = True) -> None:
+    def __init__(self, *, has_driver: bool = True, cards: int = 2) -> None:
         self._has_driver = has_driver
+        self._cards = cards
 
     def nvmlInit(self) -> None:
         if not self._has_driver:
@@ -194,9 +231,11 @@ class Nvml:
         return b"570.86"
 
     def nvmlDeviceGetCount(self) -> int:
-        return 2
+        return self._cards
 
     def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        if number == 2:
+            raise self.NVMLError("GPU is lost")
         return number
 
     def nvmlDeviceGetMemoryInfo(self, card: int) -> Any:
@@ -212,7 +251,16 @@ class Nvml:
 
 
 def test_cards_are_read_from_the_driver_and_a_host_without_one_has_none() -> None:
-    driver, cuda, cards = gpus_of(Nvml())
-    assert (driver, cuda) == ("570.86", "12.8")
+    driver, cuda, cards, problem = gpus_of(Nvml())
+    assert (driver, cuda, problem) == ("570.86", "12.8", "")
     assert [(card.celsius, card.used_bytes) for card in cards] == [(71, 0), (None, 10**9)]
-    assert gpus_of(Nvml(has_driver=False)) == (None, None, ())
+    assert gpus_of(Nvml(has_driver=False)) == (None, None, (), "")
+
+
+def test_a_card_that_is_lost_hides_no_other_and_is_named() -> None:
+    _, _, cards, problem = gpus_of(Nvml(cards=3))
+    assert len(cards) == 2
+    assert problem == "card 2 cannot be read (GPU is lost)"
+    one = dataclasses.replace(HEALTHY, gpus=cards, gpu_problem=problem, ray_gpus=3.0)
+    text = summary(Examination(nodes=(one,), findings=tuple(findings([one], EXPECTED))))
+    assert "None °C" not in text and "red: gpu-1: gpu: card 2 cannot be read" in text
