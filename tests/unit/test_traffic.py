@@ -175,6 +175,22 @@ def test_a_full_disk_stops_no_request_and_rows_are_written_once_there_is_room(
     assert "No space left" in caplog.text and "dropped" in caplog.text
 
 
+def test_rows_that_come_faster_than_they_are_written_are_dropped_and_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, real = threading.Event(), os.pwrite
+
+    def pwrite(handle: int, data: bytes, at: int) -> int:
+        slow.wait(20)
+        return real(handle, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with caplog.at_level(logging.WARNING), TrafficLog(str(tmp_path), most_waiting=2) as log:
+        until(lambda: not log.append(row("more")))
+        slow.set()
+        until(lambda: "more rows come in than can be kept" in caplog.text)
+
+
 def test_rows_stay_in_the_journal_while_the_store_takes_no_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
