@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.schema import ApplicationStatus
 
 from slm_ray.config import Serving
 from slm_ray.errors import ModelError, ResourceError
@@ -102,7 +103,7 @@ def test_the_front_that_goes_may_refuse_the_new_key_for_a_moment(
         if len(asked) <= refusals:
             raise ModelError("HTTP 401")
 
-    up = SimpleNamespace(status=endpoint.ApplicationStatus.RUNNING, deployments={}, message="")
+    up = SimpleNamespace(status=ApplicationStatus.RUNNING, deployments={}, message="")
     monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"app": up}))
     monkeypatch.setattr(endpoint, "healthy", lambda url: True)
     monkeypatch.setattr(endpoint, "chat", chat)
