@@ -575,7 +575,5 @@ def test_a_row_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytes
     with bed(tmp_path, "record") as it:
         monkeypatch.setattr("slm_ray.rollout.beside.in_form", broken)
         assert content(it.ask()) == GOOD
-        assert (
-            wait_for(lambda: it.card().get("counts", {}).get("rows_lost") == 1) and "RuntimeError" in it.said[0]
-        assert "Oslo" not in it.said[0]
-        )
+        assert wait_for(lambda: it.card().get("counts", {}).get("rows_lost") == 1)
+        assert "RuntimeError" in it.said[0] and "Oslo" not in it.said[0]
