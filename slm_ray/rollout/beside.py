@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from slm_ray.costs.prices import PriceList, price_of
+from slm_ray.errors import SlmRayError
 from slm_ray.rollout.calls import Answerer, Call
 from slm_ray.rollout.judged import agreed, in_form
 from slm_ray.rollout.states import RouteState
@@ -118,7 +119,7 @@ class Beside:
         # Answers are anybody's text: whatever a pair leads to, its row is kept and the next pair is looked at.
         except Exception as error:  # noqa: BLE001
             self.counts[name]["watch_errors"] += 1
-            if self._said.get(name) != (said := f"the watch of {name}: {error or type(error).__name__}"):
+            if self._said.get(name) != (said := f"the watch of {name}: {_told(error)}"):
                 self._said[name] = said
                 self._say(said)
         return agreement
@@ -137,7 +138,7 @@ class Beside:
             self._log.append(self._row(call, agreement))
         except Exception as error:  # noqa: BLE001 - as above
             self.counts[call.state.route.name]["rows_lost"] += 1
-            self._say(f"a row of {call.state.route.name} is lost: {error or type(error).__name__}")
+            self._say(f"a row of {call.state.route.name} is lost: {_told(error)}")
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state
@@ -167,6 +168,11 @@ class Beside:
             cost_usd=price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if price and usage else None,
             score=agreement if target.arm == "slm" else None,
         )  # fmt: skip
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of an error that is not ours its kind alone, since its words may quote an answer."""
+    return str(error) if isinstance(error, SlmRayError) else type(error).__name__
 
 
 def tool_calls(body: bytes) -> str | None:

@@ -433,13 +433,15 @@ def test_a_rule_that_cannot_be_used_is_refused(names: list[str], patterns: dict[
 def test_without_text_hashes_and_counts_are_all_that_is_kept(tmp_path: Path) -> None:
     with TrafficLog.of(Traffic(folder=str(tmp_path), keep_text=False)) as log:
         for name in ("a", "b"):
-            log.append(row(name, text="a private answer", messages=[{"role": "user", "content": "a private question"}]))
+            asked = row(name, text="a private answer", messages=[{"role": "user", "content": "a private question"}])
+            log.append(dataclasses.replace(asked, fallback="http_400: a private question is too long"))
             log.append(Feedback(id=name, at=NOW.timestamp(), score=1.0, answer="a private remark"))
     assert "private" not in disk_text(tmp_path)
     first, second = read_traffic(str(tmp_path))
     assert first.answers[0].text is None and first.answers[0].chars == 16
     assert first.answers[0].digest == second.answers[0].digest and first.request["digest"] == second.request["digest"]
     assert first.request["max_tokens"] == 8 and first.feedback[0].score == 1.0
+    assert first.fallback == "http_400"
 
 
 def test_parts_are_read_by_any_parquet_reader(tmp_path: Path) -> None:
