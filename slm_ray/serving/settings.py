@@ -117,9 +117,16 @@ def settings_of(
 
 
 def _check_replicas(arguments: Mapping[str, Any]) -> None:
-    """ConfigError for an engine that Ray may scale to none: requests are refused then, so that none would bring it back."""
-    scaling = (arguments["llm_configs"][0].get("deployment_config") or {}).get("autoscaling_config") or {}
-    if scaling.get("min_replicas", 1) == 0:
+    """ConfigError for an engine that Ray may scale to none: requests are refused then, so that none would bring it back.
+
+    And for a number that is left to Ray: room and resources are counted before anything runs.
+    """
+    deployments = (arguments["llm_configs"][0].get("deployment_config"), arguments.get("ingress_deployment_config"))
+    for deployment in deployments:
+        count = (deployment or {}).get("num_replicas") or 1
+        if not isinstance(count, int):
+            raise ConfigError(f"num_replicas is {count!r}: give a number, or autoscaling_config with its bounds")
+    if ((deployments[0] or {}).get("autoscaling_config") or {}).get("min_replicas", 1) == 0:
         raise ConfigError(
             "llm_configs: autoscaling_config.min_replicas is 0: without an engine requests are refused, and none would start"
             " one; set it to 1 or more"

@@ -486,11 +486,20 @@ def test_a_file_of_keys_is_read_before_anything_starts_and_wants_the_deployer_s_
         app_settings(config, stand_in=None, environment=own)
 
 
-def test_an_engine_that_could_scale_to_none_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("told", "instead", "words"),
+    [
+        ("min_replicas: 1", "min_replicas: 0", "min_replicas is 0"),
+        ("num_replicas: 2", "num_replicas: auto", "is 'auto'"),
+    ],
+)
+def test_an_engine_that_could_scale_to_none_and_a_number_left_to_ray_are_refused(
+    tmp_path: Path, told: str, instead: str, words: str
+) -> None:
     """Without an engine every request is a 503 at once: none would wait for one, and none would start."""
     file = tmp_path / "none.yaml"
-    file.write_text(Path(GPU).read_text().replace("min_replicas: 1", "min_replicas: 0"))
-    with pytest.raises(ConfigError, match="min_replicas is 0"):
+    file.write_text(Path(GPU).read_text().replace(told, instead))
+    with pytest.raises(ConfigError, match=words):
         app_settings(Serving(config=str(file), base=str(BASE)), stand_in=None, environment={})
 
 
