@@ -260,11 +260,11 @@ def writer() -> str:
 
 
 @contextlib.contextmanager
-def growing_jsonl(path: str | Path) -> Iterator[GrowingFile]:
-    """Own a JSONL file that grows (made when absent) until the block ends; a second owner waits.
+def growing_jsonl(path: str | Path, *, waits: bool = True) -> Iterator[GrowingFile]:
+    """Own a JSONL file that grows (made when absent) until the block ends; a second owner waits, or is refused.
 
-    A last line without its end is no line. ResourceError where the file cannot be written, DataError for a
-    folder in its place and, with file:line, for a line that is no object.
+    A last line without its end is no line. ResourceError where the file cannot be written, or is another's and `waits` is
+    false; DataError for a folder in its place and, with file:line, for a line that is no object.
     """
     target = Path(path)
     try:
@@ -274,7 +274,10 @@ def growing_jsonl(path: str | Path) -> Iterator[GrowingFile]:
     except OSError as error:
         raise _cannot_write(target, error) from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ResourceError(f"another process writes {target}; stop one of the two") from None
         yield GrowingFile(target, handle)
     finally:
         os.close(handle)

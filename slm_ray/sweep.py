@@ -17,13 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from slm_ray import adapters, cluster
+from slm_ray import adapters
 from slm_ray.config import Search, TrainConfig
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock, read_json, write_json
 from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.base_model import base_folder, open_tokenizer
+from slm_ray.training.launch import join
 from slm_ray.training.plan import plan
 from slm_ray.training.search import Searched, search
 from slm_ray.training.trials import Trial
@@ -49,9 +50,7 @@ def sweep(
     checked = held_out[: settings.validation_rows]
     folder = Path(training.run_dir).absolute()
     begins = not (folder / _RESULT).is_file()
-    planned = plan(
-        training, train=train.first(settings.train_rows), meanwhile=lambda _: cluster.connect() if begins else None
-    )
+    planned = plan(training, train=train.first(settings.train_rows), meanwhile=lambda _: join() if begins else None)
     searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
     key = _digest(searched)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}

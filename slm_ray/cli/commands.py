@@ -199,7 +199,11 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
-    from slm_ray.loop import loop as run_loop
+
+    def run_loop(checked: configs.LoopConfig) -> Mapping[str, str]:
+        from slm_ray.loop import loop
+
+        return loop(checked)
 
     return _looped(config, run_loop)
 
@@ -210,13 +214,18 @@ def flywheel(config: configs.FlywheelConfig) -> int:
     A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
     run_dir of its own.
     """
-    from slm_ray.loop.flywheel import flywheel as run_flywheel
+
+    def run_flywheel(checked: configs.FlywheelConfig) -> Mapping[str, str]:
+        from slm_ray.loop.flywheel import flywheel
+
+        return flywheel(checked)
 
     routes = str(output_folder(config.routes, setting="routes"))
     return _looped(config.model_copy(update={"routes": routes}), run_flywheel)
 
 
 def _looped(config: Any, run_loop: Callable[[Any], Mapping[str, str]]) -> int:
+    """What all loops check first, then `run_loop`, which brings Ray in."""
     check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
     adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))

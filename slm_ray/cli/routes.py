@@ -1,6 +1,6 @@
 """`slm-ray routes …`: what answers each route, what its verdict allows, and every change with who, when and why.
 
-Works on the folder of the routes, whether or not a front runs: a front goes by a change from its next request on. Thin:
+Works on the folder of the routes, whether or not a front runs: a front goes by a change within a second. Thin:
 every verb calls `slm_ray.rollout` and prints. A problem that a person can mend is one line and exit status 2.
 """
 
@@ -25,7 +25,6 @@ from slm_ray.rollout.states import (
     Grant,
     Route,
     RouteState,
-    State,
     is_state,
     state_text,
     watched_text,
@@ -33,6 +32,7 @@ from slm_ray.rollout.states import (
 from slm_ray.rollout.store import RouteStore
 from slm_ray.storage import write_text
 from slm_ray.tables import format_table
+from slm_ray.types import State
 
 app = typer.Typer(
     name="routes",
@@ -178,7 +178,7 @@ def move(
     ] = None,
     folder: Folder = DEFAULT,
 ) -> None:
-    """Another state, as far as the verdict allows it; a front goes by it from its next request on."""
+    """Another state, as far as the verdict allows it; a front goes by it within a second."""
     with one_line():
         print(_said(RouteStore(folder).move(name, _known(state), share=share, reason=reason)))
 

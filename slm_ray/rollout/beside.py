@@ -56,6 +56,7 @@ class Beside:
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: Counter[str] = Counter()
         self._waiting = 0
+        self._said: dict[str, str] = {}  # the last trouble of a route's watch, which is said once
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def take(self, call: Call) -> None:
@@ -104,7 +105,7 @@ class Beside:
 
     def _watched(self, call: Call) -> float | None:
         """The agreement of the pair, which the watch has seen."""
-        name = call.state.route.name
+        name, agreement = call.state.route.name, None
         try:
             agreement = agreed(call.state, call.replies["slm"], call.replies["llm"])
             if agreement is None:
@@ -114,10 +115,13 @@ class Beside:
             watch = self._watches.setdefault(name, RouteWatch(self._store, name))
             if (changed := watch.observe(call.state, call.id, agreement)) is not None:
                 self._changed(changed)
-        except SlmRayError as error:
+            self._said.pop(name, None)
+        # Answers are anybody's text: whatever a pair leads to, its row is kept and the next pair is looked at.
+        except Exception as error:  # noqa: BLE001
             self.counts[name]["watch_errors"] += 1
-            self._say(f"the watch of {name}: {error}")
-            return None
+            if self._said.get(name) != (said := f"the watch of {name}: {_told(error)}"):
+                self._said[name] = said
+                self._say(said)
         return agreement
 
     def _keep(self, call: Call, agreement: float | None) -> None:
@@ -132,8 +136,9 @@ class Beside:
         self._waiting -= 1
         try:
             self._log.append(self._row(call, agreement))
-        except SlmRayError as error:
-            self._say(f"a row of {call.state.route.name} is lost: {error}")
+        except Exception as error:  # noqa: BLE001 - as above
+            self.counts[call.state.route.name]["rows_lost"] += 1
+            self._say(f"a row of {call.state.route.name} is lost: {_told(error)}")
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state
@@ -163,6 +168,11 @@ class Beside:
             cost_usd=price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if price and usage else None,
             score=agreement if target.arm == "slm" else None,
         )  # fmt: skip
+
+
+def _told(error: Exception) -> str:
+    """What went wrong; of an error that is not ours its kind alone, since its words may quote an answer."""
+    return str(error) if isinstance(error, SlmRayError) else type(error).__name__
 
 
 def tool_calls(body: bytes) -> str | None:

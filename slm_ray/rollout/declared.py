@@ -1,7 +1,7 @@
 """Routes as the settings declare them, brought into the store: made where they are new, appointed where they have changed.
 
-What a file says is applied once. Later changes, by a person or by the watch, stand: a restart with the same file does not
-bring an adapter back that was taken back.
+What a file says is applied once. Later changes, by a person or by the watch, stand: a restart with the same file neither
+brings an adapter back that was taken back nor undoes another setting.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def _declared(store: RouteStore, name: str, wanted: RolloutRoute, config: Rollou
     )
     if not applied:
         store.appoint(route, adapter=adapter, grant=grant, reason=_REASON)
+    history = store.history(name)
+    said = next((then for then in reversed(history) if then.reason == _REASON), None)  # what a file last said
+    if said is not None and all(getattr(said, key) == value for key, value in settings.items()):
+        return history[-1]
     return store.adjust(name, reason=_REASON, **settings)
 
 

@@ -15,12 +15,12 @@ from slm_ray.errors import DataError
 from slm_ray.page.rollout import Change, Disagreement, RoutePage, Served, Watched
 from slm_ray.rollout.states import RouteState, state_text, watched_text
 from slm_ray.rollout.store import RouteStore
+from slm_ray.rollout.watched import WATCH
 from slm_ray.storage import grown_rows
 from slm_ray.traffic import read_traffic
 from slm_ray.traffic.record import TrafficRow
 from slm_ray.verdict.watch import Watch
 
-WATCH = "watch.jsonl"
 _STRETCHES = 48  # of time, one bar each
 _MOST_WATCHES, _MOST_DISAGREEMENTS = 4, 100
 
@@ -30,7 +30,7 @@ def route_picture(folder: str | Path, name: str, *, traffic: str | None = None) 
     store = RouteStore(folder)
     history = store.history(name)
     now = history[-1]
-    rows = [row for row in read_traffic(traffic) if row.route == name] if traffic else None
+    rows = (row for row in read_traffic(traffic) if row.route == name) if traffic else None
     kept = store.disagreements(name)[-_MOST_DISAGREEMENTS:]
     return RoutePage(
         name=name, made=time.time(), llm=now.route.llm, slm=now.route.slm, track=now.route.track,
@@ -46,20 +46,25 @@ def route_picture(folder: str | Path, name: str, *, traffic: str | None = None) 
 
 def stretches(rows: Iterable[TrafficRow]) -> tuple[Served, ...]:
     """Who answered, in up to 48 stretches of time of one length."""
-    rows = sorted(rows, key=lambda row: row.at)
-    if not rows:
+    answered = sorted((row.at, _who(row)) for row in rows)  # a log's texts may be larger than memory
+    if not answered:
         return ()
-    first, length = rows[0].at, max((rows[-1].at - rows[0].at) / _STRETCHES, 1e-3)
+    first, length = answered[0][0], max((answered[-1][0] - answered[0][0]) / _STRETCHES, 1e-3)
     counts: dict[int, list[int]] = {}
-    for row in rows:
-        at = min(int((row.at - first) / length), _STRETCHES - 1)
-        counted = counts.setdefault(at, [0, 0, 0, 0])
-        fell_back = row.served == "llm" and row.arm == "slm"
-        counted[3 if row.served is None else 2 if fell_back else 1 if row.served == "slm" else 0] += 1
+    for moment, who in answered:
+        at = min(int((moment - first) / length), _STRETCHES - 1)
+        counts.setdefault(at, [0, 0, 0, 0])[who] += 1
     return tuple(
         Served(start=first + at * length, end=first + (at + 1) * length, llm=llm, slm=slm, fallback=fallback, neither=neither)
         for at, (llm, slm, fallback, neither) in sorted(counts.items())
     )  # fmt: skip
+
+
+def _who(row: TrafficRow) -> int:
+    """0 the LLM as was meant, 1 the SLM, 2 the LLM in its place, 3 nobody."""
+    if row.served is None:
+        return 3
+    return 1 if row.served == "slm" else 2 if row.arm == "slm" else 0
 
 
 def _change(state: RouteState) -> Change:

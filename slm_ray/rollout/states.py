@@ -21,8 +21,8 @@ from itertools import pairwise
 from typing import Literal, TypeGuard, get_args
 
 from slm_ray.errors import ConfigError, choices
+from slm_ray.types import State
 
-State = Literal["record", "shadow", "canary", "live", "cascade"]
 Action = Literal["create", "move", "appoint", "set", "back", "alarm"]
 STATES: tuple[State, ...] = get_args(State)
 SERVING: tuple[State, ...] = ("canary", "cascade", "live")  # in which users get answers of the SLM

@@ -23,7 +23,6 @@ from slm_ray.rollout.states import (
     Grant,
     Route,
     RouteState,
-    State,
     adjusted,
     appointed,
     created,
@@ -32,6 +31,7 @@ from slm_ray.rollout.states import (
     taken_back,
 )  # fmt: skip
 from slm_ray.storage import Reread, growing_jsonl, grown_rows, writer
+from slm_ray.types import State
 
 CHANGES = "changes.jsonl"
 DISAGREEMENTS = "disagreements.jsonl"

@@ -79,6 +79,8 @@ def add_key(
         )
     if not models or not all(model.strip() for model in models):
         raise ConfigError(f"models {list(models)!r}: name one or more, or leave it out for all")
+    if any(":" in model for model in models):
+        raise ConfigError(f"models {list(models)!r}: name an adapter or alias without the base and ':' in front")
     if tokens_per_minute is not None and tokens_per_minute < 1:
         raise ConfigError(f"tokens_per_minute {tokens_per_minute}: 1 or more, or leave it out for no limit")
     target = Path(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -202,7 +203,8 @@ def schema_problem(schema: Any) -> str | None:
 def _patterns(node: Mapping[str, Any]) -> list[str]:
     """The regular expressions that stand in a part of a schema, as a value or as keys."""
     pattern, keyed = node.get("pattern"), node.get("patternProperties")
-    return [*([pattern] if isinstance(pattern, str) else []), *(keyed if isinstance(keyed, dict) else [])]
+    keys = islice(keyed, MAX_SCHEMA_NODES) if isinstance(keyed, dict) else ()  # with more there are too many parts
+    return [*([pattern] if isinstance(pattern, str) else []), *keys]
 
 
 def _counted(node: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from slm_ray.traffic.log import TrafficCounts, TrafficLog
 from slm_ray.traffic.place import is_traffic
 from slm_ray.traffic.read import read_traffic
-from slm_ray.traffic.record import Arm, ArmAnswer, Feedback, State, TrafficRow
+from slm_ray.traffic.record import Arm, ArmAnswer, Feedback, TrafficRow
 from slm_ray.traffic.redaction import Redaction
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "ArmAnswer",
     "Feedback",
     "Redaction",
-    "State",
     "TrafficCounts",
     "TrafficLog",
     "TrafficRow",

@@ -138,6 +138,7 @@ class TrafficLog:
         atexit.unregister(self.close)
 
     def _run(self) -> None:
+        dropped = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: bool(self._waiting) or self._closing, self._wait_s())
@@ -145,6 +146,9 @@ class TrafficLog:
                 if self._waiting and not closing:  # a group of rows is synced together
                     self._changed.wait_for(lambda: self._closing or len(self._waiting) >= self._most // 2, _GROUP_S)
             wrote = self._write()
+            if self._counts.dropped > dropped:
+                dropped = self._counts.dropped
+                self._say("more rows come in than can be kept")
             if closing:
                 self._end(wrote)
                 return

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from slm_ray.types import State
+
 SCHEMA_VERSION = 1
 _YEAR_9999 = 253_370_764_800
 
 Arm = Literal["llm", "slm"]
-State = Literal["record", "shadow", "canary", "live", "cascade"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

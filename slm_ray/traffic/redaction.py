@@ -162,7 +162,7 @@ class Redaction:
             user=None if row.user is None else keyed_hash(row.user, salt)[:16],
             request=self._value(request) if self._keep_text else _counted(request, salt),
             answers=tuple(self._answer(answer, salt) for answer in row.answers),
-            fallback=None if row.fallback is None else self.text(row.fallback),
+            fallback=self._reason(row.fallback),
             feedback=(),
         )
 
@@ -170,13 +170,18 @@ class Redaction:
         text, reason, answer = answer.text, answer.reason, dataclasses.replace(answer, model=writable(answer.model))
         digest, chars = (None, None) if text is None else (keyed_hash(text, salt), len(text))
         if not self._keep_text:
-            # An error may quote the question.
-            return dataclasses.replace(answer, text=None, digest=digest, chars=chars, reason=_first_word(reason))
+            return dataclasses.replace(answer, text=None, digest=digest, chars=chars, reason=self._reason(reason))
         left = None if text is None else self.text(text)
         return dataclasses.replace(
             answer, text=left, digest=digest, chars=chars, redacted=text is not None and left != writable(text),
-            reason=None if reason is None else self.text(reason),
+            reason=self._reason(reason),
         )  # fmt: skip
+
+    def _reason(self, reason: str | None) -> str | None:
+        """Without texts the kind of a failure alone: what it says may quote the question."""
+        if reason is None or self._keep_text:
+            return None if reason is None else self.text(reason)
+        return reason.split(maxsplit=1)[0].rstrip(":")[:40] if reason.strip() else ""
 
     def _feedback(self, feedback: Feedback, salt: bytes) -> Feedback:
         if feedback.answer is None:
@@ -232,8 +237,3 @@ def _counted(request: Mapping[str, Any], salt: bytes) -> dict[str, Any]:
     )
     numbers = {name: value for name, value in request.items() if isinstance(value, bool | int | float)}
     return {"digest": keyed_hash(repr(messages), salt), "turns": len(turns), "chars": chars, **numbers}
-
-
-def _first_word(reason: str | None) -> str | None:
-    """The kind of a failure, without what it says."""
-    return None if reason is None else reason.split(maxsplit=1)[0].rstrip(":")[:40] if reason.strip() else ""

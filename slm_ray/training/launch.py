@@ -68,11 +68,15 @@ def train(
     return manifest
 
 
+def join() -> None:
+    """Join Ray, or start one, and load what a driver needs of torch."""
+    cluster.connect()
+    import ray.train.torch  # noqa: F401
+
+
 def _join(folder: Path) -> None:
-    """Join Ray, or start one, and load what a driver needs of torch; nothing for a run that is finished."""
     if not (folder / FINISHED).is_file():
-        cluster.connect()
-        import ray.train.torch  # noqa: F401
+        join()
 
 
 def train_many(

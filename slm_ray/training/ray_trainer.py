@@ -7,6 +7,7 @@ costs around its training. The settings that the environment carries stand in `r
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import ray
@@ -19,7 +20,26 @@ class RayTrainer(TorchTrainer):  # type: ignore[misc]
     """TorchTrainer whose controller is an ordinary actor beside the driver. Ctrl-C is left to the driver."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        controller = ray.remote(num_cpus=0, scheduling_strategy=here)(TrainController).remote(**settings)
+        controller = _controller(settings)
         ray.get(controller.run.remote())
         return ray.get(controller.get_result.remote())
+
+
+class StartedTrainer(RayTrainer):
+    """A trainer whose `fit` returns at once: `end` is ready when the run has ended, and its `controller` says how.
+
+    It lives as long as `controller`, and no longer than the process that called `fit`.
+    """
+
+    controller: Any
+    end: Any
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        self.controller = _controller(settings)
+        self.end = self.controller.run.remote()
+        return SimpleNamespace(error=None)
+
+
+def _controller(settings: dict[str, Any]) -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(TrainController).remote(**settings)

@@ -31,7 +31,6 @@ from slm_ray.types import Example
 RECORD = "trial.json"
 _TAKE_S = 20.0  # a group that waits for work asks again: its other ranks wait for rank 0 and must not time out
 _END_S = 30.0  # for workers to leave once there is nothing more to do
-_DRIVER = {"num_cpus": 0, "max_retries": 0}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,19 +176,16 @@ def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[
     """The handle of a desk with so many groups (`concurrent`), which end with the block; `folder` is for Ray Train's files."""
     cluster.require_seen(workers.per_worker, shared={"run_dir": folder})
     handle = ray.remote(num_cpus=0)(Desk).remote(groups)
-    running = [
-        _group.options(**_DRIVER).remote(number, handle, workers, seed, str(folder / f"group{number}"))
-        for number in range(groups)
-    ]
-    watcher = threading.Thread(target=_watch, args=(handle, running), daemon=True)
+    started = [_started(number, handle, workers, seed, folder / f"group{number}") for number in range(groups)]
+    watcher = threading.Thread(target=_watch, args=(handle, started), daemon=True)
     watcher.start()
     try:
         yield handle
         ray.get(handle.close.remote())
-        ray.wait(running, num_returns=groups, timeout=_END_S)
+        ray.wait([group.end for group in started], num_returns=groups, timeout=_END_S)
     finally:
-        for reference in running:
-            ray.cancel(reference, force=True)
+        for group in started:
+            ray.kill(group.controller)
         ray.kill(handle)
         watcher.join(timeout=_END_S)
 
@@ -226,22 +222,24 @@ def recorded(folder: Path, validation_digest: str) -> dict[str, Any] | None:
     return dict(found) if found.get("validation") == validation_digest else None
 
 
-@ray.remote  # type: ignore[untyped-decorator]
-def _group(number: int, handle: Any, workers: Workers, seed: int, folder: str) -> None:
-    from slm_ray.training.ray_trainer import RayTrainer
+def _started(number: int, handle: Any, workers: Workers, seed: int, folder: Path) -> Any:
+    """A group that has been started: a `StartedTrainer`."""
+    from slm_ray.training.ray_trainer import StartedTrainer
 
-    RayTrainer(
+    group = StartedTrainer(
         _worker,
         train_loop_config={"group": number, "desk": handle},
         **group_settings(workers),
         run_config=RunConfig(
-            name=Path(folder).name,
-            storage_path=str(Path(folder).parent),
+            name=folder.name,
+            storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=-1),  # the desk counts them, by trial
             worker_runtime_env={"env_vars": worker_environment(workers, seed)},
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-    ).fit()
+    )
+    group.fit()
+    return group
 
 
 def _worker(config: Mapping[str, Any]) -> None:
@@ -254,15 +252,18 @@ def _worker(config: Mapping[str, Any]) -> None:
     serve(config["desk"], config["group"])
 
 
-def _watch(handle: Any, running: list[Any]) -> None:
+def _watch(handle: Any, started: Sequence[Any]) -> None:
     """Tell the desk of groups that end, whichever way: nobody must wait for them."""
-    numbers = {reference: number for number, reference in enumerate(running)}
+    numbers = {group.end: number for number, group in enumerate(started)}
+    running = list(numbers)
     while running:
         ended, running = ray.wait(running)
         for reference in ended:
             trouble = "its group of workers has left"
             try:
                 ray.get(reference)
+                failed = ray.get(started[numbers[reference]].controller.get_training_failed_error.remote())
+                trouble = trouble if failed is None else str(failed).strip().splitlines()[-1]
             except ray.exceptions.RayError as error:  # whatever ended it, it has ended
                 trouble = (str(error).strip() or type(error).__name__).splitlines()[-1]
             with contextlib.suppress(ray.exceptions.RayActorError):

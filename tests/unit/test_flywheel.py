@@ -13,9 +13,10 @@ from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.loop import flywheel
 from slm_ray.loop.flywheel import Flywheel, appoint, collect
 from slm_ray.prepare.live import live_rows
-from slm_ray.rollout.states import Grant, Route, State
+from slm_ray.rollout.states import Grant, Route
 from slm_ray.rollout.store import RouteStore
 from slm_ray.traffic import Feedback, TrafficLog, read_traffic
+from slm_ray.types import State
 
 ROOT = Path(__file__).parents[2]
 

@@ -38,7 +38,7 @@ SIDEWAYS = {
     ("encoders", "storage"), ("prepare", "encoders"), ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"), ("prepare", "traffic"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
-    ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("sweep", "cluster"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),
+    ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),
     ("executor", "cluster"), ("evaluation", "executor"), ("loop", "executor"),
     ("evaluation", "cluster"), ("judging", "evaluation"), ("load", "evaluation"),
     ("loop", "cluster"), ("loop", "evaluation"), ("loop", "training"), ("loop", "sweep"), ("loop", "serving"), ("loop", "rollout"),

@@ -197,7 +197,7 @@ def test_a_server_error_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
         whole(tmp_path, server)
     with LangfuseServer(lambda path, nth: Fault(status=500) if path == SCORES else None) as server:
         with pytest.raises(ResourceError, match="HTTP 500"):
-            send(tmp_path, server, wait_s=3)
+            send(tmp_path, server, wait_s=6)
         assert 2 <= server.requests[SCORES] <= 6
 
 

@@ -555,3 +555,25 @@ def test_drift_rings_the_watch_and_the_route_is_taken_back(tmp_path: Path) -> No
         disagreed = wait_for(lambda: it.store.disagreements("cities"))
         assert disagreed and {one["score"] for one in disagreed} == {0.0}
         wait_for(lambda: {one["id"] for one in disagreed} <= {row.id for row in it.log.rows()})
+
+
+def test_a_watch_that_cannot_see_is_said_once_and_costs_no_row(tmp_path: Path) -> None:
+    with bed(tmp_path, "live", audit_share=1.0) as it:
+        (tmp_path / "cities" / "watch.jsonl").write_text('{"serial": "never"}\n')
+        for _ in range(3):
+            assert content(it.ask()) == GOOD
+        rows = it.log.rows(3)
+        assert {row.answer_of("slm").score for row in rows} == {1.0}  # type: ignore[union-attr]
+        assert wait_for(lambda: it.card().get("counts", {}).get("watch_errors") == 3)
+        assert len(it.said) == 1 and "watch.jsonl:1" in it.said[0]
+
+
+def test_a_row_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> bool:
+        raise RuntimeError("Oslo is in no list")
+
+    with bed(tmp_path, "record") as it:
+        monkeypatch.setattr("slm_ray.rollout.beside.in_form", broken)
+        assert content(it.ask()) == GOOD
+        assert wait_for(lambda: it.card().get("counts", {}).get("rows_lost") == 1)
+        assert "RuntimeError" in it.said[0] and "Oslo" not in it.said[0]

@@ -12,9 +12,10 @@ from verdict_files import LLM, OLD, slm
 
 from slm_ray.errors import DataError
 from slm_ray.page.rollout import RoutePage, evidence, route_page, shares
-from slm_ray.rollout.picture import WATCH, route_picture, stretches
+from slm_ray.rollout.picture import route_picture, stretches
 from slm_ray.rollout.states import Grant, Route
 from slm_ray.rollout.store import RouteStore
+from slm_ray.rollout.watched import WATCH
 from slm_ray.traffic.record import Arm, TrafficRow
 from slm_ray.verdict.watch import Watch
 

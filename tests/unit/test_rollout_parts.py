@@ -87,6 +87,17 @@ def test_what_a_file_says_is_applied_once(tmp_path: Path) -> None:
     assert not asks_endpoint(store)
 
 
+def test_a_setting_that_was_changed_since_is_not_undone_by_the_same_file(tmp_path: Path) -> None:
+    store = RouteStore(tmp_path)
+    declare(store, config(tmp_path, audit_share=0.1, delta=0.02))
+    changed = store.adjust("cities", audit_share=0.5, reason="look closer")
+    assert declare(store, config(tmp_path, audit_share=0.1, delta=0.02)) == [changed]
+    (other,) = declare(store, config(tmp_path, audit_share=0.2))
+    assert (other.audit_share, other.delta) == (0.2, 0.02)
+    (again,) = declare(store, config(tmp_path, audit_share=0.1))
+    assert again.audit_share == 0.1, "a file that says something else than before is applied"
+
+
 def test_an_adapter_is_named_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AdapterError):
         declare(RouteStore(tmp_path), config(tmp_path, slm="served:tiny-base:champion"))

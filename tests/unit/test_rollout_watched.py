@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.errors import ResourceError
+from slm_ray.errors import DataError, ResourceError
 from slm_ray.rollout.states import Grant, Route, RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.watched import WATCH, RouteWatch
@@ -119,3 +119,74 @@ def test_in_shadow_an_alarm_is_noted_and_takes_nothing_back(tmp_path: Path) -> N
     assert (now.state, now.adapter, now.action) == ("shadow", shadow.adapter, "alarm")
     assert now.granted.most == "shadow", "what the verdict said is overturned all the same"
     assert [one for one in lines(tmp_path) if "alarm" in one]
+
+
+def test_an_alarm_is_acted_on_under_whatever_state_the_next_request_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, state = live(tmp_path)
+    canary = store.move("cities", "canary", share=0.5, reason="test", by="test")
+
+    def full(*_: object, **__: object) -> RouteState:
+        raise ResourceError("the disk is full")
+
+    watch = RouteWatch(store, "cities")
+    with monkeypatch.context() as patched:
+        patched.setattr(RouteStore, "back", full)
+        with pytest.raises(ResourceError):
+            until_alarm(watch, canary)
+    changed = watch.observe(state, "asked before it was a canary", 1.0)
+    assert changed is not None and changed.state == "record"
+    assert len([one for one in lines(tmp_path) if "start" in one]) == 1
+
+
+def test_requests_that_come_in_after_the_alarm_add_nothing(tmp_path: Path) -> None:
+    store, state = live(tmp_path)
+    watch = RouteWatch(store, "cities")
+    rows, _ = until_alarm(watch, state)
+    assert [watch.observe(state, f"late{number}", 0.0) for number in range(32)] == [None] * 32
+    assert len(store.disagreements("cities")) == rows and len(store.history("cities")) == 3
+
+
+def test_a_late_request_about_another_adapter_ends_no_watch(tmp_path: Path) -> None:
+    store, first = live(tmp_path)
+    other = replace(ROUTE, slm="served:tiny:b-1")
+    grant = replace(GRANT, adapter="b-1", digest="e" * 64)
+    late = store.appoint(other, adapter="b-1", grant=grant, reason="test", by="test")
+    now = store.appoint(ROUTE, adapter="a-1", grant=GRANT, reason="test", by="test")
+    watch = RouteWatch(store, "cities")
+    watch.observe(first, "a", 1.0)
+    watch.observe(now, "b", 1.0)
+    assert watch.observe(late, "late", 0.0) is None and watch.observations == 2
+    watch.observe(now, "c", 1.0)
+    assert watch.observations == 3
+
+
+def test_beside_another_front_nothing_waits_and_nothing_is_counted(tmp_path: Path) -> None:
+    store, state = live(tmp_path)
+    first, second = RouteWatch(store, "cities"), RouteWatch(store, "cities")
+    first.observe(state, "a", 1.0)
+    with pytest.raises(ResourceError, match=r"another process writes .*watch\.jsonl"):
+        second.observe(state, "b", 1.0)
+    first.close()
+    second.observe(state, "c", 1.0)
+    assert [one["id"] for one in lines(tmp_path) if "score" in one] == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"serial": 2}', '{"start": {}, "serial": 2}', '{"id": "x", "at": 1, "serial": 2, "score": 7}']
+)
+def test_a_line_that_no_watch_wrote_is_named_every_time(damage: str, tmp_path: Path) -> None:
+    store, state = live(tmp_path)
+    watch = RouteWatch(store, "cities")
+    watch.observe(state, "a", 1.0)
+    watch.close()
+    path = tmp_path / "cities" / WATCH
+    whole = path.read_text()
+    path.write_text(whole + damage + "\n")
+    for _ in range(2):  # never on with half of what was seen
+        with pytest.raises(DataError, match=r"watch\.jsonl:3: "):
+            watch.observe(state, "b", 1.0)
+    path.write_text(whole)
+    watch.observe(state, "b", 1.0)
+    assert watch.observations == 2

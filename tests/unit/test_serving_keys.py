@@ -74,6 +74,7 @@ def test_many_writers_lose_no_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [({"name": "a b"}, "no name"), ({"name": ""}, "no name"), ({"models": []}, "models"), ({"models": [" "]}, "models"),
+     ({"models": ["structured", "tiny-base:structured"]}, "without the base"),
      ({"tokens_per_minute": 0}, "1 or more")],
 )  # fmt: skip
 def test_what_is_no_key_is_refused(tmp_path: Path, options: dict[str, Any], words: str) -> None:

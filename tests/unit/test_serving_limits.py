@@ -174,6 +174,7 @@ def test_a_client_that_leaves_before_its_request_is_whole_is_nobodys_error() -> 
         ({"type": "string", "pattern": "a" * 1000}, "characters"),
         ({"type": "string", "pattern": "((a{30}){30}){30}"}, "repetitions"),
         ({"type": "object", "patternProperties": {"((a{30}){30}){30}": {}}}, "repetitions"),
+        ({"patternProperties": {f"k{i}": True for i in range(3000)}}, "parts"),
         ({"title": "x" * 100_000}, "KiB"),
         ("{", "no JSON"),
         ([], "object"),

@@ -175,6 +175,22 @@ def test_a_full_disk_stops_no_request_and_rows_are_written_once_there_is_room(
     assert "No space left" in caplog.text and "dropped" in caplog.text
 
 
+def test_rows_that_come_faster_than_they_are_written_are_dropped_and_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    slow, real = threading.Event(), os.pwrite
+
+    def pwrite(handle: int, data: bytes, at: int) -> int:
+        slow.wait(20)
+        return real(handle, data, at)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with caplog.at_level(logging.WARNING), TrafficLog(str(tmp_path), most_waiting=2) as log:
+        until(lambda: not log.append(row("more")))
+        slow.set()
+        until(lambda: "more rows come in than can be kept" in caplog.text)
+
+
 def test_rows_stay_in_the_journal_while_the_store_takes_no_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -417,13 +433,15 @@ def test_a_rule_that_cannot_be_used_is_refused(names: list[str], patterns: dict[
 def test_without_text_hashes_and_counts_are_all_that_is_kept(tmp_path: Path) -> None:
     with TrafficLog.of(Traffic(folder=str(tmp_path), keep_text=False)) as log:
         for name in ("a", "b"):
-            log.append(row(name, text="a private answer", messages=[{"role": "user", "content": "a private question"}]))
+            asked = row(name, text="a private answer", messages=[{"role": "user", "content": "a private question"}])
+            log.append(dataclasses.replace(asked, fallback="http_400: a private question is too long"))
             log.append(Feedback(id=name, at=NOW.timestamp(), score=1.0, answer="a private remark"))
     assert "private" not in disk_text(tmp_path)
     first, second = read_traffic(str(tmp_path))
     assert first.answers[0].text is None and first.answers[0].chars == 16
     assert first.answers[0].digest == second.answers[0].digest and first.request["digest"] == second.request["digest"]
     assert first.request["max_tokens"] == 8 and first.feedback[0].score == 1.0
+    assert first.fallback == "http_400"
 
 
 def test_parts_are_read_by_any_parquet_reader(tmp_path: Path) -> None:
