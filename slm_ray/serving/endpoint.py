@@ -38,6 +38,7 @@ _BESIDE = re.compile(r"slm-ray-rollout-\d+")
 _LIVE_EVERY_S, _LINE_EVERY_S = 1.0, 10.0
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
+_SETTLED_WITHIN_S = 5.0  # proxies hear of a new front a moment after it counts as up
 _DRAINED_WITHIN_S = 150.0  # answers that are being written end first, as long as the serve file lets them
 
 
@@ -238,11 +239,17 @@ def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: 
 def _wait(config: Serving, endpoint: Endpoint, key: str, waiting: _Waiting) -> None:
     """/v1/models answers before the engine is up, so only a completion counts."""
     deadline = time.monotonic() + READY_TIMEOUT_S
+    refused_until = None
     while True:
         app = serve.status().applications.get(endpoint.app)
         if app is not None and app.status == ApplicationStatus.RUNNING and healthy(endpoint.url):
-            chat(endpoint.url, config.name, {"messages": [{"role": "user", "content": "ready?"}]}, key=key)
-            return
+            refused_until = refused_until or time.monotonic() + _SETTLED_WITHIN_S
+            try:
+                chat(endpoint.url, config.name, {"messages": [{"role": "user", "content": "ready?"}]}, key=key)
+                return
+            except ModelError:  # perhaps of the front that goes, which knows the earlier key
+                if time.monotonic() > refused_until:
+                    raise
         if problem := _failure(app):
             raise ModelError(f"the engine did not start: {problem}; correct {config.config} or serving.base")
         if time.monotonic() > deadline:

@@ -99,6 +99,7 @@ def settings_of(
     """`app_settings` with the serve file's `args` at hand."""
     if not _NAME.fullmatch(config.name):
         raise ConfigError(f"serving.name {config.name!r}: use letters, digits, '.', '_', '-' and '/'")
+    _check_replicas(arguments)
     base = check_base(config.base, setting="serving.base")
     adapters_dir = object_storage.root(config.adapters_dir)
     digest, keys_file = access(config, environment)
@@ -113,6 +114,16 @@ def settings_of(
         api_key_digest=digest,
         keys_file=keys_file,
     )
+
+
+def _check_replicas(arguments: Mapping[str, Any]) -> None:
+    """ConfigError for an engine that Ray may scale to none: requests are refused then, so that none would bring it back."""
+    scaling = (arguments["llm_configs"][0].get("deployment_config") or {}).get("autoscaling_config") or {}
+    if scaling.get("min_replicas", 1) == 0:
+        raise ConfigError(
+            "llm_configs: autoscaling_config.min_replicas is 0: without an engine requests are refused, and none would start"
+            " one; set it to 1 or more"
+        )
 
 
 def access(config: Serving, environment: Mapping[str, str]) -> tuple[str | None, str | None]:

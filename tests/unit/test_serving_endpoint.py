@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve.schema import ApplicationStatus
 
 from slm_ray.config import Serving
-from slm_ray.errors import ResourceError
+from slm_ray.errors import ModelError, ResourceError
 from slm_ray.serving import endpoint
 
 
@@ -88,3 +90,26 @@ def test_what_is_waited_for_is_said(monkeypatch: pytest.MonkeyPatch, out: Any, s
         waiting.tell("starting the engine")
     waiting.end()
     assert (out.getvalue() if out is not None else "") == shown
+
+
+@pytest.mark.parametrize(("refusals", "within_s"), [(2, 5.0), (2, 0.0)])
+def test_the_front_that_goes_may_refuse_the_new_key_for_a_moment(
+    monkeypatch: pytest.MonkeyPatch, refusals: int, within_s: float
+) -> None:
+    asked: list[str] = []
+
+    def chat(url: str, model: str, body: object, *, key: str) -> None:
+        asked.append(key)
+        if len(asked) <= refusals:
+            raise ModelError("HTTP 401")
+
+    up = SimpleNamespace(status=ApplicationStatus.RUNNING, deployments={}, message="")
+    monkeypatch.setattr("ray.serve.status", lambda: SimpleNamespace(applications={"app": up}))
+    monkeypatch.setattr(endpoint, "healthy", lambda url: True)
+    monkeypatch.setattr(endpoint, "chat", chat)
+    monkeypatch.setattr(endpoint, "_POLL_S", 0.001)
+    monkeypatch.setattr(endpoint, "_SETTLED_WITHIN_S", within_s)
+    there = endpoint.Endpoint(url="http://localhost", model_name="tiny", app="app")
+    with contextlib.nullcontext() if within_s else pytest.raises(ModelError, match="401"):
+        endpoint._wait(Serving(), there, "new", endpoint._Waiting(None))
+    assert set(asked) == {"new"} and (len(asked) == refusals + 1 if within_s else len(asked) <= refusals)

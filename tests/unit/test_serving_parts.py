@@ -486,6 +486,14 @@ def test_a_file_of_keys_is_read_before_anything_starts_and_wants_the_deployer_s_
         app_settings(config, stand_in=None, environment=own)
 
 
+def test_an_engine_that_could_scale_to_none_is_refused(tmp_path: Path) -> None:
+    """Without an engine every request is a 503 at once: none would wait for one, and none would start."""
+    file = tmp_path / "none.yaml"
+    file.write_text(Path(GPU).read_text().replace("min_replicas: 1", "min_replicas: 0"))
+    with pytest.raises(ConfigError, match="min_replicas is 0"):
+        app_settings(Serving(config=str(file), base=str(BASE)), stand_in=None, environment={})
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
 def test_on_loopback_none_is_needed(host: str) -> None:
     config = Serving(config=CPU, base=str(BASE), host=host)
