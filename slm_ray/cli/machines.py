@@ -16,7 +16,7 @@ def load(config: configs.LoadConfig) -> None:
 
     Requests arrive at random at each of `rates`, whether or not earlier ones are answered; each is one call, and its latency
     counts from when it was due. Writes RUN_DIR/load.json, which `cost.load` of compare reads; the same command continues.
-        slm-ray load --models '["served:tiny-base"]' --rates '[1, 2, 4, 8]' --p95_s 2
+        slm-ray load --track structured --examples runs/prepared/structured/test.jsonl --run_dir runs/load --models '["served:tiny-base"]'
     """
     from slm_ray.load import measure, summary
 

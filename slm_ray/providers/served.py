@@ -12,7 +12,7 @@ from typing import Self
 from slm_ray.api_key import KEY_FILE_NAME, KEY_NAME, api_key
 from slm_ray.costs.data_residency import host_of
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.providers.provider import ChatAddress, ChatProvider
+from slm_ray.providers.provider import ChatAddress, ChatProvider, check_url
 from slm_ray.types import ModelFacts
 
 
@@ -36,7 +36,8 @@ class Served(ChatProvider):
         return cls(spec=f"served:{rest}", name=rest, adapter=adapter or None)
 
     def url(self, *, endpoint: str, environment: Mapping[str, str]) -> str:
-        """The endpoint's API, with or without /v1 in the setting."""
+        """The endpoint's API, with or without /v1 in the setting; it is written down, so that it may hold no password."""
+        check_url(self.spec, "endpoint", endpoint)
         return f"{endpoint.rstrip('/').removesuffix('/v1')}/v1"
 
     def model(self, environment: Mapping[str, str]) -> str:

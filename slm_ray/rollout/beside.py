@@ -8,6 +8,7 @@ row of traffic, whether or not it was audited, and also where its client has lef
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from slm_ray.traffic.record import Arm, ArmAnswer, Entry, TrafficRow
 
 MOST_BESIDE = 32  # a route
 _MOST_ROWS = 5_000  # that wait for the thread
+_MOST_BYTES = 256 * 2**20  # of them
 
 
 class Log(Protocol):
@@ -55,7 +57,8 @@ class Beside:
         self._watches: dict[str, RouteWatch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: Counter[str] = Counter()
-        self._waiting = 0
+        self._lock = threading.Lock()
+        self._waiting = self._bytes = 0
         self._said: dict[str, str] = {}  # the last trouble of a route's watch, which is said once
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -126,14 +129,17 @@ class Beside:
 
     def _keep(self, call: Call, agreement: float | None) -> None:
         """Hand the row to the log, from the thread: judging an answer's form takes what it takes."""
-        if self._waiting >= _MOST_ROWS:
-            self.counts[call.state.route.name]["rows_lost"] += 1
-            return
-        self._waiting += 1
-        self._thread.submit(self._logged, call, agreement)
+        size = call.size + sum(len(reply.body) for reply in call.replies.values())
+        with self._lock:
+            if self._waiting >= _MOST_ROWS or (self._waiting and self._bytes + size > _MOST_BYTES):
+                self.counts[call.state.route.name]["rows_lost"] += 1
+                return
+            self._waiting, self._bytes = self._waiting + 1, self._bytes + size
+        self._thread.submit(self._logged, call, agreement, size)
 
-    def _logged(self, call: Call, agreement: float | None) -> None:
-        self._waiting -= 1
+    def _logged(self, call: Call, agreement: float | None, size: int) -> None:
+        with self._lock:
+            self._waiting, self._bytes = self._waiting - 1, self._bytes - size
         try:
             self._log.append(self._row(call, agreement))
         except Exception as error:  # noqa: BLE001 - as above

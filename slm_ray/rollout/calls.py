@@ -39,7 +39,7 @@ class Call:
     """A request on its way: what was asked under which state, and what became of it so far.
 
     `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `served` is the
-    arm whose answer the client gets, `fallback` why that is not the chosen one.
+    arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
     """
 
     id: str
@@ -47,6 +47,7 @@ class Call:
     state: RouteState
     body: Mapping[str, Any]
     user: str | None = None
+    size: int = 0
     replies: dict[Arm, Reply] = field(default_factory=dict)
     served: Arm | None = None
     fallback: str | None = None

@@ -174,7 +174,7 @@ class Front:
             return
         user = Request(scope).headers.get("x-user") or body.get("user")
         named = user if isinstance(user, str) and user else None
-        scope[_CALL] = Call(id=uuid.uuid4().hex, at=time.time(), state=state, body=body, user=named)
+        scope[_CALL] = Call(id=uuid.uuid4().hex, at=time.time(), state=state, body=body, user=named, size=len(raw))
         scope[READ] = _counted(body), len(raw)
         await self._admitted(scope, receive, send)
 

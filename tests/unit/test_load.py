@@ -413,6 +413,9 @@ def test_what_cannot_be_measured_is_said_before_any_call(rows: Path, tmp_path: P
     with ChatServer(lambda request: answer("ok")) as server:
         with pytest.raises(ConfigError, match="needs training rows"):
             measure(config(rows, server.url, models=["served:tiny-base+3shot"]), environment={})
+        with pytest.raises(ConfigError, match="endpoint holds a user name or password"):
+            measure(config(rows, server.url.replace("://", "://me:my-password@")), environment={})
+        assert not (rows.parent / "run/load.json").exists()
         with pytest.raises(ModelError, match="OPENAI_API_KEY"):
             measure(config(rows, server.url, models=["openai:gpt-x"]), environment={})
         with pytest.raises(ConfigError, match=r"max_cost_usd needs a price"):

@@ -577,3 +577,21 @@ def test_a_row_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytes
         assert content(it.ask()) == GOOD
         assert wait_for(lambda: it.card().get("counts", {}).get("rows_lost") == 1)
         assert "RuntimeError" in it.said[0] and "Oslo" not in it.said[0]
+
+
+def test_rows_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, held = threading.Event(), threading.Event()
+
+    def judge(*_: object) -> bool:
+        taken.set()
+        return held.wait(10)
+
+    monkeypatch.setattr("slm_ray.rollout.beside._MOST_BYTES", 150_000)
+    monkeypatch.setattr("slm_ray.rollout.beside.in_form", judge)
+    with bed(tmp_path, "record") as it:
+        for _ in range(4):  # one at the thread, one that waits, and no room for the others
+            assert content(it.ask("x" * 100_000)) == GOOD and taken.wait(10)
+        assert wait_for(lambda: it.card()["counts"].get("rows_lost") == 2)
+        held.set()
+        assert len(it.log.rows(2)) == 2
+        assert content(it.ask()) == GOOD and len(it.log.rows(3)) == 3
