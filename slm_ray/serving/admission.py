@@ -25,6 +25,7 @@ from slm_ray.serving.keys import ALL_MODELS, Key, TokenBudget
 from slm_ray.serving.limits import READ, most_tokens
 
 _BYTES_OF_A_TOKEN = 4  # a guess, settled by what the engine counted
+_TEXT_TOKENS = 16  # of a plain completion that names no length, as in OpenAI's API
 _DEPLOYMENT = re.compile(r"/deployments/(.+?)/(?:chat/)?completions$")
 # Within a JSON text quotes are escaped, so that no answer can speak of its own usage.
 _USED = {name: re.compile(rb'(?<!\\)"' + name + rb'":\s*(\d+)') for name in (b"prompt_tokens", b"completion_tokens")}
@@ -217,6 +218,8 @@ class _Answer:
 
 def _answer_tokens(request: Mapping[str, Any], context: int | None) -> int:
     named = request.get("max_completion_tokens") or request.get("max_tokens")
+    if "prompt" in request:
+        named = named or _TEXT_TOKENS
     choices, logprobs, top = request.get("n"), request.get("logprobs"), request.get("top_logprobs")
     each = named or most_tokens(n=choices, logprobs=logprobs, top_logprobs=top)
     return (choices or 1) * min(each, context or each)

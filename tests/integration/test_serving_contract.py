@@ -286,3 +286,12 @@ def test_the_engine_s_renderer_sees_the_tokens_of_training(tmp_path: Path) -> No
     assert f"[INST] {track('structured').system}\n\ncall Rome please [/INST]" in text
     with pytest.raises(VLLMValidationError, match="turns have to alternate"):  # HTTP 400
         renderer.render_messages([{"role": "user", "content": "one"}] * 2, params)
+
+
+def test_a_plain_completion_that_names_no_length_gets_16_tokens() -> None:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    from slm_ray.serving.admission import _TEXT_TOKENS
+
+    for named in ({}, {"max_tokens": None}):
+        assert CompletionRequest(prompt="hi", **named).max_tokens == _TEXT_TOKENS

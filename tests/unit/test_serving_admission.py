@@ -245,6 +245,19 @@ def test_whoever_names_no_length_takes_what_the_context_leaves(tmp_path: Path) -
     assert asyncio.run(scenario()) == [200, 200, 200, 403, 200, 429]
 
 
+def test_a_plain_completion_that_names_no_length_is_a_short_one(tmp_path: Path) -> None:
+    """tests/integration/test_serving_contract.py holds the engine to 16 tokens."""
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team", tokens_per_minute=60)
+
+    async def scenario() -> int:
+        endpoint = Endpoint(file=file)
+        reply = await endpoint.client.post("/v1/completions", json={"prompt": "hi"}, headers={"api-key": secret})
+        return reply.status_code
+
+    assert asyncio.run(scenario()) == 200
+
+
 def test_who_leaves_before_the_answer_pays_what_was_set_aside(tmp_path: Path) -> None:
     file = tmp_path / "keys.jsonl"
     secret = add_key(file, "team", tokens_per_minute=600)
