@@ -42,19 +42,21 @@ def test_sizes_are_trained_once_and_a_further_size_trains_only_itself(tmp_path: 
     assert decode(json.loads(path.read_text()), LearningCurve, where=str(path), fix="") == first
     assert not (tmp_path / "adapters").exists(), "a size of a curve is no adapter to serve"
 
-    trained = {trial: trial.stat().st_mtime_ns for trial in (tmp_path / "run").rglob("trial.json")}
+    trained = checkpoints(tmp_path)
     assert len(trained) == 4
     assert learning_curve(config(tmp_path, sizes=(3, 6, 12, 24), validation=validation)) == first
-    more = learning_curve(config(tmp_path, sizes=(3, 6, 12, 18, 24), validation=validation))
-    assert [size.rows for size in more.sizes] == [3, 6, 12, 18, 24]
-    after = {trial: trial.stat().st_mtime_ns for trial in (tmp_path / "run").rglob("trial.json")}
-    assert len(after) == 5
-    assert trained.items() < after.items(), "a finished size was trained again"
-
     others = rows(tmp_path / "others.jsonl", 5, "Count")
-    again = learning_curve(config(tmp_path, sizes=(3, 6, 12, 24), validation=others))
-    assert again.validation_rows == 5
-    assert [size.error for size in again.sizes] != [size.error for size in first.sizes], "scores of other rows"
+    more = learning_curve(config(tmp_path, sizes=(3, 6, 12, 18, 24), validation=others))
+    assert [size.rows for size in more.sizes] == [3, 6, 12, 18, 24] and more.validation_rows == 5
+    after = checkpoints(tmp_path)
+    assert len(after) == 5 and trained.items() < after.items(), "a finished size was trained again"
+    again = {size.rows: size.error for size in more.sizes}
+    assert [again[size.rows] for size in first.sizes] != [size.error for size in first.sizes], "scores of other rows"
+
+
+def checkpoints(folder: Path) -> dict[Path, int]:
+    """The trained weights of each size, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in (folder / "run").rglob("adapter_model.safetensors")}
 
 
 def test_validation_rows_that_are_training_rows_are_refused_before_any_training(tmp_path: Path) -> None:
