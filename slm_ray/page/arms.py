@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jinja2
-
 from slm_ray.corpus.tracks import defined
 from slm_ray.page import formatting
 from slm_ray.page.charts import Difference, differences
 from slm_ray.page.data import ArmResult, ArmsReport, ArmsTrack
+from slm_ray.page.template import encodable, environment
 from slm_ray.tables import format_table
 from slm_ray.types import Usage
 from slm_ray.verdict.candidates import percent
@@ -23,18 +22,13 @@ NO_DIFFERENCE = "no difference shown"
 
 def arms_page(data: ArmsReport) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=formatting.visible, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(
+    templates = environment(
         csp_hash=formatting.csp_hash, points=formatting.points, half_width=formatting.half_width, count=formatting.count,
         seconds=formatting.seconds, sentence=formatting.sentence, in_points=formatting.in_points,
         percent=formatting.percent, level=percent,
     )  # fmt: skip
-    html = environment.get_template("arms.html.j2").render(data=data, tracks=[_track(track) for track in data.tracks])
-    # A text may hold half of a surrogate pair, which no UTF-8 file can.
-    return html.encode("utf-8", "replace").decode("utf-8")
+    html = templates.get_template("arms.html.j2").render(data=data, tracks=[_track(track) for track in data.tracks])
+    return encodable(html)
 
 
 def arms_text(data: ArmsReport) -> str:

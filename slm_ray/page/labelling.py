@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import jinja2
-
 from slm_ray.page import formatting
+from slm_ray.page.template import encodable, environment
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,15 +30,10 @@ def label_page(pairs: Sequence[PairToLabel], *, queue: str, rubric: str, looks: 
 
     `looks` are the numbers of pairs after which a verdict is made, `note` says how far it is.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(csp_hash=formatting.csp_hash)
+    templates = environment(csp_hash=formatting.csp_hash, finalize=None)
     rows = [
         {"id": one.id, "prompt": one.prompt, "target": one.target, "A": one.first, "B": one.second} for one in pairs
     ]
     data = formatting.data_block({"queue": queue, "looks": looks, "rows": rows})
-    html = environment.get_template("labelling.html.j2").render(data=data, rubric=rubric, count=len(pairs), note=note)
-    # The rubric may hold half of a surrogate pair, which no UTF-8 file can.
-    return html.encode("utf-8", "replace").decode("utf-8")
+    html = templates.get_template("labelling.html.j2").render(data=data, rubric=rubric, count=len(pairs), note=note)
+    return encodable(html)

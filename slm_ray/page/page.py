@@ -20,6 +20,7 @@ from slm_ray.page.data import Arm, LoopReport, Stage, StageDecision, TrackResult
 from slm_ray.page.error_slices import classes, guards, slices
 from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
+from slm_ray.page.template import encodable, environment
 from slm_ray.records import ModelReport, Report, RowResult
 from slm_ray.types import Comparison, Interval, Usage
 
@@ -62,27 +63,16 @@ def page(data: LoopReport, rows: Mapping[str, Sequence[RowResult]]) -> str:
             most_rows=MOST_ROWS,
         )
     )
-    # A text outside the rows may hold half of a surrogate pair, which no UTF-8 file can.
-    return html.encode("utf-8", "replace").decode("utf-8")
+    return encodable(html)
 
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "page"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=formatting.visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
+    return environment(
         percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
         data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
         margin=formatting.margin, in_points=formatting.in_points, money=formatting.money, share=formatting.share, sure=formatting.sure,
     )  # fmt: skip
-    return environment
 
 
 def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: int) -> dict[str, Any]:

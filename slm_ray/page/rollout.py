@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
-
 from slm_ray.page import formatting
 from slm_ray.page.charts import ticks
+from slm_ray.page.template import encodable, environment
 from slm_ray.verdict.watch import WatchPoint
 
 _MOST_CHANGES = 200
@@ -101,23 +100,18 @@ class RoutePage:
 
 def route_page(data: RoutePage) -> str:
     """The page."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("slm_ray", "page"), autoescape=True, undefined=jinja2.StrictUndefined,
-        finalize=formatting.visible, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters.update(
+    templates = environment(
         csp_hash=formatting.csp_hash, count=formatting.count, percent=formatting.percent, moment=formatting.unix_moment,
         sentence=formatting.sentence, points=formatting.points, half_width=formatting.half_width,
     )  # fmt: skip
-    html = environment.get_template("rollout.html.j2").render(
+    html = templates.get_template("rollout.html.j2").render(
         data=data,
         now=data.changes[-1],
         changes=data.changes[: -_MOST_CHANGES - 1 : -1],
         shares=shares(data.served, data.changes) if data.served else None,
         watches=[(watched, evidence(watched)) for watched in reversed(data.watches)],
     )
-    # A text may hold half of a surrogate pair, which no UTF-8 file can.
-    return html.encode("utf-8", "replace").decode("utf-8")
+    return encodable(html)
 
 
 def shares(served: Sequence[Served], changes: Sequence[Change]) -> dict[str, Any]:
