@@ -245,23 +245,15 @@ def _granted(verdict: Path | None, other_report: Path | None) -> tuple[Grant, st
 
 
 def _route(name: str, llm: str | None, slm: str | None, track: str, adapters_dir: Path) -> tuple[Route, str | None]:
-    """The route with its adapter by id: an alias would stand for another adapter tomorrow, which no verdict is about."""
+    """The route and its adapter; an id is taken as it is, since it may be published in a folder that only the front sees."""
     if llm is None or slm is None:
         raise ConfigError("a route needs both models: give --llm and --slm, or the --verdict that compares them")
-    from slm_ray.providers import parse  # imports numpy
-    from slm_ray.tasks import open_track
+    from slm_ray.rollout.declared import route_of  # imports numpy
 
-    open_track(track)
-    parse(llm)
-    spec = parse(slm)
-    if spec.demonstrations:
-        raise ConfigError(f"{slm}: a route passes on what the client sent, without demonstrations; leave +Kshot away")
-    track = str(Path(track).absolute()) if track.endswith((".yaml", ".yml")) else track
-    base, _, named = slm.removeprefix("served:").partition(":")
-    if spec.provider.kind != "served" or not named:
-        return Route(name=name, llm=llm, slm=slm, track=track, base=base), None
-    adapter = named if is_id(named) else resolve(adapters_dir, named)
-    return Route(name=name, llm=llm, slm=f"served:{base}:{adapter}", track=track, base=base), adapter
+    return route_of(
+        name, llm=llm, slm=slm, track=track, base=None,
+        resolved=lambda adapter: adapter if is_id(adapter) else resolve(adapters_dir, adapter),
+    )  # fmt: skip
 
 
 def _known(state: str) -> State:

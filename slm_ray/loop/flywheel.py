@@ -25,6 +25,7 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.prepare.live import is_live, live_rows
 from slm_ray.providers import parse
 from slm_ray.reports.distil import distil
+from slm_ray.rollout.declared import route_of
 from slm_ray.rollout.grants import read_grant
 from slm_ray.rollout.states import Grant, Route, RouteState, held
 from slm_ray.rollout.store import RouteStore
@@ -169,9 +170,9 @@ class Flywheel(Loop):
 
     def _appoint(self, run: TrackRun) -> None:
         adapter = run.adapter.id if run.adapter is not None else None
-        route = Route(
-            name=str(run.config.live.route), llm=self.llm, slm=f"{self.base}:{adapter}" if adapter else self.base,
-            track=run.config.track, base=self.config.serving.name,
+        route, adapter = route_of(
+            str(run.config.live.route), llm=self.llm, slm=f"{self.base}:{adapter}" if adapter else self.base,
+            track=run.config.track, base=self.config.serving.name, resolved=lambda adapter_id: adapter_id,
         )  # fmt: skip
         grant = read_grant(run.folder / "test")
         state, said = appoint(

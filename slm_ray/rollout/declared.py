@@ -6,14 +6,18 @@ brings an adapter back that was taken back nor undoes another setting.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from slm_ray.adapters.history import resolve
 from slm_ray.config import RolloutConfig, RolloutRoute
+from slm_ray.errors import ConfigError
 from slm_ray.providers import parse
 from slm_ray.rollout.grants import read_grant
 from slm_ray.rollout.states import NO_VERDICT, Route, RouteState
 from slm_ray.rollout.store import RouteStore
+from slm_ray.tasks import open_track
 
 _REASON = "the settings of slm-ray rollout"
 
@@ -30,7 +34,10 @@ def asks_endpoint(store: RouteStore) -> bool:
 
 
 def _declared(store: RouteStore, name: str, wanted: RolloutRoute, config: RolloutConfig) -> RouteState:
-    route, adapter = _route(name, wanted, config)
+    route, adapter = route_of(
+        name, llm=wanted.llm, slm=wanted.slm, track=wanted.track, base=config.serving.name,
+        resolved=partial(resolve, config.serving.adapters_dir),
+    )  # fmt: skip
     grant = read_grant(wanted.verdict) if wanted.verdict else NO_VERDICT
     settings = {
         key: value for key in ("delta", "audit_share", "timeout_s") if (value := getattr(wanted, key)) is not None
@@ -51,15 +58,26 @@ def _declared(store: RouteStore, name: str, wanted: RolloutRoute, config: Rollou
     return store.adjust(name, reason=_REASON, **settings)
 
 
-def _route(name: str, wanted: RolloutRoute, config: RolloutConfig) -> tuple[Route, str | None]:
-    """The route with its files by absolute path, and the id of its adapter."""
-    base, spec = config.serving.name, wanted.slm
-    provider = parse(spec).provider
-    adapter = provider.adapter
-    if provider.kind == "served" and adapter is None and spec.removeprefix("served:") != base:
-        adapter = spec.removeprefix("served:")  # an adapter of the endpoint's base, without the base's name
-    if adapter is not None:
-        adapter = resolve(config.serving.adapters_dir, adapter)
-        spec = f"served:{base}:{adapter}"
-    track = str(Path(wanted.track).absolute()) if wanted.track.endswith((".yaml", ".yml")) else wanted.track
-    return Route(name=name, llm=wanted.llm, slm=spec, track=track, base=base), adapter
+def route_of(
+    name: str, *, llm: str, slm: str, track: str, base: str | None, resolved: Callable[[str], str]
+) -> tuple[Route, str | None]:
+    """The route with its files by absolute path and its adapter by id, and that id (None: no adapter of ours).
+
+    An alias would stand for another adapter tomorrow, which no verdict is about: `resolved` says which one it is now. `base`
+    is the endpoint's, whose adapters `served:ADAPTER` names too; None where only `slm` says it. ConfigError for a spec or a
+    track that is none, and for demonstrations, which a route does not put in front.
+    """
+    open_track(track)
+    parse(llm)
+    spec = parse(slm)
+    if spec.demonstrations:
+        raise ConfigError(f"{slm}: a route passes on what the client sent, without demonstrations; leave +Kshot away")
+    track = str(Path(track).absolute()) if track.endswith((".yaml", ".yml")) else track
+    named, _, adapter = slm.removeprefix("served:").partition(":")
+    of = base or named
+    if named != of and not adapter:
+        adapter = named
+    if spec.provider.kind != "served" or not adapter:
+        return Route(name=name, llm=llm, slm=slm, track=track, base=of), None
+    adapter = resolved(adapter)
+    return Route(name=name, llm=llm, slm=f"served:{of}:{adapter}", track=track, base=of), adapter

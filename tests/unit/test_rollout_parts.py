@@ -109,3 +109,17 @@ def test_an_adapter_is_named_by_its_id(tmp_path: Path, monkeypatch: pytest.Monke
         assert asks_endpoint(store)
     (state,) = declare(RouteStore(tmp_path / "base"), config(tmp_path / "base", slm="served:tiny-base"))
     assert (state.adapter, state.route.slm) == (None, "served:tiny-base")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"slm": "openai:small+3shot"}, r"\+Kshot"), ({"llm": "nobody:x"}, "nobody"), ({"track": "nothing"}, "unknown track"),
+    ],
+)  # fmt: skip
+def test_a_route_that_would_fail_every_call_is_refused_in_a_file_as_on_the_command_line(
+    tmp_path: Path, wrong: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        declare(RouteStore(tmp_path), config(tmp_path, **wrong))
+    assert RouteStore(tmp_path).routes() == {}
