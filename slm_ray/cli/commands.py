@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
@@ -23,6 +23,7 @@ from slm_ray.parity import in_words
 from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
+Loop = TypeVar("Loop", bound=configs.LoopConfig)
 NOT_MEASURED = 3
 TOKENIZER = "data/tiny_base"
 
@@ -199,13 +200,10 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
 def loop(config: configs.LoopConfig) -> int:
     """The whole question: prepare, deploy, evaluate, compare, train, publish, evaluate again, compare, one page."""
+    checked = _checked(config)
+    from slm_ray.loop import loop as run_loop
 
-    def run_loop(checked: configs.LoopConfig) -> Mapping[str, str]:
-        from slm_ray.loop import loop
-
-        return loop(checked)
-
-    return _looped(config, run_loop)
+    return _ended(checked, run_loop(checked))
 
 
 def flywheel(config: configs.FlywheelConfig) -> int:
@@ -214,26 +212,27 @@ def flywheel(config: configs.FlywheelConfig) -> int:
     A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
     run_dir of its own.
     """
-
-    def run_flywheel(checked: configs.FlywheelConfig) -> Mapping[str, str]:
-        from slm_ray.loop.flywheel import flywheel
-
-        return flywheel(checked)
-
     routes = str(output_folder(config.routes, setting="routes"))
-    return _looped(config.model_copy(update={"routes": routes}), run_flywheel)
+    checked = _checked(config.model_copy(update={"routes": routes}))
+    from slm_ray.loop.flywheel import flywheel as run_flywheel
+
+    return _ended(checked, run_flywheel(checked))
 
 
-def _looped(config: Any, run_loop: Callable[[Any], Mapping[str, str]]) -> int:
-    """What all loops check first, then `run_loop`, which brings Ray in."""
+def _checked(config: Loop) -> Loop:
+    """What every loop checks before Ray is brought in: its base, and its folders by absolute path."""
     check_base(config.serving.base, setting="serving.base")
     folder = str(output_folder(config.run_dir))
     adapters = str(output_folder(config.serving.adapters_dir, setting="serving.adapters_dir"))
+    serving = config.serving.model_copy(update={"adapters_dir": adapters})
+    return config.model_copy(update={"run_dir": folder, "serving": serving})
+
+
+def _ended(config: configs.LoopConfig, result: Mapping[str, str]) -> int:
+    """The exit status of a loop's decisions."""
     from slm_ray.verdict.decide import EXIT
 
-    serving = config.serving.model_copy(update={"adapters_dir": adapters})
-    result = run_loop(config.model_copy(update={"run_dir": folder, "serving": serving}))
-    print(f"page: {folder}/report.html")
+    print(f"page: {config.run_dir}/report.html")
     decided = set(result.values())
     return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
 

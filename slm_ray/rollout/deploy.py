@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import ray
 from ray import serve
 from ray.serve.schema import ApplicationStatus
@@ -34,6 +33,8 @@ from slm_ray.rollout.front import MOST_IN_FLIGHT, Front, FrontSettings
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import target
+from slm_ray.serving.endpoint import address
+from slm_ray.serving.health import healthy
 from slm_ray.serving.settings import access
 from slm_ray.signals import wait_for_signal
 from slm_ray.traffic import TrafficLog
@@ -79,12 +80,16 @@ def deploy(config: RolloutConfig, *, environment: Mapping[str, str] | None = Non
     ModelError (a key that is missing), ResourceError.
     """
     environment = os.environ if environment is None else environment
+    cluster.connect()
+    return _deploy(prepared(config, environment), environment)
+
+
+def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
+    """The front of settings that are prepared."""
+    at, endpoint = config.serving, address(config.serving)
     # Serve's own words are in Ray's session folder.
     _logger.setLevel(logging.WARNING)
     _logger.handlers, _logger.propagate = [logging.NullHandler()], False
-    cluster.connect()
-    config = prepared(config, environment)
-    at, endpoint = config.serving, _url(config.serving)
     digest, keys_file = access(at, environment)
     settings = FrontSettings(folder=config.folder, endpoint=endpoint, api_key_digest=digest, keys_file=keys_file)
     cluster.require([{"CPU": _CPUS}], setting="the roll-out's front")
@@ -122,7 +127,7 @@ def prepared(config: RolloutConfig, environment: Mapping[str, str]) -> RolloutCo
     for line in store.damaged():
         print(f"warning: {line}", file=sys.stderr, flush=True)
     for state in store.routes().values():
-        _check(state, _url(config.serving), environment)
+        _check(state, address(config.serving), environment)
     return config
 
 
@@ -135,7 +140,7 @@ def rollout(config: RolloutConfig) -> None:
         if asks_endpoint(store):
             endpoint = serving.deploy(config.serving)
             print(f"{config.serving.name} answers at {endpoint.url}/v1", flush=True)
-        running = deploy(config)
+        running = _deploy(config, os.environ)
         for state in store.routes().values():
             print(f"{state.route.name}: {state.state} (LLM {state.route.llm}, SLM {state.route.slm})", flush=True)
         print(f"the routes answer at {running.url}/v1 (Ctrl-C ends it)", flush=True)
@@ -186,16 +191,11 @@ def _answers(at: Serving) -> bool:
     return True
 
 
-def _url(at: Serving) -> str:
-    host = ray.util.get_node_ip_address() if at.host in ("0.0.0.0", "::") else at.host
-    return f"http://{host}:{at.port}"
-
-
 def _wait(app: str, url: str) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
         found = serve.status().applications.get(app)
-        if found is not None and found.status == ApplicationStatus.RUNNING and _healthy(url):
+        if found is not None and found.status == ApplicationStatus.RUNNING and healthy(f"{url}{PREFIX}"):
             return
         failed = (
             [one.message for one in found.deployments.values() if "failed to start" in one.message] if found else []
@@ -204,10 +204,3 @@ def _wait(app: str, url: str) -> None:
             why = failed[0].strip().splitlines()[-1] if failed else f"not ready within {READY_TIMEOUT_S:g} s"
             raise ModelError(f"the front did not start: {why}; see the Serve logs in Ray's session folder")
         time.sleep(_POLL_S)
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}{PREFIX}/health", timeout=5.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -72,7 +72,7 @@ def deploy(
     _quiet(log_file)
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
-    endpoint = Endpoint(url=_url(config), model_name=config.name, app=f"slm-ray-{config.port}")
+    endpoint = Endpoint(url=address(config), model_name=config.name, app=f"slm-ray-{config.port}")
     key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
@@ -275,7 +275,8 @@ def _failure(app: Any) -> str:
     return " ".join(lines[named[-1] if named else 0 :])[:500]
 
 
-def _url(config: Serving) -> str:
+def address(config: Serving) -> str:
+    """The URL at which Serve answers, without a path."""
     host = ray.util.get_node_ip_address() if config.host in ("0.0.0.0", "::") else config.host
     return f"http://{host}:{config.port}"
 
