@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config, Search, Serving
+from slm_ray.config.shared import Config, Recipe, Search, Serving
 
 
 class TasksConfig(Config):
@@ -94,6 +94,37 @@ class LearningCurveBenchConfig(Config):
     seeds: int = Field(30, ge=1, description="real curves of each learner")
     targets: int = Field(5, ge=1, description="targets asked of each real curve")
     seed: int = 42
+
+
+class CurveSource(Config):
+    """The rows of one task. `labelled` is the track of a CSV file with the columns text and category."""
+
+    name: str
+    track: str = "labelled"
+    source: str
+
+
+class TrainingCurveBenchConfig(Config):
+    """Nested sizes of each task, trained for every seed; the largest is hidden from the fit."""
+
+    out_dir: str
+    sources: tuple[CurveSource, ...] = Field(min_length=1)
+    base: str = "data/tiny_base"
+    recipe: Recipe = Recipe()
+    sizes: tuple[int, ...] = Field((100, 200, 400, 800), min_length=4, description="what the fit sees, increasing")
+    hidden: int = Field(
+        3200, description="twice or four times the largest of them, which is as far as anything is promised"
+    )
+    validation_rows: int = Field(150, ge=1, description="whose greedy answers score every training")
+    seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="of the rows' order and of the training")
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> TrainingCurveBenchConfig:
+        if self.hidden not in (2 * self.sizes[-1], 4 * self.sizes[-1]):
+            raise ValueError(
+                f"hidden is {self.hidden:,}; give twice or four times the largest size, {self.sizes[-1]:,}"
+            )
+        return self
 
 
 class SweepBenchConfig(Config):
