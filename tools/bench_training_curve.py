@@ -78,11 +78,10 @@ class Curve:
 
     @property
     def rows_held(self) -> bool | None:
-        """Whether the interval of rows for that metric holds the hidden size; open ends hold all beyond them."""
-        if self.forecast is None or self.hidden is None or self.answer is None:
+        """Whether the interval of rows for that metric holds the hidden size; None where no interval was stated."""
+        if self.answer is None or self.hidden is None or self.answer.lower is None or self.answer.upper is None:
             return None
-        low, high = self.answer.lower or 0, self.answer.upper or float("inf")
-        return low <= self.hidden.rows <= high
+        return self.answer.lower <= self.hidden.rows <= self.answer.upper
 
 
 def curve(name: str, seed: int, trained: Sequence[tuple[int, float | None]], validation_rows: int) -> Curve:
@@ -149,13 +148,12 @@ def table(found: Sequence[Curve]) -> Table:
             in_words(answer).partition(":")[0] if answer and answer.outcome == "rows" else _why(answer),
             _word(one.rows_held),
         )  # fmt: skip
-    fitted = [one for one in found if one.forecast is not None]
-    if fitted:
-        metric, counted = sum(bool(one.metric_held) for one in fitted), sum(bool(one.rows_held) for one in fitted)
-        shown.add_row(
-            "all", "", f"{len(fitted)} of {len(found)} fitted", "", "", f"{metric} of {len(fitted)}", "",
-            f"{counted} of {len(fitted)}",
-        )  # fmt: skip
+    metric = [held for one in found if (held := one.metric_held) is not None]
+    counted = [held for one in found if (held := one.rows_held) is not None]
+    shown.add_row(
+        "all", "", f"{len(metric)} of {len(found)} fitted", "", "", f"{sum(metric)} of {len(metric)}", "",
+        f"{sum(counted)} of {len(counted)}",
+    )  # fmt: skip
     return shown
 
 
@@ -164,7 +162,9 @@ def _word(held: bool | None) -> str:
 
 
 def _why(answer: RowsAnswer | None) -> str:
-    return "–" if answer is None else f"{answer.outcome.replace('_', ' ')}: {answer.because}"
+    if answer is None:
+        return "–"
+    return f"refused: {answer.because}" if answer.outcome == "refused" else "not promised"
 
 
 def main(config: TrainingCurveBenchConfig) -> None:
