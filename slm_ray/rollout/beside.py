@@ -150,7 +150,7 @@ class Beside:
         state = call.state
         return TrafficRow(
             id=call.id, at=call.at, route=state.route.name, serial=state.serial, state=state.state, arm=call.arm,
-            user=call.user, request=call.body, served=call.served, fallback=call.fallback,
+            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=call.audited,
             answers=tuple(self._answer(state, reply, agreement) for reply in call.replies.values()),
         )  # fmt: skip
 

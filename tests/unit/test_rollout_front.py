@@ -209,6 +209,20 @@ def test_shadow_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert [len(row.answers) for row in it.log.rows(5)[3:]] == [2, 2]
 
 
+def test_a_row_says_whether_it_was_drawn_to_be_asked_of_both_whatever_became_of_that(tmp_path: Path) -> None:
+    with bed(tmp_path, "record", slm=lambda request: error(500 if request.nth % 2 else 429), audit_share=0.4) as it:
+        assert content(it.ask()) == GOOD and [row.audited for row in it.log.rows(1)] == [False]
+        it.store.move("cities", "shadow", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "shadow")
+        assert content(it.ask()) == GOOD and [row.audited for row in it.log.rows(2)[1:]] == [True]
+        it.store.move("cities", "live", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "live")
+        assert [content(it.ask()) for _ in range(60)] == [GOOD] * 60
+        rows = it.log.rows(62)[2:]
+        # Every row has an answer of the LLM, in the SLM's place; those that were drawn are a fair sample all the same.
+        assert {row.served for row in rows} == {"llm"} and 8 <= sum(row.audited for row in rows) <= 42
+
+
 def test_a_canary_is_the_same_for_the_same_user(tmp_path: Path) -> None:
     with bed(tmp_path, "canary", slm=says(OTHER), share=0.3, audit_share=1e-9) as it:
         arms = {user: it.ask(user=f"user{user}").headers["x-slm-ray-arm"] for user in range(60)}
