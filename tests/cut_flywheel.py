@@ -1,8 +1,8 @@
-"""A flywheel as processes that are cut off: `python cut_flywheel.py SETTINGS.json URL STEP...`, one process per STEP.
+"""A flywheel as processes that are cut off: each line `[SETTINGS.json, URL, STEP]` that it is given is answered by a line.
 
 Rows, verdicts and the route are real, and so are the calls: to a plain chat server at URL, which is the LLM and the endpoint.
-Training is a file that is written once. Each process is killed (SIGKILL) as its STEP begins; where it begins none of that
-name it comes to its end and prints the decision. They are forked from one, which has loaded everything.
+Training is a file that is written once. A process is killed (SIGKILL) as its STEP begins; where it begins none of that name it
+comes to its end. The answer is its exit status. All are forked from one, which has loaded everything.
 """
 
 import contextlib
@@ -66,20 +66,28 @@ def _trained(run: TrackRun, root: str) -> Manifest:
     return load_manifest(root, there[0])
 
 
-def main(settings: str, url: str, steps: list[str]) -> None:
+def one(settings: str, url: str, step: str) -> None:
+    """The child's work."""
     config = FlywheelConfig.model_validate_json(Path(settings).read_text(encoding="utf-8"))
+    this = Small(config, url, step)
+    with storage.lock(this.folder), this.log:
+        this.run()
+
+
+def main() -> None:
     slm_ray.evaluation.run.is_local = lambda *_: True  # type: ignore[assignment]  # asked from here, without Ray
     flywheel.serve = SimpleNamespace(status=lambda: SimpleNamespace(applications=()))  # type: ignore[assignment]
-    for step in steps:
+    for line in sys.stdin:
         if (child := os.fork()) == 0:
-            this = Small(config, url, step)
-            with storage.lock(this.folder), this.log:
-                decided = this.run()
-            print(json.dumps(decided), flush=True)
-            os._exit(0)
+            status = 1
+            try:
+                one(*json.loads(line))
+                status = 0
+            finally:
+                os._exit(status)
         _, status = os.waitpid(child, 0)
-        print(f"{step}: {os.waitstatus_to_exitcode(status)}", flush=True)
+        print(f"ended {os.waitstatus_to_exitcode(status)}", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main()

@@ -24,7 +24,7 @@ def test_a_log_has_the_faults_that_are_said_and_the_filters_leave_fewer(tmp_path
     assert len(form.rows) == len(raw.rows) - formless and form.wrong == raw.wrong - formless
     assert len(left["duplicates: exact"].rows) < len(form.rows)
     shares = {name: one.wrong / len(one.rows) for name, one in left.items()}
-    assert shares["both"] < shares["disagreement: drop"] < shares["self_agreement: 0.6"] < shares["form alone"]
+    assert shares["disagreement: drop"] < shares["self_agreement: 0.6"] < shares["form alone"] and shares["both"] < 0.02
 
 
 def test_a_difference_is_said_only_where_its_interval_shows_it() -> None:

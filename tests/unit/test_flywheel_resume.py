@@ -1,12 +1,15 @@
 """A flywheel that is killed before each of its steps and started again: nothing is done or paid twice, the ending is the same."""
 
 import json
+import os
 import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
 from chat_server import ChatServer, Reply, Request, answer
 from traffic_rows import asked, log_of, said
 
@@ -50,19 +53,37 @@ def settings(folder: Path, url: str) -> Path:
     return file
 
 
-def run(folder: Path, file: Path, url: str, *steps: str) -> list[str]:
-    script = str(ROOT / "tests/cut_flywheel.py")
+@pytest.fixture
+def run() -> Iterator[Callable[[Path, str, str], int]]:
+    """Runs the flywheel of a settings file until it begins a step; its exit status."""
     path = f"{ROOT / 'tests'}:{ROOT / 'tests/unit'}:{ROOT}"
-    done = subprocess.run(
-        [sys.executable, script, str(file), url, *steps], capture_output=True, text=True, timeout=300, check=False,
-        env={"PYTHONPATH": path, "PATH": "/usr/bin:/bin", "HOME": str(folder)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if line.startswith("{") or re.search(r": -?\d+$", line)]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "tests/cut_flywheel.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={"PYTHONPATH": path, "PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
+    ) as driver:  # fmt: skip
+        assert driver.stdin is not None and driver.stdout is not None
+        asked, answered = driver.stdin, driver.stdout
+
+        def one(file: Path, url: str, step: str) -> int:
+            asked.write(json.dumps([str(file), url, step]) + "\n")
+            asked.flush()
+            ended = next((line for line in answered if line.startswith("ended ")), "the driver died")
+            return int(ended.removeprefix("ended "))
+
+        yield one
+        asked.close()
 
 
 def calls(server: ChatServer) -> Counter[tuple[str, str]]:
     return Counter((request.body["model"], request.text) for request in server.requests)
+
+
+def answers(scores: Path) -> list[object]:
+    """Rows, answers and scores, in their order."""
+    return [
+        (row["id"], row["target"], sorted((spec, it["text"], str(it["scores"])) for spec, it in row["models"].items()))
+        for row in read_jsonl(scores)
+    ]
 
 
 def ending(folder: Path) -> list[object]:
@@ -72,30 +93,28 @@ def ending(folder: Path) -> list[object]:
         (now.state, now.adapter, now.granted.most, now.granted.because, now.action) for now in store.history("r")
     ]
     return [
-        [read_jsonl(track / stage / "scores.jsonl") for stage in ("validation", "test")],
+        [answers(track / stage / "scores.jsonl") for stage in ("validation", "test")],
         [read_json(track / stage / "comparison.json")["decision"] for stage in ("validation", "test")],
         (track / "examples/train.jsonl").read_bytes(), adapter_ids(folder / "adapters"), history,
         read_json(track / "route.json")["state"],
     ]  # fmt: skip
 
 
-def test_a_run_that_is_killed_before_each_step_pays_and_ends_as_one_that_is_not(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_before_each_step_pays_and_ends_as_one_that_is_not(
+    tmp_path: Path, run: Callable[[Path, str, str], int]
+) -> None:
     at_once, cut = tmp_path / "at_once", tmp_path / "cut"
-    at_once.mkdir()
-    cut.mkdir()
     with ChatServer(script) as server:
-        said_at_once = run(at_once, settings(at_once, server.url), server.url, WHOLE)
+        assert run(settings(at_once, server.url), server.url, WHOLE) == 0
         paid = calls(server)
         server.requests.clear()
         file = settings(cut, server.url)
-        said_cut = run(cut, file, server.url, *STEPS, WHOLE)
-        assert said_cut == [*(f"{step}: -9" for step in STEPS), *said_at_once]
+        assert [run(file, server.url, step) for step in (*STEPS, WHOLE)] == [-9] * len(STEPS) + [0]
         assert calls(server) == paid and ending(cut) == ending(at_once)
         with TrafficLog(str(cut / "traffic")) as log:
             log.append(asked("later", said("later")))
         server.requests.clear()
-        before = ending(cut)
-        assert run(cut, file, server.url, WHOLE) == said_at_once
-    assert not server.requests and ending(cut) == before
+        assert run(file, server.url, WHOLE) == 0
+        assert not server.requests and ending(cut) == ending(at_once)
     (shadow,) = [now for now in RouteStore(cut / "routes").history("r") if now.state == "shadow"]
     assert shadow.by == "flywheel" and sum(paid.values()) > 100
