@@ -75,8 +75,8 @@ def one(settings: str, url: str, step: str) -> None:
 
 
 def main() -> None:
-    slm_ray.evaluation.run.is_local = lambda *_: True  # type: ignore[assignment]  # asked from here, without Ray
-    flywheel.serve = SimpleNamespace(status=lambda: SimpleNamespace(applications=()))  # type: ignore[assignment]
+    slm_ray.evaluation.run.is_local = lambda *_: True  # type: ignore[assignment,attr-defined]  # asked from here, without Ray
+    flywheel.serve = SimpleNamespace(status=lambda: SimpleNamespace(applications=()))  # type: ignore[assignment,attr-defined]
     for line in sys.stdin:
         if (child := os.fork()) == 0:
             status = 1

@@ -30,8 +30,8 @@ from slm_ray.prepare.live import live_rows, without_held_back
 from slm_ray.scoring import score
 from slm_ray.traffic import Arm, ArmAnswer, TrafficRow
 from slm_ray.traffic.snapshot import write_snapshot
-from slm_ray.types import Example
-from slm_ray.verdict.stats import RESAMPLES, SEED, Interval, paired_interval
+from slm_ray.types import Example, Interval
+from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 from slm_ray.yaml_file import read_yaml
 from tools.config import FilterBenchConfig
 from tools.synthesize import synthesize

@@ -82,7 +82,7 @@ def _trained(recipe: Recipe, rows: Sequence[Example], checkpoint: Path) -> tuple
             for weight, value in zip(weights, kept["weights"], strict=True):
                 weight.copy_(value)
     parts = [tokenised(tokenizer, conversation(row)) for row in rows]
-    started = time.perf_counter()
+    started = time.process_time()
     model.train()
     for step, some in enumerate(_batches(recipe, parts)):
         if step < begun:
@@ -97,8 +97,10 @@ def _trained(recipe: Recipe, rows: Sequence[Example], checkpoint: Path) -> tuple
         optimizer.zero_grad()
         if (step + 1) % _SAVE_EVERY == 0 or step + 1 == recipe.steps:
             _save(checkpoint, {"step": step + 1, "optimizer": optimizer.state_dict(), "weights": weights})
-            took = (time.perf_counter() - started) / (step + 1 - begun)
-            print(f"step {step + 1:,} of {recipe.steps:,}: loss {float(loss):.3f}, {took:.2f} s a step", flush=True)
+            took = (time.process_time() - started) / (step + 1 - begun)
+            print(
+                f"step {step + 1:,} of {recipe.steps:,}: loss {loss.item():.3f}, {took:.2f} s of CPU a step", flush=True
+            )
     return model.merge_and_unload().eval(), tokenizer
 
 
