@@ -221,6 +221,32 @@ def _unseen(setting: str, folder: Path, blind: Sequence[str], *, is_shared: bool
     )
 
 
+def unusable_nodes(within_s: float = 20.0) -> list[str]:
+    """Each living node on which not even a function can be started, with Ray's reason: its disk is full, its files are missing."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    asked = [
+        ray.remote(_nothing)
+        .options(
+            num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        )
+        .remote()
+        for node in alive
+    ]
+    ray.wait(asked, num_returns=len(asked), timeout=within_s)
+    found = []
+    for node, answer in zip(alive, asked, strict=True):
+        try:
+            ray.get(answer, timeout=0)
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[-1][:300]
+            found.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {reason}")
+    return found
+
+
+def _nothing() -> None:
+    return None
+
+
 def fits(bundles: Sequence[Mapping[str, float]]) -> bool:
     """Whether the cluster, idle, has enough for all bundles at once."""
     return not _short(bundles, ray.cluster_resources())

@@ -303,7 +303,7 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
 
 def _cannot_write(path: str | Path, error: OSError) -> ResourceError:
     return ResourceError(
-        f"cannot write {path}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
+        f"cannot write {path} on {socket.gethostname()}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
         "write to"
     )
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray import cluster
@@ -384,4 +384,11 @@ def _all_see(actors: Sequence[Any], mark: Path) -> list[bool]:
             f"{len(late)} of {len(actors)} evaluation shards found no free place within {_START_TIMEOUT_S:g} s; free now: "
             f"{ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
         )
-    return [bool(sees) for sees in ray.get(starting)]
+    try:
+        return [bool(sees) for sees in ray.get(starting)]
+    except RayError as error:
+        nodes = cluster.unusable_nodes() or [str(error).strip().splitlines()[-1]]
+        raise ResourceError(
+            f"evaluation shards cannot be started on {'; '.join(nodes)}; nothing was asked. Look at every node (slm-ray doctor),"
+            " free its disk, then run the same command again"
+        ) from None

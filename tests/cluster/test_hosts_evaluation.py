@@ -10,12 +10,12 @@ import shlex
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from chat_server import ChatServer, Reply, Request, answer
-from hosts import environment, needs_hosts
+from hosts import await_, environment, needs_hosts
 from ray_hosts import RayHosts
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
@@ -64,15 +64,6 @@ def command(cluster: RayHosts, server: ChatServer, rows: int, run_dir: str, **ch
         "jobs/evaluate.yaml",
         *(part for name, value in settings.items() for part in ("--set", f"{name}={value}")),
     )
-
-
-def await_(what: Callable[[], bool], within_s: float = 120) -> float:
-    """Seconds until it is so."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < within_s, "it never was so"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def ended(job: subprocess.Popen[str], within_s: float = 170) -> str:

@@ -67,3 +67,33 @@ def test_a_base_may_lie_on_each_node_and_has_to_be_the_same(nodes: Path) -> None
     (nodes / "w2" / "base" / "model.safetensors").write_text("other weights")
     with pytest.raises(ResourceError, match=r"base .* is missing on node w2 \(of w2\), or has other files there"):
         cluster.require_seen({"slot": 1}, shared={}, copies={"base": nodes / "base"})
+
+
+def test_a_node_on_which_nothing_starts_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": f"of {name}", "Alive": name != "gone"}
+        for name in ("head", "w1", "gone", "w2")
+    ]
+
+    class Pinned:
+        def options(self, *, scheduling_strategy: Any, **_: Any) -> Pinned:
+            self.node = scheduling_strategy.node_id
+            return self
+
+        def remote(self) -> str:
+            return str(self.node)
+
+    def get(answer: str, **_: Any) -> None:
+        if answer == "w1":
+            raise ray.exceptions.RuntimeEnvSetupError("it failed:\n[Errno 28] No space left on device")
+        if answer == "w2":
+            raise ray.exceptions.GetTimeoutError("Get timed out")
+
+    monkeypatch.setattr(ray, "nodes", lambda: known)
+    monkeypatch.setattr(ray, "remote", lambda _: Pinned())
+    monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers, []))
+    monkeypatch.setattr(ray, "get", get)
+    assert cluster.unusable_nodes() == [
+        "w1 (of w1): [Errno 28] No space left on device",
+        "w2 (of w2): Get timed out",
+    ]
