@@ -21,7 +21,7 @@ from ray_hosts import RayHosts
 pytestmark = [needs_hosts, pytest.mark.heavy]
 IN_FLIGHT, SHARDS = 9, 3
 HOLD = """
-import time, ray
+import os, time, ray
 ray.init(log_to_driver=False)
 
 class Holder:
@@ -31,7 +31,8 @@ class Holder:
 holders = [ray.remote(Holder).options(num_cpus=0, resources={"slot": 1}).remote() for _ in range(2)]
 ray.get([holder.held.remote() for holder in holders])
 print("held", flush=True)
-time.sleep(600)
+while not os.path.exists("/tmp/release"):
+    time.sleep(0.1)
 """
 
 
@@ -148,8 +149,8 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
         cluster.join("worker-3")
         waited = await_(lambda: len(server.requests) > 0, 60)
         ended(job)
-    holder.kill()
-    holder.wait()
+    cluster["head"].run("touch /tmp/release")
+    assert holder.wait(30) == 0
     assert {request.peer for request in server.requests} == {cluster["worker-3"].address}
     print(f"the first call came {waited:.1f} s after the node had joined")
-    cluster["worker-3"].off()
+    cluster.leave("worker-3")
