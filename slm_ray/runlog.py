@@ -162,8 +162,8 @@ class LogWriter:
 
     def _unwritten(self, error: OSError) -> ResourceError:
         return ResourceError(
-            f"{self._path}: cannot be written on {socket.gethostname()} ({error.strerror}); nothing more is asked; free the disk or make the folder "
-            "writable, then the same command continues"
+            f"{self._path}: cannot be written on {socket.gethostname()} ({error.strerror}); nothing more is asked; free the "
+            "disk or make the folder writable, then the same command continues"
         )
 
 

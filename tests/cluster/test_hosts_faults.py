@@ -14,6 +14,8 @@ from hosts import Host, await_, needs_hosts
 from ray_hosts import RayHosts
 from test_hosts_evaluation import IN_FLIGHT, command, ended, endpoint, rows_scored, twice
 
+from slm_ray.runlog import Response, records
+
 pytestmark = [needs_hosts, pytest.mark.heavy]
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
 ON_EACH_WORKER = {"shards": 3, "shard_resources": "{slot: 1}"}
@@ -49,6 +51,10 @@ def test_a_clock_that_is_a_minute_off_changes_nothing_and_the_doctor_shows_it(cl
     assert (len(server.requests), rows_scored(cluster, "/tmp/clock")) == (60, 60) and by_odd > 0
     report = json.loads((cluster["head"].tmp / "clock/report.json").read_text())
     assert 0.3 <= report["models"]["served:m"]["latency_s"]["p50"] < 10, "a minute has come in between two clocks"
+    logs = (cluster["head"].tmp / "clock/log").glob("shard-*.jsonl")
+    lines = [line for path in logs for line in records(path.read_bytes(), str(path))]
+    dated_s = [line.answered_ns / 1e9 for line in lines if isinstance(line, Response)]
+    assert len(dated_s) == 60 and max(dated_s) - min(dated_s) < 45, "answers of one node are dated by another clock"
     examined = cluster["client"].run(
         cluster.submitted("jobs/doctor.py", "jobs/doctor.yaml", "--set", "run_dir=/tmp", "--set", "adapters_dir=/tmp"),
         within_s=120, check=False,
