@@ -71,8 +71,13 @@ def test_a_base_may_lie_on_each_node_and_has_to_be_the_same(nodes: Path) -> None
 
 def test_a_node_on_which_nothing_starts_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     known = [
-        {"NodeID": name, "NodeManagerHostname": name, "NodeManagerAddress": f"of {name}", "Alive": name != "gone"}
-        for name in ("head", "w1", "gone", "w2")
+        {
+            "NodeID": f"{n:056x}",
+            "NodeManagerHostname": name,
+            "NodeManagerAddress": f"of {name}",
+            "Alive": name != "gone",
+        }
+        for n, name in enumerate(("head", "w1", "gone", "w2"), start=1)
     ]
 
     class Pinned:
@@ -81,7 +86,7 @@ def test_a_node_on_which_nothing_starts_is_named_with_the_reason(monkeypatch: py
             return self
 
         def remote(self) -> str:
-            return str(self.node)
+            return next(node["NodeManagerHostname"] for node in known if node["NodeID"] == self.node)
 
     def get(answer: str, **_: Any) -> None:
         if answer == "w1":

@@ -127,7 +127,9 @@ def test_a_head_whose_memory_is_in_a_redis_is_told_so_and_nodes_wait_for_it(
 def test_without_a_redis_nothing_is_said_of_one(host: Path) -> None:
     for command in STARTS:
         assert not any(
-            "redis" in each.lower() or "reconnect_timeout" in each for each in called_with(command, host, None)
+            word in each
+            for each in called_with(command, host, None)
+            for word in ("REDIS", "--redis", "reconnect_timeout")
         )
 
 
