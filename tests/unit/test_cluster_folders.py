@@ -86,7 +86,7 @@ def test_a_node_on_which_nothing_starts_is_named_with_the_reason(monkeypatch: py
             return self
 
         def remote(self) -> str:
-            return next(node["NodeManagerHostname"] for node in known if node["NodeID"] == self.node)
+            return next(str(node["NodeManagerHostname"]) for node in known if node["NodeID"] == self.node)
 
     def get(answer: str, **_: Any) -> None:
         if answer == "w1":
