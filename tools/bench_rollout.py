@@ -77,13 +77,13 @@ def main(config: RolloutBenchConfig) -> None:
 
 
 def busy() -> Counter[str]:
-    """CPU seconds so far of the client and of the processes around the front, by what they are called."""
-    found: Counter[str] = Counter({"the client": sum(psutil.Process().cpu_times()[:2])})
+    """Milliseconds of CPU so far of the client and of the processes around the front, by what they are called."""
+    found: Counter[str] = Counter({"the client": round(1000 * sum(psutil.Process().cpu_times()[:2]))})
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             words = " ".join(child.cmdline())
             name = "upstream" if "asyncio.sleep" in words else "front" if "Front" in words else called(words)
-            found[name] += sum(child.cpu_times()[:2])
+            found[name] += round(1000 * sum(child.cpu_times()[:2]))
     return found
 
 
@@ -160,7 +160,7 @@ def wait_for(url: str, within_s: float = 120.0) -> None:
 
 @dataclass(frozen=True)
 class Measured:
-    """Latencies in seconds of calls without the front and with it; CPU seconds a process while it was asked, and while nobody was."""
+    """Latencies in seconds of calls without the front and with it; milliseconds of CPU by process while it was asked, and while nobody was."""
 
     direct: list[float]
     through: list[float]
@@ -183,7 +183,7 @@ async def measure(config: RolloutBenchConfig, direct: str, through: str) -> Meas
             asked += busy() - before
     before = busy()
     await asyncio.sleep(config.window_s)
-    idle = Counter({name: config.windows * seconds for name, seconds in (busy() - before).items()})
+    idle = Counter({name: config.windows * spent for name, spent in (busy() - before).items()})
     return Measured(found[direct], found[through], asked, idle)
 
 

@@ -637,7 +637,7 @@ def test_expected_answers_are_bet_on_and_corrections_are_not(tmp_path: Path) -> 
         assert say(first, answer=GOOD, label=True)["counted"] is True
         assert say(first, answer=GOOD, label=True)["counted"] is False, "once"
         assert say("f" * 32, answer=GOOD, label=True)["counted"] is False, "no request that is remembered"
-        assert say(first, label=True)["error"]["param"] == "label"
+        assert say(first, score=1, label=True)["error"]["param"] == "label"
         assert say(first, answer=GOOD, label=1)["error"]["param"] == "label"
         wait_for(lambda: it.card()["counts"].get("labels") == 1)
         lines = [json.loads(line) for line in (tmp_path / "cities" / "watch.jsonl").read_text().splitlines()]
