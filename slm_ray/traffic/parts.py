@@ -96,6 +96,6 @@ def _schema() -> Any:
     columns = {
         "kind": text, "id": text, "at": number, "route": text, "serial": whole, "state": text, "arm": text, "user": text,
         "served": text, "fallback": text, "audited": pa.bool_(), "request": text, "answers": pa.list_(pa.struct(list(answer.items()))),
-        "score": number, "answer": text, "redacted": pa.bool_(),
+        "score": number, "answer": text, "label": pa.bool_(), "redacted": pa.bool_(),
     }  # fmt: skip
     return pa.schema(list(columns.items()), metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})

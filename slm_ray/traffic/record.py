@@ -53,13 +53,15 @@ class ArmAnswer:
 class Feedback:
     """What a user said of the answer to request `id`: a score in [0, 1] of the answer that was served, a better answer, or both.
 
-    `at` is in Unix seconds; `redacted`: something was taken out of the answer.
+    `label`: the answer is what was expected, asked of people whatever the models had said, and no correction of one that
+    they disliked. `at` is in Unix seconds; `redacted`: something was taken out of the answer.
     """
 
     id: str
     at: float
     score: float | None = None
     answer: str | None = None
+    label: bool = False
     redacted: bool = False
 
 
