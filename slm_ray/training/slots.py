@@ -53,8 +53,11 @@ class PlacementGroups:
         return placement_group([dict(bundle) for bundle in bundles], strategy="PACK")
 
     async def has(self, place: Any) -> bool:
-        """Whether all of its bundles are on living nodes."""
-        return bool(await asyncio.to_thread(place.wait, _LOOKS_EVERY_S))
+        """Whether all of its bundles are on living nodes, as far as Ray knows."""
+        try:
+            return bool(await asyncio.to_thread(place.wait, _LOOKS_EVERY_S))
+        except Exception:  # noqa: BLE001 - Ray raises a plain one for a group that somebody has removed
+            return False
 
     def give_back(self, place: Any) -> None:
         """Remove it, with whatever still runs there."""

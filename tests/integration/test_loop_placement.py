@@ -18,6 +18,7 @@ from typing import Any, cast
 import pytest
 import ray
 from ray import serve
+from ray.util.placement_group import placement_group_table
 from serving_fixtures import free_port
 
 from slm_ray.config import LoopConfig, load
@@ -77,7 +78,7 @@ def free_slots() -> float:
     return float(ray.available_resources().get("slot", 0.0))
 
 
-def all_free(within_s: float = 20.0) -> bool:
+def all_free(within_s: float = 60.0) -> bool:
     limit = time.monotonic() + within_s
     while free_slots() < SLOTS and time.monotonic() < limit:
         time.sleep(0.1)
@@ -94,7 +95,6 @@ def bundles(slots: int) -> list[dict[str, float]]:
         (0, "true", True, ""),
         (1, "true", True, "wait in line"),
         (3, "true", False, "taken down"),
-        (3, "false", False, "taken down"),
         (2, "false", True, ""),
     ],
 )
@@ -166,7 +166,7 @@ def test_endpoint_and_training_share_the_slots_in_turn(tmp_path: Path, monkeypat
             loop = Loop(loop_config(size, run_dir=str(tmp_path / str(size)), stand_in="false"), {})
             with loop.log:
                 loop.deploy({})
-                loop.train([], train(size, tracks=2))
+                loop.train([cast(Any, SimpleNamespace(adapter=None))] * 2, train(size, tracks=2))
             assert serve.get_app_handle(loop.endpoint.app).remote().result(timeout_s=30) == "ok"
             assert ("taken down" in (tmp_path / str(size) / "log.txt").read_text()) is (size == SLOTS)
     assert up_while_training == {1: True, 2: True, 4: False}
@@ -233,7 +233,7 @@ def test_a_node_that_joins_while_trainings_wait_is_used_at_once() -> None:
         too_late.set()
         gate.open.remote()
 
-    timer = threading.Timer(60, give_up)
+    timer = threading.Timer(200, give_up)
     with ExitStack() as joined, held(2):
 
         def start(turn: Turn) -> Any:
@@ -246,5 +246,13 @@ def test_a_node_that_joins_while_trainings_wait_is_used_at_once() -> None:
 
         in_line(list(map(bundles, [1, 1, 1, 1])), start)
         timer.cancel()
+        on: list[set[str]] = []
+
+        def placed(turn: Turn) -> Any:
+            on.append(set(placement_group_table(turn.taken())["bundles_to_node_id"].values()))
+            return trained.remote(1.0)
+
+        in_line([bundles(2), bundles(2)], placed)
+    assert [len(nodes) for nodes in on] == [1, 1] and on[0] != on[1], "a group is packed, and groups are spread"
     assert not too_late.is_set(), "those in line waited for the first two to end"
     assert all_free()
