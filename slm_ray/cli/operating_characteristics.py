@@ -10,13 +10,13 @@ from rich.table import Table
 
 from slm_ray.config import OperatingCharacteristicsConfig
 from slm_ray.rollout.grants import AGREEMENT_LEVEL
-from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
 from slm_ray.verdict.operating_characteristics.watching import STREAMS, delay, false_alarms
 from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential_runs import played
+from slm_ray.verdict.watch import levels
 
 ERR = Console(stderr=True)
 SEED = 42
@@ -112,7 +112,7 @@ def watching(config: OperatingCharacteristicsConfig) -> list[Table]:
         "traffic", "falls by", *ways, title=f"audited requests until the alarm (nine of ten runs), delta {delta:g}"
     )
     for stream in track(STREAMS, "watching", console=ERR):
-        level = ONE_SIDED - (AGREEMENT_LEVEL if stream.reference is not None else 0)
+        level = levels(AGREEMENT_LEVEL)[stream.reference is None]
         well, edge = (
             false_alarms(stream, delta=delta, level=level, runs=runs, rows=WATCHED_ROWS, seed=SEED, at_edge=at_edge)
             for at_edge in (False, True)
