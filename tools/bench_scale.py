@@ -50,13 +50,9 @@ class Training:
 
 @contextlib.contextmanager
 def cluster() -> Iterator[Any]:
-    """A Ray whose head has no slots, behind a token of its own; nodes are added by whoever uses it."""
+    """A Ray whose head has no slots, behind a token; nodes are added by whoever uses it."""
     from ray.cluster_utils import Cluster
 
-    os.environ |= {
-        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
-    }  # fmt: skip
     started = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 4, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES},
@@ -218,6 +214,10 @@ def trainings(config: ScaleBenchConfig) -> list[str]:
 
 def main(config: ScaleBenchConfig) -> None:
     """Measure what `parts` names, and print."""
+    os.environ |= {  # before Ray is imported, which reads them once
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",
+    }  # fmt: skip
     folder = Path(output_folder(config.out_dir)).absolute()
     shutil.rmtree(folder, ignore_errors=True)
     if "evaluation" in config.parts:

@@ -131,8 +131,9 @@ def endpoint_of(slots: int) -> Iterator[Callable[..., Any]]:
             return "ok"
 
     def deployed(*_: Any, **__: Any) -> Any:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(cast(Any, Engine).bind(), name=f"slm-ray-{port}", route_prefix="/")
+        if f"slm-ray-{port}" not in serve.status().applications:
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            serve.run(cast(Any, Engine).bind(), name=f"slm-ray-{port}", route_prefix="/")
         return SimpleNamespace(url=f"http://127.0.0.1:{port}", model_name="tiny-base", app=f"slm-ray-{port}")
 
     try:
