@@ -2,8 +2,8 @@
 
 Open loop: calls arrive at a steady rate whether or not earlier ones have come back, and a call's time counts from when it was
 due. Upstream, front and client are processes of their own, and share the cores; the front asks for a key and writes its log.
-`through: serve` puts Ray Serve around the front, as `slm-ray rollout` does, `haproxy` has Serve use HAProxy in place of its
-own proxy, and `direct` goes past both. The CPU of every process is that of the windows in which the front is asked, and that
+`through: serve` puts Ray Serve around the front, as `slm-ray rollout` does, and `haproxy` has Serve use HAProxy in place of
+its own proxy. The CPU of every process is that of the windows in which the front is asked, and that
 of as many seconds in which nobody asks.
 """
 
@@ -121,18 +121,7 @@ def running_front(config: RolloutBenchConfig, folder: Path) -> Iterator[str]:
     }
     (folder / "rollout.json").write_text(json.dumps(settings))
     with process(["-m", "slm_ray.cli.app", "rollout", str(folder / "rollout.json")]):
-        url = f"http://127.0.0.1:{config.port}/rollout"
-        if config.through == "direct":
-            wait_for(f"{url}/health")
-            url = f"http://127.0.0.1:{direct_port()}/rollout"
-        yield url
-
-
-def direct_port() -> int:
-    """The front's own, where Serve's proxy and whoever balances the load find it."""
-    fronts = [child for child in psutil.Process().children(recursive=True) if ":Front" in " ".join(child.cmdline())]
-    ports = [one.laddr.port for child in fronts for one in child.net_connections("tcp") if one.status == "LISTEN"]
-    return next(port for port in ports if 30_000 <= port <= 31_000)
+        yield f"http://127.0.0.1:{config.port}/rollout"
 
 
 def make_route(folder: Path, upstream: str, state: str) -> None:
