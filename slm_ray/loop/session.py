@@ -23,6 +23,7 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement
 from slm_ray.prepare import Prepared, TokenCounter, prepare
 from slm_ray.providers import parse
+from slm_ray.remote import address, addressed, send_folder
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.serving.served_answers import check_deployed
 from slm_ray.tracing import offer_all
@@ -60,7 +61,7 @@ class Session(Generic[Settings]):
     def execute(self, steps: Callable[[], Result]) -> Result:
         """All steps, as the owner of the run directory; then the traces are sent."""
         with storage.lock(self.folder), self.log:
-            storage.write_text(self.folder / "config.yaml", dump(self.config))
+            storage.write_text(self.folder / "config.yaml", dump(addressed(self.config)))
             cluster.connect()
             cluster.require(bundles(self.config, 1), setting="training.workers")
             self._require_seen()
@@ -78,7 +79,7 @@ class Session(Generic[Settings]):
         serving = self.config.serving
         cluster.require_seen(
             self.config.training.workers.per_worker,
-            shared={"run_dir": self.folder, "serving.adapters_dir": serving.adapters_dir},
+            shared={"run_dir": address(self.folder), "serving.adapters_dir": address(serving.adapters_dir)},
             copies={"serving.base": serving.base} if Path(serving.base).is_dir() else {},
         )
 
@@ -104,6 +105,8 @@ class Session(Generic[Settings]):
         """Serve the base; with no Azure keys also the labelled stand-in, which is shown rows of `pools`, files by track."""
         self._pools, stand_in = dict(pools), None
         if self.uses_stand_in:
+            for path in pools.values():
+                send_folder(Path(path).parent, last=Path(path).name)  # whichever node answers reads them in the store
             stand_in = {"deployment": STAND_IN, "demonstrations": STAND_IN_FEW_SHOT, "pools": self._pools}
             self.log.note("no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
         self.endpoint = deploy(self.config.serving, stand_in=stand_in)

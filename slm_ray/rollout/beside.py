@@ -98,9 +98,11 @@ class Beside:
         counts = self.counts[name]
         counts["requests"] += 1
         counts["fallbacks"] += call.fallback is not None
+        # Noted whether or not anything is left to ask: what the SLM failed at has an answer of both sides already.
+        call.no_room = self._closing or self._in_flight[name] >= MOST_BESIDE
         if self._closing or not call.audited or self._nothing_to_learn(call):
             self._keep(call, None)
-        elif self._in_flight[name] >= MOST_BESIDE:
+        elif call.no_room:
             counts["not_asked"] += 1
             self._keep(call, None)
         else:
@@ -275,9 +277,11 @@ class Beside:
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state
+        # Where there is no room the LLM's answers are those to what the SLM failed at, as without an audit.
+        audited = call.audited and not (call.no_room and state.serving)
         return TrafficRow(
             id=call.id, at=call.at, route=state.route.name, serial=state.serial, state=state.state, arm=call.arm,
-            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=call.audited,
+            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=audited,
             answers=tuple(self._answer(call, reply, agreement) for reply in call.replies.values()),
         )  # fmt: skip
 

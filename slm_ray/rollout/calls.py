@@ -44,6 +44,7 @@ class Call:
 
     `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `forms` whether an
     answer that was judged is in the track's form, `served` is the arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
+    `no_room`: too many others were under way for it to be asked of both sides.
     """
 
     id: str
@@ -56,6 +57,7 @@ class Call:
     forms: dict[Arm, bool | None] = field(default_factory=dict)
     served: Arm | None = None
     fallback: str | None = None
+    no_room: bool = False
 
     @property
     def streams(self) -> bool:

@@ -19,6 +19,7 @@ from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.remote import address
 from slm_ray.serving import object_storage
 from slm_ray.serving.admission import Room
 from slm_ray.serving.auth import is_loopback
@@ -254,7 +255,7 @@ def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"a stand-in has {', '.join(sorted(_STAND_IN_KEYS))}, not {', '.join(sorted(stand_in)) or 'nothing'}"
         )
-    pools = {name: str(Path(path).absolute()) for name, path in stand_in["pools"].items()}
+    pools = {name: address(Path(path).absolute()) for name, path in stand_in["pools"].items()}
     return {
         "base": base,
         "deployment": stand_in["deployment"],

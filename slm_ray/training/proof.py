@@ -29,10 +29,11 @@ from slm_ray.adapters.weights import unserved
 from slm_ray.config import ParityConfig, TrainConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
+from slm_ray.remote import address, is_remote, sent
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.serving.served_answers import NoEngine, Refused, TooLong, ask_endpoint, ask_engine, read_record
 from slm_ray.serving.settings import FRONT_ONLY, read_serve_file
-from slm_ray.storage import read_json
+from slm_ray.storage import read_json, write_bytes
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
 
@@ -104,7 +105,8 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
-        candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+        with sent(root / manifest.id, last=adapters.MANIFEST) if candidate.engine is None else contextlib.nullcontext():
+            candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
         seen = _in_task(candidate, served, dict(config.workers.per_worker))
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
@@ -212,8 +214,15 @@ def look(candidate: Candidate, served: Served | None) -> Seen:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _look(candidate: Candidate, served: Served | None) -> Seen:
-    return look(candidate, served)
+def _look(candidate: Candidate, served: Served | None, files: Mapping[str, bytes] | None) -> Seen:
+    """`files` are the candidate's, where its folder is a copy of object storage, which this node may not have."""
+    if files is None:
+        return look(candidate, served)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / candidate.name
+        for name, data in files.items():
+            write_bytes(folder / name, data)
+        return look(replace(candidate, folder=folder, others={}), served)
 
 
 def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float]) -> Seen:
@@ -224,7 +233,10 @@ def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, f
         num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources, max_retries=0,
         runtime_env={"env_vars": environment},
     )  # fmt: skip
-    waiting = task.remote(candidate, served)
+    files = None
+    if is_remote(address(candidate.folder)):
+        files = {path.name: path.read_bytes() for path in candidate.folder.iterdir() if path.is_file()}
+    waiting = task.remote(candidate, served, files)
     try:
         seen: Seen = ray.get(waiting, timeout=_WITHIN_S)
     except GetTimeoutError:

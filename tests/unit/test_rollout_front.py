@@ -486,6 +486,18 @@ def test_calls_that_nobody_waits_for_any_more_are_bounded(tmp_path: Path, monkey
         assert row.served is None and row.answers == ()
 
 
+def test_what_is_not_asked_of_both_for_lack_of_room_counts_as_not_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
+    with bed(tmp_path, "live", slm=lambda request: error(400) if request.nth else answer(OTHER), audit_share=1.0) as it:
+        assert [content(it.ask()) for _ in range(2)] == [OTHER, GOOD]
+        rows = it.log.rows(2)
+        # The LLM has answered what the SLM failed at, and that alone: no sample of the traffic.
+        assert [row.answer_of("llm") is not None for row in rows] == [False, True]
+        assert [row.audited for row in rows] == [False, False] and it.card()["counts"]["not_asked"] == 1
+
+
 def test_changes_are_seen_without_a_restart_and_no_call_fails(tmp_path: Path) -> None:
     with bed(tmp_path, "record", slm=says(OTHER)) as it:
         for state, said in (("shadow", GOOD), ("live", OTHER), ("record", GOOD)):
