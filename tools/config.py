@@ -194,9 +194,7 @@ class RolloutBenchConfig(Config):
     rate: float = Field(100.0, gt=0, description="calls a second")
     latency_s: float = Field(0.05, ge=0, description="of the upstream")
     state: Literal["record", "shadow", "live"] = "live"
-    through: Literal["asgi", "serve", "haproxy", "direct"] = Field(
-        "serve", description="the front alone, or Ray Serve around it"
-    )
+    through: Literal["asgi", "serve", "haproxy"] = Field("serve", description="the front alone, or Ray Serve around it")
     windows: int = Field(5, ge=1, description="of each, in turn")
     window_s: float = Field(4.0, gt=0)
     port: int = Field(18800, ge=1024, le=65534, description="the front's; the upstream's is the next one")
