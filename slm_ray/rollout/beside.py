@@ -10,6 +10,7 @@ them; a front that starts anew has forgotten them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ import msgspec
 
 from slm_ray.costs.prices import PriceList, price_of
 from slm_ray.errors import SlmRayError
-from slm_ray.rollout.calls import Answerer, Call
+from slm_ray.rollout.calls import AUDIT_TIMEOUT_S, Answerer, Call
 from slm_ray.rollout.judged import agreed, in_form, labelled
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
@@ -118,10 +119,12 @@ class Beside:
 
         async def answered() -> None:
             try:
-                await asyncio.gather(answering, return_exceptions=True)
+                await asyncio.wait((answering,), timeout=AUDIT_TIMEOUT_S)
             finally:
-                self._in_flight[name] -= 1
                 answering.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.gather(answering, return_exceptions=True)
+                self._in_flight[name] -= 1
                 self.take(call)
 
         self._begin(name, answered())

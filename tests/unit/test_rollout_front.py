@@ -451,6 +451,29 @@ def test_an_audited_call_is_answered_to_its_end_though_its_client_leaves(stream:
         assert it.card()["counts"]["pairs"] == 1 and len(it.slm.requests) == 1
 
 
+def test_an_audit_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("calls", "beside"):
+        monkeypatch.setattr(f"slm_ray.rollout.{place}.AUDIT_TIMEOUT_S", 0.3)
+    let_go = threading.Event()
+
+    def held(request: Request) -> Reply:
+        let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "live", llm=held, audit_share=1.0) as it:
+        assert content(it.ask()) == GOOD, "the SLM's; the LLM is asked beside"
+        assert it.log.rows()[0].answer_of("llm").reason.startswith("timeout")  # type: ignore[union-attr]
+        it.store.move("cities", "shadow", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "shadow")
+        with pytest.raises(httpx.ReadTimeout):
+            HTTP.post(
+                f"{it.url}/v1/chat/completions", timeout=0.2,
+                json={"model": "cities", "messages": [{"role": "user", "content": "x"}]},
+            )  # fmt: skip
+        assert it.log.rows(2)[1].served is None
+        let_go.set()
+
+
 def test_calls_that_nobody_waits_for_any_more_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
     with bed(tmp_path, "live", slm=lambda _: Reply(body=answer(OTHER).body, after_s=1.0), audit_share=1.0) as it:
