@@ -170,7 +170,8 @@ class Watch:
         fractions = self._fractions()
         put_in = waiting(self._rows) - waiting(self._rows + 1)
         self._capital.logs = np.logaddexp(self._capital.logs, math.log(put_in) + np.log(WEIGHTS))
-        self._capital.add(np.array([scaled]), np.ones(1), fractions)
+        self._capital.settle(np.array([scaled]), np.ones(1), fractions)
+        self._capital.look()
         self._rows += 1
         fading = 1.0 if self._past < RECENT else 1 - 1 / RECENT
         self._past = min(self._past + 1, float(RECENT))
