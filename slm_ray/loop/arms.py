@@ -148,14 +148,14 @@ class Arms(Session[ArmsConfig]):
             )
         return found
 
-    def _train(self, runs: list[TrackRun], parallel: bool, make_room: Callable[[], None]) -> None:
+    def _train(self, runs: list[TrackRun], make_room: Callable[[], None]) -> None:
         """Two adapters per track, by one recipe."""
         configs = [
             icl_training(config, run) if run.prepared.folder.name.endswith(ICL) else config
             for run, config in ((run, training_config(self.config, run, prove_on=self.prove_on)) for run in runs)
         ]
         usd = self.config.comparison.cost.hourly_usd
-        manifests = train_many(configs, parallel=parallel, hourly_usd=usd, make_room=make_room)
+        manifests = train_many(configs, parallel=self.config.parallel, hourly_usd=usd, make_room=make_room)
         for run, manifest in zip(runs, manifests, strict=True):
             run.adapter = manifest
             self.log.outcome(f"adapter {manifest.id}")

@@ -184,11 +184,12 @@ def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
 def room(serving: Mapping[str, Any]) -> Room:
     """What one ingress replica lets be in flight: the answers that the engines batch and `_WAITING` more, shared among the ingresses.
 
-    Who waits only fills the places of those who end; more of them would make everybody late.
+    Who waits only fills the places of those who end; more of them would make everybody late. All ingresses that may ever be
+    up are counted, so that no number of them lets in more, nor gives a key more tokens than it has.
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
-    ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
+    ingresses = _most_replicas(serving.get("ingress_deployment_config") or {})
     answers = max(1, int((1 + _WAITING) * batched * most_engines(serving) // ingresses))
     return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=_context(model))
 
@@ -204,12 +205,12 @@ def _context(model: Mapping[str, Any]) -> int | None:
 
 def most_engines(serving: Mapping[str, Any]) -> int:
     """Replicas of the model when all of them are up."""
-    return _replicas(serving["llm_configs"][0].get("deployment_config") or {}, "max_replicas")
+    return _most_replicas(serving["llm_configs"][0].get("deployment_config") or {})
 
 
-def _replicas(deployment: Mapping[str, Any], bound: str) -> int:
+def _most_replicas(deployment: Mapping[str, Any]) -> int:
     scaling = deployment.get("autoscaling_config") or {}
-    return int(deployment.get("num_replicas") or scaling.get(bound, 1))
+    return int(deployment.get("num_replicas") or scaling.get("max_replicas", 1))
 
 
 def _cpus(deployment: Mapping[str, Any]) -> float:

@@ -38,6 +38,7 @@ from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.training.proof import check_prove_on, encoded, prove
+from slm_ray.training.slots import Turn, in_line
 
 FINISHED = "finished.json"
 CHECKPOINTS = ".checkpoints"  # in object storage: nothing of a working copy, for workers write there themselves
@@ -86,10 +87,10 @@ def train_many(
     configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None,
     make_room: Callable[[], None] = lambda: None,
 ) -> list[Manifest]:  # fmt: skip
-    """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
+    """Train several adapters, each in its own group of workers: as many at once as there is room for, or one by one.
 
-    When one fails, the others still run to their end, then its error is raised. `make_room` as for `train`; it may be
-    called more than once.
+    They begin in their order, whatever each asks for (`slots`); a node that joins is used at once. When one fails, the
+    others still run to their end, then its error is raised. `make_room` as for `train`; it may be called more than once.
     """
     if not parallel or len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
@@ -98,22 +99,29 @@ def train_many(
     if open_plans:
         make_room()
     cluster.connect()
-    cluster.require(
-        [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
-    )
     for planned in open_plans:
+        cluster.require(_bundles(planned.config), setting="training.workers")
         _announce(planned, hourly_usd)
+    key = api_key(os.environ)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_driver(planned)).remote(planned, api_key(os.environ)) for planned in plans]
-        ray.wait(running, num_returns=len(running))
-    manifests = [_result(reference) for reference in running]
+        ended = in_line(
+            [_bundles(planned.config) for planned in open_plans],
+            lambda turn: _in_task.options(**_driver(open_plans[turn.number])).remote(
+                open_plans[turn.number], key, turn
+            ),
+        )
+    trained = {planned.folder: _result(one) for planned, one in zip(open_plans, ended, strict=True)}
+    manifests = [trained.get(planned.folder) or _train(planned, show=False, key=key) for planned in plans]
     for planned, manifest in zip(plans, manifests, strict=True):
         trace(planned.folder, manifest, os.environ)
     return manifests
 
 
-def fit(planned: Plan) -> dict[str, Any]:
-    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one."""
+def fit(planned: Plan, turn: Turn | None = None) -> dict[str, Any]:
+    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one.
+
+    In the place of a `turn`, or else wherever Ray finds one.
+    """
     from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
@@ -147,6 +155,7 @@ def fit(planned: Plan) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    trainer.turn = turn
     started_ns = time.time_ns()
     try:
         result = trainer.fit()
@@ -173,17 +182,17 @@ def beside_driver(kind: type) -> Any:
     return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here)
 
 
-def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
+def _train(planned: Plan, *, show: bool, key: str, turn: Turn | None = None) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
     cluster.connect()
     with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
-        return _publish(planned, fit(planned), key)
+        return _publish(planned, fit(planned, turn), key, turn)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(planned: Plan, key: str) -> Manifest:
-    return _train(planned, show=False, key=key)
+def _in_task(planned: Plan, key: str, turn: Turn) -> Manifest:
+    return _train(planned, show=False, key=key, turn=turn)
 
 
 def _driver(planned: Plan) -> dict[str, Any]:
@@ -257,7 +266,7 @@ def _finished(planned: Plan) -> Manifest | None:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
+def _publish(planned: Plan, outcome: dict[str, Any], key: str, turn: Turn | None) -> Manifest:
     config = planned.config
     publication: dict[str, Any] = {
         "name": config.name, "track": rows.track_name(config), "base": config.base,
@@ -268,7 +277,7 @@ def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
         "recipe": config.model_dump(mode="json", exclude=_NOT_RECIPE),
         "base_shapes": adapters.base_shapes(base_folder(config.base)),
     }  # fmt: skip
-    proof = prove(planned, Path(outcome["adapter"]), publication, key=key)
+    proof = prove(planned, Path(outcome["adapter"]), publication, key=key, turn=turn)
     with unchanged(config.adapters_dir):
         manifest = adapters.publish(
             outcome["adapter"], config.adapters_dir, **publication, proof=proof.summary, parity=encoded(proof.record)

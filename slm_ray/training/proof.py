@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import Manifest
@@ -36,6 +37,7 @@ from slm_ray.serving.settings import FRONT_ONLY, read_serve_file
 from slm_ray.storage import read_json, write_bytes
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
+from slm_ray.training.slots import Turn
 
 NOTE = "parity_note.json"  # in a checkpoint
 NOTHING, ENGINE = "nothing", "engine"
@@ -86,10 +88,13 @@ class Seen:
     unserved: str = ""
 
 
-def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, key: str) -> Proof:
+def prove(
+    planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, key: str, turn: Turn | None = None
+) -> Proof:
     """Proof of the adapter of `checkpoint`, which `publication` (arguments of `adapters.publish`) will publish.
 
-    Joins the caller's Ray; `key` is the endpoint's. ModelError with every fault and nothing else.
+    Joins the caller's Ray; `key` is the endpoint's; a training that has a `turn` is proved in its place, which those in
+    line behind it would have taken otherwise. ModelError with every fault and nothing else.
     """
     config = planned.config
     if config.prove_on == NOTHING:
@@ -107,7 +112,7 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
         )  # fmt: skip
         with sent(root / manifest.id, last=adapters.MANIFEST) if candidate.engine is None else contextlib.nullcontext():
             candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
-        seen = _in_task(candidate, served, dict(config.workers.per_worker))
+        seen = _in_task(candidate, served, dict(config.workers.per_worker), turn)
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
 
@@ -225,13 +230,14 @@ def _look(candidate: Candidate, served: Served | None, files: Mapping[str, bytes
         return look(replace(candidate, folder=folder, others={}), served)
 
 
-def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float]) -> Seen:
+def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float], turn: Turn | None) -> Seen:
     environment = {"OMP_NUM_THREADS": str(CPU_THREADS), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if not candidate.use_gpu:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     task = _look.options(
         num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources, max_retries=0,
         runtime_env={"env_vars": environment},
+        scheduling_strategy="DEFAULT" if turn is None else PlacementGroupSchedulingStrategy(turn.taken()),
     )  # fmt: skip
     files = None
     if is_remote(address(candidate.folder)):
