@@ -1,0 +1,42 @@
+"""The engine's deployment: a shell that whoever builds or asks it can import without vLLM.
+
+Serve reads a deployment's class wherever an application is built. vLLM and torch take ten seconds and half a GB to
+import, so only the replica's own process does that, in `server`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from slm_ray.serving.server import AdapterServer
+
+Kind = Literal["chat", "completions", "tokenize", "detokenize"]
+# What an answer comes in: one whole (HTTP status, body in JSON), or texts of a stream of events.
+Piece = tuple[int, bytes] | str
+
+
+class EngineDead(Exception):
+    """The engine of a replica has died; another replica may answer."""
+
+
+class EngineReplica:
+    """One engine of a model as `llm_configs` of a serve file describes it."""
+
+    async def __init__(self, llm_config: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        from slm_ray.serving.server import start
+
+        self._server: AdapterServer = await start(llm_config)
+
+    async def answer(self, kind: Kind, request: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        """The pieces of an answer to a request body; HTTPException, 400 to 503, where there is none."""
+        return await self._server.answer(kind, request)
+
+    async def check_health(self) -> None:
+        """Raises where the engine is dead; Serve starts another replica then."""
+        await self._server.check_health()
+
+    async def __del__(self) -> None:  # type: ignore[misc]
+        if hasattr(self, "_server"):
+            await self._server.__del__()
