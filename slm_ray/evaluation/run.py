@@ -132,7 +132,7 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
         llm=llm.spec, levels=_levels(planned, config, log, llm.spec, candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.spec not in candidates),
         guardrails=planned.track.guardrails_with(config.declare.guardrails),
-        largest_group=planned.order.largest_group,
+        largest_group=planned.order.largest_group, rounds=planned.rounds,
     )  # fmt: skip
     ahead = config.generation.concurrency if config.stops_when_decided else None
     stopping = Stopping(planned.track, planned.examples, settings, ahead)

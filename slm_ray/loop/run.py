@@ -81,7 +81,7 @@ class Loop(Session[LoopConfig]):
         comparison = self.config.comparison
         if stage == "test":
             return comparison
-        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never"})
+        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never", "stratify": None})
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""

@@ -93,7 +93,7 @@ def prepare(
         ingested = without_long(ingested, most=most, token_counter=token_counter, executor=executor)
     bad, equal = left_out(ingested, config, folder=folder, log=log)
     rows, steps = curated(ingested, config, equal=equal)
-    found, split_steps = splits(rows, config)
+    found, split_steps = splits(rows, config, ingested.trains_only)
     if ingested.held_back:
         found["train"], step = without_held_back(found["train"], ingested.held_back)
         split_steps.append(step)

@@ -29,6 +29,7 @@ from slm_ray.tasks import open_track
 from slm_ray.yaml_file import read_yaml_mapping
 
 _TOKENS_OF_AN_ANSWER = 2048
+_WAITING = 0.25  # of what the engines batch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
 # that knows no chat template; training reads Hugging Face's.
@@ -193,14 +194,14 @@ def engine_bundles(model: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def room(serving: Mapping[str, Any]) -> Room:
-    """What one ingress replica lets be in flight: twice the answers that the engines batch, shared among the ingresses.
+    """What one ingress replica lets be in flight: the answers that the engines batch and `_WAITING` more, shared among the ingresses.
 
-    More would only wait, and make everybody late.
+    Who waits only fills the places of those who end; more of them would make everybody late.
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
     ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
-    answers = max(1, int(2 * batched * most_engines(serving) // ingresses))
+    answers = max(1, int((1 + _WAITING) * batched * most_engines(serving) // ingresses))
     return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=context(model))
 
 

@@ -27,6 +27,9 @@ _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
 _PLAIN_EVERY = 10  # polls between lines where there is no terminal
 _AGAIN = "its group starts again from the last checkpoint, and waits where no node has room for it (see: ray status)"
+_WAITS = (
+    "no node has room for its group now: it waits for one, and goes on there from the last checkpoint (see: ray status)"
+)
 _LONG_START_S, _SAID_EVERY_S = 60, 30
 
 
@@ -54,14 +57,18 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starting:
-    """A run that has its turn and has not taken a step yet. `lost` is what became of its workers, where it had some."""
+    """A run that has its turn and has not taken a step yet. `lost` is what became of its workers, where it had some.
+
+    `waits` says that the cluster, idle, has no room for others.
+    """
 
     lost: str = ""
+    waits: bool = False
 
 
-def start(path: Path, *, lost: str = "") -> None:
+def start(path: Path, *, lost: str = "", waits: bool = False) -> None:
     """Say that the run has its turn: its workers are asked for, once more where others were `lost`."""
-    write_json(path, {"lost": lost} if lost else {})
+    write_json(path, {"lost": lost, "waits": waits} if lost else {})
 
 
 def write(path: Path, progress: Progress) -> None:
@@ -74,7 +81,7 @@ def read(path: Path) -> Progress | Starting | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "step" not in found:
-            return Starting(lost=found.get("lost", ""))
+            return Starting(**found)
         return Progress(**{**found, "gpus": tuple(Gpu(**gpu) for gpu in found["gpus"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -110,7 +117,7 @@ def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0)
     if progress is None:
         return f"{name}: waiting for a slot"
     if isinstance(progress, Starting) and progress.lost:
-        return f"{name}: a worker was lost ({progress.lost}); {_AGAIN}"
+        return f"{name}: a worker was lost ({progress.lost}); {_WAITS if progress.waits else _AGAIN}"
     if isinstance(progress, Starting):
         if waited_s <= _LONG_START_S:
             return f"{name}: starting workers"

@@ -25,7 +25,7 @@ from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask
 from slm_ray.runlog import Response, records
-from slm_ray.types import Completion, Example, Failure, Message, Prompt
+from slm_ray.types import Completion, Example, Failure, Message, Prompt, Rounds
 
 LLM, SLM, OTHER = "served:llm", "served:slm", "served:other"
 TARGET = '{"a": 1}'
@@ -43,11 +43,11 @@ def rows(count: int, group_of: int = 1) -> list[Example]:
 
 def rule(
     count: int = 200, *, candidates: tuple[str, ...] = (SLM,), ahead: int | None = 8, group_of: int = 1, delta: float = 0.1,
-    companions: tuple[str, ...] = (),
+    companions: tuple[str, ...] = (), rounds: Rounds = (),
 ) -> Stopping:  # fmt: skip
     settled = SequentialSettings(
         llm=LLM, levels=dict.fromkeys(candidates, 0.05), companions=companions, delta=delta, guardrails=(),
-        largest_group=group_of,
+        largest_group=group_of, rounds=rounds,
     )  # fmt: skip
     return Stopping(track("structured"), rows(count, group_of), settled, ahead)
 
@@ -101,6 +101,18 @@ def test_rows_of_a_group_are_looked_at_together() -> None:
     assert (stopping.results[SLM].rows, stopping.results[SLM].groups) == (3, 1)
     feed(stopping, [(spec, 5, right()) for spec in (LLM, SLM)])
     assert (stopping.results[SLM].rows, stopping.results[SLM].groups) == (6, 2)
+
+
+def test_a_stratified_order_is_looked_at_round_by_round() -> None:
+    stopping = rule(22, rounds=((5, 4), (1, 2)))
+    for answered, looked in ((4, 0), (5, 5), (9, 5), (10, 10)):
+        feed(stopping, answers(answered)[2 * stopping.results[SLM].rows :])
+        assert stopping.results[SLM].rows == looked
+    assert stopping.results[SLM].decided_at == stopping.rows_of(SLM) == 10 > DECIDED
+    undecided = feed(rule(22, rounds=((5, 4), (1, 2))), [(spec, n, right()) for n in range(21) for spec in (LLM, SLM)])
+    assert (undecided.results[SLM].rows, undecided.results[SLM].groups) == (21, 21), "the last ones one by one"
+    whole = feed(rule(24, group_of=2, rounds=((3, 4),)), answers(11))
+    assert (whole.results[SLM].rows, whole.results[SLM].groups) == (6, 3)
 
 
 def test_nobody_is_asked_further_ahead_than_allowed_and_a_decision_ends_it_all() -> None:
