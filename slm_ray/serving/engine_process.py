@@ -23,6 +23,9 @@ _WATCHES = "ends with its parent"
 
 class _Core(ForkProcess):
     def run(self) -> None:
+        from ray._raylet import setproctitle
+
+        setproctitle("VLLM::EngineCore")  # what vLLM sets does not show: Ray has taken the place where a title stands
         _close_sockets()
         end_with_parent()
         super().run()

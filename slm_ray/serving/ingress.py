@@ -18,7 +18,6 @@ import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-import msgspec
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
@@ -99,8 +98,6 @@ class AdapterIngress:
         app.add_api_route("/v1/completions", self.completions, methods=["POST"], openapi_extra=text)
         app.add_api_route(AZURE_CHAT, self.azure_chat, methods=["POST"], openapi_extra=chat)
         app.add_api_route(f"{AZURE_V1}/chat/completions", self.azure_v1_chat, methods=["POST"], openapi_extra=chat)
-        app.add_api_route("/tokenize", self.tokenize, methods=["POST"], openapi_extra=_TOKENIZE)
-        app.add_api_route("/detokenize", self.detokenize, methods=["POST"], openapi_extra=_DETOKENIZE)
         for kind in (HTTPException, RequestValidationError):
             app.add_exception_handler(kind, _http_error)
         app.add_middleware(Admission, base=self._base, room=self._room, figures=figures, asks_usage=True)
@@ -131,14 +128,6 @@ class AdapterIngress:
     async def completions(self, request: Request) -> Response:
         """A text that goes on after the prompt."""
         return await self._answer("completions", _body(request))
-
-    async def tokenize(self, request: Request) -> Response:
-        """The tokens of a text."""
-        return await self._answer("tokenize", await _read(request))
-
-    async def detokenize(self, request: Request) -> Response:
-        """The text of tokens."""
-        return await self._answer("detokenize", await _read(request))
 
     async def azure_chat(self, deployment: str, request: Request) -> Response:
         """Chat in Azure's older shape; `deployment` is a served model's name or the stand-in's."""
@@ -205,14 +194,14 @@ class AdapterIngress:
 
     async def _begun(self, kind: Kind, model_id: str, body: dict[str, Any]) -> tuple[Piece, Any]:
         """The first piece of an answer, and the rest; of another engine where one dies before that."""
-        for tries_left in (2, 1, 0):
+        for once_more in (True, False):  # not oftener: a request that kills engines would kill them all
             if self._watch.down or not self._has_engine():
                 raise _EngineDown(503)
             try:
                 pieces = self._handle(model_id).answer.remote(kind, body)
                 return await anext(pieces), pieces
             except (RayActorError, EngineDead):
-                if await self._watch.ask_now() or not tries_left:
+                if await self._watch.ask_now() or not once_more:
                     raise _EngineDown(503) from None
             except HTTPException as error:
                 if error.status_code >= 500 and await self._watch.ask_now():
@@ -292,33 +281,10 @@ def _described(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {"required": True, "content": {"application/json": {"schema": dict(schema)}}}
 
 
-_TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_MODEL = {"model": {"type": "string"}}
-_TOKENIZE = {
-    "requestBody": _described(
-        {"type": "object", "properties": {**_MODEL, "prompt": {"type": "string"}}, "required": ["prompt"]}
-    )
-}
-_DETOKENIZE = {
-    "requestBody": _described({"type": "object", "properties": {**_MODEL, "tokens": _TOKENS}, "required": ["tokens"]})
-}
-
-
 def _body(request: Request) -> dict[str, Any]:
     """The body as `RequestLimits` has read it."""
     found: dict[str, Any] = request.scope[READ][0]
     return found
-
-
-async def _read(request: Request) -> dict[str, Any]:
-    """The body of a request for no answer, which nobody has read; HTTPException where it is no JSON object."""
-    try:
-        body = msgspec.json.decode(await request.body())
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise HTTPException(400, f"the body is no JSON in UTF-8 ({error})") from None
-    if not isinstance(body, dict) or not isinstance(body.get("model"), str | None):
-        raise HTTPException(400, "the body is JSON but no object, or its model is no text")
-    return body
 
 
 async def _from(first: str, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[str | bytes, None]:

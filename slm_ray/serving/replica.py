@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from slm_ray.serving.server import AdapterServer
 
-Kind = Literal["chat", "completions", "tokenize", "detokenize"]
+Kind = Literal["chat", "completions"]
 # What an answer comes in: one whole (HTTP status, body in JSON), or texts of a stream of events.
 Piece = tuple[int, bytes] | str
 

@@ -45,12 +45,7 @@ from slm_ray.storage import read_json
 CACHE_SETTING = "adapter_cache_bytes"  # of experimental_configs
 _LINGERS_S = 10.0
 _LOOKS_EVERY_S = 0.2
-_BODIES: dict[Kind, Any] = {
-    "chat": bodies.ChatCompletionRequest,
-    "completions": bodies.CompletionRequest,
-    "tokenize": bodies.TokenizeCompletionRequest,
-    "detokenize": bodies.DetokenizeRequest,
-}
+_BODIES: dict[Kind, Any] = {"chat": bodies.ChatCompletionRequest, "completions": bodies.CompletionRequest}
 
 
 async def start(llm_config: Mapping[str, Any]) -> AdapterServer:
@@ -103,9 +98,7 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         await self.engine.start()  # without the stock server's report on its use: an actor of 240 MB
 
     async def _run_request(self, request: Any, **options: Any) -> Any:
-        asked = getattr(request, "max_completion_tokens", None)
-        asked = asked or getattr(request, "max_tokens", 1)  # requests for tokens have neither
-        if not asked:
+        if not (getattr(request, "max_completion_tokens", None) or request.max_tokens):
             shown = getattr(request, "top_logprobs", None)
             bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
             request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
