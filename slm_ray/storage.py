@@ -163,6 +163,10 @@ def lock(folder: str | Path) -> Iterator[None]:
     processes of one host or of hosts whose shared file system honours `flock`.
     """
     home = Path(folder)
+    if home.parts and home.parts[0] in ("s3:", "gs:", "gcs:"):
+        raise ResourceError(
+            f"{folder} is object storage, and this needs a folder; slm_ray.remote.at_hand makes one of it"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         handle = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)

@@ -2,8 +2,8 @@
 
 Open loop: calls arrive at a steady rate whether or not earlier ones have come back, and a call's time counts from when it was
 due. Upstream, front and client are processes of their own, and share the cores; the front asks for a key and writes its log.
-`through: serve` puts Ray Serve around the front, as `slm-ray rollout` does, `haproxy` has Serve use HAProxy in place of its
-own proxy, and `direct` goes past both. The CPU of every process is that of the windows in which the front is asked, and that
+`through: serve` puts Ray Serve around the front, as `slm-ray rollout` does, and `haproxy` has Serve use HAProxy in place of
+its own proxy. The CPU of every process is that of the windows in which the front is asked, and that
 of as many seconds in which nobody asks.
 """
 
@@ -121,18 +121,7 @@ def running_front(config: RolloutBenchConfig, folder: Path) -> Iterator[str]:
     }
     (folder / "rollout.json").write_text(json.dumps(settings))
     with process(["-m", "slm_ray.cli.app", "rollout", str(folder / "rollout.json")]):
-        url = f"http://127.0.0.1:{config.port}/rollout"
-        if config.through == "direct":
-            wait_for(f"{url}/health")
-            url = f"http://127.0.0.1:{direct_port()}/rollout"
-        yield url
-
-
-def direct_port() -> int:
-    """The front's own, where Serve's proxy and whoever balances the load find it."""
-    fronts = [child for child in psutil.Process().children(recursive=True) if ":Front" in " ".join(child.cmdline())]
-    ports = [one.laddr.port for child in fronts for one in child.net_connections("tcp") if one.status == "LISTEN"]
-    return next(port for port in ports if 30_000 <= port <= 31_000)
+        yield f"http://127.0.0.1:{config.port}/rollout"
 
 
 def make_route(folder: Path, upstream: str, state: str) -> None:
@@ -173,7 +162,9 @@ async def measure(config: RolloutBenchConfig, direct: str, through: str) -> Meas
     found: dict[str, list[float]] = {direct: [], through: []}
     asked: Counter[str] = Counter()
     keyed = {"authorization": f"Bearer {KEY}"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=keyed) as session:
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2), headers=keyed
+    ) as session:
         for url in (direct, through):
             await window(session, url, config.rate, WARM_UP_S)
         for _ in range(config.windows):
@@ -212,10 +203,10 @@ def report(config: RolloutBenchConfig, measured: Measured) -> None:
     for share in (0.5, 0.95, 0.99):
         plain, ours = (1000 * percentile(values, share) for values in (measured.direct, measured.through))
         print(f"p{100 * share:g}: {plain:.1f} ms without, {ours:.1f} ms with, overhead {ours - plain:+.1f} ms")
-    for name, seconds in measured.asked.most_common():
-        if (each_ms := 1000 * seconds / calls) >= 0.1:
+    for name, spent in measured.asked.most_common():
+        if spent >= 0.1 * calls:
             print(
-                f"{each_ms:.1f} ms of CPU a call, {1000 * measured.idle[name] / calls:.1f} of them without one: {name}"
+                f"{spent / calls:.1f} ms of CPU a call, {measured.idle[name] / calls:.1f} of them without one: {name}"
             )
 
 

@@ -55,10 +55,13 @@ class ScoringBenchConfig(Config):
 
 
 class TrainBenchConfig(Config):
-    """`slm-ray train` against torchrun with plain TRL, in turn; `training` names its rows, run and adapters go elsewhere."""
+    """What a training costs; `training` names its rows, run and adapters go elsewhere."""
 
     training: TrainConfig
-    laps: int = Field(3, ge=1)
+    parts: tuple[Literal["torchrun", "recovery", "per_hour"], ...] = ("torchrun",)
+    laps: int = Field(3, ge=1, description="of the race against torchrun")
+    checkpoint_steps: int = Field(20, ge=6, description="of the training that loses a worker")
+    adapters: int = Field(6, ge=1, description="that are trained in line")
 
 
 class DeployBenchConfig(Config):
@@ -166,6 +169,23 @@ class OverloadBenchConfig(Config):
     seed: int = 42
 
 
+class ScaleBenchConfig(Config):
+    """Evaluation on more nodes, and a line of many trainings; every node is on this machine."""
+
+    parts: tuple[Literal["evaluation", "trainings"], ...] = ("evaluation", "trainings")
+    nodes: tuple[int, ...] = Field((1, 2, 4), description="of the evaluation, the fewest first")
+    in_flight: int = Field(8, ge=1, description="calls of a node's shard")
+    latency_s: float = Field(1.0, ge=0, description="of the endpoint")
+    rows_per_node: int = Field(320, ge=1)
+    raylets: int = Field(8, ge=1, description="Ray's node processes that share the slots")
+    slots: int = Field(1024, ge=1, description="64 nodes of 16")
+    trainings: int = Field(500, ge=1)
+    wants: tuple[int, ...] = Field((1, 2, 4, 16), description="slots of a training, drawn by seed")
+    hold_s: float = Field(10.0, ge=0, description="how long a training holds its slots, on average")
+    out_dir: str = "runs/bench_scale"
+    seed: int = 42
+
+
 class GpuCheckConfig(Config):
     """What one GPU shows of training here, on a base with random weights."""
 
@@ -184,9 +204,7 @@ class RolloutBenchConfig(Config):
     rate: float = Field(100.0, gt=0, description="calls a second")
     latency_s: float = Field(0.05, ge=0, description="of the upstream")
     state: Literal["record", "shadow", "live"] = "live"
-    through: Literal["asgi", "serve", "haproxy", "direct"] = Field(
-        "serve", description="the front alone, or Ray Serve around it"
-    )
+    through: Literal["asgi", "serve", "haproxy"] = Field("serve", description="the front alone, or Ray Serve around it")
     windows: int = Field(5, ge=1, description="of each, in turn")
     window_s: float = Field(4.0, gt=0)
     port: int = Field(18800, ge=1024, le=65534, description="the front's; the upstream's is the next one")

@@ -23,9 +23,10 @@ from slm_ray.types import Example
 
 RANK, ALPHA, LEARNING_RATE, WARMUP = 32, 64, 3e-3, 10
 MOST_TOKENS = 120  # of an answer
-_SAVE_EVERY = 100  # steps
+_SAVE_EVERY = 50  # steps
 _LIKE_LENGTHS = 40  # batches that are sorted by length among themselves
 _ASKED_AT_ONCE = 64
+_LIKE_SIZES = 32  # tokens: for every other shape the kernels are compiled anew
 
 Tokens = dict[str, list[int]]
 
@@ -43,7 +44,7 @@ class Recipe:
 def adapter_answers(recipe: Recipe, train: Sequence[Example], asked: Sequence[Example], folder: Path) -> list[str]:
     """The answers to `asked` of an adapter trained on `train`, in their order.
 
-    FOLDER keeps the training every 100 steps and the answers at the end: the same rows and recipe go on where they were.
+    FOLDER keeps the training every 50 steps and the answers at the end: the same rows and recipe go on where they were.
     """
     answers = folder / f"answers-{_digest(recipe, train, asked)}.json"
     if answers.exists():
@@ -81,15 +82,16 @@ def _trained(recipe: Recipe, rows: Sequence[Example], checkpoint: Path) -> tuple
         with torch.no_grad():
             for weight, value in zip(weights, kept["weights"], strict=True):
                 weight.copy_(value)
-    parts = [tokenised(tokenizer, conversation(row)) for row in rows]
+    lengths = [sum(len(turn.content) for turn in row.prompt.messages) + len(row.target) for row in rows]
     started = time.process_time()
     model.train()
-    for step, some in enumerate(_batches(recipe, parts)):
+    for step, numbers in enumerate(_batches(recipe, lengths)):
         if step < begun:
             continue
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _scale(step, recipe.steps)
         with torch.autocast("cpu", dtype=torch.bfloat16):
+            some = [tokenised(tokenizer, conversation(rows[number])) for number in numbers]
             loss = _loss(model, some, tokenizer.pad_token_id)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
@@ -121,24 +123,22 @@ def _scale(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def _batches(recipe: Recipe, parts: Sequence[Tokens]) -> Iterator[list[Tokens]]:
-    """The batches of all steps: every round takes all rows in another order, those of like length beside each other."""
+def _batches(recipe: Recipe, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """The rows of every step: each round takes all in another order, those of like length beside each other."""
     order, given = random.Random(recipe.seed), 0
-    numbers = list(range(len(parts)))
+    numbers = list(range(len(lengths)))
     while True:
         order.shuffle(numbers)
         batches: list[list[int]] = []
         for start in range(0, len(numbers), recipe.batch * _LIKE_LENGTHS):
-            some = sorted(
-                numbers[start : start + recipe.batch * _LIKE_LENGTHS], key=lambda row: len(parts[row]["input_ids"])
-            )
+            some = sorted(numbers[start : start + recipe.batch * _LIKE_LENGTHS], key=lambda row: lengths[row])
             batches += [some[at : at + recipe.batch] for at in range(0, len(some), recipe.batch)]
         order.shuffle(batches)
         for rows in batches:
             if given == recipe.steps:
                 return
             given += 1
-            yield [parts[row] for row in rows]
+            yield rows
 
 
 def _loss(model: Any, parts: Sequence[Tokens], pad: int) -> Any:
@@ -148,13 +148,18 @@ def _loss(model: Any, parts: Sequence[Tokens], pad: int) -> Any:
     """
     import torch
 
-    longest = max(len(part["input_ids"]) for part in parts)
+    longest = -(-max(len(part["input_ids"]) for part in parts) // _LIKE_SIZES) * _LIKE_SIZES
     ids = torch.tensor([part["input_ids"] + [pad] * (longest - len(part["input_ids"])) for part in parts])
     labels = torch.tensor([part["labels"] + [-100] * (longest - len(part["labels"])) for part in parts])
     inner = model.get_base_model()
-    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-    learned = labels[:, 1:] != -100
-    return torch.nn.functional.cross_entropy(inner.lm_head(hidden[learned]).float(), labels[:, 1:][learned])
+    hidden = inner.model(input_ids=ids, use_cache=False).last_hidden_state
+    # The token after each place, those that are learned first: as many places as there are of them, rounded up.
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+    order = torch.argsort((following == -100).int(), stable=True)
+    learned = -(-int((following != -100).sum()) // (8 * _LIKE_SIZES)) * 8 * _LIKE_SIZES
+    places = order[:learned]
+    logits = inner.lm_head(hidden.flatten(0, 1)[places])
+    return torch.nn.functional.cross_entropy(logits.float(), following[places], ignore_index=-100)
 
 
 def _asked(model: Any, tokenizer: Any, rows: Sequence[Example]) -> list[str]:

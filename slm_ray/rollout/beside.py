@@ -10,6 +10,7 @@ them; a front that starts anew has forgotten them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine
@@ -21,7 +22,7 @@ import msgspec
 
 from slm_ray.costs.prices import PriceList, price_of
 from slm_ray.errors import SlmRayError
-from slm_ray.rollout.calls import Answerer, Call
+from slm_ray.rollout.calls import AUDIT_TIMEOUT_S, Answerer, Call
 from slm_ray.rollout.judged import agreed, in_form, labelled
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
@@ -97,9 +98,11 @@ class Beside:
         counts = self.counts[name]
         counts["requests"] += 1
         counts["fallbacks"] += call.fallback is not None
+        # Noted whether or not anything is left to ask: what the SLM failed at has an answer of both sides already.
+        call.no_room = self._closing or self._in_flight[name] >= MOST_BESIDE
         if self._closing or not call.audited or self._nothing_to_learn(call):
             self._keep(call, None)
-        elif self._in_flight[name] >= MOST_BESIDE:
+        elif call.no_room:
             counts["not_asked"] += 1
             self._keep(call, None)
         else:
@@ -116,10 +119,12 @@ class Beside:
 
         async def answered() -> None:
             try:
-                await asyncio.gather(answering, return_exceptions=True)
+                await asyncio.wait((answering,), timeout=AUDIT_TIMEOUT_S)
             finally:
-                self._in_flight[name] -= 1
                 answering.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.gather(answering, return_exceptions=True)
+                self._in_flight[name] -= 1
                 self.take(call)
 
         self._begin(name, answered())
@@ -272,9 +277,11 @@ class Beside:
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state
+        # Where there is no room the LLM's answers are those to what the SLM failed at, as without an audit.
+        audited = call.audited and not (call.no_room and state.serving)
         return TrafficRow(
             id=call.id, at=call.at, route=state.route.name, serial=state.serial, state=state.state, arm=call.arm,
-            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=call.audited,
+            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=audited,
             answers=tuple(self._answer(call, reply, agreement) for reply in call.replies.values()),
         )  # fmt: skip
 

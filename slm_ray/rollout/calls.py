@@ -28,6 +28,7 @@ from slm_ray.serving.failures import refusal
 from slm_ray.traffic.record import Arm
 
 LLM_TIMEOUT_S = 600.0  # as OpenAI's client has it
+AUDIT_TIMEOUT_S = 120.0  # nobody waits for an audit, and one that hangs takes another's place
 FAILURES_IN_A_ROW = 5
 ASK_EVERY_S = 1.0
 _QUESTION = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1}
@@ -43,6 +44,7 @@ class Call:
 
     `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `forms` whether an
     answer that was judged is in the track's form, `served` is the arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
+    `no_room`: too many others were under way for it to be asked of both sides.
     """
 
     id: str
@@ -55,6 +57,7 @@ class Call:
     forms: dict[Arm, bool | None] = field(default_factory=dict)
     served: Arm | None = None
     fallback: str | None = None
+    no_room: bool = False
 
     @property
     def streams(self) -> bool:
@@ -140,7 +143,7 @@ class Answerer:
         """The answer of an arm that no client waits for, whole."""
         state = call.state
         if arm == "llm":
-            return await self._upstream.ask(self._targets(state)["llm"], _whole(call.body), timeout_s=LLM_TIMEOUT_S)
+            return await self._upstream.ask(self._targets(state)["llm"], _whole(call.body), timeout_s=AUDIT_TIMEOUT_S)
         body = _with_logprobs(call.body) if state.granted.threshold is not None else _whole(call.body)
         reply = await self._upstream.ask(self._targets(state)["slm"], body, timeout_s=state.timeout_s)
         self._note(state, reply)

@@ -71,7 +71,8 @@ class TrafficRow:
 
     `at` is in Unix seconds, `serial` the number of the route's state when it was asked, `arm` the one that the route chose
     for the client and `served` the one whose answer the client got (None: neither). `fallback` says why they differ.
-    `audited`: drawn, by the id alone, to be asked of both sides (in shadow every one is); what became of that, `answers` say.
+    `audited`: drawn, by the id alone, to be asked of both sides (in shadow every one is), and not left out for lack of
+    room; what became of that, `answers` say.
     The LLM's answers to audited rows are a fair sample of what it would have answered to all, and so are those in record.
     `request` is the body as the client sent it: `messages`, `response_format`, `max_tokens` and so on. `feedback` is
     joined when rows are read.

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from slm_ray.storage import write_json
+from slm_ray.storage import write_text
 
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
@@ -66,14 +66,36 @@ class Starting:
     waits: bool = False
 
 
-def start(path: Path, *, lost: str = "", waits: bool = False) -> None:
+def start(path: Path, *, lost: str = "", waits: bool = False, keeper: Any = None) -> None:
     """Say that the run has its turn: its workers are asked for, once more where others were `lost`."""
-    write_json(path, {"lost": lost, "waits": waits} if lost else {})
+    keep(path, json.dumps({"lost": lost, "waits": waits} if lost else {}), keeper)
 
 
-def write(path: Path, progress: Progress) -> None:
+def write(path: Path, progress: Progress, keeper: Any = None) -> None:
     """Replace the progress file."""
-    write_json(path, dataclasses.asdict(progress))
+    keep(path, json.dumps(dataclasses.asdict(progress)), keeper)
+
+
+def keep(path: Path, text: str, keeper: Any = None) -> Any:
+    """Replace a file of a run's folder, by way of a `Keeper` where this node does not see it: then what Ray answers to that."""
+    if keeper is not None:
+        return keeper.write.remote(f"{path.parent.name}/{path.name}", text)
+    write_text(path, text)
+    return None
+
+
+class Keeper:
+    """Writes beside the driver what workers on other nodes tell of its runs; an actor on the driver's node.
+
+    `folder` is the one that the runs' folders lie in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, name: str, text: str) -> None:
+        """Replace the file `RUN/NAME`."""
+        write_text(self._folder / name, text)
 
 
 def read(path: Path) -> Progress | Starting | None:

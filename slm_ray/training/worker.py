@@ -18,7 +18,6 @@ import ray.train
 import torch
 import transformers
 
-from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress, selection
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.base_shape import BaseShape
@@ -85,8 +84,8 @@ def open_trainer(
         steps=payload.steps, report_to=config.report_to,
     )  # fmt: skip
     if payload.selection:
-        track = open_track(config.track, beside=config.train)
-        trainer.selection = Selection(payload.selection, track, tokenizer, patience=config.early_stopping)
+        assert payload.track is not None  # rows that are scored have one
+        trainer.selection = Selection(payload.selection, payload.track, tokenizer, patience=config.early_stopping)
     if trainer.args.world_size != payload.config.workers.count:
         raise RuntimeError(
             f"each rank would train alone: world size {trainer.args.world_size} of {payload.config.workers.count}"

@@ -90,7 +90,7 @@ class KillWorker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 240
         known: list[psutil.Process] = []
         while time.monotonic() < limit and len(known) < 2:
             known = trainers()
@@ -145,7 +145,7 @@ def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
 ) -> None:
     asked, step = config(tmp_path), 8
     killer = KillWorker(asked.run_dir, step)
-    manifest = train(asked, show=False)
+    _, manifest = train_many([undisturbed[0], asked], parallel=True)  # in line: its place stays its own
     killer.join()
     assert killer.killed
     figures = manifest.metrics
@@ -223,14 +223,16 @@ def test_two_groups_of_two_train_at_the_same_time_and_validation_rows_choose_a_c
     assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
 
 
-def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_other_finish(tmp_path: Path) -> None:
-    good = config(tmp_path / "good", rows=8, epochs=1)
-    wild = config(tmp_path / "wild", epochs=1, name="wild", learning_rate=1e36, warmup_steps=0)
+def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_one_behind_it_finish(tmp_path: Path) -> None:
+    room_for_one = {"count": 2, "per_worker": {"slot": 2, "CPU": 0.5}}
+    good = config(tmp_path / "good", rows=8, epochs=1, workers=room_for_one)
+    wild = config(tmp_path / "wild", epochs=1, name="wild", learning_rate=1e36, warmup_steps=0, workers=room_for_one)
     with seen_trainers() as seen, pytest.raises(TrainingError, match=r"^training diverged at step \d of 6: loss nan"):
         train_many([wild, good], parallel=True)
     assert len(adapters.list_adapters(good.adapters_dir)) == 1
     assert not adapters.list_adapters(wild.adapters_dir)
     assert len(set().union(*seen)) == 4, "a group that diverged was started again"
+    assert max(len(pids) for pids in seen) < 4, "two groups trained where there was room for one"
 
 
 @pytest.mark.parametrize("workers", [{"count": 5, "per_worker": {"slot": 1}}, {"count": 1, "per_worker": {"GPU": 64}}])
@@ -239,13 +241,6 @@ def test_workers_that_can_never_be_had_are_refused_at_once(tmp_path: Path, worke
     with pytest.raises(ResourceError, match=r"training.workers asks for \d+ (slot|GPU), the cluster has"):
         train(config(tmp_path, workers=workers), show=False)
     assert time.monotonic() - started < 10
-
-
-def test_groups_that_fit_alone_but_not_together_are_refused_at_once(tmp_path: Path) -> None:
-    three = {"count": 3, "per_worker": {"slot": 1}}
-    configs = [config(tmp_path / name, name=name, workers=three) for name in ("a", "b")]
-    with pytest.raises(ResourceError, match="asks for 6 slot"):
-        train_many(configs, parallel=True)
 
 
 def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> None:

@@ -451,6 +451,29 @@ def test_an_audited_call_is_answered_to_its_end_though_its_client_leaves(stream:
         assert it.card()["counts"]["pairs"] == 1 and len(it.slm.requests) == 1
 
 
+def test_an_audit_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("calls", "beside"):
+        monkeypatch.setattr(f"slm_ray.rollout.{place}.AUDIT_TIMEOUT_S", 0.3)
+    let_go = threading.Event()
+
+    def held(request: Request) -> Reply:
+        let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "live", llm=held, audit_share=1.0) as it:
+        assert content(it.ask()) == GOOD, "the SLM's; the LLM is asked beside"
+        assert it.log.rows()[0].answer_of("llm").reason.startswith("timeout")  # type: ignore[union-attr]
+        it.store.move("cities", "shadow", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "shadow")
+        with pytest.raises(httpx.ReadTimeout):
+            HTTP.post(
+                f"{it.url}/v1/chat/completions", timeout=0.2,
+                json={"model": "cities", "messages": [{"role": "user", "content": "x"}]},
+            )  # fmt: skip
+        assert it.log.rows(2)[1].served is None
+        let_go.set()
+
+
 def test_calls_that_nobody_waits_for_any_more_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
     with bed(tmp_path, "live", slm=lambda _: Reply(body=answer(OTHER).body, after_s=1.0), audit_share=1.0) as it:
@@ -461,6 +484,18 @@ def test_calls_that_nobody_waits_for_any_more_are_bounded(tmp_path: Path, monkey
             )  # fmt: skip
         (row,) = it.log.rows()
         assert row.served is None and row.answers == ()
+
+
+def test_what_is_not_asked_of_both_for_lack_of_room_counts_as_not_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
+    with bed(tmp_path, "live", slm=lambda request: error(400) if request.nth else answer(OTHER), audit_share=1.0) as it:
+        assert [content(it.ask()) for _ in range(2)] == [OTHER, GOOD]
+        rows = it.log.rows(2)
+        # The LLM has answered what the SLM failed at, and that alone: no sample of the traffic.
+        assert [row.answer_of("llm") is not None for row in rows] == [False, True]
+        assert [row.audited for row in rows] == [False, False] and it.card()["counts"]["not_asked"] == 1
 
 
 def test_changes_are_seen_without_a_restart_and_no_call_fails(tmp_path: Path) -> None:

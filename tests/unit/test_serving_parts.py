@@ -521,3 +521,19 @@ def test_a_quarter_more_than_the_engines_batch_may_be_in_flight(file: str, limit
     serving = read_serve_file(file)
     assert room(serving).answers == limit
     assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "ingresses"),
+    [
+        ({"num_replicas": 1}, 1),
+        ({"num_replicas": 2}, 2),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}}, 4),
+    ],
+)
+def test_however_many_ingresses_are_up_they_let_in_what_one_would(scaling: dict[str, Any], ingresses: int) -> None:
+    serving = read_serve_file(GPU)
+    one = room({**serving, "ingress_deployment_config": {"num_replicas": 1}})
+    each = room({**serving, "ingress_deployment_config": scaling})
+    assert each.ingresses == ingresses  # a key's tokens per minute are shared among so many
+    assert (each.answers * ingresses, each.tokens * ingresses) == (one.answers, one.tokens)

@@ -28,6 +28,7 @@ from slm_ray.parity import PRECISION_TOLERANCE, Note, check
 from slm_ray.reports.encoding import decode
 from slm_ray.training import failures, meter, progress, rows, selection, validation_score, worker
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.estimate import ANSWER_TOKENS
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
@@ -493,6 +494,26 @@ def test_an_answer_ends_where_the_base_says_that_it_does(tmp_path: Path) -> None
     (answer,) = validation_score.generate(model, phi, examples(1))
     assert len(calls) == 3
     assert answer == phi.decode([word, word]).strip()
+
+
+def test_an_answer_that_does_not_end_is_cut_by_its_own_target_whoever_is_beside_it(tmp_path: Path) -> None:
+    class NeverEnds(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(*hidden.shape[:2], len(llama))
+            logits[..., word] = 9.0
+            return logits
+
+    base = make_base(tmp_path / "llama", family="llama31")
+    llama = open_tokenizer(base)
+    word = llama("yes", add_special_tokens=False)["input_ids"][0]
+    model = open_base(base, Recipe(precision="16bit"), use_gpu=False, longest=100)
+    model.set_output_embeddings(NeverEnds())
+    short, long, endless = (dataclasses.replace(examples(1)[0], target="go on " * times) for times in (1, 9, 999))
+    together = validation_score.generate(model, llama, [short, long])
+    assert together == [validation_score.generate(model, llama, [one])[0] for one in (short, long)]
+    limits = [validation_score.answer_limit(llama, one) for one in (short, long, endless)]
+    assert [text.count(llama.decode([word])) for text in together] == limits[:2]
+    assert limits[0] < 45 < limits[1] < limits[2] == ANSWER_TOKENS
 
 
 def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(trainer: Any, tokenizer: Any) -> None:
