@@ -23,7 +23,7 @@ _WATCHES = "ends with its parent"
 
 class _Core(ForkProcess):
     def run(self) -> None:
-        from ray._raylet import setproctitle
+        from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
         setproctitle("VLLM::EngineCore")  # what vLLM sets does not show: Ray has taken the place where a title stands
         _close_sockets()
