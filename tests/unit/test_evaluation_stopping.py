@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
 import random
 from collections import Counter, deque
@@ -197,22 +198,26 @@ def test_an_engine_asks_no_more_rows_than_the_decision_needs_and_calls_in_flight
     assert all(DECIDED <= count < DECIDED + 4 for count in asked.values()), asked
 
 
+@pytest.mark.parametrize("rounds", [(), ((10, 20),)])
 @pytest.mark.parametrize("ended_after", [1, 6, 13, 20, 27])
-def test_a_run_that_ended_anywhere_goes_on_to_the_same_row(tmp_path: Path, ended_after: int) -> None:
+def test_a_run_that_ended_anywhere_goes_on_to_the_same_row(tmp_path: Path, ended_after: int, rounds: Rounds) -> None:
+    stop = 10 * math.ceil(DECIDED / 10) if rounds else DECIDED
     path = tmp_path / "a.jsonl"
 
     def script(request: Request) -> Reply:
         return Reply(body=answer(TARGET if request.body["model"] == "llm" else "{}").body, after_s=0.005)
 
     with ChatServer(script) as server:
-        asyncio.run(engine(server.url, path, rule(ahead=4), owned=lambda: len(server.requests) < ended_after))
+        asyncio.run(
+            engine(server.url, path, rule(ahead=4, rounds=rounds), owned=lambda: len(server.requests) < ended_after)
+        )
         kept = [one for one in records(path.read_bytes(), str(path)) if isinstance(one, Response)]
-        again = rule(ahead=4)
+        again = rule(ahead=4, rounds=rounds)
         for one in kept:
             again.add(one.spec, one.example_id, one.completion)
         keys = {one.key for one in kept}
         stopping = asyncio.run(engine(server.url, tmp_path / "b.jsonl", again, answered=keys))
         asked = Counter((request.body["model"], request.text) for request in server.requests)
-    assert stopping.results[SLM].decided_at == DECIDED
+    assert stopping.results[SLM].decided_at == stop
     assert set(asked.values()) == {1}
-    assert all(DECIDED <= sum(name == model for name, _ in asked) < DECIDED + 4 for model in ("llm", "slm")), asked
+    assert all(stop <= sum(name == model for name, _ in asked) < stop + 4 for model in ("llm", "slm")), asked

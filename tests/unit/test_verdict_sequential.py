@@ -168,6 +168,28 @@ def test_the_bounds_are_the_means_that_the_definition_never_rejected(differences
     assert rejected(interval.upper + 1e-9, -1) and not rejected(interval.upper - 0.0026, -1)
 
 
+# confseq 0.0.11 on GRADED as shares ((1 + difference) / 2) with these six bets: betting.diversified_betting_mart against
+# -delta (theta 1 and 0, trunc_scale 1), and betting.cs_from_martingale on 800 means, alpha 0.05, running intersection, which
+# puts each bound outwards by one mean. By delta and row: the capitals against "not worse" and its mirror, lower, upper.
+CONFSEQ = {
+    (0.02, 4): (1.38047, 0.697119, -0.6375, 0.83),
+    (0.02, 10): (0.938105, 0.718408, -0.535, 0.615),
+    (0.02, 20): (4.23609, 0.432619, -0.1425, 0.59),
+    (0.1, 4): (2.05683, 0.417345, -0.585, 0.795),
+    (0.1, 10): (1.2362, 0.392839, -0.475, 0.5725),
+    (0.1, 20): (28.2245, 0.0571593, -0.0775, 0.55),
+}
+
+
+@pytest.mark.parametrize(("delta", "count"), CONFSEQ)
+def test_capitals_and_bounds_are_those_of_the_authors_library(delta: float, count: int) -> None:
+    not_worse, worse, lower, upper = CONFSEQ[delta, count]
+    result = played(GRADED[:count], delta=delta).result
+    assert (result.e_not_worse, result.e_worse) == pytest.approx((not_worse, worse), rel=1e-5)
+    assert 0 <= result.interval.lower - lower <= 0.0025 + 1e-9
+    assert 0 <= upper - result.interval.upper <= 0.0025 + 1e-9
+
+
 VALUES = {"right or wrong": (1.0, 0.0, -1.0), "graded": (0.5, 0.0, -1.0)}
 
 
