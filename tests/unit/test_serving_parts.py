@@ -389,7 +389,7 @@ def test_what_the_endpoint_holds_of_the_cluster() -> None:
         return bundles(app_settings(config, stand_in=None, environment={}).serving)
 
     assert held(CPU) == [{"CPU": pytest.approx(0.3)}, {"CPU": 0.1}]
-    assert held(GPU) == [{"GPU": 1, "CPU": 1.0}, {"CPU": 1.0}]
+    assert held(GPU) == [{"GPU": 1, "CPU": 1.0}, {"CPU": 1.0}, {"CPU": 1.0}], "two fronts"
 
 
 def test_a_base_with_damaged_weights_is_refused(tmp_path: Path) -> None:
