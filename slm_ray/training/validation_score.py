@@ -1,7 +1,8 @@
 """What a trial is worth on validation rows: the loss on their targets, and the model's own answers, judged by the track's scorer.
 
-The loss takes one forward pass a batch; answers are generated, which is dear. Greedy, in batches, by the model in memory:
-quick, and close to what the served adapter answers, but not the evaluation that decides anything.
+The loss takes one forward pass a batch; answers are generated, which is dear. Greedy, in batches, by the model in memory,
+and no further than an answer has any business to go: twice its target. Quick, and close to what the served adapter answers,
+but not the evaluation that decides anything.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from slm_ray.training.rows import NOT_LEARNED, conversation, token_ids, tokenise
 from slm_ray.types import Example, RowScore
 
 _BATCH_TOKENS = 2048  # of targets whose logits exist at a time: of long answers in batches of 16 they would fill a card
+_SPARE_TOKENS = 32
 
 
 def row_scores(model: Any, tokenizer: Any, examples: Sequence[Example], judged: Track) -> list[RowScore]:
@@ -100,33 +102,41 @@ def _with_target(tokenizer: Any, example: Example) -> tuple[list[int], int]:
 
 
 def generate(model: Any, tokenizer: Any, examples: Sequence[Example]) -> list[str]:
-    """One greedy answer per example, in order."""
+    """One greedy answer per example, in order, cut at `answer_limit` tokens: whoever else is in its batch or on its rank."""
     prompts = [_prompt(tokenizer, example) for example in examples]
+    limits = [answer_limit(tokenizer, example) for example in examples]
     # Rows of like length share a batch, so that little is padded.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     answers = [""] * len(prompts)
     with answering(model):
         for start in range(0, len(order), ANSWER_ROWS):
             batch = order[start : start + ANSWER_ROWS]
-            for row, text in zip(batch, _answer(model, tokenizer, [prompts[row] for row in batch]), strict=True):
-                answers[row] = text
+            tokens = _answers(model, tokenizer, [prompts[row] for row in batch], max(limits[row] for row in batch))
+            for row, answer in zip(batch, tokens, strict=True):
+                answers[row] = tokenizer.decode(answer[: limits[row]], skip_special_tokens=True).strip()
     return answers
+
+
+def answer_limit(tokenizer: Any, example: Example) -> int:
+    """The tokens that an answer to `example` may have: twice its target's and a few; an untrained model seldom ends one."""
+    target = tokenizer(example.target, add_special_tokens=False)["input_ids"]
+    return min(ANSWER_TOKENS, 2 * len(target) + _SPARE_TOKENS)
 
 
 def _prompt(tokenizer: Any, example: Example) -> list[int]:
     return token_ids(tokenizer, example.prompt.as_dicts(), answer_next=True)
 
 
-def _answer(model: Any, tokenizer: Any, prompts: Sequence[list[int]]) -> list[str]:
+def _answers(model: Any, tokenizer: Any, prompts: Sequence[list[int]], most: int) -> Any:
     width = max(len(prompt) for prompt in prompts)
     pad = tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     out = model.generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, pad_token_id=pad,
+        input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=most, pad_token_id=pad,
         eos_token_id=_stop_tokens(model, tokenizer), use_cache=True,
     )  # fmt: skip
-    return [text.strip() for text in tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)]
+    return out[:, width:]
 
 
 def _stop_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -76,7 +76,7 @@ def test_a_ray_resource_fits_its_definition(document: dict[str, Any]) -> None:
         pytest.skip(
             f"no {path.name} in {CRDS}: KubeRay's definitions are not part of the repository; set SLM_RAY_KUBERAY_CRDS"
         )
-    definition = yaml.safe_load(path.read_text(encoding="utf-8"))
+    definition = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.CSafeLoader)  # a megabyte: 15 times as quick
     (version,) = [one for one in definition["spec"]["versions"] if f"ray.io/{one['name']}" == document["apiVersion"]]
     schema = closed(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}

@@ -6,6 +6,7 @@ import inspect
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,16 @@ def test_ray_looks_for_its_token_where_the_check_does(tmp_path: Path) -> None:
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(ResourceError, match="it is no text"):
         check_token({"RAY_AUTH_TOKEN_PATH": str(file)})
+
+
+def test_an_address_where_no_ray_answers_is_said_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as bound:  # and nobody listens
+        bound.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{bound.getsockname()[1]}")
+        with pytest.raises(
+            ResourceError, match=r"no Ray answers at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\); start the cluster"
+        ):
+            cluster.connect()
 
 
 def test_a_ray_that_does_not_start_in_time_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -495,6 +495,26 @@ def test_an_answer_ends_where_the_base_says_that_it_does(tmp_path: Path) -> None
     assert answer == phi.decode([word, word]).strip()
 
 
+def test_an_answer_that_does_not_end_is_cut_by_its_own_target_whoever_is_beside_it(tmp_path: Path) -> None:
+    class NeverEnds(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            logits = torch.zeros(*hidden.shape[:2], len(llama))
+            logits[..., word] = 9.0
+            return logits
+
+    base = make_base(tmp_path / "llama", family="llama31")
+    llama = open_tokenizer(base)
+    word = llama("yes", add_special_tokens=False)["input_ids"][0]
+    model = open_base(base, Recipe(precision="16bit"), use_gpu=False, longest=100)
+    model.set_output_embeddings(NeverEnds())
+    short, long, endless = (dataclasses.replace(examples(1)[0], target="go on " * times) for times in (1, 9, 999))
+    together = validation_score.generate(model, llama, [short, long])
+    assert together == [validation_score.generate(model, llama, [one])[0] for one in (short, long)]
+    limits = [validation_score.answer_limit(llama, one) for one in (short, long, endless)]
+    assert [text.count(llama.decode([word])) for text in together] == limits[:2]
+    assert limits[0] < 45 < limits[1] < limits[2] == validation_score.ANSWER_TOKENS
+
+
 def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(trainer: Any, tokenizer: Any) -> None:
     trainer.model.eval()
     total, tokens = target_loss(trainer.model, tokenizer, examples(8))
