@@ -27,7 +27,7 @@ def config(folder: Path, *, sizes: tuple[int, ...], validation: str) -> Learning
         track="structured", train=rows(folder / "train.jsonl", 24), base=str(BASE), run_dir=str(folder / "run"),
         adapters_dir=str(folder / "adapters"), per_device_batch=4, gradient_accumulation=1, warmup_steps=1, epochs=1,
         optimizer="adamw_torch", max_length=256, lora={"rank": 4, "alpha": 8, "dropout": 0.0},
-        workers={"count": 1, "per_worker": {"slot": 1, "CPU": 0.5}}, learning_rate=5e-3,
+        workers={"count": 1, "per_worker": {"slot": 2, "CPU": 0.5}}, learning_rate=5e-3,
     )  # fmt: skip
     return LearningCurveConfig(training=training, validation=validation, sizes=sizes, target=0.5, usd_per_label=0.1)
 
