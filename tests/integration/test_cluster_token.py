@@ -1,4 +1,4 @@
-"""A real head, started as cluster.yaml starts one: strangers are refused, and a head that refuses nobody is refused by us."""
+"""Real heads, one as cluster.yaml starts it: strangers are refused, and a head that refuses nobody is refused by us."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,38 +103,62 @@ def status(found: Head, method: str, path: str, body: object = None, token: str 
         return None
 
 
-def join(found: Head, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", JOIN], env=without_ray() | {"RAY_ADDRESS": found.gcs} | environment, text=True,
-        capture_output=True, timeout=120, check=False,
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def heads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Head, Head]]:
+    """One that asks for the token and one that does not, started at the same time."""
+    environments = (CLUSTER_SETTINGS | {"RAY_AUTH_TOKEN": TOKEN}, {"RAY_AUTH_MODE": "disabled"})
+    with ExitStack() as ends, ThreadPoolExecutor() as pool:
+        folders = [tmp_path_factory.mktemp("head") for _ in environments]
+        starting = [
+            pool.submit(ends.enter_context, head(folder, {"HOME": str(folder)} | environment))
+            for folder, environment in zip(folders, environments, strict=True)
+        ]
+        closed, open_to_all = (one.result() for one in starting)
+        yield closed, open_to_all
 
 
-def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(tmp_path: Path) -> None:
+def join_all(found: Head, *environments: dict[str, str]) -> list[subprocess.CompletedProcess[str]]:
+    """What each of them, all at once, hears from that head."""
+
+    def join(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", JOIN], env=without_ray() | {"RAY_ADDRESS": found.gcs} | environment, text=True,
+            capture_output=True, timeout=120, check=False,
+        )  # fmt: skip
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(join, environments))
+
+
+def test_a_head_of_cluster_yaml_refuses_whoever_has_no_token(heads: tuple[Head, Head], tmp_path: Path) -> None:
+    found, _ = heads
     marks = {name: tmp_path / name for name in ("posted", "wrong")}
-    with head(tmp_path, CLUSTER_SETTINGS | {"RAY_AUTH_TOKEN": TOKEN}) as found:
-        for name, token in (("posted", None), ("wrong", "f" * 64)):
-            body = {"entrypoint": f"touch {marks[name]}"}
-            assert status(found, "POST", "/api/jobs/", body, token) in (401, 403)
-        assert status(found, "GET", "/api/version", token=TOKEN) == 200
-        assert answer_without_token(found.gcs) == "refusal"
-        for shown in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64}):
-            stranger = join(found, shown | {"HOME": str(tmp_path)})
-            assert stranger.returncode == 2 and "ran" not in stranger.stdout
-            assert "refuses the token" in stranger.stdout and "~/.ray/auth_token" in stranger.stdout
-        ours = join(found, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN})
-        assert ours.stdout.splitlines()[-1:] == ["ran"], ours.stderr
+    for name, token in (("posted", None), ("wrong", "f" * 64)):
+        body = {"entrypoint": f"touch {marks[name]}"}
+        assert status(found, "POST", "/api/jobs/", body, token) in (401, 403)
+    assert status(found, "GET", "/api/version", token=TOKEN) == 200
+    assert answer_without_token(found.gcs) == "refusal"
+    *strangers, ours = join_all(
+        found,
+        {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "f" * 64, "HOME": str(tmp_path)},
+        {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN},
+    )
+    for stranger in strangers:
+        assert stranger.returncode == 2 and "ran" not in stranger.stdout
+        assert "refuses the token" in stranger.stdout and "~/.ray/auth_token" in stranger.stdout
+    assert ours.stdout.splitlines()[-1:] == ["ran"], ours.stderr
     assert not [mark for mark in marks.values() if mark.exists()]
-    gone = join(found, {"HOME": str(tmp_path)})
-    assert gone.returncode == 2 and "no Ray answers" in gone.stdout
 
 
-def test_a_cluster_that_asks_for_no_token_is_refused_unless_that_is_meant(tmp_path: Path) -> None:
-    with head(tmp_path, {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}) as found:
-        assert answer_without_token(found.gcs) == "service"
-        refused = join(found, {"HOME": str(tmp_path)})
-        assert refused.returncode == 2
-        assert "asks for no token" in refused.stdout and "ray get-auth-token --generate" in refused.stdout
-        meant = join(found, {"RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)})
-        assert meant.stdout.splitlines()[-1:] == ["ran"], meant.stderr
-        assert "warning: the Ray cluster at" in meant.stderr
+def test_a_cluster_that_asks_for_no_token_is_refused_unless_that_is_meant(
+    heads: tuple[Head, Head], tmp_path: Path
+) -> None:
+    _, found = heads
+    assert answer_without_token(found.gcs) == "service"
+    home = {"HOME": str(tmp_path)}
+    refused, meant = join_all(found, home, {"RAY_AUTH_MODE": "disabled"} | home)
+    assert refused.returncode == 2
+    assert "asks for no token" in refused.stdout and "ray get-auth-token --generate" in refused.stdout
+    assert meant.stdout.splitlines()[-1:] == ["ran"], meant.stderr
+    assert "warning: the Ray cluster at" in meant.stderr

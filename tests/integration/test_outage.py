@@ -12,6 +12,9 @@ import pytest
 import ray
 from chat_server import ChatServer, Reply, Request, answer, error
 
+from slm_ray.cli import commands
+from slm_ray.config import CompareConfig, load
+
 pytestmark = pytest.mark.heavy
 ROOT = Path(__file__).parents[2]
 ROWS = 60
@@ -31,7 +34,9 @@ def job(name: str, url: str, *settings: str) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-def test_a_dead_llm_is_no_swap_and_the_same_commands_go_on_when_it_is_back(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_dead_llm_is_no_swap_and_the_same_commands_go_on_when_it_is_back(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The SLM is wrong on every row and the LLM's endpoint answers 500; mended, only the failed rows are asked again."""
     rows = [{"id": f"r{n}", "prompt": f"question {n}", "completion": reference(n)} for n in range(ROWS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -47,18 +52,20 @@ def test_a_dead_llm_is_no_swap_and_the_same_commands_go_on_when_it_is_back(ray_c
             f"examples={tmp_path}/rows.jsonl", "train=null", f"run_dir={tmp_path}/run", f"endpoint={server.url}",
             "models=[served:m, azure:gpt]", "generation.max_attempts=2",
         ]  # fmt: skip
-        compare = [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "train=null"]
+        compare = load(
+            CompareConfig, ROOT / "jobs/compare.yaml", [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "train=null"]
+        )  # fmt: skip
         first = job("evaluate", server.url, *evaluate)
         assert first.returncode == 3, first.stderr
         (line,) = [line for line in first.stderr.splitlines() if line.startswith("outage: ")]
         assert line.startswith("outage: azure:gpt: calls failed on 60 of 60 rows (100.0%, more than 2%; 60 times ")
         assert "500" in line and "run the same command again, which asks only the failed rows" in line
         assert (tmp_path / "run/report.json").exists()
-        verdict = job("compare", server.url, *compare)
-        assert verdict.returncode == 20, verdict.stdout + verdict.stderr
-        assert "verdict: inconclusive" in verdict.stdout and "LLM (azure:gpt) failed on 60 of 60" in verdict.stdout
+        assert commands.compare(compare) == 20
+        said = capsys.readouterr().out
+        assert "verdict: inconclusive" in said and "LLM (azure:gpt) failed on 60 of 60" in said
 
         down, before = False, len(server.requests)
         again = job("evaluate", server.url, *evaluate)
         assert (again.returncode, len(server.requests) - before) == (0, ROWS), again.stderr
-        assert job("compare", server.url, *compare).returncode == 10
+        assert commands.compare(compare) == 10

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow
@@ -39,6 +40,13 @@ def prepared(source: str, folder: Path, **environment: str) -> subprocess.Comple
         [*job, "--out_dir", str(folder / "out"), "--validation_rows", "2", "--test_rows", "3"],
         cwd=ROOT, env={**os.environ, "HF_HOME": str(folder / "hf"), **environment}, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
+
+
+def prepared_at_once(sources: list[str], folder: Path, **environment: str) -> list[subprocess.CompletedProcess[str]]:
+    """Each into a folder of its own, named by its place."""
+    folders = [folder / str(place) for place in range(len(sources))]
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda source, own: prepared(source, own, **environment), sources, folders))
 
 
 def questions(folder: Path) -> set[str]:
@@ -91,11 +99,10 @@ def test_a_data_set_of_the_hub_is_prepared(tmp_path: Path) -> None:
     files = {"README.md": card, "one.jsonl": lines(ROWS[:7]), "two.jsonl": lines(ROWS)}
     with serving(Store(name="me/mine", files=files)) as hub:
         at = {"HF_ENDPOINT": f"http://127.0.0.1:{hub.port}"}
-        done = prepared("hf:me/mine@all:held", tmp_path, **at)
-        assert done.returncode == 0, done.stderr
-        assert questions(tmp_path) == {row["prompt"] for row in ROWS}
-        assert prepared("hf:me/mine@first", tmp_path, **at).returncode == 0
-        assert questions(tmp_path) == {row["prompt"] for row in ROWS[:7]}
-        for source, said in {"hf:me/mine@all:none": "Unknown split", "hf:me/other": "cannot load hf:me/other"}.items():
-            done = prepared(source, tmp_path, **at)
-            assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+        sources = ["hf:me/mine@all:held", "hf:me/mine@first", "hf:me/mine@all:none", "hf:me/other"]
+        held, first, *refused = prepared_at_once(sources, tmp_path, **at)
+    assert (held.returncode, first.returncode) == (0, 0), held.stderr + first.stderr
+    assert questions(tmp_path / "0") == {row["prompt"] for row in ROWS}
+    assert questions(tmp_path / "1") == {row["prompt"] for row in ROWS[:7]}
+    for done, said in zip(refused, ("Unknown split", "cannot load hf:me/other"), strict=True):
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
