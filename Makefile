@@ -10,7 +10,7 @@ JOB    ?= jobs/loop.py jobs/loop.yaml
 # What trains or serves a model takes as long as all other integration tests together.
 MODELS := $(addprefix tests/integration/test_,fused_layers.py learning_curve.py loop.py loop_placement.py serving.py sweep.py training.py)
 
-.PHONY: help install demo serve lint unit calls models test test-cluster docs lock clean
+.PHONY: help install demo serve lint unit calls models both aside test test-cluster docs lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
@@ -34,13 +34,20 @@ lint: install ## style and types
 unit: install ## the fast tests, in two processes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
-calls: install ## the integration tests that train and serve nothing
-	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(MODELS))
+calls: install ## the integration tests that train and serve nothing, in two processes, each with a Ray of its own
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration $(addprefix --ignore=,$(MODELS))
 
 models: install ## the integration tests that train or serve a model
 	@$(BIN)/python -m pytest $(MODELS)
 
-test: install lint unit calls models ## everything: style, types, unit and integration tests
+# `calls` mostly waits, `lint` and `unit` only compute: those take what is left of the cores, and are shown when they are done.
+both: install
+	@$(MAKE) --no-print-directory -j 2 calls aside
+
+aside: install
+	@shown=$$(mktemp); nice -n 10 $(MAKE) --no-print-directory lint unit > $$shown 2>&1; status=$$?; cat $$shown; rm -f $$shown; exit $$status
+
+test: install both models ## everything: style, types, unit and integration tests
 
 test-cluster: install ## scenarios on several hosts (network namespaces): needs root, iproute2; skipped with the reason elsewhere
 	@$(BIN)/python -m pytest -ra tests/cluster
