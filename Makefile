@@ -34,8 +34,8 @@ lint: install ## style and types
 unit: install ## the fast tests, in two processes
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
-calls: install ## the integration tests that train and serve nothing, in two processes, each with a Ray of its own
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration $(addprefix --ignore=,$(MODELS))
+calls: install ## the integration tests that train and serve nothing
+	@$(BIN)/python -m pytest tests/integration $(addprefix --ignore=,$(MODELS))
 
 models: install ## the integration tests that train or serve a model
 	@$(BIN)/python -m pytest $(MODELS)
@@ -49,7 +49,7 @@ aside: install
 
 test: install both models ## everything: style, types, unit and integration tests
 
-test-cluster: install ## scenarios on several hosts (network namespaces): needs root, iproute2; skipped with the reason elsewhere
+test-cluster: install ## scenarios on several hosts (network namespaces): needs root and Debian's iproute2 redis-server openssh-server rsync libfaketime; skipped with the reason elsewhere
 	@$(BIN)/python -m pytest -ra tests/cluster
 
 docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import grpc
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -219,6 +221,47 @@ def _unseen(setting: str, folder: Path, blind: Sequence[str], *, is_shared: bool
         f"{setting} {folder} is missing on {nodes}, or has other files there: copy the folder to the same path on every node,"
         " or give one that all nodes share"
     )
+
+
+def ahead_s(clock_s: Any, within_s: float | None = None) -> float:
+    """By how much another node's clock is ahead of this one's; 0 where the way there and back hides it.
+
+    `clock_s` is a remote function or method that says its node's time. GetTimeoutError where it does not in time.
+    """
+    before_s, began_s = time.time(), time.monotonic()
+    told_s = float(ray.get(clock_s.remote(), timeout=within_s))
+    took_s = time.monotonic() - began_s
+    apart_s = told_s - (before_s + took_s / 2)
+    return 0.0 if abs(apart_s) <= took_s / 2 else apart_s
+
+
+def not_started(what: str, error: RayError, within_s: float = 20.0) -> ResourceError:
+    """The line for what Ray could not start. It names each node on which not even a function starts: its disk is full, say."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    places = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in alive]
+    asked = [
+        ray.remote(_nothing).options(num_cpus=0, max_retries=0, scheduling_strategy=place).remote() for place in places
+    ]
+    ray.wait(asked, num_returns=len(asked), timeout=within_s)
+    found = []
+    for node, answer in zip(alive, asked, strict=True):
+        try:
+            ray.get(answer, timeout=0)
+        except RayError as reason:
+            found.append(f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}): {_last_line(reason)}")
+    on = f"on {'; '.join(found)}" if found else f"({_last_line(error)})"
+    return ResourceError(
+        f"{what} cannot be started {on}. Look at every node (slm-ray doctor), free the disk there or take it out of the cluster,"
+        " then run the same command again"
+    )
+
+
+def _last_line(error: RayError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
+
+
+def _nothing() -> None:
+    return None
 
 
 def fits(bundles: Sequence[Mapping[str, float]]) -> bool:

@@ -168,6 +168,10 @@ def output_folder(path: str, *, setting: str = "run_dir", is_written: bool = Tru
     Under `ray job submit --working-dir` the current folder is a copy that Ray throws away, so a relative path is refused.
     ConfigError for what is a file, lies under one or is on a disk that takes nothing; nothing is made here.
     """
+    if "://" in path:
+        raise ConfigError(
+            f"{setting} {path!r}: this command needs a folder; prepare, evaluate and compare take object storage (s3://, gs://)"
+        )
     folder = Path(path).expanduser()
     if not folder.is_absolute() and "runtime_resources" in str(Path.cwd()):
         raise ConfigError(

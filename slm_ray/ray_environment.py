@@ -2,8 +2,9 @@
 
 Whoever reaches a Ray that asks for no token runs code on it: a job posted to its dashboard, a pickle sent to one of its
 ports. So `python -m slm_ray.ray_environment cluster` prints the settings as `export` lines for `cluster.yaml`,
-token authentication among them, and refuses where this host has no token. A Ray that lives as long as one job is started from
-the same table, by `cluster.start_local` within a process and by `submit` beside it. Loads no Ray.
+token authentication among them, and refuses where this host has no token; `head` adds what a head needs whose memory is
+in a Redis. A Ray that lives as long as one job is started from the same table, by `cluster.start_local` within a process and
+by `submit` beside it. Loads no Ray.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from slm_ray.errors import ResourceError
 
@@ -45,6 +47,8 @@ SLOT = "slot"
 _OBJECT_STORE_BYTES = 1_000_000_000
 # A Ray that other hosts can reach.
 CLUSTER_SETTINGS = SETTINGS | {"RAY_AUTH_MODE": "token"}
+# Where the head can be started again, nodes wait so long for it before they give up.
+_AWAITED = {"RAY_gcs_rpc_server_reconnect_timeout_s": "600"}
 
 MAKE_A_TOKEN = (
     "on the machine that calls `ray up`: `ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token`, "
@@ -83,18 +87,48 @@ def check_token(environment: Mapping[str, str]) -> None:
         raise ResourceError(f"no token for Ray in {path} (it is empty); {MAKE_A_TOKEN}")
 
 
+def redis(environment: Mapping[str, str]) -> tuple[dict[str, str], list[str]] | None:
+    """Settings and options with which a head keeps what it knows in a Redis; None where `~/.ray/redis` names none.
+
+    That file holds one line, `redis://:PASSWORD@HOST:PORT` (`rediss://` by TLS, `USER:PASSWORD` where it has users), and is
+    closed to others. ResourceError where it holds anything else.
+    """
+    path = Path(environment.get("HOME") or "~").expanduser() / ".ray" / "redis"
+    if not path.exists():
+        return None
+    try:
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+        url = urlsplit(path.read_text(encoding="utf-8").strip())
+        host, port = url.hostname, url.port
+    except (OSError, ValueError):
+        host, port = None, None
+    if host is None or port is None or url.scheme not in ("redis", "rediss") or url.path.strip("/"):
+        raise ResourceError(f"{path} has to hold one line, redis://:PASSWORD@HOST:PORT; correct it, or remove the file")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    given = {"username": url.username, "password": url.password}
+    options = [f"--redis-{name}={unquote(value)}" for name, value in given.items() if value]
+    return {"RAY_REDIS_ADDRESS": f"rediss://{address}" if url.scheme == "rediss" else address}, options
+
+
 def main(arguments: Sequence[str]) -> int:
     """Print the settings of a cluster for a shell to evaluate; the exit status."""
-    if list(arguments) != ["cluster"]:
-        print("usage: python -m slm_ray.ray_environment cluster", file=sys.stderr)
+    if list(arguments) not in (["cluster"], ["head"]):
+        print("usage: python -m slm_ray.ray_environment cluster|head", file=sys.stderr)
         return 2
     try:
         check_token(os.environ)
+        remembered = redis(os.environ)
     except ResourceError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, value in CLUSTER_SETTINGS.items():
+    settings, options = remembered or ({}, [])
+    is_head = arguments[0] == "head"
+    known = CLUSTER_SETTINGS | (_AWAITED if remembered else {}) | (settings if is_head else {})
+    for name, value in known.items():
         print(f"export {name}={shlex.quote(value)}")
+    if is_head:
+        print(f"redis=({shlex.join(options)})")  # an array, for `ray start "${redis[@]}"`
     return 0
 
 

@@ -20,6 +20,7 @@ from slm_ray.types import (
     Message,
     ModelFacts,
     Percentiles,
+    Rounds,
     Usage,
 )
 
@@ -250,7 +251,7 @@ class Rest:
 class SequentialRun:
     """A run whose rows were looked at as they came. `rows` are in the set, `largest_group` of them in one group at most.
 
-    `rest` is by model, for those that need not have been asked any more; `stop` says whether they were (`never`).
+    `rounds` is what was looked after, where that is not every group: rows were asked in a stratified order. `rest` is by model, for those that need not have been asked any more; `stop` says whether they were (`never`).
     """
 
     delta: float
@@ -259,6 +260,7 @@ class SequentialRun:
     largest_group: int
     candidates: Mapping[str, CandidateLook]
     rest: Mapping[str, Rest]
+    rounds: Rounds = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

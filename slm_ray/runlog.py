@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field, replace
@@ -161,8 +162,8 @@ class LogWriter:
 
     def _unwritten(self, error: OSError) -> ResourceError:
         return ResourceError(
-            f"{self._path}: cannot be written ({error.strerror}); nothing more is asked; free the disk or make the folder "
-            "writable, then the same command continues"
+            f"{self._path}: cannot be written on {socket.gethostname()} ({error.strerror}); nothing more is asked; free the "
+            "disk or make the folder writable, then the same command continues"
         )
 
 

@@ -163,6 +163,10 @@ def lock(folder: str | Path) -> Iterator[None]:
     processes of one host or of hosts whose shared file system honours `flock`.
     """
     home = Path(folder)
+    if home.parts and home.parts[0] in ("s3:", "gs:", "gcs:"):
+        raise ResourceError(
+            f"{folder} is object storage, and this needs a folder; slm_ray.remote.at_hand makes one of it"
+        )
     try:
         home.mkdir(parents=True, exist_ok=True)
         handle = os.open(home / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -185,7 +189,7 @@ def lock(folder: str | Path) -> Iterator[None]:
 
 
 class GrowingFile:
-    """The whole lines of a JSONL file with their numbers, and a way to add one; made by `growing_jsonl`."""
+    """The whole lines of a JSONL file with their numbers, and ways to add some; made by `growing_jsonl`."""
 
     def __init__(self, path: Path, handle: int) -> None:
         with open(handle, "rb", closefd=False) as source:
@@ -194,19 +198,50 @@ class GrowingFile:
         self._end = raw.rfind(b"\n") + 1  # behind the last whole line: what follows was cut short
         self.rows = _whole_rows(raw, path)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add one line and sync it; ResourceError, and the file as it was, where it cannot be written."""
-        line = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    def append(self, *rows: Mapping[str, Any]) -> None:
+        """Add lines and sync them together; ResourceError, and the file as it was, where they cannot be written."""
+        lines = _lines(rows)
         try:
             os.ftruncate(self._handle, self._end)
-            if os.pwrite(self._handle, line, self._end) < len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._handle)
+            _write_all(self._handle, lines, self._end)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._handle, self._end)
             raise _cannot_write(self._path, error) from None
-        self._end += len(line)
+        self._end += len(lines)
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Other lines in place of all, in one step, and owned as before; ResourceError, and the file as it was."""
+        lines, temporary = _lines(rows), self._path.with_name(f".{self._path.name}.tmp")
+        handle = -1
+        try:
+            handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # whoever opens the new file finds it owned
+            _write_all(handle, lines, 0)
+            os.replace(temporary, self._path)
+        except OSError as error:
+            if handle >= 0:
+                os.close(handle)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise _cannot_write(self._path, error) from None
+        self.close()
+        self._handle, self._end = handle, len(lines)
+        _sync_folder(self._path.parent)
+
+    def close(self) -> None:
+        """Let others write."""
+        os.close(self._handle)
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows).encode()
+
+
+def _write_all(handle: int, data: bytes, at: int) -> None:
+    if os.pwrite(handle, data, at) < len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(handle)
 
 
 def grown_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
@@ -267,19 +302,38 @@ def growing_jsonl(path: str | Path, *, waits: bool = True) -> Iterator[GrowingFi
     false; DataError for a folder in its place and, with file:line, for a line that is no object.
     """
     target = Path(path)
+    handle = _owned(target, waits)
     try:
-        handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except IsADirectoryError:
-        raise DataError(f"{target} is a folder, and a file of lines belongs there; move it away") from None
-    except OSError as error:
-        raise _cannot_write(target, error) from None
+        file = GrowingFile(target, handle)
+    except BaseException:
+        os.close(handle)
+        raise
     try:
+        yield file
+    finally:
+        file.close()
+
+
+def _owned(target: Path, waits: bool) -> int:
+    """The file that has the name once it is ours: its last owner may have replaced it meanwhile."""
+    while True:
+        try:
+            handle = os.open(target, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except IsADirectoryError:
+            raise DataError(f"{target} is a folder, and a file of lines belongs there; move it away") from None
+        except OSError as error:
+            raise _cannot_write(target, error) from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), os.stat(target)):
+                    return handle
         except BlockingIOError:
+            os.close(handle)
             raise ResourceError(f"another process writes {target}; stop one of the two") from None
-        yield GrowingFile(target, handle)
-    finally:
+        except BaseException:
+            os.close(handle)
+            raise
         os.close(handle)
 
 
@@ -303,7 +357,7 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
 
 def _cannot_write(path: str | Path, error: OSError) -> ResourceError:
     return ResourceError(
-        f"cannot write {path}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
+        f"cannot write {path} on {socket.gethostname()}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
         "write to"
     )
 

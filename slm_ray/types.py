@@ -205,6 +205,9 @@ class SequentialPoint:
     upper: float
 
 
+Rounds = tuple[tuple[int, int], ...]  # (groups of a round, so many such rounds in turn); empty: a round for every group
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SequentialResult:
     """What the sequential rule saw of rows in their asking order.
@@ -296,6 +299,7 @@ class DeclaredRule:
     examples: str
     rows: int
     answers_before: int
+    stratify: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

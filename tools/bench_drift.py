@@ -1,21 +1,22 @@
 """How long the watch takes when traffic turns to what the adapter never saw: two tool domains are left out of its training.
 
-One process, neither Ray nor vLLM: the tiny base is trained on the other domains (LoRA by PEFT, a plain loop) and answers by
-greedy decoding. The LLM is a stand-in that always gives the expected answer, so that agreement is being right. Half of the
-test rows of the known domains are the verdict's rows, whose lower bound is the watch's reference; live traffic is drawn
-from the other half, and from some point on from the domains that were left out. With `run` nothing is trained: the scores are
-those of a finished evaluation, and traffic turns from the arm `slm` to the arm `becomes` (an adapter lost, a wrong one served).
+One process, neither Ray nor vLLM: rows are generated from the catalogue, the tiny base is trained on those of the other
+domains (`tools.tiny_adapter`, in parts that are continued) and answers by greedy decoding. The LLM is a stand-in that always
+gives the expected answer, so that agreement is being right. The test rows of the known domains are cut in two, again and
+again: of one half the lower bound is the watch's reference, from the other live traffic is drawn, and from some point on
+from the domains that were left out, wholly or for a share of the requests. With `run` nothing is trained: the scores are
+those of a finished evaluation, and traffic turns from the arm `slm` to the arm `becomes` (an adapter lost, a wrong one
+served).
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,165 +35,134 @@ from slm_ray.verdict.operating_characteristics.watching import alarms
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 from slm_ray.yaml_file import read_yaml
 from tools.config import DriftBenchConfig
+from tools.synthesize import synthesize
+from tools.tiny_adapter import Recipe, adapter_answers
 
 TRACK = TRACKS["toolcall"]
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+LEVEL = ONE_SIDED - AGREEMENT_LEVEL
 Scores = NDArray[np.float64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scored:
+    """Agreement on rows of the kind that the adapter knows, and on those that traffic turns to, which are `called` so."""
+
+    known: Scores
+    new: Scores
+    called: str
+
+
 def rows_by_domain(config: DriftBenchConfig) -> dict[str, list[Example]]:
-    """The examples of every domain of the catalogue, shuffled."""
+    """The generated examples of every domain of the catalogue, shuffled."""
     catalogue = read_yaml(config.catalogue, what="catalogue")
     domains = {tool["name"]: tool["domain"] for tool in catalogue["tools"]}
-    raw = json.loads(Path(config.rows).read_text(encoding="utf-8"))
+    if unknown := set(config.held_out) - set(domains.values()):
+        raise ConfigError(f"held_out: {choices(unknown.pop(), set(domains.values()))}")
+    raw = synthesize(catalogue, config.rows, config.seed)
     found: dict[str, list[Example]] = {}
-    for example in examples((json.dumps(row) for row in raw), name=config.rows, track=TRACK):
+    for example in examples((json.dumps(row) for row in raw), name=config.catalogue, track=TRACK):
         found.setdefault(domains[example.tags["tool"]], []).append(example)
     for rows in found.values():
         random.Random(config.seed).shuffle(rows)
     return found
 
 
-def trained(config: DriftBenchConfig, rows: Sequence[Example], tokenizer: Any) -> Any:
-    """The base with an adapter trained on `rows`, their answers alone."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    from slm_ray.training.rows import conversation, tokenised
-
-    torch.manual_seed(config.seed)
-    base = AutoModelForCausalLM.from_pretrained(config.base, dtype=torch.float32)
-    model = get_peft_model(base, LoraConfig(r=32, lora_alpha=64, target_modules="all-linear", task_type="CAUSAL_LM"))
-    parts = [tokenised(tokenizer, conversation(row)) for row in rows]
-    steps = math.ceil(len(parts) / config.batch) * config.epochs
-    optimizer = torch.optim.AdamW(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=3e-3, weight_decay=0.0
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps, pct_start=0.03)
-    order = random.Random(config.seed)
-    model.train()
-    for _ in range(config.epochs):
-        order.shuffle(parts)
-        for start in range(0, len(parts), config.batch):
-            ids, labels, mask = batch(parts[start : start + config.batch], tokenizer.pad_token_id)
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    return model.eval()
-
-
-def batch(parts: Sequence[dict[str, list[int]]], pad: int) -> tuple[Any, Any, Any]:
-    """Token ids, labels and mask, filled up on the right."""
-    import torch
-
-    longest = max(len(part["input_ids"]) for part in parts)
-    ids, labels, mask = [], [], []
-    for part in parts:
-        room = longest - len(part["input_ids"])
-        ids.append(part["input_ids"] + [pad] * room)
-        labels.append(part["labels"] + [-100] * room)
-        mask.append([1] * len(part["input_ids"]) + [0] * room)
-    return torch.tensor(ids), torch.tensor(labels), torch.tensor(mask)
-
-
-def scored(model: Any, tokenizer: Any, rows: Sequence[Example], size: int = 64) -> Scores:
-    """The agreement of greedy answers with the expected ones, row by row."""
-    import torch
-
-    tokenizer.padding_side = "left"
-    found = []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
-        texts = [
-            tokenizer.apply_chat_template(row.prompt.as_dicts(), tokenize=False, add_generation_prompt=True)
-            for row in some
-        ]
-        asked = tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        with torch.inference_mode():
-            made = model.generate(**asked, max_new_tokens=120, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-        answers = tokenizer.batch_decode(made[:, asked["input_ids"].shape[1] :], skip_special_tokens=True)
-        found += [agreement(TRACK, answer, row.target) or 0.0 for answer, row in zip(answers, some, strict=True)]
-    return np.array(found)
-
-
-def traffic(
-    chance: np.random.Generator, known: Scores, new: Scores, runs: int, after: int, most: int
-) -> Iterator[Scores]:
-    """Differences of all runs, observation by observation: drawn from the known domains, then from the new ones."""
-    for at in range(after + most):
-        yield chance.choice(known if at < after else new, runs) - 1.0
-
-
-def measured(config: DriftBenchConfig) -> tuple[Scores, Scores, Scores, str]:
-    """Train and ask: agreement on the verdict's rows, on live rows, on those of the domains left out; and what was done."""
-    from transformers import AutoTokenizer
-
-    started = time.perf_counter()
+def measured(config: DriftBenchConfig) -> Scored:
+    """Train and ask, or take up what an earlier call left in `out_dir`."""
     domains = rows_by_domain(config)
     left_out = {name: domains.pop(name) for name in config.held_out}
-    known = [row for rows in domains.values() for row in rows]
-    random.Random(config.seed).shuffle(known)
-    new = [row for rows in left_out.values() for row in rows][: config.test_rows]
-    test, train = known[: 2 * config.test_rows], known[2 * config.test_rows :][: config.train_rows]
-    tokenizer = AutoTokenizer.from_pretrained(config.base)
-    model = trained(config, train, tokenizer)
-    print(
-        f"trained on {len(train)} rows of {', '.join(sorted(domains))} in {time.perf_counter() - started:.0f} s",
-        flush=True,
+    known, new = (_shuffled(some, config.seed) for some in (domains, left_out))
+    test, train, new = known[: config.test_rows], known[config.test_rows :], new[: config.test_rows]
+    recipe = Recipe(base=config.base, steps=config.steps, batch=config.batch, seed=config.seed)
+    answers = adapter_answers(recipe, train, [*test, *new], Path(config.out_dir))
+    scores = np.array(
+        [agreement(TRACK, text, row.target) or 0.0 for text, row in zip(answers, [*test, *new], strict=True)]
     )
-    verdict, live, after = (
-        scored(model, tokenizer, rows) for rows in (test[: config.test_rows], test[config.test_rows :], new)
-    )
-    return verdict, live, after, f"rows of {', '.join(left_out)}"
+    print(f"{len(train):,} training rows of {', '.join(sorted(domains))}; {config.steps:,} steps of {config.batch}")
+    return Scored(known=scores[: len(test)], new=scores[len(test) :], called=f"rows of {', '.join(left_out)}")
 
 
-def recorded(config: DriftBenchConfig, run_dir: str) -> tuple[Scores, Scores, Scores, str]:
+def recorded(config: DriftBenchConfig, run_dir: str) -> Scored:
     """The same of a finished evaluation: traffic turns to what `becomes` answered to the same rows."""
     report, rows = load_report(run_dir)
     for spec in (config.slm, config.becomes):
         if spec not in report.models:
             raise ConfigError(f"{spec!r} is not in {run_dir}: {choices(str(spec), report.models)}")
     primary = str(report.track_definition["primary"])
-    random.Random(config.seed).shuffle(rows)
     slm, becomes = (
         np.array([row.models[spec].scores[primary] or 0.0 for row in rows])
         for spec in (str(config.slm), str(config.becomes))
     )
-    half = len(rows) // 2
-    return slm[:half], slm[half:], becomes, f"rows of {config.becomes}"
+    return Scored(known=slm, new=becomes, called=f"rows of {config.becomes}")
+
+
+def replayed(scored: Scored, config: DriftBenchConfig, *, after: int, share: float, most: int) -> Scores:
+    """The observation, from 1, at which each replay rang (0: never): `after` of known traffic, then `most` of the other.
+
+    The known rows are cut anew for every `splits`-th part of the replays, since verdict and traffic are chance both.
+    """
+    chance = np.random.default_rng((config.seed, after, most, round(1000 * share)))
+    rang: list[NDArray[np.int64]] = []
+    for part in range(config.splits):
+        runs = len(range(part, config.runs, config.splits))
+        rows = chance.permutation(scored.known)
+        verdict, live = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        drawn = _traffic(chance, live, scored.new, runs=runs, after=after, share=share, most=most)
+        rang.append(alarms(drawn, runs, delta=config.delta, reference=_shown(verdict), level=LEVEL))
+    return np.concatenate(rang)
+
+
+def _traffic(
+    chance: np.random.Generator, known: Scores, new: Scores, *, runs: int, after: int, share: float, most: int
+) -> Iterator[Scores]:
+    """Differences of all runs, observation by observation: of known rows, then for a `share` of the requests of new ones."""
+    for at in range(after + most):
+        values = chance.choice(known, runs)
+        if at >= after:
+            values = np.where(chance.random(runs) < share, chance.choice(new, runs), values)
+        yield values - 1.0
+
+
+def _shown(verdict: Scores) -> float:
+    """The agreement that the verdict's rows show at least."""
+    bound = paired_interval((verdict - 1).tolist(), resamples=RESAMPLES, seed=SEED, one_sided=AGREEMENT_LEVEL)
+    return 1 + bound.lower
+
+
+def _shuffled(domains: dict[str, list[Example]], seed: int) -> Sequence[Example]:
+    rows = [row for of_domain in domains.values() for row in of_domain]
+    random.Random(seed).shuffle(rows)
+    return rows
 
 
 def main(config: DriftBenchConfig) -> None:
-    console, started = Console(), time.perf_counter()
-    verdict, live, after_it, turned_to = recorded(config, config.run) if config.run else measured(config)
-    bound = paired_interval((verdict - 1).tolist(), resamples=RESAMPLES, seed=SEED, one_sided=AGREEMENT_LEVEL)
-    reference, level = 1 + bound.lower, ONE_SIDED - AGREEMENT_LEVEL
+    console, started = Console(width=110), time.perf_counter()
+    scored = recorded(config, config.run) if config.run else measured(config)
     print(
-        f"agreement on {len(verdict)} verdict rows {verdict.mean():.3f} (at least {reference:.3f}), on {len(live)} further rows"
-        f" {live.mean():.3f}, on {len(after_it)} {turned_to} {after_it.mean():.3f}; delta {config.delta:g}",
+        f"agreement on {len(scored.known)} rows of the known kind {scored.known.mean():.3f} (half of them show at least"
+        f" {_shown(scored.known[::2]):.3f} or so), on {len(scored.new)} {scored.called} {scored.new.mean():.3f}; delta"
+        f" {config.delta:g}; {config.runs:,} replays over {config.splits} cuts",
         flush=True,
     )
     table = Table(
-        "traffic turns after", "rang before", "median", "90 %", title="audited requests from the change to the alarm"
-    )
-    for after in config.after:
-        drawn = traffic(np.random.default_rng((config.seed, after)), live, after_it, config.runs, after, config.most)
-        rang = alarms(drawn, config.runs, delta=config.delta, reference=reference, level=level)
-        early = (rang > 0) & (rang <= after)
-        waited = np.where(rang == 0, config.most + 1, rang - after)[~early]
-        median, ninety = (int(np.quantile(waited, part, method="higher")) for part in (0.5, 0.9))
-        table.add_row(
-            f"{after:,}",
-            f"{early.mean():.1%}",
-            *(f"{n:,}" if n <= config.most else f"> {config.most:,}" for n in (median, ninety)),
-        )
+        "turns after", "share of requests", "rang before", *(f"{part:.0%}" for part in QUANTILES), "not within",
+        title="audited requests from the change to the alarm (quantiles over the replays)",
+    )  # fmt: skip
+    for share in config.shares:
+        for after in config.after:
+            rang = replayed(scored, config, after=after, share=share, most=config.most)
+            early = (rang > 0) & (rang <= after)
+            waited = np.where(rang == 0, config.most + 1, rang - after)[~early]
+            delays = (int(np.quantile(waited, part, method="higher")) for part in QUANTILES)
+            table.add_row(
+                f"{after:,}", f"{share:.0%}", f"{early.mean():.1%}",
+                *(f"{n:,}" if n <= config.most else f"> {config.most:,}" for n in delays),
+                f"{(waited > config.most).mean():.1%}",
+            )  # fmt: skip
     console.print(table)
-    drawn = traffic(np.random.default_rng(config.seed), live, after_it, config.runs, config.well, 0)
-    false = (alarms(drawn, config.runs, delta=config.delta, reference=reference, level=level) > 0).mean()
-    print(f"without a change: {false:.1%} of {config.runs:,} runs rang in {config.well:,} audited requests")
+    false = (replayed(scored, config, after=config.well, share=0.0, most=0) > 0).mean()
+    print(f"without a change: {false:.1%} of {config.runs:,} replays rang in {config.well:,} audited requests")
     print(f"{time.perf_counter() - started:.0f} s")
 
 

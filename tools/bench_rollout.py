@@ -1,8 +1,10 @@
 """What the roll-out's front adds to a call: asked through it and without it, in turn, of an upstream of fixed latency.
 
 Open loop: calls arrive at a steady rate whether or not earlier ones have come back, and a call's time counts from when it was
-due. Upstream, front and client are processes of their own; `through: serve` puts Ray Serve around the front, as `slm-ray
-rollout` does.
+due. Upstream, front and client are processes of their own, and share the cores; the front asks for a key and writes its log.
+`through: serve` puts Ray Serve around the front, as `slm-ray rollout` does, and `haproxy` has Serve use HAProxy in place of
+its own proxy. The CPU of every process is that of the windows in which the front is asked, and that
+of as many seconds in which nobody asks.
 """
 
 import asyncio
@@ -14,7 +16,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -28,6 +32,7 @@ from slm_ray.rollout.store import RouteStore
 from tools.config import RolloutBenchConfig
 
 WARM_UP_S = 2.0
+KEY = "sk-of-the-benchmark-0123456789"
 UPSTREAM = """
 import asyncio, sys
 import uvicorn
@@ -46,42 +51,45 @@ import os, sys
 import uvicorn
 from slm_ray.reports.prices import open_prices
 from slm_ray.rollout.front import Front, FrontSettings
+from slm_ray.serving.keys import key_digest
 from slm_ray.traffic import TrafficLog
 log = TrafficLog(sys.argv[3])
-front = Front(FrontSettings(folder=sys.argv[2], endpoint=""), environment=os.environ, log=log, prices=open_prices(None))
+digest = key_digest(os.environ["SLM_RAY_API_KEY"])
+front = Front(FrontSettings(folder=sys.argv[2], endpoint="", api_key_digest=digest), environment=os.environ, log=log, prices=open_prices(None))
 uvicorn.run(front.app(), port=int(sys.argv[1]), log_level="error", access_log=False)
 """
 
 
 def main(config: RolloutBenchConfig) -> None:
     with TemporaryDirectory(prefix="rb") as name, contextlib.ExitStack() as stack:
-        os.environ |= {"OPENAI_API_KEY": "none", "RAY_TMPDIR": name}  # a Ray of its own, whatever else runs here
+        os.environ |= {
+            "OPENAI_API_KEY": "none",
+            "SLM_RAY_API_KEY": KEY,
+            "RAY_TMPDIR": name,
+        }  # a Ray of its own, whatever else runs here
         folder, upstream = Path(name), f"http://127.0.0.1:{config.port + 1}"
         stack.enter_context(process(["-c", UPSTREAM, str(config.port + 1), str(config.latency_s)]))
         make_route(folder / "routes", upstream, config.state)
         front = stack.enter_context(running_front(config, folder))
         wait_for(f"{front}/health")
-        before = busy()
-        direct, through = asyncio.run(
-            measure(config, f"{upstream}/v1/chat/completions", f"{front}/v1/chat/completions")
-        )
-        after = busy()
-    report(config, direct, through)
-    calls = len(through) + config.rate * WARM_UP_S
-    for name, total_s in sorted(after.items()):
-        if (each_ms := 1000 * (total_s - before.get(name, 0.0)) / calls) >= 0.5:
-            print(f"{each_ms:.1f} ms of CPU a call: {name}")
+        measured = asyncio.run(measure(config, f"{upstream}/v1/chat/completions", f"{front}/v1/chat/completions"))
+    report(config, measured)
 
 
-def busy() -> dict[str, float]:
-    """CPU seconds so far of the processes around the front, by what they are called."""
-    found: dict[str, float] = {}
+def busy() -> Counter[str]:
+    """Milliseconds of CPU so far of the client and of the processes around the front, by what they are called."""
+    found: Counter[str] = Counter({"the client": round(1000 * sum(psutil.Process().cpu_times()[:2]))})
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             words = " ".join(child.cmdline())
-            name = "upstream" if "asyncio.sleep" in words else "front" if "Front" in words else words.split()[0][-40:]
-            found[name] = found.get(name, 0.0) + sum(child.cpu_times()[:2])
+            name = "upstream" if "asyncio.sleep" in words else "front" if "Front" in words else called(words)
+            found[name] += round(1000 * sum(child.cpu_times()[:2]))
     return found
+
+
+def called(words: str) -> str:
+    first = words.split()[0]
+    return first.partition(".")[0] if first.startswith("ray::") else Path(first).name
 
 
 @contextlib.contextmanager
@@ -104,6 +112,8 @@ def running_front(config: RolloutBenchConfig, folder: Path) -> Iterator[str]:
         with process(["-c", FRONT, str(config.port), str(folder / "routes"), str(folder / "traffic")]):
             yield f"http://127.0.0.1:{config.port}"
         return
+    if config.through == "haproxy":
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     settings = {
         "folder": str(folder / "routes"),
         "traffic": {"folder": str(folder / "traffic")},
@@ -137,16 +147,35 @@ def wait_for(url: str, within_s: float = 120.0) -> None:
         time.sleep(0.2)
 
 
-async def measure(config: RolloutBenchConfig, direct: str, through: str) -> tuple[list[float], list[float]]:
-    """Latencies in seconds, of calls without the front and with it; a window of each in turn."""
+@dataclass(frozen=True)
+class Measured:
+    """Latencies in seconds of calls without the front and with it; milliseconds of CPU by process while it was asked, and while nobody was."""
+
+    direct: list[float]
+    through: list[float]
+    asked: Counter[str]
+    idle: Counter[str]
+
+
+async def measure(config: RolloutBenchConfig, direct: str, through: str) -> Measured:
+    """A window of each in turn, then as long without any."""
     found: dict[str, list[float]] = {direct: [], through: []}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    asked: Counter[str] = Counter()
+    keyed = {"authorization": f"Bearer {KEY}"}
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2), headers=keyed
+    ) as session:
         for url in (direct, through):
             await window(session, url, config.rate, WARM_UP_S)
         for _ in range(config.windows):
-            for url in (direct, through):
-                found[url] += await window(session, url, config.rate, config.window_s)
-    return found[direct], found[through]
+            found[direct] += await window(session, direct, config.rate, config.window_s)
+            before = busy()
+            found[through] += await window(session, through, config.rate, config.window_s)
+            asked += busy() - before
+    before = busy()
+    await asyncio.sleep(config.window_s)
+    idle = Counter({name: config.windows * spent for name, spent in (busy() - before).items()})
+    return Measured(found[direct], found[through], asked, idle)
 
 
 async def window(session: aiohttp.ClientSession, url: str, rate: float, seconds: float) -> list[float]:
@@ -165,14 +194,20 @@ async def window(session: aiohttp.ClientSession, url: str, rate: float, seconds:
     return await asyncio.gather(*(call(number / rate) for number in range(round(rate * seconds))))
 
 
-def report(config: RolloutBenchConfig, direct: list[float], through: list[float]) -> None:
+def report(config: RolloutBenchConfig, measured: Measured) -> None:
+    calls = len(measured.through)
     print(
         f"{config.rate:g} requests/s, upstream {1000 * config.latency_s:g} ms, state {config.state}, through {config.through}, "
-        f"{len(through)} calls each, load average {os.getloadavg()[0]:.1f}"
+        f"{calls} calls each, load average {os.getloadavg()[0]:.1f}"
     )
     for share in (0.5, 0.95, 0.99):
-        plain, ours = (1000 * percentile(values, share) for values in (direct, through))
+        plain, ours = (1000 * percentile(values, share) for values in (measured.direct, measured.through))
         print(f"p{100 * share:g}: {plain:.1f} ms without, {ours:.1f} ms with, overhead {ours - plain:+.1f} ms")
+    for name, spent in measured.asked.most_common():
+        if spent >= 0.1 * calls:
+            print(
+                f"{spent / calls:.1f} ms of CPU a call, {measured.idle[name] / calls:.1f} of them without one: {name}"
+            )
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -1,8 +1,13 @@
-"""What a training costs around its training: `slm-ray train` against torchrun with plain TRL, in turn, on the same rows.
+"""What a training costs around its training, what a killed worker costs it, and how many adapters an hour makes.
 
-Both load the same base in NF4, train the same LoRA layers over the same rows for the same steps in as many processes, and
-save. `around_s` is the whole command less what its trainer says it trained; `cpu_s` is what all its processes computed,
-which a busy machine changes less.
+`torchrun`: `slm-ray train` against torchrun with plain TRL, in turn, on the same rows. Both load the same base in NF4, train
+the same LoRA layers over the same rows for the same steps in as many processes, and save. `around_s` is the whole command
+less what its trainer says it trained; `cpu_s` is what all its processes computed, which a busy machine changes less.
+
+`recovery`: one worker is killed (-9) between two checkpoints. Steps that are done twice, and the seconds from the kill until
+the step at which it came is reached again.
+
+`per_hour`: as many trainings as `adapters`, by one worker each, in line for the machine's slots.
 """
 
 from __future__ import annotations
@@ -14,18 +19,31 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from slm_ray import cluster
 from slm_ray.command import run
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ResourceError
 from slm_ray.storage import read_json, write_json
+from slm_ray.training import progress, train, train_many
 from tools.config import TrainBenchConfig
 
 
 def main(config: TrainBenchConfig) -> None:
+    """Measure what `parts` names, and print."""
+    parts = {"torchrun": race, "recovery": recovery, "per_hour": per_hour}
+    for part in config.parts:
+        parts[part](config)
+
+
+def race(config: TrainBenchConfig) -> None:
     """Run the laps in turn and print the medians."""
     laps: dict[str, list[dict[str, float]]] = {"slm-ray": [], "torchrun": []}
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,6 +83,86 @@ def one_lap(name: str, training: TrainConfig, folder: Path) -> dict[str, float]:
     train_s = float(read_json(manifest)["metrics"]["train_s"])
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"whole_s": whole_s, "train_s": train_s, "around_s": whole_s - train_s, "cpu_s": cpu_s}
+
+
+def recovery(config: TrainBenchConfig) -> None:
+    """A training whose worker is killed once."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        asked = _own(config, folder, checkpoint_steps=config.checkpoint_steps)
+        seen: list[tuple[float, int | None]] = []
+        killed: list[tuple[float, int]] = []
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.1):
+                step = _step(folder)
+                if not seen or step != seen[-1][1]:
+                    seen.append((time.perf_counter(), step))
+                saved = any(folder.rglob("checkpoint_*/trainer_state.json"))
+                if not killed and saved and step is not None and step % config.checkpoint_steps >= 5:
+                    _workers()[-1].kill()
+                    killed.append((time.perf_counter(), step))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            manifest = train(asked, show=False)
+        finally:
+            ended.set()
+            watcher.join()
+    if not killed:
+        raise ResourceError("the training ended before a worker could be killed; train more steps")
+    print(f"recovery: {recovered(seen, killed[0], int(manifest.metrics['resumed_from']))}", flush=True)
+
+
+def recovered(seen: Sequence[tuple[float, int | None]], killed: tuple[float, int], resumed_from: int) -> str:
+    """What was lost: `seen` are the steps that the run told, None while it had none, each with when it was first seen."""
+    killed_s, step = killed
+    told = iter([one for one in seen if one[0] > killed_s])
+    noticed_s = next(when for when, reached in told if reached is None)
+    steps = [(when, reached) for when, reached in told if reached is not None]
+    return (
+        f"killed at step {step} (as told), went on from {resumed_from}: {max(0, step - resumed_from)} steps twice; noticed after "
+        f"{noticed_s - killed_s:.1f} s, told of a step again after {steps[0][0] - killed_s:.1f} s, at step {step} again after "
+        f"{next(when for when, reached in steps if reached >= step) - killed_s:.1f} s"
+    )
+
+
+def per_hour(config: TrainBenchConfig) -> None:
+    """Trainings in line, each with a seed of its own."""
+    cluster.connect()
+    with tempfile.TemporaryDirectory() as scratch:
+        workers = config.training.workers.model_copy(update={"count": 1})
+        asked = [
+            _own(config, Path(scratch), name=f"bench{number}", seed=number, workers=workers)
+            for number in range(config.adapters)
+        ]
+        started_s = time.perf_counter()
+        manifests = train_many(asked, parallel=True)
+        took_s = time.perf_counter() - started_s
+    trained_s = sum(float(manifest.metrics["train_s"]) for manifest in manifests)
+    print(
+        f"per hour: {len(manifests)} adapters in {took_s:.1f} s, {3600 * len(manifests) / took_s:.0f} an hour; of {trained_s:.1f} s"
+        " of training"
+    )
+
+
+def _own(config: TrainBenchConfig, folder: Path, **changes: Any) -> TrainConfig:
+    folders = {"run_dir": str(folder / "run"), "adapters_dir": str(folder / "adapters")}
+    return config.training.model_copy(update={**folders, **changes})
+
+
+def _step(folder: Path) -> int | None:
+    for path in folder.glob("run/*/*.json"):
+        found = progress.read(path)
+        if isinstance(found, progress.Progress):
+            return found.step
+    return None
+
+
+def _workers() -> list[psutil.Process]:
+    return [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
 
 
 def rank(folder: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config, Search, Serving
+from slm_ray.config.shared import Config, Recipe, Search, Serving
 
 
 class TasksConfig(Config):
@@ -55,10 +55,13 @@ class ScoringBenchConfig(Config):
 
 
 class TrainBenchConfig(Config):
-    """`slm-ray train` against torchrun with plain TRL, in turn; `training` names its rows, run and adapters go elsewhere."""
+    """What a training costs; `training` names its rows, run and adapters go elsewhere."""
 
     training: TrainConfig
-    laps: int = Field(3, ge=1)
+    parts: tuple[Literal["torchrun", "recovery", "per_hour"], ...] = ("torchrun",)
+    laps: int = Field(3, ge=1, description="of the race against torchrun")
+    checkpoint_steps: int = Field(20, ge=6, description="of the training that loses a worker")
+    adapters: int = Field(6, ge=1, description="that are trained in line")
 
 
 class DeployBenchConfig(Config):
@@ -96,6 +99,37 @@ class LearningCurveBenchConfig(Config):
     seed: int = 42
 
 
+class CurveSource(Config):
+    """The rows of one task. `labelled` is the track of a CSV file with the columns text and category."""
+
+    name: str
+    track: str = "labelled"
+    source: str
+
+
+class TrainingCurveBenchConfig(Config):
+    """Nested sizes of each task, trained for every seed; the largest is hidden from the fit."""
+
+    out_dir: str
+    sources: tuple[CurveSource, ...] = Field(min_length=1)
+    base: str = "data/tiny_base"
+    recipe: Recipe = Recipe()
+    sizes: tuple[int, ...] = Field((100, 200, 400, 800), min_length=4, description="what the fit sees, increasing")
+    hidden: int = Field(
+        3200, description="twice or four times the largest of them, which is as far as anything is promised"
+    )
+    validation_rows: int = Field(150, ge=1, description="whose greedy answers score every training")
+    seeds: tuple[int, ...] = Field((1, 2), min_length=1, description="of the rows' order and of the training")
+
+    @model_validator(mode="after")
+    def _within_reach(self) -> TrainingCurveBenchConfig:
+        if self.hidden not in (2 * self.sizes[-1], 4 * self.sizes[-1]):
+            raise ValueError(
+                f"hidden is {self.hidden:,}; give twice or four times the largest size, {self.sizes[-1]:,}"
+            )
+        return self
+
+
 class SweepBenchConfig(Config):
     """The same recipes on the same rows, each as a Ray Train run of its own and by resident workers."""
 
@@ -125,6 +159,23 @@ class OverloadBenchConfig(Config):
     seed: int = 42
 
 
+class ScaleBenchConfig(Config):
+    """Evaluation on more nodes, and a line of many trainings; every node is on this machine."""
+
+    parts: tuple[Literal["evaluation", "trainings"], ...] = ("evaluation", "trainings")
+    nodes: tuple[int, ...] = Field((1, 2, 4), description="of the evaluation, the fewest first")
+    in_flight: int = Field(8, ge=1, description="calls of a node's shard")
+    latency_s: float = Field(1.0, ge=0, description="of the endpoint")
+    rows_per_node: int = Field(320, ge=1)
+    raylets: int = Field(8, ge=1, description="Ray's node processes that share the slots")
+    slots: int = Field(1024, ge=1, description="64 nodes of 16")
+    trainings: int = Field(500, ge=1)
+    wants: tuple[int, ...] = Field((1, 2, 4, 16), description="slots of a training, drawn by seed")
+    hold_s: float = Field(10.0, ge=0, description="how long a training holds its slots, on average")
+    out_dir: str = "runs/bench_scale"
+    seed: int = 42
+
+
 class GpuCheckConfig(Config):
     """What one GPU shows of training here, on a base with random weights."""
 
@@ -143,7 +194,7 @@ class RolloutBenchConfig(Config):
     rate: float = Field(100.0, gt=0, description="calls a second")
     latency_s: float = Field(0.05, ge=0, description="of the upstream")
     state: Literal["record", "shadow", "live"] = "live"
-    through: Literal["asgi", "serve"] = Field("serve", description="the front alone, or with Ray Serve around it")
+    through: Literal["asgi", "serve", "haproxy"] = Field("serve", description="the front alone, or Ray Serve around it")
     windows: int = Field(5, ge=1, description="of each, in turn")
     window_s: float = Field(4.0, gt=0)
     port: int = Field(18800, ge=1024, le=65534, description="the front's; the upstream's is the next one")
@@ -152,20 +203,42 @@ class RolloutBenchConfig(Config):
 class DriftBenchConfig(Config):
     """An adapter that never saw some tool domains, and traffic that turns to them."""
 
-    rows: str = "data/tools/rows.json"
+    out_dir: str = Field("runs/bench_drift", description="checkpoints and answers, from which the same command goes on")
     catalogue: str = "data/tools/catalogue.yaml"
     base: str = "data/tiny_base"
     run: str | None = Field(None, description="a finished evaluation, whose scores are replayed; nothing is trained")
     slm: str | None = Field(None, description="with `run`: the arm that the verdict is about")
     becomes: str | None = Field(None, description="with `run`: the arm that answers after the change")
     held_out: tuple[str, ...] = Field(("finance", "media"), description="domains left out of training")
-    train_rows: int = Field(1600, ge=1)
-    test_rows: int = Field(200, ge=20, description="of the verdict, of live traffic, and of the domains left out, each")
-    epochs: int = Field(3, ge=1)
+    rows: int = Field(6000, ge=100, description="generated from the catalogue, of all domains")
+    test_rows: int = Field(
+        400, ge=40, description="of the known domains (half the verdict's, half live), and of the others"
+    )
+    steps: int = Field(1500, ge=1)
     batch: int = Field(8, ge=1)
     delta: float = Field(0.02, ge=0, lt=1)
     runs: int = Field(1000, ge=1, description="replays per line")
+    splits: int = Field(20, ge=1, description="cuts of the known rows into the verdict's and live ones")
     after: tuple[int, ...] = Field((0, 200, 2000), description="audited requests before the traffic turns")
+    shares: tuple[float, ...] = Field((1.0, 0.5, 0.2), description="of the requests that are of the new kind then")
     most: int = Field(2000, ge=1, description="audited requests after it")
     well: int = Field(10_000, ge=1, description="audited requests without a change")
+    seed: int = 42
+
+
+class FilterBenchConfig(Config):
+    """A traffic log with injected faults, and adapters trained on what the filters of live rows leave of it."""
+
+    out_dir: str = Field("runs/bench_filters", description="the log, checkpoints and answers; the same command goes on")
+    catalogue: str = "data/tools/catalogue.yaml"
+    base: str = "data/tiny_base"
+    questions: int = Field(1600, ge=10, description="different ones that are asked")
+    repeated: float = Field(0.3, ge=0, le=1, description="share of them that is asked several times")
+    repeats: int = Field(5, ge=1, description="how often those are asked")
+    wrong: float = Field(0.2, ge=0, le=1, description="share of the LLM's answers that are wrong in the right form")
+    formless: float = Field(0.05, ge=0, le=1, description="share of the LLM's answers that have no form")
+    slm_right: float = Field(0.6, ge=0, le=1, description="share of the SLM's answers of that day that are right")
+    test_rows: int = Field(400, ge=20)
+    steps: int = Field(800, ge=1, description="optimizer steps of every training, whatever the rows")
+    batch: int = Field(8, ge=1)
     seed: int = 42

@@ -20,8 +20,10 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from slm_ray.adapters.manifest import MANIFEST
 from slm_ray.adapters.registry import NAME, Checker, adapter_ids, is_id, load_manifest, unknown_adapter
 from slm_ray.errors import AdapterError, ConfigError, DataError, ResourceError
+from slm_ray.remote import delete_sent, one_file
 from slm_ray.storage import GrowingFile, Reread, growing_jsonl, grown_rows, writer
 
 HISTORY = "promotions.jsonl"
@@ -128,7 +130,7 @@ def promote(adapters_dir: str | Path, name: str, *, alias: str | None = None, re
     wanted = manifest.track if alias is None else alias
     _check_alias(root, wanted)
     Checker(root).check(adapter_id)
-    with growing_jsonl(root / HISTORY) as file:
+    with one_file(root / HISTORY) as history, growing_jsonl(history) as file:
         state = _state(root, file.rows)
         load_manifest(root, adapter_id)  # nobody deletes it while the history is ours
         standing = state.aliases.get(wanted)
@@ -144,7 +146,7 @@ def roll_back(adapters_dir: str | Path, alias: str, *, reason: str = "") -> Entr
     aliases = promotions(root).aliases
     if alias not in aliases:
         raise _unknown_alias(alias, aliases)
-    with growing_jsonl(root / HISTORY) as file:
+    with one_file(root / HISTORY) as history, growing_jsonl(history) as file:
         state = _state(root, file.rows)
         if (standing := state.aliases.get(alias)) is None:
             raise _unknown_alias(alias, state.aliases)
@@ -161,7 +163,7 @@ def delete(adapters_dir: str | Path, adapter_id: str, *, force: bool = False, re
     """
     root = Path(adapters_dir)
     _check_published(root, adapter_id)  # before a history is begun
-    with growing_jsonl(root / HISTORY) as file:
+    with one_file(root / HISTORY) as history, growing_jsonl(history) as file:
         _check_published(root, adapter_id)
         if (held := _state(root, file.rows).held_by(adapter_id, set(adapter_ids(root)))) and not force:
             raise AdapterError(
@@ -169,6 +171,7 @@ def delete(adapters_dir: str | Path, adapter_id: str, *, force: bool = False, re
             )
         entry = _now("delete", alias=None, adapter=adapter_id, before=None, reason=reason)
         hidden = _hide(root, adapter_id)
+        delete_sent(root / adapter_id, first=MANIFEST)
         try:
             file.append(dataclasses.asdict(entry))
         except ResourceError:  # a full disk: what is deleted makes room for the line that says so

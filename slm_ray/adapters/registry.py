@@ -34,6 +34,7 @@ from slm_ray.adapters.weights import base_shapes as base_shapes_of
 from slm_ray.adapters.weights import check_tensors, unserved
 from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.records import TrainingEffort
+from slm_ray.remote import fetch_rest
 from slm_ray.storage import file_digest, read_json, write_json, write_text
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*-[0-9a-f]{12}")
@@ -261,6 +262,7 @@ def _whole(adapters_dir: str | Path, adapter_id: str) -> Manifest:
     """The manifest, once every file is seen to be the one that was published."""
     manifest = load_manifest(adapters_dir, adapter_id)
     home = Path(adapters_dir) / adapter_id
+    fetch_rest(home)
     for name in _published(manifest):
         try:
             digest = file_digest(inside(home / name, adapters_dir))

@@ -22,6 +22,7 @@ from slm_ray.adapters.history import Entry
 from slm_ray.command import BAD_INPUT
 from slm_ray.errors import AdapterError, SlmRayError
 from slm_ray.records import ComparisonReport
+from slm_ray.remote import fetched, is_remote, shown_address
 from slm_ray.tables import format_table
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ app = typer.Typer(
     help="Published adapters: list, show, check, promote, roll back, delete, export, merge.",
 )
 
-AdaptersDir = Annotated[Path, typer.Option("--adapters_dir", help="the folder that they are published in")]
+AdaptersDir = Annotated[
+    str, typer.Option("--adapters_dir", help="the folder that they are published in, or s3://BUCKET/PREFIX")
+]
 Reason = Annotated[str, typer.Option("--reason", help="why; kept in the history")]
 Name = Annotated[str, typer.Argument(metavar="ID", help="an adapter's id, or an alias")]
 BaseFolder = Annotated[
@@ -42,7 +45,7 @@ BaseFolder = Annotated[
 Runs = Annotated[
     Path, typer.Option("--runs", help="the folder whose runs are searched for verdicts that name an adapter")
 ]
-DEFAULT, RUNS = Path("runs/adapters"), Path("runs")
+DEFAULT, RUNS = "runs/adapters", Path("runs")
 
 
 @app.command("list")
@@ -53,11 +56,12 @@ def list_all(
 ) -> None:
     """Every published adapter, oldest first, with its latest score on file and what it is promoted as."""
     with one_line():
-        promotions = adapters.promotions(adapters_dir)
-        manifests, damaged = _readable(adapters_dir)
+        folder = _at_hand(adapters_dir)
+        promotions = adapters.promotions(folder)
+        manifests, damaged = _readable(folder)
         results = _results(runs)
         if not manifests and not damaged:
-            print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
+            print(f"nothing is published in {shown_address(folder)}; slm-ray train does it", file=sys.stderr)
         elif as_json:
             for manifest in manifests:
                 print(json.dumps(dataclasses.asdict(manifest) | {"promoted_as": promotions.aliases_of(manifest.id)}))
@@ -82,8 +86,9 @@ def list_all(
 def show(name: Name, adapters_dir: AdaptersDir = DEFAULT, runs: Runs = RUNS) -> None:
     """All that is known of one adapter: rows, hyper-parameters, figures, verdicts that named it, promotions."""
     with one_line():
-        manifest = adapters.load_manifest(adapters_dir, adapters.resolve(adapters_dir, name))
-        promotions = adapters.promotions(adapters_dir)
+        folder = _at_hand(adapters_dir)
+        manifest = adapters.load_manifest(folder, adapters.resolve(folder, name))
+        promotions = adapters.promotions(folder)
         for key, value in dataclasses.asdict(manifest).items():
             if isinstance(value, dict):
                 print(key, *(f"\n  {name} {json.dumps(value[name])}" for name in sorted(value)), sep="")
@@ -108,10 +113,11 @@ def check(
 ) -> None:
     """Whether the files are those that were published, every tensor fits, and the base is the one it was trained on."""
     with one_line():
-        names = adapters.adapter_ids(adapters_dir) if name == "all" else [adapters.resolve(adapters_dir, name)]
+        folder = _at_hand(adapters_dir)
+        names = adapters.adapter_ids(folder) if name == "all" else [adapters.resolve(folder, name)]
         if not names:
-            print(f"nothing is published in {adapters_dir}; slm-ray train does it", file=sys.stderr)
-        checker, wrong = adapters.Checker(adapters_dir, base), 0
+            print(f"nothing is published in {shown_address(folder)}; slm-ray train does it", file=sys.stderr)
+        checker, wrong = adapters.Checker(folder, base), 0
         for adapter_id in names:
             try:
                 print(f"{adapter_id}  ok: {checker.check(adapter_id, serving=False)}", flush=True)
@@ -133,7 +139,8 @@ def promote(
 ) -> None:
     """Let a name stand for an adapter: who asks for BASE:NAME gets it from the next request on."""
     with one_line():
-        print(_said(adapters.promote(adapters_dir, name, alias=alias, reason=reason)))
+        folder = _at_hand(adapters_dir)
+        print(_said(adapters.promote(folder, name, alias=alias, reason=reason)))
 
 
 @app.command()
@@ -144,7 +151,8 @@ def rollback(
 ) -> None:
     """Let a name stand for what it stood for before, from the next request on."""
     with one_line():
-        print(_said(adapters.roll_back(adapters_dir, alias, reason=reason)))
+        folder = _at_hand(adapters_dir)
+        print(_said(adapters.roll_back(folder, alias, reason=reason)))
 
 
 @app.command()
@@ -156,8 +164,9 @@ def delete(
 ) -> None:
     """Remove an adapter for good; refused while it is promoted or what a roll-back leads to."""
     with one_line():
-        print(_said(adapters.delete(adapters_dir, adapter_id, force=force, reason=reason)))
-        for alias in adapters.promotions(adapters_dir).aliases_of(adapter_id):
+        folder = _at_hand(adapters_dir)
+        print(_said(adapters.delete(folder, adapter_id, force=force, reason=reason)))
+        for alias in adapters.promotions(folder).aliases_of(adapter_id):
             print(f"warning: {alias!r} stands for it still: requests for it are answered 404", file=sys.stderr)
 
 
@@ -171,12 +180,13 @@ def export(
 ) -> None:
     """A folder with a model card, for plain PEFT, plain vLLM or another machine's adapters folder."""
     with one_line():
-        adapter_id = adapters.resolve(adapters_dir, name)
+        folder = _at_hand(adapters_dir)
+        adapter_id = adapters.resolve(folder, name)
         found = _results(runs).get(adapter_id)
         comparisons, reports = ([*found.comparisons.values()], [*found.reports.values()]) if found else ([], [])
-        licence = adapters.licence_of(adapters.load_manifest(adapters_dir, adapter_id).base)
+        licence = adapters.licence_of(adapters.load_manifest(folder, adapter_id).base)
         card = partial(adapters.model_card, comparisons=comparisons, reports=reports, licence=licence)
-        adapters.export(adapters_dir, adapter_id, out, card=card, base=base)
+        adapters.export(folder, adapter_id, out, card=card, base=base)
         print(f"{adapter_id} is in {out}; comparisons in its model card: {len(comparisons)}")
 
 
@@ -189,12 +199,20 @@ def merge(
 ) -> None:
     """A whole model of base and adapter together, which is served as a base of its own; the way to serve DoRA."""
     with one_line():
-        adapter_id = adapters.resolve(adapters_dir, name)
-        trained_on = adapters.load_manifest(adapters_dir, adapter_id).base
+        folder = _at_hand(adapters_dir)
+        adapter_id = adapters.resolve(folder, name)
+        trained_on = adapters.load_manifest(folder, adapter_id).base
         from slm_ray.training.merge import merge as merged  # imports torch and PEFT
 
-        merged(adapters_dir, adapter_id, str(base) if base else trained_on, out)
+        merged(folder, adapter_id, str(base) if base else trained_on, out)
         print(f"{adapter_id} is merged into {out}; serve it with slm-ray serve --base {out}")
+
+
+def _at_hand(adapters_dir: str) -> Path:
+    """The folder, or a copy of what lies in object storage; weights are fetched when they are looked at."""
+    if not is_remote(adapters_dir):
+        return Path(adapters_dir)
+    return fetched(adapters_dir, setting="--adapters_dir", leave_out=(".safetensors",), may_be_empty=True)
 
 
 def _results(runs: Path) -> dict[str, AdapterResults]:

@@ -20,8 +20,9 @@ import typer
 from typer.core import TyperCommand
 
 from slm_ray.cli import adapters, keys, routes
-from slm_ray.cli.commands import COMMANDS, Command
+from slm_ray.cli.commands import COMMANDS
 from slm_ray.cli.init import DEFAULTS, QUESTIONS, Answers, answers_from, next_commands, write
+from slm_ray.cli.step import Command
 from slm_ray.command import BAD_INPUT, Usage, run
 from slm_ray.errors import ConfigError, SlmRayError
 
@@ -47,7 +48,7 @@ def _caller(name: str, command: Command) -> Callable[..., None]:
 
     def call(ctx: typer.Context, **_: Any) -> None:
         usage = Usage(program=f"slm-ray {name}", folder=command.folder)
-        run(command.function, command.config, command.doc, ctx.meta[_RAW], usage)
+        run(command.run, command.config, command.doc, ctx.meta[_RAW], usage)
 
     settings = {
         f"setting_{setting}": Annotated[list[str] | None, typer.Option(f"--{setting}", help=field.description or "")]

@@ -6,20 +6,20 @@ torch, client libraries) is imported when a function runs, so that `--help` and 
 
 from __future__ import annotations
 
-import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from slm_ray import config as configs
 from slm_ray.adapters import check_base, newest
 from slm_ray.api_key import api_key
 from slm_ray.cli import machines
+from slm_ray.cli.step import Command
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.parity import in_words
+from slm_ray.remote import shown_address
 from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
@@ -28,26 +28,12 @@ NOT_MEASURED = 3
 TOKENIZER = "data/tiny_base"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """One step: its settings, what runs, and the setting that a folder in place of the config file stands for."""
-
-    config: type[configs.Config]
-    function: Callable[[Any], int | None]
-    folder: str | None = None
-
-    @property
-    def doc(self) -> str:
-        """What the command does: one line, then what else a person should know."""
-        return inspect.getdoc(self.function) or ""
-
-
 def run_job(script: str) -> NoReturn:
     """Run the command that a script of `jobs/` is named after, with the YAML file beside it where none is named."""
     path = Path(script)
     command = COMMANDS[path.stem.replace("_", "-")]
     run(
-        command.function, command.config, command.doc,
+        command.run, command.config, command.doc,
         usage=Usage(settings=path.with_suffix(".yaml"), folder=command.folder),
     )  # fmt: skip
 
@@ -91,7 +77,7 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     run_dir = output_folder(config.run_dir)
     report = evaluate_models(config.model_copy(update={"run_dir": str(run_dir)}))
     print(summary(report))
-    print(f"report: {run_dir}/report.json", flush=True)
+    print(f"report: {shown_address(run_dir / 'report.json')}", flush=True)
     failed = outages(report, config.max_failed_share)
     for line in failed:
         print(f"outage: {line}", file=sys.stderr, flush=True)
@@ -130,7 +116,7 @@ def train(config: configs.TrainConfig) -> None:
     from slm_ray.training import train as train_adapter
 
     manifest = train_adapter(config.model_copy(update=folders))
-    print(f"adapter {manifest.id}\n  folder {folders['adapters_dir']}/{manifest.id}")
+    print(f"adapter {manifest.id}\n  folder {shown_address(Path(folders['adapters_dir']) / manifest.id)}")
     for name, value in sorted(manifest.metrics.items()):
         print(f"  {name} {value}")
     print(f"  {in_words(manifest.proof)}")
@@ -181,7 +167,7 @@ def learning_curve(config: configs.LearningCurveConfig) -> None:
 
     result = measure(config.model_copy(update={"training": training}))
     print("\n".join(summary(result)))
-    print(f"curve: {training.run_dir}/{RESULT}")
+    print(f"curve: {shown_address(training.run_dir)}/{RESULT}")
 
 
 def precisions(config: configs.PrecisionsConfig) -> None:
@@ -195,7 +181,7 @@ def precisions(config: configs.PrecisionsConfig) -> None:
 
     result = measure(config.model_copy(update={"training": training}))
     print("\n".join(summary(result)))
-    print(f"table: {training.run_dir}/{RESULT}")
+    print(f"table: {shown_address(training.run_dir)}/{RESULT}")
 
 
 def loop(config: configs.LoopConfig) -> int:
@@ -232,7 +218,7 @@ def _ended(config: configs.LoopConfig, result: Mapping[str, str]) -> int:
     """The exit status of a loop's decisions."""
     from slm_ray.verdict.decide import EXIT
 
-    print(f"page: {config.run_dir}/report.html")
+    print(f"page: {shown_address(config.run_dir)}/report.html")
     decided = set(result.values())
     return max(status for action, status in EXIT.items() if action in decided) if config.exit_with_decision else 0
 
@@ -252,7 +238,7 @@ def arms(config: configs.ArmsConfig) -> None:
 
     serving = config.serving.model_copy(update={"adapters_dir": adapters})
     print(arms_text(run_arms(config.model_copy(update={"run_dir": folder, "serving": serving}))))
-    print(f"page: {folder}/report.html")
+    print(f"page: {shown_address(folder)}/report.html")
 
 
 def infer(config: configs.InferConfig) -> int:
@@ -372,23 +358,25 @@ def rows(config: configs.RowsConfig) -> None:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "prepare": Command(config=configs.PrepareConfig, function=prepare),
-    "evaluate": Command(config=configs.EvaluateConfig, function=evaluate),
+    "prepare": Command(config=configs.PrepareConfig, function=prepare, writes=("out_dir",)),
+    "evaluate": Command(config=configs.EvaluateConfig, function=evaluate, writes=("run_dir",)),
     "load": Command(config=configs.LoadConfig, function=machines.load),
-    "compare": Command(config=configs.CompareConfig, function=compare),
+    "compare": Command(config=configs.CompareConfig, function=compare, writes=("report",)),
     "distil": Command(config=configs.DistilConfig, function=distil),
-    "train": Command(config=configs.TrainConfig, function=train),
+    "train": Command(config=configs.TrainConfig, function=train, writes=("run_dir",)),
     "parity": Command(config=configs.ParityConfig, function=parity),
-    "sweep": Command(config=configs.SweepConfig, function=sweep),
-    "learning-curve": Command(config=configs.LearningCurveConfig, function=learning_curve),
-    "precisions": Command(config=configs.PrecisionsConfig, function=precisions),
+    "sweep": Command(config=configs.SweepConfig, function=sweep, writes=("training.run_dir",)),
+    "learning-curve": Command(
+        config=configs.LearningCurveConfig, function=learning_curve, writes=("training.run_dir",)
+    ),
+    "precisions": Command(config=configs.PrecisionsConfig, function=precisions, writes=("training.run_dir",)),
     "serve": Command(config=configs.ServeConfig, function=serve),
     "rollout": Command(config=configs.RolloutConfig, function=rollout),
-    "loop": Command(config=configs.LoopConfig, function=loop),
-    "flywheel": Command(config=configs.FlywheelConfig, function=flywheel),
-    "arms": Command(config=configs.ArmsConfig, function=arms),
+    "loop": Command(config=configs.LoopConfig, function=loop, writes=("run_dir",)),
+    "flywheel": Command(config=configs.FlywheelConfig, function=flywheel, writes=("run_dir",)),
+    "arms": Command(config=configs.ArmsConfig, function=arms, writes=("run_dir",)),
     "infer": Command(config=configs.InferConfig, function=infer),
-    "judge": Command(config=configs.JudgeConfig, function=judge),
+    "judge": Command(config=configs.JudgeConfig, function=judge, writes=("run_dir",)),
     "live": Command(config=configs.LiveConfig, function=live, folder="run_dir"),
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
     "doctor": Command(config=configs.DoctorConfig, function=machines.doctor),

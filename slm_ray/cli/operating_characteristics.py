@@ -9,14 +9,16 @@ from rich.progress import track
 from rich.table import Table
 
 from slm_ray.config import OperatingCharacteristicsConfig
+from slm_ray.evaluation.asking_order import ROUND
 from slm_ray.rollout.grants import AGREEMENT_LEVEL
-from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
+from slm_ray.verdict.operating_characteristics.stratified import ordered, populations
 from slm_ray.verdict.operating_characteristics.watching import STREAMS, delay, false_alarms
 from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential_runs import played
+from slm_ray.verdict.watch import levels
 
 ERR = Console(stderr=True)
 SEED = 42
@@ -24,10 +26,11 @@ RESAMPLES = 999  # of the bootstrap behind graded bounds
 WATCHED = 40  # and how many times fewer the watch's
 SLOWER = 20  # how many times fewer runs the graded and the partial part get
 MOST_GRADED_ROWS = 500
+DISCORDANCES = (0.05, 0.1, 0.2, 0.4)  # shares of rows that one model alone gets right
 PARTIAL_ROWS = (200, 400)  # validation and test rows
 LOOKED_AT, LOOKED_DISCORDANCE = 1500, 0.2  # rows at most, and the share of them that one model alone gets right
 GROUPS = ((4, 0.5, "half of them alike"), (10, 1.0, "all alike"))
-CANDIDATES = (1, 2, 3, 5, 10)
+CANDIDATES = tuple(range(1, 11))
 WATCHED_ROWS, WATCHED_MOST = 10_000, 4_000  # observations without drift, and at most after one
 SHIFTS, SHIFTED_AFTER = (0.05, 0.1, 0.2, 0.5), (0, 200, 2000)
 DIFFERENCES = (0.6, 0.2, 0.1, 0.0, -0.1, -0.2, -0.6)
@@ -39,13 +42,13 @@ def row(table: Table, *cells: str | int | float) -> None:
 
 def binary(config: OperatingCharacteristicsConfig) -> list[Table]:
     wrong = Table("n", "discordance", "false swap", "false fine_tune", "95 % coverage", title=f"delta {config.delta:g}")
-    cells = [(n, share) for n in config.rows for share in config.discordance if share >= config.delta]
+    cells = [(n, share) for n in config.rows for share in DISCORDANCES if share >= config.delta]
     for n, share in track(cells, "binary", console=ERR):
         found = right_or_wrong.errors(n, share, config.delta, runs=config.runs, seed=SEED)
         inside = right_or_wrong.coverage(n, share, -config.delta, runs=config.runs, seed=SEED)
         row(wrong, n, f"{share:g}", found.false_swap, found.false_fine_tune, inside)
     helped = Table("discordance", "rows advised", "power promised", "power found", title="advice")
-    for share in config.discordance:
+    for share in DISCORDANCES:
         if power := right_or_wrong.power(share, config.delta, runs=config.runs, seed=SEED):
             row(helped, f"{share:g}", f"{power.rows:,}", power.promised, power.found)
     return [wrong, helped]
@@ -81,15 +84,38 @@ def looks(config: OperatingCharacteristicsConfig) -> list[Table]:
         found += looking.grouped_looks(groups, delta, said)
     for one in found:
         row(wrong, one.how, one.rule, one.false_swap, one.false_fine_tune)
-    shared = Table("candidates", "one look, 5 % each", "one look, shared", "sequential, shared", title="any false swap")
+    shared = Table(
+        "candidates", "one look, 5 % each", "one look, shared", "sequential, shared", "fine_tune: one look, shared",
+        "sequential, shared", title="any false swap; any false fine_tune",
+    )  # fmt: skip
     for family in looking.families(signs, bets, delta, CANDIDATES):
-        row(shared, family.candidates, family.unshared, family.paired, family.sequential)
+        row(
+            shared, family.candidates, family.unshared, family.paired, family.sequential, family.paired_fine_tune,
+            family.sequential_fine_tune,
+        )  # fmt: skip
     held = Table("true difference", "lower bound", "upper bound", "95 % sequence", title="right at every row")
     for difference in track((-delta, 0.0, 0.1), "coverage", console=ERR):
         drawn = looking.draws(runs, LOOKED_AT, LOOKED_DISCORDANCE, difference, SEED)
         inside = looking.coverage(drawn, difference, delta)
         row(held, f"{difference:+g}", inside.lower, inside.upper, inside.both)
     return [wrong, shared, held]
+
+
+def strata(config: OperatingCharacteristicsConfig) -> list[Table]:
+    """Errors of the sequential rule where rows are of different kinds, by the order in which they are asked."""
+    table = Table(
+        "rows are of strata",
+        "order",
+        "false swap",
+        "false fine_tune",
+        title=f"strata, true difference -{config.delta:g}",
+    )
+    for name in track(populations(config.delta), "strata", console=ERR):
+        for one in ordered(
+            name, config.delta, runs=config.runs // 2, rows=LOOKED_AT, in_round=ROUND, seed=SEED
+        ):  # fmt: skip
+            row(table, name, one.order, one.false_swap, one.false_fine_tune)
+    return [table]
 
 
 def rows_needed(config: OperatingCharacteristicsConfig) -> list[Table]:
@@ -112,7 +138,7 @@ def watching(config: OperatingCharacteristicsConfig) -> list[Table]:
         "traffic", "falls by", *ways, title=f"audited requests until the alarm (nine of ten runs), delta {delta:g}"
     )
     for stream in track(STREAMS, "watching", console=ERR):
-        level = ONE_SIDED - (AGREEMENT_LEVEL if stream.reference is not None else 0)
+        level = levels(AGREEMENT_LEVEL)[stream.reference is None]
         well, edge = (
             false_alarms(stream, delta=delta, level=level, runs=runs, rows=WATCHED_ROWS, seed=SEED, at_edge=at_edge)
             for at_edge in (False, True)
@@ -147,12 +173,13 @@ def report(config: OperatingCharacteristicsConfig) -> None:
         "graded": graded_bounds,
         "partial": parts_of_traffic,
         "looks": looks,
+        "strata": strata,
         "rows": rows_needed,
         "watching": watching,
     }
     Console().print(*(table for name in config.parts for table in parts[name](config)))
     error = 1.96 * math.sqrt(0.05 * 0.95 / (config.runs // 2))
     print(
-        f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one, {config.runs // WATCHED:,} of the watch), seed {SEED}; looks: {config.runs // 2:,}"
+        f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one, {config.runs // WATCHED:,} of the watch), seed {SEED}; looks and strata: {config.runs // 2:,}"
         f" runs, Monte Carlo error at 5 % ±{error:.2%}"
     )

@@ -28,7 +28,10 @@ class RunConfig(Priced):
     )
     comparison: Comparison = Field(Comparison(), description="its rule is for test rows: may the SLM take over")
     training: Recipe = Recipe()
-    parallel: bool = Field(True, description="train all adapters at once, each in its own group (2+2)")
+    parallel: bool = Field(
+        True,
+        description="train as many adapters at once as there is room for, each in its own group (2+2), the others in line",
+    )
     seed: int = Field(42, description="of the splits")
 
     @model_validator(mode="after")

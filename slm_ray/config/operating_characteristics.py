@@ -16,16 +16,13 @@ class OperatingCharacteristicsConfig(Config):
     rows: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (50, 100, 200, 500, 1000, 2000), min_length=1, description="graded metrics up to 500, they are slow"
     )
-    discordance: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.05, 0.1, 0.2, 0.4), min_length=1, description="shares of rows only one model gets right"
-    )
     runs: int = Field(
         40_000,
         ge=2000,
         description="per cell; a twentieth of it for the graded and the partial part, a fortieth for the watch",
     )
-    parts: tuple[Literal["binary", "graded", "partial", "looks", "rows", "watching"], ...] = Field(
-        ("binary", "graded", "partial", "looks", "rows", "watching"),
+    parts: tuple[Literal["binary", "graded", "partial", "looks", "strata", "rows", "watching"], ...] = Field(
+        ("binary", "graded", "partial", "looks", "strata", "rows", "watching"),
         min_length=1,
-        description="right-or-wrong rows, graded ones, partial replacement, looking again, rows to a decision, live traffic",
+        description="right-or-wrong rows, graded ones, partial replacement, looking again, rows of several kinds, rows to a decision, live traffic",
     )

@@ -147,6 +147,9 @@ class Declaration(Config):
         lt=1,
         description="primary metric that the SLM must be shown to exceed, besides every `baseline:` asked",
     )
+    stratify: str | None = Field(
+        None, description="sequential: a tag whose values are asked in their shares from the first rows on"
+    )
 
     @model_validator(mode="after")
     def _sensible(self) -> Declaration:
@@ -159,6 +162,11 @@ class Declaration(Config):
             raise ValueError(
                 f"stop: when_decided looks at the rows as they come, which the rule {self.rule} does not allow; set rule:"
                 " sequential, or stop: never"
+            )
+        if self.stratify is not None and self.rule != "sequential":
+            raise ValueError(
+                f"stratify: {self.stratify} orders the rows of the rule sequential, and the rule {self.rule} asks them as"
+                " they stand; set rule: sequential, or leave stratify out"
             )
         return self
 

@@ -3,7 +3,8 @@
 The order is a hash of the seed and the row's content: it does not depend on the order of the file, and adding rows
 moves few others. Rows that share a prompt or a `group` (xLAM pairs: the query) stay together, so both tracks of one
 xLAM source split alike; so do near-duplicates when their groups are given. Rows are drawn alike from every value of a
-tag only when asked (`stratify`). Whether sets that were not split here share a question is `leakage`'s business.
+tag only when asked (`stratify`). Rows that are no fair sample of what is to be measured can be kept for training only.
+Whether sets that were not split here share a question is `leakage`'s business.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from slm_ray.corpus.balance import apportion, tag_error
 from slm_ray.corpus.duplicates import UnionFind
@@ -27,34 +28,39 @@ _NAMES = {"train": "train", "val": "validation", "validation": "validation", "te
 
 def split(
     rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int,
-    stratify: str | None = None, groups: Sequence[int] | None = None,
+    stratify: str | None = None, groups: Sequence[int] | None = None, trains_only: Callable[[Row], bool] | None = None,
 ) -> dict[str, list[Row]]:  # fmt: skip
     """Draw exactly `test`, then `validation`, then `train` rows (all that are left when None), in hash order.
 
     `stratify` names a tag: every split gets each of its values in proportion, as far as groups and whole rows allow. Rows
-    with the same number in `groups` (as `duplicates.groups` gives them) stay together. Raises DataError when there are
-    too few rows, or none with the tag.
+    with the same number in `groups` (as `duplicates.groups` gives them) stay together. A row that `trains_only` is in no
+    test or validation split; where one that is tied to it was drawn for them, it is dropped. Raises DataError when there
+    are too few rows, or none with the tag.
     """
     _check_tag(rows, stratify)
     asked = {"test": test, "validation": validation, "train": train}
-    splits = _draw(_groups(rows, groups), asked, seed, stratify)
+    splits = _draw(_groups(rows, groups), asked, seed, stratify, trains_only)
+    only = sum(map(trains_only, rows)) if trains_only is not None else 0
     for name, wanted in asked.items():
-        _check(name, len(splits[name]), wanted, len(rows))
+        _check(name, len(splits[name]), wanted, len(rows), 0 if name == "train" else only)
     return {name: splits[name] for name in ("train", "validation", "test")}
 
 
 def counted(
     rows: Sequence[Row], *, validation: int, test: int, train: int | None, seed: int,
-    stratify: str | None = None, groups: Sequence[int] | None = None,
+    stratify: str | None = None, groups: Sequence[int] | None = None, trains_only: Callable[[Row], bool] | None = None,
 ) -> tuple[dict[str, list[Row]], Step]:  # fmt: skip
     """`split`, and how many rows it moved: those in another split than if every row had been drawn alone.
 
     That counts rows that joined others like them and rows that made room. Dropped are the rows that `train` left over
     and the rests of groups too large for a split.
     """
-    splits = split(rows, validation=validation, test=test, train=train, seed=seed, stratify=stratify, groups=groups)
+    splits = split(
+        rows, validation=validation, test=test, train=train, seed=seed, stratify=stratify, groups=groups,
+        trains_only=trains_only,
+    )  # fmt: skip
     asked = {"test": test, "validation": validation, "train": train}
-    alone = _split_of(_draw([[row] for row in rows], asked, seed, stratify))
+    alone = _split_of(_draw([[row] for row in rows], asked, seed, stratify, trains_only))
     together = _split_of(splits)
     moved = sum(alone.get(id(row)) != together.get(id(row)) for row in rows)
     kept = sum(map(len, splits.values()))
@@ -98,11 +104,18 @@ def with_groups(rows: Sequence[ParsedRow], groups: Sequence[int] | None = None) 
 
 
 def _draw(
-    groups: Iterable[list[Row]], asked: Mapping[str, int | None], seed: int, stratify: str | None
-) -> dict[str, list[Row]]:
+    groups: Iterable[list[Row]], asked: Mapping[str, int | None], seed: int, stratify: str | None,
+    trains_only: Callable[[Row], bool] | None,
+) -> dict[str, list[Row]]:  # fmt: skip
     left = sorted(groups, key=lambda group: _hash(seed, group))
+    every = left if trains_only is not None else None
+    if trains_only is not None:
+        left = [fair for group in left if (fair := [row for row in group if not trains_only(row)])]
     splits: dict[str, list[Row]] = {}
     for name, wanted in asked.items():
+        if name == "train" and every is not None:  # whole groups again, without those that a row was drawn from
+            taken = {id(row) for rows in splits.values() for row in rows}
+            left = [group for group in every if taken.isdisjoint(map(id, group))]
         if stratify is not None and wanted is not None:
             left = _alike_first(left, wanted, stratify)
         splits[name], left = _take(left, wanted)
@@ -142,11 +155,12 @@ def _take(groups: list[list[Row]], wanted: int | None) -> tuple[list[Row], list[
     return taken, left
 
 
-def _check(name: str, found: int, wanted: int | None, total: int) -> None:
+def _check(name: str, found: int, wanted: int | None, total: int, train_only: int = 0) -> None:
     if found < (1 if wanted is None else wanted):
         asked = f"{wanted} {name} rows" if wanted else f"{name} rows"
+        only = f" ({train_only} are for training only)" if train_only else ""
         raise DataError(
-            f"asked for {asked}, but only {found} of {total} rows are left for them; "
+            f"asked for {asked}, but only {found} of {total} rows{only} are left for them; "
             "lower `test`, `validation` or `train`, or add rows"
         )
 

@@ -85,16 +85,12 @@ def _answer(node: Any, reference: Any, within_s: float) -> NodeFacts | Silent:
     try:
         facts: NodeFacts = ray.get(reference, timeout=0)
         # Asked of a process that is there by now, so that the way there and back is short.
-        begun_s, before_s = time.monotonic(), time.time()
-        clock: float = ray.get(_pinned(clock_s, node).remote(), timeout=within_s)
-        took_s = time.monotonic() - begun_s
+        late_s = cluster.ahead_s(_pinned(clock_s, node), within_s)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(reference, force=True)
         return Silent(node=name, reason=f"no answer within {within_s:g} s")
     except ray.exceptions.RayError as error:
         return Silent(node=name, reason=f"it could not be examined ({str(error).strip().splitlines()[-1][:200]})")
-    apart_s = clock - (before_s + took_s / 2)
-    late_s = 0.0 if abs(apart_s) <= took_s / 2 else apart_s
     return dataclasses.replace(facts, late_s=round(late_s, 3))
 
 

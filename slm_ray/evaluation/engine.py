@@ -49,15 +49,17 @@ class Engine:
 
     def __init__(
         self, arms: Sequence[ArmQueue], log: Log, budget: Budget, *, owned: Callable[[], bool] = lambda: True,
-        stopping: Stopping | None = None,
+        stopping: Stopping | None = None, ahead_s: float = 0.0,
     ) -> None:  # fmt: skip
         """`owned` says whether somebody still wants the answers; it is asked before every start. `stopping` says which
-        arms are still needed and which of their rows may be asked; it is fed every answer."""
+        arms are still needed and which of their rows may be asked; it is fed every answer. `ahead_s` is by how much this
+        node's clock is ahead of the driver's, by which answers are dated."""
         self._arms = list(arms)
         self._log = log
         self._budget = budget
         self._owned = owned
         self._stopping = stopping
+        self._ahead_ns = round(ahead_s * 1e9)
         self._calls: dict[asyncio.Task[Completion], tuple[ArmQueue, Request]] = {}
         self._due: deque[tuple[ArmQueue, Request]] = deque()  # in the log as started, and about to be
         self._arrived: list[tuple[ArmQueue, Request, Completion, int]] = []
@@ -154,7 +156,7 @@ class Engine:
             return
         error = call.exception()
         if error is None:
-            self._arrived.append((arm, request, call.result(), time.time_ns()))
+            self._arrived.append((arm, request, call.result(), time.time_ns() - self._ahead_ns))
         elif self._error is None:
             self._error = error
 

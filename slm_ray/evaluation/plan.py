@@ -7,6 +7,7 @@ that a changed setting asks again and an unchanged one never does. Rows that a m
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
@@ -16,14 +17,14 @@ from slm_ray.corpus import render
 from slm_ray.corpus.leakage import question_hash, question_hashes, refuse_leakage
 from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, DataError, choices
-from slm_ray.evaluation.asking_order import AskingOrder, drawn, largest_group, whole_groups
+from slm_ray.evaluation.asking_order import AskingOrder, drawn, largest_group, run_lengths, whole_rounds
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
 from slm_ray.providers import ModelSpec, Provider, parse
 from slm_ray.providers.request import request_body
 from slm_ray.runlog import PlannedRequest, Request, RunLog, request_key
 from slm_ray.scoring import row_metrics
 from slm_ray.tasks import Dataset, open_dataset
-from slm_ray.types import Example, ModelFacts, Prompt
+from slm_ray.types import Example, ModelFacts, Prompt, Rounds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +65,8 @@ class Arm:
 class Plan:
     """The rows and the arms of one evaluation, rows in the order in which they are asked.
 
-    `order` is what a drawn order follows from; None: rows are asked as they stand in the file. `left_out` counts training
-    rows that no arm is shown: they are asked.
+    `order` is what a drawn order follows from; None: rows are asked as they stand in the file. `rounds` is what the rule
+    looks after. `left_out` counts training rows that no arm is shown: they are asked.
     """
 
     track: Track
@@ -75,6 +76,7 @@ class Plan:
     prompts_digest: str = ""
     left_out: int = 0
     order: AskingOrder | None = None
+    rounds: Rounds = ()
 
     def upto(self, rows: Mapping[str, int]) -> Plan:
         """The plan of the first rows only: so many for each arm, by spec."""
@@ -124,7 +126,7 @@ def plan(
     dataset = open_dataset(config.examples, config.track)
     _refuse_unknown_guardrails(config, dataset.track)
     further = [open_dataset(path, config.track) for path in config.extensions]
-    parts = _parts(config, dataset, further)
+    parts, rounds = _parts(config, dataset, further)
     rows = tuple(row for _, part in parts for row in part)
     _refuse_training_rows(config, models, parts, train_prompts or {})
     shown = open_demonstrations(
@@ -143,8 +145,10 @@ def plan(
         if further else digests[0],
         left_out=shown.left_out if shown else 0,
         order=AskingOrder(
-            seed=config.generation.seed, files=digests, largest_group=largest_group(dataset.examples)
-        ) if config.is_sequential else None,
+            seed=config.generation.seed, files=digests, largest_group=largest_group(dataset.examples),
+            stratify=config.declare.stratify,
+        ) if config.declare and config.is_sequential else None,
+        rounds=rounds,
     )  # fmt: skip
 
 
@@ -161,21 +165,27 @@ def _refuse_unknown_guardrails(config: EvaluateConfig, track: Track) -> None:
 _Parts = list[tuple[str, tuple[Example, ...]]]
 
 
-def _parts(config: EvaluateConfig, dataset: Dataset, further: Sequence[Dataset]) -> _Parts:
-    """The rows to ask, in their order, by the file that they are of, each with its digest.
+def _parts(config: EvaluateConfig, dataset: Dataset, further: Sequence[Dataset]) -> tuple[_Parts, Rounds]:
+    """The rows to ask, in their order, by the file that they are of, each with its digest; and the rounds, if stratified.
 
     A digest is that of a whole file: a smoke test on its first rows is the start of the full run, and a run that is added
     to keeps its answers.
     """
-    if not config.is_sequential:
-        return [(dataset.digest, dataset.examples[: config.limit])]
+    if config.declare is None or not config.is_sequential:
+        return [(dataset.digest, dataset.examples[: config.limit])], ()
     earlier = list(dataset.examples)
     for one in further:
         _refuse_unfit(one, dataset, earlier)
         earlier += one.examples
-    orders = [(one.digest, drawn(one.examples, config.generation.seed)) for one in (dataset, *further)]
-    kept = {row.id for row in whole_groups([row for _, order in orders for row in order], config.limit)}
-    return [(data, tuple(row for row in order if row.id in kept)) for data, order in orders]
+    stratify = config.declare.stratify
+    orders = [(one.digest, drawn(one.examples, config.generation.seed, stratify)) for one in (dataset, *further)]
+    kept = whole_rounds([round_ for _, order in orders for round_ in order], config.limit)
+    left = iter(kept)
+    parts = [
+        (data, tuple(row for groups in itertools.islice(left, len(order)) for group in groups for row in group))
+        for data, order in orders
+    ]
+    return parts, run_lengths(kept) if stratify else ()
 
 
 def _refuse_unfit(further: Dataset, first: Dataset, earlier: Sequence[Example]) -> None:

@@ -33,6 +33,7 @@ from slm_ray.runlog import PlannedRequest, Response, RunLog, finished
 from slm_ray.scoring import score
 from slm_ray.tasks import open_dataset
 from slm_ray.types import Completion, SequentialResult
+from slm_ray.verdict.sequential import rows_at_this_pace
 
 PLAIN_EVERY_S = 5.0
 SHOWN_EVERY_S = 0.5
@@ -103,12 +104,16 @@ class PairedDifference:
 
 
 def looked(seen: SequentialResult) -> str:
-    """What the sequential rule has seen, as it is shown: the confidence sequence, and the decision once there is one."""
+    """What the sequential rule has seen, as it is shown: the confidence sequence, and the decision once there is one, or
+    about when it is due."""
     if not seen.rows:
         return "-"
     bounds = seen.interval
     shown = f"{bounds.estimate:+.3f} [{bounds.lower:+.3f}, {bounds.upper:+.3f}] over {seen.rows} rows"
-    return shown if seen.action is None else f"decided at row {seen.decided_at}: {seen.action} ({shown})"
+    if seen.action is not None:
+        return f"decided at row {seen.decided_at}: {seen.action} ({shown})"
+    due = rows_at_this_pace(seen)
+    return shown if due is None else f"{shown}, decided at about row {due:,} at this pace"
 
 
 class ProgressDisplay:

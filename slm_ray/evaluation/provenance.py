@@ -17,6 +17,7 @@ from slm_ray.command import command_line
 from slm_ray.config import EvaluateConfig, dump
 from slm_ray.evaluation.plan import Plan
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
+from slm_ray.remote import address, addressed, beside, is_remote
 from slm_ray.reports.files import CONFIG
 from slm_ray.runlog import RunLog, outcome
 
@@ -50,7 +51,7 @@ def provenance(plan: Plan, log: RunLog, config: EvaluateConfig, scored: Plan | N
         refused=last.refused,
         concurrency=config.generation.concurrency,
         training_rows=TrainingRowCheck(
-            checked=tuple(path for path in (config.train, config.adapters_dir) if path),
+            checked=tuple(address(path) for path in (config.train, config.adapters_dir) if path),
             left_out_of_demonstrations=plan.left_out,
         ),
         digests=Digests(
@@ -78,6 +79,10 @@ def versions() -> dict[str, str]:
 
 def commands(config: EvaluateConfig) -> Commands:
     """How to make the same run again elsewhere, and how to go on with this one."""
+    config = addressed(config)
+    if is_remote(config.run_dir):  # whose config.yaml no command reads
+        again = config.model_copy(update={"run_dir": beside(config.run_dir, "-again")})
+        return Commands(reproduce=command_line("evaluate", again), resume=command_line("evaluate", config))
     settings = f"{config.run_dir}/{CONFIG}"
     return Commands(
         reproduce=command_line("evaluate", config, settings, run_dir=f"{config.run_dir}-again"),

@@ -31,6 +31,7 @@ from slm_ray.evaluation.score import sequential_run, write_report
 from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.executor import RayExecutor
 from slm_ray.records import Report
+from slm_ray.remote import addressed
 from slm_ray.reports.candidates import candidate_of, reserve, said
 from slm_ray.reports.files import CONFIG, declare, declared_in, declared_rule
 from slm_ray.runlog import (
@@ -74,7 +75,7 @@ def evaluate(
         _refuse_other_rule(config)
         if planned.order is not None:
             keep_order(run_dir, planned.order)
-        write_text(run_dir / CONFIG, dump(config))
+        write_text(run_dir / CONFIG, dump(addressed(config)))
         await_writers(log.folder)
         log.read()
         stopping = _stopping(planned, config, log)
@@ -132,7 +133,7 @@ def _stopping(planned: Plan, config: EvaluateConfig, log: RunLog) -> Stopping | 
         llm=llm.spec, levels=_levels(planned, config, log, llm.spec, candidates), delta=config.declare.delta,
         companions=tuple(arm.spec for arm in others if arm.spec not in candidates),
         guardrails=planned.track.guardrails_with(config.declare.guardrails),
-        largest_group=planned.order.largest_group,
+        largest_group=planned.order.largest_group, rounds=planned.rounds,
     )  # fmt: skip
     ahead = config.generation.concurrency if config.stops_when_decided else None
     stopping = Stopping(planned.track, planned.examples, settings, ahead)

@@ -105,6 +105,7 @@ def sequential_run(
         stop=config.declare.stop,
         rows=len(plan.examples),
         largest_group=stopping.settings.largest_group,
+        rounds=stopping.settings.rounds,
         candidates={
             spec: CandidateLook(level=look.level, rows=look.rows, action=look.action, decided_at=look.decided_at)
             for spec, look in stopping.results.items()

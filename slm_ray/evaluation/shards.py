@@ -18,6 +18,7 @@ import fcntl
 import gc
 import itertools
 import os
+import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray import cluster
@@ -64,6 +65,7 @@ class Work:
     environments: Mapping[str, Mapping[str, str]] = field(repr=False)
     driver_node: str
     stopping: Stopping | None = None
+    ahead_s: float = 0.0  # the clock of the shard's node, before the driver's
 
     @property
     def log_path(self) -> Path:
@@ -161,6 +163,10 @@ class Shard:
         """Whether the run directory is on a disk of this node's."""
         return mark.is_file()
 
+    def clock_s(self) -> float:
+        """This node's clock."""
+        return time.time()
+
     async def run(self, work: Work, hub: Any = None, keeper: Any = None) -> ShardResult:
         """Ask all of it. Raises what a model raises, ResourceError when the log cannot be written.
 
@@ -187,7 +193,8 @@ class Shard:
         noting = asyncio.ensure_future(_note_throttle(work, arms, log))
         exchanging = asyncio.ensure_future(_exchange(work.number, limiters, hub)) if hub else None
         try:
-            left = await Engine(arms, log, work.budget, owned=_owned(work), stopping=work.stopping).run()
+            engine = Engine(arms, log, work.budget, owned=_owned(work), stopping=work.stopping, ahead_s=work.ahead_s)
+            left = await engine.run()
             return ShardResult(left=left, budget=work.budget)
         finally:
             for task in (noting, exchanging):
@@ -296,7 +303,9 @@ def ask_all(
         keeper = None if all(seen) else _here(LogKeeper).remote(works[0].log_path.parent)
         hub = _hub(works, config) if len(works) > 1 else None
         running = {
-            actor.run.remote(work, hub, None if sees else keeper): work.number
+            actor.run.remote(
+                replace(work, ahead_s=cluster.ahead_s(actor.clock_s)), hub, None if sees else keeper
+            ): work.number
             for actor, work, sees in zip(actors, works, seen, strict=True)
         }
         results = [_result(ref, running[ref]) for ref in _ending(running, tick)]
@@ -384,4 +393,7 @@ def _all_see(actors: Sequence[Any], mark: Path) -> list[bool]:
             f"{len(late)} of {len(actors)} evaluation shards found no free place within {_START_TIMEOUT_S:g} s; free now: "
             f"{ray.available_resources().get('CPU', 0):g} CPU; stop other jobs or ask for less in shard_resources"
         )
-    return [bool(sees) for sees in ray.get(starting)]
+    try:
+        return [bool(sees) for sees in ray.get(starting)]
+    except RayError as error:
+        raise cluster.not_started("evaluation shards", error) from None

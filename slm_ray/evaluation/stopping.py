@@ -1,8 +1,9 @@
 """When the models of a run have been asked enough: the sequential rule over the rows in their asking order.
 
 Answers arrive in any order; the rule looks at the longest beginning of the asking order for which every model that is
-still needed has an answer, one whole group after the other. So what it decides, and at which row, follows from the answers
-alone, and the evaluation actor, the run, a watcher and whoever writes the report come to the same result.
+still needed has an answer, one whole group after the other, or one round of groups in a stratified order. So what it
+decides, and at which row, follows from the answers alone, and the evaluation actor, the run, a watcher and whoever writes
+the report come to the same result.
 
 With `ahead` it also says what may be asked: nobody more than `ahead` rows beyond that beginning. It is at most one row
 short of the row at which a decision falls, so that each model is asked for fewer than (that row + `ahead`) rows, however
@@ -12,14 +13,16 @@ fast it answers and however slow the other is. Knows nothing of Ray, logs and fi
 from __future__ import annotations
 
 import pickle
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from slm_ray.corpus.tracks import Track
 from slm_ray.scoring import score
-from slm_ray.types import Completion, Example, RowScore, SequentialResult
-from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row
+from slm_ray.types import Completion, Example, Rounds, RowScore, SequentialResult
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row, rounds_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,7 @@ class SequentialSettings:
     delta: float
     guardrails: tuple[str, ...]
     largest_group: int
+    rounds: Rounds = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,13 @@ class Stopping:
     _answers: dict[str, dict[str, _Answer]] = field(init=False, default_factory=dict)
     _place: dict[str, int] = field(init=False)
     _answered: int = field(init=False, default=0)  # rows from the first on that all needed models have answered
-    _looked: int = field(init=False, default=0)  # those of them in groups that are complete
+    _looked: int = field(init=False, default=0)  # those of them in rounds that are complete
+    _rounds: deque[Sequence[Sequence[Example]]] = field(init=False)  # those that are not
 
     def __post_init__(self) -> None:
         self._place = {row.id: place for place, row in enumerate(self.rows)}
+        groups = [list(rows) for _, rows in groupby(self.rows, lambda row: row.group or (row.id,))]
+        self._rounds = deque(rounds_of(groups, self.settings.rounds))
         self._tests = {
             spec: SequentialTest(
                 primary=self.track.primary, delta=self.settings.delta, level=level,
@@ -114,16 +121,16 @@ class Stopping:
             if not self._answers.get(self.rows[self._answered].id, {}).keys() >= set(needed):
                 return
             self._answered += 1
-            if self._ends_group(self._answered):
-                self._look(self.rows[self._looked : self._answered])
+            if self._rounds and self._answered == self._looked + sum(map(len, self._rounds[0])):
+                self._look(self._rounds.popleft())
                 self._looked = self._answered
                 needed = [spec for spec in needed if self.is_needed(spec)]
 
-    def _look(self, rows: Sequence[Example]) -> None:
+    def _look(self, groups: Sequence[Sequence[Example]]) -> None:
         for spec, test in self._tests.items():
             if test.action is None:
-                test.add([self._paired(row, spec) for row in rows])
-        for row in rows:
+                test.add_round([[self._paired(row, spec) for row in rows] for rows in groups])
+        for row in (row for rows in groups for row in rows):
             self._answers.pop(row.id)
 
     def _paired(self, row: Example, spec: str) -> PairedRow:
@@ -132,10 +139,6 @@ class Stopping:
             llm.scores, slm.scores, llm.scores, group=row.group, reached=llm.reached and slm.reached,
             answered=llm.answered and slm.answered,
         )  # fmt: skip
-
-    def _ends_group(self, count: int) -> bool:
-        last = self.rows[count - 1].group
-        return last is None or count == len(self.rows) or self.rows[count].group != last
 
     def _arms(self) -> tuple[str, ...]:
         return (self.settings.llm, *self.settings.companions, *self._tests)

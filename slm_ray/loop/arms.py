@@ -15,7 +15,6 @@ from typing import Any
 
 from slm_ray import adapters, storage
 from slm_ray.adapters import Manifest
-from slm_ray.command import command_line
 from slm_ray.config import ArmsConfig, CompareConfig, Comparison, Declaration, EvaluateConfig, TrainConfig
 from slm_ray.corpus.retrieve import DEMONSTRATIONS
 from slm_ray.encoders import check_retriever
@@ -23,13 +22,14 @@ from slm_ray.errors import ConfigError, ModelError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.few_shot import Demonstrations
 from slm_ray.evaluation.outage import outages
-from slm_ray.loop.page import machine_facts, stand_in_note
+from slm_ray.loop.page import again_elsewhere, machine_facts, stand_in_note
 from slm_ray.loop.session import AZURE_NAMES, Session
 from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import training_config
 from slm_ray.page.arms import arms_page, arms_text
 from slm_ray.page.data import ArmResult, ArmsReport, ArmsTrack
 from slm_ray.providers import parse
+from slm_ray.remote import addressed, shown_address
 from slm_ray.reports.compare import compare_reports, comparison_text, write_comparison
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import COMPARISON, load_report
@@ -148,14 +148,14 @@ class Arms(Session[ArmsConfig]):
             )
         return found
 
-    def _train(self, runs: list[TrackRun], parallel: bool, make_room: Callable[[], None]) -> None:
+    def _train(self, runs: list[TrackRun], make_room: Callable[[], None]) -> None:
         """Two adapters per track, by one recipe."""
         configs = [
             icl_training(config, run) if run.prepared.folder.name.endswith(ICL) else config
             for run, config in ((run, training_config(self.config, run, prove_on=self.prove_on)) for run in runs)
         ]
         usd = self.config.comparison.cost.hourly_usd
-        manifests = train_many(configs, parallel=parallel, hourly_usd=usd, make_room=make_room)
+        manifests = train_many(configs, parallel=self.config.parallel, hourly_usd=usd, make_room=make_room)
         for run, manifest in zip(runs, manifests, strict=True):
             run.adapter = manifest
             self.log.outcome(f"adapter {manifest.id}")
@@ -232,15 +232,11 @@ class Arms(Session[ArmsConfig]):
 
     def _written(self, tracks: list[TrackArms]) -> ArmsReport:
         report = ArmsReport(
-            title="Six arms: demonstrations, fine-tuning, both", run_dir=self.folder.name,
+            title="Six arms: demonstrations, fine-tuning, both", run_dir=shown_address(self.folder).rpartition("/")[2],
             tracks=tuple(map(self.result, tracks)),
             stand_in_note=stand_in_note(self.config) if self.uses_stand_in else None, timings_s=dict(self.log.timings_s),
             environment=machine_facts(),
-            reproduce=(
-                command_line(
-                    "arms", self.config, f"{self.config.run_dir}/config.yaml", run_dir=f"{self.config.run_dir}-again"
-                ),
-            ),
+            reproduce=(again_elsewhere("arms", addressed(self.config)),),
         )  # fmt: skip
         storage.write_json(self.folder / "report.json", encode(report))
         storage.write_text(self.folder / "report.html", arms_page(report))

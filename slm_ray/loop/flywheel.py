@@ -65,17 +65,21 @@ def to_ask(log: Path, track: TrackSource, out: Path) -> int:
 
 
 def answered(log: Path, asked: Path, distilled: Path, out: Path, *, llm: str) -> None:
-    """Copy the log to `out` with the LLM's new answers; a request that was asked and has none has no answer of the LLM."""
+    """Copy the log to `out` with the LLM's new answers; a request that was asked and has none has no answer of the LLM.
+
+    The copy is a sample of the traffic, since the LLM was asked whatever the SLM had made of a request: all of it counts
+    as audited.
+    """
     new = {row["id"]: row["completion"] for row in storage.read_jsonl(distilled)}
     again = {row["id"] for row in storage.read_jsonl(asked)}
 
     def relabelled(row: TrafficRow) -> TrafficRow:
-        if row.id not in again:
-            return row
+        if row.id not in again:  # no row, or corrected by its user
+            return dataclasses.replace(row, audited=True)
         others = tuple(answer for answer in row.answers if answer.arm != "llm")
         text = new.get(row.id)
         fresh = () if text is None else (ArmAnswer(arm="llm", model=llm, text=text, status=200, latency_s=0.0),)
-        return dataclasses.replace(row, answers=(*fresh, *others))
+        return dataclasses.replace(row, answers=(*fresh, *others), audited=True)
 
     write_snapshot(out, map(relabelled, read_traffic(str(log))))
 
@@ -86,7 +90,8 @@ def appoint(
     """Put an adapter at shadow for the route, made where it is not there; the route's state and what was done, in words.
 
     Nothing is done for an adapter and a verdict that the route was given before: what people or the watch did since stands.
-    Nor where the route serves users in a state that the new verdict does not grant.
+    Only what a run that was cut off left at record is moved on. Nothing is done, either, where the route serves users in a
+    state that the new verdict does not grant.
     """
     if route.name not in store.routes():
         store.create(route, adapter=adapter, grant=grant, reason=reason, by=BY)
@@ -97,6 +102,12 @@ def appoint(
     route = dataclasses.replace(route, llm=now.route.llm, track=now.route.track)
     given = (adapter, route.slm, grant.digest)
     if any((then.adapter, then.route.slm, then.granted.digest) == given for then in store.history(route.name)):
+        if (now.state, now.by) == ("record", BY) and now.action in ("create", "appoint"):
+            state = store.move(route.name, "shadow", reason=reason, by=BY)
+            return (
+                state,
+                f"{route.name}: at shadow with {adapter or route.slm}, which it was given when a run was cut off",
+            )
         return now, f"{route.name}: was given {adapter or route.slm} before, and is left at {now.state} as it was since"
     new = held(grant, route=route, adapter=adapter)
     if now.serving and not new.allows(now.state):

@@ -19,6 +19,7 @@ from slm_ray.config import LoopConfig, RunConfig, ServeConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.page.data import LoopReport, StageDecision, TrackResult
 from slm_ray.page.page import page
+from slm_ray.remote import addressed, beside, is_remote, shown_address
 from slm_ray.reports.encoding import encode
 from slm_ray.reports.files import load_report
 
@@ -41,7 +42,7 @@ def write_result(
     result = LoopReport(
         title="Can the small model replace the large one?",
         generated=max((run.adapter.created for run in results if run.adapter), default=""),
-        run_dir=folder.name,
+        run_dir=shown_address(folder).rpartition("/")[2],
         stand_in_note=stand_in_note(config) if uses_stand_in else None,
         tracks=tuple(_track(run, timings_s) for run in results),
         environment=machine_facts(),
@@ -73,14 +74,21 @@ def _track(run: TrackRun, timings_s: Mapping[str, float]) -> TrackResult:
 
 def commands(config: LoopConfig, results: Sequence[TrackRun]) -> tuple[str, ...]:
     """What gives the same result: the loop into another folder, and the comparisons of its test rows alone."""
-    again = command_line("loop", config, f"{config.run_dir}/config.yaml", run_dir=f"{config.run_dir}-again")
-    return again, *(command_line("compare", run.compare_configs["test"]) for run in results)
+    again = again_elsewhere("loop", addressed(config))
+    return again, *(command_line("compare", addressed(run.compare_configs["test"])) for run in results)
+
+
+def again_elsewhere(command: str, config: RunConfig) -> str:
+    """What runs the same into another folder."""
+    if is_remote(config.run_dir):  # whose config.yaml no command reads
+        return command_line(command, config.model_copy(update={"run_dir": beside(config.run_dir, "-again")}))
+    return command_line(command, config, f"{config.run_dir}/config.yaml", run_dir=f"{config.run_dir}-again")
 
 
 def serve_command(config: LoopConfig) -> str:
     """What serves the base and the adapters of the loop."""
     known = ServeConfig.model_fields.keys()
-    serving = {name: value for name, value in config.serving.model_dump().items() if name in known}
+    serving = {name: value for name, value in addressed(config.serving).model_dump().items() if name in known}
     return command_line("serve", ServeConfig(**serving))
 
 

@@ -81,7 +81,7 @@ class Loop(Session[LoopConfig]):
         comparison = self.config.comparison
         if stage == "test":
             return comparison
-        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never"})
+        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never", "stratify": None})
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""
@@ -102,11 +102,9 @@ class Loop(Session[LoopConfig]):
         write_result(self.config, runs, uses_stand_in=self.uses_stand_in, timings_s=self.log.timings_s)
         return {run.name: run.compared["test"].decision.action for run in runs}
 
-    def _train(self, runs: list[TrackRun], parallel: bool, make_room: Callable[[], None]) -> None:
+    def _train(self, runs: list[TrackRun], make_room: Callable[[], None]) -> None:
         """One adapter per track."""
-        train_tracks(
-            self.config, runs, parallel=parallel, prove_on=self.prove_on, say=self.log.outcome, make_room=make_room
-        )
+        train_tracks(self.config, runs, prove_on=self.prove_on, say=self.log.outcome, make_room=make_room)
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""

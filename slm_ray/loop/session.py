@@ -1,8 +1,8 @@
 """What every run of many steps is made of: its log, who answers as the LLM, its rows, the endpoint, a place for training.
 
 Each step keeps its own result in the run directory and returns at once when it is there, so that the same command goes on
-where an interrupted run stopped. The endpoint is taken down at the end unless `serving.keep_alive` is set. Nothing here
-knows which steps there are.
+where an interrupted run stopped. The endpoint is taken down at the end, however that comes, unless `serving.keep_alive` is
+set. Nothing here knows which steps there are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import bundles, check_template, placement
 from slm_ray.prepare import Prepared, TokenCounter, prepare
 from slm_ray.providers import parse
+from slm_ray.remote import address, addressed, send_folder
 from slm_ray.serving import Endpoint, deploy, shutdown
+from slm_ray.serving.endpoint import app_name
+from slm_ray.serving.lifetime import ends_with_driver, stays
 from slm_ray.serving.served_answers import check_deployed
 from slm_ray.tracing import offer_all
 
@@ -56,11 +59,12 @@ class Session(Generic[Settings]):
         self.endpoint: Endpoint
         self.prove_on: str
         self._pools: dict[str, str] = {}
+        self._pulse: Any = None
 
     def execute(self, steps: Callable[[], Result]) -> Result:
         """All steps, as the owner of the run directory; then the traces are sent."""
         with storage.lock(self.folder), self.log:
-            storage.write_text(self.folder / "config.yaml", dump(self.config))
+            storage.write_text(self.folder / "config.yaml", dump(addressed(self.config)))
             cluster.connect()
             cluster.require(bundles(self.config, 1), setting="training.workers")
             self._require_seen()
@@ -70,6 +74,7 @@ class Session(Generic[Settings]):
             finally:
                 if not self.config.serving.keep_alive:
                     shutdown()
+                    stays(app_name(self.config.serving))
             offer_all(self.config.run_dir, self._sent_to, took_s=time.monotonic() - began_s)
             return result
 
@@ -78,7 +83,7 @@ class Session(Generic[Settings]):
         serving = self.config.serving
         cluster.require_seen(
             self.config.training.workers.per_worker,
-            shared={"run_dir": self.folder, "serving.adapters_dir": serving.adapters_dir},
+            shared={"run_dir": address(self.folder), "serving.adapters_dir": address(serving.adapters_dir)},
             copies={"serving.base": serving.base} if Path(serving.base).is_dir() else {},
         )
 
@@ -104,13 +109,20 @@ class Session(Generic[Settings]):
         """Serve the base; with no Azure keys also the labelled stand-in, which is shown rows of `pools`, files by track."""
         self._pools, stand_in = dict(pools), None
         if self.uses_stand_in:
+            for path in pools.values():
+                send_folder(Path(path).parent, last=Path(path).name)  # whichever node answers reads them in the store
             stand_in = {"deployment": STAND_IN, "demonstrations": STAND_IN_FEW_SHOT, "pools": self._pools}
             self.log.note("no AZURE_* keys: a local stand-in answers as the LLM, and is labelled as one")
+        app = app_name(self.config.serving)
+        if self.config.serving.keep_alive:
+            stays(app)
+        else:
+            self._pulse = ends_with_driver(app)
         self.endpoint = deploy(self.config.serving, stand_in=stand_in)
         self.log.outcome(f"{self.config.serving.name} answers at {self.endpoint.url}/v1")
 
-    def train(self, runs: Sequence[TrackRun], job: Callable[[bool, Callable[[], None]], None]) -> None:
-        """`job` trains an adapter on the rows of each run, at once or in turn as it is told.
+    def train(self, runs: Sequence[TrackRun], job: Callable[[Callable[[], None]], None]) -> None:
+        """`job` trains an adapter on the rows of each run.
 
         The endpoint stays up unless training cannot fit beside it, and then too where every adapter is finished: `job`
         calls what it is given before it asks the cluster for anything.
@@ -132,7 +144,7 @@ class Session(Generic[Settings]):
 
             # An endpoint that stays up answers for an adapter before it is listed; else an engine like it is started.
             self.prove_on = self.endpoint.url if place.beside_endpoint else self.config.serving.config
-            job(place.parallel, make_room)
+            job(make_room)
         if taken_down:
             with self.log.step("deploy again"):
                 self.deploy(self._pools)

@@ -1,8 +1,7 @@
 """The loop's training step: the parity check, a place on the cluster, a sweep if asked for, one adapter per track.
 
-On scarce GPUs the endpoint may hold what training needs. `placement` prefers, in this order: all tracks at once beside
-the endpoint, one track after the other beside it, and training in the endpoint's place. It never waits for resources
-that the loop itself holds.
+On scarce GPUs the endpoint may hold what training needs. Tracks train beside it, as many at once as there is room for and
+the others in line, while one of them fits there; else in the endpoint's place. Nothing waits for what the loop itself holds.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """How training fits: tracks at once or in turn, and whether the endpoint has to be down meanwhile."""
+    """Whether the endpoint stays up while tracks train, and what people are told of it."""
 
-    parallel: bool
     beside_endpoint: bool
     note: str
 
@@ -56,17 +54,15 @@ def placement(config: RunConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
     groups = tracks if config.parallel else 1
     if cluster.fits_now(bundles(config, groups)):
-        return Placement(parallel=config.parallel, beside_endpoint=True, note="")
+        return Placement(beside_endpoint=True, note="")
     if groups > 1 and cluster.fits_now(bundles(config, 1)):
         return Placement(
-            parallel=False,
-            beside_endpoint=True,
-            note="beside the endpoint there is room for one training: tracks in turn",
+            beside_endpoint=True, note="no room for all tracks at once beside the endpoint: the others wait in line"
         )
     return Placement(
-        parallel=config.parallel and cluster.fits(bundles(config, groups)), beside_endpoint=False,
+        beside_endpoint=False,
         note="the endpoint holds what training needs: it is taken down for the training and served again after it",
-    )  # fmt: skip
+    )
 
 
 def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoint) -> None:
@@ -104,13 +100,12 @@ def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str, make_ro
 
 
 def train_tracks(
-    config: LoopConfig, runs: Sequence[TrackRun], *, parallel: bool, prove_on: str, say: Say,
-    make_room: Callable[[], None],
-) -> None:  # fmt: skip
+    config: LoopConfig, runs: Sequence[TrackRun], *, prove_on: str, say: Say, make_room: Callable[[], None]
+) -> None:
     """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
     configs = [swept(config, run, say, prove_on=prove_on, make_room=make_room) for run in runs]
     usd = config.comparison.cost.hourly_usd
-    manifests = train_many(configs, parallel=parallel, hourly_usd=usd, make_room=make_room)
+    manifests = train_many(configs, parallel=config.parallel, hourly_usd=usd, make_room=make_room)
     for run, manifest in zip(runs, manifests, strict=True):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")

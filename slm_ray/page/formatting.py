@@ -136,12 +136,32 @@ def money(value: float | None) -> str:
     return f"{value:,.2f}" if value >= 1 or value == 0 else f"{value:.3g}"
 
 
-def volumes(cost: CostReport | None) -> dict[str, Any] | None:
-    """The ways of answering that have a price at some volume, and what each is called; None without a table."""
+def volumes(cost: CostReport | None, *, stand_in: bool = False) -> dict[str, Any] | None:
+    """The ways of answering that have a price at some volume, what each is called, and as JSON what a day of each costs at
+    any volume (`volumes.js` reads it); None without a table."""
     if cost is None or not cost.by_volume:
         return None
     ways = [(name, label) for name, label in _WAYS.items() if any(getattr(row, name) for row in cost.by_volume)]
-    return {"ways": ways, "names": _WAYS}
+    llm, slm, taken = cost.arms[cost.llm], cost.arms[cost.slm], cost.cascade.share if cost.cascade else 0.0
+    parts = {"llm": [(llm, 1.0)], "slm": [(slm, 1.0)], "cascade": [(slm, 1.0), (llm, 1 - taken)]}
+    formula = {
+        "machine_day_usd": 24 * cost.machine.hourly_usd,
+        "requests": cost.requests_per_day or 1000.0,
+        "ways": [
+            (
+                f"{label} (stand-in)" if stand_in and name != "slm" else label,
+                [_part(arm, share) for arm, share in parts[name]],
+            )
+            for name, label in ways
+        ],
+    }
+    return {"ways": ways, "names": _WAYS, "formula": json_text(formula)}
+
+
+def _part(arm: ArmCost, share: float) -> dict[str, float | None]:
+    """A share of the requests that one arm answers: on machines that each answer `capacity` a day, or by the token."""
+    capacity = None if arm.per_request_usd is None else arm.capacity_requests_per_day
+    return {"share": share, "usd": arm.per_request_usd, "capacity": capacity}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -124,7 +124,7 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         "cost": cost,
         "cost_rows": [(arms[spec], arm_cost) for spec, arm_cost in cost.arms.items() if spec in arms] if cost else [],
         "daily": daily(cost) if cost else None,
-        "volumes": formatting.volumes(cost),
+        "volumes": formatting.volumes(cost, stand_in=stand_in),
         "partial": partial,
         "curve": curve(partial.curve, partial.delta, partial.validation_share) if partial else None,
         "panels": measured(list(arms.values()), reports[last], primary, cost, binary) if last else None,

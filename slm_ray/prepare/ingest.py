@@ -39,7 +39,8 @@ BySource = dict[str, list[ParsedRow]]
 class Ingested:
     """Good rows by split (DRAWN ones are still to be split) and source, the bad ones, and how many rows their format left out.
 
-    `steps` says what was left out of traffic logs, `held_back` which of their rows are not for training.
+    `steps` says what was left out of traffic logs, `held_back` which of their rows are not for training, `trains_only` which
+    are for nothing else.
     """
 
     rows: Mapping[str, BySource]
@@ -47,6 +48,7 @@ class Ingested:
     skipped: int
     steps: tuple[Step, ...] = ()
     held_back: frozenset[Spot] = frozenset()
+    trains_only: frozenset[Spot] = frozenset()
 
     def all(self) -> list[ParsedRow]:
         """Every good row."""
@@ -68,6 +70,7 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
     errors: list[RowError] = []
     steps: list[Step] = []
     held_back: set[Spot] = set()
+    trains_only: set[Spot] = set()
     skipped = 0
     named = [(split, name, is_live(name)) for split, names in sources(config).items() for name in names]
     read = source_rows([name for _, name, live in named if not live], config.format, track, executor)
@@ -75,9 +78,10 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
         found: Rows
         if live:
             logged = live_rows(name, track, config.live)
-            found = iter((*logged.rows, *logged.errors))
+            found = iter((*(logged.rows if split == DRAWN else logged.sampled), *logged.errors))
             steps += logged.steps
             held_back |= logged.held_back
+            trains_only |= logged.trains_only
         else:
             found = next(read)
         reader = Reader(track=track, format_name=config.format)
@@ -89,8 +93,9 @@ def ingest(config: PrepareConfig, track: Track, executor: Executor) -> Ingested:
                 errors.append(row)
         skipped += reader.skipped
     return Ingested(
-        rows=rows, errors=tuple(errors), skipped=skipped, steps=tuple(steps), held_back=frozenset(held_back)
-    )
+        rows=rows, errors=tuple(errors), skipped=skipped, steps=tuple(steps), held_back=frozenset(held_back),
+        trains_only=frozenset(trains_only),
+    )  # fmt: skip
 
 
 def shown_by(track: Track, ingested: Ingested) -> Ingested:

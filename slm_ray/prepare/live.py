@@ -3,9 +3,11 @@
 A user's own correction comes first, then the LLM's answer, unless a user scored it wrong; the SLM's own answer is learned
 only where a user scored it right. An answer that something was taken out of is not learned: a model would answer with the
 placeholder. A request is nobody's file to repair, so one that makes no row is left out and counted
-by its reason, and never refuses a source; a damaged part of the log does. The filters choose among training rows alone: test
-and validation rows are drawn from all requests, since a verdict on chosen ones would say nothing of traffic. They say nothing
-of whether an answer is right.
+by its reason, and never refuses a source; a damaged part of the log does. The filters choose among training rows alone. Test
+and validation rows are a sample of the traffic, since a verdict on chosen ones would say nothing of it: they are drawn from
+the requests that the LLM was asked whatever the SLM made of them, which are all of record and shadow, and the audited ones.
+Elsewhere the LLM has answered what the SLM failed at or was unsure of; such rows are for training only. Nothing here says
+whether an answer is right.
 """
 
 from __future__ import annotations
@@ -55,11 +57,14 @@ class LiveRow:
 class LiveRows:
     """The rows of a log, what of it is damaged, and what each step left out.
 
-    `held_back` are the places (file, number) of rows that the filters keep out of training.
+    `held_back` are the places (file, number) of rows that the filters keep out of training, `trains_only` those of rows that
+    are no sample of the traffic. The sample comes first, oldest first, then the others: where one of equal rows is kept it
+    is that which may be measured on, so that how often a question is asked and audited does not decide where it ends up.
     """
 
     found: tuple[LiveRow, ...]
     held_back: frozenset[Spot]
+    trains_only: frozenset[Spot]
     errors: tuple[RowError, ...]
     steps: tuple[Step, ...]
 
@@ -67,6 +72,11 @@ class LiveRows:
     def rows(self) -> tuple[ParsedRow, ...]:
         """The rows alone."""
         return tuple(each.row for each in self.found)
+
+    @property
+    def sampled(self) -> tuple[ParsedRow, ...]:
+        """The rows that are a sample of the traffic."""
+        return tuple(each.row for each in self.found if spot(each.row) not in self.trains_only)
 
 
 def is_live(source: str) -> bool:
@@ -76,7 +86,7 @@ def is_live(source: str) -> bool:
 
 
 def live_rows(folder: str, track: Track, settings: Live, *, ask_again: bool = False) -> LiveRows:
-    """The rows of the log at `folder`, oldest first. ConfigError where `route` is needed or unknown.
+    """The rows of the log at `folder`. ConfigError where `route` is needed or unknown.
 
     With `ask_again` also the requests that only the SLM answered: whoever takes them asks the LLM before they are learned.
     """
@@ -99,19 +109,34 @@ def live_rows(folder: str, track: Track, settings: Live, *, ask_again: bool = Fa
     for chosen in _filters(track, settings):
         trained_on, step = chosen(trained_on)
         steps.append(dataclasses.replace(step, name=f"{step.name} (of training rows)"))
-    held_back = {_spot(each.row) for each in rows} - {_spot(each.row) for each in trained_on}
-    return LiveRows(found=tuple(rows), held_back=frozenset(held_back), errors=tuple(errors), steps=tuple(steps))
+    held_back = {spot(each.row) for each in rows} - {spot(each.row) for each in trained_on}
+    trains_only = {spot(each.row) for each in rows if not _is_sample(each.request)}
+    if trains_only:
+        sampled = len(rows) - len(trains_only)
+        note = f"{sampled:,} of {len(rows):,} rows, audited or in record or shadow; the others are for training only"
+        steps.append(Step(name="sample of the traffic", kept=sampled, dropped=0, note=note))
+    rows.sort(key=lambda each: spot(each.row) in trains_only)
+    return LiveRows(
+        found=tuple(rows), held_back=frozenset(held_back), trains_only=frozenset(trains_only), errors=tuple(errors),
+        steps=tuple(steps),
+    )  # fmt: skip
 
 
 def without_held_back(rows: Sequence[ParsedRow], held_back: Collection[Spot]) -> tuple[list[ParsedRow], Step]:
     """The training rows without those that the filters keep out of training."""
-    kept = [row for row in rows if _spot(row) not in held_back]
-    note = "test and validation rows are drawn from all requests"
+    kept = [row for row in rows if spot(row) not in held_back]
+    note = "they choose no test and validation rows"
     return kept, Step(name="live filters", kept=len(kept), dropped=len(rows) - len(kept), note=note)
 
 
-def _spot(row: ParsedRow) -> Spot:
+def spot(row: ParsedRow) -> Spot:
+    """Where the row stands: its file and its number in it."""
     return row.file, row.line
+
+
+def _is_sample(request: TrafficRow) -> bool:
+    """Whether the LLM was asked this whatever the SLM made of it."""
+    return request.audited or request.state in ("record", "shadow")
 
 
 def live_fingerprint(folder: str) -> str:

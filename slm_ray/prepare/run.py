@@ -24,6 +24,7 @@ from slm_ray.prepare.demonstrations import with_demonstrations
 from slm_ray.prepare.ingest import Log, TokenCounter, ingest, left_out, shown_by, sources, without_long
 from slm_ray.prepare.live import is_live, live_fingerprint, without_held_back
 from slm_ray.prepare.splits import SPLITS, Splits, splits
+from slm_ray.remote import shown_address
 from slm_ray.scoring.run import check
 from slm_ray.sources import fingerprint
 from slm_ray.tasks import TRACK_FILE, Dataset, open_dataset, open_track, write_track
@@ -59,7 +60,8 @@ class Prepared:
         lines += [str(step) for step in self.steps if step.dropped or step.note or step.name == "split"]
         lines.append(f"track {self.track}, no question in two files:")
         return "\n".join(
-            lines + [f"  {name:<11}{rows:>9,} rows  {self.path(name)}" for name, rows in self.rows.items()]
+            lines
+            + [f"  {name:<11}{rows:>9,} rows  {shown_address(self.path(name))}" for name, rows in self.rows.items()]
         )
 
 
@@ -93,7 +95,7 @@ def prepare(
         ingested = without_long(ingested, most=most, token_counter=token_counter, executor=executor)
     bad, equal = left_out(ingested, config, folder=folder, log=log)
     rows, steps = curated(ingested, config, equal=equal)
-    found, split_steps = splits(rows, config)
+    found, split_steps = splits(rows, config, ingested.trains_only)
     if ingested.held_back:
         found["train"], step = without_held_back(found["train"], ingested.held_back)
         split_steps.append(step)

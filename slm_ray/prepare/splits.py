@@ -6,7 +6,7 @@ Whatever the source, no question stands in two splits: a row that asks what a he
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from slm_ray.config import PrepareConfig
 from slm_ray.corpus import balance, duplicates, leakage, split
@@ -15,13 +15,20 @@ from slm_ray.corpus.parsed_row import ParsedRow
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.prepare.curate import source_names
 from slm_ray.prepare.ingest import DRAWN
+from slm_ray.prepare.live import Spot, spot
 
 SPLITS = ("train", "validation", "test")
 Splits = dict[str, list[ParsedRow]]
+_NO_SAMPLE = (
+    "test and validation rows of a traffic log are drawn from audited requests and from those in record and shadow: audit"
+    " more, have all requests asked of the LLM again (relabel in the flywheel), or give a test_source and a validation_source"
+)
 
 
-def splits(rows: Mapping[str, Sequence[ParsedRow]], config: PrepareConfig) -> tuple[Splits, list[Step]]:
-    """The rows of each split, and what was moved or left out to keep them apart."""
+def splits(
+    rows: Mapping[str, Sequence[ParsedRow]], config: PrepareConfig, trains_only: Collection[Spot] = ()
+) -> tuple[Splits, list[Step]]:
+    """The rows of each split, and what was moved or left out to keep them apart; rows of `trains_only` are in no test."""
     _check(config)
     own = {
         name: _first(rows[name], getattr(config, f"{name}_rows"), config.seed)
@@ -38,7 +45,7 @@ def splits(rows: Mapping[str, Sequence[ParsedRow]], config: PrepareConfig) -> tu
     if config.keep_split:
         found = _kept(drawn, config)
     else:
-        found, step = _drawn(drawn, config, dict.fromkeys(own, 0))
+        found, step = _drawn(drawn, config, dict.fromkeys(own, 0), trains_only)
         steps.append(step)
     found |= own
     if config.curation.order != "none":
@@ -80,16 +87,24 @@ def _apart(
     return kept, Step(name="leaks", kept=len(kept), dropped=len(leaking), note=note)
 
 
-def _drawn(rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, int]) -> tuple[Splits, Step]:
-    return split.counted(
-        rows,
-        validation=own.get("validation", config.validation_rows or 0),
-        test=own.get("test", config.test_rows or 0),
-        train=config.train_rows,
-        seed=config.seed,
-        stratify=config.stratify,
-        groups=_near(rows, config),
-    )
+def _drawn(
+    rows: Sequence[ParsedRow], config: PrepareConfig, own: Mapping[str, int], trains_only: Collection[Spot]
+) -> tuple[Splits, Step]:
+    try:
+        return split.counted(
+            rows,
+            validation=own.get("validation", config.validation_rows or 0),
+            test=own.get("test", config.test_rows or 0),
+            train=config.train_rows,
+            seed=config.seed,
+            stratify=config.stratify,
+            groups=_near(rows, config),
+            trains_only=(lambda row: spot(row) in trains_only) if trains_only else None,
+        )
+    except DataError as error:
+        if trains_only:
+            raise DataError(f"{error}. {_NO_SAMPLE}") from None
+        raise
 
 
 def _near(rows: Sequence[ParsedRow], config: PrepareConfig) -> list[int] | None:

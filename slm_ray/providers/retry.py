@@ -56,7 +56,10 @@ def passes(status: int) -> bool:
 
 
 def retry_after_s(headers: Mapping[str, str], *, now_s: float | None = None) -> float | None:
-    """Seconds that `retry-after-ms` or `Retry-After` (seconds or an HTTP date) ask for; None when neither is usable."""
+    """Seconds that `retry-after-ms` or `Retry-After` (seconds or an HTTP date) ask for; None when neither is usable.
+
+    A date is taken by the clock of the server that names it (its `Date`), and by ours where it says nothing of that.
+    """
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -65,9 +68,14 @@ def retry_after_s(headers: Mapping[str, str], *, now_s: float | None = None) -> 
         text = headers["retry-after"]
         if text.strip().replace(".", "", 1).isdigit():
             return float(text)
-        return max(0.0, parsedate_to_datetime(text).timestamp() - (time.time() if now_s is None else now_s))
+        now_s = time.time() if now_s is None else now_s
+        return max(0.0, _moment_s(text) - (_moment_s(headers["date"]) if "date" in headers else now_s))
     except (ValueError, OverflowError):
         return None
+
+
+def _moment_s(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp()
 
 
 def backoff_s(attempt: int) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.records import AnswerResult
+from slm_ray.remote import here, is_remote, one_file
 from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
 from slm_ray.types import Action, Completion, DeclaredRule, EarlierCandidate
@@ -153,6 +154,7 @@ def _opened(stack: ExitStack, report_path: str | Path, examples: str | None) -> 
     if examples is not None:
         path = Path(examples + SUFFIX)
         with suppress(ResourceError):  # a folder that may only be read
+            path = stack.enter_context(one_file(path))
             return path, stack.enter_context(storage.growing_jsonl(path)), ""
     path = folder_of(report_path) / SUFFIX.removeprefix(".")
     caveat = (
@@ -169,6 +171,9 @@ def _examples(report_path: str) -> str | None:
         return None
     named = read_yaml(config, what="config")
     examples = named.get("examples") if isinstance(named, dict) else None
+    if isinstance(examples, str) and is_remote(examples):
+        with suppress(ResourceError, ConfigError):
+            examples = str(here(examples, near=report_path))
     return examples if isinstance(examples, str) and Path(examples).is_file() else None
 
 

@@ -1,34 +1,39 @@
 """What happens beside a call, when its client has its answer: the other side's answer, what the two say, and the row of it.
 
 A bounded number of calls a route; what comes above that is not asked and is counted, so that neither a slow SLM nor an
-audit holds up a client. Scores and the watch run in one thread, in the order in which pairs come in. Every call becomes one
-row of traffic, whether or not it was audited, and also where its client has left.
+audit holds up a client. Scores and the watch run in one thread, in the order in which pairs come in: all that have come
+while it was at the disk are written with one sync. Every call becomes one row of traffic, whether or not it was audited,
+and also where its client has left. The answers of the latest pairs are remembered for the answer that people may expect of
+them; a front that starts anew has forgotten them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import msgspec
 
 from slm_ray.costs.prices import PriceList, price_of
 from slm_ray.errors import SlmRayError
-from slm_ray.rollout.calls import Answerer, Call
-from slm_ray.rollout.judged import agreed, in_form
+from slm_ray.rollout.calls import AUDIT_TIMEOUT_S, Answerer, Call
+from slm_ray.rollout.judged import agreed, in_form, labelled
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Reply
-from slm_ray.rollout.watched import RouteWatch
-from slm_ray.traffic.record import Arm, ArmAnswer, Entry, TrafficRow
+from slm_ray.rollout.watched import RouteWatch, Seen
+from slm_ray.traffic.record import Arm, ArmAnswer, Entry, Feedback, TrafficRow
 
 MOST_BESIDE = 32  # a route
 _MOST_ROWS = 5_000  # that wait for the thread
 _MOST_BYTES = 256 * 2**20  # of them
+_MOST_PAIRS, _MOST_PAIR_CHARS = 50_000, 64 * 2**20  # remembered, of all routes
 
 
 class Log(Protocol):
@@ -41,6 +46,25 @@ class Log(Protocol):
     def close(self) -> None:
         """Write what there is."""
         ...
+
+
+@dataclass(slots=True, kw_only=True)
+class _Pair:
+    """Both answers to a request, and the answer that people expected of it once they have said so.
+
+    `agreement` tells how far both agree, once that is known and the watch has seen it.
+    """
+
+    state: RouteState
+    id: str
+    slm: Reply
+    llm: Reply
+    expected: str | None = None
+    agreement: Future[float | None] = field(default_factory=Future)
+
+    @property
+    def chars(self) -> int:
+        return 500 + len(self.slm.outcome.text or "") + len(self.llm.outcome.text or "")
 
 
 class Beside:
@@ -59,6 +83,12 @@ class Beside:
         self._in_flight: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._waiting = self._bytes = 0
+        self._at_work = False  # the thread
+        self._uncounted: list[_Pair] = []
+        self._unlogged: list[tuple[Call, float | None, int]] = []
+        self._remembered: OrderedDict[str, _Pair] = OrderedDict()
+        self._chars = 0
+        self._closing = False
         self._said: dict[str, str] = {}  # the last trouble of a route's watch, which is said once
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -68,19 +98,51 @@ class Beside:
         counts = self.counts[name]
         counts["requests"] += 1
         counts["fallbacks"] += call.fallback is not None
-        if not call.audited or self._nothing_to_learn(call):
+        # Noted whether or not anything is left to ask: what the SLM failed at has an answer of both sides already.
+        call.no_room = self._closing or self._in_flight[name] >= MOST_BESIDE
+        if self._closing or not call.audited or self._nothing_to_learn(call):
             self._keep(call, None)
-        elif self._in_flight[name] >= MOST_BESIDE:
+        elif call.no_room:
             counts["not_asked"] += 1
             self._keep(call, None)
         else:
-            self._in_flight[name] += 1
-            task = asyncio.create_task(self._pair(call))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._begin(name, self._pair(call))
+
+    def take_left(self, call: Call, answering: asyncio.Future[None]) -> bool:
+        """Let an audited call be answered to its end though its client has left; False where it is to end now.
+
+        Who leaves has often seen enough of a bad answer: without these calls the watch would see the better ones alone.
+        """
+        name = call.state.route.name
+        if not call.audited or self._in_flight[name] >= MOST_BESIDE:
+            return False
+
+        async def answered() -> None:
+            try:
+                await asyncio.wait((answering,), timeout=AUDIT_TIMEOUT_S)
+            finally:
+                answering.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.gather(answering, return_exceptions=True)
+                self._in_flight[name] -= 1
+                self.take(call)
+
+        self._begin(name, answered())
+        return True
+
+    def label(self, feedback: Feedback) -> bool:
+        """Score both answers to a request by the one that people expected; whether both are remembered. Once a request."""
+        pair = self._remembered.pop(feedback.id, None)
+        if pair is None or feedback.answer is None:
+            return False
+        self._chars -= pair.chars
+        self._count(_Pair(state=pair.state, id=pair.id, slm=pair.slm, llm=pair.llm, expected=feedback.answer))
+        return True
 
     async def close(self) -> None:
         """End what still runs; its rows are kept as they are."""
+        self._closing = True
+        await asyncio.sleep(0)  # what has not begun would leave no row
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -88,12 +150,17 @@ class Beside:
         for watch in self._watches.values():
             watch.close()
 
+    def _begin(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._in_flight[name] += 1
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     def _nothing_to_learn(self, call: Call) -> bool:
         """Whether no pair can come of it: the client left, a side gave nothing, or the SLM is left alone."""
         if call.served is None or any(reply.unanswered for reply in call.replies.values()):
             return True
-        circuit = self._answerer.circuit(call.state)
-        return "slm" not in call.replies and circuit.is_open and not circuit.take_probe()
+        return "slm" not in call.replies and not self._answerer.may_ask(call.state)
 
     async def _pair(self, call: Call) -> None:
         name, agreement = call.state.route.name, None
@@ -101,31 +168,92 @@ class Beside:
             missing: list[Arm] = [arm for arm in ("llm", "slm") if arm not in call.replies]
             for arm in missing:
                 call.replies[arm] = await self._answerer.ask_beside(call, arm)
-            agreement = await asyncio.get_running_loop().run_in_executor(self._thread, self._watched, call)
+            slm, llm = (replace(call.replies[arm], body=b"") for arm in ("slm", "llm"))  # texts are enough
+            pair = _Pair(state=call.state, id=call.id, slm=slm, llm=llm)
+            self._remember(pair)
+            self._count(pair)
+            agreement = await asyncio.wrap_future(pair.agreement)
         finally:
             self._in_flight[name] -= 1
             self._keep(call, agreement)
 
-    def _watched(self, call: Call) -> float | None:
-        """The agreement of the pair, which the watch has seen."""
-        name, agreement = call.state.route.name, None
+    def _remember(self, pair: _Pair) -> None:
+        if pair.slm.unanswered or pair.llm.trouble is not None:
+            return
+        self._remembered[pair.id] = pair
+        self._chars += pair.chars
+        while len(self._remembered) > _MOST_PAIRS or self._chars > _MOST_PAIR_CHARS:
+            self._chars -= self._remembered.popitem(last=False)[1].chars
+
+    def _count(self, pair: _Pair) -> None:
+        with self._lock:
+            self._uncounted.append(pair)
+            self._wake()
+
+    def _wake(self) -> None:
+        """Have the thread look at what there is, if it does not yet. The lock is held."""
+        if not self._at_work:
+            self._at_work = True
+            self._thread.submit(self._work)
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                pairs, self._uncounted = self._uncounted, []
+                rows, self._unlogged = self._unlogged, []
+                self._at_work = bool(pairs or rows)
+                if not self._at_work:
+                    return
+            self._watch(pairs)
+            for row in rows:
+                self._logged(*row)
+
+    def _watch(self, pairs: list[_Pair]) -> None:
+        """Score the pairs and show them to their watches, with one sync for those of a route."""
+        seen: defaultdict[str, list[Seen]] = defaultdict(list)
+        scores = [self._scored(pair, seen[pair.state.route.name]) for pair in pairs]
+        for name, found in seen.items():
+            self._shown(name, found)
+        for pair, value in zip(pairs, scores, strict=True):
+            if pair.agreement.set_running_or_notify_cancel():  # a front that closes waits for none
+                pair.agreement.set_result(value)
+
+    def _scored(self, pair: _Pair, seen: list[Seen]) -> float | None:
+        name, is_label = pair.state.route.name, pair.expected is not None
         try:
-            agreement = agreed(call.state, call.replies["slm"], call.replies["llm"])
-            if agreement is None:
-                self.counts[name]["unscored"] += 1
-                return None
-            self.counts[name]["pairs"] += 1
-            watch = self._watches.setdefault(name, RouteWatch(self._store, name))
-            if (changed := watch.observe(call.state, call.id, agreement)) is not None:
-                self._changed(changed)
-            self._said.pop(name, None)
+            value = (
+                agreed(pair.state, pair.slm, pair.llm)
+                if pair.expected is None
+                else labelled(pair.state, pair.slm, pair.llm, pair.expected)
+            )
         # Answers are anybody's text: whatever a pair leads to, its row is kept and the next pair is looked at.
         except Exception as error:  # noqa: BLE001
-            self.counts[name]["watch_errors"] += 1
-            if self._said.get(name) != (said := f"the watch of {name}: {_told(error)}"):
-                self._said[name] = said
-                self._say(said)
-        return agreement
+            self._trouble(name, error)
+            return None
+        if value is None:
+            self.counts[name]["unscored"] += 1
+            return None
+        self.counts[name]["labels" if is_label else "pairs"] += 1
+        score, label = (None, value) if is_label else (value, None)
+        seen.append(Seen(state=pair.state, id=pair.id, score=score, label=label))
+        return value
+
+    def _shown(self, name: str, seen: list[Seen]) -> None:
+        if not seen:
+            return
+        try:
+            watch = self._watches.setdefault(name, RouteWatch(self._store, name))
+            if (changed := watch.observe(seen)) is not None:
+                self._changed(changed)
+            self._said.pop(name, None)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._trouble(name, error, len(seen))
+
+    def _trouble(self, name: str, error: Exception, pairs: int = 1) -> None:
+        self.counts[name]["watch_errors"] += pairs
+        if self._said.get(name) != (said := f"the watch of {name}: {_told(error)}"):
+            self._said[name] = said
+            self._say(said)
 
     def _keep(self, call: Call, agreement: float | None) -> None:
         """Hand the row to the log, from the thread: judging an answer's form takes what it takes."""
@@ -135,7 +263,8 @@ class Beside:
                 self.counts[call.state.route.name]["rows_lost"] += 1
                 return
             self._waiting, self._bytes = self._waiting + 1, self._bytes + size
-        self._thread.submit(self._logged, call, agreement, size)
+            self._unlogged.append((call, agreement, size))
+            self._wake()
 
     def _logged(self, call: Call, agreement: float | None, size: int) -> None:
         with self._lock:
@@ -148,13 +277,15 @@ class Beside:
 
     def _row(self, call: Call, agreement: float | None) -> TrafficRow:
         state = call.state
+        # Where there is no room the LLM's answers are those to what the SLM failed at, as without an audit.
+        audited = call.audited and not (call.no_room and state.serving)
         return TrafficRow(
             id=call.id, at=call.at, route=state.route.name, serial=state.serial, state=state.state, arm=call.arm,
-            user=call.user, request=call.body, served=call.served, fallback=call.fallback,
-            answers=tuple(self._answer(state, reply, agreement) for reply in call.replies.values()),
+            user=call.user, request=call.body, served=call.served, fallback=call.fallback, audited=audited,
+            answers=tuple(self._answer(call, reply, agreement) for reply in call.replies.values()),
         )  # fmt: skip
 
-    def _answer(self, state: RouteState, reply: Reply, agreement: float | None) -> ArmAnswer:
+    def _answer(self, call: Call, reply: Reply, agreement: float | None) -> ArmAnswer:
         target, outcome, usage = reply.target, reply.outcome, reply.outcome.usage
         price = price_of(self._prices, reply.model) if target.billed and usage is not None else None
         calls = None if outcome.text else tool_calls(reply.body)
@@ -170,7 +301,7 @@ class Beside:
             reason=reply.trouble or failure, latency_s=round(reply.latency_s, 6), first_token_s=reply.first_token_s,
             prompt_tokens=usage.prompt_tokens if usage else None,
             completion_tokens=usage.completion_tokens if usage else None,
-            valid=in_form(state, reply), logprob=outcome.logprob,
+            valid=call.forms[target.arm] if target.arm in call.forms else in_form(call.state, reply), logprob=outcome.logprob,
             cost_usd=price.usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) if price and usage else None,
             score=agreement if target.arm == "slm" else None,
         )  # fmt: skip

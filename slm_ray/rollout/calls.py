@@ -5,13 +5,15 @@ cascade the SLM is asked first, and the LLM wherever the SLM gives nothing that 
 but 200, no answer within the route's `timeout_s`, no text, an answer that the track cannot read. A stream is taken back
 likewise until its first text; what a client has been shown stands, so a stream that breaks later ends in an error event. A
 cascade has to read the whole answer first: its streaming clients get it in one part. An SLM that was not there several
-times in a row is left alone, but for one call a second that no client waits for.
+times in a row is asked a small question that no client waits for; where that comes to nothing too it is left alone, but for
+such a question a second. So nobody's long request alone keeps others from the SLM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,8 +28,10 @@ from slm_ray.serving.failures import refusal
 from slm_ray.traffic.record import Arm
 
 LLM_TIMEOUT_S = 600.0  # as OpenAI's client has it
+AUDIT_TIMEOUT_S = 120.0  # nobody waits for an audit, and one that hangs takes another's place
 FAILURES_IN_A_ROW = 5
-PROBE_EVERY_S = 1.0
+ASK_EVERY_S = 1.0
+_QUESTION = {"messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1}
 _LONG = 20_000  # bytes of an answer
 DOWN = "down: the SLM did not answer several times in a row"
 
@@ -38,8 +42,9 @@ Check = Callable[[RouteState, Reply], bool | None]  # whether an answer has the 
 class Call:
     """A request on its way: what was asked under which state, and what became of it so far.
 
-    `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `served` is the
-    arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
+    `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `forms` whether an
+    answer that was judged is in the track's form, `served` is the arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
+    `no_room`: too many others were under way for it to be asked of both sides.
     """
 
     id: str
@@ -49,8 +54,10 @@ class Call:
     user: str | None = None
     size: int = 0
     replies: dict[Arm, Reply] = field(default_factory=dict)
+    forms: dict[Arm, bool | None] = field(default_factory=dict)
     served: Arm | None = None
     fallback: str | None = None
+    no_room: bool = False
 
     @property
     def streams(self) -> bool:
@@ -79,28 +86,33 @@ def _fraction(text: str) -> float:
 
 
 class Circuit:
-    """Open after `FAILURES_IN_A_ROW`: then nobody waits for the SLM until a probe has come back."""
+    """Open: nobody waits for the SLM. It opens by a question of our own that fails after `FAILURES_IN_A_ROW`, and closes by any answer."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._failures = 0
-        self._probed_at = 0.0
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the SLM is left alone."""
-        return self._failures >= FAILURES_IN_A_ROW
+        self._asking = False
+        self._asked_at = -math.inf
+        self.is_open = False
 
     def note(self, reply: Reply) -> None:
-        """What became of a call."""
+        """What became of a client's call."""
         self._failures = self._failures + 1 if reply.down else 0
-        self._probed_at = self._clock()
+        self.is_open = self.is_open and reply.down
 
-    def take_probe(self) -> bool:
-        """Whether a probe is due; the one who is told so makes it."""
-        if not self.is_open or self._clock() - self._probed_at < PROBE_EVERY_S:
+    def answered(self, reply: Reply) -> None:
+        """What became of the question."""
+        self._asking, self._asked_at = False, self._clock()
+        self.is_open = reply.down
+        if not reply.down:
+            self._failures = 0
+
+    def take_question(self) -> bool:
+        """Whether the question is due; the one who is told so asks it."""
+        due = self.is_open or self._failures >= FAILURES_IN_A_ROW
+        if not due or self._asking or self._clock() - self._asked_at < ASK_EVERY_S:
             return False
-        self._probed_at = self._clock()
+        self._asking = True
         return True
 
 
@@ -114,12 +126,13 @@ class Answerer:
         self._targets = targets
         self._check = check
         self._circuits: dict[tuple[str, str], Circuit] = {}
-        self._probes: set[asyncio.Task[None]] = set()
+        self._questions: set[asyncio.Task[None]] = set()
 
-    def circuit(self, state: RouteState) -> Circuit:
-        """That of the state's SLM."""
-        slm = self._targets(state)["slm"]
-        return self._circuits.setdefault((slm.url, slm.model), Circuit())
+    def may_ask(self, state: RouteState) -> bool:
+        """Whether the state's SLM is not left alone; where it is, somebody asks whether it is back."""
+        circuit = self._circuit(state)
+        self._question(state, circuit)
+        return not circuit.is_open
 
     async def answer(self, call: Call, send: Send) -> None:
         """Send the answer, whoever gives it; `call` tells afterwards what happened."""
@@ -130,18 +143,15 @@ class Answerer:
         """The answer of an arm that no client waits for, whole."""
         state = call.state
         if arm == "llm":
-            return await self._upstream.ask(self._targets(state)["llm"], _whole(call.body), timeout_s=LLM_TIMEOUT_S)
+            return await self._upstream.ask(self._targets(state)["llm"], _whole(call.body), timeout_s=AUDIT_TIMEOUT_S)
         body = _with_logprobs(call.body) if state.granted.threshold is not None else _whole(call.body)
         reply = await self._upstream.ask(self._targets(state)["slm"], body, timeout_s=state.timeout_s)
-        self.circuit(state).note(reply)
+        self._note(state, reply)
         return reply
 
     async def _by_slm(self, call: Call, send: Send) -> bool:
         """Whether the SLM has answered; else `call.fallback` says why not."""
-        circuit = self.circuit(call.state)
-        if circuit.is_open:
-            if circuit.take_probe():
-                self._probe(call)
+        if not self.may_ask(call.state):
             call.fallback = DOWN
             return False
         target, timeout_s = self._targets(call.state)["slm"], call.state.timeout_s
@@ -154,19 +164,21 @@ class Answerer:
             cascade = call.state.state == "cascade"
             body = _with_logprobs(call.body) if cascade else call.body
             call.replies["slm"] = reply = await self._upstream.ask(target, body, timeout_s=timeout_s)
-            call.fallback = reply.trouble or await self._unfit(call.state, reply)
+            call.fallback = reply.trouble or await self._unfit(call, reply)
             if call.fallback is None:
                 call.served = "slm"
                 await _send_whole(call, reply, send)
-        circuit.note(reply)
+        self._note(call.state, reply)
         if call.served is None:
             call.fallback = call.fallback or reply.trouble
         return call.served is not None
 
-    async def _unfit(self, state: RouteState, reply: Reply) -> str | None:
+    async def _unfit(self, call: Call, reply: Reply) -> str | None:
         """Why an answer with text is not handed on. Judging a long one would hold up everybody else's."""
-        is_long = len(reply.body) > _LONG
-        fits = await asyncio.to_thread(self._check, state, reply) if is_long else self._check(state, reply)
+        state, is_long = call.state, len(reply.body) > _LONG
+        call.forms["slm"] = fits = (
+            await asyncio.to_thread(self._check, state, reply) if is_long else self._check(state, reply)
+        )
         if fits is False:
             return "invalid: the answer is not in the form that the track asks for"
         if state.state != "cascade":
@@ -221,13 +233,27 @@ class Answerer:
             end = b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
         await send({"type": "http.response.body", "body": end, "more_body": False})
 
-    def _probe(self, call: Call) -> None:
+    def _circuit(self, state: RouteState) -> Circuit:
+        slm = self._targets(state)["slm"]
+        return self._circuits.setdefault((slm.url, slm.model), Circuit())
+
+    def _note(self, state: RouteState, reply: Reply) -> None:
+        circuit = self._circuit(state)
+        circuit.note(reply)
+        self._question(state, circuit)
+
+    def _question(self, state: RouteState, circuit: Circuit) -> None:
+        """Ask whether the SLM is there, where that is due."""
+        if not circuit.take_question():
+            return
+
         async def ask() -> None:
-            await self.ask_beside(call, "slm")
+            target = self._targets(state)["slm"]
+            circuit.answered(await self._upstream.ask(target, _QUESTION, timeout_s=state.timeout_s / 2))
 
         task = asyncio.create_task(ask())
-        self._probes.add(task)
-        task.add_done_callback(self._probes.discard)
+        self._questions.add(task)
+        task.add_done_callback(self._questions.discard)
 
 
 def _about(call: Call, target: Target, model: str) -> dict[str, str]:

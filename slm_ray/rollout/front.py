@@ -1,12 +1,14 @@
 """The front of a roll-out: an OpenAI-compatible application whose models are routes. Plain ASGI; knows nothing of Ray.
 
     POST /v1/chat/completions    `model` names a route; its state decides who answers (`calls`)
-    POST /v1/feedback            {"id": …, "score": 0..1} or {"id": …, "answer": "…"} about an answer
+    POST /v1/feedback            {"id": …, "score": 0..1} or {"id": …, "answer": "…"} about an answer; with "label": true the
+                                 answer is what was expected, and both sides are scored by it where both were asked
     GET  /v1/models              the routes, with their state and what was counted since the front started
     GET  /health                 200 while the front answers; needs no key
 
 Every answer says in headers who gave it: `x-slm-ray-arm`, `x-slm-ray-model`, `x-slm-ray-request-id`. A change of a route is
-seen within a second. The disk is never asked while a client waits. A client that leaves ends its call upstream at once.
+seen within a second. The disk is never asked while a client waits. A client that leaves ends its call upstream at once,
+unless the call is audited: then it is answered to its end. No route has all the room, and no request's size is free.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import math
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,8 +29,8 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slm_ray.costs.prices import PriceList
 from slm_ray.errors import ConfigError, SlmRayError
@@ -45,9 +48,12 @@ from slm_ray.serving.limits import READ, RequestLimits
 from slm_ray.traffic.record import Arm, Feedback
 
 MOST_IN_FLIGHT = 512
+MOST_OF_A_ROUTE = 384
 REREAD_S = 0.5
+_healthy = JSONResponse({"status": "ok"})
 _CALL = "slm_ray.call"  # where in its scope an admitted request has its call
 _MOST_FEEDBACK = 100_000  # characters of an answer
+_MOST_BYTES = 256 * 2**20  # of requests that are being answered
 _CARD = (
     "state",
     "share",
@@ -87,12 +93,13 @@ class Front:
         self._routes: dict[str, RouteState] = {}
         self._targets: dict[tuple[str, str], Target] = {}
         room = Room(answers=MOST_IN_FLIGHT, tokens=sys.maxsize)
+        self._load = _Load()
         self._admitted = Admission(self._answer, base="", room=room, figures=_Silent())
         self._upstream: Upstream
         self._answerer: Answerer
         self._beside: Beside
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """The application, with the key check outermost and `/health` outside of it."""
         settings = self._settings
         ring = KeyRing(own_digest=settings.api_key_digest, file=settings.keys_file)
@@ -108,8 +115,14 @@ class Front:
                 Middleware(RequestLimits, fields=False),
             ],
             exception_handlers={404: _no_such_path, 405: _no_such_path},
+            lifespan=self._lifespan,
         )
-        return Starlette(routes=[Route("/health", _health), Mount("/", app=inner)], lifespan=self._lifespan)
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            is_health = scope["type"] == "http" and scope["path"].removeprefix(scope.get("root_path", "")) == "/health"
+            await (_healthy if is_health and scope["method"] in ("GET", "HEAD") else inner)(scope, receive, send)
+
+        return app
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
@@ -180,10 +193,32 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         call: Call = scope[_CALL]
+        name = call.state.route.name
+        if (full := self._load.full(name, call.size)) is not None:
+            await refusal(429, "rate_limit_exceeded", full, "rate_limit_error", retry_after_s=1)(scope, receive, send)
+            return
+        self._load.add(name, 1, call.size)
         try:
-            await _unless_gone(receive, self._answerer.answer(call, send))
+            await self._answered(call, receive, send)
         finally:
-            self._beside.take(call)
+            self._load.add(name, -1, -call.size)
+
+    async def _answered(self, call: Call, receive: Receive, send: Send) -> None:
+        """Answer; stop at once when the client leaves, but for an audited call."""
+        client = _Client(receive, send)
+        answering = asyncio.ensure_future(self._answerer.answer(call, client.send))
+        leaving = asyncio.ensure_future(client.left())
+        try:
+            await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            client.is_gone = True
+            if answering.done() or not self._beside.take_left(call, answering):
+                answering.cancel()
+                await asyncio.gather(answering, return_exceptions=True)
+                self._beside.take(call)
+        if answering.done() and not answering.cancelled():
+            answering.result()
 
     async def _feedback(self, request: Request) -> Response:
         try:
@@ -191,7 +226,8 @@ class Front:
         except _Refused as error:
             return refusal(400, "invalid_value", str(error), param=error.field)
         self._log.append(feedback)
-        return JSONResponse({"id": feedback.id, "object": "feedback"}, status_code=202)
+        counted = {"counted": self._beside.label(feedback)} if feedback.label else {}
+        return JSONResponse({"id": feedback.id, "object": "feedback", **counted}, status_code=202)
 
     async def _models(self, request: Request) -> Response:
         """To a key of the file only the routes that it may ask, without what stands behind them."""
@@ -254,23 +290,42 @@ class _Refused(Exception):
         self.field = field
 
 
-async def _unless_gone(receive: Receive, answering: Any) -> None:
-    """Answer; stop at once when the client leaves."""
+class _Client:
+    """Whoever asked, who may leave: what is sent to one that is gone goes nowhere."""
 
-    async def gone() -> None:
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.is_gone = False
+
+    async def send(self, message: Message) -> None:
+        if not self.is_gone:
+            await self._send(message)
+
+    async def left(self) -> None:
+        """Returns when it leaves."""
         message: Message = {"type": ""}
         while message["type"] != "http.disconnect":
-            message = await receive()
+            message = await self._receive()
 
-    answer, left = asyncio.ensure_future(answering), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait((answer, left), return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            await answer
-    finally:
-        for task in (answer, left):
-            task.cancel()
-        await asyncio.gather(answer, left, return_exceptions=True)
+
+class _Load:
+    """What is being answered: by route, and in bytes of requests."""
+
+    def __init__(self) -> None:
+        self._answers: Counter[str] = Counter()
+        self._bytes = 0
+
+    def add(self, name: str, answers: int, size: int) -> None:
+        self._answers[name] += answers
+        self._bytes += size
+
+    def full(self, name: str, size: int) -> str | None:
+        """Why there is no room, if there is none: a route whose LLM hangs leaves some to the others."""
+        if self._answers[name] >= MOST_OF_A_ROUTE:
+            return f"{self._answers[name]} answers of {name} are being written already; try again later"
+        if self._bytes and self._bytes + size > _MOST_BYTES:
+            return f"requests of {self._bytes // 2**20} MiB are being answered already; try again later"
+        return None
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -296,7 +351,7 @@ def _request(raw: bytes) -> dict[str, Any]:
 
 def _given(raw: bytes) -> Feedback:
     body = _object(raw)
-    if unknown := sorted(set(body) - {"id", "score", "answer"}):
+    if unknown := sorted(set(body) - {"id", "score", "answer", "label"}):
         raise _Refused(f"the field {unknown[0][:60]!r} is not known here; leave it out", unknown[0][:60])
     request_id, score, answer = body.get("id"), body.get("score"), body.get("answer")
     if not isinstance(request_id, str) or not 0 < len(request_id) <= 80:
@@ -309,11 +364,12 @@ def _given(raw: bytes) -> Feedback:
         raise _Refused("score: a number from 0 to 1 is wanted", "score")
     if answer is not None and (not isinstance(answer, str) or len(answer) > _MOST_FEEDBACK):
         raise _Refused(f"answer: a text of at most {_MOST_FEEDBACK:,} characters is wanted", "answer")
-    return Feedback(id=request_id, at=time.time(), score=None if score is None else float(score), answer=answer)
-
-
-async def _health(_: Request) -> Response:
-    return JSONResponse({"status": "ok"})
+    label = body.get("label", False)
+    if not isinstance(label, bool) or (label and answer is None):
+        raise _Refused("label: true says that `answer` is what was expected, whatever the models said", "label")
+    return Feedback(
+        id=request_id, at=time.time(), score=None if score is None else float(score), answer=answer, label=label
+    )
 
 
 async def _no_such_path(request: Request, error: Any) -> Response:

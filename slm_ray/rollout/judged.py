@@ -12,7 +12,7 @@ from slm_ray.corpus.tracks import Track
 from slm_ray.rollout.grants import agreement
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.upstream import Reply
-from slm_ray.scoring.run import score
+from slm_ray.scoring.run import score, unreadable
 from slm_ray.tasks import open_track
 from slm_ray.verdict.routing import FORMS
 
@@ -42,3 +42,15 @@ def agreed(state: RouteState, slm: Reply, llm: Reply) -> float | None:
     if slm.unanswered or llm.trouble is not None:
         return None
     return agreement(track_named(state.route.track), slm.outcome.text, llm.outcome.text)
+
+
+def labelled(state: RouteState, slm: Reply, llm: Reply, expected: str) -> float | None:
+    """The SLM's score minus the LLM's by the track's primary metric, in [-1, 1]; None where `expected` is none it can read."""
+    track = track_named(state.route.track)
+    if unreadable(track, expected) is not None:
+        return None
+    values = [
+        next((found.value for found in score(track, "", reply.outcome.text, expected).scores if found.name == track.primary), None)
+        for reply in (slm, llm)
+    ]  # fmt: skip
+    return None if values[0] is None or values[1] is None else values[0] - values[1]

@@ -6,13 +6,12 @@ The watch is replayed from the observations that the front wrote down, so that t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from slm_ray.errors import DataError
 from slm_ray.page.rollout import Change, Disagreement, RoutePage, Served, Watched
+from slm_ray.rollout.bets import Bets, read_bets
 from slm_ray.rollout.states import RouteState, state_text, watched_text
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.watched import WATCH
@@ -75,27 +74,18 @@ def _change(state: RouteState) -> Change:
 
 
 def _watches(path: Path) -> Iterator[Watched]:
-    """Every watch that the front began, replayed."""
-    key: Mapping[str, Any] = {}
-    watch: Watch | None = None
-    for number, row in grown_rows(path):
-        try:
-            if "start" in row:
-                if watch is not None:
-                    yield _watched(watch, key)
-                key = row["start"]
-                watch = Watch(level=key["level"], delta=key["delta"], reference=key["reference"])
-            elif "score" in row and watch is not None:
-                watch.add(row["score"] - 1.0)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}:{number}: no line of a watch ({error}); mend the line or remove it") from None
-    if watch is not None:
-        yield _watched(watch, key)
+    """Every watch that the front began, replayed; those that have seen something, or the agreement alone."""
+    for bets in read_bets(grown_rows(path), path=path)[0]:
+        if bets.agreement is not None:
+            floor = bets.key["reference"] - bets.key["delta"]
+            yield _watched(bets, bets.agreement, f"the SLM agrees with the LLM on at least {floor:.1%} of the requests")
+        if bets.labels.rows or bets.agreement is None:
+            null = f"by expected answers the SLM is not worse than the LLM by more than {bets.key['delta']:g}"
+            yield _watched(bets, bets.labels, null)
 
 
-def _watched(watch: Watch, key: Mapping[str, Any]) -> Watched:
-    floor = key["reference"] - key["delta"]
+def _watched(bets: Bets, watch: Watch, null: str) -> Watched:
     return Watched(
-        slm=str(key.get("adapter") or key.get("slm")), null=f"the SLM agrees with the LLM on at least {floor:.1%} of the requests",
-        threshold=watch.threshold, rows=watch.rows, path=watch.path, alarm_at=watch.alarm_at,
+        slm=str(bets.key.get("adapter") or bets.key.get("slm")), null=null, threshold=watch.threshold, rows=watch.rows,
+        path=watch.path, alarm_at=watch.alarm_at,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from pathlib import Path
 from slm_ray import adapters, storage
 from slm_ray.errors import AdapterError, DataError, ResourceError
 from slm_ray.parity import CANDIDATE
+from slm_ray.remote import is_uri, joined
 from slm_ray.serving import object_storage
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")  # no "/", ":" or "@", and no leading "."
@@ -42,11 +43,11 @@ def served_name(adapters_dir: str | Path, adapter: str) -> str | None:
 
     An id that `parity.CANDIDATE` follows is an adapter that is being proved: it is served under that name, and not listed.
     """
-    if (store := object_storage.bucket(adapters_dir)) is not None:
-        return adapter if adapters.is_id(adapter) and store.holds(adapter) else None
     if adapter.endswith(CANDIDATE):
         root, name = _place(adapters_dir, adapter)
         return adapter if served_name(root, name) == name else None
+    if (store := object_storage.bucket(adapters_dir)) is not None:
+        return adapter if adapters.is_id(adapter) and store.holds(adapter) else None
     if not _ID.fullmatch(adapter):
         return None
     home = Path(adapters_dir) / adapter
@@ -228,7 +229,9 @@ def check(home: Path, base: str | Path) -> None:
 def _place(adapters_dir: str | Path, name: str) -> tuple[str | Path, str]:
     """The folder or bucket that holds the adapter served as `name`, and what it is called there."""
     if name.endswith(CANDIDATE):
-        return Path(adapters_dir) / adapters.CANDIDATES, name.removesuffix(CANDIDATE)
+        folder = str(adapters_dir)
+        root = joined(folder, adapters.CANDIDATES) if is_uri(folder) else Path(folder) / adapters.CANDIDATES
+        return root, name.removesuffix(CANDIDATE)
     return adapters_dir, name.partition("@")[0]
 
 

@@ -72,7 +72,7 @@ def deploy(
     _quiet(log_file)
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
-    endpoint = Endpoint(url=address(config), model_name=config.name, app=f"slm-ray-{config.port}")
+    endpoint = Endpoint(url=address(config), model_name=config.name, app=app_name(config))
     key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
@@ -273,6 +273,11 @@ def _failure(app: Any) -> str:
     lines = [line.strip() for message in messages[:1] for line in message.splitlines() if line.strip()]
     named = [place for place, line in enumerate(lines) if "Error" in line.split(":")[0] and not line.startswith("File")]
     return " ".join(lines[named[-1] if named else 0 :])[:500]
+
+
+def app_name(config: Serving) -> str:
+    """The application's name in Serve."""
+    return f"slm-ray-{config.port}"
 
 
 def address(config: Serving) -> str:

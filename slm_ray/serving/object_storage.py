@@ -19,20 +19,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from slm_ray import adapters
-from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.errors import DataError
+from slm_ray.remote import StoreAway, address, open_store
 
 LISTED_FOR_S = 2.0
-_CONNECT_S, _REQUEST_S = 2.0, 10.0
-_S3_OPTIONS = ("region", "endpoint_override", "scheme")
+_UNKNOWN_FOR_S = 0.25  # an adapter that a listing lacks may have been published since, and is asked for at once
+_SETTING = "serving.adapters_dir"
 _NEEDED = {adapters.SETTINGS, adapters.WEIGHTS, adapters.MANIFEST}
-
-
-class StoreAway(ResourceError):
-    """The store gives no answer; the text says what it said."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,10 +44,11 @@ class _Listing:
 
 
 def root(adapters_dir: str) -> str:
-    """An absolute folder, or the URI as it is; ConfigError for a URI that is none or that holds a secret."""
+    """An absolute folder, or the URI, also of a copy; ConfigError for a URI that is none or that holds a secret."""
+    adapters_dir = address(adapters_dir)
     if "://" not in adapters_dir:
         return str(Path(adapters_dir).expanduser().absolute())
-    _system(adapters_dir)
+    open_store(adapters_dir, setting=_SETTING)
     return adapters_dir.rstrip("/")
 
 
@@ -71,8 +67,7 @@ class Bucket:
     """One prefix of a bucket; for many threads."""
 
     def __init__(self, uri: str) -> None:
-        self._uri = uri.partition("?")[0]
-        self._system, self._prefix = _system(uri)
+        self._store = open_store(uri, setting=_SETTING)
         self._refreshing = threading.Lock()
         self._listing = _Listing(files={})
         self._listed_at: float | None = None  # when the store answered last
@@ -99,18 +94,20 @@ class Bucket:
         held = self._current(adapter).files.get(adapter, frozenset())
         for name in names:
             if name in held:
-                self._fetch(f"{adapter}/{name}", target / name)
+                self._store.fetch(f"{adapter}/{name}", target / name)
 
     def _current(self, wanted: str | None) -> _Listing:
         """A listing young enough; for what an older one knows already that one, with a younger on its way."""
-        if time.monotonic() - self._asked_at <= LISTED_FOR_S and not self._refreshing.locked():
+        is_known = self._listed_at is not None and (wanted is None or wanted in self._listing.files)
+        young_s = LISTED_FOR_S if is_known or self._problem else min(LISTED_FOR_S, _UNKNOWN_FOR_S)
+        if time.monotonic() - self._asked_at <= young_s and not self._refreshing.locked():
             return self._answer(wanted)
-        if self._listed_at is not None and (wanted is None or wanted in self._listing.files):
+        if is_known:
             if self._refreshing.acquire(blocking=False):
                 threading.Thread(target=self._refresh_and_release, daemon=True).start()
             return self._listing
         with self._refreshing:
-            if time.monotonic() - self._asked_at > LISTED_FOR_S:
+            if time.monotonic() - self._asked_at > young_s:
                 self._refresh()
         return self._answer(wanted)
 
@@ -130,22 +127,19 @@ class Bucket:
         try:
             self._listing, self._problem = self._list(), ""
             self._listed_at = time.monotonic()
-        except (OSError, StoreAway) as error:
-            self._problem = f"{self._uri} gives no list of adapters ({str(error).splitlines()[0][:200]})"
+        except StoreAway as error:
+            self._problem = f"{self._store} gives no list of adapters: {error}"
         self._asked_at = time.monotonic()
 
     def _list(self) -> _Listing:
-        from pyarrow import fs
-
         files: dict[str, set[str]] = {}
         history: tuple[int, int] | None = None
-        found = self._system.get_file_info(fs.FileSelector(self._prefix, recursive=True, allow_not_found=True))
-        for info in found:
-            adapter, _, name = info.path.removeprefix(self._prefix).strip("/").partition("/")
-            if info.is_file and name and "/" not in name:
+        for path, one in self._store.listing().items():
+            adapter, _, name = path.partition("/")
+            if name and "/" not in name:
                 files.setdefault(adapter, set()).add(name)
-            elif info.is_file and adapter == adapters.HISTORY:
-                history = (info.mtime_ns, info.size)
+            elif adapter == adapters.HISTORY:
+                history = (one.written_ns, one.size_bytes)
         listed = {adapter: frozenset(names) for adapter, names in files.items()}
         if history == self._listing.history:
             return _Listing(files=listed, history=history, aliases=self._listing.aliases, damaged=self._listing.damaged)
@@ -154,51 +148,8 @@ class Bucket:
 
     def _promoted(self) -> tuple[Mapping[str, str], str]:
         with tempfile.TemporaryDirectory() as scratch:
-            self._fetch(adapters.HISTORY, Path(scratch) / adapters.HISTORY)
+            self._store.fetch(adapters.HISTORY, Path(scratch) / adapters.HISTORY)
             try:
                 return adapters.promotions(scratch).aliases, ""
             except DataError as error:
-                return {}, str(error).replace(scratch, self._uri)
-
-    def _fetch(self, name: str, target: Path) -> None:
-        from pyarrow import fs
-
-        # Not by an open stream: pyarrow holds the interpreter while it opens one, and a dead store would stop all answers.
-        try:
-            fs.copy_files(
-                f"{self._prefix}/{name}", str(target), source_filesystem=self._system,
-                destination_filesystem=fs.LocalFileSystem(),
-            )  # fmt: skip
-        except OSError as error:
-            raise StoreAway(f"{self._uri}/{name} cannot be read ({str(error).splitlines()[0][:200]})") from None
-
-
-def _system(uri: str) -> tuple[Any, str]:
-    """The file system of a URI and the path in it."""
-    from pyarrow import ArrowException, fs
-
-    url = urlsplit(uri)
-    if url.password:
-        raise ConfigError(
-            f"serving.adapters_dir: the {url.scheme}:// address holds a secret; name it without user and password, and set"
-            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of the cluster's nodes"
-        )
-    options = dict(parse_qsl(url.query))
-    path = f"{url.hostname or ''}{url.path}".rstrip("/")
-    try:
-        if url.scheme == "s3":
-            if unknown := set(options) - set(_S3_OPTIONS):
-                raise ValueError(f"unknown options {', '.join(sorted(unknown))}; there are {', '.join(_S3_OPTIONS)}")
-            patience = fs.AwsStandardS3RetryStrategy(max_attempts=2)
-            return fs.S3FileSystem(
-                anonymous=url.username == "anonymous", connect_timeout=_CONNECT_S, request_timeout=_REQUEST_S,
-                retry_strategy=patience, **options,
-            ), path  # fmt: skip
-        if url.scheme in ("gs", "gcs") and "retry_limit_seconds" not in options:  # the client's own is 15 minutes
-            uri += f"{'&' if url.query else '?'}retry_limit_seconds={_REQUEST_S:g}"
-        system, path = fs.FileSystem.from_uri(uri)
-        return system, path.rstrip("/")
-    except (OSError, ValueError, ArrowException) as error:
-        raise ConfigError(
-            f"serving.adapters_dir {uri!r} is no address of a store ({str(error).splitlines()[0]}); give s3://BUCKET/PREFIX"
-        ) from None
+                return {}, str(error).replace(scratch, self._store.uri)

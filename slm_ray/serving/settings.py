@@ -19,6 +19,7 @@ from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.remote import address
 from slm_ray.serving import object_storage
 from slm_ray.serving.admission import Room
 from slm_ray.serving.auth import is_loopback
@@ -29,6 +30,7 @@ from slm_ray.tasks import open_track
 from slm_ray.yaml_file import read_yaml_mapping
 
 _TOKENS_OF_AN_ANSWER = 2048
+_WAITING = 0.25  # of what the engines batch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
 # Beside Mistral's own files (consolidated.safetensors, params.json, tokenizer.model.v3) vLLM would take those, with a tokenizer
 # that knows no chat template; training reads Hugging Face's.
@@ -180,14 +182,15 @@ def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
 
 
 def room(serving: Mapping[str, Any]) -> Room:
-    """What one ingress replica lets be in flight: twice the answers that the engines batch, shared among the ingresses.
+    """What one ingress replica lets be in flight: the answers that the engines batch and `_WAITING` more, shared among the ingresses.
 
-    More would only wait, and make everybody late.
+    Who waits only fills the places of those who end; more of them would make everybody late. All ingresses that may ever be
+    up are counted, so that no number of them lets in more, nor gives a key more tokens than it has.
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
-    ingresses = _replicas(serving.get("ingress_deployment_config") or {}, "min_replicas")
-    answers = max(1, int(2 * batched * most_engines(serving) // ingresses))
+    ingresses = _most_replicas(serving.get("ingress_deployment_config") or {})
+    answers = max(1, int((1 + _WAITING) * batched * most_engines(serving) // ingresses))
     return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=_context(model))
 
 
@@ -202,12 +205,12 @@ def _context(model: Mapping[str, Any]) -> int | None:
 
 def most_engines(serving: Mapping[str, Any]) -> int:
     """Replicas of the model when all of them are up."""
-    return _replicas(serving["llm_configs"][0].get("deployment_config") or {}, "max_replicas")
+    return _most_replicas(serving["llm_configs"][0].get("deployment_config") or {})
 
 
-def _replicas(deployment: Mapping[str, Any], bound: str) -> int:
+def _most_replicas(deployment: Mapping[str, Any]) -> int:
     scaling = deployment.get("autoscaling_config") or {}
-    return int(deployment.get("num_replicas") or scaling.get(bound, 1))
+    return int(deployment.get("num_replicas") or scaling.get("max_replicas", 1))
 
 
 def _cpus(deployment: Mapping[str, Any]) -> float:
@@ -253,7 +256,7 @@ def _stand_in(base: str, stand_in: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(
             f"a stand-in has {', '.join(sorted(_STAND_IN_KEYS))}, not {', '.join(sorted(stand_in)) or 'nothing'}"
         )
-    pools = {name: str(Path(path).absolute()) for name, path in stand_in["pools"].items()}
+    pools = {name: address(Path(path).absolute()) for name, path in stand_in["pools"].items()}
     return {
         "base": base,
         "deployment": stand_in["deployment"],

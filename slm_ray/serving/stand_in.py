@@ -12,12 +12,13 @@ from typing import Any
 
 from slm_ray.corpus.retrieve import Retriever, with_demonstrations
 from slm_ray.errors import DataError
+from slm_ray.remote import fetched, is_remote
 from slm_ray.tasks import open_dataset
 from slm_ray.types import Example, Message, Prompt
 
 
 class StandIn:
-    """Prompts with the `demonstrations` nearest rows of `pools` (track name to JSONL path) in front of the question.
+    """Prompts with the `demonstrations` nearest rows of `pools` (track name to JSONL path or URI) in front of the question.
 
     A pool's file is read when it is first needed and again when it changes.
     """
@@ -55,6 +56,8 @@ class StandIn:
 
     def _rows(self, name: str) -> list[Example]:
         path = self._pools[name]
+        if is_remote(path):  # what a run has prepared stays as it is
+            path = self._pools[name] = str(fetched(path, setting="the stand-in's pool"))
         try:
             found = os.stat(path)
         except OSError as error:

@@ -9,14 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import IO
 
-from slm_ray.errors import ConfigError, DataError
+from slm_ray.errors import DataError
+from slm_ray.remote import open_store
 
 _KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_GCS_PATIENCE = "retry_limit_seconds"  # the client's own is 15 minutes, in which a wrong name or no access says nothing
-_GCS_PATIENCE_S = 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,40 +61,17 @@ def _bytes(path: Path) -> IO[bytes]:
 
 
 def _remote_files(source: str) -> list[File]:
-    from pyarrow import ArrowException, fs
-
-    try:
-        url = urlsplit(source)
-        if url.password:
-            raise ConfigError(
-                f"the {url.scheme}:// source holds a secret, which would be written into the run's records; name it without"
-                " user and password, and set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-            )
-        system, path = fs.FileSystem.from_uri(_patient(source) if url.scheme in ("gs", "gcs") else source)
-        info = system.get_file_info(path)
-        if info.type == fs.FileType.Directory:
-            inside = system.get_file_info(fs.FileSelector(path))
-            found = sorted((child for child in inside if child.is_file and _known(child.base_name)), key=_path)
-        else:
-            found = [info]
-    except (OSError, ValueError, ArrowException) as error:
-        raise DataError(f"cannot read {source}: {str(error).splitlines()[0]}; check the URI and its access") from None
-    # Without user and options: the name stands in reports, and its end says what kind of file it is.
-    root = f"{url.scheme}://" + (url.netloc.rpartition("@")[2] if path.startswith("/") else "")
+    store = open_store(source, setting="source")
+    if (whole := store.about()) is not None:
+        return [File(name=store.uri, open=partial(store.open, ""), size_bytes=whole.size_bytes)]
+    inside = store.listing(recursive=False)
+    if not inside:
+        raise DataError(f"cannot read {store.uri}: nothing is there; check the URI and its access")
     return [
-        File(name=root + each.path, open=partial(system.open_input_file, each.path), size_bytes=each.size or 0)
-        for each in found
+        File(name=f"{store.uri}/{name}", open=partial(store.open, name), size_bytes=one.size_bytes)
+        for name, one in inside.items()
+        if _known(name)
     ]
-
-
-def _patient(source: str) -> str:
-    if _GCS_PATIENCE in source:
-        return source
-    return f"{source}{'&' if '?' in source else '?'}{_GCS_PATIENCE}={_GCS_PATIENCE_S}"
-
-
-def _path(info: Any) -> str:
-    return str(info.path)
 
 
 def _known(name: str) -> bool:

@@ -109,7 +109,8 @@ class TrafficLog:
             self._waiting.append((entry, chars))
             self._chars += chars
             self._counts = replace(self._counts, taken=self._counts.taken + 1)
-            self._changed.notify_all()
+            if len(self._waiting) in (1, self._most // 2):  # what the thread waits for; others would wake it in vain
+                self._changed.notify_all()
         return True
 
     @property

@@ -95,7 +95,7 @@ def _schema() -> Any:
     }  # fmt: skip
     columns = {
         "kind": text, "id": text, "at": number, "route": text, "serial": whole, "state": text, "arm": text, "user": text,
-        "served": text, "fallback": text, "request": text, "answers": pa.list_(pa.struct(list(answer.items()))),
-        "score": number, "answer": text, "redacted": pa.bool_(),
+        "served": text, "fallback": text, "audited": pa.bool_(), "request": text, "answers": pa.list_(pa.struct(list(answer.items()))),
+        "score": number, "answer": text, "label": pa.bool_(), "redacted": pa.bool_(),
     }  # fmt: skip
     return pa.schema(list(columns.items()), metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})

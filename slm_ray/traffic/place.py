@@ -15,11 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import urlsplit
 
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.remote import ObjectStore, StoreAway, cache_folder, open_store
 from slm_ray.traffic.record import SCHEMA_VERSION
 
 MARK = "traffic.json"
@@ -27,7 +28,6 @@ SALT = "salt"
 JOURNAL = "journal"
 _DAY = "date="
 _PART = ".parquet"
-_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def is_traffic(folder: str) -> bool:
@@ -38,29 +38,17 @@ def is_traffic(folder: str) -> bool:
         return (Path(folder).expanduser() / MARK).is_file()
     try:
         return open_place(folder).exists(MARK)
-    except (ConfigError, DataError, OSError):
+    except (ConfigError, DataError, StoreAway):
         return False
 
 
 def open_place(folder: str) -> Place | RemotePlace:
-    """The place that a path or a URI names. Nothing is made. ConfigError for a URI with a secret, DataError for one that is none."""
+    """The place that a path or a URI names. Nothing is made. ConfigError for a URI that is none or has a secret."""
     if "://" not in folder:
         return Place(Path(folder).expanduser())
-    from pyarrow import ArrowException, fs
-
-    url = urlsplit(folder)
-    if url.scheme == "file":
-        return Place(Path(url.path))
-    if url.password:
-        raise ConfigError(
-            f"the {url.scheme}:// folder of the traffic log holds a secret; name it without user and password, and set them"
-            " in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-        )
-    try:
-        system, path = fs.FileSystem.from_uri(folder)
-    except (OSError, ValueError, ArrowException) as error:
-        raise DataError(f"cannot use {folder}: {str(error).splitlines()[0]}; check the URI and its access") from None
-    return RemotePlace(system=system, path=path, uri=folder.partition("?")[0])
+    if folder.startswith("file:"):
+        return Place(Path(urlsplit(folder).path))
+    return RemotePlace(open_store(folder, setting="the folder of the traffic log"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,79 +123,55 @@ class Place:
             ) from None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RemotePlace:
-    """A prefix of an object store: an object is there once it is whole, so none is written under another name first."""
+    """A prefix of an object store: an object is there once it is whole, so none is written under another name first.
 
-    system: Any
-    path: str
-    uri: str
+    Raises StoreAway for a store that does not answer.
+    """
+
+    store: ObjectStore
 
     def __str__(self) -> str:
-        return self.uri
+        return self.store.uri
 
     @property
     def journals(self) -> Path:
         """Where the journals of this host's writers lie: on its disk, since objects do not grow."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "slm_ray" / "traffic" / self.uri.replace("://", "-").replace("/", "-").strip("-")
+        return cache_folder() / "traffic" / self.store.uri.replace("://", "-").replace("/", "-").strip("-")
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name."""
-        return bool(self.system.get_file_info(f"{self.path}/{name}").is_file)
+        return self.store.about(name) is not None
 
     def put(self, name: str, data: bytes) -> None:
-        """The object in one step. ResourceError where it cannot be written."""
-        from pyarrow import ArrowException
-
-        path = f"{self.path}/{name}"
-        try:
-            if self.system.type_name not in _OBJECT_STORES:  # which have no folders
-                self.system.create_dir(path.rpartition("/")[0], recursive=True)
-            with self.system.open_output_stream(path) as sink:
-                sink.write(data)
-        except (OSError, ArrowException) as error:
-            reason = str(error).splitlines()[0]
-            raise ResourceError(
-                f"cannot write {self.uri}/{name}: {reason}; check the store and the access to it"
-            ) from None
+        """The object in one step."""
+        self.store.write(name, data)
 
     def open(self, name: str) -> IO[bytes]:
         """Its bytes; OSError."""
-        return self.system.open_input_file(f"{self.path}/{name}")  # type: ignore[no-any-return]
+        return self.store.open(name)
 
     def days(self) -> list[date]:
         """The days that have an object, in order."""
-        from pyarrow import fs
-
-        found = self.system.get_file_info(fs.FileSelector(self.path, allow_not_found=True))
-        return sorted(filter(None, (_day_of(each.base_name) for each in found)))
+        return sorted(filter(None, map(_day_of, self.store.folders())))
 
     def parts(self) -> Iterator[str]:
         """The names of all parts by day."""
-        from pyarrow import fs
-
         for day in self.days():
-            found = self.system.get_file_info(fs.FileSelector(f"{self.path}/{day_name(day)}", allow_not_found=True))
-            names = sorted(each.base_name for each in found if each.is_file)
-            yield from (f"{day_name(day)}/{name}" for name in names if _is_part(name))
+            yield from (
+                name for name in self.store.listing(day_name(day), recursive=False) if _is_part(Path(name).name)
+            )
 
     def delete_day(self, day: date) -> None:
         """Remove the day's objects."""
-        with contextlib.suppress(FileNotFoundError):
-            self.system.delete_dir(f"{self.path}/{day_name(day)}")
+        self.store.delete_folder(day_name(day))
 
     def salt(self) -> bytes:
         """As of a folder; of two writers that make one at once the later wins, and the first uses its own until it starts anew."""
-        try:
-            if not self.exists(SALT):
-                self.put(SALT, secrets.token_hex(32).encode())
-            with self.open(SALT) as source:
-                return _checked_salt(source.read(), self.uri)
-        except OSError as error:
-            raise ResourceError(
-                f"cannot use {self.uri} for the traffic log: {str(error).splitlines()[0]}; check the store and the access to it"
-            ) from None
+        if not self.exists(SALT):
+            self.put(SALT, secrets.token_hex(32).encode())
+        return _checked_salt(self.store.read(SALT), self.store.uri)
 
 
 def mark(place: Place | RemotePlace) -> None:

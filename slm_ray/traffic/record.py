@@ -53,13 +53,15 @@ class ArmAnswer:
 class Feedback:
     """What a user said of the answer to request `id`: a score in [0, 1] of the answer that was served, a better answer, or both.
 
-    `at` is in Unix seconds; `redacted`: something was taken out of the answer.
+    `label`: the answer is what was expected, asked of people whatever the models had said, and no correction of one that
+    they disliked. `at` is in Unix seconds; `redacted`: something was taken out of the answer.
     """
 
     id: str
     at: float
     score: float | None = None
     answer: str | None = None
+    label: bool = False
     redacted: bool = False
 
 
@@ -69,6 +71,9 @@ class TrafficRow:
 
     `at` is in Unix seconds, `serial` the number of the route's state when it was asked, `arm` the one that the route chose
     for the client and `served` the one whose answer the client got (None: neither). `fallback` says why they differ.
+    `audited`: drawn, by the id alone, to be asked of both sides (in shadow every one is), and not left out for lack of
+    room; what became of that, `answers` say.
+    The LLM's answers to audited rows are a fair sample of what it would have answered to all, and so are those in record.
     `request` is the body as the client sent it: `messages`, `response_format`, `max_tokens` and so on. `feedback` is
     joined when rows are read.
     """
@@ -84,6 +89,7 @@ class TrafficRow:
     user: str | None = None
     served: Arm | None = None
     fallback: str | None = None
+    audited: bool = False
     feedback: tuple[Feedback, ...] = ()
 
     def answer_of(self, arm: Arm) -> ArmAnswer | None:

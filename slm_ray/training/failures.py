@@ -10,14 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-from collections.abc import Mapping
+import shutil
+import socket
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.exceptions import RayError
 from ray.train import UserCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
+from slm_ray import cluster
 from slm_ray.config import TrainConfig
 from slm_ray.errors import ResourceError, SlmRayError, TrainingError
 from slm_ray.training import progress
@@ -48,7 +52,12 @@ class GiveUp(UserCallback):  # type: ignore[misc]
             raise explained((certain or errors)[0], self._config, self._folder)
         rank, lost = min(worker_exceptions.items())
         with contextlib.suppress(SlmRayError):  # a line that cannot be said is no reason to end the run
-            progress.start(self._progress_path, lost=f"rank {rank}: {type(lost).__name__}")
+            progress.start(self._progress_path, lost=f"rank {rank}: {type(lost).__name__}", waits=self._waits())
+
+    def _waits(self) -> bool:
+        """Whether what is left of the cluster is too small for the group."""
+        workers = self._config.workers
+        return ray.is_initialized() and not cluster.fits([workers.per_worker] * workers.count)
 
 
 def is_lost(error: BaseException) -> bool:
@@ -74,6 +83,24 @@ def explained(error: BaseException, config: TrainConfig, folder: str) -> SlmRayE
         f"a training worker failed: {type(error).__name__}: {reason}; its trace stands in {folder}/failure-*.txt. "
         f"It is not tried again by itself; once the cause is gone, {AGAIN}"
     )
+
+
+def full_disk(error: BaseException, places: Sequence[str]) -> ResourceError | None:
+    """On the node that an error comes from: the line that names it and the fullest of `places`; None for any other error."""
+    if not _is_full(error):
+        return None
+    free = {place: _free_bytes(place) for place in places}
+    fullest = min(places, key=lambda place: free[place])
+    return ResourceError(
+        f"no space left at {fullest} on {socket.gethostname()} ({free[fullest] / 1e6:,.0f} MB are free): free some, then {AGAIN}"
+    )
+
+
+def _free_bytes(place: str) -> float:
+    try:
+        return shutil.disk_usage(place).free
+    except OSError:
+        return float("inf")
 
 
 def run_error(error: TrainingFailedError | RayError, config: TrainConfig, folder: str, attempts: int) -> SlmRayError:

@@ -19,6 +19,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
@@ -26,7 +27,9 @@ from slm_ray.api_key import api_key
 from slm_ray.config import TrainConfig, Workers
 from slm_ray.corpus.leakage import question_hash
 from slm_ray.errors import AdapterError, SlmRayError
-from slm_ray.storage import lock, read_json, write_json, write_text
+from slm_ray.remote import address, is_remote, joined, open_store, send_folder, unchanged
+from slm_ray.storage import lock, read_json, write_json
+from slm_ray.tasks import open_track
 from slm_ray.tracing import Tracer, adapter_facts
 from slm_ray.training import progress, rows
 from slm_ray.training.base_model import base_folder, silence_libraries
@@ -35,15 +38,16 @@ from slm_ray.training.estimate import duration
 from slm_ray.training.failures import GiveUp, run_error
 from slm_ray.training.plan import CPU_THREADS, RANK, Plan, WorkerPayload, plan
 from slm_ray.training.proof import check_prove_on, encoded, prove
+from slm_ray.training.slots import Turn, in_line
 
 FINISHED = "finished.json"
+CHECKPOINTS = ".checkpoints"  # in object storage: nothing of a working copy, for workers write there themselves
 MAX_FAILURES = 2  # how often a group may lose a worker and is started again
 _NOT_RECIPE: Any = {  # said elsewhere in the manifest, or a path
     "name": True, "track": True, "train": True, "validation": True, "base": True, "run_dir": True, "adapters_dir": True,
     "prove_on": True,
     "mixture": {"__all__": {"train": True}},
 }  # fmt: skip
-_DRIVER = {"num_cpus": 0.01, "max_retries": 0}
 
 
 def train(
@@ -83,10 +87,10 @@ def train_many(
     configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None,
     make_room: Callable[[], None] = lambda: None,
 ) -> list[Manifest]:  # fmt: skip
-    """Train several adapters, all at once (each in its own group of workers) or one after the other; in order.
+    """Train several adapters, each in its own group of workers: as many at once as there is room for, or one by one.
 
-    When one fails, the others still run to their end, then its error is raised. `make_room` as for `train`; it may be
-    called more than once.
+    They begin in their order, whatever each asks for (`slots`); a node that joins is used at once. When one fails, the
+    others still run to their end, then its error is raised. `make_room` as for `train`; it may be called more than once.
     """
     if not parallel or len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
@@ -95,31 +99,43 @@ def train_many(
     if open_plans:
         make_room()
     cluster.connect()
-    cluster.require(
-        [bundle for planned in open_plans for bundle in _bundles(planned.config)], setting="training.workers × tracks"
-    )
     for planned in open_plans:
+        cluster.require(_bundles(planned.config), setting="training.workers")
         _announce(planned, hourly_usd)
+    key = api_key(os.environ)
     with progress.shown([planned.progress_path for planned in open_plans]):
-        running = [_in_task.options(**_DRIVER).remote(planned, api_key(os.environ)) for planned in plans]
-        ray.wait(running, num_returns=len(running))
-    manifests = [_result(reference) for reference in running]
+        ended = in_line(
+            [_bundles(planned.config) for planned in open_plans],
+            lambda turn: _in_task.options(**_driver(open_plans[turn.number])).remote(
+                open_plans[turn.number], key, turn
+            ),
+        )
+    trained = {planned.folder: _result(one) for planned, one in zip(open_plans, ended, strict=True)}
+    manifests = [trained.get(planned.folder) or _train(planned, show=False, key=key) for planned in plans]
     for planned, manifest in zip(plans, manifests, strict=True):
         trace(planned.folder, manifest, os.environ)
     return manifests
 
 
-def fit(planned: Plan) -> dict[str, Any]:
-    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one."""
+def fit(planned: Plan, turn: Turn | None = None) -> dict[str, Any]:
+    """Run the workers to the end: rank 0's figures, and `adapter`, the folder of the last checkpoint, or of the best one.
+
+    In the place of a `turn`, or else wherever Ray finds one.
+    """
     from slm_ray.training.ray_trainer import RayTrainer
 
     config = planned.config
     cluster.require(_bundles(config), setting="training.workers")
     copies = {"training.base": config.base} if Path(config.base).is_dir() else {}
-    cluster.require_seen(config.workers.per_worker, shared={"training.run_dir": planned.folder.parent}, copies=copies)
+    cluster.require_seen(
+        config.workers.per_worker, shared={"training.run_dir": address(planned.folder.parent)}, copies=copies
+    )
+    is_shared = not is_remote(address(planned.folder))
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
+        keeper=None if is_shared else beside_driver(progress.Keeper).remote(planned.folder.parent),
+        track=open_track(config.track, beside=config.train),
     )  # fmt: skip
     progress.start(planned.progress_path)
     trainer = RayTrainer(
@@ -128,7 +144,7 @@ def fit(planned: Plan) -> dict[str, Any]:
         **group_settings(config.workers),
         run_config=RunConfig(
             name=planned.folder.name,
-            storage_path=str(planned.folder.parent),
+            **checkpoint_storage(planned.folder.parent),
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=2, checkpoint_score_attribute=RANK if planned.validation else None
@@ -138,26 +154,52 @@ def fit(planned: Plan) -> dict[str, Any]:
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    trainer.turn = turn
     started_ns = time.time_ns()
     try:
         result = trainer.fit()
     except (TrainingFailedError, RayError) as error:  # the second where the controller or its node is gone
         raise run_error(error, config, str(planned.folder), MAX_FAILURES + 1) from None
     outcome: dict[str, Any] = result.return_value
-    return {**outcome, "adapter": _chosen(result, planned).path, "bounds_ns": [started_ns, time.time_ns()]}
+    chosen = _chosen(result, planned)
+    adapter = chosen.path if is_shared else chosen.to_directory(str(planned.folder / ".chosen"))
+    return {**outcome, "adapter": adapter, "bounds_ns": [started_ns, time.time_ns()]}
 
 
-def _train(planned: Plan, *, show: bool, key: str) -> Manifest:
+def checkpoint_storage(folder: Path) -> dict[str, Any]:
+    """Where Ray keeps checkpoints of the runs in a folder: there, or in the store that it is a working copy of."""
+    where = address(folder)
+    if not is_remote(where):
+        return {"storage_path": str(folder)}
+    store = open_store(joined(where, CHECKPOINTS), setting="training.run_dir")
+    return {"storage_path": store.path, "storage_filesystem": store.system}
+
+
+def beside_driver(kind: type) -> Any:
+    """An actor class on this process's node."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here)
+
+
+def _train(planned: Plan, *, show: bool, key: str, turn: Turn | None = None) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
     cluster.connect()
     with lock(planned.folder), progress.shown([planned.progress_path] if show else []):
-        return _publish(planned, fit(planned), key)
+        return _publish(planned, fit(planned, turn), key, turn)
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _in_task(planned: Plan, key: str) -> Manifest:
-    return _train(planned, show=False, key=key)
+def _in_task(planned: Plan, key: str, turn: Turn) -> Manifest:
+    return _train(planned, show=False, key=key, turn=turn)
+
+
+def _driver(planned: Plan) -> dict[str, Any]:
+    """What a training's own task asks for: next to nothing, and the node that has the folder where others do not see it."""
+    if not is_remote(address(planned.folder)):
+        return {"num_cpus": 0.01, "max_retries": 0}
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
 
 
 def _planned(config: TrainConfig, meanwhile: Callable[[Path], None] | None = None) -> Plan:
@@ -197,8 +239,10 @@ def _chosen(result: Any, planned: Plan) -> Any:
 
 def _keep_trace(payload: WorkerPayload) -> None:
     rank = ray.train.get_context().get_world_rank()
+    path, text = Path(payload.progress_path).with_name(f"failure-{rank}.txt"), traceback.format_exc()
     with contextlib.suppress(SlmRayError):  # the disk may be what is full
-        write_text(Path(payload.progress_path).with_name(f"failure-{rank}.txt"), traceback.format_exc())
+        written = progress.keep(path, text, payload.keeper)
+        ray.get([] if written is None else written)
 
 
 def _result(reference: Any) -> Manifest:
@@ -221,7 +265,7 @@ def _finished(planned: Plan) -> Manifest | None:
         return None  # it was deleted: the last checkpoint is still there, and is published again
 
 
-def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
+def _publish(planned: Plan, outcome: dict[str, Any], key: str, turn: Turn | None) -> Manifest:
     config = planned.config
     publication: dict[str, Any] = {
         "name": config.name, "track": rows.track_name(config), "base": config.base,
@@ -232,10 +276,12 @@ def _publish(planned: Plan, outcome: dict[str, Any], key: str) -> Manifest:
         "recipe": config.model_dump(mode="json", exclude=_NOT_RECIPE),
         "base_shapes": adapters.base_shapes(base_folder(config.base)),
     }  # fmt: skip
-    proof = prove(planned, Path(outcome["adapter"]), publication, key=key)
-    manifest = adapters.publish(
-        outcome["adapter"], config.adapters_dir, **publication, proof=proof.summary, parity=encoded(proof.record)
-    )
+    proof = prove(planned, Path(outcome["adapter"]), publication, key=key, turn=turn)
+    with unchanged(config.adapters_dir):
+        manifest = adapters.publish(
+            outcome["adapter"], config.adapters_dir, **publication, proof=proof.summary, parity=encoded(proof.record)
+        )
+        send_folder(Path(config.adapters_dir) / manifest.id, last=adapters.MANIFEST)
     figures = {name: outcome[name] for name in ("metrics", "curve", "bounds_ns")}
     write_json(planned.folder / FINISHED, {"adapter": manifest.id, **figures})
     return manifest

@@ -125,7 +125,7 @@ class Meter(TrainerCallback):  # type: ignore[misc]
     def _write(self) -> None:
         with self._writing:
             if (now := self.now()) is not None:
-                progress.write(self._path, now)
+                progress.write(self._path, now, self.payload.keeper)
                 self._written_s = time.monotonic()
 
 

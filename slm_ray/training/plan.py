@@ -16,6 +16,7 @@ from typing import Any
 from slm_ray import adapters
 from slm_ray.config import TrainConfig
 from slm_ray.corpus.render import digest
+from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
 from slm_ray.training import estimate, rows
 from slm_ray.training.base_model import base_folder, open_template, silence_libraries
@@ -60,7 +61,9 @@ class Plan:
 class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
 
-    `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end.
+    `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end; both as `track`
+    says, which lies beside the rows, where a worker may not see it. `keeper` is an
+    actor that writes beside the driver what workers tell, where they do not see its folder (`progress.Keeper`).
     """
 
     config: TrainConfig
@@ -68,8 +71,10 @@ class WorkerPayload:
     lengths: tuple[int, ...]
     use_gpu: bool
     progress_path: str
+    keeper: Any = None
     validation: tuple[Example, ...] = ()
     selection: tuple[Example, ...] = ()
+    track: Track | None = None
 
     @property
     def steps(self) -> int:

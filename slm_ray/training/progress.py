@@ -21,12 +21,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from slm_ray.storage import write_json
+from slm_ray.storage import write_text
 
 _CURVE = ("step", "loss", "learning_rate", "grad_norm")
 _POLL_S = 0.5
 _PLAIN_EVERY = 10  # polls between lines where there is no terminal
 _AGAIN = "its group starts again from the last checkpoint, and waits where no node has room for it (see: ray status)"
+_WAITS = (
+    "no node has room for its group now: it waits for one, and goes on there from the last checkpoint (see: ray status)"
+)
 _LONG_START_S, _SAID_EVERY_S = 60, 30
 
 
@@ -54,19 +57,45 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Starting:
-    """A run that has its turn and has not taken a step yet. `lost` is what became of its workers, where it had some."""
+    """A run that has its turn and has not taken a step yet. `lost` is what became of its workers, where it had some.
+
+    `waits` says that the cluster, idle, has no room for others.
+    """
 
     lost: str = ""
+    waits: bool = False
 
 
-def start(path: Path, *, lost: str = "") -> None:
+def start(path: Path, *, lost: str = "", waits: bool = False, keeper: Any = None) -> None:
     """Say that the run has its turn: its workers are asked for, once more where others were `lost`."""
-    write_json(path, {"lost": lost} if lost else {})
+    keep(path, json.dumps({"lost": lost, "waits": waits} if lost else {}), keeper)
 
 
-def write(path: Path, progress: Progress) -> None:
+def write(path: Path, progress: Progress, keeper: Any = None) -> None:
     """Replace the progress file."""
-    write_json(path, dataclasses.asdict(progress))
+    keep(path, json.dumps(dataclasses.asdict(progress)), keeper)
+
+
+def keep(path: Path, text: str, keeper: Any = None) -> Any:
+    """Replace a file of a run's folder, by way of a `Keeper` where this node does not see it: then what Ray answers to that."""
+    if keeper is not None:
+        return keeper.write.remote(f"{path.parent.name}/{path.name}", text)
+    write_text(path, text)
+    return None
+
+
+class Keeper:
+    """Writes beside the driver what workers on other nodes tell of its runs; an actor on the driver's node.
+
+    `folder` is the one that the runs' folders lie in.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, name: str, text: str) -> None:
+        """Replace the file `RUN/NAME`."""
+        write_text(self._folder / name, text)
 
 
 def read(path: Path) -> Progress | Starting | None:
@@ -74,7 +103,7 @@ def read(path: Path) -> Progress | Starting | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         if "step" not in found:
-            return Starting(lost=found.get("lost", ""))
+            return Starting(**found)
         return Progress(**{**found, "gpus": tuple(Gpu(**gpu) for gpu in found["gpus"])})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -110,7 +139,7 @@ def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0)
     if progress is None:
         return f"{name}: waiting for a slot"
     if isinstance(progress, Starting) and progress.lost:
-        return f"{name}: a worker was lost ({progress.lost}); {_AGAIN}"
+        return f"{name}: a worker was lost ({progress.lost}); {_WAITS if progress.waits else _AGAIN}"
     if isinstance(progress, Starting):
         if waited_s <= _LONG_START_S:
             return f"{name}: starting workers"

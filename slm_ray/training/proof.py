@@ -22,6 +22,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from slm_ray import adapters, parity
 from slm_ray.adapters import Manifest
@@ -29,12 +30,14 @@ from slm_ray.adapters.weights import unserved
 from slm_ray.config import ParityConfig, TrainConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError, SlmRayError
 from slm_ray.parity import CANDIDATE, Finding, Note, Record, Reference, Served
+from slm_ray.remote import address, is_remote, sent
 from slm_ray.reports.encoding import decode, encode
 from slm_ray.serving.served_answers import NoEngine, Refused, TooLong, ask_endpoint, ask_engine, read_record
 from slm_ray.serving.settings import FRONT_ONLY, read_serve_file
-from slm_ray.storage import read_json
+from slm_ray.storage import read_json, write_bytes
 from slm_ray.training.base_model import base_folder, open_tokenizer, silence_libraries
 from slm_ray.training.plan import CPU_THREADS, Plan
+from slm_ray.training.slots import Turn
 
 NOTE = "parity_note.json"  # in a checkpoint
 NOTHING, ENGINE = "nothing", "engine"
@@ -85,10 +88,13 @@ class Seen:
     unserved: str = ""
 
 
-def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, key: str) -> Proof:
+def prove(
+    planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, key: str, turn: Turn | None = None
+) -> Proof:
     """Proof of the adapter of `checkpoint`, which `publication` (arguments of `adapters.publish`) will publish.
 
-    Joins the caller's Ray; `key` is the endpoint's. ModelError with every fault and nothing else.
+    Joins the caller's Ray; `key` is the endpoint's; a training that has a `turn` is proved in its place, which those in
+    line behind it would have taken otherwise. ModelError with every fault and nothing else.
     """
     config = planned.config
     if config.prove_on == NOTHING:
@@ -104,8 +110,9 @@ def prove(planned: Plan, checkpoint: Path, publication: Mapping[str, Any], *, ke
             manifest, root, base=config.base, record=Record(prompts=prompts, note=note), prove_on=config.prove_on,
             others=Path(config.adapters_dir), use_gpu=config.workers.per_worker.get("GPU", 0) > 0,
         )  # fmt: skip
-        candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
-        seen = _in_task(candidate, served, dict(config.workers.per_worker))
+        with sent(root / manifest.id, last=adapters.MANIFEST) if candidate.engine is None else contextlib.nullcontext():
+            candidate, served, refused = _from_endpoint(config.prove_on, f"{manifest.id}{CANDIDATE}", candidate, key)
+        seen = _in_task(candidate, served, dict(config.workers.per_worker), turn)
     return _proof(candidate, replace(seen, refused=seen.refused or refused), on=config.prove_on)
 
 
@@ -212,19 +219,30 @@ def look(candidate: Candidate, served: Served | None) -> Seen:
 
 
 @ray.remote  # type: ignore[untyped-decorator]
-def _look(candidate: Candidate, served: Served | None) -> Seen:
-    return look(candidate, served)
+def _look(candidate: Candidate, served: Served | None, files: Mapping[str, bytes] | None) -> Seen:
+    """`files` are the candidate's, where its folder is a copy of object storage, which this node may not have."""
+    if files is None:
+        return look(candidate, served)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / candidate.name
+        for name, data in files.items():
+            write_bytes(folder / name, data)
+        return look(replace(candidate, folder=folder, others={}), served)
 
 
-def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float]) -> Seen:
+def _in_task(candidate: Candidate, served: Served | None, resources: dict[str, float], turn: Turn | None) -> Seen:
     environment = {"OMP_NUM_THREADS": str(CPU_THREADS), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     if not candidate.use_gpu:
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     task = _look.options(
         num_cpus=resources.pop("CPU", 0), num_gpus=resources.pop("GPU", 0), resources=resources, max_retries=0,
         runtime_env={"env_vars": environment},
+        scheduling_strategy="DEFAULT" if turn is None else PlacementGroupSchedulingStrategy(turn.taken()),
     )  # fmt: skip
-    waiting = task.remote(candidate, served)
+    files = None
+    if is_remote(address(candidate.folder)):
+        files = {path.name: path.read_bytes() for path in candidate.folder.iterdir() if path.is_file()}
+    waiting = task.remote(candidate, served, files)
     try:
         seen: Seen = ray.get(waiting, timeout=_WITHIN_S)
     except GetTimeoutError:

@@ -22,9 +22,18 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig
 from slm_ray import cluster
 from slm_ray.config import Workers
 from slm_ray.corpus.render import digest
-from slm_ray.storage import read_json
+from slm_ray.remote import address, is_remote
+from slm_ray.storage import read_json, write_text
+from slm_ray.tasks import open_track
 from slm_ray.training import rows
-from slm_ray.training.launch import MAX_FAILURES, group_settings, on_gpus, worker_environment
+from slm_ray.training.launch import (
+    MAX_FAILURES,
+    beside_driver,
+    checkpoint_storage,
+    group_settings,
+    on_gpus,
+    worker_environment,
+)
 from slm_ray.training.plan import Plan, WorkerPayload
 from slm_ray.types import Example
 
@@ -62,7 +71,10 @@ class _Trial:
 
 
 class Desk:
-    """Who trains what: trials wait here for a group, and whoever started a trial hears of it here. One asyncio Ray actor."""
+    """Who trains what: trials wait here for a group, and whoever started a trial hears of it here. One asyncio Ray actor.
+
+    It is the trials' `progress.Keeper` too, where their workers do not see the driver's disk.
+    """
 
     def __init__(self, groups: int) -> None:
         self._trials: dict[str, _Trial] = {}
@@ -73,6 +85,11 @@ class Desk:
         self._closed = False
         self._lost = ""
         self._errors: dict[str, str] = {}
+
+    async def write(self, name: str, text: str) -> None:
+        """Replace the file `TRIAL/NAME` beside the driver."""
+        trial, _, file = name.partition("/")
+        write_text(Path(self._trials[trial].work.folder) / file, text)
 
     async def submit(self, work: Work) -> None:
         """Queue a trial."""
@@ -174,8 +191,8 @@ _KILLED = (
 @contextlib.contextmanager
 def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[Any]:
     """The handle of a desk with so many groups (`concurrent`), which end with the block; `folder` is for Ray Train's files."""
-    cluster.require_seen(workers.per_worker, shared={"run_dir": folder})
-    handle = ray.remote(num_cpus=0)(Desk).remote(groups)
+    cluster.require_seen(workers.per_worker, shared={"run_dir": address(folder)})
+    handle = beside_driver(Desk).remote(groups)
     started = [_started(number, handle, workers, seed, folder / f"group{number}") for number in range(groups)]
     watcher = threading.Thread(target=_watch, args=(handle, started), daemon=True)
     watcher.start()
@@ -197,12 +214,16 @@ def concurrent(workers: Workers, trials: int) -> int:
     return min(trials, max(1, int(min(fits, default=1) + 1e-6)))
 
 
-def work(planned: Plan, validation: Sequence[Example], *, rungs: Sequence[int] = (), rows_ref: Any = None) -> Work:
-    """A planned run as a trial; `rows_ref` are its rows, already in Ray's store."""
+def work(
+    planned: Plan, validation: Sequence[Example], *, desk: Any, rungs: Sequence[int] = (), rows_ref: Any = None
+) -> Work:
+    """A planned run as a trial for a desk; `rows_ref` are its rows, already in Ray's store."""
+    keeper = desk if is_remote(address(planned.folder)) else None
     config = planned.config
     payload = WorkerPayload(
         config=config, rows=(), lengths=planned.lengths, use_gpu=on_gpus(config.workers),
         progress_path=str(planned.progress_path), validation=tuple(validation),
+        track=open_track(config.track, beside=config.train), keeper=keeper,
     )  # fmt: skip
     return Work(
         name=planned.folder.name, folder=str(planned.folder), payload=payload, rows=(rows_ref or put_rows(planned),),
@@ -232,7 +253,7 @@ def _started(number: int, handle: Any, workers: Workers, seed: int, folder: Path
         **group_settings(workers),
         run_config=RunConfig(
             name=folder.name,
-            storage_path=str(folder.parent),
+            **checkpoint_storage(folder.parent),
             failure_config=FailureConfig(max_failures=-1),  # the desk counts them, by trial
             worker_runtime_env={"env_vars": worker_environment(workers, seed)},
             logging_config=LoggingConfig(log_level="ERROR"),

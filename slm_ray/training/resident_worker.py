@@ -21,8 +21,6 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.storage import write_json
-from slm_ray.tasks import open_track
 from slm_ray.training import progress
 from slm_ray.training.estimate import EAGER_TOKENS
 from slm_ray.training.meter import Meter
@@ -58,7 +56,8 @@ def serve(desk: Any, group: int) -> None:
         else:
             outcome = {"done": True, "loss": record["metrics"]["validation_loss"], "step": record["metrics"]["steps"]}
             if rank == 0:
-                write_json(Path(taken.folder) / RECORD, record)
+                written = progress.keep(Path(taken.folder) / RECORD, json.dumps(record, indent=2), taken.payload.keeper)
+                ray.get([] if written is None else written)
         if rank == 0:
             ray.get(desk.finish.remote(group, outcome))
 
@@ -81,7 +80,7 @@ class Resident:
         payload = work.payload
         quiet(payload)
         if self._rank == 0:
-            progress.start(Path(payload.progress_path))
+            progress.start(Path(payload.progress_path), keeper=payload.keeper)
         base, self._base = (
             self._open(payload),
             None,
@@ -101,6 +100,8 @@ class Resident:
 
     def _train(self, work: Work, model: Any, go_on: GoOn) -> tuple[list[tuple[int, float]], dict[str, Any]]:
         payload, folder = work.payload, Path(work.folder) / _CHECKPOINTS
+        if payload.keeper is not None:  # a disk of this node's alone: ranks on other nodes could not go on from there
+            shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         trainer = open_trainer(
             model, self._tokenizer, self._with_rows(work), folder=str(folder), dataset=self._known(work)
@@ -144,11 +145,11 @@ class Resident:
         return sum(total for total, _ in shares) / sum(tokens for _, tokens in shares)
 
     def _scored(self, model: Any, payload: WorkerPayload) -> dict[str, Any]:
-        track = open_track(payload.config.track, beside=payload.config.train)
-        own = row_scores(model, self._tokenizer, payload.validation[self._rank :: self._ranks], track)
+        assert payload.track is not None  # rows that are scored have one
+        own = row_scores(model, self._tokenizer, payload.validation[self._rank :: self._ranks], payload.track)
         scores = {score.example_id: score for share in self._gathered(own) for score in share}
         ordered = [scores[example.id] for example in payload.validation]
-        return {**summary(track, ordered), "validation_loss": self._loss(model, payload)}
+        return {**summary(payload.track, ordered), "validation_loss": self._loss(model, payload)}
 
     def _agreed(self, go_on: GoOn) -> GoOn:
         return lambda report: _from_first(lambda: go_on(report), self._rank, self._ranks)

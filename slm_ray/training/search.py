@@ -25,14 +25,15 @@ from slm_ray import cluster
 from slm_ray.config import Range, Search, TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
+from slm_ray.remote import address, is_remote
 from slm_ray.storage import read_json
 from slm_ray.training import progress, resident
+from slm_ray.training.launch import checkpoint_storage
 from slm_ray.training.plan import Plan, WorkerPayload, varied
 from slm_ray.training.trials import Trial, outcomes
 from slm_ray.types import Example
 
 Point = dict[str, Any]
-_DRIVER = {"CPU": 0.01}
 _RUNGS = 2
 
 
@@ -125,7 +126,7 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
         watch = _Watch(searched, desk)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _DRIVER
+                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _driver(folder)
             ),
             param_space=space(searched.settings),
             tune_config=tune.TuneConfig(
@@ -134,7 +135,7 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
                 search_alg=optuna_search(points, wanted=wanted, seed=seed + len(before)), scheduler=asha(searched),
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=str(folder), verbose=0, callbacks=[watch],
+                name="tune", **checkpoint_storage(folder), verbose=0, callbacks=[watch],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a trial of Tune's has nothing to keep
             ),
         )  # fmt: skip
@@ -145,6 +146,13 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
         errors = ray.get(desk.errors.remote())
     plans = {planned.folder: planned for planned in map(searched.at, watch.points)}
     return outcomes(list(plans.values()), searched.validation_digest, errors)
+
+
+def _driver(folder: Path) -> dict[str, float]:
+    """What a trial's own process asks for: next to nothing, and the node that has the folder where others do not see it."""
+    if not is_remote(address(folder)):
+        return {"CPU": 0.01}
+    return {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}
 
 
 def space(settings: Search) -> dict[str, Any]:
@@ -197,7 +205,9 @@ class _Recipe(tune.Trainable):  # type: ignore[misc]
         if record is not None:
             yield from replayed(record)
             return
-        work = resident.work(planned, self._searched.validation, rungs=self._searched.rungs, rows_ref=self._rows[0])
+        work = resident.work(
+            planned, self._searched.validation, desk=self._desk, rungs=self._searched.rungs, rows_ref=self._rows[0]
+        )
         ray.get(self._desk.submit.remote(work))
         while True:
             report = ray.get(self._desk.hear.remote(work.name))

@@ -64,7 +64,7 @@ def _train(plans: Sequence[Plan], validation: Sequence[Example], folder: Path) -
     first = plans[0].config
     groups = resident.concurrent(first.workers, len(plans))
     with resident.desk(first.workers, groups, seed=first.seed, folder=folder / first.precision) as desk:
-        ray.get([desk.submit.remote(resident.work(planned, validation)) for planned in plans])
+        ray.get([desk.submit.remote(resident.work(planned, validation, desk=desk)) for planned in plans])
         ray.get([desk.hear.remote(planned.folder.name) for planned in plans])
         errors: dict[str, str] = ray.get(desk.errors.remote())
     return errors

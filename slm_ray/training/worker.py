@@ -18,10 +18,10 @@ import ray.train
 import torch
 import transformers
 
-from slm_ray.tasks import open_track
 from slm_ray.training import estimate, progress, selection
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.base_shape import BaseShape
+from slm_ray.training.failures import full_disk
 from slm_ray.training.meter import Meter
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity
@@ -41,7 +41,12 @@ def worker(payload: WorkerPayload) -> dict[str, Any]:
         trainer = open_trainer(model, tokenizer, payload, folder=local)
         if ray.train.get_context().get_world_rank() == 0:
             trainer.add_callback(NoteParity(trainer, precision=payload.config.precision))
-        return run(trainer, Report(payload), resume=resumed)
+        try:
+            return run(trainer, Report(payload), resume=resumed)
+        except (OSError, RuntimeError) as error:
+            if (full := full_disk(error, (local, str(Path(payload.progress_path).parent)))) is not None:
+                raise full from None
+            raise
 
 
 def quiet(payload: WorkerPayload) -> None:
@@ -79,8 +84,8 @@ def open_trainer(
         steps=payload.steps, report_to=config.report_to,
     )  # fmt: skip
     if payload.selection:
-        track = open_track(config.track, beside=config.train)
-        trainer.selection = Selection(payload.selection, track, tokenizer, patience=config.early_stopping)
+        assert payload.track is not None  # rows that are scored have one
+        trainer.selection = Selection(payload.selection, payload.track, tokenizer, patience=config.early_stopping)
     if trainer.args.world_size != payload.config.workers.count:
         raise RuntimeError(
             f"each rank would train alone: world size {trainer.args.world_size} of {payload.config.workers.count}"

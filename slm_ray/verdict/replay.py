@@ -2,8 +2,8 @@
 
 The order is that in which the rows were drawn before the first call, which is the order of the report's rows; a report
 without a drawn order is refused, since any other order may have been chosen after the answers were seen. Looked at is the
-longest beginning of the order for which both models have an answer, whole groups at a time, so that a model which was no
-longer asked once it was decided needs no more rows.
+longest beginning of the order for which both models have an answer, whole groups at a time (rounds of them, where the order
+is stratified), so that a model which was no longer asked once it was decided needs no more rows.
 
 Held to the same standard as the primary metric, over all looks together: every guardrail, and every reading of failed
 calls (an intersection-union over their own bets). Not held to it: slices and floors, whose bounds are those of one look.
@@ -16,10 +16,10 @@ import itertools
 from collections.abc import Sequence
 
 from slm_ray.errors import ComparisonError
-from slm_ray.types import Action, Comparison, SequentialResult
+from slm_ray.types import Action, Comparison, Rounds, SequentialResult
 from slm_ray.verdict.arms import ComparedArm, track_of
 from slm_ray.verdict.sample_size import plan
-from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, paired_row, rounds_of
 
 
 def replay(
@@ -42,6 +42,13 @@ def replay(
             f"the rows of {left.spec} were asked in an order drawn from {left.report.order_seed}, those of {right.spec} in"
             f" one from {right.report.order_seed}; evaluate both models with one seed"
         )
+    shared = [[key for key in arm.rows if key in other.rows] for arm, other in ((left, right), (right, left))]
+    if shared[0] != shared[1]:
+        raise ComparisonError(
+            f"{left.spec} and {right.spec} were asked the same rows in different orders; evaluate both with one"
+            " declare.stratify"
+        )
+    rounds = [arm.report.sequential.rounds if arm.report.sequential else () for arm in (left, right)]
     track = track_of(left.report)
     metrics = tuple(dict.fromkeys((track.primary, *track.guardrails_with(guardrails))))
     scored = left.scored() & right.scored()
@@ -57,8 +64,8 @@ def replay(
         primary=track.primary, delta=delta, level=min(level, asked.level) if asked else level, guardrails=metrics[1:],
         largest_group=max([*drawn, *map(len, groups)], default=1),
     )  # fmt: skip
-    for group in groups:
-        test.add([_paired(left, right, key, metrics) for key in group])
+    for asked_together in rounds_of(groups, max(rounds, key=_groups_of)):
+        test.add_round([[_paired(left, right, key, metrics) for key in group] for group in asked_together])
     return test.result
 
 
@@ -117,6 +124,10 @@ def _more_rows(comparison: Comparison, seen: SequentialResult, delta: float) -> 
         f"not decided yet after {seen.rows} rows; {'; '.join(found)}{grouped}. Rows may be added: evaluate again with extend:"
         " FILE.jsonl, then compare."
     )
+
+
+def _groups_of(rounds: Rounds) -> int:
+    return sum(groups * times for groups, times in rounds)
 
 
 def _paired(left: ComparedArm, right: ComparedArm, key: str, metrics: Sequence[str]) -> PairedRow:

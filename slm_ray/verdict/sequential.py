@@ -9,20 +9,23 @@ number of looks. The confidence sequence is the set of means that the same bets 
 Promises: the error of each decision and of each bound is at most `level` over all looks together, exactly and not only for
 many rows, for right-or-wrong and for graded scores; the result does not depend on when it was looked at, and the same
 groups in the same order give the same result. Assumes that groups come in an order drawn at random from the task (rows
-within a group may be alike). Says nothing of slices: whoever decides may let a clearly worse slice block a swap, which
-makes swaps only rarer, but may not turn it into a fine_tune, which needs a process of its own.
+within a group may be alike), or in rounds of one group from each of equal parts of it (`SequentialTest.add_round`). Says
+nothing of slices: whoever decides may let a clearly worse slice block a swap, which makes swaps only rarer, but may not turn
+it into a fine_tune, which needs a process of its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slm_ray.types import Action, Interval, SequentialPoint, SequentialResult
+from slm_ray.types import Action, Interval, Rounds, SequentialPoint, SequentialResult
 
 METHOD = "confidence sequence"
 _READINGS = ("all", "reached", "answered")  # of failed calls, as `decide` has them
@@ -30,6 +33,7 @@ _HAIR = 1e-9
 _STEP = 0.0025  # between the means that the confidence sequence tries
 _POINTS = 199  # of the path, besides the last
 _LARGEST_LOG = 700.0  # e to this is still a float
+_PACE_FROM = 1.5  # what a capital of 1 has become before it is said to have a pace
 
 # Bet sizes are fractions of the most that a bet could stake without ruin. Nobody knows beforehand which is best, so that
 # the starting capital is spread over several: most on the one that is best were both models equal (the true difference is
@@ -43,6 +47,7 @@ _LEAST_TARGET = 0.005
 _SHRINK = 2 * math.log(20)
 
 _Values = NDArray[np.float64]
+_Row = TypeVar("_Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +72,19 @@ def paired_row(
         name: None if (a := llm.get(name)) is None or (b := slm.get(name)) is None else b - a for name in metrics
     }
     return PairedRow(group=group, differences=differences, reached=reached, answered=answered)
+
+
+def rounds_of(groups: Sequence[Sequence[_Row]], rounds: Rounds) -> list[Sequence[Sequence[_Row]]]:
+    """The groups by the rounds that they were asked in, one that is not whole left out; each is one where there are none."""
+    sizes = (size for size, times in rounds for _ in range(times)) if rounds else itertools.repeat(1)
+    found: list[Sequence[Sequence[_Row]]] = []
+    at = 0
+    for size in sizes:
+        if at + size > len(groups):
+            break
+        found.append(groups[at : at + size])
+        at += size
+    return found
 
 
 def bet_fractions(spread: _Values, share: _Values, groups: _Values, delta: float) -> _Values:
@@ -120,11 +138,14 @@ class Capital:
         self.now = np.zeros(len(means))
         self.peak = np.zeros(len(means))
 
-    def add(self, totals: _Values, counts: _Values, fractions: _Values) -> None:
+    def settle(self, totals: _Values, counts: _Values, fractions: _Values) -> None:
         """Settle one bet of each: `totals` and `counts` of the group, by capital or for all."""
         toward = self.sides * self.means
         stakes = (self.sides * totals - counts * toward) / (self.largest * (1 + toward))
         self.logs += np.log1p(stakes[:, None] * fractions)
+
+    def look(self) -> None:
+        """What the capitals are now, and whether they have never been as high."""
         top = self.logs.max(axis=1)
         self.now = top + np.log(np.exp(self.logs - top[:, None]).sum(axis=1))
         np.maximum(self.peak, self.now, out=self.peak)
@@ -154,10 +175,10 @@ class _Bound:
     def value(self) -> float:
         return self._side * self._far
 
-    def add(self, total: _Values, count: _Values, fractions: _Values, other: float) -> None:
+    def look(self, other: float) -> None:
         """`other` is the bound of the other side: means beyond it are not tried any more."""
         capital = self.capital
-        capital.add(total, count, fractions)
+        capital.look()
         open_ = capital.peak < self._needed
         rejected = int(open_.argmax()) if open_.any() else len(open_)
         along = self._side * capital.means
@@ -206,22 +227,38 @@ class SequentialTest:
         self._lower, self._upper = (_Bound(side, delta, level, largest_group) for side in (1, -1))
 
     def add(self, rows: Sequence[PairedRow]) -> None:
-        """Look at the rows of one group: one bet.
+        """Look at the rows of one group, in a plain random order: a round of one."""
+        self.add_round([rows])
 
-        ValueError for rows of several groups, a group seen before, more rows than `largest_group`, or a difference outside
-        [-1, 1]; nothing has changed then.
+    def add_round(self, groups: Sequence[Sequence[PairedRow]]) -> None:
+        """Bet on each group of a round, by what was known before the round, and look at its end.
+
+        The groups may come of different parts of the task, one of each, as long as the parts are the same in every round
+        and of equal weight: a bet of fraction f on a part whose mean stake is m makes the capital grow by 1 + f·m on
+        average, independent bets multiply, and the product over the parts is at most exp(f·Σm) ≤ 1 where the mean over all
+        of them is within the hypothesis. Between the groups of a round that does not hold, so that nobody looks there.
+
+        ValueError for rows of several groups as one, a group seen before, more rows than `largest_group`, or a difference
+        outside [-1, 1]; nothing has changed then.
         """
-        values = [_differences(rows, name, reading) for name, reading in self._parts]
-        self._check(rows)
-        totals, counts = np.array([(math.fsum(one), len(one)) for one in values]).T
+        values = [[_differences(rows, name, reading) for name, reading in self._parts] for rows in groups]
+        self._check(groups)
         fractions = self._past.fractions(self._delta)
-        self._capital.add(totals[self._of], counts[self._of], fractions[self._of])
-        if counts[0]:
-            for bound, other in ((self._lower, self._upper), (self._upper, self._lower)):
-                bound.add(totals[0], counts[0], fractions[0], other.value)
-        self._past.add(totals, counts)
-        self._rows += len(rows)
-        self._groups += 1
+        bounds, defined = (self._lower, self._upper), False
+        for found in values:
+            totals, counts = np.array([(math.fsum(one), len(one)) for one in found]).T
+            self._capital.settle(totals[self._of], counts[self._of], fractions[self._of])
+            if counts[0]:
+                defined = True
+                for bound in bounds:
+                    bound.capital.settle(totals[0], counts[0], fractions[0])
+            self._past.add(totals, counts)
+        self._capital.look()
+        if defined:
+            self._lower.look(self._upper.value)
+            self._upper.look(self._lower.value)
+        self._rows += sum(map(len, groups))
+        self._groups += len(groups)
         if self._action is None:
             self._decide()
         if self._groups % self._every == 0 and self._past.rows[0]:
@@ -251,18 +288,22 @@ class SequentialTest:
             path=tuple(path),
         )
 
-    def _check(self, rows: Sequence[PairedRow]) -> None:
-        names = {row.group for row in rows}
-        if not rows or len(names) > 1 or (len(rows) > 1 and None in names):
-            raise ValueError(f"rows of one group at a time, not {len(rows)} rows of {sorted(map(str, names))}")
-        if len(rows) > self._largest:
-            raise ValueError(
-                f"group {rows[0].group!r} has {len(rows)} rows, more than largest_group={self._largest}, which bounds the bets"
-            )
-        if (group := rows[0].group) is not None:
-            if group in self._seen:
-                raise ValueError(f"group {group!r} was bet on before: its rows belong together")
-            self._seen.add(group)
+    def _check(self, groups: Sequence[Sequence[PairedRow]]) -> None:
+        seen: set[str] = set()
+        for rows in groups:
+            names = {row.group for row in rows}
+            if not rows or len(names) > 1 or (len(rows) > 1 and None in names):
+                raise ValueError(f"rows of one group at a time, not {len(rows)} rows of {sorted(map(str, names))}")
+            if len(rows) > self._largest:
+                raise ValueError(
+                    f"group {rows[0].group!r} has {len(rows)} rows, more than largest_group={self._largest}, which bounds the"
+                    " bets"
+                )
+            if (group := rows[0].group) is not None:
+                if group in self._seen or group in seen:
+                    raise ValueError(f"group {group!r} was bet on before: its rows belong together")
+                seen.add(group)
+        self._seen |= seen
 
     def _decide(self) -> None:
         passed = self._capital.peak >= -math.log(self._level)
@@ -279,6 +320,17 @@ class SequentialTest:
         if lower > upper:  # one of them is wrong then; a picture still wants the lower one below
             lower = upper = (lower + upper) / 2
         return SequentialPoint(rows=self._rows, groups=self._groups, estimate=estimate, lower=lower, upper=upper)
+
+
+def rows_at_this_pace(seen: SequentialResult) -> int | None:
+    """About the row at which it will be decided, should the larger capital go on growing by as much a row; a guess.
+
+    None once it is decided, and where neither capital has grown enough to have a pace.
+    """
+    grown = max(seen.e_not_worse, seen.e_worse)
+    if seen.action is not None or grown < _PACE_FROM:
+        return None
+    return math.ceil(seen.rows * math.log(seen.level) / -math.log(grown))
 
 
 def _differences(rows: Sequence[PairedRow], name: str, reading: str) -> list[float]:

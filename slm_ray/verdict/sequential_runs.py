@@ -42,15 +42,17 @@ class Play:
         self.squares, self.capitals = np.zeros(runs), np.tile(WEIGHTS, (2, runs, 1))
 
     def add(self, values: Values) -> Values:
-        """`values` are the sums of differences of the groups as parts of their size, in [-1, 1]."""
+        """`values` are the sums of differences of the groups as parts of their size, in [-1, 1]: a column for each group of
+        a round, or none where a group is a round."""
+        values = values.reshape(len(values), -1)
         squares, which = np.unique(self.squares, return_inverse=True)  # few: most runs have as many discordant rows
         at = np.full(len(squares), float(self.groups))
         fractions = bet_fractions((1 + squares) / (2 + self.groups), np.ones(len(squares)), at, self.delta)[which]
         for capital, side in zip(self.capitals, (1, -1), strict=True):
-            stake = side * (values - self.mean) / (1 + side * self.mean)
-            capital *= 1 + stake[:, None] * fractions
-        self.groups += 1
-        self.squares += values**2
+            for stake in (side * (values - self.mean) / (1 + side * self.mean)).T:
+                capital *= 1 + stake[:, None] * fractions
+        self.groups += values.shape[1]
+        self.squares += (values**2).sum(axis=1)
         return np.asarray(self.capitals.sum(axis=2), dtype=np.float64)
 
     def keep(self, runs: NDArray[np.intp]) -> None:
@@ -59,18 +61,20 @@ class Play:
 
 
 def played(
-    totals: NDArray[np.generic], *, delta: float, level: float = 0.05, size: int = 1, against: float | None = None
-) -> Runs:
+    totals: NDArray[np.generic], *, delta: float, level: float = 0.05, size: int = 1, against: float | None = None,
+    in_round: int = 1,
+) -> Runs:  # fmt: skip
     """Play the rule over `totals` (runs x groups): the sum of differences of each group of `size` rows, all of one size.
 
-    The bets are against a mean of `against`, -`delta` where it is left out.
+    The bets are against a mean of `against`, -`delta` where it is left out. So many groups are `in_round`, after which the
+    rule looks.
     """
     runs, groups = totals.shape
     play = Play(runs, delta=delta, against=against)
     now, peaks, first = np.ones((2, runs)), np.ones((2, runs)), np.zeros((2, runs), dtype=np.int64)
-    for at in range(groups):
-        now = play.add(np.asarray(totals[:, at], dtype=np.float64) / size)
-        first[(now >= 1 / level) & (first == 0)] = at + 1
+    for at in range(0, groups - in_round + 1, in_round):
+        now = play.add(np.asarray(totals[:, at : at + in_round], dtype=np.float64) / size)
+        first[(now >= 1 / level) & (first == 0)] = at + in_round
         np.maximum(peaks, now, out=peaks)
     (not_worse, worse), (high, low) = np.log(np.maximum(now, _TINY)), np.log(peaks)
     return Runs(

@@ -14,7 +14,11 @@ there (a mixture of e-processes, so one itself: Shin, Ramdas & Rinaldo 2024, NEJ
 
 One observation costs six multiplications, whatever came before: all bets on the next request are the same for every start
 time, so that they add up in six numbers. Nothing but these, two sums of the recent past (its spread and mean) and a path of
-at most 200 points is kept.
+at most 200 points is kept, and `saved` holds all of it.
+
+A route has two watches: one of the agreement with the LLM, one of expected answers where people give some (`levels`). They
+look at the same requests in different order, so that neither their product nor their mean is a bet of its own; the sum of
+their levels is what holds, whatever they have to do with each other.
 
 Assumes that, were all well, each observation's mean given the past were at least that of the hypothesis; requests of one
 conversation may break that, since they are worse together. It does not say what changed, and it sees no shift that leaves
@@ -24,13 +28,16 @@ the SLM within delta of the reference.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any, Self
 
 import numpy as np
 
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.sequential import WEIGHTS, Capital, bet_fractions
 
+LABEL_LEVEL = 0.01  # of the 5 % by which an alarm may be false: most routes have no expected answers
 STARTS = 20.0  # of W: so many observations is about how long the first fifth of the capital takes to be put in
 RECENT = 200  # observations that the bets go by, in the manner of an exponential window
 _POINTS = 199  # of the path, besides the last
@@ -45,6 +52,11 @@ class WatchPoint:
     rows: int
     capital: float
     recent: float
+
+
+def levels(bound: float) -> tuple[float, float]:
+    """How the 5 % are shared where the agreement's bound is wrong with probability `bound`: the agreement's watch, the labels'."""
+    return ONE_SIDED - bound - LABEL_LEVEL, LABEL_LEVEL
 
 
 def waiting(rows: int) -> float:
@@ -121,6 +133,35 @@ class Watch:
         now = self._point()
         return tuple(self._path) if not self._rows or self._path[-1:] == [now] else (*self._path, now)
 
+    @property
+    def saved(self) -> dict[str, Any]:
+        """All that was seen, as what JSON holds; `restored` goes on from it to the last bit."""
+        logs = [None if log == -math.inf else float(log) for log in self._capital.logs[0]]
+        return {
+            "rows": self._rows, "logs": logs, "now": float(self._capital.now[0]), "past": self._past,
+            "squares": self._squares, "sum": self._sum, "alarm_at": self._alarm_at, "every": self._every,
+            "path": [list(astuple(point)) for point in self._path],
+        }  # fmt: skip
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], *, level: float, delta: float, reference: float | None = None) -> Self:
+        """The watch that `saved` was read of; KeyError, TypeError or ValueError for what none has saved."""
+        watch = cls(level=level, delta=delta, reference=reference)
+        if len(saved["logs"]) != len(WEIGHTS):
+            raise ValueError(f"a watch has {len(WEIGHTS)} bets, not {len(saved['logs'])}")
+        watch._capital.logs[0] = [-np.inf if log is None else float(log) for log in saved["logs"]]
+        watch._capital.now[:] = float(saved["now"])
+        watch._rows, watch._every = int(saved["rows"]), int(saved["every"])
+        watch._past, watch._squares, watch._sum = (float(saved[name]) for name in ("past", "squares", "sum"))
+        watch._alarm_at = None if saved["alarm_at"] is None else int(saved["alarm_at"])
+        watch._path = [
+            WatchPoint(rows=int(rows), capital=float(capital), recent=float(recent))
+            for rows, capital, recent in saved["path"]
+        ]
+        if watch._rows < 0 or watch._every < 1 or not math.isfinite(watch.capital + watch._squares + watch._sum):
+            raise ValueError("a watch has counted requests and has a finite capital")
+        return watch
+
     def add(self, difference: float) -> None:
         """Look at one more request; ValueError, and nothing changed, for a difference that is none."""
         if not self._low - _HAIR <= difference <= self._high + _HAIR:
@@ -129,7 +170,8 @@ class Watch:
         fractions = self._fractions()
         put_in = waiting(self._rows) - waiting(self._rows + 1)
         self._capital.logs = np.logaddexp(self._capital.logs, math.log(put_in) + np.log(WEIGHTS))
-        self._capital.add(np.array([scaled]), np.ones(1), fractions)
+        self._capital.settle(np.array([scaled]), np.ones(1), fractions)
+        self._capital.look()
         self._rows += 1
         fading = 1.0 if self._past < RECENT else 1 - 1 / RECENT
         self._past = min(self._past + 1, float(RECENT))

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from poor_line import relayed
 
 from slm_ray.errors import ResourceError
 from slm_ray.storage import lock
@@ -58,9 +59,9 @@ def missing() -> str | None:
     """Why there can be no hosts here; None where there can."""
     if os.geteuid() != 0:
         return "hosts are network namespaces, which only root makes"
-    for program in ("ip", "unshare", "nsenter", "setpriv"):
+    for program in ("ip", "ss", "unshare", "nsenter", "setpriv", "redis-server"):
         if shutil.which(program) is None:
-            return f"hosts need {program} (Debian: apt-get install iproute2 util-linux)"
+            return f"hosts need {program} (Debian: apt-get install iproute2 util-linux redis-server)"
     spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
     tried = subprocess.run(
         [*spaces, "mount", "-t", "tmpfs", "tmpfs", "/run"], capture_output=True, text=True, check=False
@@ -167,12 +168,13 @@ class Hosts:
     def __getitem__(self, name: str) -> Host:
         return self.on[name]
 
-    def power_on(self, name: str) -> Host:
-        """A new host of that name and its address, with empty folders."""
+    def power_on(self, name: str, *, disk_kept: bool = False) -> Host:
+        """A host of that name and its address: a new one with empty folders, or the one that was off, with what its disk held."""
         number = list(self.names).index(name) + 1
-        host = self._spaced(name, f"{NET}.{number}")
+        host = self._spaced(name, f"{NET}.{number}", disk_kept=disk_kept)
         switch = self._the_switch()
         _in(switch, f"ip link add port{number} type veth peer name eth0 netns {host.pid}")
+        _in(host, f"ip link set eth0 address 02:00:00:00:00:{number:02x}")  # the same card each time
         _in(switch, f"ip link set port{number} master bridge up")
         _in(host, f"ip addr add {host.address}/24 dev eth0")
         _in(host, "ip link set eth0 up")
@@ -184,6 +186,24 @@ class Hosts:
         """Pull a host's cable, or plug it in again; neither side is told."""
         number = list(self.names).index(name) + 1
         _in(self._the_switch(), f"ip link set port{number} {'up' if plugged else 'down'}")
+
+    @contextlib.contextmanager
+    def poor_line(self, name: str, *, delay_s: float, lost_share: float) -> Iterator[None]:
+        """Meanwhile every packet from and to a host is late by `delay_s`, and that share of them is lost.
+
+        A relay in this process between the host's port and the bridge: `tc netem` needs a module that many kernels lack.
+        """
+        number, switch = list(self.names).index(name) + 1, self._the_switch()
+        _in(switch, f"ip link add far{number} type veth peer name near{number}")
+        _in(switch, f"ip link set far{number} master bridge up")
+        _in(switch, f"ip link set near{number} promisc on up")
+        _in(switch, f"ip link set port{number} nomaster promisc on")
+        try:
+            with relayed(switch.within, f"port{number}", f"near{number}", delay_s=delay_s, lost_share=lost_share):
+                yield
+        finally:
+            _in(switch, f"ip link del near{number}")
+            _in(switch, f"ip link set port{number} promisc off master bridge")
 
     def close(self) -> None:
         """All of them off."""
@@ -198,14 +218,15 @@ class Hosts:
             _in(self._switch, "ip link set bridge up")
         return self._switch
 
-    def _spaced(self, name: str, address: str) -> Host:
+    def _spaced(self, name: str, address: str, *, disk_kept: bool = False) -> Host:
         home = self.folder / name
-        shutil.rmtree(home, ignore_errors=True)
-        (home / "tmp" / "home").mkdir(parents=True)
+        if not disk_kept:
+            shutil.rmtree(home, ignore_errors=True)
+        (home / "tmp" / "home").mkdir(parents=True, exist_ok=True)
         (home / "tmp").chmod(0o1777)
         here = str(ROOT) if ROOT.is_relative_to("/tmp") else ""  # else it is on the part of the disk that all see
         if here:
-            (home / "tmp" / ROOT.relative_to("/tmp")).mkdir(parents=True)
+            (home / "tmp" / ROOT.relative_to("/tmp")).mkdir(parents=True, exist_ok=True)
         shared = str(self.folder / "mnt") if name in self.sharing else ""
         Path(shared or home).mkdir(exist_ok=True)
         known = [f"{NET}.{number} {each}" for number, each in enumerate(self.names, start=1)]
@@ -258,8 +279,8 @@ def _in(host: Host, command: str) -> None:
 
 
 @contextlib.contextmanager
-def forwarded(near: Host, port: int, far: Host) -> Iterator[None]:
-    """`127.0.0.1:port` of `near` leads to the same of `far`, as `ssh -L` does it."""
+def forwarded(near: Host, port: int, far: Callable[[], Host]) -> Iterator[None]:
+    """`127.0.0.1:port` of `near` leads to the same of the host that `far` is by then, as `ssh -L` does it."""
     with near.listen("127.0.0.1", port) as door:
 
         def take() -> None:
@@ -267,7 +288,7 @@ def forwarded(near: Host, port: int, far: Host) -> Iterator[None]:
                 while True:
                     caller, _ = door.accept()
                     try:
-                        called = far.connect("127.0.0.1", port)
+                        called = far().connect("127.0.0.1", port)
                     except OSError:
                         caller.close()
                         continue
@@ -288,6 +309,19 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(block)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
+
+
+def await_(
+    what: Callable[[], bool], within_s: float = 120, *, every_s: float = 0.05, why: Callable[[], str] = str,
+    ended: Callable[[], object] = lambda: None,
+) -> float:  # fmt: skip
+    """Seconds until it is so; AssertionError with `why` where it is not in time, or once `ended` says that it cannot be."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < within_s, f"it never was so: {why()}"
+        assert ended() is None, f"it has ended before it was so: {why()}"
+        time.sleep(every_s)
+    return time.monotonic() - began
 
 
 def environment(settings: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
 """A Ray on hosts of `hosts`, started by the commands of cluster.yaml, and a client that has the repository and the token.
 
 The commands are run as they stand, with small sizes behind them: one CPU a worker and a small object store. What is left
-out is `--autoscaling-config`, whose file only `ray up` writes.
+out is `--autoscaling-config`, whose file only `ray up` writes. What the head knows lies in a Redis on a host of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,41 +22,51 @@ from hosts import ROOT, Host, Hosts, environment, forwarded, hosts
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 DASHBOARD = 8265
-TOKEN_FILE = ".ray/auth_token"
+TOKEN_FILE, REDIS_FILE = ".ray/auth_token", ".ray/redis"
+REDIS = "redis-server --bind {0} --port 6379 --requirepass {1} --save '' --appendonly yes --dir /tmp --daemonize yes"
 _SIZES = " --object-store-memory=100000000 --num-cpus="
 _HEAD_CPUS, _WORKER_CPUS = 2, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RayHosts:
-    """`head`, `worker-1` …, `client` (token, repository), `stranger` (repository, no token) and `llm` (a host of others)."""
+    """`head`, `worker-1` …, `client` (token, repository), `stranger` (repository, no token), `llm` and `redis` (hosts of others)."""
 
     hosts: Hosts
     token: str
+    redis: str
 
     def __getitem__(self, name: str) -> Host:
         return self.hosts[name]
 
-    def start(self, name: str) -> Host:
-        """Start Ray on a host, as the head or as a worker, by the commands of cluster.yaml."""
+    def start(self, name: str, *, known: Mapping[str, str] | None = None) -> Host:
+        """Start Ray on a host, as the head or as a worker, by the commands of cluster.yaml; `known` is its environment."""
         role = "head" if name == "head" else "worker"
         host = self[name]
         for command in CLUSTER[f"{role}_start_ray_commands"]:
             if "ray start" in command:
                 command = command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
                 command += _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS)
-            known = {
-                "RAY_HEAD_IP": self["head"].address,
-                "RAY_raylet_start_wait_time_s": "150",
-            }  # the machine may be busy
-            host.run(environment(known) + command, within_s=200)
+            patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "150"}  # of a busy machine
+            host.run(environment({**patient, **(known or {})}) + command, within_s=200)
         return host
 
-    def join(self, name: str) -> Host:
-        """A host that is off, or was never on, becomes a worker of the cluster."""
-        self.hosts.power_on(name)
-        settle(self[name], self.token)
-        return self.start(name)
+    def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:
+        """A host that is off, or was never on, becomes a worker of the cluster, once the script `before` has run there."""
+        host = self.hosts.power_on(name)
+        settle(host, self.token, redis=self.redis)
+        host.run(before)
+        return self.start(name, known=known)
+
+    def leave(self, name: str) -> None:
+        """Take a worker out of the cluster, which hears of it, and switch its host off."""
+        self[name].run("cd ~/slm_ray && .venv/bin/ray stop", within_s=60)
+        self[name].off()
+
+    def restart_head(self) -> None:
+        """Switch the head on again, with its disk, and start Ray there."""
+        self.hosts.power_on("head", disk_kept=True)
+        self.start("head")
 
     def submitted(self, *arguments: str) -> str:
         """The shell command that submits a job of the repository from the client, to which the dashboard is forwarded."""
@@ -77,8 +88,11 @@ class RayHosts:
         return found
 
 
-def settle(host: Host, token: str | None, *, is_clone: bool = False) -> None:
-    """Give a host what every host has: the repository (with its .venv, or as a clone), and the token unless it is a stranger's."""
+def settle(host: Host, token: str | None, *, is_clone: bool = False, redis: str | None = None) -> None:
+    """Give a host what every host has: the repository (with its .venv, or as a clone), and the token unless it is a stranger's.
+
+    `redis` is the line by which a node finds the head's memory.
+    """
     home = host.tmp / "home"
     if is_clone:
         files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -87,22 +101,28 @@ def settle(host: Host, token: str | None, *, is_clone: bool = False) -> None:
             shutil.copy(ROOT / name, home / "slm_ray" / name)
     else:
         (home / "slm_ray").symlink_to(ROOT)
-    if token is not None:
-        (home / TOKEN_FILE).parent.mkdir()
-        (home / TOKEN_FILE).write_text(token)
-        (home / TOKEN_FILE).chmod(0o600)
+    for file, content in ((TOKEN_FILE, token), (REDIS_FILE, redis)):
+        if content is not None:
+            (home / file).parent.mkdir(exist_ok=True)
+            (home / file).write_text(content)
+            (home / file).chmod(0o600)
 
 
 @contextlib.contextmanager
 def ray_hosts(workers: int) -> Iterator[RayHosts]:
     """The cluster with so many workers on, one of two more names that may join later, and its client."""
-    names = ["head", *(f"worker-{number}" for number in range(1, workers + 3)), "client", "stranger", "llm"]
+    names = ["head", *(f"worker-{number}" for number in range(1, workers + 3)), "client", "stranger", "llm", "redis"]
     nodes, later = names[: workers + 3], names[workers + 1 : workers + 3]
     with hosts(*names, on=[name for name in names if name not in later], sharing=nodes) as made:
-        found = RayHosts(hosts=made, token=secrets.token_hex(32))
+        password = secrets.token_hex(32)
+        made["redis"].run(REDIS.format(made["redis"].address, password))
+        line = f"redis://:{password}@{made['redis'].address}:6379"
+        found = RayHosts(hosts=made, token=secrets.token_hex(32), redis=line)
         for name, host in made.on.items():
-            settle(host, None if name in ("stranger", "llm") else found.token, is_clone=name == "client")
-        for name in names[: workers + 1]:
-            found.start(name)
-        with forwarded(found["client"], DASHBOARD, found["head"]):
+            token = None if name in ("stranger", "llm", "redis") else found.token
+            settle(host, token, is_clone=name == "client", redis=line if name in nodes else None)
+        found.start("head")
+        with ThreadPoolExecutor(workers) as several:
+            list(several.map(found.start, names[1 : workers + 1]))
+        with forwarded(found["client"], DASHBOARD, lambda: made["head"]):
             yield found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_hosts_share_a_network_and_nothing_else() -> None:
             assert reaches(a, b, open_to_all.getsockname()[1])
             assert not reaches(a, b, loopback.getsockname()[1])
             port = loopback.getsockname()[1]
-            with forwarded(a, port, b), a.connect("127.0.0.1", port) as near:
+            with forwarded(a, port, lambda: b), a.connect("127.0.0.1", port) as near:
                 far, _ = loopback.accept()
                 near.sendall(b"said")
                 assert far.recv(9) == b"said"
@@ -64,6 +65,39 @@ def test_a_host_whose_power_is_cut_is_gone_and_comes_back_empty() -> None:
         assert made.power_on("a").run("ls /tmp; ps ax").stdout.count("sleep 1000") == 0
         assert "mine" not in made["a"].run("ls /tmp").stdout
         assert made.power_on("b").run("hostname").stdout == "b\n"
+
+
+def test_a_host_that_is_switched_on_again_has_its_disk_and_nothing_else() -> None:
+    with hosts("a") as made:
+        made["a"].run("touch /tmp/mine /dev/shm/mine; sleep 1000 & disown")
+        made["a"].off()
+        again = made.power_on("a", disk_kept=True)
+        assert again.run("ls /tmp").stdout.count("mine") == 1
+        assert "mine" not in again.run("ls /dev/shm").stdout and "sleep 1000" not in again.run("ps ax").stdout
+
+
+def test_a_poor_line_is_late_and_loses_packets_and_is_good_again_afterwards() -> None:
+    sent = bytes(range(256)) * 8000  # 2 MB, in segments larger than a packet as the kernel hands them over
+
+    def took_s(near: Host, far: Host) -> float:
+        with far.listen(far.address) as door:
+            began = time.monotonic()
+            with near.connect(far.address, door.getsockname()[1]) as one, door.accept()[0] as other:
+                connected = time.monotonic() - began
+                threading.Thread(target=one.sendall, args=(sent,)).start()
+                received = b""
+                other.settimeout(60)
+                while len(received) < len(sent):
+                    received += other.recv(1 << 20)
+                assert received == sent
+        return connected
+
+    with hosts("a", "b") as made:
+        with made.poor_line("b", delay_s=0.05, lost_share=0.01):
+            assert took_s(made["a"], made["b"]) >= 0.1
+        with made.poor_line("b", delay_s=0.0, lost_share=1.0), made["b"].listen(made["b"].address) as door:
+            assert not reaches(made["a"], made["b"], door.getsockname()[1])
+        assert took_s(made["a"], made["b"]) < 0.05
 
 
 def test_nothing_is_left_of_hosts_whose_owner_is_killed() -> None:

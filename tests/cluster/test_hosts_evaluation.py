@@ -10,18 +10,18 @@ import shlex
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 from chat_server import ChatServer, Reply, Request, answer
-from hosts import environment, needs_hosts
+from hosts import await_, environment, needs_hosts
 from ray_hosts import RayHosts
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
 IN_FLIGHT, SHARDS = 9, 3
 HOLD = """
-import time, ray
+import os, time, ray
 ray.init(log_to_driver=False)
 
 class Holder:
@@ -31,7 +31,8 @@ class Holder:
 holders = [ray.remote(Holder).options(num_cpus=0, resources={"slot": 1}).remote() for _ in range(2)]
 ray.get([holder.held.remote() for holder in holders])
 print("held", flush=True)
-time.sleep(600)
+while not os.path.exists("/tmp/release"):
+    time.sleep(0.1)
 """
 
 
@@ -64,15 +65,6 @@ def command(cluster: RayHosts, server: ChatServer, rows: int, run_dir: str, **ch
         "jobs/evaluate.yaml",
         *(part for name, value in settings.items() for part in ("--set", f"{name}={value}")),
     )
-
-
-def await_(what: Callable[[], bool], within_s: float = 120) -> float:
-    """Seconds until it is so."""
-    began = time.monotonic()
-    while not what():
-        assert time.monotonic() - began < within_s, "it never was so"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def ended(job: subprocess.Popen[str], within_s: float = 170) -> str:
@@ -157,8 +149,8 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
         cluster.join("worker-3")
         waited = await_(lambda: len(server.requests) > 0, 60)
         ended(job)
-    holder.kill()
-    holder.wait()
+    cluster["head"].run("touch /tmp/release")
+    assert holder.wait(30) == 0
     assert {request.peer for request in server.requests} == {cluster["worker-3"].address}
     print(f"the first call came {waited:.1f} s after the node had joined")
-    cluster["worker-3"].off()
+    cluster.leave("worker-3")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 import time
+from pathlib import Path
 
 import pytest
-from hosts import needs_hosts
+from hosts import await_, needs_hosts
 from ray_hosts import RayHosts
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
+EPOCHS, STEPS = 40, 240
 
 
 def command(cluster: RayHosts, folder: str, **changes: object) -> str:
@@ -25,7 +29,7 @@ def command(cluster: RayHosts, folder: str, **changes: object) -> str:
     (clone / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "track": "structured", "train": "train.jsonl", "run_dir": f"{folder}/run", "adapters_dir": f"{folder}/adapters",
-        "workers": "{count: 2, per_worker: {CPU: 0.5, slot: 1}}", "epochs": 20, "checkpoint_steps": 5, "max_length": 256,
+        "workers": "{count: 2, per_worker: {CPU: 0.5, slot: 1}}", "epochs": EPOCHS, "checkpoint_steps": 5, "max_length": 256,
         "prove_on": "nothing", **changes,
     }  # fmt: skip
     return cluster.submitted(
@@ -47,27 +51,47 @@ def test_a_folder_that_the_workers_do_not_see_is_refused_and_each_of_them_is_nam
     assert not list((cluster["head"].tmp / "mine/run").glob(".seen-*"))
 
 
+def checkpoints(run: Path) -> list[int]:
+    """The steps of the checkpoints that lie there, as their files say."""
+    found = []
+    for state in run.rglob("checkpoint_*/trainer_state.json"):
+        with contextlib.suppress(OSError, ValueError):  # which is written, or has been thrown away meanwhile
+            found.append(int(json.loads(state.read_text())["global_step"]))
+    return sorted(found)
+
+
 def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(cluster: RayHosts) -> None:
     shared = cluster.hosts.folder / "mnt"
-    job = cluster["client"].start(command(cluster, "/mnt"))
-    assert job.stdout is not None
-    said: list[str] = []
     began = time.monotonic()
-    lost = joined = 0.0
-    for line in job.stdout:
-        said.append(line)
-        if not lost and list((shared / "run").rglob("checkpoint_*/adapter_model.safetensors")):
-            cluster["worker-2"].off()
-            lost = time.monotonic()
-        if lost and not joined and "a worker was lost" in line:
-            cluster.join("worker-4")
-            joined = time.monotonic()
-    assert job.wait(30) == 0, "".join(said)
-    assert joined, "".join(said)
-    assert list((shared / "adapters").rglob("adapter_model.safetensors"))
+    job = cluster["client"].start(command(cluster, "/mnt"))
+    said: list[str] = []
+
+    def listen() -> None:
+        assert job.stdout is not None
+        said.extend(job.stdout)
+
+    def is_said() -> bool:
+        return any("a worker was lost" in line for line in said)
+
+    threading.Thread(target=listen, daemon=True).start()
+    await_(lambda: len(checkpoints(shared / "run")) > 1, 170, every_s=0.02, ended=job.poll)
+    cluster["worker-2"].off()
+    lost = time.monotonic()
+    kept = checkpoints(shared / "run")
+    await_(is_said, 120, ended=job.poll)
+    said_s = time.monotonic() - lost
+    cluster.join("worker-4")
+    joined = time.monotonic()
+    assert job.wait(200) == 0, "".join(said)
+    (manifest,) = [json.loads(path.read_text()) for path in (shared / "adapters").rglob("manifest.json")]
+    metrics = manifest["metrics"]
+    assert any("no node has room for its group now: it waits for one" in line for line in said), "".join(said)
+    assert metrics["steps"] == STEPS == metrics["resumed_from"] + metrics["steps_run"]
+    assert metrics["resumed_from"] >= kept[-2], "the checkpoint before the newest was whole when the node went"
     print(
-        f"a node lost in training: said after {joined - lost:.0f} s, ended {time.monotonic() - joined:.0f} s after the next"
-        f" node had joined, {time.monotonic() - began:.0f} s in all"
+        f"a node lost in training at a checkpoint of step {kept[-1]}: said after {said_s:.0f} s, went on from step"
+        f" {metrics['resumed_from']} of {STEPS}, ended {time.monotonic() - joined:.0f} s after the next node had joined,"
+        f" {time.monotonic() - began:.0f} s in all"
     )
-    cluster["worker-4"].off()
+    cluster.leave("worker-4")
     cluster.join("worker-2")

@@ -47,7 +47,10 @@ run(main, EvaluateConfig, "test", sys.argv[1:])
 
 
 def rows_file(path: Path, name: str, count: int) -> str:
-    rows = [{"id": f"{name}{n}", "prompt": f"{name} {n}", "completion": TARGET} for n in range(count)]
+    rows = [
+        {"id": f"{name}{n}", "prompt": f"{name} {n}", "completion": TARGET, "tags": {"kind": "abc"[n % 5 // 2]}}
+        for n in range(count)
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -150,17 +153,21 @@ def test_killed_three_times_it_stops_at_the_same_row_with_the_same_rows(ray_clus
 
 
 def test_a_candidate_that_is_out_is_dropped_while_the_other_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    """In a stratified order, which is looked at after every ten rows."""
     with ChatServer(models(0.01, slm_wrong_every=1000)) as server:
-        declared = {"rule": "sequential", "stop": "when_decided", "delta": 0.1, "candidates": 2}
+        declared = {
+            "rule": "sequential", "stop": "when_decided", "delta": 0.1, "candidates": 2, "stratify": "kind",
+        }  # fmt: skip
         report = evaluate(config(tmp_path, server, models=[LLM, BAD, SLM], declare=declared), environment={})
         billed = calls(server)
     out, swap = stop_of(report, BAD), stop_of(report, SLM)
-    assert out < swap
+    assert out < swap and out % 10 == swap % 10 == 0
     assert out <= billed[BAD] < out + IN_FLIGHT
     assert all(swap <= billed[spec] < swap + IN_FLIGHT for spec in (LLM, SLM)), billed
     assert (report.models[BAD].n, report.models[LLM].n, report.examples.n) == (out, swap, swap)
     rows = list(read_jsonl(tmp_path / "run" / "scores.jsonl"))
     assert [BAD in row["models"] for row in rows] == [True] * out + [False] * (swap - out)
+    assert Counter(row["tags"]["kind"] for row in rows[:out]) == {"a": out * 4 // 10, "b": out * 4 // 10, "c": out // 5}
 
 
 def test_failed_rows_are_asked_again_before_it_is_decided(ray_cluster: None, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pytest
 
 from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import track
+from slm_ray.cost_records import TrainingCost
+from slm_ray.costs.volume import priced_by_volume
 from slm_ray.storage import read_lines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
@@ -243,6 +246,33 @@ def test_without_its_script_the_page_still_reads(browser: Any, tmp_path: Path) -
     assert HOSTILE in shown, "and a hostile answer is text there too"
     assert tab.locator("img").count() == 0
     assert not tab.locator(".controls").is_visible(), "nothing is offered that would not work"
+    tab.context.close()
+
+
+def test_a_reader_chooses_a_volume_by_number_and_by_keys_and_sees_what_each_way_costs(
+    browser: Any, tmp_path: Path
+) -> None:
+    data = sample()
+    cost = priced_by_volume(replace(priced(1000.0), requests_per_day=4000.0), TrainingCost(words="none"))
+    data["tracks"][0]["cost"] = plain(cost)
+    path = written(tmp_path, data)
+    found = Opened(browser, path, offline=True)
+    box = found.tab.locator(".at-volume")
+    number, slider, said = (box.locator(part) for part in ("input[type=number]", "input[type=range]", "output"))
+    # 12 USD per 1,000 by the token; a machine at 12 USD a day answers 5,000.
+    assert said.inner_text().endswith("SLM 365.00 USD a month (3.00 per 1,000). Cheapest: SLM.")
+    assert number.input_value() == "4000"
+    number.fill("500")
+    assert "182.50 USD a month (12.00 per 1,000)" in said.inner_text() and "Cheapest: LLM" in said.inner_text()
+    slider.press("End")
+    assert number.input_value() == "10000000" and "SLM 730,000.00 USD a month" in said.inner_text()
+    number.fill("")
+    assert "SLM 730,000.00 USD a month" in said.inner_text(), "no number is no volume"
+    assert found.complaints == []
+    found.tab.context.close()
+    tab = browser.new_context(java_script_enabled=False).new_page()
+    tab.goto(path.as_uri())
+    assert not tab.locator(".at-volume").is_visible()
     tab.context.close()
 
 

@@ -131,6 +131,8 @@ def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> No
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.tool_parsers import ToolParserManager
 
+    from slm_ray.serving.app import build
+
     text = path.read_text(encoding="utf-8")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
     (app,) = schema.applications
@@ -143,6 +145,16 @@ def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> No
     fields = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
     assert set(model.engine_kwargs) <= fields
     assert VLLMEngineConfig.from_llm_config(model).get_initialization_kwargs()["max_loras"] == 4
+    front = build(settings)._bound_deployment
+    (engine,) = (bound._bound_deployment for bound in front.init_kwargs["llm_deployments"].values())
+    written = settings.serving["llm_configs"][0]["deployment_config"]
+    scaling, wanted = engine._deployment_config.autoscaling_config, written.get("autoscaling_config")
+    assert (scaling is None) is (wanted is None)
+    assert all(getattr(scaling, name) == value for name, value in (wanted or {}).items()), (
+        "Serve scales as the file says"
+    )
+    assert engine._deployment_config.max_ongoing_requests == written["max_ongoing_requests"]
+    assert front._deployment_config.num_replicas == settings.serving["ingress_deployment_config"]["num_replicas"]
     parsers = re.findall(r"tool_call_parser: (\w+)", text)
     assert parsers and all(ToolParserManager.get_tool_parser(name) for name in parsers)
 

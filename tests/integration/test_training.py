@@ -91,7 +91,7 @@ class KillWorker(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        limit = time.monotonic() + 120
+        limit = time.monotonic() + 240
         known: list[psutil.Process] = []
         while time.monotonic() < limit and len(known) < self._workers:
             known = trainers()
@@ -109,13 +109,9 @@ def checkpoints(run_dir: str, *, step: int = 4) -> list[Path]:
     for snapshot in Path(run_dir).glob("*/checkpoint_manager_snapshot.json"):
         for path in snapshot.parent.glob("checkpoint_*/trainer_state.json"):
             with contextlib.suppress(OSError, ValueError):
-                if path.parent.name in snapshot.read_text() and step_of(path) >= step:
+                if path.parent.name in snapshot.read_text() and json.loads(path.read_text())["global_step"] >= step:
                     found.append(path)
     return found
-
-
-def step_of(state: Path) -> int:
-    return int(json.loads(state.read_text())["global_step"])
 
 
 def test_two_workers_train_one_adapter_over_the_whole_data(
@@ -145,16 +141,31 @@ def test_a_finished_run_is_returned_at_once(undisturbed: tuple[TrainConfig, adap
     assert time.monotonic() - started < 2
 
 
+def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
+    undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
+) -> None:
+    asked, step = config(tmp_path), 8
+    killer = KillWorker(asked.run_dir, step)
+    _, manifest = train_many([undisturbed[0], asked], parallel=True)  # in line: its place stays its own
+    killer.join()
+    assert killer.killed
+    figures = manifest.metrics
+    assert figures["resumed_from"] >= step
+    assert figures["steps_run"] == 24 - figures["resumed_from"]
+    assert manifest.id == undisturbed[1].id, "the resumed run learned something else than the undisturbed one"
+    assert len(curve(asked)) == 24
+    assert curve(asked) == curve(undisturbed[0])
+
+
 def curve(asked: TrainConfig) -> list[dict[str, float]]:
     """Loss, rate and gradient norm of every step."""
     (finished,) = Path(asked.run_dir).glob("*/finished.json")
     return json.loads(finished.read_text())["curve"]
 
 
-def test_a_killed_worker_and_a_killed_driver_cost_no_finished_checkpoint_and_change_nothing(
+def test_a_killed_driver_is_continued_by_the_same_command(
     undisturbed: tuple[TrainConfig, adapters.Manifest], tmp_path: Path
 ) -> None:
-    """The worker comes back by itself, the driver by the same command."""
     asked = config(tmp_path)
     script = (
         "import ray, sys\nfrom slm_ray.config import TrainConfig\nfrom slm_ray.training import train\n"
@@ -162,28 +173,16 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_finished_checkpoint_and_cha
         "train(TrainConfig.model_validate_json(sys.argv[1]), show=False)\n"
     )
     driver = subprocess.Popen([sys.executable, "-c", script, asked.model_dump_json()], start_new_session=True)
-    killer = KillWorker(asked.run_dir, 8)
-    limit = time.monotonic() + 240
-    steps: dict[str, int] = {}  # by checkpoint: their names are the times at which they were made
-    while not checkpoints(asked.run_dir, step=16) and time.monotonic() < limit and driver.poll() is None:
-        for path in Path(asked.run_dir).glob("*/checkpoint_*/trainer_state.json"):
-            with contextlib.suppress(OSError, ValueError):
-                steps[path.parent.name] = step_of(path)
+    limit = time.monotonic() + 120
+    while not checkpoints(asked.run_dir) and time.monotonic() < limit and driver.poll() is None:
         time.sleep(0.02)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    killer.join()
-    assert killer.killed and checkpoints(asked.run_dir, step=16)
-    in_time = [steps[name] for name in sorted(steps)]
-    assert in_time == sorted(in_time), "after the worker was lost, training began anew"
+    assert checkpoints(asked.run_dir)
     assert not adapters.list_adapters(asked.adapters_dir)
     manifest = continued(asked)
-    figures = manifest.metrics
-    assert figures["resumed_from"] >= 16
-    assert figures["steps_run"] == 24 - figures["resumed_from"]
-    assert manifest.id == undisturbed[1].id, "the resumed run learned something else than the undisturbed one"
-    assert len(curve(asked)) == 24
-    assert curve(asked) == curve(undisturbed[0])
+    assert manifest.metrics["resumed_from"] >= 4
+    assert manifest.id == undisturbed[1].id
 
 
 def continued(asked: TrainConfig) -> adapters.Manifest:
@@ -225,14 +224,18 @@ def test_two_groups_train_at_the_same_time_and_validation_rows_choose_a_checkpoi
     assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
 
 
-def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_other_finish(tmp_path: Path) -> None:
-    good = config(tmp_path / "good", rows=8, epochs=1, workers=ONE)
-    wild = config(tmp_path / "wild", rows=24, epochs=1, name="wild", learning_rate=1e36, warmup_steps=0, workers=ONE)
+def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_one_behind_it_finish(tmp_path: Path) -> None:
+    room_for_one = {"count": 1, "per_worker": {"slot": 3, "CPU": 0.5}}
+    good = config(tmp_path / "good", rows=8, epochs=1, workers=room_for_one)
+    wild = config(
+        tmp_path / "wild", rows=24, epochs=1, name="wild", learning_rate=1e36, warmup_steps=0, workers=room_for_one
+    )
     with seen_trainers() as seen, pytest.raises(TrainingError, match=r"^training diverged at step \d of 6: loss nan"):
         train_many([wild, good], parallel=True)
     assert len(adapters.list_adapters(good.adapters_dir)) == 1
     assert not adapters.list_adapters(wild.adapters_dir)
     assert len(set().union(*seen)) == 2, "a group that diverged was started again"
+    assert max(len(pids) for pids in seen) == 1, "two groups trained where there was room for one"
 
 
 @pytest.mark.parametrize("workers", [{"count": 5, "per_worker": {"slot": 1}}, {"count": 1, "per_worker": {"GPU": 64}}])
@@ -241,13 +244,6 @@ def test_workers_that_can_never_be_had_are_refused_at_once(tmp_path: Path, worke
     with pytest.raises(ResourceError, match=r"training.workers asks for \d+ (slot|GPU), the cluster has"):
         train(config(tmp_path, workers=workers), show=False)
     assert time.monotonic() - started < 10
-
-
-def test_groups_that_fit_alone_but_not_together_are_refused_at_once(tmp_path: Path) -> None:
-    three = {"count": 3, "per_worker": {"slot": 1}}
-    configs = [config(tmp_path / name, name=name, workers=three) for name in ("a", "b")]
-    with pytest.raises(ResourceError, match="asks for 6 slot"):
-        train_many(configs, parallel=True)
 
 
 def test_a_long_row_stops_everything_before_a_worker_starts(tmp_path: Path) -> None:

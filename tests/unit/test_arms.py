@@ -97,7 +97,7 @@ def test_the_arm_that_learns_from_demonstrations_is_chosen_by_rows_that_have_som
 
     monkeypatch.setattr("slm_ray.loop.arms.train_many", train_many)
     this.prove_on = "nothing"
-    this._train([prepared.plain, prepared.icl], True, lambda: None)
+    this._train([prepared.plain, prepared.icl], lambda: None)
     plain, icl = asked["configs"]
     assert asked["hourly_usd"] == 1.5
     assert (plain.name, icl.name) == ("structured", "structured-icl")

@@ -11,8 +11,9 @@ from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError
 from slm_ray.reports.files import write_report
 from slm_ray.types import Completion, Example
-from tools.bench_drift import main, recorded, rows_by_domain
+from tools.bench_drift import main, recorded, replayed, rows_by_domain
 from tools.config import DriftBenchConfig
+from tools.tiny_adapter import Recipe, _batches
 
 
 def run(folder: Path) -> DriftBenchConfig:
@@ -25,25 +26,45 @@ def run(folder: Path) -> DriftBenchConfig:
     }
     write_report(folder, *build(track, rows, answers))
     return DriftBenchConfig(
-        run=str(folder), slm="served:good", becomes="served:bad", runs=50, after=(0, 20), most=100, well=50
-    )
+        run=str(folder), slm="served:good", becomes="served:bad", runs=50, splits=5, after=(0, 20), shares=(1.0, 0.5),
+        most=400, well=50,
+    )  # fmt: skip
 
 
 def test_a_finished_evaluation_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run(tmp_path)
-    verdict, live, after, _ = recorded(config, str(tmp_path))
-    assert len(verdict) == len(live) == 20 and verdict.sum() + live.sum() == 36 and after.sum() == 4
+    scored = recorded(config, str(tmp_path))
+    assert (len(scored.known), scored.known.sum(), scored.new.sum()) == (40, 36, 4)
     main(config)
     said = capsys.readouterr().out
     assert "on 40 rows of served:bad 0.100" in said
-    median = re.search(r"│ 20 +│ +[\d.]+% +│ (\d+)", said)
-    assert median is not None and 0 < int(median[1]) < 60
+    medians = [int(found) for found in re.findall(r"│ 20 +│ +\d+% +│ +[\d.]+% +│ +\d+ +│ +\d+ +│ +(\d+)", said)]
+    assert len(medians) == 2 and 0 < medians[0] < medians[1] < 400, "half of the requests take longer to tell"
     with pytest.raises(ConfigError, match="known: served:bad, served:good"):
         recorded(config.model_copy(update={"becomes": "served:none"}), str(tmp_path))
 
 
+def test_the_rows_of_a_verdict_are_cut_anew_and_every_replay_is_played(tmp_path: Path) -> None:
+    config = run(tmp_path)
+    rang = replayed(recorded(config, str(tmp_path)), config, after=20, share=1.0, most=100)
+    assert len(rang) == config.runs and (rang > 20).mean() > 0.9
+    assert (replayed(recorded(config, str(tmp_path)), config, after=20, share=0.0, most=0) == 0).all()
+
+
 def test_every_row_has_the_domain_of_its_tool() -> None:
-    domains = rows_by_domain(DriftBenchConfig())
-    assert len(domains) == 9 and sum(map(len, domains.values())) == 3360
+    config = DriftBenchConfig(rows=340)
+    domains = rows_by_domain(config)
+    assert len(domains) == 9 and sum(map(len, domains.values())) == 340
     assert {row.tags["tool"] for row in domains["finance"]}.isdisjoint(row.tags["tool"] for row in domains["media"])
-    assert domains == rows_by_domain(DriftBenchConfig()), "the same every time"
+    assert domains == rows_by_domain(config), "the same every time"
+    with pytest.raises(ConfigError, match="did you mean 'finance'"):
+        rows_by_domain(config.model_copy(update={"held_out": ("finances",)}))
+
+
+def test_batches_are_the_same_wherever_a_training_goes_on() -> None:
+    parts = [1 + n % 7 for n in range(30)]
+    recipe = Recipe(base="none", steps=10, batch=8)
+    taken = list(_batches(recipe, parts))
+    assert taken == list(_batches(recipe, parts)) and len(taken) == 10
+    rows = [len(some) for some in taken]
+    assert sum(rows[:4]) == sum(rows[4:8]) == 30, "every round takes all rows once"

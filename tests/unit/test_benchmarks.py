@@ -13,8 +13,8 @@ from chat_server import DONE, ChatServer, Reply, answer, chunk, error
 
 from slm_ray.config.load import load
 from slm_ray.errors import ResourceError
-from tools import bench_serve, bench_sweep, bench_train, race
-from tools.config import RaceConfig, ServeBenchConfig, TrainBenchConfig
+from tools import bench_scale, bench_serve, bench_sweep, bench_train, race
+from tools.config import RaceConfig, ScaleBenchConfig, ServeBenchConfig, TrainBenchConfig
 
 ASK = (
     "import json, sys; from urllib.request import Request, build_opener, ProxyHandler\n"
@@ -128,3 +128,40 @@ def test_ratios_are_of_laps_that_were_run_one_after_the_other() -> None:
         "models": "base", "clients": "8", "streamed": "yes", "ours/s": "8.00", "bare/s": "9.00", "ratio": "0.80", "least": "0.80",
         "first": "12.00", "b": "10.00", "more": "2.00",
     }  # fmt: skip
+
+
+def test_a_delay_counts_from_when_all_before_had_begun_and_enough_slots_were_free() -> None:
+    line = [
+        bench_scale.Training(slots=slots, began_s=began_s, ended_s=ended_s)
+        for slots, began_s, ended_s in [
+            (1, 0.25, 4.0),  # could have begun at once
+            (3, 0.5, 2.0),  # 0.25 after the first
+            (2, 2.5, 9.0),  # three slots are free from 2.0 on
+            (4, 9.0, 9.5),  # at the moment when the third ended
+            (1, 9.75, 9.9),  # the fourth ended at 9.5
+        ]
+    ]
+    assert bench_scale.delays_s(line, 4) == pytest.approx([0.25, 0.25, 0.5, 0.0, 0.25])
+
+
+def test_the_trainings_of_the_scale_benchmark_all_fit_into_its_slots() -> None:
+    config = load(ScaleBenchConfig, bench_scale.__file__.replace(".py", ".yaml"))
+    assert len(bench_scale.sizes(config)) == config.trainings
+    assert set(bench_scale.sizes(config)) == set(config.wants)
+    assert config.slots % config.raylets == 0 and max(config.wants) <= config.slots
+
+
+def test_what_a_lost_worker_cost_is_told_from_the_steps_that_were_seen() -> None:
+    seen: list[tuple[float, int | None]] = [
+        (0.0, None),
+        (1.0, 20),
+        (2.0, 47),
+        (3.5, None),
+        (9.0, 44),
+        (10.0, 52),
+        (11.0, 60),
+    ]
+    assert bench_train.recovered(seen, (2.5, 47), 40) == (
+        "killed at step 47 (as told), went on from 40: 7 steps twice; noticed after 1.0 s, told of a step again after 6.5 s,"
+        " at step 47 again after 7.5 s"
+    )

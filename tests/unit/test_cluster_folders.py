@@ -67,3 +67,58 @@ def test_a_base_may_lie_on_each_node_and_has_to_be_the_same(nodes: Path) -> None
     (nodes / "w2" / "base" / "model.safetensors").write_text("other weights")
     with pytest.raises(ResourceError, match=r"base .* is missing on node w2 \(of w2\), or has other files there"):
         cluster.require_seen({"slot": 1}, shared={}, copies={"base": nodes / "base"})
+
+
+def test_a_node_on_which_nothing_starts_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [
+        {
+            "NodeID": f"{n:056x}",
+            "NodeManagerHostname": name,
+            "NodeManagerAddress": f"of {name}",
+            "Alive": name != "gone",
+        }
+        for n, name in enumerate(("head", "w1", "gone", "w2"), start=1)
+    ]
+
+    class Pinned:
+        def options(self, *, scheduling_strategy: Any, **_: Any) -> Pinned:
+            self.node = scheduling_strategy.node_id
+            return self
+
+        def remote(self) -> str:
+            return next(str(node["NodeManagerHostname"]) for node in known if node["NodeID"] == self.node)
+
+    def get(answer: str, **_: Any) -> None:
+        if answer == "w1":
+            raise ray.exceptions.RuntimeEnvSetupError("it failed:\n[Errno 28] No space left on device")
+        if answer == "w2":
+            raise ray.exceptions.GetTimeoutError("Get timed out")
+
+    monkeypatch.setattr(ray, "nodes", lambda: known)
+    monkeypatch.setattr(ray, "remote", lambda _: Pinned())
+    monkeypatch.setattr(ray, "wait", lambda answers, **_: (answers, []))
+    monkeypatch.setattr(ray, "get", get)
+    said = str(cluster.not_started("shards", ray.exceptions.RayError("odd")))
+    assert said.startswith(
+        "shards cannot be started on w1 (of w1): [Errno 28] No space left on device; w2 (of w2): Get timed out. Look at"
+    )
+    known = known[:1]
+    assert str(cluster.not_started("shards", ray.exceptions.RayError("a\nb"))).startswith(
+        "shards cannot be started (b). "
+    )
+
+
+def test_a_clock_is_ahead_by_what_the_way_there_and_back_does_not_hide(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+
+    def asked(ahead_s: float, took_s: float) -> float:
+        def clock_s() -> float:
+            now[0] += took_s
+            return now[0] - took_s / 2 + ahead_s
+
+        return cluster.ahead_s(SimpleNamespace(remote=clock_s))
+
+    monkeypatch.setattr(ray, "get", lambda told, **_: told)
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(time=lambda: now[0], monotonic=lambda: now[0]))
+    assert asked(60.0, 0.5) == pytest.approx(60.0) and asked(-3.0, 0.5) == pytest.approx(-3.0)
+    assert asked(0.2, 0.5) == 0.0 and asked(0.0, 0.0) == 0.0

@@ -256,3 +256,43 @@ def test_what_was_split_with_groups_does_not_leak() -> None:
         assert leaks(ungrouped["train"], ungrouped[side]) == []
         assert leaks(ungrouped["train"], ungrouped[side], threshold=0.8) != []
     assert "rows moved" in step.note
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abcdefghij"), st.booleans()), min_size=1, max_size=40),
+    st.integers(0, 4),
+    st.integers(0, 4),
+    st.sampled_from([None, 3]),
+)
+def test_rows_for_training_only_are_never_held_out_nor_beside_a_held_out_row(
+    asked: Any, validation: int, test: int, train: int | None
+) -> None:
+    given_rows = parsed(*({"prompt": prompt, "id": f"{n}"} for n, (prompt, _) in enumerate(asked)))
+    only = {f"{n}" for n, (_, trains) in enumerate(asked) if trains}
+    try:
+        sides = split(
+            given_rows, validation=validation, test=test, train=train, seed=1, trains_only=lambda row: row.id in only
+        )
+    except DataError:
+        return
+    held_out = [*sides["test"], *sides["validation"]]
+    assert (len(sides["test"]), len(sides["validation"])) == (test, validation)
+    assert not {row.id for row in held_out} & only
+    assert {asks(row) for row in held_out}.isdisjoint(asks(row) for row in sides["train"])
+    if train is None:  # nothing else is lost
+        taken = {asks(row) for row in held_out}
+        assert sorted(row.id for row in given_rows if asks(row) not in taken) == sorted(r.id for r in sides["train"])
+
+
+@given(st.lists(st.sampled_from("abcdefghij"), min_size=12, max_size=40), st.booleans())
+def test_a_rule_that_holds_for_no_row_changes_no_split(prompts: Any, stratified: bool) -> None:
+    given_rows = parsed(*({"prompt": p, "tags": {"kind": "xy"[n % 2]}} for n, p in enumerate(prompts)))
+    how: Any = {"validation": 2, "test": 2, "train": None, "seed": 1, "stratify": "kind" if stratified else None}
+    try:
+        plain = split(given_rows, **how)
+    except DataError:
+        return
+    ruled = split(given_rows, **how, trains_only=lambda _: False)
+    for side in ("test", "validation"):
+        assert plain[side] == ruled[side]
+    assert sorted(map(id, plain["train"])) == sorted(map(id, ruled["train"]))

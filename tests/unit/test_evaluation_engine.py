@@ -57,7 +57,7 @@ def config(url: str, **changes: Any) -> EvaluateConfig:
 
 def run(
     path: Path, url: str, *, slots: int = 5, specs: tuple[str, ...] = ("served:m",), rows: int = ROWS, ready: int | None = None,
-    owned: Callable[[], bool] = lambda: True, log: Any = None, **changes: Any,
+    owned: Callable[[], bool] = lambda: True, log: Any = None, ahead_s: float = 0.0, **changes: Any,
 ) -> tuple[int, Budget]:  # fmt: skip
     """Ask all rows of all arms, which share one endpoint; what is left, and the budget."""
     settings = config(url, **changes)
@@ -76,11 +76,19 @@ def run(
         file = log or LocalLog(path)
         budget = Budget(settings, {})
         try:
-            return await Engine(arms, file, budget, owned=owned).run(), budget
+            return await Engine(arms, file, budget, owned=owned, ahead_s=ahead_s).run(), budget
         finally:
             await file.close()
 
     return asyncio.run(inside())
+
+
+def test_answers_are_dated_by_the_driver_s_clock(tmp_path: Path) -> None:
+    with ChatServer(lambda _: answer("yes")) as server:
+        before_s = time.time()
+        run(tmp_path / "log", server.url, rows=5, ahead_s=60.0)
+    dated = [one.answered_ns / 1e9 for one in lines(tmp_path / "log") if isinstance(one, Response)]
+    assert len(dated) == 5 and all(before_s - 60.0 < at < before_s - 30.0 for at in dated)
 
 
 def test_slots_are_filled_again_and_everything_is_in_the_log(tmp_path: Path) -> None:

@@ -106,9 +106,76 @@ def test_the_order_does_not_depend_on_that_of_the_file_and_a_limit_cuts_no_group
     assert order_of(many(tmp_path, limit=2)) == order[:3]
 
 
+LANGUAGES = ["en"] * 57 + ["de"] * 31 + ["pl"] * 17  # 105 rows: ten rounds of ten, and five rows
+
+
+def languages(tmp_path: Path, name: str = "languages", **changes: Any) -> EvaluateConfig:
+    lines = ({"id": f"{name}{n}", "prompt": f"{name} {n}", "tags": {"language": it}} for n, it in enumerate(LANGUAGES))
+    rows = more(tmp_path, f"{name}.jsonl", *lines)
+    return config(tmp_path, **{"examples": rows, "declare": {"rule": "sequential", "stratify": "language"}, **changes})
+
+
+def test_in_a_stratified_order_every_value_has_had_its_share_after_every_round(tmp_path: Path) -> None:
+    for seed in range(5):
+        found = plan(languages(tmp_path, generation={"seed": seed}), {})
+        assert found.rounds == ((10, 10), (1, 5)) and found.order is not None and found.order.stratify == "language"
+        assert sorted(row.id for row in found.examples) == sorted(f"languages{n}" for n in range(105))
+        for end in range(10, 101, 10):
+            seen = Counter(row.tags["language"] for row in found.examples[:end])
+            for language, count in Counter(LANGUAGES).items():
+                assert abs(seen[language] - end * count / 105) < 2.5, (end, seen)
+    plain = plan(languages(tmp_path, declare={"rule": "sequential"}), {})
+    assert plain.rounds == () and plain.examples != found.examples
+
+
+def test_which_row_of_a_part_comes_when_is_drawn(tmp_path: Path) -> None:
+    rows = plan(languages(tmp_path), {}).examples
+    last_of_english = Counter(
+        at
+        for seed in range(300)
+        for at, one in enumerate(drawn(rows, seed, "language")[:10])
+        for group in one
+        if group[0].id == "languages56"
+    )
+    assert len(last_of_english) == 10 and max(last_of_english.values()) < 60  # 29 each where none is preferred
+
+
+def test_a_stratified_order_keeps_groups_and_whole_rounds_and_takes_further_rows(tmp_path: Path) -> None:
+    grouped = more(
+        tmp_path, "grouped.jsonl",
+        *({"id": f"m{n}", "prompt": f"p{n}", "group": f"g{n % 25}", "tags": {"kind": str(n % 25 % 2)}} for n in range(50)),
+    )  # fmt: skip
+    declare = {"rule": "sequential", "stratify": "kind"}
+    found = plan(config(tmp_path, examples=grouped, declare=declare), {})
+    assert found.rounds == ((10, 2), (1, 5))
+    places = [int(row.id[1:]) % 25 for row in found.examples]
+    assert places[::2] == places[1::2], "rows of a group stand together"
+    cut = plan(config(tmp_path, examples=grouped, declare=declare, limit=39), {})
+    assert cut.rounds == ((10, 1),) and cut.examples == found.examples[:20]
+    longer = plan(languages(tmp_path, extend=languages(tmp_path, "more").examples), {})
+    assert longer.rounds == ((10, 10), (1, 5), (10, 10), (1, 5))
+    assert longer.examples[:105] == plan(languages(tmp_path), {}).examples
+    few = plan(
+        config(
+            tmp_path,
+            examples=more(tmp_path, "few.jsonl", {"id": "a", "prompt": "a", "tags": {"kind": "x"}}),
+            declare=declare,
+        ),
+        {},
+    )
+    assert few.rounds == ((1, 1),)
+
+
+def test_a_tag_that_no_row_has_and_a_rule_without_an_order_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no row has the tag 'langage'; .*language"):
+        plan(languages(tmp_path, declare={"rule": "sequential", "stratify": "langage"}), {})
+    with pytest.raises(ValueError, match="stratify: language orders the rows of the rule sequential"):
+        languages(tmp_path, declare={"rule": "paired", "stratify": "language"})
+
+
 def test_each_place_of_an_order_is_any_rows_place(tmp_path: Path) -> None:
     rows = plan(config(tmp_path), {}).examples
-    first = Counter(drawn(rows, seed)[0].id for seed in range(2000))
+    first = Counter(drawn(rows, seed)[0][0][0].id for seed in range(2000))
     assert set(first) == {row.id for row in rows}
     assert all(320 < count < 480 for count in first.values())  # 400 each, give or take four standard deviations
 
@@ -191,6 +258,7 @@ def test_an_order_is_kept_and_another_one_refused(tmp_path: Path) -> None:
     keep_order(tmp_path, first)  # a run on fewer rows forgets nothing
     for other, said in (
         (replace(first, seed=2), "drawn from seed 1, and generation.seed is 2 now"),
+        (replace(first, stratify="tool"), "drawn plainly, and declare.stratify makes it stratified by 'tool' now"),
         (replace(first, files=("c",)), "drawn for other rows"),
         (replace(first, files=("a", "c")), "drawn for other rows"),
     ):

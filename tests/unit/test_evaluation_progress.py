@@ -265,7 +265,13 @@ def test_under_the_sequential_rule_a_watcher_sees_the_confidence_sequence_of_the
     sequential_run(tmp_path, [*llm, *slm])
     line = watched(tmp_path)
     assert "rows 19/40, so far 1.000, difference +0.000 [" in line
-    assert "] over 5 rows, failed 0" in line  # the sixth row of the order is not answered by both
+    assert "] over 5 rows, failed 0" in line, "too few for a pace"  # the sixth row of the order is not answered by both
+
+
+def test_a_watcher_sees_about_when_it_will_be_decided(tmp_path: Path) -> None:
+    sequential_run(tmp_path, [answer(spec, int(row[1:]), '{"a": 1}') for spec in SPECS for row in ORDER[:16]])
+    found = re.search(r"\] over (\d+) rows, decided at about row ([\d,]+) at this pace", watched(tmp_path))
+    assert found and int(found[1]) < int(found[2].replace(",", "")) < 100
 
 
 def test_a_watcher_sees_at_which_row_it_was_decided(tmp_path: Path) -> None:

@@ -234,6 +234,35 @@ def test_further_rows_are_scored_behind_the_first(tmp_path: Path) -> None:
     assert replace(after, models={}).order_seed == before.order_seed
 
 
+def test_a_stratified_run_stops_at_the_end_of_a_round_and_its_comparison_says_the_same(tmp_path: Path) -> None:
+    declare = {"rule": "sequential", "stop": "when_decided", "delta": 0.1, "candidates": 1, "stratify": "kind"}
+    settings = config(tmp_path, declare=declare)
+    lines = [{"id": f"r{n}", "prompt": f"q{n}", "completion": TARGET, "tags": {"kind": str(n % 3)}} for n in range(60)]
+    Path(settings.examples).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked(settings, 60)
+    report = evaluate(settings, environment=KEY)
+    assert report.sequential is not None and report.sequential.rounds == ((10, 6),)
+    stop = report.sequential.candidates[SLM].decided_at
+    assert stop == 10 == report.examples.n and report.sequential.candidates[SLM].action == "fine_tune"
+    kinds = Counter(line["tags"]["kind"] for line in read_jsonl(tmp_path / "run" / "scores.jsonl"))
+    assert set(kinds.values()) <= {3, 4}
+    compared = CompareConfig.model_validate(
+        {"report": str(tmp_path / "run"), "llm": LLM, "slm": SLM, **declare, "stop": "never"}
+    )
+    found = compare_reports(compared)
+    assert found.decision.action == "fine_tune" and found.comparison.sequential is not None
+    assert found.comparison.sequential.decided_at == stop
+    plain = compare_reports(compared.model_copy(update={"stratify": None}))
+    assert plain.decision.exploratory and any(
+        "stratify is not set and was kind" in one for one in plain.decision.because
+    )
+    with pytest.raises(ConfigError, match=r"stratified by 'kind', and .* drawn plainly now"):
+        evaluate(
+            settings.model_copy(update={"declare": settings.declare.model_copy(update={"stratify": None})}),
+            environment=KEY,
+        )
+
+
 def test_whether_the_rest_is_asked_turns_no_verdict(tmp_path: Path) -> None:
     """A comparison need not say when the asking ended, though what was declared does."""
     rules = [

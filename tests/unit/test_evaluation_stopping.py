@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import pickle
 import random
 from collections import Counter, deque
@@ -25,7 +26,7 @@ from slm_ray.evaluation.stopping import SequentialSettings, Stopping
 from slm_ray.providers import parse
 from slm_ray.runlog import Request as Ask
 from slm_ray.runlog import Response, records
-from slm_ray.types import Completion, Example, Failure, Message, Prompt
+from slm_ray.types import Completion, Example, Failure, Message, Prompt, Rounds
 
 LLM, SLM, OTHER = "served:llm", "served:slm", "served:other"
 TARGET = '{"a": 1}'
@@ -43,11 +44,11 @@ def rows(count: int, group_of: int = 1) -> list[Example]:
 
 def rule(
     count: int = 200, *, candidates: tuple[str, ...] = (SLM,), ahead: int | None = 8, group_of: int = 1, delta: float = 0.1,
-    companions: tuple[str, ...] = (),
+    companions: tuple[str, ...] = (), rounds: Rounds = (),
 ) -> Stopping:  # fmt: skip
     settled = SequentialSettings(
         llm=LLM, levels=dict.fromkeys(candidates, 0.05), companions=companions, delta=delta, guardrails=(),
-        largest_group=group_of,
+        largest_group=group_of, rounds=rounds,
     )  # fmt: skip
     return Stopping(track("structured"), rows(count, group_of), settled, ahead)
 
@@ -101,6 +102,18 @@ def test_rows_of_a_group_are_looked_at_together() -> None:
     assert (stopping.results[SLM].rows, stopping.results[SLM].groups) == (3, 1)
     feed(stopping, [(spec, 5, right()) for spec in (LLM, SLM)])
     assert (stopping.results[SLM].rows, stopping.results[SLM].groups) == (6, 2)
+
+
+def test_a_stratified_order_is_looked_at_round_by_round() -> None:
+    stopping = rule(22, rounds=((5, 4), (1, 2)))
+    for answered, looked in ((4, 0), (5, 5), (9, 5), (10, 10)):
+        feed(stopping, answers(answered)[2 * stopping.results[SLM].rows :])
+        assert stopping.results[SLM].rows == looked
+    assert stopping.results[SLM].decided_at == stopping.rows_of(SLM) == 10 > DECIDED
+    undecided = feed(rule(22, rounds=((5, 4), (1, 2))), [(spec, n, right()) for n in range(21) for spec in (LLM, SLM)])
+    assert (undecided.results[SLM].rows, undecided.results[SLM].groups) == (21, 21), "the last ones one by one"
+    whole = feed(rule(24, group_of=2, rounds=((3, 4),)), answers(11))
+    assert (whole.results[SLM].rows, whole.results[SLM].groups) == (6, 3)
 
 
 def test_nobody_is_asked_further_ahead_than_allowed_and_a_decision_ends_it_all() -> None:
@@ -185,22 +198,26 @@ def test_an_engine_asks_no_more_rows_than_the_decision_needs_and_calls_in_flight
     assert all(DECIDED <= count < DECIDED + 4 for count in asked.values()), asked
 
 
+@pytest.mark.parametrize("rounds", [(), ((10, 20),)])
 @pytest.mark.parametrize("ended_after", [1, 6, 13, 20, 27])
-def test_a_run_that_ended_anywhere_goes_on_to_the_same_row(tmp_path: Path, ended_after: int) -> None:
+def test_a_run_that_ended_anywhere_goes_on_to_the_same_row(tmp_path: Path, ended_after: int, rounds: Rounds) -> None:
+    stop = 10 * math.ceil(DECIDED / 10) if rounds else DECIDED
     path = tmp_path / "a.jsonl"
 
     def script(request: Request) -> Reply:
         return Reply(body=answer(TARGET if request.body["model"] == "llm" else "{}").body, after_s=0.005)
 
     with ChatServer(script) as server:
-        asyncio.run(engine(server.url, path, rule(ahead=4), owned=lambda: len(server.requests) < ended_after))
+        asyncio.run(
+            engine(server.url, path, rule(ahead=4, rounds=rounds), owned=lambda: len(server.requests) < ended_after)
+        )
         kept = [one for one in records(path.read_bytes(), str(path)) if isinstance(one, Response)]
-        again = rule(ahead=4)
+        again = rule(ahead=4, rounds=rounds)
         for one in kept:
             again.add(one.spec, one.example_id, one.completion)
         keys = {one.key for one in kept}
         stopping = asyncio.run(engine(server.url, tmp_path / "b.jsonl", again, answered=keys))
         asked = Counter((request.body["model"], request.text) for request in server.requests)
-    assert stopping.results[SLM].decided_at == DECIDED
+    assert stopping.results[SLM].decided_at == stop
     assert set(asked.values()) == {1}
-    assert all(DECIDED <= sum(name == model for name, _ in asked) < DECIDED + 4 for model in ("llm", "slm")), asked
+    assert all(stop <= sum(name == model for name, _ in asked) < stop + 4 for model in ("llm", "slm")), asked

@@ -178,3 +178,25 @@ def test_the_llm_of_a_route_stays_and_a_verdict_about_another_grants_no_more_tha
     put(store, "a@2", grant("a@2"))
     now = store.route("r")
     assert (now.route.llm, now.state, now.granted.most, now.adapter) == ("openai:o", "shadow", "shadow", "a@2")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_run_that_was_cut_off_before_the_move_to_shadow_makes_it_when_it_is_continued(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = RouteStore(tmp_path)
+    if there:
+        store.create(route("a@0"), adapter="a@0", grant=grant("a@0"), reason="begin")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as cut:
+        cut.setattr(RouteStore, "move", killed)
+        with pytest.raises(KeyboardInterrupt):
+            put(store, "a@1", grant("a@1"))
+    assert (store.route("r").state, store.route("r").adapter) == ("record", "a@1")
+    assert "when a run was cut off" in put(store, "a@1", grant("a@1"))
+    assert store.route("r").state == "shadow" and len(store.history("r")) == 2 + there
+    put(store, "a@1", grant("a@1"))
+    assert len(store.history("r")) == 2 + there

@@ -169,3 +169,76 @@ def test_tool_calls_are_learned_as_calls(tmp_path: Path) -> None:
     source = log_of(tmp_path / "log", replace(row, request={**row.request, "tools": tools}))
     (found,) = live_rows(source, track("toolcall"), Live()).rows
     assert "add" in found.target and found.tags == {"tool": "add", "target_from": "llm"}
+
+
+def cascade(requests: int, *, most_hard: int, audit_every: int) -> list[TrafficRow]:
+    """Traffic of a cascade, of which every third request is hard: the LLM answers those, and of the others what is audited.
+
+    Hard questions are asked by the same people again and again, easy ones too.
+    """
+    rows = []
+    for number in range(requests):
+        hard, audited = number % 3 == 0, number % audit_every == 0
+        llm = said(number) if hard or audited else None
+        question = f"how many of {'hard' if hard else 'easy'}{number % most_hard} and so on?"
+        row = asked(
+            f"{number}",
+            llm,
+            said(number),
+            served="llm" if hard else "slm",
+            question=question,
+            audited=audited,
+            later=number,
+        )
+        rows.append(replace(row, state="cascade"))
+    return rows
+
+
+def hard_share(prepared: Prepared, split: str) -> float:
+    rows = prepared.dataset(split).examples
+    return sum("hard" in row.prompt.messages[-1].content for row in rows) / len(rows)
+
+
+@pytest.mark.parametrize("questions", [10_000, 400])
+@pytest.mark.parametrize("duplicates", ["refuse", "exact"])
+def test_test_rows_are_as_hard_as_the_traffic_where_the_llm_was_asked_what_is_hard(
+    tmp_path: Path, questions: int, duplicates: str
+) -> None:
+    source = log_of(tmp_path / "log", *cascade(1500, most_hard=questions, audit_every=5))
+    prepared = run(
+        tmp_path, source, validation_rows=90, test_rows=180, curation={"duplicates": duplicates}, stratify=None
+    )
+    # A third of the traffic is hard, and 400 + 0.2 * 800 of 1,500 requests have an answer of the LLM: 5 of 7 are hard.
+    assert hard_share(prepared, "test") == pytest.approx(1 / 3, abs=0.09)
+    assert hard_share(prepared, "validation") == pytest.approx(1 / 3, abs=0.12)
+    assert hard_share(prepared, "train") > 0.7
+    for split in ("test", "validation"):
+        assert all(int(row.id) % 5 == 0 for row in prepared.dataset(split).examples), "only what was audited"
+    asks = {
+        split: {row.prompt.messages[-1].content for row in prepared.dataset(split).examples} for split in prepared.rows
+    }
+    assert not asks["test"] & asks["train"] and not asks["validation"] & asks["train"]
+    assert next(step for step in prepared.steps if step.name == "sample of the traffic").note.startswith("300 of 700")
+
+
+def test_in_record_and_shadow_every_row_may_be_measured_on(tmp_path: Path) -> None:
+    rows = [replace(asked(f"{n}", said(n), audited=False), state=("record", "shadow")[n % 2]) for n in range(8)]
+    found = live_rows(log_of(tmp_path / "log", *rows), STRUCTURED, Live())
+    assert not found.trains_only and len(found.sampled) == 8
+    assert "sample of the traffic" not in [step.name for step in found.steps]
+
+
+def test_a_log_with_too_few_audited_rows_says_what_to_do(tmp_path: Path) -> None:
+    source = log_of(tmp_path / "log", *(asked(f"{n}", said(n), audited=n < 3) for n in range(20)))
+    with pytest.raises(
+        DataError, match=r"only 3 of 20 rows \(17 are for training only\).*relabel in the flywheel.*test_source"
+    ):
+        run(tmp_path, source, validation_rows=2, test_rows=5)
+    assert run(tmp_path, source, validation_rows=1, test_rows=2).rows == {"train": 17, "validation": 1, "test": 2}
+
+
+def test_a_log_as_the_test_source_gives_its_sample_alone(tmp_path: Path) -> None:
+    source = log_of(tmp_path / "train", *(asked(f"{n}", said(n), audited=n < 3) for n in range(9)))
+    tests = log_of(tmp_path / "test", *(asked(f"t{n}", said(n), audited=n % 2 == 0) for n in range(9)))
+    prepared = run(tmp_path, source, test_source=tests, test_rows=None)
+    assert {row.id for row in prepared.dataset("test").examples} == {"t0", "t2", "t4", "t6", "t8"}

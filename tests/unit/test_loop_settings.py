@@ -41,14 +41,15 @@ def test_the_endpoint_is_taken_down_for_a_training_that_needs_its_place_and_not_
         done.append("up")
         return loop.endpoint
 
-    place = Placement(parallel=True, beside_endpoint=beside, note="" if beside else "it is taken down")
+    place = Placement(beside_endpoint=beside, note="" if beside else "it is taken down")
     monkeypatch.setattr(session, "placement", lambda config, tracks: place)
     monkeypatch.setattr(session, "check_template", lambda *anything: None)
     monkeypatch.setattr(session, "check_deployed", lambda *anything: {})
     monkeypatch.setattr(session, "shutdown", lambda: done.append("down"))
     monkeypatch.setattr(session, "deploy", deployed)
+    monkeypatch.setattr(session, "ends_with_driver", lambda app: None)
 
-    def job(parallel: bool, make_room: Callable[[], None]) -> None:
+    def job(make_room: Callable[[], None]) -> None:
         for _ in range(0 if finished else 2):  # a sweep and a training, or two tracks in turn
             make_room()
         done.append("trained")

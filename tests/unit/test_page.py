@@ -6,9 +6,11 @@ import fnmatch
 import gzip
 import hashlib
 import json
+import math
 import random
 import re
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ import pytest
 from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample, sequential
 from plain_records import facts, plain, record
 
-from slm_ray.cost_records import CostReport
+from slm_ray.cost_records import CostReport, TrainingCost
+from slm_ray.costs.volume import priced_by_volume, with_cascade
 from slm_ray.page import page as page_module
 from slm_ray.page.charts import daily, sequence, ticks
-from slm_ray.page.formatting import in_points, visible
+from slm_ray.page.formatting import in_points, visible, volumes
 from slm_ray.types import SequentialResult
 
 VOID = {"meta", "input", "br", "link", "img"}
@@ -643,6 +646,32 @@ def test_the_cost_by_volume_marks_the_readers_own_and_heads_the_page() -> None:
     assert others == "1,000 – 1,234.50 – 0.411 – – –", "what has no price is a dash"
     assert "Money At your 100,000 requests/day the SLM is cheapest." in " ".join(document.all("article")[0][2].split())
     assert "cascade" not in " ".join(mine)
+
+
+def test_the_cost_at_any_volume_is_that_of_the_table_at_its_own() -> None:
+    """What the page's script is given, worked out as the script does it, beside the table that the costs made."""
+    llm = record(CostReport, plain(priced(1000.0))).arms[LLM]
+    slm = replace(llm, kind="machine", per_request_usd=0.0001, capacity_requests_per_day=3000.0)
+    report = replace(priced(1000.0), arms={LLM: llm, ADAPTER: slm}, slm=ADAPTER, requests_per_day=7000.0)
+    report = priced_by_volume(report, TrainingCost(words="none"))
+    report = with_cascade(report, (), share=0.75, taken={})
+    found = volumes(report, stand_in=True)
+    assert found is not None
+    formula = json.loads(found["formula"])
+    assert [name for name, _ in formula["ways"]] == ["LLM (stand-in)", "SLM", "cascade (stand-in)"]
+    assert formula["requests"] == 7000.0 and len(report.by_volume) == 6
+    for line in report.by_volume:
+        for (_, parts), way in zip(formula["ways"], (line.llm, line.slm, line.cascade), strict=True):
+            usd = sum(
+                one["usd"] * one["share"] * line.requests_per_day
+                if one["capacity"] is None
+                else formula["machine_day_usd"]
+                * max(1, math.ceil(one["share"] * line.requests_per_day / one["capacity"] - 1e-9))
+                for one in parts
+            )
+            assert way is not None and usd * 365 / 12 == pytest.approx(way.month_usd)
+    page = render(sample())
+    assert 'class="at-volume"' not in page, "no table, no choice"
 
 
 def test_what_to_do_next_is_what_the_verdict_says() -> None:

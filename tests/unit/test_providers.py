@@ -168,6 +168,7 @@ def test_equal_duplicates_are_fine_and_the_wrong_file_is_refused(tmp_path: Path)
     [
         ({}, None), ({"retry-after": "3"}, 3.0), ({"retry-after": "1.5"}, 1.5), ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after": "Thu, 01 Jan 1970 00:02:00 GMT"}, 20.0), ({"retry-after": "Thu, 01 Jan 1970 00:00:01 GMT"}, 0.0),
+        ({"retry-after": "Thu, 01 Jan 1970 00:02:00 GMT", "date": "Thu, 01 Jan 1970 00:01:55 GMT"}, 5.0),  # our clock is off
         ({"retry-after": "soon"}, None), ({"retry-after-ms": "x"}, None),
     ],
 )  # fmt: skip

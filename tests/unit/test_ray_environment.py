@@ -86,6 +86,66 @@ def test_a_host_with_a_token_starts_in_token_mode_with_all_settings(command: str
     assert "a" * 64 not in ended.stdout + ended.stderr
 
 
+HEAD, WORKER = STARTS
+
+
+def called_with(command: str, host: Path, line: str | None) -> list[str]:
+    """How `ray` was called, and its environment, where `~/.ray/redis` holds a line."""
+    (host / ".ray").mkdir(exist_ok=True)
+    (host / ".ray/auth_token").write_text("a" * 64)
+    if line is not None:
+        (host / ".ray/redis").write_text(line)
+        (host / ".ray/redis").chmod(0o644)
+    ended = start(command, host)
+    assert ended.returncode == 0, ended.stderr
+    return (host / "called").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("line", "address", "options"),
+    [
+        ("redis://:s3cret@redis.example:6379\n", "redis.example:6379", ["--redis-password=s3cret"]),
+        (
+            "rediss://ray:a%20b%2A@10.0.0.9:7000/",
+            "rediss://10.0.0.9:7000",
+            ["--redis-username=ray", "--redis-password=a b*"],
+        ),
+        ("redis://[fd00::1]:6379", "[fd00::1]:6379", []),
+    ],
+)
+def test_a_head_whose_memory_is_in_a_redis_is_told_so_and_nodes_wait_for_it(
+    line: str, address: str, options: list[str], host: Path
+) -> None:
+    head = called_with(HEAD, host, line)
+    assert f"RAY_REDIS_ADDRESS={address}" in head and "RAY_gcs_rpc_server_reconnect_timeout_s=600" in head
+    assert all(option in head[0] for option in options) and head[0].count("--redis-") == len(options)
+    assert (host / ".ray/redis").stat().st_mode & 0o777 == 0o600
+    worker = called_with(WORKER, host, line)
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s=600" in worker
+    assert not any("REDIS" in setting or "--redis-" in setting for setting in worker)
+
+
+def test_without_a_redis_nothing_is_said_of_one(host: Path) -> None:
+    for command in STARTS:
+        assert not any(
+            word in each
+            for each in called_with(command, host, None)
+            for word in ("REDIS", "--redis", "reconnect_timeout")
+        )
+
+
+@pytest.mark.parametrize("line", ["", "redis.example:6379", "http://:p@redis.example:6379", "redis://:p@redis.example", "redis://:p@h:port", "redis://:p@h:6379/1"])  # fmt: skip
+def test_a_line_that_names_no_redis_starts_no_head(line: str, host: Path) -> None:
+    (host / ".ray").mkdir()
+    (host / ".ray/auth_token").write_text("a" * 64)
+    (host / ".ray/redis").write_text(line)
+    for command in STARTS:
+        ended = start(command, host)
+        assert ended.returncode != 0 and not (host / "called").exists()
+        assert len(ended.stderr.splitlines()) == 1 and "redis://:PASSWORD@HOST:PORT" in ended.stderr
+        assert ":p@" not in ended.stderr
+
+
 def test_no_other_file_starts_ray_with_settings_of_its_own() -> None:
     elsewhere = [
         path

@@ -40,7 +40,7 @@ def work(folder: Path, rate: float, rank: int, **changed: Any) -> Work:
     )  # fmt: skip
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in examples(8, "Number")), lengths=(60,) * 8,
-        use_gpu=False, progress_path=str(folder / "progress.json"), validation=examples(3, "Figure"),
+        use_gpu=False, progress_path=str(folder / "progress.json"), validation=examples(3, "Figure"), track=TRACK,
     )  # fmt: skip
     return dataclasses.replace(
         Work(

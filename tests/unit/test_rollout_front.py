@@ -1,5 +1,6 @@
 """The roll-out's front over real sockets: what a client gets in every state, whatever the two sides do."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -209,6 +210,20 @@ def test_shadow_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert [len(row.answers) for row in it.log.rows(5)[3:]] == [2, 2]
 
 
+def test_a_row_says_whether_it_was_drawn_to_be_asked_of_both_whatever_became_of_that(tmp_path: Path) -> None:
+    with bed(tmp_path, "record", slm=lambda request: error(500 if request.nth % 2 else 429), audit_share=0.4) as it:
+        assert content(it.ask()) == GOOD and [row.audited for row in it.log.rows(1)] == [False]
+        it.store.move("cities", "shadow", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "shadow")
+        assert content(it.ask()) == GOOD and [row.audited for row in it.log.rows(2)[1:]] == [True]
+        it.store.move("cities", "live", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "live")
+        assert [content(it.ask()) for _ in range(60)] == [GOOD] * 60
+        rows = it.log.rows(62)[2:]
+        # Every row has an answer of the LLM, in the SLM's place; those that were drawn are a fair sample all the same.
+        assert {row.served for row in rows} == {"llm"} and 8 <= sum(row.audited for row in rows) <= 42
+
+
 def test_a_canary_is_the_same_for_the_same_user(tmp_path: Path) -> None:
     with bed(tmp_path, "canary", slm=says(OTHER), share=0.3, audit_share=1e-9) as it:
         arms = {user: it.ask(user=f"user{user}").headers["x-slm-ray-arm"] for user in range(60)}
@@ -347,13 +362,23 @@ def test_a_dead_slm_is_left_alone_and_found_again(tmp_path: Path) -> None:
         return Reply(body=answer(OTHER).body, after_s=0.6 if dead.is_set() else 0.0)
 
     with bed(tmp_path, "live", slm=script, timeout_s=0.3) as it:
-        assert [content(it.ask()) for _ in range(5)] == [GOOD] * 5
+        assert [content(it.ask()) for _ in range(6)] == [GOOD] * 6
         started, asked = time.monotonic(), len(it.slm.requests)
         assert [content(it.ask()) for _ in range(10)] == [GOOD] * 10
         assert time.monotonic() - started < 1.5  # each would have waited for 0.3 s
         assert len(it.slm.requests) - asked <= 2
         dead.clear()
         wait_for(lambda: content(it.ask()) == OTHER)
+
+
+def test_one_clients_long_requests_keep_nobody_from_the_slm(tmp_path: Path) -> None:
+    def script(request: Request) -> Reply:
+        return Reply(body=answer(OTHER).body, after_s=1.0 if "long" in str(request.body["messages"]) else 0.0)
+
+    with bed(tmp_path, "live", slm=script, timeout_s=0.3) as it:
+        for _ in range(2):
+            assert [content(it.ask("a long one")) for _ in range(5)] == [GOOD] * 5
+            assert content(it.ask("Oslo?")) == OTHER, "the SLM answers others, and the front has asked"
 
 
 def test_an_overloaded_slm_is_asked_again_at_once(tmp_path: Path) -> None:
@@ -405,6 +430,72 @@ def test_a_client_that_leaves_ends_the_call_upstream(tmp_path: Path) -> None:
             connection.close()
             (row,) = it.log.rows()
             assert row.served is None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_audited_call_is_answered_to_its_end_though_its_client_leaves(stream: bool, tmp_path: Path) -> None:
+    parts = [chunk(OTHER[:4]), chunk(OTHER[4:]), chunk(None, finish="stop"), DONE]
+
+    def slow(request: Request) -> Reply:
+        return Reply(parts=parts, after_s=0.3) if stream else Reply(body=answer(OTHER).body, after_s=0.9)
+
+    with bed(tmp_path, "live", slm=slow, audit_share=1.0) as it:
+        body = {"model": "cities", "messages": [{"role": "user", "content": "x"}], "stream": stream}
+        with (
+            contextlib.suppress(httpx.ReadTimeout),  # whoever has seen the start of a bad answer may leave
+            HTTP.stream("POST", f"{it.url}/v1/chat/completions", json=body, timeout=0.5) as reply,
+        ):
+            assert stream and next(reply.iter_raw())
+        (row,) = it.log.rows()
+        assert [one.text for one in row.answers] == [OTHER, GOOD] and row.answer_of("slm").score == 0.0  # type: ignore[union-attr]
+        assert it.card()["counts"]["pairs"] == 1 and len(it.slm.requests) == 1
+
+
+def test_an_audit_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("calls", "beside"):
+        monkeypatch.setattr(f"slm_ray.rollout.{place}.AUDIT_TIMEOUT_S", 0.3)
+    let_go = threading.Event()
+
+    def held(request: Request) -> Reply:
+        let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "live", llm=held, audit_share=1.0) as it:
+        assert content(it.ask()) == GOOD, "the SLM's; the LLM is asked beside"
+        assert it.log.rows()[0].answer_of("llm").reason.startswith("timeout")  # type: ignore[union-attr]
+        it.store.move("cities", "shadow", reason="test", by="test")
+        wait_for(lambda: it.card()["state"] == "shadow")
+        with pytest.raises(httpx.ReadTimeout):
+            HTTP.post(
+                f"{it.url}/v1/chat/completions", timeout=0.2,
+                json={"model": "cities", "messages": [{"role": "user", "content": "x"}]},
+            )  # fmt: skip
+        assert it.log.rows(2)[1].served is None
+        let_go.set()
+
+
+def test_calls_that_nobody_waits_for_any_more_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
+    with bed(tmp_path, "live", slm=lambda _: Reply(body=answer(OTHER).body, after_s=1.0), audit_share=1.0) as it:
+        with pytest.raises(httpx.ReadTimeout):
+            HTTP.post(
+                f"{it.url}/v1/chat/completions", timeout=0.2,
+                json={"model": "cities", "messages": [{"role": "user", "content": "x"}]},
+            )  # fmt: skip
+        (row,) = it.log.rows()
+        assert row.served is None and row.answers == ()
+
+
+def test_what_is_not_asked_of_both_for_lack_of_room_counts_as_not_audited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 0)
+    with bed(tmp_path, "live", slm=lambda request: error(400) if request.nth else answer(OTHER), audit_share=1.0) as it:
+        assert [content(it.ask()) for _ in range(2)] == [OTHER, GOOD]
+        rows = it.log.rows(2)
+        # The LLM has answered what the SLM failed at, and that alone: no sample of the traffic.
+        assert [row.answer_of("llm") is not None for row in rows] == [False, True]
+        assert [row.audited for row in rows] == [False, False] and it.card()["counts"]["not_asked"] == 1
 
 
 def test_changes_are_seen_without_a_restart_and_no_call_fails(tmp_path: Path) -> None:
@@ -467,6 +558,50 @@ def test_above_its_limit_a_call_is_turned_away_at_once(tmp_path: Path, monkeypat
         wait_for(lambda: it.ask().status_code == 200)  # its place is free a moment after its answer
 
 
+def test_a_route_whose_llm_hangs_leaves_room_to_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_ray.rollout.front.MOST_OF_A_ROUTE", 2)
+    let_go = threading.Event()
+
+    def held(request: Request) -> Reply:
+        if "hang" in str(request.body["messages"]):
+            let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "record", llm=held) as it:
+        route = it.store.route("cities").route
+        other = Route(name="towns", llm=route.llm, slm=route.slm, track=route.track, base=route.base)
+        it.store.create(other, adapter=None, grant=Grant(most="shadow", because="none"), reason="test", by="test")
+        threads = [threading.Thread(target=it.ask, args=("hang",)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        wait_for(lambda: len(it.llm.requests) == 2)
+        refused = it.ask()
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1" and "cities" in refused.text
+        assert content(it.ask(model="towns")) == GOOD
+        let_go.set()
+        for thread in threads:
+            thread.join()
+        wait_for(lambda: it.ask().status_code == 200)
+
+
+def test_requests_that_are_being_answered_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("slm_ray.rollout.front._MOST_BYTES", 150_000)
+    let_go = threading.Event()
+
+    def held(request: Request) -> Reply:
+        let_go.wait(10)
+        return answer(GOOD)
+
+    with bed(tmp_path, "record", llm=held) as it:
+        thread = threading.Thread(target=it.ask, args=("x" * 140_000,))
+        thread.start()
+        wait_for(lambda: it.llm.requests)
+        assert it.ask("x" * 20_000).status_code == 429
+        let_go.set()
+        thread.join()
+        wait_for(lambda: it.ask("x" * 200_000).status_code == 200)  # alone, any request has room
+
+
 def test_what_an_engine_does_not_know_is_the_llms_to_judge(tmp_path: Path) -> None:
     with bed(tmp_path, "record") as it:
         assert content(it.ask(reasoning_effort="low", tools=[{"type": "function", "function": {"name": "f"}}])) == GOOD
@@ -518,6 +653,51 @@ def test_feedback_is_kept(tmp_path: Path) -> None:
         ]  # fmt: skip
         assert {HTTP.post(f"{it.url}/v1/feedback", json=one).status_code for one in refused} == {400}
         assert len(it.log.entries) == 3
+
+
+def test_expected_answers_are_bet_on_and_corrections_are_not(tmp_path: Path) -> None:
+    def slm(request: Request) -> Reply:
+        return answer(OTHER)
+
+    with bed(
+        tmp_path, "live", slm=slm, llm=slm, audit_share=1.0
+    ) as it:  # both say the same, and something else is right
+        first = it.ask().headers["x-slm-ray-request-id"]
+        wait_for(lambda: it.card().get("counts", {}).get("pairs") == 1)
+
+        def say(request_id: str, **said: Any) -> Any:
+            return HTTP.post(f"{it.url}/v1/feedback", json={"id": request_id, **said}).json()
+
+        assert "counted" not in say(first, answer=GOOD), "a correction"
+        assert say(first, answer=GOOD, label=True)["counted"] is True
+        assert say(first, answer=GOOD, label=True)["counted"] is False, "once"
+        assert say("f" * 32, answer=GOOD, label=True)["counted"] is False, "no request that is remembered"
+        assert say(first, score=1, label=True)["error"]["param"] == "label"
+        assert say(first, answer=GOOD, label=1)["error"]["param"] == "label"
+        wait_for(lambda: it.card()["counts"].get("labels") == 1)
+        lines = [json.loads(line) for line in (tmp_path / "cities" / "watch.jsonl").read_text().splitlines()]
+        assert [line["label"] for line in lines if "label" in line] == [0.0]
+        second = it.ask().headers["x-slm-ray-request-id"]
+        wait_for(lambda: it.card()["counts"].get("pairs") == 2)
+        assert say(second, answer="no JSON", label=True)["counted"] is True
+        wait_for(lambda: it.card()["counts"].get("unscored") == 1)
+
+
+def test_answers_that_turn_out_wrong_ring_the_watch(tmp_path: Path) -> None:
+    with bed(tmp_path, "live", slm=says(OTHER), llm=says(OTHER), audit_share=1.0) as it:
+        wrong = threading.Event()
+
+        def labelled() -> RouteState | None:
+            request_id = it.ask().headers["x-slm-ray-request-id"]
+            it.llm.script = says(GOOD) if wrong.is_set() else says(OTHER)  # the SLM alone is wrong from then on
+            said = {"id": request_id, "answer": GOOD if wrong.is_set() else OTHER, "label": True}
+            wait_for(lambda: HTTP.post(f"{it.url}/v1/feedback", json=said).json()["counted"])
+            state = it.store.route("cities")
+            return state if state.state == "record" else None
+
+        assert [labelled() for _ in range(5)] == [None] * 5
+        wrong.set()
+        assert wait_for(labelled, within_s=30).by == "watch"
 
 
 def test_the_key_of_the_llm_stays_where_it_is(tmp_path: Path) -> None:

@@ -20,7 +20,14 @@ from slm_ray.traffic.record import Arm, TrafficRow
 from slm_ray.verdict.watch import Watch
 
 HOSTILE = "</style><script>alert(1)</script> {{ 7*7 }} \ud800"
-START = {"start": {"level": 0.04, "delta": 0.02, "reference": 0.9, "adapter": OLD, "slm": slm(OLD)}, "serial": 1}
+START = {
+    "start": {"level": 0.04, "label_level": 0.01, "delta": 0.02, "reference": 0.9, "adapter": OLD, "slm": slm(OLD)},
+    "at": 1.0, "serial": 1,
+}  # fmt: skip
+
+
+def seen(at: int, score: float) -> dict[str, object]:
+    return {"id": f"r{at}", "at": 1.0, "serial": 1, "state": "live", "score": score}
 
 
 @pytest.fixture
@@ -89,23 +96,29 @@ def test_the_watch_is_replayed_from_what_the_front_wrote(store: RouteStore) -> N
     watch = Watch(level=0.04, delta=0.02, reference=0.9)
     scores = [1.0] * 40 + [0.0] * 30
     for score in scores:
-        watch.add(score - 1.0)
-    watch_lines(store, START, *({"id": f"r{at}", "score": score} for at, score in enumerate(scores)), {"alarm": 55})
+        if not watch.alarm:  # what comes later counts for nothing
+            watch.add(score - 1.0)
+    rang = {"alarm": watch.alarm_at, "by": "agreement", "at": 2.0, "serial": 1}
+    watch_lines(store, START, *(seen(at, score) for at, score in enumerate(scores)), rang)
     data = route_picture(store.folder, "structured")
     (watched,) = data.watches
     assert watched.path == watch.path and watched.alarm_at == watch.alarm_at and watched.threshold == 25
     assert f"Alarm at audited request {watch.alarm_at}" in route_page(data)
     drawn = evidence(watched)
-    assert drawn is not None and drawn["rang"]["x"] == pytest.approx(100 * (watch.alarm_at or 0) / 70, abs=0.01)
+    assert drawn is not None and drawn["rang"]["x"] == pytest.approx(100)
     assert 0 < drawn["threshold"] < 100
-    watch_lines(store, START, *({"id": "r", "score": 1.0} for _ in range(5)), START)
+    watch_lines(store, START, *(seen(at, 1.0) for at in range(5)), START)
     first, second = route_picture(store.folder, "structured").watches
     assert first.rows == 5 and second.rows == 0
     html = page(store)
     assert "<b>No alarm</b> after 5 audited requests" in html and "No audited request yet" in html
+    watch_lines(store, START, seen(0, 1.0), {**seen(0, 1.0), "label": -1.0}, {**seen(1, 1.0), "label": 0.5})
+    by_agreement, by_labels = route_picture(store.folder, "structured").watches
+    assert (by_agreement.rows, by_labels.rows, by_labels.threshold) == (1, 2, 100)
+    assert "by expected answers the SLM is not worse" in page(store)
 
 
-@pytest.mark.parametrize("damage", [{"start": {}}, {"id": "r", "score": "x"}, {"id": "r", "score": 7}])
+@pytest.mark.parametrize("damage", [{"start": {}}, {"id": "r"}, {**seen(0, 1.0), "score": "x"}, seen(0, 7.0)])
 def test_a_damaged_watch_is_named(store: RouteStore, damage: object) -> None:
     watch_lines(store, START, damage)
     with pytest.raises(DataError, match=rf"{WATCH}:2: no line of a watch"):

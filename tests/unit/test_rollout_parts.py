@@ -6,7 +6,7 @@ import pytest
 
 from slm_ray.config import RolloutConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError
-from slm_ray.rollout.calls import FAILURES_IN_A_ROW, PROBE_EVERY_S, Circuit
+from slm_ray.rollout.calls import ASK_EVERY_S, FAILURES_IN_A_ROW, Circuit
 from slm_ray.rollout.declared import asks_endpoint, declare
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Reply, target
@@ -47,20 +47,44 @@ def reply(status: int, trouble: str | None) -> Reply:
     return Reply(target=asked, status=status, trouble=trouble)
 
 
-def test_a_circuit_opens_after_failures_in_a_row_and_lets_one_probe_a_second_through() -> None:
+DOWN, BUSY, FINE = (0, "timeout: late"), (429, "http_429: busy"), (200, None)
+
+
+def test_a_circuit_opens_by_its_own_question_and_by_no_clients_requests() -> None:
     now = 0.0
     circuit = Circuit(clock=lambda: now)
     for number in range(FAILURES_IN_A_ROW):
-        assert not circuit.is_open and not circuit.take_probe(), number
-        circuit.note(reply(0, "timeout: late"))
-    assert circuit.is_open and not circuit.take_probe()
-    now += PROBE_EVERY_S
-    assert [circuit.take_probe() for _ in range(3)] == [True, False, False]
-    circuit.note(reply(503, "http_503: down"))
-    now += PROBE_EVERY_S
-    assert circuit.is_open and circuit.take_probe()
-    circuit.note(reply(429, "http_429: busy"))  # whoever turns calls away is there
+        assert not circuit.take_question(), number
+        circuit.note(reply(*DOWN))
+    assert not circuit.is_open, "five long requests of one client are no reason"
+    assert [circuit.take_question() for _ in range(3)] == [True, False, False]
+    circuit.answered(reply(*FINE))
+    for _ in range(FAILURES_IN_A_ROW):
+        assert not circuit.take_question()
+        circuit.note(reply(*DOWN))
+    assert not circuit.take_question(), "one a second"
+    now += ASK_EVERY_S
+    assert circuit.take_question() and not circuit.is_open
+    circuit.answered(reply(*DOWN))
+    assert circuit.is_open and not circuit.take_question()
+    circuit.note(reply(*DOWN))  # one that was on its way
+    now += ASK_EVERY_S
+    assert circuit.is_open and circuit.take_question()
+    circuit.answered(reply(503, "http_503: down"))
+    now += ASK_EVERY_S
+    assert circuit.is_open and circuit.take_question()
+    circuit.answered(reply(*BUSY))  # whoever turns calls away is there
     assert not circuit.is_open
+
+
+def test_any_answer_closes_a_circuit() -> None:
+    circuit = Circuit(clock=lambda: 0.0)
+    for _ in range(FAILURES_IN_A_ROW):
+        circuit.note(reply(*DOWN))
+    assert circuit.take_question()
+    circuit.answered(reply(*DOWN))
+    circuit.note(reply(*FINE))
+    assert not circuit.is_open and not circuit.take_question()
 
 
 def config(folder: Path, **route: object) -> RolloutConfig:

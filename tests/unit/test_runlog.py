@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -231,5 +232,5 @@ writer.append(encoded(["end"]))
 def test_a_full_disk_leaves_no_half_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     done = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"{path}: cannot be written (File too large); nothing more is asked; free the disk or make the folder writable, then the same command continues"  # fmt: skip
+    assert done.stdout.strip() == f"{path}: cannot be written on {socket.gethostname()} (File too large); nothing more is asked; free the disk or make the folder writable, then the same command continues"  # fmt: skip
     assert path.read_bytes() == b'"' + b"k" * 50 + b'"\n"end"\n'

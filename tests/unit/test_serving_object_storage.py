@@ -135,11 +135,11 @@ def test_a_store_that_never_answered_lists_nothing_and_says_so_to_who_asks(tmp_p
     place = "s3://anonymous@mine/slm?scheme=http&region=us-east-1&endpoint_override=127.0.0.1:9"
     names = ServedNames(place)
     assert names.listed() == {}
-    with pytest.raises(ResourceError, match=r"s3://anonymous@mine/slm gives no list"):
+    with pytest.raises(ResourceError, match=r"s3://mine/slm gives no list"):
         names.resolve("run-0123456789ab")
 
 
-@pytest.mark.parametrize("name", ["..", "../x-0123456789ab", "a/b-0123456789ab", "", "run-0123456789ab@candidate"])
+@pytest.mark.parametrize("name", ["..", "../x-0123456789ab", "a/b-0123456789ab", "", "../run-0123456789ab@candidate"])
 def test_only_plain_names_reach_the_store(store: Store, name: str) -> None:
     assert served_name(uri(store), name) is None
     assert not store.paths

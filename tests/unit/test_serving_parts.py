@@ -516,8 +516,24 @@ def test_no_answer_is_longer_than_the_context_of_the_file_or_else_of_the_base() 
     assert room(read_serve_file(CPU)).context is None, "no base is known"
 
 
-@pytest.mark.parametrize(("file", "limit"), [(CPU, 128), (GPU, 256)])
-def test_twice_what_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
+@pytest.mark.parametrize(("file", "limit"), [(CPU, 80), (GPU, 160)])
+def test_a_quarter_more_than_the_engines_batch_may_be_in_flight(file: str, limit: int) -> None:
     serving = read_serve_file(file)
     assert room(serving).answers == limit
     assert serving["ingress_deployment_config"]["max_ongoing_requests"] >= 4 * limit, "a refusal must not wait"
+
+
+@pytest.mark.parametrize(
+    ("scaling", "ingresses"),
+    [
+        ({"num_replicas": 1}, 1),
+        ({"num_replicas": 2}, 2),
+        ({"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}}, 4),
+    ],
+)
+def test_however_many_ingresses_are_up_they_let_in_what_one_would(scaling: dict[str, Any], ingresses: int) -> None:
+    serving = read_serve_file(GPU)
+    one = room({**serving, "ingress_deployment_config": {"num_replicas": 1}})
+    each = room({**serving, "ingress_deployment_config": scaling})
+    assert each.ingresses == ingresses  # a key's tokens per minute are shared among so many
+    assert (each.answers * ingresses, each.tokens * ingresses) == (one.answers, one.tokens)

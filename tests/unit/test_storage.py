@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -158,3 +159,27 @@ def test_importing_floors_below_ray_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_whoever_waits_for_a_growing_file_adds_to_the_one_that_replaced_it(tmp_path: Path) -> None:
+    path, waiting = tmp_path / "a.jsonl", threading.Event()
+
+    def other() -> None:
+        waiting.set()
+        with storage.growing_jsonl(path) as file:
+            assert [row for _, row in file.rows] == [{"a": "short"}, {"a": 3}]
+            file.append({"a": "other"})
+
+    thread = threading.Thread(target=other)
+    with storage.growing_jsonl(path) as file:
+        file.append({"a": 1}, {"a": 2})
+        thread.start()
+        assert waiting.wait(10)
+        time.sleep(0.1)
+        file.replace([{"a": "short"}])
+        file.append({"a": 3})
+        with pytest.raises(ResourceError), storage.growing_jsonl(path, waits=False):
+            pass
+    thread.join(10)
+    assert storage.read_jsonl(path) == [{"a": "short"}, {"a": 3}, {"a": "other"}]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]

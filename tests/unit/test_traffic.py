@@ -31,7 +31,7 @@ def row(
     body = {"messages": [{"role": "user", "content": f"question {name}"}], "max_tokens": 8} | request
     return TrafficRow(
         id=name, at=NOW.timestamp() if at is None else at, route="structured", serial=3, state="shadow", arm="llm",
-        request=body, user=user, served="llm",
+        request=body, user=user, served="llm", audited=True,
         answers=(
             ArmAnswer(arm="llm", model="gpt-5@2026", text=text, status=200, latency_s=0.5, completion_tokens=3, valid=True),
             ArmAnswer(arm="slm", model="tiny:a@1", text=None, status=0, latency_s=1.0, reason="timeout"),

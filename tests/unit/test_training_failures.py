@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import errno
+import shutil
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from slm_ray.config import TrainConfig
+from slm_ray.config import TrainConfig, Workers
 from slm_ray.errors import ConfigError, ResourceError, SlmRayError, TrainingError
 from slm_ray.training import progress
-from slm_ray.training.failures import GiveUp, is_lost, run_error
+from slm_ray.training.failures import GiveUp, full_disk, is_lost, run_error
 
 CONFIG = TrainConfig(track="structured", train="t.jsonl", base="b", run_dir="runs/x", adapters_dir="runs/a")
+GROUP = Workers(count=2, per_worker={"slot": 1})
 BROKEN = RuntimeError(
     "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:51234"
 )  # as torch 2.13 says it
@@ -76,6 +81,35 @@ def test_what_would_fail_again_ends_the_run_at_once_in_one_line(
     assert "\n" not in str(raised.value)
     ended = ControllerError(raised.value)
     assert run_error(ended, CONFIG, "runs/x", 3) is raised.value
+
+
+def test_whether_the_group_waits_for_a_node_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "structured.json"
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    for slots, says in ((4.0, "starts again from the last checkpoint"), (1.0, "no node has room for its group now")):
+        monkeypatch.setattr(ray, "cluster_resources", lambda slots=slots: {"CPU": 8.0, "GPU": 4.0, "slot": slots})
+        GiveUp(CONFIG.model_copy(update={"workers": GROUP}), "runs/x", told).after_exception(None, {1: KILLED})
+        assert says in progress.line("structured", progress.read(told))
+
+
+def test_a_full_disk_names_the_node_and_the_fullest_of_its_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = {"/tmp/local": 2_000_000, "/mnt/run": 7_000_000_000}
+
+    def usage(place: str) -> SimpleNamespace:
+        if place not in free:
+            raise FileNotFoundError(place)
+        return SimpleNamespace(free=free[place])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    told = full_disk(OSError(errno.ENOSPC, "No space left on device"), ("/mnt/run", "/tmp/local", "/gone"))
+    assert str(told).startswith(
+        f"no space left at /tmp/local on {socket.gethostname()} (2 MB are free): free some, then"
+    )
+    torch_s = RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+    assert full_disk(torch_s, ("/mnt/run",)) is not None
+    assert (
+        full_disk(RuntimeError("CUDA out of memory"), ("/mnt/run",)) is None and full_disk(BROKEN, ("/gone",)) is None
+    )
 
 
 def test_a_cause_of_its_own_counts_whatever_the_other_ranks_saw_of_it() -> None:

@@ -28,6 +28,7 @@ from slm_ray.parity import PRECISION_TOLERANCE, Note, check
 from slm_ray.reports.encoding import decode
 from slm_ray.training import failures, meter, progress, rows, selection, validation_score, worker
 from slm_ray.training.base_model import open_tokenizer
+from slm_ray.training.estimate import ANSWER_TOKENS
 from slm_ray.training.meter import gpu_of
 from slm_ray.training.model import add_lora, open_base
 from slm_ray.training.parity import NoteParity, note, prompt_and_answer, reference
@@ -512,7 +513,7 @@ def test_an_answer_that_does_not_end_is_cut_by_its_own_target_whoever_is_beside_
     assert together == [validation_score.generate(model, llama, [one])[0] for one in (short, long)]
     limits = [validation_score.answer_limit(llama, one) for one in (short, long, endless)]
     assert [text.count(llama.decode([word])) for text in together] == limits[:2]
-    assert limits[0] < 45 < limits[1] < limits[2] == validation_score.ANSWER_TOKENS
+    assert limits[0] < 45 < limits[1] < limits[2] == ANSWER_TOKENS
 
 
 def test_the_validation_loss_is_the_mean_over_the_tokens_that_training_learns(trainer: Any, tokenizer: Any) -> None:

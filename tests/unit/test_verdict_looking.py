@@ -12,6 +12,7 @@ from slm_ray.verdict.operating_characteristics.looking import (
     grouped_looks,
     looks,
 )
+from slm_ray.verdict.operating_characteristics.stratified import differences, ordered, populations
 from slm_ray.verdict.sample_size import plan, plan_text, rows_for_one_look
 from slm_ray.verdict.sequential_runs import played, rows_to_decision
 
@@ -46,12 +47,29 @@ def test_a_shared_error_holds_for_ten_candidates() -> None:
     first, last = families(SIGNS, BETS, 0.1, (1, 10))
     assert last.unshared > 0.25
     assert max(last.paired, last.sequential) <= MOST and first.sequential <= last.sequential
+    assert max(last.paired_fine_tune, last.sequential_fine_tune) <= MOST and first.paired_fine_tune > 0
 
 
 @pytest.mark.parametrize("difference", [-0.1, 0.0, 0.2])
 def test_the_confidence_sequence_holds_the_truth_at_every_row(difference: float) -> None:
     held = coverage(draws(RUNS, 300, 0.3, difference, 3), difference, 0.1)
     assert min(held.lower, held.upper, held.both) >= 1 - MOST
+
+
+@pytest.mark.parametrize("name", populations(0.1))
+def test_a_stratified_order_keeps_the_sequential_rule_within_its_error(name: str) -> None:
+    strata = populations(0.1)[name]
+    for shares in ("plain", "given", "chance"):
+        signs = differences(strata, shares, 50, 200, 10, np.random.default_rng(1)).astype(float)
+        assert signs.mean() == pytest.approx(-0.1, abs=0.04)
+        rounds = signs.reshape(50, 20, 10).mean(axis=2)
+        if shares == "given" and name == "one right throughout, one wrong":
+            assert rounds.std() < 0.15, "each round has the shares of the file"
+    plain, given, chance, by_stratum = ordered(name, 0.1, runs=RUNS, rows=200, in_round=10, seed=1)
+    for one in (plain, given, chance):
+        assert max(one.false_swap, one.false_fine_tune) <= MOST, one
+    assert given.false_swap <= plain.false_swap + 0.02
+    assert (by_stratum.false_swap > 0.5) == (name != "three alike"), "an order that tells what comes next"
 
 
 def test_a_plan_has_the_rows_of_one_look_and_of_the_stop_for_each_difference() -> None:

@@ -17,7 +17,7 @@ from slm_ray.records import Report, RowResult
 from slm_ray.types import Comparison, Completion, Example, Interval, Slice
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide
-from slm_ray.verdict.sequential import PairedRow, SequentialTest
+from slm_ray.verdict.sequential import PairedRow, SequentialTest, rounds_of, rows_at_this_pace
 from slm_ray.verdict.sequential_runs import Play
 from slm_ray.verdict.sequential_runs import played as played_at_once
 
@@ -168,6 +168,28 @@ def test_the_bounds_are_the_means_that_the_definition_never_rejected(differences
     assert rejected(interval.upper + 1e-9, -1) and not rejected(interval.upper - 0.0026, -1)
 
 
+# confseq 0.0.11 on GRADED as shares ((1 + difference) / 2) with these six bets: betting.diversified_betting_mart against
+# -delta (theta 1 and 0, trunc_scale 1), and betting.cs_from_martingale on 800 means, alpha 0.05, running intersection, which
+# puts each bound outwards by one mean. By delta and row: the capitals against "not worse" and its mirror, lower, upper.
+CONFSEQ = {
+    (0.02, 4): (1.38047, 0.697119, -0.6375, 0.83),
+    (0.02, 10): (0.938105, 0.718408, -0.535, 0.615),
+    (0.02, 20): (4.23609, 0.432619, -0.1425, 0.59),
+    (0.1, 4): (2.05683, 0.417345, -0.585, 0.795),
+    (0.1, 10): (1.2362, 0.392839, -0.475, 0.5725),
+    (0.1, 20): (28.2245, 0.0571593, -0.0775, 0.55),
+}
+
+
+@pytest.mark.parametrize(("delta", "count"), CONFSEQ)
+def test_capitals_and_bounds_are_those_of_the_authors_library(delta: float, count: int) -> None:
+    not_worse, worse, lower, upper = CONFSEQ[delta, count]
+    result = played(GRADED[:count], delta=delta).result
+    assert (result.e_not_worse, result.e_worse) == pytest.approx((not_worse, worse), rel=1e-5)
+    assert 0 <= result.interval.lower - lower <= 0.0025 + 1e-9
+    assert 0 <= upper - result.interval.upper <= 0.0025 + 1e-9
+
+
 VALUES = {"right or wrong": (1.0, 0.0, -1.0), "graded": (0.5, 0.0, -1.0)}
 
 
@@ -192,6 +214,82 @@ def test_on_the_boundary_capital_does_not_grow_and_seldom_passes_the_level(
     for peak in peaks:
         for level in (0.2, 0.05, 0.01):
             assert weights @ (peak >= 1 / level - 1e-9) <= level
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.3, 0.9])
+def test_rounds_of_unlike_parts_do_not_make_the_capital_grow_and_seldom_pass_the_level(apart: float) -> None:
+    """Every outcome of six rounds of two rows, the first better than the second by 2 x `apart`, the mean exactly -delta."""
+    delta = 0.1
+    better, worse = ((1 - delta + side * apart) / 2 for side in (1, -1))
+    outcomes = np.array([(one, other) for one in (1.0, -1.0) for other in (1.0, -1.0)])
+    chances = np.outer((better, 1 - better), (worse, 1 - worse)).ravel()
+    play, weights, peaks = Play(1, delta=delta), np.ones(1), np.ones((2, 1))
+    for _ in range(6):
+        paths = np.arange(len(weights)).repeat(4)
+        play.keep(paths)
+        now = play.add(np.tile(outcomes, (len(weights), 1)))
+        weights = np.outer(weights, chances).ravel()
+        peaks = np.maximum(peaks[:, paths], now)
+        assert weights.sum() == pytest.approx(1)
+        assert (now @ weights <= 1 + 1e-9).all()
+    for peak in peaks:
+        for level in (0.2, 0.05, 0.01):
+            assert weights @ (peak >= 1 / level - 1e-9) <= level
+    alone = Play(2, delta=delta).add(np.array([1.0, -1.0]))[0] @ (better, 1 - better)
+    assert alone == pytest.approx(1) if not apart else alone > 1, "after the better part alone nobody may look"
+
+
+@pytest.mark.parametrize("in_round", [1, 10])
+def test_simulated_rounds_are_those_of_the_test(in_round: int) -> None:
+    signs = np.random.default_rng(6).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], size=(4, 60))
+    runs = played_at_once(signs, delta=0.05, level=0.2, in_round=in_round)
+    for at, values in enumerate(signs):
+        test = SequentialTest(primary="exact", delta=0.05, level=0.2)
+        for start in range(0, 60, in_round):
+            test.add_round([rows([value]) for value in values[start : start + in_round].tolist()])
+        assert test.result.e_not_worse == pytest.approx(math.exp(runs.not_worse[at]))
+        assert test.result.e_worse == pytest.approx(math.exp(runs.worse[at]))
+        first = min((int(one[at]) for one in (runs.swap, runs.fine_tune) if one[at]), default=0)
+        assert (test.result.decided_at or 0) == first and first % in_round == 0
+        assert (test.result.interval.lower > -0.05) == bool(runs.swap[at])
+
+
+def test_a_round_is_looked_at_once_and_refused_as_a_whole() -> None:
+    def gone_down(*signs: float) -> SequentialTest:
+        test = SequentialTest(primary="exact", delta=0.05, level=0.05)
+        test.add_round([rows([value]) for value in signs])
+        return test
+
+    up_and_down = [1.0] * 12 + [-1.0] * 12
+    assert played(up_and_down).action == "swap" and gone_down(*up_and_down).action is None
+    assert gone_down(*[1.0] * 40).result.decided_at == 40
+    test = gone_down(1.0, 0.0)
+    before = test.result
+    with pytest.raises(ValueError, match=r"not 1\.5"):
+        test.add_round([rows([1.0]), rows([1.5])])
+    with pytest.raises(ValueError, match="bet on before"):
+        test.add_round([rows([1.0], group="a"), rows([0.0], group="a")])
+    assert test.result == before
+    test.add_round([rows([1.0], group="a")])
+    assert test.result.rows == 3
+
+
+def test_groups_are_cut_into_the_rounds_that_they_were_asked_in() -> None:
+    groups = [[n] for n in range(9)]
+    assert rounds_of(groups, ()) == [[[n]] for n in range(9)]
+    assert rounds_of(groups, ((3, 2), (1, 3))) == [groups[:3], groups[3:6], groups[6:7], groups[7:8], groups[8:]]
+    assert rounds_of(groups[:5], ((3, 2), (1, 3))) == [groups[:3]], "a round that is not whole is not looked at"
+    assert rounds_of([], ()) == []
+
+
+def test_the_pace_points_at_the_row_that_decides_and_is_silent_without_growth() -> None:
+    decided = played([0.0] * 200).result.decided_at or 0
+    guesses = [rows_at_this_pace(played([0.0] * rows).result) for rows in (decided // 2, 3 * decided // 4)]
+    assert all(guess and abs(guess - decided) < 0.35 * decided for guess in guesses), (guesses, decided)
+    worse = rows_at_this_pace(played([-1.0, 0.0, 0.0, -1.0, 0.0, 0.0, -1.0]).result)
+    assert worse and 7 < worse < 30
+    assert rows_at_this_pace(played([0.0, 1.0, -1.0]).result) is None
+    assert rows_at_this_pace(played([0.0] * 200).result) is None, "decided"
 
 
 def test_simulated_runs_are_those_of_the_test() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from itertools import product
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from slm_ray.verdict.operating_characteristics.watching import STREAMS, WatchPlay, delay, false_alarms
-from slm_ray.verdict.watch import Watch, waiting
+from slm_ray.verdict.watch import LABEL_LEVEL, Watch, levels, waiting
 
 GRADED = [-0.5, -0.25, 0.0, -1.0, 0.0, -0.125, 0.0, -0.75, 0.0, -0.5, -0.25, 0.0, 0.0, -1.0, 0.0, 0.0, -0.75, 0.0]
 LABELS = [0.0, 0.0, -1.0, 0.0, 1.0, 0.0, -1.0, -1.0, 0.5, 0.0, 0.0, -1.0, 0.0, 0.0, -0.25, 0.0, -1.0]
@@ -195,3 +196,67 @@ def test_false_alarms_are_rarer_than_the_level_and_a_fall_is_seen(stream: object
     late = delay(stream, shift=0.5, after=200, delta=0.02, level=0.05, runs=100, most=150, seed=1)  # type: ignore[arg-type]
     assert late.early <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
     assert late.median is not None and late.ninety is not None and late.median <= late.ninety < 80
+
+
+@pytest.mark.parametrize(("differences", "reference"), [(GRADED * 40, 0.9), (LABELS * 40, None), ([], 0.9)])
+@pytest.mark.parametrize("cut", [0, 1, 250])
+def test_a_watch_that_was_saved_goes_on_as_if_nothing_had_been(
+    differences: list[float], reference: float | None, cut: int
+) -> None:
+    settings = {"level": 0.03, "delta": 0.05, "reference": reference}
+    whole = watched(differences, **settings)
+    before = watched(differences[:cut], **settings)
+    after = Watch.restored(json.loads(json.dumps(before.saved, allow_nan=False)), **settings)  # type: ignore[arg-type]
+    for value in differences[cut:]:
+        after.add(value)
+    assert (after.capital, after.rows, after.path, after.alarm_at) == (
+        whole.capital, whole.rows, whole.path, whole.alarm_at
+    )  # fmt: skip
+    assert after.saved == whole.saved
+
+
+@pytest.mark.parametrize(
+    "damage", [{"logs": [0.0]}, {"rows": -1}, {"every": 0}, {"path": [[1]]}, {"sum": "x"}, {"now": float("nan")}]
+)
+def test_what_no_watch_has_saved_is_refused(damage: dict[str, object]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        Watch.restored(watched(GRADED, reference=0.9).saved | damage, level=0.03, delta=0.05, reference=0.9)
+
+
+def both(runs: int, rows: int, worse: float) -> float:
+    """How often either of a route's two watches rings: the LLM is right on 90 % and the SLM on `worse` less.
+
+    Where the two differ one of them is wrong, so that agreement and labels move together, as they do in traffic.
+    """
+    chance = np.random.default_rng(11)
+    agreement, labels = levels(0.01)
+    delta, reference = 0.05, 0.9  # agreement as bad as the hypothesis allows: 85 %
+    plays = WatchPlay(runs, delta=delta, reference=reference), WatchPlay(runs, delta=delta, reference=None)
+    rang = np.zeros(runs, dtype=bool)
+    for _ in range(rows):
+        drawn = chance.random(runs)
+        difference = np.where(drawn < (0.15 + worse) / 2, -1.0, np.where(drawn > 1 - (0.15 - worse) / 2, 1.0, 0.0))
+        rang |= plays[0].add(-np.abs(difference)) >= 1 / agreement
+        rang |= plays[1].add(difference) >= 1 / labels
+    return float(rang.mean())
+
+
+def test_both_watches_together_are_wrong_as_seldom_as_one_was_to_be() -> None:
+    agreement, labels = levels(0.01)
+    assert agreement + labels + 0.01 == pytest.approx(0.05) and labels == LABEL_LEVEL
+    assert both(400, 500, worse=0.05) <= 0.04 + 3 * math.sqrt(0.04 * 0.96 / 400), "both at their edge"
+    assert both(50, 500, worse=0.14) > 0.9, "the agreement is what it was; the expected answers tell"
+
+
+def test_corrections_of_what_was_shown_are_no_labels() -> None:
+    """Two equal models, each wrong on a tenth; people see the SLM's answer and correct it where it is wrong."""
+    chance = random.Random(7)
+    watch = Watch(level=LABEL_LEVEL, delta=0.05)
+    asked = 0
+    while not watch.alarm:
+        asked += 1
+        slm, llm = chance.random() < 0.9, chance.random() < 0.9
+        if not slm:
+            watch.add(float(slm) - float(llm))
+        assert asked < 2_000
+    assert watch.rows < 100, "a false alarm, and soon: the front counts answers that are said to be labels alone"

@@ -15,12 +15,12 @@ def answer(arm: Arm, text: str | None, **fields: Any) -> ArmAnswer:
 
 
 def asked(name: str, llm: str | None, slm: str | None = None, *, served: Arm = "llm", **fields: Any) -> TrafficRow:
-    """A request whose arms answered JSON of these values; None: the arm was not asked."""
+    """An audited request whose arms answered JSON of these values; None: the arm was not asked."""
     said = {"llm": llm, "slm": slm}
     question = fields.pop("question", f"how many of {name} and {name}?")
     return TrafficRow(
         id=name, at=NOW + fields.pop("later", 0), route=fields.pop("route", "r"), serial=1, state="live", arm=served,
-        served=served, request={"messages": [{"role": "user", "content": question}], "max_tokens": 9},
+        served=served, audited=fields.pop("audited", True), request={"messages": [{"role": "user", "content": question}], "max_tokens": 9},
         answers=tuple(answer(arm, text) for arm, text in said.items() if text is not None),  # type: ignore[arg-type]
     )  # fmt: skip
 

@@ -36,12 +36,15 @@ class Wrong:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """The share of families of `candidates` in which at least one was swapped in falsely, by how the error is shared."""
+    """The share of families of `candidates` in which at least one was swapped in falsely, by how the error is shared; and,
+    under the shared error, in which at least one was fine-tuned falsely."""
 
     candidates: int
     unshared: float
     paired: float
     sequential: float
+    paired_fine_tune: float
+    sequential_fine_tune: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +94,26 @@ def families(signs: _Signs, runs: Runs, delta: float, sizes: Sequence[int]) -> l
     """`runs` are `signs` played. Candidates 1 to k, each worse by exactly `delta`, each tested at its own level, and all at 0.05."""
     rows = signs.shape[1]
     gained, lost = (signs == 1).sum(axis=1), (signs == -1).sum(axis=1)
-    peaks = runs.peak_not_worse
     levels = [level_of(number) for number in range(1, max(sizes) + 1)]
     once = float(np.mean(shows(gained, lost, rows, delta)))
     paired = [float(np.mean(shows(gained, lost, rows, delta, one_sided=level))) for level in levels]
-    sequential = [float(np.mean(peaks >= -np.log(level))) for level in levels]
+    trailing = [float(np.mean(shows(lost, gained, rows, -delta, one_sided=level))) for level in levels]
+    sequential, behind = (
+        [float(np.mean(peaks >= -np.log(level))) for level in levels]
+        for peaks in (runs.peak_not_worse, runs.peak_worse)
+    )
+
+    def any_of(shares: Sequence[float]) -> float:
+        return float(1 - np.prod([1 - share for share in shares]))
+
     return [
         Family(
             candidates=size,
             unshared=1 - (1 - once) ** size,
-            paired=float(1 - np.prod([1 - share for share in paired[:size]])),
-            sequential=float(1 - np.prod([1 - share for share in sequential[:size]])),
+            paired=any_of(paired[:size]),
+            sequential=any_of(sequential[:size]),
+            paired_fine_tune=any_of(trailing[:size]),
+            sequential_fine_tune=any_of(behind[:size]),
         )
         for size in sizes
     ]
