@@ -40,12 +40,12 @@ calls: install ## the integration tests that train and serve nothing
 models: install ## the integration tests that train or serve a model
 	@$(BIN)/python -m pytest $(MODELS)
 
-# `calls` mostly waits, `lint` and `unit` only compute: those take what is left of the cores, and are shown when they are done.
+# `calls` mostly waits, `lint` and `unit` only compute: they are done beside it, and shown when they are over.
 both: install
 	@$(MAKE) --no-print-directory -j 2 calls aside
 
 aside: install
-	@shown=$$(mktemp); nice -n 10 $(MAKE) --no-print-directory lint unit > $$shown 2>&1; status=$$?; cat $$shown; rm -f $$shown; exit $$status
+	@shown=$$(mktemp); $(MAKE) --no-print-directory lint unit > $$shown 2>&1; status=$$?; cat $$shown; rm -f $$shown; exit $$status
 
 test: install both models ## everything: style, types, unit and integration tests
 

@@ -102,6 +102,7 @@ def evaluations(config: ScaleBenchConfig, folder: Path) -> list[str]:
             busy = psutil.cpu_percent()
             rate = lap.calls / lap.span_s
             first = first or rate / nodes
+            print(f"{rate:.1f} rows/s", file=sys.stderr, flush=True)
             lines.append(
                 [
                     str(nodes), str(lap.calls), f"{lap.span_s:.1f}", f"{rate:.1f}", f"{rate / (first * nodes):.2f}",
@@ -216,7 +217,7 @@ def main(config: ScaleBenchConfig) -> None:
     """Measure what `parts` names, and print."""
     os.environ |= {  # before Ray is imported, which reads them once
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_worker_niceness": "0",
+        "RAY_worker_niceness": "0", "RAY_raylet_start_wait_time_s": "150",
     }  # fmt: skip
     folder = Path(output_folder(config.out_dir)).absolute()
     shutil.rmtree(folder, ignore_errors=True)

@@ -25,6 +25,7 @@ from slm_ray.cli.init import DEFAULTS, QUESTIONS, Answers, answers_from, next_co
 from slm_ray.cli.step import Command
 from slm_ray.command import BAD_INPUT, Usage, run
 from slm_ray.errors import ConfigError, SlmRayError
+from slm_ray.remote import fetched, is_remote
 
 PAGES = ("report.html",)
 _RAW = "slm_ray.arguments"
@@ -107,11 +108,12 @@ def init(
 
 @app.command("open")
 def open_page(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="the folder of a run, or a page")],
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="the folder of a run, or s3://…, or a page")],
 ) -> None:
     """Open the page of a run in the browser; where there is none, print its path."""
     try:
-        page = _page(run_dir).resolve()
+        place = fetched(run_dir, setting="RUN_DIR") if is_remote(run_dir) else Path(run_dir)
+        page = _page(place).resolve()
     except SlmRayError as error:
         _refuse(error)
     print(page, flush=True)

@@ -18,8 +18,9 @@ from slm_ray.api_key import api_key
 from slm_ray.cli import machines
 from slm_ray.cli.step import Command
 from slm_ray.command import Usage, output_folder, run
+from slm_ray.errors import ConfigError
 from slm_ray.parity import in_words
-from slm_ray.remote import shown_address
+from slm_ray.remote import is_remote, shown_address
 from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
@@ -289,6 +290,10 @@ def live(config: configs.LiveConfig) -> int:
     """Watch an evaluation that runs in another shell: give its RUN_DIR, or a YAML file that names it."""
     from slm_ray.evaluation.progress import watch
 
+    if is_remote(config.run_dir):
+        raise ConfigError(
+            f"run_dir {config.run_dir!r}: live reads a folder; give the working copy that the run names when it begins"
+        )
     ended = watch(config.run_dir)
     if ended != "done":
         print(f"the run is not complete ({ended}); its own command continues it", file=sys.stderr)
@@ -364,7 +369,7 @@ COMMANDS: Mapping[str, Command] = {
     "compare": Command(config=configs.CompareConfig, function=compare, writes=("report",)),
     "distil": Command(config=configs.DistilConfig, function=distil),
     "train": Command(config=configs.TrainConfig, function=train, writes=("run_dir",)),
-    "parity": Command(config=configs.ParityConfig, function=parity),
+    "parity": Command(config=configs.ParityConfig, function=parity, writes=()),
     "sweep": Command(config=configs.SweepConfig, function=sweep, writes=("training.run_dir",)),
     "learning-curve": Command(
         config=configs.LearningCurveConfig, function=learning_curve, writes=("training.run_dir",)

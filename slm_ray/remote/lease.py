@@ -60,6 +60,8 @@ class Lease:
         self._store, self._folder = store, folder
         self._name = f"{folder}/{uuid.uuid4().hex}.json"
         self._claim = Claim(host=socket.gethostname(), pid=os.getpid(), copy=copy)
+        self._written_s = 0.0
+        self._renewing = threading.Lock()
 
     def acquire(self, say: Callable[[str], None]) -> None:
         """Own the place, or ResourceError that names who does. Waits for at most `DEAD_AFTER_S` to see whether that one lives."""
@@ -82,13 +84,18 @@ class Lease:
 
     def renew(self) -> None:
         """Say that this owner lives. Lost where another has replaced it, StoreAway."""
-        others = self._others()
-        for claim in others.values():
-            if self._name in claim.replaces:
-                raise Lost(f"{self._store} was taken over by {claim.who}, which took this run for dead")
-        if self._store.about(self._name) is None:
-            raise Lost(f"{self._store} was taken over: the claim of this run is gone")
-        self._write()
+        with self._renewing:
+            for claim in self._others().values():
+                if self._name in claim.replaces:
+                    raise Lost(f"{self._store} was taken over by {claim.who}, which took this run for dead")
+            if self._store.about(self._name) is None:
+                raise Lost(f"{self._store} was taken over: the claim of this run is gone")
+            self._write()
+
+    def assure(self) -> None:
+        """To be called before a write: nobody can have replaced this owner yet, or it is asked. Raises as `renew`."""
+        if time.monotonic() - self._written_s > DEAD_AFTER_S / 2:
+            self.renew()
 
     def release(self) -> None:
         """Give the place up. StoreAway; the claim is then dead after `DEAD_AFTER_S`."""
@@ -164,4 +171,6 @@ class Lease:
 
     def _write(self) -> None:
         self._claim = dataclasses.replace(self._claim, renewed=self._claim.renewed + 1)
+        began_s = time.monotonic()
         self._store.write(self._name, json.dumps(dataclasses.asdict(self._claim)).encode())
+        self._written_s = began_s

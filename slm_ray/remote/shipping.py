@@ -149,7 +149,7 @@ class Shipper:
                     raise self._lost
                 if self._hurries:
                     return sent
-                with contextlib.suppress(FileNotFoundError):  # replaced or removed meanwhile: the next round sees
+                with contextlib.suppress(FileNotFoundError):  # removed meanwhile: the next round sees
                     sent += self._ship(name, status, is_last=everything)
             if everything:
                 for name in self._shipped.keys() - here.keys():
@@ -166,6 +166,7 @@ class Shipper:
         is_known = known is not None and dataclasses.replace(known, length=0, tail="") == now
         if is_known and not (is_last and self._parts.get(name)):
             return False
+        self._lease.assure()
         if not grows(name):
             if not is_last and time.time_ns() - status.st_mtime_ns < _SETTLES_S * 1e9:
                 return False
@@ -206,7 +207,8 @@ class Shipper:
         while not self._ended.wait(SHIPPED_EVERY_S):
             try:
                 sent = self.ship()
-            except Lost:
+            except Lost as error:
+                self.lose(error)
                 return
             except ResourceError as error:
                 if self._away_since_s is None:
@@ -226,6 +228,8 @@ class Shipper:
 
         From any thread.
         """
+        if self._lost is not None or self._ended.is_set():  # the end says so by itself
+            return
         self._lost = error
         say(f"warning: {error}; this run ends")
         _thread.interrupt_main()

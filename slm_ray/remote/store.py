@@ -14,6 +14,7 @@ import io
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ _CONNECT_S, _REQUEST_S, _ATTEMPTS = 3.0, 10.0, 2
 _GCS_PATIENCE, _GCS_PATIENCE_S = "retry_limit_seconds", 15  # the client's own is 15 minutes
 _S3_OPTIONS = ("region", "endpoint_override", "scheme")
 _WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
-_AT_ONCE, _BLOCK_BYTES = 8, 8 << 20
+_AT_ONCE, _BLOCK_BYTES, _AGAIN_S = 8, 8 << 20, 2.0
 _TEXT = 200
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|UNAUTHENTICATED|PERMISSION_DENIED|HTTP status 40[13]", re.I
@@ -201,6 +202,19 @@ class ObjectStore:
             sink.close()
         except OSError as error:
             raise self._away(error, name, verb="written") from None
+
+    def send_all(self, folder: Path, below: str, *, within_s: float) -> None:
+        """The files of a folder as objects below a name; a store that is away is asked again for so long. StoreAway."""
+        until_s = time.monotonic() + within_s
+        for path in sorted(one for one in folder.rglob("*") if one.is_file()):
+            while True:
+                try:
+                    self.send(path, f"{below}/{path.relative_to(folder).as_posix()}")
+                    break
+                except StoreAway:
+                    if time.monotonic() > until_s:
+                        raise
+                time.sleep(_AGAIN_S)
 
     def fetch_all(self, names: Iterable[str], folder: Path) -> None:
         """Objects as files of a folder, several at once; raises as `fetch`."""

@@ -44,8 +44,10 @@ class _Guard:
         async with self._deleting:
             if asked == self._asked:
                 from ray import serve  # takes a second, which nobody needs before
+                from ray.serve.exceptions import RayServeException
 
-                await asyncio.to_thread(serve.delete, self._app)
+                with contextlib.suppress(RayServeException):  # Serve is gone already, or was never started
+                    await asyncio.to_thread(serve.delete, self._app)
         if asked == self._asked:
             ray.kill(ray.get_runtime_context().current_actor)
 
@@ -56,12 +58,11 @@ def ends_with_driver(app: str) -> Any:
     guard_class = ray.remote(
         num_cpus=0, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
     )(_Guard)  # fmt: skip
-    while True:
-        try:
-            ray.get(guard_class.remote(app).wait_for.remote(pulse))
-        except RayActorError:  # its work was just done
-            continue
-        return pulse
+    try:
+        ray.get(guard_class.remote(app).wait_for.remote(pulse))
+    except RayActorError:  # an earlier one, whose work was just done
+        ray.get(guard_class.remote(app).wait_for.remote(pulse))
+    return pulse
 
 
 def stays(app: str) -> None:

@@ -134,6 +134,7 @@ def fit(planned: Plan, turn: Turn | None = None) -> dict[str, Any]:
     payload = WorkerPayload(
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
+        checkpoints="" if is_shared else joined(address(planned.folder.parent), f"{CHECKPOINTS}/{planned.folder.name}"),
         keeper=None if is_shared else beside_driver(progress.Keeper).remote(planned.folder.parent),
         track=open_track(config.track, beside=config.train),
     )  # fmt: skip

@@ -62,8 +62,8 @@ class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
 
     `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end; both as `track`
-    says, which lies beside the rows, where a worker may not see it. `keeper` is an
-    actor that writes beside the driver what workers tell, where they do not see its folder (`progress.Keeper`).
+    says, which lies beside the rows, where a worker may not see it. Where workers do not see the run's folder, `keeper` is an
+    actor beside the driver that writes what they tell (`progress.Keeper`), and `checkpoints` the URI where they send those.
     """
 
     config: TrainConfig
@@ -72,6 +72,7 @@ class WorkerPayload:
     use_gpu: bool
     progress_path: str
     keeper: Any = None
+    checkpoints: str = ""
     validation: tuple[Example, ...] = ()
     selection: tuple[Example, ...] = ()
     track: Track | None = None

@@ -10,6 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import ray.train
 import torch
 import transformers
 
+from slm_ray.remote import open_store
 from slm_ray.training import estimate, progress, selection
 from slm_ray.training.base_model import base_folder, open_tokenizer
 from slm_ray.training.base_shape import BaseShape
@@ -29,6 +31,8 @@ from slm_ray.training.plan import RANK, WorkerPayload
 from slm_ray.training.selection import Selection
 from slm_ray.training.trainer import AdapterTrainer, build, deterministic
 from slm_ray.training.validation_score import longest_prompt
+
+_STORE_AWAY_S = 300.0
 
 
 def worker(payload: WorkerPayload) -> dict[str, Any]:
@@ -114,7 +118,16 @@ class Report(Meter):
         _gather_generators(folder, self.rank)
         checkpoint = ray.train.Checkpoint.from_directory(folder) if self.rank == 0 else None
         metrics = {"step": state.global_step, RANK: selection.rank(state.log_history, state.global_step)}
-        ray.train.report(metrics, checkpoint=checkpoint)
+        send = partial(_send, self.payload.checkpoints) if self.payload.checkpoints else None
+        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_fn=send)
+
+
+def _send(uri: str, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+    """A checkpoint into the run's folder of a store. Ray's own way takes an upload that failed at its end for a good one."""
+    store = open_store(uri, setting="training.run_dir")
+    store.send_all(Path(checkpoint.path), name, within_s=_STORE_AWAY_S)
+    storage = ray.train.get_context().get_storage()
+    return ray.train.Checkpoint(f"{storage.experiment_fs_path}/{name}", filesystem=storage.storage_filesystem)
 
 
 def check_memory(payload: WorkerPayload) -> None:

@@ -48,7 +48,7 @@ class RayHosts:
                 command = command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
                 command += _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS)
             patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "150"}  # of a busy machine
-            host.run(environment({**patient, **(known or {})}) + command, within_s=200)
+            host.run(environment({**patient, **(known or {})}) + command, within_s=300)
         return host
 
     def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:

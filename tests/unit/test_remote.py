@@ -23,6 +23,7 @@ from slm_ray.cli.commands import COMMANDS
 from slm_ray.config import CompareConfig, EvaluateConfig, PrepareConfig
 from slm_ray.errors import ConfigError, ResourceError
 from slm_ray.remote import address, fetched, lease, one_file, open_store, shipping, shown_address, working_copy
+from slm_ray.remote import store as remote_store
 from slm_ray.remote.lease import Lease
 from slm_ray.remote.shipping import Shipper, whole_and_parts
 from slm_ray.remote.store import ObjectStore
@@ -286,8 +287,7 @@ def test_a_run_that_was_taken_for_dead_ends_and_writes_nothing_more(
         with working_copy(uri, setting="run_dir") as other:
             storage.write_text(other / "who.json", "2")
         storage.write_text(files / "who.json", "1 again")
-        monkeypatch.setattr(lease, "RENEWED_EVERY_S", 0.1)
-        host("first")
+        time.sleep(60)
     assert server.store("replaced").read("who.json") == b"2"
 
 
@@ -333,6 +333,22 @@ def test_a_store_that_stays_away_loses_nothing_and_the_same_command_ships_it(
     with working_copy(uri, setting="run_dir"):
         pass
     assert server.store("end").read("a.jsonl") == b"paid\n"
+
+
+def test_a_folder_is_sent_as_soon_as_the_store_takes_it_and_given_up_in_the_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_store, "_AGAIN_S", 0.05)
+    storage.write_text(tmp_path / "checkpoint" / "sub" / "a.bin", "a")
+    store = server.store("sent")
+    server.becomes("full")
+    with pytest.raises(ResourceError, match="refuses these credentials"):
+        store.send_all(tmp_path / "checkpoint", "one", within_s=0.1)
+    back = threading.Timer(0.3, server.becomes, ["well"])
+    back.start()
+    store.send_all(tmp_path / "checkpoint", "one", within_s=60)
+    back.join()
+    assert store.read("one/sub/a.bin") == b"a"
 
 
 def test_an_error_of_the_job_is_not_hidden_by_one_of_the_store(
@@ -399,7 +415,9 @@ def test_what_the_store_has_is_the_file_up_to_a_line_whatever_was_cut_where(
         patch.setattr(shipping, "_WHOLE_BYTES", 4)
         patch.setattr(ObjectStore, "send", counted(ObjectStore.send))
         patch.setattr(ObjectStore, "delete", counted(ObjectStore.delete))
-        shipper = Shipper(store, files, folder / "state.json", Lease(store, copy="c"))
+        owner = Lease(store, copy="c")
+        owner.acquire(lambda line: None)
+        shipper = Shipper(store, files, folder / "state.json", owner)
         for kind, what in steps:
             if kind == "append":
                 append(path, str(what))
