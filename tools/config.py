@@ -71,6 +71,16 @@ class DeployBenchConfig(Config):
     answer_tokens: int = Field(1500, ge=1, description="length of the answer that is being written meanwhile")
 
 
+class KillsBenchConfig(Config):
+    """An endpoint of two engines and two fronts, of which one part after the other is killed under clients."""
+
+    serving: Serving
+    clients: int = Field(64, ge=1)
+    tokens: int = Field(16, ge=1)
+    retries: int = Field(2, ge=0, description="max_retries of the openai client, whose own default is 2")
+    steady_s: float = Field(5.0, gt=0, description="before each kill, and after what was killed is back")
+
+
 class RaceConfig(Config):
     """The same rows to an endpoint of fixed latency, by this evaluation and by others."""
 

@@ -6,7 +6,6 @@ a model library. The routes need both, since Ray defines most of them.
 
 from __future__ import annotations
 
-import logging
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -159,23 +158,17 @@ def _limits(field: FieldInfo) -> str:
 
 
 def routes_page() -> str:
-    """What the endpoint answers to: the routes of the application that is served, Ray's and ours."""
-    logging.disable(logging.WARNING)  # what vLLM misses on this machine is no matter of the documents
-    from ray.llm._internal.serve.core.ingress.ingress import DEFAULT_ENDPOINTS, init
+    """What the endpoint answers to: the routes of the application that is served."""
+    from slm_ray.serving.admission import Room
+    from slm_ray.serving.figures import Recorder
+    from slm_ray.serving.ingress import AdapterIngress
 
-    from slm_ray.serving import ingress
-
-    app = init()
-    for name, route in DEFAULT_ENDPOINTS.items():
-        route(app)(getattr(ingress.AdapterIngress, name))
-    rows = {
-        f"| `{method}` | `{route.path}` |"
-        for route in app.routes
-        for method in sorted(getattr(route, "methods", None) or ())
-        if method != "HEAD" and not route.path.startswith(("/docs", "/redoc", "/openapi", *ingress.NOT_SERVED))
-    }
-    own = ["| `GET` | `/health` |", f"| `POST` | `{ingress.AZURE_CHAT.replace(':path', '')}` |"]
-    return "\n".join(["| method | path |", "|---|---|", *sorted(rows | set(own), key=lambda row: row.split("|")[2])])
+    front = AdapterIngress(
+        None, base="BASE", context=None, adapters_dir=".", room=Room(answers=1, tokens=1), engines=1, tools=False
+    )
+    paths = front.application(Recorder(lambda figure: None)).openapi()["paths"]
+    rows = {f"| `{method.upper()}` | `{path}` |" for path, methods in paths.items() for method in methods}
+    return "\n".join(["| method | path |", "|---|---|", *sorted(rows, key=lambda row: row.split("|")[2])])
 
 
 PAGES = {"reference/jobs.md": jobs_page, "reference/settings.md": settings_page}

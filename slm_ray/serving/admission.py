@@ -3,8 +3,9 @@
 Three questions, asked before the engine is: may this key ask this model (403), is there room beside the answers that are being
 written (429 at once: a queue that holds everybody makes everybody late, and none of them is told so), has the key tokens left
 in this minute (429). Room is counted in answers and in tokens; a request counts as what it may take, prompt and answer, and
-alone it always has room. Once an answer has ended it is settled by what it used, and told to `Figures`. Plain ASGI, within
-`RequireKey` and `RequestLimits`; each ingress counts for itself.
+alone it always has room. Once an answer has ended it is settled by what it used, and told to `Figures`. What a stream used
+the engine says in a last event, which a client that did not ask for it is not shown. Plain ASGI, within `RequireKey` and
+`RequestLimits`, and around those `Counted`, which tells of what they refused; each ingress counts for itself.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _DEPLOYMENT = re.compile(r"/deployments/(.+?)/(?:chat/)?completions$")
 # Within a JSON text quotes are escaped, so that no answer can speak of its own usage.
 _USED = {name: re.compile(rb'(?<!\\)"' + name + rb'":\s*(\d+)') for name in (b"prompt_tokens", b"completion_tokens")}
 _MODEL = re.compile(rb'(?<!\\)"model":\s*"((?:[^"\\]|\\.)*)"')
+_USAGE_ALONE = re.compile(rb'(?<!\\)"choices":\s*\[\].*(?<!\\)"usage":\s*\{')
+_ANSWERS = re.compile(r"/(?:chat/)?completions")
+_TOLD = "slm_ray.told"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,9 +78,17 @@ class Admission:
     """ASGI middleware: 403 or 429 for what is not let in, with Retry-After; of all else it watches the answer."""
 
     def __init__(
-        self, app: ASGIApp, *, base: str, room: Room, figures: Figures, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        *,
+        base: str,
+        room: Room,
+        figures: Figures,
+        asks_usage: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.app = app
+        self._asks_usage = asks_usage  # of what is inside, which reads the request from its scope
         self._base = base
         self._room = room
         self._figures = figures
@@ -95,11 +107,16 @@ class Admission:
                 return
             await self.app(scope, receive, send)
             return
+        scope[_TOLD] = True
         request, size = scope[READ]
+        options = request.get("stream_options") or {}
+        hides_usage = self._asks_usage and bool(request.get("stream")) and not options.get("include_usage")
+        if hides_usage:
+            scope[READ] = {**request, "stream_options": {**options, "include_usage": True}}, size
         model = self._model(request, scope["path"])
         prompt = -(-size // _BYTES_OF_A_TOKEN)
         taken = prompt + _answer_tokens(request, self._room.context)
-        answer = _Answer(send, prompt, self._clock)
+        answer = _Answer(send, prompt, self._clock, hides_usage=hides_usage)
         try:
             refused = self._refused(key, model, taken)
             if refused is not None:
@@ -160,11 +177,38 @@ class Admission:
         self._figures.in_flight(self._answers, self._tokens)
 
 
+class Counted:
+    """ASGI middleware: tells `Figures` of requests for an answer that were refused before `Admission` saw them."""
+
+    def __init__(self, app: ASGIApp, *, figures: Figures, clock: Callable[[], float] = time.monotonic) -> None:
+        self.app = app
+        self._figures = figures
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or not _ANSWERS.search(scope["path"]):
+            await self.app(scope, receive, send)
+            return
+        answer = _Answer(send, 0, self._clock)
+        try:
+            await self.app(scope, receive, answer.send)
+        except Exception as error:
+            answer.failed(failure_of(error).status_code)
+            raise
+        finally:
+            if _TOLD not in scope:
+                key = key_of(scope)
+                self._figures.answered(answer.ended(key=key.name if key else "", asked=""))
+
+
 class _Answer:
     """What passes to the client, watched: status, times, and the usage that the engine states in it."""
 
-    def __init__(self, send: Send, prompt_tokens: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, send: Send, prompt_tokens: int, clock: Callable[[], float], *, hides_usage: bool = False
+    ) -> None:
         self.begun = False
+        self._hides_usage = hides_usage
         self._send = send
         self._prompt_tokens = prompt_tokens
         self._clock = clock
@@ -181,6 +225,8 @@ class _Answer:
             self._status = message["status"]
         elif message.get("body") and self._status == 200:
             self._look(message["body"])
+            if self._hides_usage and _USAGE_ALONE.search(message["body"]):
+                message = {**message, "body": _without_usage(message["body"])}
         await self._send(message)
 
     def failed(self, status: int) -> None:
@@ -214,6 +260,11 @@ class _Answer:
             for name, pattern in _USED.items():
                 for found in pattern.finditer(body):
                     self._usage[name] = int(found[1])
+
+
+def _without_usage(events: bytes) -> bytes:
+    """Events of a stream, each whole, less the one that has no choices but the usage."""
+    return b"".join(event for event in re.split(rb"(?<=\n\n)", events) if not _USAGE_ALONE.search(event))
 
 
 def _answer_tokens(request: Mapping[str, Any], context: int | None) -> int:

@@ -1,7 +1,8 @@
-"""The Serve application: Ray's own builder with our server and ingress in it.
+"""The Serve application: one deployment of engines and one of fronts, as a serve file has them.
 
 `build` is for a job that deploys; `application` is what a Ray Serve file names as its `import_path`, so that the plain
-`serve run serve_configs/X.yaml` and `serve deploy` bring the same endpoint up.
+`serve run serve_configs/X.yaml` and `serve deploy` bring the same endpoint up. Both import no vLLM: the options that Ray's own
+builder would derive from an `llm_configs` entry are derived here, and the entry itself is the engine's.
 """
 
 from __future__ import annotations
@@ -10,14 +11,25 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ray.serve.llm import LLMServingArgs, LoraConfig, build_openai_app
+from ray import serve
 
 from slm_ray.config import Serving
 from slm_ray.serving.ingress import AdapterIngress
-from slm_ray.serving.server import AdapterServer, LocalModel
-from slm_ray.serving.settings import AppSettings, most_engines, room, settings_of, takes_tools
+from slm_ray.serving.replica import EngineReplica
+from slm_ray.serving.settings import (
+    AppSettings,
+    context,
+    engine_bundles,
+    most_engines,
+    room,
+    settings_of,
+    takes_tools,
+)
 
 OF_ARGUMENTS = ("base", "name", "adapters_dir", "keys_file", "tracks")
+_MOST_ONGOING = 10**9  # as Ray's own builder has it: fronts bound what is in flight
+_ENGINE = {"max_ongoing_requests": _MOST_ONGOING, "health_check_period_s": 10, "health_check_timeout_s": 10}
+_FRONT = {"max_ongoing_requests": _MOST_ONGOING}
 
 
 def application(arguments: Mapping[str, Any]) -> Any:
@@ -30,32 +42,39 @@ def application(arguments: Mapping[str, Any]) -> Any:
 
 
 def build(settings: AppSettings) -> Any:
-    """A bound Serve application that `serve.run` takes.
+    """A bound Serve application that `serve.run` takes; ValueError for options of a deployment that Serve does not know.
 
     Engine and front carry versions of what they were built from: deployed again under the same name, Serve starts only
     those anew whose version is another.
     """
-    serving = LLMServingArgs.model_validate(settings.serving)
-    (model,) = serving.llm_configs
-    # Ray's multiplexing and vLLM's table must hold the same number of adapters.
-    slots = model.engine_kwargs.get("max_loras", 1)
-    model.lora_config = LoraConfig(max_num_adapters_per_replica=slots)
-    model.server_cls = AdapterServer
-    model.callback_config.callback_class = LocalModel
-    serving.ingress_cls_config.ingress_cls = AdapterIngress
-    serving.ingress_cls_config.ingress_extra_kwargs = {
-        "adapters_dir": settings.adapters_dir,
-        "room": room(settings.serving),
-        "engines": most_engines(settings.serving),
-        "tools": takes_tools(settings.serving),
-        "api_key_digest": settings.api_key_digest,
-        "keys_file": settings.keys_file,
-    }
-    serving.ingress_deployment_config["user_config"] = {
-        "digest": settings.digest, "stand_in": settings.stand_in, "schemas": settings.schemas,
+    (model,) = settings.serving["llm_configs"]
+    engine = serve.deployment(EngineReplica).options(
+        **engine_options(model), version=settings.engine_version, _internal=True
+    )
+    state = {
+        "digest": settings.digest, "engine_version": settings.engine_version, "attempt": settings.attempt,
+        "stand_in": settings.stand_in, "schemas": settings.schemas,
     }  # fmt: skip
-    front = build_openai_app(serving)
-    (engine,) = front._bound_deployment.init_kwargs["llm_deployments"].values()
-    for bound, version in ((front, settings.front_version), (engine, settings.engine_version)):
-        bound._bound_deployment = bound._bound_deployment.options(version=version, _internal=True)
-    return front
+    front_options = {**_FRONT, **(settings.serving.get("ingress_deployment_config") or {})}
+    front = serve.deployment(serve.ingress()(AdapterIngress)).options(
+        **front_options, name="AdapterIngress", user_config=state, version=settings.front_version, _internal=True
+    )
+    return front.bind(
+        engine.bind(model), base=settings.name, context=context(model), adapters_dir=settings.adapters_dir,
+        room=room(settings.serving), engines=most_engines(settings.serving), tools=takes_tools(settings.serving),
+        api_key_digest=settings.api_key_digest, keys_file=settings.keys_file,
+    )  # fmt: skip
+
+
+def engine_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the engine's deployment, from an entry of `llm_configs`."""
+    named = dict(model.get("deployment_config") or {})
+    actor = dict(named.pop("ray_actor_options", None) or {})
+    if environment := {**(actor.get("runtime_env") or {}), **(model.get("runtime_env") or {})}:
+        actor["runtime_env"] = environment  # an empty one would keep the job's own from the engine
+    placement = model.get("placement_group_config") or {}
+    label = model["model_loading_config"]["model_id"].replace("/", "--").replace(".", "_")
+    return {
+        **_ENGINE, **named, "name": f"AdapterServer:{label}", "ray_actor_options": actor,
+        "placement_group_bundles": engine_bundles(model), "placement_group_strategy": placement.get("strategy", "PACK"),
+    }  # fmt: skip

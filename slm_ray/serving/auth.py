@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
+import time
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -20,6 +22,7 @@ from slm_ray.serving.keys import Key, KeyRing
 
 OPEN_PATHS = ("/health",)
 _KEY = "slm_ray.key"
+_SAID_EVERY_S = 60.0
 
 
 def key_of(scope: Scope) -> Key | None:
@@ -45,6 +48,7 @@ class RequireKey:
     def __init__(self, app: ASGIApp, *, ring: KeyRing) -> None:
         self.app = app
         self._ring = ring
+        self._said, self._said_at = "", -math.inf
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
@@ -56,7 +60,7 @@ class RequireKey:
         try:
             key = self._ring.whose(shown)
         except (DataError, ConfigError) as error:
-            logging.getLogger("ray.serve").error("no key is taken but the deployer's: %s", error)
+            self._say(str(error))
             response = refusal(
                 503, "unavailable", "the keys cannot be read; ask whoever runs this endpoint", "server_error"
             )
@@ -72,6 +76,13 @@ class RequireKey:
             return
         scope[_KEY] = key
         await self.app(scope, receive, send)
+
+    def _say(self, problem: str) -> None:
+        """One line a minute in the log for one problem, however many requests meet it."""
+        if problem == self._said and time.monotonic() - self._said_at < _SAID_EVERY_S:
+            return
+        self._said, self._said_at = problem, time.monotonic()
+        logging.getLogger("ray.serve").error("no key is taken but the deployer's: %s", problem)
 
 
 class ThisMachineOnly:

@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import ray
@@ -27,8 +27,9 @@ from slm_ray import cluster
 from slm_ray.api_key import api_key
 from slm_ray.config import Serving
 from slm_ray.errors import ConfigError, ModelError, ResourceError
+from slm_ray.serving.app import build
 from slm_ray.serving.health import chat, healthy
-from slm_ray.serving.settings import AppSettings, app_settings, bundles
+from slm_ray.serving.settings import AppSettings, app_settings, bundles, engine_bundles
 
 CONTROLLER = "SERVE_CONTROLLER_ACTOR"
 READY_TIMEOUT_S = 300.0
@@ -39,6 +40,9 @@ _LIVE_EVERY_S, _LINE_EVERY_S = 1.0, 10.0
 _POLL_S = 0.25
 _FREE_WITHIN_S = 30.0
 _SETTLED_WITHIN_S = 5.0  # proxies hear of a new front a moment after it counts as up
+_HEARD_WITHIN_S = (
+    2.0  # a controller says of an attempt before this one that it failed, until it has begun with this one
+)
 _DRAINED_WITHIN_S = 150.0  # answers that are being written end first, as long as the serve file lets them
 
 
@@ -76,13 +80,16 @@ def deploy(
     key = api_key(environment)
     waiting = _Waiting(progress)
     running = _running(endpoint.app, config.host)
-    if running == settings.digest:
-        _wait(config, endpoint, key, waiting)
-        return endpoint
     if running is None:
         _replace_older(config)
+    elif running.digest == settings.digest and not running.has_failed:
+        _wait(config, endpoint, key, waiting)
+        return endpoint
+    else:
+        settings = replace(settings, attempt=running.attempt + running.has_failed)
+        _check_surge(config, settings, running)
     try:
-        _start(config, endpoint, settings, waiting)
+        _start(config, endpoint, settings)
         _wait(config, endpoint, key, waiting)
     except BaseException:
         if running is None or not healthy(endpoint.url):
@@ -134,16 +141,45 @@ def _port(app: str) -> int:
     return int(app.rsplit("-", 1)[1])
 
 
-def _running(app: str, host: str) -> str | None:
-    """The digest of the settings with which the endpoint `app` runs at `host`; None where none does."""
-    if app not in serve.status().applications:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Running:
+    """What an endpoint was last deployed with, and whether that has failed."""
+
+    digest: str
+    engine_version: str
+    attempt: int
+    has_failed: bool
+
+
+def _running(app: str, host: str) -> _Running | None:
+    """What the endpoint `app` at `host` runs with; None where there is none."""
+    status = serve.status().applications.get(app)
+    if status is None:
         return None
     details = _get_global_client().get_serve_details()
     if details["http_options"]["host"] != host:
         return None
     deployments = details["applications"][app]["deployments"].values()
-    configs = [deployment["deployment_config"].get("user_config") or {} for deployment in deployments]
-    return next((str(config["digest"]) for config in configs if "digest" in config), "")
+    states = [deployment["deployment_config"].get("user_config") or {} for deployment in deployments]
+    state = next((state for state in states if "digest" in state), {})
+    return _Running(
+        digest=state.get("digest", ""), engine_version=state.get("engine_version", ""), attempt=state.get("attempt", 0),
+        has_failed=bool(_failure(status)),
+    )  # fmt: skip
+
+
+def _check_surge(config: Serving, settings: AppSettings, running: _Running) -> None:
+    """ResourceError where the next engine is to start beside the one that runs, and has no room there."""
+    (model,) = settings.serving["llm_configs"]
+    surge = (model.get("deployment_config") or {}).get("max_surge_percent", 0)
+    if not surge or running.engine_version == settings.engine_version:
+        return
+    if not cluster.fits_now(engine_bundles(model)):
+        raise ResourceError(
+            f"{config.config} has max_surge_percent {surge}: the changed engine starts beside the one that runs, and the cluster"
+            f" has no room for {engine_bundles(model)} now; free it, or set max_surge_percent to 0, and clients are told to come"
+            " back (503) while one takes the place of the other"
+        )
 
 
 def _replace_older(config: Serving) -> None:
@@ -191,54 +227,21 @@ class _Waiting:
             print("\r\x1b[K", end="", file=self._out, flush=True)
 
 
-class _Builder:
-    """Builds the application and hands it to Serve, in a process of its own.
-
-    What that imports (vLLM, torch) takes seconds, in which Serve itself can start, and half a GB, which is gone afterwards.
-    """
-
-    def prepare(self) -> None:
-        import slm_ray.serving.app  # noqa: F401
-
-    def run(self, settings: AppSettings, name: str, logs: Mapping[str, Any]) -> str:
-        """What is wrong with the settings; nothing where Serve has taken them."""
-        from slm_ray.serving.app import build
-
-        try:
-            app = build(settings)
-        except ValueError as error:
-            return str(error)
-        target = serve.RunTarget(target=app, name=name, route_prefix="/", logging_config=dict(logs))
-        serve.run_many([target], wait_for_applications_running=False)
-        return ""
-
-
-def _start(config: Serving, endpoint: Endpoint, settings: AppSettings, waiting: _Waiting) -> None:
+def _start(config: Serving, endpoint: Endpoint, settings: AppSettings) -> None:
     logs = {"log_level": "WARNING", "enable_access_log": False}
-    builder = ray.remote(_Builder).options(num_cpus=0).remote()
     try:
-        builder.prepare.remote()
-        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
-        done = builder.run.remote(settings, endpoint.app, logs)
-        while not ray.wait([done], timeout=_POLL_S)[0]:
-            waiting.tell("building the application")
-        try:
-            problem = ray.get(done)
-        except ray.exceptions.RayError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            raise ModelError(
-                f"the application cannot be built on this cluster: {reason}; vLLM and this package have to be installed on"
-                " every node"
-            ) from error
-        if problem:
-            raise ConfigError(f"{config.config} is no Ray Serve file that fits: {problem}; correct it")
-    finally:
-        ray.kill(builder)
+        application = build(settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{config.config} is no Ray Serve file that fits: {error}; correct it") from error
+    serve.start(http_options={"host": config.host, "port": config.port}, logging_config=logs)
+    target = serve.RunTarget(target=application, name=endpoint.app, route_prefix="/", logging_config=logs)
+    serve.run_many([target], wait_for_applications_running=False)
 
 
 def _wait(config: Serving, endpoint: Endpoint, key: str, waiting: _Waiting) -> None:
     """/v1/models answers before the engine is up, so only a completion counts."""
-    deadline = time.monotonic() + READY_TIMEOUT_S
+    began = time.monotonic()
+    deadline = began + READY_TIMEOUT_S
     refused_until = None
     while True:
         app = serve.status().applications.get(endpoint.app)
@@ -250,7 +253,8 @@ def _wait(config: Serving, endpoint: Endpoint, key: str, waiting: _Waiting) -> N
             except ModelError:  # perhaps of the front that goes, which knows the earlier key
                 if time.monotonic() > refused_until:
                     raise
-        if problem := _failure(app):
+        problem = _failure(app)
+        if problem and time.monotonic() - began > _HEARD_WITHIN_S:
             raise ModelError(f"the engine did not start: {problem}; correct {config.config} or serving.base")
         if time.monotonic() > deadline:
             raise ModelError(
@@ -283,7 +287,7 @@ def app_name(config: Serving) -> str:
 def address(config: Serving) -> str:
     """The URL at which Serve answers, without a path."""
     host = ray.util.get_node_ip_address() if config.host in ("0.0.0.0", "::") else config.host
-    return f"http://{host}:{config.port}"
+    return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 
 def _free(host: str, port: int) -> bool:

@@ -1,5 +1,8 @@
 """What the endpoint counts, told to Ray, which hands it out on its own Prometheus ports beside what it counts itself.
 
+`exported` gathers from those ports, of all nodes, what the fronts of one endpoint have counted. Ray takes figures over every
+ten seconds.
+
 One table says every figure; the dashboard in `deploy/grafana` names no other. Per model means per exact version that
 answered, and per key by its name, so that neither grows with what strangers send. The ingress' replica is a tag that Ray
 adds.
@@ -7,12 +10,18 @@ adds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import httpx
+import ray
+
 from slm_ray.serving.admission import Answered
 
+_ANSWERS_WITHIN_S = 2.0
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 
 
@@ -28,7 +37,7 @@ class Figure:
 
 FIGURES = (
     Figure(name="slm_ray_requests", kind="Counter", tags=("key", "model", "status"),
-           about="Requests for an answer, refused ones too"),
+           about="Requests for an answer, refused ones too: the model is empty where none has answered, the key where none was right"),
     Figure(name="slm_ray_prompt_tokens", kind="Counter", tags=("key", "model"), about="Tokens of prompts that were answered"),
     Figure(name="slm_ray_completion_tokens", kind="Counter", tags=("key", "model"), about="Tokens of answers"),
     Figure(name="slm_ray_answer_seconds", kind="Histogram", tags=("model",), about="From request to the end of its answer"),
@@ -73,3 +82,38 @@ class Recorder:
         self._metrics["slm_ray_answer_seconds"].observe(answered.total_s, tags=model)
         if answered.is_stream:
             self._metrics["slm_ray_first_token_seconds"].observe(answered.first_s, tags=model)
+
+
+async def exported(application: str) -> str:
+    """The figures of every front of a Serve application, in Prometheus' text format; of nodes that answer."""
+    nodes = await asyncio.to_thread(ray.nodes)
+    ports = {(node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes if node["Alive"]}
+    async with httpx.AsyncClient(timeout=_ANSWERS_WITHIN_S, trust_env=False) as client:
+        texts = await asyncio.gather(*(_text(client, *port) for port in sorted(ports)))
+    return merged(texts, application)
+
+
+async def _text(client: httpx.AsyncClient, host: str, port: int) -> str:
+    try:
+        reply = await client.get(f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics")
+    except httpx.HTTPError:
+        return ""
+    return reply.text if reply.status_code == 200 else ""
+
+
+def merged(texts: Iterable[str], application: str) -> str:
+    """Our figures of one application from what several nodes export, each figure's lines together as the format wants them."""
+    families: dict[str, list[str]] = {}
+    ours, mark = tuple(f"ray_{figure.name}" for figure in FIGURES), f'application="{application}"'
+    for line in (line for text in texts for line in text.splitlines()):
+        name = (line.split() + [""] * 3)[2] if line.startswith("#") else re.split(r"[{\s]", line, maxsplit=1)[0]
+        family = next((each for each in ours if name.startswith(each)), None)
+        if family is None:
+            continue
+        lines = families.setdefault(family, [])
+        if line.startswith("#"):
+            if line not in lines:
+                lines.insert(sum(each.startswith("#") for each in lines), line)
+        elif mark in line:
+            lines.append(line)
+    return "".join(f"{line}\n" for lines in families.values() for line in lines)

@@ -32,6 +32,7 @@ from slm_ray.storage import growing_jsonl, row_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,63}")
 _LOOKED_AT_EVERY_S = 0.5
 ALL_MODELS = ("*",)
+DEPLOYER = "SLM_RAY_API_KEY"  # the name of the deployer's own key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ class KeyRing:
     def __init__(
         self, *, own_digest: str | None, file: str | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._own = Key(name="SLM_RAY_API_KEY", sha256=own_digest) if own_digest else None
+        self._own = Key(name=DEPLOYER, sha256=own_digest) if own_digest else None
         self._file = Path(file) if file else None
         self._clock = clock
         self._looked_at = -math.inf

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -38,6 +39,14 @@ _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 Check = Callable[[Any], str | None]  # what is wrong with a value, or None
 ToolCheck = Callable[[Mapping[str, Any]], tuple[str, str] | None]  # of a request: the field at fault and what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a request: what is wrong with a value of it, and how OpenAPI describes it."""
+
+    check: Check
+    schema: Mapping[str, Any]
 
 
 class _Refused(Exception):
@@ -133,19 +142,30 @@ def check_request(request: Mapping[str, Any], *, chat: bool, tools: ToolCheck | 
     """_Refused, with the field and the bound, for a request that the engine should not see."""
     fields = _FIELDS | (_CHAT if chat else _TEXT) | (_TOOLS if chat and tools is not None else {})
     for name, value in request.items():
-        check = fields.get(name)
-        if check is None:
+        field = fields.get(name)
+        if field is None:
             raise _Refused(f"the field {name[:60]!r} is not known here; leave it out", field=name[:60])
-        if value is None and name not in _NEEDED:
+        if value is None and name != _NEEDED[chat]:
             continue
-        if problem := check(value):
+        if problem := field.check(value):
             raise _Refused(f"{name}: {problem}", field=name)
-    needed = "messages" if chat else "prompt"
+    needed = _NEEDED[chat]
     if needed not in request:
         raise _Refused(f"{needed} is missing", field=needed)
     if chat and tools is not None and (found := tools(request)):
         raise _Refused(": ".join(found), field=found[0])
     _check_product(request)
+
+
+def body_schema(*, chat: bool) -> dict[str, Any]:
+    """What `check_request` takes, as JSON schema; the bounds of fields together and of schemas are not in it."""
+    fields = _FIELDS | (_CHAT if chat else _TEXT)
+    shapes = {name: field.schema if name == _NEEDED[chat] else _or_null(field.schema) for name, field in fields.items()}
+    return {"type": "object", "properties": shapes, "required": [_NEEDED[chat]], "additionalProperties": False}
+
+
+def _or_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [dict(schema), {"type": "null"}]}
 
 
 def _check_product(request: Mapping[str, Any]) -> None:
@@ -238,18 +258,18 @@ def _walk(schema: Any) -> Iterator[tuple[int, Any]]:
         stack.extend((depth + 1, part) for part in inner)
 
 
-def _number(low: float, high: float, *, whole: bool = False) -> Check:
+def _number(low: float, high: float, *, whole: bool = False) -> _Field:
     def check(value: Any) -> str | None:
         right = isinstance(value, int) if whole else isinstance(value, int | float)
         if isinstance(value, bool) or not right or not low <= value <= high:
             return f"{'a whole number' if whole else 'a number'} from {low:,g} to {high:,g} is wanted"
         return None
 
-    return check
+    return _Field(check, {"type": "integer" if whole else "number", "minimum": low, "maximum": high})
 
 
-def _kind(*kinds: type, words: str) -> Check:
-    return lambda value: None if isinstance(value, kinds) else f"{words} is wanted"
+def _kind(kind: type, *, words: str, schema: str) -> _Field:
+    return _Field(lambda value: None if isinstance(value, kind) else f"{words} is wanted", {"type": schema})
 
 
 def _messages(value: Any) -> str | None:
@@ -282,7 +302,7 @@ def _stop(value: Any) -> str | None:
 def _logit_bias(value: Any) -> str | None:
     if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
         return f"an object of at most {MAX_LOGIT_BIAS} tokens is wanted"
-    right = _number(-100, 100)
+    right = _number(-100, 100).check
     if any(
         not token.isascii() or not token.isdigit() or len(token) > 9 or right(bias) for token, bias in value.items()
     ):
@@ -321,11 +341,17 @@ def _not_served(value: Any) -> str | None:
     return "tools are not served here; ask for a JSON schema by response_format" if value not in ([], "none") else None
 
 
-_YES_OR_NO = _kind(bool, words="true or false")
-_TEXT_VALUE = _kind(str, words="a text")
-_NEEDED = ("messages", "prompt")
-_FIELDS: dict[str, Check] = {
-    "model": _TEXT_VALUE,
+_YES_OR_NO = _kind(bool, words="true or false", schema="boolean")
+_STRING = _kind(str, words="a text", schema="string")
+_OBJECT = _kind(dict, words="an object", schema="object")
+_MESSAGE = {
+    "type": "object",
+    "properties": {"role": {"enum": list(_ROLES)}, "content": {"type": "string"}},
+    "required": ["role", "content"],
+}
+_NEEDED = {True: "messages", False: "prompt"}
+_FIELDS: dict[str, _Field] = {
+    "model": _STRING,
     "max_tokens": _number(1, MAX_ANSWER_TOKENS, whole=True),
     "min_tokens": _number(0, MAX_ANSWER_TOKENS, whole=True),
     "n": _number(1, 16, whole=True),
@@ -337,37 +363,38 @@ _FIELDS: dict[str, Check] = {
     "frequency_penalty": _number(-2, 2),
     "repetition_penalty": _number(0.01, 10),
     "seed": _number(-(2**63), 2**63 - 1, whole=True),
-    "stop": _stop,
-    "logit_bias": _logit_bias,
+    "stop": _Field(_stop, {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+    "logit_bias": _Field(_logit_bias, {"type": "object", "additionalProperties": {"type": "number"}}),
     "stream": _YES_OR_NO,
-    "stream_options": _kind(dict, words="an object"),
-    "response_format": _response_format,
-    "structured_outputs": _structured_outputs,
+    "stream_options": _OBJECT,
+    "response_format": _Field(_response_format, {"type": "object"}),
+    "structured_outputs": _Field(_structured_outputs, {"type": "object"}),
     "ignore_eos": _YES_OR_NO,
     "skip_special_tokens": _YES_OR_NO,
     "return_token_ids": _YES_OR_NO,
     "return_tokens_as_token_ids": _YES_OR_NO,
-    "cache_salt": _TEXT_VALUE,
-    "user": _TEXT_VALUE,
+    "cache_salt": _STRING,
+    "user": _STRING,
     # Of OpenAI's API, and without effect here.
-    "metadata": _kind(dict, words="an object"),
+    "metadata": _OBJECT,
     "store": _YES_OR_NO,
     "parallel_tool_calls": _YES_OR_NO,
-    "service_tier": _TEXT_VALUE,
-    "prompt_cache_key": _TEXT_VALUE,
-    "safety_identifier": _TEXT_VALUE,
+    "service_tier": _STRING,
+    "prompt_cache_key": _STRING,
+    "safety_identifier": _STRING,
 }
-_CHAT: dict[str, Check] = {
-    "messages": _messages,
+_CHAT: dict[str, _Field] = {
+    "messages": _Field(_messages, {"type": "array", "items": _MESSAGE, "minItems": 1}),
     "max_completion_tokens": _number(1, MAX_ANSWER_TOKENS, whole=True),
     "logprobs": _YES_OR_NO,
     "top_logprobs": _number(0, 20, whole=True),
-    "tools": _not_served,
-    "tool_choice": _not_served,
+    "tools": _Field(_not_served, {"type": "array", "items": {"type": "object"}}),
+    "tool_choice": _Field(_not_served, {}),
 }
-_TOOLS: dict[str, Check] = {"tools": lambda value: None, "tool_choice": lambda value: None}  # looked at together
-_TEXT: dict[str, Check] = {
-    "prompt": _TEXT_VALUE,
+_LATER = _Field(lambda value: None, {})  # looked at together
+_TOOLS = {"tools": _LATER, "tool_choice": _LATER}
+_TEXT: dict[str, _Field] = {
+    "prompt": _STRING,
     "logprobs": _number(0, 20, whole=True),
     "echo": _YES_OR_NO,
 }

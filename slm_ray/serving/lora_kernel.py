@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from slm_ray.serving.engine_process import end_with_parent
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -85,9 +87,10 @@ def wrapper(stock: type) -> type:
 
 
 def register() -> None:
-    """vLLM calls this once per process, maybe again; it puts the kernel in place on CPU and does nothing elsewhere."""
+    """vLLM calls this once per process, maybe again; it puts the kernel in place on CPU, and an engine ends with its replica."""
     from vllm.platforms import current_platform
 
+    end_with_parent()
     if not current_platform.is_cpu():
         return
     from vllm.lora.punica_wrapper import punica_cpu

@@ -13,28 +13,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
+import os
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import HTTPException
+from pydantic import ValidationError
 from ray import serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
-from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig
+from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS, VLLM_FATAL_ERRORS
+from ray.llm._internal.serve.core.configs import openai_api_models as bodies
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig, LLMConfig, LoraConfig
 from ray.llm._internal.serve.engines.vllm.vllm_engine import VLLMEngine
 from ray.llm._internal.serve.utils.lora_serve_utils import LoraModelLoader
 from ray.serve.llm.deployment import LLMServer
+from starlette.responses import JSONResponse
 
 from slm_ray.chat_template import served_template
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.serving.adapter_cache import MAX_BYTES, NodeLocalCache
+from slm_ray.serving.engine_process import forked
+from slm_ray.serving.failures import failure, failure_of
 from slm_ray.serving.limits import most_tokens
 from slm_ray.serving.memory import require_room
+from slm_ray.serving.replica import EngineDead, Kind, Piece
 from slm_ray.storage import read_json
 
 CACHE_SETTING = "adapter_cache_bytes"  # of experimental_configs
 _LINGERS_S = 10.0
+_LOOKS_EVERY_S = 0.2
+_BODIES: dict[Kind, Any] = {"chat": bodies.ChatCompletionRequest, "completions": bodies.CompletionRequest}
+
+
+async def start(llm_config: Mapping[str, Any]) -> AdapterServer:
+    """An engine that answers, from an entry of `llm_configs`; ValueError where that is none."""
+    config = LLMConfig.model_validate(llm_config)
+    # Ray's multiplexing and vLLM's table must hold the same number of adapters.
+    config.lora_config = LoraConfig(max_num_adapters_per_replica=config.engine_kwargs.get("max_loras", 1))
+    config.callback_config.callback_class = LocalModel
+    server = AdapterServer.__new__(AdapterServer)
+    await server.__init__(config)  # type: ignore[misc]  # as Serve does: a class that is called may not be awaited
+    return server
 
 
 class AdapterServer(LLMServer):  # type: ignore[misc]
@@ -46,14 +68,37 @@ class AdapterServer(LLMServer):  # type: ignore[misc]
         self._loading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         loader = functools.partial(CopyLoader, cache=self._cache)
         await super().__init__(llm_config, engine_cls=HouseEngine, model_downloader=loader, **options)
+        self._watching = asyncio.create_task(self._end_with_engine())
+
+    async def _end_with_engine(self) -> None:
+        """End the replica when its engine has died: Serve sends it no further request then, and starts another at once.
+
+        Alive, it would be the least busy replica, and requests would come to it, and fail, until Serve counted three checks.
+        """
+        client = self.engine._engine_client
+        while not client.errored:
+            await asyncio.sleep(_LOOKS_EVERY_S)
+        logging.getLogger("ray.serve").error("the engine has died; this replica ends with it")
+        self._cache.close()
+        os._exit(1)
+
+    async def answer(self, kind: Kind, request: Mapping[str, Any]) -> AsyncGenerator[Piece, None]:
+        """The answer to a request body in pieces that need no vLLM to be read, refusals among them.
+
+        HTTPException for an adapter that cannot be used and for an engine that fails: what it raised is in the log here, and
+        would have the one who asks import vLLM.
+        """
+        try:
+            with _plain_errors():
+                return _pieces(await getattr(self, kind)(_BODIES[kind].model_validate(request)))
+        except ValidationError as error:
+            return _refusal(failure_of(error))
 
     async def _start_engine(self) -> None:
         await self.engine.start()  # without the stock server's report on its use: an actor of 240 MB
 
     async def _run_request(self, request: Any, **options: Any) -> Any:
-        asked = getattr(request, "max_completion_tokens", None)
-        asked = asked or getattr(request, "max_tokens", 1)  # requests for tokens have neither
-        if not asked:
+        if not (getattr(request, "max_completion_tokens", None) or request.max_tokens):
             shown = getattr(request, "top_logprobs", None)
             bound = most_tokens(n=request.n, logprobs=request.logprobs, top_logprobs=shown)
             request.max_tokens = min(bound, self.engine.context)  # more than the context is an error
@@ -108,7 +153,7 @@ class CopyLoader(LoraModelLoader):  # type: ignore[misc]
 
 
 class HouseEngine(VLLMEngine):  # type: ignore[misc]
-    """vLLM's engine with the chat template of training, and on CPU with its worker inside the engine's process.
+    """vLLM's engine with the chat template of training, and on CPU with its worker in the core's process, forked from here.
 
     One process takes 8 s less to start and answers a quarter more requests per second: vLLM keeps them apart on CPU to bind
     several threads to cores; Ray gives a replica one thread.
@@ -122,6 +167,12 @@ class HouseEngine(VLLMEngine):  # type: ignore[misc]
         if config.device_config.device_type == "cpu" and config.parallel_config.world_size == 1:
             config.parallel_config.distributed_executor_backend = "uni"
         return arguments, frontend, config
+
+    def _start_async_llm_engine(self, arguments: Any, config: Any, placement_group: Any) -> Any:
+        on_cpu = config.device_config.device_type == "cpu"  # a driver of a GPU does not outlive a fork
+        in_one = on_cpu and config.parallel_config.distributed_executor_backend == "uni"
+        with forked() if in_one else contextlib.nullcontext():
+            return super()._start_async_llm_engine(arguments, config, placement_group)
 
 
 def check_room(llm_config: LLMConfig) -> None:
@@ -155,6 +206,44 @@ class LocalModel(CallbackBase):  # type: ignore[misc]
     async def on_before_node_init(self) -> None:
         """Called by the engine; a hub name is downloaded by vLLM itself."""
         self.ctx.run_init_node = False
+
+
+async def _refusal(response: JSONResponse) -> AsyncGenerator[Piece, None]:
+    yield response.status_code, bytes(response.body)
+
+
+async def _pieces(answer: AsyncGenerator[Any, None]) -> AsyncGenerator[Piece, None]:
+    with _plain_errors():
+        async with contextlib.aclosing(answer):
+            async for found in answer:
+                yield _piece(found)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What is raised, as exceptions that can be read without vLLM; what they were is in the log here."""
+    try:
+        yield
+    except (HTTPException, ValidationError):
+        raise
+    except VLLM_CLIENT_ERRORS as error:
+        raise HTTPException(400, str(error)) from None
+    except VLLM_FATAL_ERRORS as error:
+        raise EngineDead(str(error)) from None
+    except Exception as error:
+        logging.getLogger("ray.serve").error("an answer failed: %s", type(error).__name__, exc_info=error)
+        raise HTTPException(500, type(error).__name__) from None
+
+
+def _piece(found: Any) -> Piece:
+    if isinstance(found, list):
+        if len(found) == 1 and isinstance(found[0], bodies.ErrorResponse):
+            return _piece(found[0])
+        return "".join(each if isinstance(each, str) else f"data: {each.model_dump_json()}\n\n" for each in found)
+    if isinstance(found, bodies.ErrorResponse):
+        response = failure(found.error.code, found.error.message)
+        return found.error.code, bytes(response.body)
+    return 200, found.model_dump_json().encode()
 
 
 async def _held(answer: AsyncGenerator[Any, None], held: contextlib.ExitStack) -> AsyncGenerator[Any, None]:

@@ -55,21 +55,24 @@ class AppSettings:
     schemas: dict[str, Any]
     api_key_digest: str | None
     keys_file: str | None
+    attempt: int = 0  # one more after a change that failed: Serve does not start the same version again
 
     @property
     def digest(self) -> str:
         """8 hex digits; two endpoints with the same digest are the same endpoint."""
-        return _digest(asdict(self))
+        return _digest({**asdict(self), "attempt": 0})
 
     @property
     def engine_version(self) -> str:
         """8 hex digits of what an engine has to be started anew for."""
-        return _digest([self.serving["llm_configs"], self.base, self.fingerprint])
+        return _digest([self.serving["llm_configs"], self.base, self.fingerprint, self.attempt])
 
     @property
     def front_version(self) -> str:
         """8 hex digits of what the front has to be started anew for; stand-in and schemas are changed while it runs."""
-        return _digest([self.serving, self.name, self.adapters_dir, self.api_key_digest, self.keys_file])
+        return _digest(
+            [self.serving, self.fingerprint, self.name, self.adapters_dir, self.api_key_digest, self.keys_file, self.attempt]
+        )  # fmt: skip
 
 
 def read_serve_file(path: str | Path) -> dict[str, Any]:
@@ -168,17 +171,29 @@ def _fingerprint(base: str) -> str:
 
 
 def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
-    """What the app holds of the cluster: one bundle per engine worker and replica, and one for the ingress."""
-    model = serving["llm_configs"][0]
+    """What the app holds of the cluster: one bundle per engine worker, engine and front."""
+    model, front = serving["llm_configs"][0], serving.get("ingress_deployment_config") or {}
+    engines = _least_replicas(model.get("deployment_config") or {})
+    return engine_bundles(model) * engines + [{"CPU": _cpus(front)}] * _least_replicas(front)
+
+
+def engine_bundles(model: Mapping[str, Any]) -> list[dict[str, float]]:
+    """What one engine of an `llm_configs` entry holds: a bundle for each of its workers, the replica's own in the first."""
     deployment, engine = model.get("deployment_config") or {}, model.get("engine_kwargs") or {}
     workers = engine.get("tensor_parallel_size", 1) * engine.get("pipeline_parallel_size", 1)
     cpu = (model.get("accelerator_config") or {}).get("kind") == "cpu"
     placement = model.get("placement_group_config") or {"bundle_per_worker": {"CPU": 1} if cpu else {"GPU": 1}}
-    engines = [dict(bundle) for bundle in placement.get("bundles") or [placement["bundle_per_worker"]] * workers]
-    engines[0]["CPU"] = engines[0].get("CPU", 0) + _cpus(deployment)
-    scaling = deployment.get("autoscaling_config") or {}
-    replicas = deployment.get("num_replicas", scaling.get("min_replicas", 1))
-    return engines * int(replicas) + [{"CPU": _cpus(serving.get("ingress_deployment_config") or {})}]
+    each = placement.get("bundle_per_worker")
+    found = [dict(bundle) for bundle in ([each] * workers if each else placement.get("bundles") or [])]
+    if kind := model.get("accelerator_type"):
+        for bundle in found:
+            bundle.setdefault(f"accelerator_type:{kind}", 0.001)
+    actor = deployment.get("ray_actor_options") or {}
+    own = {"CPU": _cpus(deployment), "GPU": actor.get("num_gpus", 0), **(actor.get("resources") or {})}
+    own |= {"memory": actor["memory"]} if "memory" in actor else {}
+    first, *others = found or [{}]
+    summed = {name: first.get(name, 0) + own.get(name, 0) for name in {**first, **own}}
+    return [{name: amount for name, amount in summed.items() if amount}, *others]
 
 
 def room(serving: Mapping[str, Any]) -> Room:
@@ -191,10 +206,10 @@ def room(serving: Mapping[str, Any]) -> Room:
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
     ingresses = _most_replicas(serving.get("ingress_deployment_config") or {})
     answers = max(1, int((1 + _WAITING) * batched * most_engines(serving) // ingresses))
-    return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=_context(model))
+    return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=context(model))
 
 
-def _context(model: Mapping[str, Any]) -> int | None:
+def context(model: Mapping[str, Any]) -> int | None:
     """Tokens of the engine's context: what the file says, else what the base was made for; None where neither can be read."""
     named = (model.get("engine_kwargs") or {}).get("max_model_len")
     base = (model.get("model_loading_config") or {}).get("model_source")
@@ -211,6 +226,11 @@ def most_engines(serving: Mapping[str, Any]) -> int:
 def _most_replicas(deployment: Mapping[str, Any]) -> int:
     scaling = deployment.get("autoscaling_config") or {}
     return int(deployment.get("num_replicas") or scaling.get("max_replicas", 1))
+
+
+def _least_replicas(deployment: Mapping[str, Any]) -> int:
+    scaling = deployment.get("autoscaling_config") or {}
+    return int(deployment.get("num_replicas") or scaling.get("min_replicas", 1))
 
 
 def _cpus(deployment: Mapping[str, Any]) -> float:

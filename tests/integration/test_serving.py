@@ -331,7 +331,7 @@ def test_without_the_key_nothing_answers_but_health(served: Served) -> None:
         ):
             refused = served.post(path, chat_body(served.name, "hi"), **headers)
             assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
-    for path in ("/v1/models", "/docs", "/openapi.json"):
+    for path in ("/v1/models", "/docs", "/openapi.json", "/metrics"):
         assert httpx.get(served.url + path, trust_env=False).status_code == 401
     assert httpx.get(f"{served.url}/health", headers={"Origin": "http://evil"}, trust_env=False).json() == {
         "status": "ok"
@@ -772,6 +772,19 @@ def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert served.ask(served.name).status_code == 200
+
+
+def test_a_stream_shows_usage_to_who_asks_and_the_figures_have_it_for_all(served: Served) -> None:
+    body = chat_body(served.name, "go on", max_tokens=24, stream=True)
+    plain = served.post(CHAT, body).text
+    asked = served.post(CHAT, body | {"stream_options": {"include_usage": True}}).text
+    assert '"usage":{' not in plain and plain.endswith("data: [DONE]\n\n") and '"completion_tokens":24' in asked
+    ends = time.monotonic() + 20  # Ray takes figures over every ten seconds
+    wanted = "ray_slm_ray_first_token_seconds_count{"
+    while wanted not in (page := httpx.get(f"{served.url}/metrics", headers={"api-key": KEY}, trust_env=False).text):
+        assert time.monotonic() < ends, page
+        time.sleep(0.5)
+    assert all(f'application="slm-ray-{served.config.port}"' in line for line in page.splitlines() if line[0] != "#")
 
 
 def test_what_does_not_need_a_restart_changes_while_an_answer_is_written(served: Served) -> None:

@@ -9,7 +9,10 @@ import inspect
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -78,28 +81,31 @@ def test_server() -> None:
 
 
 def test_ingress() -> None:
-    from fastapi.middleware.cors import CORSMiddleware
-    from ray.llm._internal.common.errors import VLLM_CLIENT_ERRORS
-    from ray.llm._internal.serve.core.ingress.ingress import OpenAiIngress, init
     from ray.serve._private.replica import SERVE_BUILD_ASGI_APP_METHOD
     from ray.serve._private.request_router.request_router import RequestRouter
     from ray.serve._private.router import AsyncioRouter, CurrentLoopRouter, SingletonThreadRouter
-    from starlette.middleware.base import BaseHTTPMiddleware
 
-    assert parameters(OpenAiIngress._get_model_id) == ["self", "model"]
-    assert parameters(OpenAiIngress._get_response) == ["self", "body", "call_method", "raw_request"]
-    assert parameters(OpenAiIngress.chat) == ["self", "body", "request"]
-    assert parameters(OpenAiIngress.models) == ["self"]
-    assert parameters(OpenAiIngress.model_data) == ["self", "model"]
-    assert "self._model_cards" in inspect.getsource(OpenAiIngress.__init__)
     assert SERVE_BUILD_ASGI_APP_METHOD == "__serve_build_asgi_app__"
     assert "self._running_replicas" in inspect.getsource(AsyncioRouter.request_router.fget)  # type: ignore[attr-defined]
     assert isinstance(RequestRouter.curr_replicas, property)
     for router in (CurrentLoopRouter, SingletonThreadRouter):
         assert "self._asyncio_router = AsyncioRouter(" in inspect.getsource(router.__init__)
-    stacked = [entry.cls for entry in init().user_middleware]
-    assert (stacked.count(CORSMiddleware), stacked.count(BaseHTTPMiddleware)) == (1, 1)
-    assert VLLM_CLIENT_ERRORS
+
+
+def test_the_core_of_an_engine() -> None:
+    from vllm.v1.engine import utils
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    made = inspect.getsource(utils.CoreEngineProcManager.__init__)
+    assert "context = get_mp_context()" in made and "context.Process(" in made
+    assert isinstance(AsyncLLM.errored, property)
+
+
+def test_neither_who_builds_the_application_nor_its_front_imports_vllm() -> None:
+    """Ten seconds and half a GB of each."""
+    code = "import sys, slm_ray.serving.endpoint; print(sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]
 
 
 def test_serve_controller() -> None:
@@ -126,12 +132,13 @@ SERVE_FILES = sorted((ROOT / "serve_configs").glob("*.yaml"))
 def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> None:
     from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
     from ray.serve.llm import LLMServingArgs
+    from ray.serve.llm.deployment import LLMServer
     from ray.serve.schema import ServeDeploySchema
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
     from vllm.tool_parsers import ToolParserManager
 
-    from slm_ray.serving.app import build
+    from slm_ray.serving.app import build, engine_options
 
     text = path.read_text(encoding="utf-8")
     schema = ServeDeploySchema.model_validate(yaml.safe_load(text))
@@ -145,8 +152,19 @@ def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> No
     fields = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
     assert set(model.engine_kwargs) <= fields
     assert VLLMEngineConfig.from_llm_config(model).get_initialization_kwargs()["max_loras"] == 4
+    theirs, ours = LLMServer.get_deployment_options(model), engine_options(settings.serving["llm_configs"][0])
+    theirs["ray_actor_options"]["runtime_env"].pop("worker_process_setup_hook", None)
+    bundles = [
+        [
+            {name: amount for name, amount in bundle.items() if amount}
+            for bundle in options.pop("placement_group_bundles")
+        ]
+        for options in (ours, theirs)
+    ]
+    assert bundles[0] == bundles[1]
+    assert theirs.items() <= ours.items(), "what Ray's own builder derives of the entry"
     front = build(settings)._bound_deployment
-    (engine,) = (bound._bound_deployment for bound in front.init_kwargs["llm_deployments"].values())
+    (engine,) = (bound._bound_deployment for bound in front.init_args)
     written = settings.serving["llm_configs"][0]["deployment_config"]
     scaling, wanted = engine._deployment_config.autoscaling_config, written.get("autoscaling_config")
     assert (scaling is None) is (wanted is None)
@@ -165,12 +183,16 @@ def test_a_serve_application_is_versioned_by_what_it_is_built_from(tmp_path: Pat
     def versions(stand_in: dict[str, Any] | None = None, **changes: Any) -> tuple[str, str, Any]:
         config = Serving(**{"config": str(SERVE_FILES[0]), "base": str(BASE), **changes})
         front = build(app_settings(config, stand_in=stand_in, environment={}))._bound_deployment
-        (engine,) = front.init_kwargs["llm_deployments"].values()
+        (engine,) = front.init_args
         return front._version, engine._bound_deployment._version, front._deployment_config.user_config
 
     front, engine, light = versions()
     stand_in = {"deployment": "s", "demonstrations": 1, "pools": {}}
     assert versions(stand_in)[:2] == (front, engine) and versions(stand_in)[2] != light, "no restart for a stand-in"
+    failed = replace(
+        app_settings(Serving(config=str(SERVE_FILES[0]), base=str(BASE)), stand_in=None, environment={}), attempt=1
+    )
+    assert not {front, engine} & {failed.front_version, failed.engine_version}, "what failed is started again"
     assert versions(host="127.0.0.2")[:2] == (front, engine)
     moved = versions(adapters_dir=str(tmp_path))
     assert moved[0] != front and moved[1] != engine

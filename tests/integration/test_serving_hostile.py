@@ -1,4 +1,4 @@
-"""The ingress as Ray builds it, met by strangers, in this process and without an engine.
+"""The front, met by strangers, in this process and without an engine.
 
 Requests made from its own OpenAPI and from junk; engines that lie; clients that leave. No 5xx, one error shape, nothing of
 the node in it. What asks the running endpoint the same stands in test_serving.py, where it is up.
@@ -7,6 +7,7 @@ the node in it. What asks the running endpoint the same stands in test_serving.p
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,14 +24,17 @@ class Handle:
     """What stands for Ray's handle to the engine: it yields, or raises, what it is told to."""
 
     def __init__(self) -> None:
-        self.answer: Any = None
+        self.says: Any = None
+        self.asked: list[Any] = []
+        self._router = None
 
     def options(self, **_: Any) -> Handle:
         return self
 
     def __getattr__(self, name: str) -> Any:
-        async def pieces(body: Any, _: Any) -> Any:
-            answer = self.answer(body) if callable(self.answer) else self.answer
+        async def pieces(kind: str, body: Any) -> Any:
+            self.asked.append(body)
+            answer = self.says(body) if callable(self.says) else self.says
             if isinstance(answer, BaseException):
                 raise answer
             yield answer
@@ -42,32 +46,26 @@ class Handle:
 
 
 class Ingress:
-    """The ingress with Ray's own routing, in this process; `post` and `ask` without a network."""
+    """The front in this process; `ask` without a network."""
 
     def __init__(self, folder: Path) -> None:
-        from ray.llm._internal.serve.core.configs.openai_api_models import ModelCard
-        from ray.llm._internal.serve.core.ingress.ingress import make_fastapi_ingress
-        from ray.serve import context
-
+        from slm_ray.serving.figures import Recorder
         from slm_ray.serving.ingress import AdapterIngress
         from slm_ray.serving.settings import room
 
-        self.handle, self._context = Handle(), context
-        card = ModelCard(id="tiny-base", object="model", owned_by="x", permission=[], metadata={})
+        self.handle = Handle()
         serving = {"llm_configs": [{"engine_kwargs": {"max_num_seqs": 8}}]}
-        kind = make_fastapi_ingress(AdapterIngress)
-        self._made: Any = kind.__new__(kind)
-
-        async def begin() -> Any:
-            await kind.__init__(
-                self._made, llm_deployments={"tiny-base": self.handle}, model_cards={"tiny-base": card},
-                adapters_dir=str(folder), room=room(serving), engines=1, tools=False,
-            )  # fmt: skip
-            return await self._made.__serve_build_asgi_app__()
-
+        front = AdapterIngress(
+            self.handle,
+            base="tiny-base",
+            context=2048,
+            adapters_dir=str(folder),
+            room=room(serving),
+            engines=1,
+            tools=False,
+        )
+        self.app = front.application(Recorder(lambda figure: MagicMeter()))
         self.runner = asyncio.Runner()
-        self.app = self.runner.run(begin())
-        context._INTERNAL_REPLICA_CONTEXT = SimpleNamespace(servable_object=self._made)
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -80,8 +78,16 @@ class Ingress:
         return self.runner.run(ask())
 
     def close(self) -> None:
-        self._context._INTERNAL_REPLICA_CONTEXT = None
         self.runner.close()
+
+
+class MagicMeter:
+    """A metric that nobody reads."""
+
+    def inc(self, *_: Any, **__: Any) -> None:
+        """Count."""
+
+    observe = set = inc
 
 
 @pytest.fixture(scope="module")
@@ -91,47 +97,58 @@ def ingress(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingress]:
     made.close()
 
 
-def plain(body: Any) -> Any:
-    from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionResponse
-
-    return ChatCompletionResponse(model=str(body.model), choices=[], usage={"prompt_tokens": 1, "total_tokens": 2})
+def plain(body: Any) -> tuple[int, bytes]:
+    answer = {"model": body["model"], "choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+    return 200, json.dumps(answer).encode()
 
 
 def test_requests_made_from_the_openapi_never_make_the_ingress_fail(ingress: Ingress) -> None:
-    ingress.handle.answer = plain
+    ingress.handle.says = plain
 
     def ask(made: tuple[str, str, Any]) -> None:
         method, path, value = made
         check(ingress.ask(method, path, body_of(value)), made)
 
     each_of(requests(ingress.app.openapi()), ask)
+    assert len(ingress.handle.asked) > 20, "requests that get through are among them"
 
 
 def test_whatever_comes_from_behind_nothing_of_the_inside_is_told(ingress: Ingress) -> None:
     from ray.exceptions import RayActorError, RayTaskError
-    from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
+
+    from slm_ray.serving.failures import failure
 
     secret = "/srv/secret/engine.py"
     trace = f'Traceback (most recent call last):\n  File "{secret}", line 3 (pid=31, ip=10.0.0.7)\nValueError: no'
+    context = failure(400, f"{secret}: maximum context length is 2048")
     lies = [
         (RayTaskError("f", trace, ValueError(secret)).as_instanceof_cause(), 500),
-        (RayActorError(), 500),
         (RuntimeError(trace), 500),
-        (ErrorResponse(error=ErrorInfo(message=trace, code=500, type="InternalServerError")), 500),
-        (
-            ErrorResponse(
-                error=ErrorInfo(message=f"{secret}: maximum context length is 2048", code=400, type="BadRequest")
-            ),
-            400,
-        ),
+        (RayActorError(), 503),
+        ((500, failure(500, trace).body), 500),
+        ((400, context.body), 400),
     ]
     for lie, status in lies:
-        ingress.handle.answer = lie
+        ingress.handle.says = lie
         reply = ingress.ask("POST", CHAT, body_of({"messages": [{"role": "user", "content": "hi"}]}))
         error = reply.json()["error"]
         assert (reply.status_code, set(error)) == (status, {"code", "message", "type", "param"})
         assert not [word for word in ("/srv", "Traceback", "10.0.0.7", "pid") if word in reply.text], reply.text
     assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_request_whose_engine_dies_before_it_answers_is_asked_of_another(ingress: Ingress, deaths: int) -> None:
+    from ray.exceptions import ActorDiedError
+
+    from slm_ray.serving.replica import EngineDead
+
+    errors = [ActorDiedError(), EngineDead()][:deaths]
+    ingress.handle.says = lambda body: errors.pop() if errors else plain(body)
+    reply = ingress.ask("POST", CHAT, body_of({"messages": [{"role": "user", "content": "hi"}]}))
+    assert reply.status_code == (503 if deaths == 2 else 200), reply.text
+    assert (reply.headers.get("retry-after") is None) == (deaths == 1)
+    assert not errors, "a request that kills engines is not asked of all of them"
 
 
 @pytest.mark.parametrize("leaves_after", [1, 2, 3, 99])

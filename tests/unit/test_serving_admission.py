@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from slm_ray.serving.admission import Admission, Answered, Room
+from slm_ray.serving.admission import Admission, Answered, Counted, Room
 from slm_ray.serving.auth import RequireKey
-from slm_ray.serving.figures import FIGURES, Figure, Recorder
+from slm_ray.serving.figures import FIGURES, Figure, Recorder, merged
 from slm_ray.serving.keys import KeyRing, add_key, key_digest
-from slm_ray.serving.limits import RequestLimits
+from slm_ray.serving.limits import READ, RequestLimits
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 10}
@@ -46,10 +46,12 @@ class Engine:
         self.may.set()
         self.status, self.pieces = 200, [json.dumps({"model": "tiny:a-1", "usage": USAGE}).encode()]
         self.asked = 0
+        self.request: dict[str, Any] = {}
         self.error: Exception | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         self.asked += 1
+        self.request = scope.get(READ, ({}, 0))[0]
         await self.may.wait()
         if self.error is not None:
             raise self.error
@@ -62,12 +64,15 @@ class Engine:
 class Endpoint:
     """The middleware as the ingress stacks them, and a client without a network."""
 
-    def __init__(self, *, room: Room = ROOM, file: Path | None = None) -> None:
+    def __init__(self, *, room: Room = ROOM, file: Path | None = None, asks_usage: bool = False) -> None:
         self.engine, self.told, self.now = Engine(), Told(), 0.0
-        app: Any = Admission(self.engine, base="tiny", room=room, figures=self.told, clock=lambda: self.now)
+        app: Any = Admission(
+            self.engine, base="tiny", room=room, figures=self.told, asks_usage=asks_usage, clock=lambda: self.now
+        )
         app = RequestLimits(app)
         if file is not None:
             app = RequireKey(app, ring=KeyRing(own_digest=key_digest("own"), file=str(file)))
+        app = Counted(app, figures=self.told, clock=lambda: self.now)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost")
 
     async def ask(self, key: str = "", path: str = CHAT, **fields: Any) -> httpx.Response:
@@ -299,6 +304,72 @@ def test_each_answer_is_told_with_its_version_key_times_and_tokens(tmp_path: Pat
     assert (stream.completion_tokens, stream.is_stream) == (3, True) and stream.prompt_tokens > 10
     assert (with_usage.prompt_tokens, with_usage.completion_tokens) == (7, 3)
     assert (unknown.key, unknown.status, unknown.model, unknown.first_s) == ("SLM_RAY_API_KEY", 404, "", None)
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_stream_is_charged_by_what_the_engine_counted_and_shows_it_to_who_asked(
+    tmp_path: Path, batched: bool
+) -> None:
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team", tokens_per_minute=500)
+    token = b'data: {"model":"tiny:a-1","choices":[{"delta":{"content":"a \\"choices\\":[] \\"usage\\":{"}}]}\n\n'
+    used = (
+        b'data: {"model":"tiny:a-1","choices":[],"usage":'
+        + json.dumps(USAGE | {"completion_tokens": 90}).encode()
+        + b"}\n\n"
+    )
+    pieces = [token, token + used + b"data: [DONE]\n\n"] if batched else [token, token, used, b"data: [DONE]\n\n"]
+
+    async def scenario() -> tuple[list[bytes], list[Answered], dict[str, Any]]:
+        endpoint = Endpoint(file=file, asks_usage=True)
+        endpoint.engine.pieces = pieces
+        seen = [(await endpoint.ask(secret, stream=True)).content]
+        asked = endpoint.engine.request["stream_options"]
+        seen.append((await endpoint.ask(secret, stream=True, stream_options={"include_usage": True})).content)
+        return seen, endpoint.told.ended, asked
+
+    (hidden, shown), told, asked = asyncio.run(scenario())
+    assert asked == {"include_usage": True}
+    assert hidden == token * 2 + b"data: [DONE]\n\n" and shown == token * 2 + used + b"data: [DONE]\n\n"
+    assert [(one.prompt_tokens, one.completion_tokens) for one in told] == [(7, 90)] * 2
+
+
+def test_what_is_refused_before_it_is_admitted_is_told_too(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team")
+
+    async def scenario() -> list[Answered]:
+        endpoint = Endpoint(file=file)
+        await endpoint.ask("wrong")
+        await endpoint.ask(secret, guided_json={})
+        await endpoint.ask(secret)
+        await endpoint.ask(secret, path="/tokenize")
+        return endpoint.told.ended
+
+    told = asyncio.run(scenario())
+    assert [(one.key, one.model, one.status) for one in told] == [
+        ("", "", 401), ("team", "", 400), ("team", "tiny:a-1", 200)
+    ]  # fmt: skip
+
+
+def test_the_figures_of_several_fronts_are_one_page_of_one_application() -> None:
+    def page(replica: str) -> str:
+        tags = f'application="app",replica="{replica}",status="200"'
+        return (
+            "# HELP ray_slm_ray_requests_total Requests\n# TYPE ray_slm_ray_requests_total counter\n"
+            f"ray_slm_ray_requests_total{{{tags}}} 3.0\n"
+            'ray_slm_ray_requests_total{application="another"} 9.0\n'
+            "# TYPE ray_serve_x counter\nray_serve_x{} 1\n"
+            "# TYPE ray_slm_ray_answers_in_flight gauge\n"
+            f"ray_slm_ray_answers_in_flight{{{tags}}} 1.0\n"
+        )
+
+    lines = merged([page("a"), "", page("b")], "app").splitlines()
+    assert [line for line in lines if line.startswith("# TYPE")] == [
+        "# TYPE ray_slm_ray_requests_total counter", "# TYPE ray_slm_ray_answers_in_flight gauge"
+    ]  # fmt: skip
+    assert [line.count('replica="') for line in lines if not line.startswith("#")] == [1, 1, 1, 1]
+    assert lines[2].startswith("ray_slm_ray_requests_total{") and lines[3].startswith("ray_slm_ray_requests_total{")
 
 
 class Metric:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import os
 import subprocess
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from slm_ray.errors import ConfigError, DataError, ResourceError
@@ -219,6 +221,28 @@ def test_keys_of_the_file_pass_in_both_headers_and_what_is_wrong_with_it_is_not_
     status, _, body = passed(RequireKey, {"api-key": secret}, ring=ring)
     assert status == 503 and "keys.jsonl" not in json.dumps(body)
     assert passed(RequireKey, {"api-key": "own"}, ring=ring)[0] == 204
+
+
+def test_a_damaged_keys_file_is_one_line_in_the_log_however_many_ask(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "keys.jsonl"
+    add_key(file, "team")
+    file.chmod(0o644)
+    ring = KeyRing(own_digest=key_digest("own"), file=str(file))
+
+    async def behind(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def scenario() -> list[int]:
+        transport = httpx.ASGITransport(RequireKey(behind, ring=ring))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            return [(await client.get("/v1/models", headers={"api-key": key})).status_code for key in ["x", "own"] * 5]
+
+    with caplog.at_level(logging.ERROR, logger="ray.serve"):
+        assert asyncio.run(scenario()) == [503, 204] * 5
+    assert len([record for record in caplog.records if "no key is taken" in record.message]) == 1
 
 
 @pytest.mark.parametrize(

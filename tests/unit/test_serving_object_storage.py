@@ -97,6 +97,18 @@ def wait_for(condition: object) -> None:
         time.sleep(0.05)
 
 
+def test_an_adapter_that_is_being_proved_answers_under_its_own_name_and_is_listed_nowhere(
+    store: Store, tmp_path: Path
+) -> None:
+    adapter = publish(tmp_path, "one")
+    changed(store, {name.replace("slm/", "slm/.candidates/", 1): body for name, body in uploaded(tmp_path).items()})
+    place, copies = uri(store), NodeLocalCache()
+    assert ServedNames(place).resolve(f"{adapter}@candidate") == f"{adapter}@candidate"
+    assert ServedNames(place).listed() == {} and served_name(place, adapter) is None
+    assert (copies.fetch(place, f"{adapter}@candidate", BASE) / "adapter_model.safetensors").is_file()
+    copies.close()
+
+
 def test_half_an_upload_is_no_adapter_and_a_damaged_one_is_refused(store: Store, tmp_path: Path) -> None:
     adapter = publish(tmp_path, "one")
     whole = uploaded(tmp_path)
