@@ -85,7 +85,9 @@ def _watches(path: Path) -> Iterator[Watched]:
 
 def _agreement(floor: float) -> str:
     if floor <= 0:
-        return "the SLM agrees with the LLM as often as the verdict showed, which is too seldom for an alarm to come of it"
+        return (
+            "the SLM agrees with the LLM as often as the verdict showed, which is too seldom for an alarm to come of it"
+        )
     return f"the SLM agrees with the LLM on at least {floor:.1%} of the requests"
 
 
