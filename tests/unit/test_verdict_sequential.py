@@ -290,6 +290,11 @@ def test_the_pace_points_at_the_row_that_decides_and_is_silent_without_growth() 
     assert worse and 7 < worse < 30
     assert rows_at_this_pace(played([0.0, 1.0, -1.0]).result) is None
     assert rows_at_this_pace(played([0.0] * 200).result) is None, "decided"
+    held = SequentialTest(primary="exact", delta=0.05, level=0.05, guardrails=("precision",))
+    for _ in range(200):
+        held.add([PairedRow(group=None, differences={"exact": 0.0, "precision": None}, reached=True, answered=True)])
+    assert held.action is None and held.result.e_not_worse > 20
+    assert rows_at_this_pace(held.result) is None, "a guardrail holds it up, and no row before this one"
 
 
 def test_simulated_runs_are_those_of_the_test() -> None:
