@@ -388,6 +388,20 @@ def test_rows_that_were_asked_as_they_stood_in_the_file_are_refused() -> None:
         decide(run(report(None, right=set())), rule="sequential", delta=0.05)
 
 
+def test_two_runs_that_asked_the_same_rows_in_different_orders_are_refused() -> None:
+    """Drawn from one seed, but not of the same files, or not both by the same strata."""
+    found, rows = report(right=range(60))
+    settings: dict[str, Any] = {
+        "llm": "azure:big", "slm": "served:small", "min_paired": 0.95, "resamples": 199, "seed": 0, "sequential_delta": 0.05,
+    }  # fmt: skip
+    fewer = compare(found, rows, found, rows[:40], **settings).sequential
+    assert fewer and fewer.rows == 40
+    with pytest.raises(
+        ComparisonError, match=r"in different orders; .* examples and extend, with one declare\.stratify"
+    ):
+        compare(found, rows, found, rows[::-1], **settings)
+
+
 def test_an_undecided_run_may_be_extended() -> None:
     found = run(report(right=set(range(60))), sequential_delta=0.01)
     decision = decide(found, rule="sequential", delta=0.01)
