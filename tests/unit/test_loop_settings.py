@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from adapter_files import publish, trained
 
+from slm_ray import cluster
 from slm_ray.config import Comparison, LoopConfig, TrainConfig, load
 from slm_ray.errors import ConfigError
 from slm_ray.loop import session
@@ -129,8 +130,8 @@ def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_pla
     plans = [plan(one) for one in trainings]
     cut_off = progress.Progress(step=3, steps=10, loss=1.25, tokens_per_s=2000.0, eta_s=12.4)
     progress.write(plans[1].progress_path, cut_off)
-    monkeypatch.setattr(launch.cluster, "connect", lambda: None)
-    monkeypatch.setattr(launch.cluster, "require", lambda *anything, **more: None)
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "require", lambda *anything, **more: None)
     monkeypatch.setattr(launch, "in_line", in_line)
     with pytest.raises(InLine):
         train_many(trainings, parallel=True)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 from ray.exceptions import RayActorError
@@ -273,11 +274,11 @@ def test_places_are_given_back_by_the_driver_where_the_line_died(monkeypatch: py
 
     queue = SimpleNamespace(take=DeadAfterOne(), close=DeadAfterOne(), give_back=DeadAfterOne())
     context = SimpleNamespace(get_node_id=lambda: "ab" * 28)
-    monkeypatch.setattr(line.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(line.ray, "remote", lambda **_: lambda kind: SimpleNamespace(remote=lambda: queue))
-    monkeypatch.setattr(line.ray, "wait", lambda references: (references[-1:], references[:-1]))
-    monkeypatch.setattr(line.ray, "get", get)
-    monkeypatch.setattr(line.ray, "kill", lambda actor: None)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: SimpleNamespace(remote=lambda: queue))
+    monkeypatch.setattr(ray, "wait", lambda references: (references[-1:], references[:-1]))
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(line, "remove_placement_group", removed.append)
     with pytest.raises(ResourceError, match="the line of trainings was lost"):
         in_line([slots(1), slots(1)], lambda turn: f"training {turn.number}")
