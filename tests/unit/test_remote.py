@@ -406,9 +406,7 @@ def test_a_disk_that_fails_ends_neither_the_shipping_nor_the_claim(
         fails.clear()
         eventually(lambda: store.about("a.jsonl"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                remote_store.tempfile, "TemporaryDirectory", lambda: (_ for _ in ()).throw(OSError(28, "full"))
-            )
+            patch.setattr("tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(OSError(28, "full")))
             with pytest.raises(ResourceError, match=r"cannot read s3://bucket/disk/a\.jsonl by way of .*free the disk"):
                 store.read("a.jsonl")
             time.sleep(0.3)
