@@ -45,7 +45,8 @@ both: install
 	@$(MAKE) --no-print-directory -j 2 calls aside
 
 aside: install
-	@shown=$$(mktemp); $(MAKE) --no-print-directory lint unit > $$shown 2>&1; status=$$?; cat $$shown; rm -f $$shown; exit $$status
+	@shown=$$(mktemp); trap 'cat $$shown; rm -f $$shown' EXIT; trap 'exit 130' INT TERM; \
+		$(MAKE) --no-print-directory lint unit > $$shown 2>&1
 
 test: install both models ## everything: style, types, unit and integration tests
 

@@ -251,7 +251,8 @@ class Rest:
 class SequentialRun:
     """A run whose rows were looked at as they came. `rows` are in the set, `largest_group` of them in one group at most.
 
-    `rounds` is what was looked after, where that is not every group: rows were asked in a stratified order. `rest` is by model, for those that need not have been asked any more; `stop` says whether they were (`never`).
+    `rounds` is what was looked after, where that is not every group: rows were asked in a stratified order. `rest` is by
+    model, for those that need not have been asked any more; `stop` says whether they were (`never`).
     """
 
     delta: float

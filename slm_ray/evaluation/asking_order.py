@@ -7,7 +7,8 @@ that would ask these rows in another order is refused, since whoever may draw ag
 
 An order is made of rounds, after each of which the rule looks. A plain one has a round for every group. A stratified one
 lays the groups out by the values of a tag, cuts them into `ROUND` equal parts and draws one group of each part for every
-round, so that at any look each value has had its share, to within one round.
+round. So each round has each value's share to within two groups: the parts that are all of one value give theirs exactly,
+and which value comes out of a part that holds several is left to chance, which a whole file of rounds evens out.
 """
 
 from __future__ import annotations
@@ -27,9 +28,7 @@ from slm_ray.storage import read_json, write_json
 from slm_ray.types import Example, Rounds
 
 ORDER = "order.json"
-ROUND = (
-    10  # groups of a stratified round: what a value's share is kept to, and how long the rule waits for its next look
-)
+ROUND = 10  # groups of a stratified round: how fine its shares are, and how long the rule waits for its next look
 
 Round = tuple[tuple[Example, ...], ...]  # its groups
 

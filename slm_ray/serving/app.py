@@ -70,7 +70,8 @@ def engine_options(model: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the engine's deployment, from an entry of `llm_configs`."""
     named = dict(model.get("deployment_config") or {})
     actor = dict(named.pop("ray_actor_options", None) or {})
-    actor["runtime_env"] = {**actor.get("runtime_env", {}), **(model.get("runtime_env") or {})}
+    if environment := {**(actor.get("runtime_env") or {}), **(model.get("runtime_env") or {})}:
+        actor["runtime_env"] = environment  # an empty one would keep the job's own from the engine
     placement = model.get("placement_group_config") or {}
     label = model["model_loading_config"]["model_id"].replace("/", "--").replace(".", "_")
     return {

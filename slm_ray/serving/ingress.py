@@ -197,8 +197,8 @@ class AdapterIngress:
         for once_more in (True, False):  # not oftener: a request that kills engines would kill them all
             if self._watch.down or not self._has_engine():
                 raise _EngineDown(503)
+            pieces = self._handle(model_id).answer.remote(kind, body)
             try:
-                pieces = self._handle(model_id).answer.remote(kind, body)
                 return await anext(pieces), pieces
             except (RayActorError, EngineDead):
                 if await self._watch.ask_now() or not once_more:
@@ -206,6 +206,9 @@ class AdapterIngress:
             except HTTPException as error:
                 if error.status_code >= 500 and await self._watch.ask_now():
                     raise _EngineDown(503) from None
+                raise
+            except asyncio.CancelledError:  # nobody waits for it any more, which the engine does not hear by itself
+                pieces.cancel()
                 raise
         raise AssertionError
 
@@ -287,10 +290,14 @@ def _body(request: Request) -> dict[str, Any]:
     return found
 
 
-async def _from(first: str, rest: AsyncGenerator[Piece, None]) -> AsyncGenerator[str | bytes, None]:
-    yield first
-    async for piece in rest:
-        yield piece if isinstance(piece, str) else piece[1]
+async def _from(first: str, rest: Any) -> AsyncGenerator[str | bytes, None]:
+    try:
+        yield first
+        async for piece in rest:
+            yield piece if isinstance(piece, str) else piece[1]
+    except (asyncio.CancelledError, GeneratorExit):  # the client has left
+        rest.cancel()
+        raise
 
 
 async def _http_error(request: Request, error: Any) -> JSONResponse:

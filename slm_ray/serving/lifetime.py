@@ -53,7 +53,7 @@ class _Guard:
 
 
 def ends_with_driver(app: str) -> Any:
-    """Have the application `app` deleted when this driver is gone, or lets go of what this returns; `stays` takes it back."""
+    """Have the application `app` deleted when this driver is gone and its pulse, which this returns, with it; `stays` takes it back."""
     pulse = ray.remote(num_cpus=0)(_Pulse).remote()
     guard_class = ray.remote(
         num_cpus=0, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True

@@ -169,7 +169,8 @@ class HouseEngine(VLLMEngine):  # type: ignore[misc]
         return arguments, frontend, config
 
     def _start_async_llm_engine(self, arguments: Any, config: Any, placement_group: Any) -> Any:
-        in_one = config.parallel_config.distributed_executor_backend == "uni"
+        on_cpu = config.device_config.device_type == "cpu"  # a driver of a GPU does not outlive a fork
+        in_one = on_cpu and config.parallel_config.distributed_executor_backend == "uni"
         with forked() if in_one else contextlib.nullcontext():
             return super()._start_async_llm_engine(arguments, config, placement_group)
 

@@ -70,7 +70,9 @@ class AppSettings:
     @property
     def front_version(self) -> str:
         """8 hex digits of what the front has to be started anew for; stand-in and schemas are changed while it runs."""
-        return _digest([self.serving, self.name, self.adapters_dir, self.api_key_digest, self.keys_file, self.attempt])
+        return _digest(
+            [self.serving, self.fingerprint, self.name, self.adapters_dir, self.api_key_digest, self.keys_file, self.attempt]
+        )  # fmt: skip
 
 
 def read_serve_file(path: str | Path) -> dict[str, Any]:

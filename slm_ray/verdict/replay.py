@@ -45,8 +45,8 @@ def replay(
     shared = [[key for key in arm.rows if key in other.rows] for arm, other in ((left, right), (right, left))]
     if shared[0] != shared[1]:
         raise ComparisonError(
-            f"{left.spec} and {right.spec} were asked the same rows in different orders; evaluate both with one"
-            " declare.stratify"
+            f"{left.spec} and {right.spec} were asked the same rows in different orders; evaluate both on the same"
+            " examples and extend, with one declare.stratify"
         )
     rounds = [arm.report.sequential.rounds if arm.report.sequential else () for arm in (left, right)]
     track = track_of(left.report)

@@ -325,10 +325,11 @@ class SequentialTest:
 def rows_at_this_pace(seen: SequentialResult) -> int | None:
     """About the row at which it will be decided, should the larger capital go on growing by as much a row; a guess.
 
-    None once it is decided, and where neither capital has grown enough to have a pace.
+    None once it is decided, where neither capital has grown enough to have a pace, and where one has grown enough to decide:
+    what is waited for then is a guardrail or a reading of failed calls, whose pace is another.
     """
     grown = max(seen.e_not_worse, seen.e_worse)
-    if seen.action is not None or grown < _PACE_FROM:
+    if seen.action is not None or not _PACE_FROM <= grown < 1 / seen.level:
         return None
     return math.ceil(seen.rows * math.log(seen.level) / -math.log(grown))
 

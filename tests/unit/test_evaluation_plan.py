@@ -128,6 +128,16 @@ def test_in_a_stratified_order_every_value_has_had_its_share_after_every_round(t
     assert plain.rounds == () and plain.examples != found.examples
 
 
+def test_each_round_of_a_large_file_has_what_whole_parts_give_and_chance_fills_the_shared_ones(tmp_path: Path) -> None:
+    one, *_ = plan(languages(tmp_path), {}).examples
+    rows = [replace(one, id=f"r{n}", tags={"language": it}) for n, it in enumerate(LANGUAGES * 15)]
+    rounds = drawn(rows, 1, "language")[:157]
+    # Of ten parts in the order of the values: 2.95, 5.43 and 1.62, so that the third and the ninth hold two values.
+    for language, whole, shared in (("de", 2, 1), ("en", 5, 2), ("pl", 1, 1)):
+        seen = {sum(group[0].tags["language"] == language for group in groups) for groups in rounds}
+        assert seen == set(range(whole, whole + shared + 1)), (language, seen)
+
+
 def test_which_row_of_a_part_comes_when_is_drawn(tmp_path: Path) -> None:
     rows = plan(languages(tmp_path), {}).examples
     last_of_english = Counter(

@@ -13,7 +13,9 @@ from slm_ray.config import Comparison, LoopConfig, TrainConfig, load
 from slm_ray.errors import ConfigError
 from slm_ray.loop import session
 from slm_ray.loop.run import Loop
-from slm_ray.loop.train import Placement
+from slm_ray.loop.track import TrackRun
+from slm_ray.loop.train import Placement, swept, training_config
+from slm_ray.prepare import Prepared
 from slm_ray.storage import write_json
 from slm_ray.training import launch, train_many
 from slm_ray.training.plan import plan
@@ -27,6 +29,28 @@ def test_validation_rows_have_a_rule_of_their_own_and_all_else_is_shared() -> No
     validation, test = loop.comparison("validation"), loop.comparison("test")
     assert (validation.rule, test.rule) == ("point", "sequential")
     assert validation.model_copy(update={"rule": "sequential"}) == test == config.comparison
+
+
+def test_a_sweep_is_shown_no_test_row_and_gives_one_recipe_to_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the adapter that comes of it meets the test rows, where it is one candidate however many trials there were."""
+    config = load(LoopConfig, ROOT / "jobs/loop.yaml", [f"run_dir={tmp_path}", "sweep=true"])
+    prepared = Prepared(folder=tmp_path / "rows", track="structured", rows={}, digest="")
+    run = TrackRun(config=config.tracks[0], prepared=prepared, folder=tmp_path / "structured")
+    shown: list[str] = []
+
+    def sweep(trials: TrainConfig, search: Any, *, validation: str, make_room: Any) -> dict[str, Any]:
+        shown.extend((trials.model_dump_json(), search.model_dump_json(), validation))
+        return {"best": {"learning_rate": 0.25, "rank": 2, "alpha": 4}}
+
+    monkeypatch.setattr("slm_ray.loop.train.sweep", sweep)
+    monkeypatch.setattr("slm_ray.loop.train.summary", lambda result: [])
+    best = swept(config, run, lambda line: None, prove_on="nothing", make_room=lambda: None)
+    assert shown[-1] == prepared.path("validation") and prepared.path("test") not in "".join(shown)
+    planned = training_config(config, run, prove_on="nothing")
+    lora = planned.lora.model_copy(update={"rank": 2, "alpha": 4})
+    assert best == planned.model_copy(update={"learning_rate": 0.25, "lora": lora})
 
 
 @pytest.mark.parametrize(("finished", "beside"), [(True, False), (False, False), (False, True)])

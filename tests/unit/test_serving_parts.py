@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from slm_ray.adapters import base_fingerprint, base_shapes, promote, publish, ro
 from slm_ray.config import Serving
 from slm_ray.errors import AdapterError, ConfigError, DataError, ModelError, ResourceError
 from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
+from slm_ray.serving.app import engine_options
 from slm_ray.serving.keys import add_key
 from slm_ray.serving.settings import app_settings, bundles, read_serve_file, room
 from slm_ray.serving.stand_in import StandIn
@@ -376,6 +378,18 @@ def test_only_what_changed_is_started_anew() -> None:
     keyed = app_settings(Serving(config=CPU, base=str(BASE)), stand_in=None, environment={"SLM_RAY_API_KEY": "k"})
     assert keyed.front_version != front and keyed.engine_version == engine
     assert versions(config=GPU)[2] != engine
+    other = replace(shown, fingerprint="another base in the same folder")
+    assert (other.front_version != front) and (other.engine_version != engine), "its context may be another"
+    assert replace(other, fingerprint=shown.fingerprint).front_version == front
+
+
+def test_an_engine_gets_the_environment_of_its_file_or_else_that_of_its_job() -> None:
+    """Serve hands a job's own on to a deployment that has none, and an empty one is one."""
+    model = {"model_loading_config": {"model_id": "base"}, "accelerator_config": {"kind": "cpu"}}
+    assert "runtime_env" not in engine_options(model)["ray_actor_options"]
+    named = {**model, "deployment_config": {"ray_actor_options": {"runtime_env": {"pip": ["a"]}}}}
+    named["runtime_env"] = {"env_vars": {"A": "1"}}
+    assert engine_options(named)["ray_actor_options"]["runtime_env"] == {"pip": ["a"], "env_vars": {"A": "1"}}
 
 
 def test_a_bucket_takes_the_folder_s_place_as_it_is_named() -> None:

@@ -290,6 +290,11 @@ def test_the_pace_points_at_the_row_that_decides_and_is_silent_without_growth() 
     assert worse and 7 < worse < 30
     assert rows_at_this_pace(played([0.0, 1.0, -1.0]).result) is None
     assert rows_at_this_pace(played([0.0] * 200).result) is None, "decided"
+    held = SequentialTest(primary="exact", delta=0.05, level=0.05, guardrails=("precision",))
+    for _ in range(200):
+        held.add([PairedRow(group=None, differences={"exact": 0.0, "precision": None}, reached=True, answered=True)])
+    assert held.action is None and held.result.e_not_worse > 20
+    assert rows_at_this_pace(held.result) is None, "a guardrail holds it up, and no row before this one"
 
 
 def test_simulated_runs_are_those_of_the_test() -> None:
@@ -381,6 +386,20 @@ def test_rows_that_were_asked_as_they_stood_in_the_file_are_refused() -> None:
         run(report(None, right=set()), sequential_delta=0.05)
     with pytest.raises(ComparisonError, match="not made by the rule sequential"):
         decide(run(report(None, right=set())), rule="sequential", delta=0.05)
+
+
+def test_two_runs_that_asked_the_same_rows_in_different_orders_are_refused() -> None:
+    """Drawn from one seed, but not of the same files, or not both by the same strata."""
+    found, rows = report(right=range(60))
+    settings: dict[str, Any] = {
+        "llm": "azure:big", "slm": "served:small", "min_paired": 0.95, "resamples": 199, "seed": 0, "sequential_delta": 0.05,
+    }  # fmt: skip
+    fewer = compare(found, rows, found, rows[:40], **settings).sequential
+    assert fewer and fewer.rows == 40
+    with pytest.raises(
+        ComparisonError, match=r"in different orders; .* examples and extend, with one declare\.stratify"
+    ):
+        compare(found, rows, found, rows[::-1], **settings)
 
 
 def test_an_undecided_run_may_be_extended() -> None:

@@ -1,0 +1,93 @@
+"""The front and a client that leaves: whatever the engine still does for it is ended."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from slm_ray.serving.figures import Recorder
+from slm_ray.serving.ingress import AdapterIngress
+from slm_ray.serving.settings import room
+
+PATH = "/v1/chat/completions"
+
+
+class Pieces:
+    """What Serve hands out of an answer: some pieces, then nothing for as long as it is waited for."""
+
+    def __init__(self, *pieces: str) -> None:
+        self._pieces = list(pieces)
+        self.cancelled = False
+
+    def __aiter__(self) -> Pieces:
+        return self
+
+    async def __anext__(self) -> str:
+        if not self._pieces:
+            await asyncio.sleep(60)
+        return self._pieces.pop(0)
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def app_of(pieces: Pieces, folder: Path) -> Any:
+    handle = SimpleNamespace(_router=None, answer=SimpleNamespace(remote=lambda kind, body: pieces))
+    handle.options = lambda **options: handle
+    front = AdapterIngress(
+        handle, base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
+        tools=False,
+    )  # fmt: skip
+    meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
+    return front.application(Recorder(lambda figure: meter))
+
+
+async def ask(app: Any, *, sees: Callable[[bytes], None], leaves: asyncio.Event) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
+    messages = [{"type": "http.request", "body": body}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await leaves.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message.get("body"):
+            sees(message["body"])
+
+    scope = {
+        "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"", "root_path": "",
+        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+        "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
+    }  # fmt: skip
+    await app(scope, receive, send)
+
+
+@pytest.mark.parametrize("pieces", [Pieces("data: {}\n\n"), Pieces("data: {}\n\n", "data: {}\n\n")])
+def test_the_engine_is_told_of_a_client_that_leaves_its_stream(pieces: Pieces, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        leaves = asyncio.Event()
+        await asyncio.wait_for(ask(app_of(pieces, tmp_path), sees=lambda body: leaves.set(), leaves=leaves), 10)
+
+    asyncio.run(scenario())
+    assert pieces.cancelled
+
+
+def test_the_engine_is_told_of_an_answer_that_has_not_begun_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("slm_ray.serving.ingress._BEGINS_WITHIN_S", 0.05)
+    pieces, seen = Pieces(), list[bytes]()
+
+    async def scenario() -> None:
+        await asyncio.wait_for(ask(app_of(pieces, tmp_path), sees=seen.append, leaves=asyncio.Event()), 10)
+
+    asyncio.run(scenario())
+    assert pieces.cancelled and json.loads(seen[0])["error"]["code"] == "timeout"
