@@ -169,8 +169,9 @@ def output_folder(path: str, *, setting: str = "run_dir", is_written: bool = Tru
     ConfigError for what is a file, lies under one or is on a disk that takes nothing; nothing is made here.
     """
     if "://" in path:
+        plain = re.sub("//[^/]*@", "//", path.partition("?")[0])  # a secret in it is none of the terminal's
         raise ConfigError(
-            f"{setting} {path!r}: this command needs a folder; prepare, evaluate and compare take object storage (s3://, gs://)"
+            f"{setting} {plain!r} is no folder: give the path of one (docs/how-to/object-storage.md says what may lie in a store)"
         )
     folder = Path(path).expanduser()
     if not folder.is_absolute() and "runtime_resources" in str(Path.cwd()):

@@ -30,9 +30,9 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.reports.files import load_report
 from slm_ray.rollout.grants import AGREEMENT_LEVEL, agreement
 from slm_ray.types import Example
-from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics.watching import alarms
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
+from slm_ray.verdict.watch import levels
 from slm_ray.yaml_file import read_yaml
 from tools.config import DriftBenchConfig
 from tools.synthesize import synthesize
@@ -40,7 +40,7 @@ from tools.tiny_adapter import Recipe, adapter_answers
 
 TRACK = TRACKS["toolcall"]
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-LEVEL = ONE_SIDED - AGREEMENT_LEVEL
+LEVEL = levels(AGREEMENT_LEVEL)[0]  # a route's
 Scores = NDArray[np.float64]
 
 

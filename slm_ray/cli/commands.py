@@ -20,7 +20,7 @@ from slm_ray.cli.step import Command
 from slm_ray.command import Usage, output_folder, run
 from slm_ray.errors import ConfigError
 from slm_ray.parity import in_words
-from slm_ray.remote import is_remote, shown_address
+from slm_ray.remote import is_remote, shown, shown_address
 from slm_ray.signals import wait_for_signal
 from slm_ray.types import Prompt
 
@@ -292,7 +292,7 @@ def live(config: configs.LiveConfig) -> int:
 
     if is_remote(config.run_dir):
         raise ConfigError(
-            f"run_dir {config.run_dir!r}: live reads a folder; give the working copy that the run names when it begins"
+            f"run_dir {shown(config.run_dir)!r}: live reads a folder; give the working copy that the run names when it begins"
         )
     ended = watch(config.run_dir)
     if ended != "done":

@@ -113,6 +113,11 @@ def show(name: Name, folder: Folder = DEFAULT) -> None:
                 f"verdict {grant.comparison} (sha256 {(grant.digest or '')[:12]}), rule {grant.rule}, delta {grant.delta:g}"
             )
         print(watched_text(grant, now.delta))
+        if now.serving:
+            print(
+                "no alarm comes of what the LLM answers in the SLM's place: GET /rollout/v1/models counts it (fallbacks),"
+                f" slm-ray routes page {name} --traffic LOG shows it"
+            )
         print(f"audit_share {now.audit_share:g}, delta {now.delta:g}, timeout_s {now.timeout_s:g}, change {now.serial}")
 
 

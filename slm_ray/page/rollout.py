@@ -14,7 +14,7 @@ from typing import Any
 from slm_ray.page import formatting
 from slm_ray.page.charts import ticks
 from slm_ray.page.template import encodable, environment
-from slm_ray.verdict.watch import WatchPoint
+from slm_ray.verdict.watch import RECENT, WatchPoint
 
 _MOST_CHANGES = 200
 _LEAST_CAPITAL = 0.01  # the axis goes no further down
@@ -109,6 +109,8 @@ def route_page(data: RoutePage) -> str:
         now=data.changes[-1],
         changes=data.changes[: -_MOST_CHANGES - 1 : -1],
         shares=shares(data.served, data.changes) if data.served else None,
+        lately=in_its_place(data.served or (), data.changes[-1]),
+        recent=RECENT,
         watches=[(watched, evidence(watched)) for watched in reversed(data.watches)],
     )
     return encodable(html)
@@ -145,6 +147,18 @@ def shares(served: Sequence[Served], changes: Sequence[Change]) -> dict[str, Any
             kind: sum(getattr(one, kind) for one in served) / total for kind in ("slm", "llm", "fallback", "neither")
         },
     }  # fmt: skip
+
+
+def in_its_place(served: Sequence[Served], now: Change) -> float | None:
+    """The LLM's part, since the last change, of what the SLM was to answer; None before that, and in a cascade.
+
+    A stretch of time that the change lies in counts for what came before it. In a cascade the LLM answers by design.
+    """
+    since = [one for one in served if one.start >= now.at]
+    meant = sum(one.slm + one.fallback for one in since)
+    if not now.serving or now.state.startswith("cascade") or not meant:
+        return None
+    return sum(one.fallback for one in since) / meant
 
 
 def evidence(watched: Watched) -> dict[str, Any] | None:

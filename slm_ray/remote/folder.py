@@ -20,6 +20,7 @@ import os
 import random
 import re
 import shutil
+import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -67,9 +68,9 @@ def working_copy(uri: str, *, setting: str) -> Iterator[Path]:
         shipper = Shipper(store, files, home / "shipped.json", lease)
         lease.acquire(say)
         with lease.held(shipper.lose):
-            is_ours = _last_writer(store) == copy
-            _fetch(store, files, shipper, is_ours=is_ours)
-            if not is_ours:
+            writer = _last_writer(store)
+            _fetch(store, files, shipper, writer=writer, copy=copy)
+            if writer != copy:
                 store.write(_WRITER, copy.encode())
             say(f"{store}: working copy in {files}")
             with shipper:
@@ -90,16 +91,21 @@ def one_file(path: str | Path) -> Iterator[Path]:
         return
     folder, _, name = note.name.rpartition("/")
     store = open_store(joined(note.uri, folder), setting=name)
+    # Not the copy's own file, which others fetch anew meanwhile, and which must never hold a line that the store has not.
+    scratch = place.with_name(f".{uuid.uuid4().hex}") / place.name
     with _in_turn(store, f"{FOLDER}-{name}"):
-        place.unlink(missing_ok=True)
-        with contextlib.suppress(NotThere):
-            store.fetch(name, place)
-        before = place.stat().st_size if place.exists() else 0
         try:
-            yield place
+            with contextlib.suppress(NotThere):
+                store.fetch(name, scratch)
+            before = scratch.stat().st_size if scratch.exists() else 0
+            try:
+                yield scratch
+            finally:
+                if scratch.exists() and scratch.stat().st_size != before:
+                    store.send(scratch, name)
+                    os.replace(scratch, place)
         finally:
-            if place.exists() and place.stat().st_size != before:
-                store.send(place, name)
+            shutil.rmtree(scratch.parent, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -126,13 +132,8 @@ def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_e
     Files whose names end in one of `leave_out` stay where they are. NotThere for a URI that holds nothing unless it
     `may_be_empty`, StoreAway.
     """
-    store, name = open_store(uri, setting=setting), ""
-    store.require_bucket(setting)
-    if store.about() is not None:
-        plain, mark, options = uri.partition("?")
-        plain, _, name = plain.rpartition("/")
-        uri = f"{plain}{mark}{options}"
-        store = open_store(uri, setting=setting)
+    uri, name = folder_and_file(uri, setting=setting)
+    store = open_store(uri, setting=setting)
     home = _home("read", uri)
     files = _noted(home, uri, is_owned=False)
     with _alone(home):
@@ -149,6 +150,17 @@ def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_e
             _assemble(store, one, found, files)
         storage.write_json(home / "fetched.json", now)
     return files / name if name else files
+
+
+def folder_and_file(uri: str, *, setting: str) -> tuple[str, str]:
+    """The URI of a folder, and what a file in it is called, where the URI names that. Raises as `fetched`."""
+    store = open_store(uri, setting=setting)
+    store.require_bucket(setting)
+    if store.about() is None:
+        return uri, ""
+    place, mark, options = uri.partition("?")
+    folder, _, name = place.rpartition("/")
+    return f"{folder}{mark}{options}", name
 
 
 def here(uri: str, *, near: str | Path) -> Path:
@@ -211,28 +223,24 @@ def fetch_rest(folder: str | Path) -> None:
     """What was left out when the copy was fetched that this folder is in; nothing for a folder that is no copy's. StoreAway."""
     place = Path(folder)
     if (note := _note_of(place)) is not None and not note.is_owned:
-        store = open_store(note.uri, setting="folder")
-        names = [name.removeprefix(f"{note.name}/") for name in store.listing(note.name)]
-        for name in names:
-            if not (place / name).is_file():
-                store.fetch(f"{note.name}/{name}", place / name)
+        store = open_store(joined(note.uri, note.name), setting="folder")
+        whole, _ = whole_and_parts(store.listing())
+        store.fetch_all([name for name in whole if not (place / name).is_file()], place)
 
 
-def _fetch(store: ObjectStore, files: Path, shipper: Shipper, *, is_ours: bool) -> None:
+def _fetch(store: ObjectStore, files: Path, shipper: Shipper, *, writer: str, copy: str) -> None:
     """Bring the copy up to the store. Where this copy wrote last it has all that the store has and perhaps more.
 
     Else another host went on: its files count, but for lines that grew here and were never shipped, which are kept.
     """
     there, parts = whole_and_parts(store.listing())
     here = local_files(files)
-    if (
-        not there and not parts and not is_ours and here
-    ):  # the place was emptied: what is begun there now is another run
+    if here and not (there or parts or writer):  # the place was emptied: what is begun there now is another run
         shutil.rmtree(files.with_name(f"{_FILES}.before"), ignore_errors=True)
         files.rename(files.with_name(f"{_FILES}.before"))
         files.mkdir()
         here = {}
-    if is_ours:
+    if writer == copy:
         store.fetch_all([name for name in there if name not in here], files)
         for name in parts.keys() - here.keys():
             _assemble(store, name, parts[name], files)
@@ -275,16 +283,18 @@ def _assemble(store: ObjectStore, name: str, parts: dict[int, int], files: Path)
         store.fetch(name, scratch / "whole")
     store.fetch_all([f"{name}{PARTS}{offset:020d}" for offset in parts], scratch)
     whole = scratch / "whole"
-    with whole.open("ab") as sink:
+    whole.touch()
+    with whole.open("r+b") as sink:
         for offset in sorted(parts):
-            have = sink.tell()
+            have = sink.seek(0, os.SEEK_END)
             lines = (scratch / f"{name}{PARTS}{offset:020d}").read_bytes()
             if offset > have:
                 raise ResourceError(
                     f"{store}/{name}.parts: the bytes from {have} to {offset} are not there; put the part back from a copy, or"
                     f" remove those behind it, whose answers are then asked again"
                 )
-            sink.write(lines[have - offset :])
+            sink.seek(offset)  # over the half of a line that the object ended with, and that a killed writer took back
+            sink.write(lines)
     os.replace(whole, target)
     shutil.rmtree(scratch, ignore_errors=True)
 
@@ -300,8 +310,7 @@ class _Note:
 
 def _note_of(path: Path) -> _Note | None:
     for folder in (path, *path.parents):
-        if folder.name == _FILES and (note := folder.parent / _ADDRESS).is_file():
-            plain = storage.read_json(note)
+        if folder.name == _FILES and (plain := _read_note(folder.parent / _ADDRESS)).keys() == {"uri", "is_owned"}:
             name = "" if path == folder else path.relative_to(folder).as_posix()
             return _Note(uri=plain["uri"], is_owned=plain["is_owned"], name=name)
     return None
@@ -321,13 +330,13 @@ def _noted(home: Path, uri: str, *, is_owned: bool) -> Path:
 
 
 def _copy_id(home: Path) -> str:
-    """What tells this working copy from those of other hosts."""
-    note = home / "copy.json"
-    known = _read_note(note).get("id")
-    if not isinstance(known, str):
-        known = uuid.uuid4().hex
-        storage.write_json(note, {"id": known})
-    return known
+    """What tells this working copy from those of other hosts; a disk that was cloned with it is another host's."""
+    note, host = home / "copy.json", socket.gethostname()
+    known = _read_note(note)
+    if not isinstance(known.get("id"), str) or known.get("host") != host:
+        known = {"id": uuid.uuid4().hex, "host": host}
+        storage.write_json(note, known)
+    return str(known["id"])
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from slm_ray.remote.folder import address, fetched, name_below, working_copy
+from slm_ray.remote.folder import address, fetched, folder_and_file, name_below, working_copy
 from slm_ray.remote.store import cache_folder, is_remote
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -37,8 +37,10 @@ def at_hand(settings: Settings, *, writes: Collection[str]) -> Iterator[Settings
         def own(setting: str, value: str) -> str:
             if setting not in writes or not is_remote(value):
                 return value
-            copies[value] = stack.enter_context(working_copy(value, setting=setting))
-            return str(copies[value])
+            folder, name = folder_and_file(value, setting=setting)
+            if folder not in copies:
+                copies[folder] = stack.enter_context(working_copy(folder, setting=setting))
+            return str(copies[folder] / name)
 
         def read(setting: str, value: str) -> str:
             name = setting.rpartition(".")[2]

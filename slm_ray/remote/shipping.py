@@ -7,14 +7,13 @@ parts behind it are the file as it was, up to the end of a line.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import dataclasses
 import hashlib
 import os
+import signal
 import socket
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -73,13 +72,13 @@ def local_files(folder: Path) -> dict[str, os.stat_result]:
 def whole_and_parts(listing: Mapping[str, Object]) -> tuple[dict[str, Object], dict[str, dict[int, int]]]:
     """What a store lists: the files that are one object, and of those that are not the sizes of their parts by offset.
 
-    A file may be in both: its object comes first. What is hidden is left out.
+    A file may be in both: its object comes first. What is hidden is left out, and what would lie outside the folder.
     """
     whole: dict[str, Object] = {}
     parts: dict[str, dict[int, int]] = {}
     for name, one in listing.items():
         file, is_part, offset = name.partition(PARTS)
-        if any(step.startswith(".") for step in name.split("/")):
+        if any(not step or step.startswith(".") for step in name.split("/")):
             continue
         if is_part and offset.isdecimal():
             parts.setdefault(file, {})[int(offset)] = one.size_bytes
@@ -187,11 +186,10 @@ class Shipper:
 
     def _ship_lines(self, name: str, start: int, end: int) -> int:
         """Send the whole lines from `start` on as parts; where they end."""
-        with tempfile.TemporaryDirectory() as scratch, (self._files / name).open("rb") as source:
+        with (self._files / name).open("rb") as source:
             while (upto := _whole_lines(self._files / name, start, min(end, start + _PART_BYTES))) > start:
                 source.seek(start)
-                (Path(scratch) / "part").write_bytes(source.read(upto - start))
-                self._store.send(Path(scratch) / "part", f"{name}{PARTS}{start:020d}")
+                self._store.write(f"{name}{PARTS}{start:020d}", source.read(upto - start))
                 self._parts.setdefault(name, set()).add(start)
                 start = upto
         return start
@@ -210,7 +208,7 @@ class Shipper:
             except Lost as error:
                 self.lose(error)
                 return
-            except ResourceError as error:
+            except (ResourceError, OSError) as error:  # the second of this host's disk: the next round may go better
                 if self._away_since_s is None:
                     self._away_since_s = time.monotonic()
                     say(
@@ -232,7 +230,9 @@ class Shipper:
             return
         self._lost = error
         say(f"warning: {error}; this run ends")
-        _thread.interrupt_main()
+        if callable(signal.getsignal(signal.SIGINT)):
+            # A signal, and not `_thread.interrupt_main`, which wakes nobody who sleeps or waits for a lock.
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def _finish(self, patience_s: float) -> str | None:
         """Ship everything, for so long; what is wrong where that cannot be done."""
@@ -246,7 +246,7 @@ class Shipper:
             except Lost as error:
                 self._lost = self._lost or error
                 return f"{error}. What this one had not shipped is not in the store; {left}"
-            except ResourceError as error:
+            except (ResourceError, OSError) as error:
                 if time.monotonic() > until_s:
                     return f"{error}. The store lacks the last of what this run wrote; {left}, and the same command there ships it"
                 if not is_said:

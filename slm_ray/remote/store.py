@@ -82,8 +82,9 @@ def beside(uri: str, ending: str) -> str:
 
 
 def cache_folder() -> Path:
-    """Where copies of what lies in a store are kept on this host."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slm_ray"
+    """Where copies of what lies in a store are kept on this host. A relative XDG_CACHE_HOME is none, as its standard has it."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "slm_ray"
 
 
 @functools.lru_cache(maxsize=64)
@@ -94,12 +95,12 @@ def open_store(uri: str, *, setting: str) -> ObjectStore:
     """
     from pyarrow import ArrowException
 
-    _refuse_secret(uri, setting)
     try:
+        _refuse_secret(uri, setting)
         system, path = _system(uri)
     except (OSError, ValueError, ArrowException) as error:
-        raise ConfigError(
-            f"{setting} {uri!r} is no address of a store ({first_line(error)}); give s3://BUCKET/PREFIX or"
+        raise ConfigError(  # without its options: one that is unknown may be a secret under another name
+            f"{setting} {uri.partition('?')[0]!r} is no address of a store ({first_line(error)}); give s3://BUCKET/PREFIX or"
             " gs://BUCKET/PREFIX"
         ) from None
     return ObjectStore(system=system, path=path.rstrip("/"), uri=shown(uri))
@@ -155,9 +156,15 @@ class ObjectStore:
 
     def read(self, name: str) -> bytes:
         """The bytes of a small object. NotThere, StoreAway."""
-        with tempfile.TemporaryDirectory() as scratch:
-            self.fetch(name, Path(scratch) / "object")
-            return (Path(scratch) / "object").read_bytes()
+        try:
+            with tempfile.TemporaryDirectory() as scratch:
+                self.fetch(name, Path(scratch) / "object")
+                return (Path(scratch) / "object").read_bytes()
+        except OSError as error:
+            raise ResourceError(
+                f"cannot read {self._named(name)} by way of {tempfile.gettempdir()}: {first_line(error)}; free the disk, or"
+                " set TMPDIR"
+            ) from None
 
     def write(self, name: str, data: bytes) -> None:
         """A small object, in one step. StoreAway."""
@@ -217,10 +224,13 @@ class ObjectStore:
                 time.sleep(_AGAIN_S)
 
     def fetch_all(self, names: Iterable[str], folder: Path) -> None:
-        """Objects as files of a folder, several at once; raises as `fetch`."""
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
+        """Objects as files of a folder, several at once; raises as `fetch`, and asks for no more of them then."""
+        threads = ThreadPoolExecutor(_AT_ONCE)
+        try:
             for done in [threads.submit(self.fetch, name, folder / name) for name in names]:
                 done.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already. StoreAway."""

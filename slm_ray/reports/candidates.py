@@ -154,8 +154,7 @@ def _opened(stack: ExitStack, report_path: str | Path, examples: str | None) -> 
     if examples is not None:
         path = Path(examples + SUFFIX)
         with suppress(ResourceError):  # a folder that may only be read
-            path = stack.enter_context(one_file(path))
-            return path, stack.enter_context(storage.growing_jsonl(path)), ""
+            return path, stack.enter_context(storage.growing_jsonl(stack.enter_context(one_file(path)))), ""
     path = folder_of(report_path) / SUFFIX.removeprefix(".")
     caveat = (
         "the file of rows is not where this run had it, or its folder may only be read: the count of candidates, kept in"

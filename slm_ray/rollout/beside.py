@@ -39,8 +39,8 @@ _MOST_PAIRS, _MOST_PAIR_CHARS = 50_000, 64 * 2**20  # remembered, of all routes
 class Log(Protocol):
     """Where rows go: takes them at once, whatever becomes of them."""
 
-    def append(self, entry: Entry) -> object:
-        """Keep a row or what a user said of one."""
+    def append(self, entry: Entry) -> bool:
+        """Keep a row or what a user said of one; False where there is no room for it."""
         ...
 
     def close(self) -> None:
@@ -270,7 +270,8 @@ class Beside:
         with self._lock:
             self._waiting, self._bytes = self._waiting - 1, self._bytes - size
         try:
-            self._log.append(self._row(call, agreement))
+            if not self._log.append(self._row(call, agreement)):
+                self.counts[call.state.route.name]["rows_lost"] += 1
         except Exception as error:  # noqa: BLE001 - as above
             self.counts[call.state.route.name]["rows_lost"] += 1
             self._say(f"a row of {call.state.route.name} is lost: {_told(error)}")

@@ -181,14 +181,7 @@ class Answerer:
         )
         if fits is False:
             return "invalid: the answer is not in the form that the track asks for"
-        if state.state != "cascade":
-            return None
-        failure, logprob = reply.outcome.failure, reply.outcome.logprob
-        if failure is not None or logprob is None:
-            return f"unsure: {failure.reason if failure else 'the answer has no log-probabilities'}"
-        if state.threshold is not None and logprob < state.threshold:
-            return f"unsure: {logprob:.4f} is below {state.threshold:.4f}"
-        return None
+        return reply.unsure(state.threshold) if state.state == "cascade" else None
 
     async def _by_llm(self, call: Call, send: Send) -> None:
         target = self._targets(call.state)["llm"]

@@ -225,7 +225,9 @@ class Front:
             feedback = _given(await request.body())
         except _Refused as error:
             return refusal(400, "invalid_value", str(error), param=error.field)
-        self._log.append(feedback)
+        if not self._log.append(feedback):
+            full = "the log of traffic has no room now; send it again later"
+            return refusal(503, "log_full", full, "server_error", retry_after_s=1)
         counted = {"counted": self._beside.label(feedback)} if feedback.label else {}
         return JSONResponse({"id": feedback.id, "object": "feedback", **counted}, status_code=202)
 

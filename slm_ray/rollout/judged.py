@@ -45,7 +45,11 @@ def agreed(state: RouteState, slm: Reply, llm: Reply) -> float | None:
 
 
 def labelled(state: RouteState, slm: Reply, llm: Reply, expected: str) -> float | None:
-    """The SLM's score minus the LLM's by the track's primary metric, in [-1, 1]; None where `expected` is none it can read."""
+    """The SLM's score minus the LLM's by the track's primary metric, in [-1, 1]; None where `expected` is none it can read.
+
+    A verdict that grants a cascade says nothing of the SLM's answers that a cascade does not give, and the SLM may well be
+    worse there: of these the LLM's answer counts on both sides.
+    """
     track = track_named(state.route.track)
     if unreadable(track, expected) is not None:
         return None
@@ -53,4 +57,14 @@ def labelled(state: RouteState, slm: Reply, llm: Reply, expected: str) -> float 
         next((found.value for found in score(track, "", reply.outcome.text, expected).scores if found.name == track.primary), None)
         for reply in (slm, llm)
     ]  # fmt: skip
-    return None if values[0] is None or values[1] is None else values[0] - values[1]
+    if values[0] is None or values[1] is None:
+        return None
+    return 0.0 if _left_to_the_llm(state, slm) else values[0] - values[1]
+
+
+def _left_to_the_llm(state: RouteState, slm: Reply) -> bool:
+    """Whether the cascade that the verdict grants gives the LLM's answer in place of this one."""
+    threshold = state.granted.threshold
+    if threshold is None:
+        return False
+    return slm.trouble is not None or in_form(state, slm) is False or slm.unsure(threshold) is not None

@@ -77,11 +77,18 @@ def _watches(path: Path) -> Iterator[Watched]:
     """Every watch that the front began, replayed; those that have seen something, or the agreement alone."""
     for bets in read_bets(grown_rows(path), path=path)[0]:
         if bets.agreement is not None:
-            floor = bets.key["reference"] - bets.key["delta"]
-            yield _watched(bets, bets.agreement, f"the SLM agrees with the LLM on at least {floor:.1%} of the requests")
+            yield _watched(bets, bets.agreement, _agreement(bets.key["reference"] - bets.key["delta"]))
         if bets.labels.rows or bets.agreement is None:
             null = f"by expected answers the SLM is not worse than the LLM by more than {bets.key['delta']:g}"
             yield _watched(bets, bets.labels, null)
+
+
+def _agreement(floor: float) -> str:
+    if floor <= 0:
+        return (
+            "the SLM agrees with the LLM as often as the verdict showed, which is too seldom for an alarm to come of it"
+        )
+    return f"the SLM agrees with the LLM on at least {floor:.1%} of the requests"
 
 
 def _watched(bets: Bets, watch: Watch, null: str) -> Watched:

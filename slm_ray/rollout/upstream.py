@@ -88,6 +88,15 @@ class Reply:
         """The version that answered, as the answer has it."""
         return self.outcome.served_by or self.target.model
 
+    def unsure(self, threshold: float | None) -> str | None:
+        """Why a cascade at this threshold gives the LLM's answer instead; None where it gives this one."""
+        failure, logprob = self.outcome.failure, self.outcome.logprob
+        if failure is not None or logprob is None:
+            return f"unsure: {failure.reason if failure else 'the answer has no log-probabilities'}"
+        if threshold is not None and logprob < threshold:
+            return f"unsure: {logprob:.4f} is below {threshold:.4f}"
+        return None
+
 
 def target(spec: str, *, arm: Arm, endpoint: str, environment: Mapping[str, str]) -> Target:
     """Where and as what `spec` is asked; `endpoint` is the address of `served:` models.

@@ -2,8 +2,9 @@
 
 Ray Serve's applications outlive their driver by design, and with them the GPUs that they hold: a loop that is killed on a
 cluster would keep them from everybody. `ends_with_driver` has an actor of its own, which outlives the driver too, wait for
-the driver's end and then delete the application, unless another driver has asked the same meanwhile. It takes one idle
-process on the head. An endpoint that is to stay (`keep_alive`, `slm-ray serve`) is not given to it.
+the driver's end and then delete the application, unless another driver has asked the same meanwhile. It takes two idle
+processes: one on the head, whose end is the cluster's, and one beside the driver, which ends with nothing but the driver. An
+endpoint that is to stay (`keep_alive`, `slm-ray serve`) is not given to it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import contextlib
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _NAMESPACE = "slm_ray"
+_ON_THE_HEAD = {"node:__internal_head__": 0.001}
+_ASKS_AGAIN_S = 1.0
 
 
 class _Pulse:
@@ -40,7 +44,7 @@ class _Guard:
 
     async def _delete_after(self, pulse: Any, asked: int) -> None:
         with contextlib.suppress(RayError):
-            await pulse.ends.remote()
+            await _ended(pulse)
         async with self._deleting:
             if asked == self._asked:
                 from ray import serve  # takes a second, which nobody needs before
@@ -52,11 +56,21 @@ class _Guard:
             ray.kill(ray.get_runtime_context().current_actor)
 
 
+async def _ended(pulse: Any) -> None:
+    """Wait until a pulse is no more, and not until the network to it is cut for a while."""
+    while True:
+        try:
+            await pulse.ends.remote()
+        except ActorUnavailableError:
+            await asyncio.sleep(_ASKS_AGAIN_S)
+
+
 def ends_with_driver(app: str) -> Any:
-    """Have the application `app` deleted when this driver is gone and its pulse, which this returns, with it; `stays` takes it back."""
-    pulse = ray.remote(num_cpus=0)(_Pulse).remote()
+    """Have the application `app` deleted when this driver is gone; keep what this returns. `stays` takes it back."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    pulse = ray.remote(num_cpus=0, scheduling_strategy=here)(_Pulse).remote()
     guard_class = ray.remote(
-        num_cpus=0, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
+        num_cpus=0, resources=_ON_THE_HEAD, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
     )(_Guard)  # fmt: skip
     try:
         ray.get(guard_class.remote(app).wait_for.remote(pulse))

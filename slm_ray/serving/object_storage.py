@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slm_ray import adapters
-from slm_ray.errors import DataError
+from slm_ray.errors import DataError, ResourceError
 from slm_ray.remote import StoreAway, address, open_store
 
 LISTED_FOR_S = 2.0
@@ -127,7 +127,7 @@ class Bucket:
         try:
             self._listing, self._problem = self._list(), ""
             self._listed_at = time.monotonic()
-        except StoreAway as error:
+        except (ResourceError, OSError) as error:  # the store, or the disk on which its history is read
             self._problem = f"{self._store} gives no list of adapters: {error}"
         self._asked_at = time.monotonic()
 

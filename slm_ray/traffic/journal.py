@@ -70,9 +70,13 @@ def new_segment(folder: Path, writer: str, number: int) -> Segment:
     """A segment of that writer, empty and owned; OSError."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"{writer}-{number:06d}{_SUFFIX}"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    return Segment(path, handle)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink:
+            return Segment(path, handle)
+        # Another writer took it for abandoned before it had its lock, and removed it: rows in it would be in no file.
+        os.close(handle)
 
 
 def abandoned(folder: Path) -> Iterator[Segment]:

@@ -102,6 +102,7 @@ def train_many(
     for planned in open_plans:
         cluster.require(_bundles(planned.config), setting="training.workers")
         _announce(planned, hourly_usd)
+        planned.progress_path.unlink(missing_ok=True)  # of a run that was cut off: it waits for its turn again
     key = api_key(os.environ)
     with progress.shown([planned.progress_path for planned in open_plans]):
         ended = in_line(
@@ -196,9 +197,12 @@ def _in_task(planned: Plan, key: str, turn: Turn) -> Manifest:
 
 
 def _driver(planned: Plan) -> dict[str, Any]:
-    """What a training's own task asks for: next to nothing, and the node that has the folder where others do not see it."""
+    """What a training's own task asks for: the node that has the folder where others do not see it, and nothing else.
+
+    Its workers hold their place by then: of CPUs that they all hold not even a part would be left for it.
+    """
     if not is_remote(address(planned.folder)):
-        return {"num_cpus": 0.01, "max_retries": 0}
+        return {"num_cpus": 0, "max_retries": 0}
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
 

@@ -137,7 +137,7 @@ def shown(paths: Sequence[Path] | Callable[[], Sequence[Path]]) -> Iterator[None
 def line(name: str, progress: Progress | Starting | None, waited_s: float = 0.0) -> str:
     """One run in one line; `waited_s` is how long it has been in this state."""
     if progress is None:
-        return f"{name}: waiting for a slot"
+        return f"{name}: waiting for a slot (who holds them: ray status)"
     if isinstance(progress, Starting) and progress.lost:
         return f"{name}: a worker was lost ({progress.lost}); {_WAITS if progress.waits else _AGAIN}"
     if isinstance(progress, Starting):

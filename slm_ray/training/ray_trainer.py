@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import PlacementGroupHandle, WorkerGroup
@@ -80,11 +79,8 @@ class _Place(PlacementGroupHandle):  # type: ignore[misc]
         return self._taken.ready()
 
     def wait(self, timeout_seconds: float = 30) -> bool:
-        try:
-            self._taken = self._turn.taken(timeout_seconds)
-        except GetTimeoutError:
-            return False
-        return True
+        self._taken = self._turn.taken(timeout_seconds)
+        return self._taken is not None
 
     def shutdown(self) -> None:
         pass

@@ -11,7 +11,6 @@ ends with it; how several drivers share a cluster is Ray's to say.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,19 +71,27 @@ class SlotQueue:
         self._asking: dict[int, asyncio.Task[Any]] = {}
         self._waiting: set[int] = set()
         self._held: dict[int, Any] = {}
+        self._over: set[int] = set()
         self._moved = asyncio.Condition()
 
-    async def take(self, turn: int, bundles: Bundles) -> Any:
+    async def take(self, turn: int, bundles: Bundles, within_s: float | None = None) -> Any:
         """The place of this turn, once it is first in line and there is room; the same again while it is whole.
 
-        A turn that asks once more while it waits does not wait twice.
+        None after `within_s`: the turn still waits, this call does not, since an actor answers only so many at a time. A
+        turn that asks once more while it waits does not wait twice. ValueError for one that is over: what is left of a
+        training that was killed would hold its place for ever.
         """
+        if turn in self._over:
+            raise ValueError(f"turn {turn} in the line of trainings is over")
         if turn not in self._asking:
             self._asking[turn] = asyncio.ensure_future(self._take(turn, bundles))
-        return await asyncio.shield(self._asking[turn])
+        asking = self._asking[turn]
+        await asyncio.wait([asking], timeout=within_s)
+        return asking.result() if asking.done() else None
 
     async def give_back(self, turn: int) -> None:
         """This turn is over, whether it holds a place, waits for one or never asked."""
+        self._over.add(turn)
         if (asking := self._asking.get(turn)) is not None:
             asking.cancel()
             await asyncio.wait([asking])
@@ -141,8 +148,8 @@ class Turn:
     bundles: tuple[Mapping[str, float], ...]
 
     def taken(self, within_s: float | None = None) -> Any:
-        """The placement group of this turn. Blocks; ray.exceptions.GetTimeoutError after `within_s`."""
-        return ray.get(self.queue.take.remote(self.number, self.bundles), timeout=within_s)
+        """The placement group of this turn. Blocks; None after `within_s`."""
+        return ray.get(self.queue.take.remote(self.number, self.bundles, within_s))
 
 
 def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
@@ -155,6 +162,7 @@ def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
     waiting = deque(Turn(queue=queue, number=number, bundles=tuple(job)) for number, job in enumerate(jobs))
     started: list[Any] = []
     running: dict[Any, Turn] = {}
+    places: list[Any] = []
     taking = None
     try:
         while waiting or running:
@@ -163,7 +171,7 @@ def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
             ended, _ = ray.wait([*running, *([] if taking is None else [taking])])
             for reference in ended:
                 if reference == taking:
-                    ray.get(taking)
+                    places.append(ray.get(taking))
                     turn, taking = waiting.popleft(), None
                     started.append(start(turn))
                     running[started[-1]] = turn
@@ -174,7 +182,10 @@ def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
             f"the line of trainings was lost ({str(error).splitlines()[0]}); the same command goes on from the checkpoints"
         ) from None
     finally:
-        with contextlib.suppress(RayError):
+        try:
             ray.get(queue.close.remote(), timeout=_ENDS_WITHIN_S)
+        except RayError:  # a placement group lives as long as its driver, where the actor that asked for it is gone
+            for place in places:
+                remove_placement_group(place)
         ray.kill(queue)
     return started

@@ -10,8 +10,11 @@ from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError
 from slm_ray.reports.files import write_report
+from slm_ray.rollout.grants import AGREEMENT_LEVEL
+from slm_ray.rollout.states import Grant, Route, created
+from slm_ray.rollout.watched import _key
 from slm_ray.types import Completion, Example
-from tools.bench_drift import main, recorded, replayed, rows_by_domain
+from tools.bench_drift import LEVEL, main, recorded, replayed, rows_by_domain
 from tools.config import DriftBenchConfig
 from tools.tiny_adapter import Recipe, _batches
 
@@ -49,6 +52,13 @@ def test_the_rows_of_a_verdict_are_cut_anew_and_every_replay_is_played(tmp_path:
     rang = replayed(recorded(config, str(tmp_path)), config, after=20, share=1.0, most=100)
     assert len(rang) == config.runs and (rang > 20).mean() > 0.9
     assert (replayed(recorded(config, str(tmp_path)), config, after=20, share=0.0, most=0) == 0).all()
+
+
+def test_replays_ring_where_a_route_rings() -> None:
+    route = Route(name="r", llm="openai:m", slm="served:tiny:a-1", track="structured", base="tiny")
+    grant = Grant(most="live", because="a swap", agreement_lower=0.9, agreement_level=AGREEMENT_LEVEL)
+    state = created(route, adapter="a-1", grant=grant, at="now", by="t", reason="t")
+    assert pytest.approx(_key(state)["level"]) == LEVEL
 
 
 def test_every_row_has_the_domain_of_its_tool() -> None:

@@ -60,6 +60,7 @@ def test_without_a_verdict_there_is_no_way_past_shadow() -> None:
     routes("appoint", "plain", "--verdict", "run", "--reason", "now there is one")
     assert "live" in routes("move", "plain", "live", "--reason", "x")
     assert "watched: both agreed on 100.0%" in routes("show", "plain")
+    assert "no alarm comes of what the LLM answers in the SLM's place" in routes("show", "plain")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import pytest
 
 from slm_ray import encoders
 from slm_ray.config import EvaluateConfig, PrepareConfig
-from slm_ray.encoders import EMBEDDINGS, Encoder, open_retriever
+from slm_ray.encoders import EMBEDDINGS, Encoder, open_retriever, similar_by
 from slm_ray.errors import ModelError
 from slm_ray.evaluation.plan import plan
+from slm_ray.parallel import LocalExecutor
 from slm_ray.prepare import prepare
 from slm_ray.scoring.similarity import METRICS, with_similarity
 from slm_ray.types import Example, Message, Prompt, RowScore
@@ -56,6 +57,20 @@ def test_a_text_is_like_itself(encoder: Encoder) -> None:
 def test_no_text_is_like_nothing(encoder: Encoder) -> None:
     found = values(encoder, ["", None, " \n", SENTENCE, ""], [SENTENCE, SENTENCE, SENTENCE, "", ""])
     assert found == [[0.0] * len(METRICS)] * 3 + [[None] * len(METRICS)] * 2
+
+
+@pytest.mark.parametrize("idf", [False, True])
+def test_workers_find_the_figures_of_this_process_with_weights_and_without(encoder: Encoder, idf: bool) -> None:
+    class Workers(LocalExecutor):
+        def pays_off(self, like_bytes: int) -> bool:
+            return True
+
+    rows = [RowScore(example_id=str(place), scores=()) for place in range(2)]
+    texts = rows, [PARAPHRASE, UNRELATED], [SENTENCE, SAME_WORDS]
+    here, there = (similar_by(encoder.folder, idf=idf, executor=who)(*texts) for who in (LocalExecutor(), Workers()))
+    assert here == there
+    without = [row.value(METRICS[0]) for row in with_similarity(*texts, encoder.tokens)]
+    assert ([row.value(METRICS[0]) for row in here] == without) == (not idf)
 
 
 def test_vectors_do_not_depend_on_their_neighbours(encoder: Encoder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from adapter_files import publish, trained
 
+from slm_ray import cluster
 from slm_ray.config import Comparison, LoopConfig, TrainConfig, load
 from slm_ray.errors import ConfigError
 from slm_ray.loop import session
@@ -17,7 +18,7 @@ from slm_ray.loop.track import TrackRun
 from slm_ray.loop.train import Placement, swept, training_config
 from slm_ray.prepare import Prepared
 from slm_ray.storage import write_json
-from slm_ray.training import launch, train_many
+from slm_ray.training import launch, progress, train_many
 from slm_ray.training.plan import plan
 
 ROOT = Path(__file__).parents[2]
@@ -84,29 +85,58 @@ def test_the_endpoint_is_taken_down_for_a_training_that_needs_its_place_and_not_
     assert ("it is taken down" in (tmp_path / "log.txt").read_text()) == ("down" in done)
 
 
-def test_a_finished_adapter_asks_for_no_room_on_the_cluster_and_another_one_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def two_trainings(folder: Path) -> list[TrainConfig]:
+    rows = [{"id": n, "prompt": f"call {n}", "completion": "{}"} for n in range(4)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return [
+        TrainConfig(
+            track="structured", train=str(folder / "train.jsonl"), base=str(ROOT / "data/tiny_base"), epochs=epochs,
+            run_dir=str(folder / "run"), adapters_dir=str(folder / "adapters"),
+        )
+        for epochs in (1, 2)
+    ]  # fmt: skip
+
+
+def test_a_finished_adapter_asks_for_no_room_on_the_cluster_and_another_one_does(tmp_path: Path) -> None:
     class Asked(Exception):
         """Instead of what would start then."""
 
     def make_room() -> None:
         raise Asked
 
-    rows = [{"id": n, "prompt": f"call {n}", "completion": "{}"} for n in range(4)]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    one, other = (
-        TrainConfig(
-            track="structured", train=str(tmp_path / "train.jsonl"), base=str(ROOT / "data/tiny_base"), epochs=epochs,
-            run_dir=str(tmp_path / "run"), adapters_dir=str(tmp_path / "adapters"),
-        )
-        for epochs in (1, 2)
-    )  # fmt: skip
+    one, other = two_trainings(tmp_path)
     manifest = publish(trained(tmp_path / "made"), tmp_path / "adapters", "f" * 32)
     write_json(plan(one).folder / launch.FINISHED, {"adapter": manifest.id})
     assert train_many([one], parallel=False, make_room=make_room) == [manifest]
     with pytest.raises(Asked):
         train_many([one, other], parallel=True, make_room=make_room)
+
+
+def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing: workers that hold all CPUs would leave none for the task that starts them, for ever."""
+
+    class InLine(Exception):
+        """Instead of what would start then."""
+
+    shown: list[Any] = []
+
+    def in_line(jobs: Any, start: Any) -> None:
+        shown.extend(progress.read(planned.progress_path) for planned in plans)
+        raise InLine
+
+    trainings = two_trainings(tmp_path)
+    plans = [plan(one) for one in trainings]
+    cut_off = progress.Progress(step=3, steps=10, loss=1.25, tokens_per_s=2000.0, eta_s=12.4)
+    progress.write(plans[1].progress_path, cut_off)
+    monkeypatch.setattr(cluster, "connect", lambda: None)
+    monkeypatch.setattr(cluster, "require", lambda *anything, **more: None)
+    monkeypatch.setattr(launch, "in_line", in_line)
+    with pytest.raises(InLine):
+        train_many(trainings, parallel=True)
+    assert shown == [None, None]
+    assert [launch._driver(planned)["num_cpus"] for planned in plans] == [0, 0]
 
 
 def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:

@@ -22,11 +22,22 @@ from slm_ray import storage
 from slm_ray.cli.commands import COMMANDS
 from slm_ray.config import CompareConfig, EvaluateConfig, PrepareConfig
 from slm_ray.errors import ConfigError, ResourceError
-from slm_ray.remote import address, fetched, lease, one_file, open_store, shipping, shown_address, working_copy
+from slm_ray.remote import (
+    StoreAway,
+    address,
+    at_hand,
+    fetched,
+    lease,
+    one_file,
+    open_store,
+    shipping,
+    shown_address,
+    working_copy,
+)
 from slm_ray.remote import store as remote_store
 from slm_ray.remote.lease import Lease
 from slm_ray.remote.shipping import Shipper, whole_and_parts
-from slm_ray.remote.store import ObjectStore
+from slm_ray.remote.store import Object, ObjectStore
 
 SERVER = Path(__file__).parent / "s3_server.py"
 SECRET = "hidden-0123"
@@ -110,7 +121,8 @@ def append(path: Path, text: str) -> None:
     ("uri", "says"),
     [("s3://key:hidden-0123@bucket/x", "holds a secret"), ("s3://bucket/x?secret_key=hidden-0123", "holds a secret"),
      ("s3:///x", "names no bucket"), ("s3://bucket/x?retries=3", "unknown options retries"),
-     ("gopher://bucket/x", "no address of a store")],
+     ("s3://bucket/x?aws_secret=hidden-0123", "unknown options aws_secret"),
+     ("gopher://bucket/x", "no address of a store"), ("s3://[bucket/x", "no address of a store")],
 )  # fmt: skip
 def test_addresses_that_cannot_be_are_refused_and_show_no_secret(uri: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
@@ -182,6 +194,7 @@ def killed(uri: str) -> Iterator[tuple[Path, Shipper]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Shipper, "__enter__", entered)
         patch.setattr(Shipper, "__exit__", lambda *_: None)
+        patch.setattr(Lease, "release", lambda _: None)
         with working_copy(uri, setting="run_dir") as files:
             yield files, known[0]
     assert Shipper.__enter__ is enter
@@ -277,6 +290,10 @@ def test_a_run_that_was_taken_for_dead_ends_and_writes_nothing_more(
 ) -> None:
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.3)  # never renewed by then
     uri = server.uri("replaced")
+    late = threading.Event()
+    slept = threading.Timer(30, late.set)
+    slept.daemon = True
+    slept.start()
     with (
         pytest.raises(ResourceError, match=r"was taken over.* it lies in"),
         working_copy(uri, setting="run_dir") as files,
@@ -288,6 +305,8 @@ def test_a_run_that_was_taken_for_dead_ends_and_writes_nothing_more(
             storage.write_text(other / "who.json", "2")
         storage.write_text(files / "who.json", "1 again")
         time.sleep(60)
+    slept.cancel()
+    assert not late.is_set(), "who sleeps is woken"
     assert server.store("replaced").read("who.json") == b"2"
 
 
@@ -362,6 +381,93 @@ def test_an_error_of_the_job_is_not_hidden_by_one_of_the_store(
     assert "warning:" in (said := capsys.readouterr().err) and str(files) in said
 
 
+def test_a_disk_that_fails_ends_neither_the_shipping_nor_the_claim(
+    server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lease, "RENEWED_EVERY_S", 0.05)
+    send, fails = ObjectStore.send, threading.Event()
+
+    def failing(self: ObjectStore, source: Path, name: str) -> None:
+        if fails.is_set():
+            raise OSError(5, "Input/output error")
+        send(self, source, name)
+
+    monkeypatch.setattr(ObjectStore, "send", failing)
+    uri, store = server.uri("disk"), server.store("disk")
+
+    def renewed() -> int:
+        (claim,) = store.listing(lease.FOLDER)
+        return int(json.loads(store.read(claim))["renewed"])
+
+    with working_copy(uri, setting="run_dir") as files:
+        fails.set()
+        append(files / "a.jsonl", "1\n")
+        eventually(lambda: "Input/output error" in capsys.readouterr().err)
+        fails.clear()
+        eventually(lambda: store.about("a.jsonl"))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(OSError(28, "full")))
+            with pytest.raises(ResourceError, match=r"cannot read s3://bucket/disk/a\.jsonl by way of .*free the disk"):
+                store.read("a.jsonl")
+            time.sleep(0.3)
+        before = renewed()
+        eventually(lambda: renewed() > before)
+
+
+def test_half_of_a_line_that_its_writer_took_back_is_not_kept(server: Server, host: Callable[[str], None]) -> None:
+    store = server.store("half")
+    store.write("a.jsonl", b"one\nhal")
+    store.write(f"a.jsonl.parts/{4:020d}", b"other\n")
+    store.write(f"a.jsonl.parts/{10:020d}", b"more\n")
+    with working_copy(server.uri("half"), setting="run_dir") as files:
+        assert (files / "a.jsonl").read_text() == "one\nother\nmore\n"
+
+
+def test_a_store_that_goes_away_ends_a_fetch_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def away(self: ObjectStore, name: str, target: Path) -> None:
+        asked.append(name)
+        time.sleep(0.01)
+        raise StoreAway("away")
+
+    monkeypatch.setattr(ObjectStore, "fetch", away)
+    with pytest.raises(StoreAway):
+        open_store(f"file://{tmp_path}/x", setting="run_dir").fetch_all(map(str, range(500)), tmp_path)
+    assert len(asked) < 250
+
+
+def test_no_object_is_fetched_to_a_place_outside_the_copy(server: Server, host: Callable[[str], None]) -> None:
+    outside = {"/etc/x", "a//b", "../x", "a/../../x", "", "."}
+    listing = dict.fromkeys({*outside, "a/b.json"}, Object(size_bytes=1, written_ns=1))
+    assert whole_and_parts(listing)[0].keys() == {"a/b.json"}
+
+
+def test_a_copy_that_was_cloned_to_another_host_is_another_copy(
+    server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = server.uri("clone")
+    with killed(uri) as (files, _):
+        append(files / "a.jsonl", "1\n")
+    monkeypatch.setattr("socket.gethostname", lambda: "clone")
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 3.0)
+    said: list[str] = []
+    monkeypatch.setattr("slm_ray.remote.folder.say", said.append)
+    with working_copy(uri, setting="run_dir") as files:
+        assert (files / "a.jsonl").read_text() == "1\n", "lines that were never shipped are kept"
+    assert any("looking whether that run lives" in line for line in said), "it is not taken for dead by its name"
+
+
+def test_a_folder_that_is_called_files_is_no_copy_for_that(tmp_path: Path) -> None:
+    storage.write_json(tmp_path / "address.json", {"street": "Elm"})
+    assert address(tmp_path / "files" / "x") == str(tmp_path / "files" / "x")
+
+
+def test_a_relative_cache_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert remote_store.cache_folder() == Path.home() / ".cache" / "slm_ray"
+
+
 def test_a_missing_part_is_named_and_nothing_is_made_up(
     server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +520,7 @@ def test_what_the_store_has_is_the_file_up_to_a_line_whatever_was_cut_where(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shipping, "_WHOLE_BYTES", 4)
         patch.setattr(ObjectStore, "send", counted(ObjectStore.send))
+        patch.setattr(ObjectStore, "write", counted(ObjectStore.write))
         patch.setattr(ObjectStore, "delete", counted(ObjectStore.delete))
         owner = Lease(store, copy="c")
         owner.acquire(lambda line: None)
@@ -485,6 +592,27 @@ def test_lines_that_many_hosts_add_to_one_file_are_all_there(server: Server, hos
     assert not server.store("shared").listing(".owner-test.jsonl.candidates.jsonl")
 
 
+def test_a_line_that_the_store_did_not_take_is_nowhere(
+    server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "DEAD_AFTER_S", 1.0)  # the claim could not be given up either
+    uri = server.uri("line/test.jsonl")
+    server.store("line").write("test.jsonl", b"1\n")
+    path = fetched(uri, setting="examples")
+    beside = Path(f"{path}.candidates.jsonl")
+    with pytest.raises(StoreAway), one_file(beside) as record, storage.growing_jsonl(record) as file:
+        file.append({"n": 0})
+        server.becomes("full")
+    server.becomes("well")
+    assert not beside.exists() and not list(path.parent.glob(".*/*"))
+    with one_file(beside) as record, storage.growing_jsonl(record) as file:
+        assert not file.rows
+        file.append({"n": 1})
+        fetched(uri, setting="examples")  # another process looks meanwhile
+        beside.unlink(missing_ok=True)
+    assert server.store("line").read(beside.name) == b'{"n": 1}\n' == beside.read_bytes()
+
+
 # Commands
 
 
@@ -528,6 +656,8 @@ def test_prepare_evaluate_and_compare_with_everything_in_a_bucket(
     assert SECRET not in written + said.err
     assert str(tmp_path) not in store.read("config.yaml").decode() + store.read("report.json").decode()
     host("third")
+    with at_hand(compared.model_copy(update={"report": server.uri("run/report.json")}), writes=("report",)) as here:
+        assert Path(here.report).name == "report.json" and Path(here.report).is_file(), "a file is no folder"
     assert COMMANDS["evaluate"].run(evaluation) == 0
     assert server.store("run").read("log/run.jsonl").count(b'"begin"') == 1, "nothing is asked again"
 

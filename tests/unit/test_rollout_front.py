@@ -38,8 +38,12 @@ class Rows:
 
     closed: bool = False
 
-    def append(self, entry: Entry) -> None:
-        self.entries.append(entry)
+    full: bool = False
+
+    def append(self, entry: Entry) -> bool:
+        if not self.full:
+            self.entries.append(entry)
+        return not self.full
 
     def close(self) -> None:
         self.closed = True
@@ -758,6 +762,21 @@ def test_a_row_that_cannot_be_made_is_counted(tmp_path: Path, monkeypatch: pytes
         assert content(it.ask()) == GOOD
         assert wait_for(lambda: it.card().get("counts", {}).get("rows_lost") == 1)
         assert "RuntimeError" in it.said[0] and "Oslo" not in it.said[0]
+
+
+def test_what_the_log_has_no_room_for_is_said(tmp_path: Path) -> None:
+    with bed(tmp_path, "live", audit_share=1.0) as it:
+        request_id = it.ask().headers["x-slm-ray-request-id"]
+        it.log.rows(1)
+        it.log.full = True
+        assert content(it.ask()) == GOOD
+        assert wait_for(lambda: it.card()["counts"].get("rows_lost") == 1)
+        said = HTTP.post(f"{it.url}/v1/feedback", json={"id": request_id, "answer": GOOD, "label": True})
+        assert (said.status_code, said.headers["retry-after"]) == (503, "1")
+        it.log.full = False
+        again = HTTP.post(f"{it.url}/v1/feedback", json={"id": request_id, "answer": GOOD, "label": True})
+        assert again.json()["counted"] is True, "what was not kept has not been bet on"
+        assert it.card()["counts"]["rows_lost"] == 1
 
 
 def test_rows_that_wait_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,29 @@ def test_the_watch_is_replayed_from_what_the_front_wrote(store: RouteStore) -> N
     assert "by expected answers the SLM is not worse" in page(store)
 
 
+def test_a_watch_says_what_it_can_see(store: RouteStore) -> None:
+    watch_lines(store, START, *(seen(at, 1.0) for at in range(100)))
+    html = page(store)
+    assert "at least 88.0% of the requests" in html and "The 100 audited requests differ" in html
+    watch_lines(store, START, *(seen(at, 1.0) for at in range(300)))
+    assert "About the last 200 audited requests differ" in page(store)
+    blind = {**START, "start": {**START["start"], "reference": 0.01}}  # type: ignore[dict-item]
+    watch_lines(store, blind, seen(0, 0.0))
+    html = page(store)
+    assert "too seldom for an alarm to come of it" in html and "at least -1.0%" not in html
+
+
+def test_an_slm_that_the_llm_stands_in_for_is_said(store: RouteStore) -> None:
+    since = route_picture(store.folder, "structured").changes[-1].at
+    before = [row(since - 100 + at, "slm", "slm") for at in range(50)]
+    after = [row(since + at, "slm", "slm" if at % 10 == 0 else "llm") for at in range(1, 4_000)]
+    html = page(store, served=stretches([*before, *after]))
+    assert "has answered 90.0 % of what the SLM was to answer" in html
+    assert "of what the SLM was to answer" not in page(store, served=stretches(before))
+    store.back("structured", reason="nobody is there")
+    assert "of what the SLM was to answer" not in page(store, served=stretches([*before, *after]))
+
+
 @pytest.mark.parametrize("damage", [{"start": {}}, {"id": "r"}, {**seen(0, 1.0), "score": "x"}, seen(0, 7.0)])
 def test_a_damaged_watch_is_named(store: RouteStore, damage: object) -> None:
     watch_lines(store, START, damage)

@@ -1,16 +1,21 @@
 """Where the two sides of a route are asked, when a dead one is left alone, and what a settings file does to the routes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from slm_ray.config import RolloutConfig
 from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.providers.answer import Outcome
 from slm_ray.rollout.calls import ASK_EVERY_S, FAILURES_IN_A_ROW, Circuit
 from slm_ray.rollout.declared import asks_endpoint, declare
+from slm_ray.rollout.judged import labelled
+from slm_ray.rollout.states import Grant, Route, created
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Reply, target
 
+RIGHT, WRONG = '{"city": "Oslo"}', '{"city": "Rome"}'
 AZURE = {"AZURE_ENDPOINT": "https://x.openai.azure.com/", "AZURE_API_KEY": "azure-key", "AZURE_DEPLOYMENT": "my gpt"}
 
 
@@ -40,6 +45,33 @@ def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     at = [target(f"openai:m@http://{host}/v1", arm="llm", endpoint="", environment={"OPENAI_API_KEY": "k"}).proxy
           for host in ("elsewhere.example", "127.0.0.1:8000", "localhost")]  # fmt: skip
     assert at == ["http://proxy:3128", None, None]
+
+
+def said(text: str | None, logprob: float | None = None, *, trouble: str | None = None) -> Reply:
+    asked = target("served:tiny", arm="slm", endpoint="http://h", environment={})
+    return Reply(target=asked, status=200, trouble=trouble, outcome=Outcome(text=text, logprob=logprob))
+
+
+@pytest.mark.parametrize(
+    ("slm", "in_a_cascade"),
+    [
+        (said(WRONG, -0.1), -1.0),  # sure and wrong: clients got it
+        (said(WRONG, -0.9), 0.0),  # below the threshold: clients got the LLM's
+        (said(WRONG), 0.0),
+        (said("no JSON", -0.1), 0.0),
+        (said(None, trouble="empty: the answer has no text"), 0.0),
+        (said(RIGHT, -0.9), 0.0),
+    ],
+)
+def test_labels_hold_a_cascade_to_what_it_gives(slm: Reply, in_a_cascade: float) -> None:
+    route = Route(name="r", llm="openai:m", slm="served:tiny:a-1", track="structured", base="tiny")
+    cascade = Grant(most="cascade", because="a part", threshold=-0.5)
+    state = created(route, adapter="a-1", grant=Grant(most="live", because="a swap"), at="now", by="t", reason="t")
+    llm = said(RIGHT)
+    alone = 0.0 if slm.outcome.text == RIGHT else -1.0
+    assert labelled(state, slm, llm, RIGHT) == alone
+    assert labelled(replace(state, granted=cascade), slm, llm, RIGHT) == in_a_cascade
+    assert labelled(replace(state, granted=cascade), slm, llm, "no JSON") is None
 
 
 def reply(status: int, trouble: str | None) -> Reply:

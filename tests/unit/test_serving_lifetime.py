@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.serve.exceptions import RayServeException
 
+from slm_ray.serving import lifetime
 from slm_ray.serving.lifetime import _Guard
 
 
@@ -82,3 +83,52 @@ def test_the_guard_ends_where_serve_is_gone(done: list[str], monkeypatch: pytest
 
     asyncio.run(one())
     assert done == ["guard ended"]
+
+
+def test_a_network_that_is_cut_for_a_while_is_no_end_of_the_driver(
+    done: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifetime, "_ASKS_AGAIN_S", 0.0)
+
+    class FarDriver(Driver):
+        """One that is out of reach at first."""
+
+        cuts = 2
+
+        async def _ends(self) -> None:
+            if self.cuts:
+                self.cuts -= 1
+                raise ActorUnavailableError("connection reset", None)
+            await super()._ends()
+
+    async def one() -> None:
+        guard, driver = _Guard("slm-ray-1"), FarDriver()
+        await guard.wait_for(driver)
+        await asyncio.sleep(0.05)
+        assert driver.cuts == 0 and not done
+        driver.over.set()
+        await settled(guard)
+
+    asyncio.run(one())
+    assert done == ["deleted slm-ray-1", "guard ended"]
+
+
+def test_the_guard_stands_on_the_head_and_the_pulse_beside_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker node that is lost takes neither: without the pulse the endpoint of a living loop would be deleted."""
+    asked: dict[str, dict[str, Any]] = {}
+
+    def remote(**options: Any) -> Any:
+        def placed(kind: type) -> Any:
+            asked[kind.__name__] = options
+            handle = SimpleNamespace(wait_for=SimpleNamespace(remote=lambda pulse: pulse))
+            return SimpleNamespace(remote=lambda *_: handle)
+
+        return placed
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "ab" * 28))
+    lifetime.ends_with_driver("slm-ray-1")
+    assert asked["_Pulse"]["scheduling_strategy"].node_id == "ab" * 28
+    assert not asked["_Pulse"]["scheduling_strategy"].soft
+    assert "node:__internal_head__" in asked["_Guard"]["resources"]

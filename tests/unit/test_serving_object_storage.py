@@ -175,3 +175,20 @@ def test_addresses_that_cannot_be_are_refused_before_anything_starts(address: st
     with pytest.raises(ConfigError, match=reason) as caught:
         object_storage.root(address)
     assert "secret@" not in str(caught.value)
+
+
+def test_a_full_disk_under_the_history_is_told_as_a_store_that_is_away_is(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter_id = publish(tmp_path, "structured")
+    store.files = uploaded(tmp_path)
+    bucket = object_storage.Bucket(uri(store))
+
+    def full(self: object) -> object:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(object_storage.Bucket, "_list", full)
+        with pytest.raises(ResourceError, match="No space left on device"):
+            bucket.ids()
+    assert bucket.ids() == [adapter_id]

@@ -1,6 +1,7 @@
 """The traffic log: nothing lost but what it says, nothing twice, nothing on the disk that was to be taken out."""
 
 import dataclasses
+import fcntl
 import json
 import logging
 import os
@@ -20,7 +21,7 @@ from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.storage import write_parquet
 from slm_ray.traffic import ArmAnswer, Feedback, Redaction, TrafficLog, TrafficRow, is_traffic, read_traffic
 from slm_ray.traffic import place as places
-from slm_ray.traffic.journal import Segment
+from slm_ray.traffic.journal import Segment, abandoned, host, new_segment, segment_paths
 
 NOW = datetime.now(UTC)
 
@@ -145,6 +146,26 @@ def test_writers_beside_each_other_do_not_collide(tmp_path: Path) -> None:
     rows = list(read_traffic(str(tmp_path)))
     assert sorted(int(found.id) for found in rows) == list(range(60))
     assert len({found.user for found in rows}) == 1  # one salt
+
+
+def test_a_segment_that_is_taken_for_abandoned_before_it_is_owned_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock = fcntl.flock
+    taken: list[int] = []
+
+    def late(handle: int, how: int) -> None:
+        if how == fcntl.LOCK_EX and not taken:  # another writer's roller comes between the file and its lock
+            taken.append(handle)
+            for found in abandoned(tmp_path):
+                found.delete()
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    segment = new_segment(tmp_path, f"{host()}-1-a", 1)
+    segment.append([b"{}\n"])
+    assert taken and segment_paths(tmp_path) == [segment.path] and segment.path.read_bytes() == b"{}\n"
+    segment.close()
 
 
 def test_a_full_disk_stops_no_request_and_rows_are_written_once_there_is_room(

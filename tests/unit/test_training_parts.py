@@ -564,7 +564,7 @@ def test_a_log_repeats_no_line() -> None:
 def test_progress_is_read_back_and_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     assert progress.read(path) is None
-    assert progress.line("run", None, 400.0) == "run: waiting for a slot"
+    assert progress.line("run", None, 400.0) == "run: waiting for a slot (who holds them: ray status)"
     progress.start(path)
     starting = progress.read(path)
     assert progress.line("run", starting, 3.0) == "run: starting workers"

@@ -5,13 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayActorError
 
-from slm_ray.training.slots import Bundles, SlotQueue
+from slm_ray.errors import ResourceError
+from slm_ray.training import slots as line
+from slm_ray.training.slots import Bundles, SlotQueue, in_line
 
 
 @dataclass(slots=True, eq=False)
@@ -223,3 +228,58 @@ def test_a_turn_that_is_over_stands_in_nobodys_way(waits: bool) -> None:
         assert cluster.free == 0 and not cluster.waiting
 
     run(over())
+
+
+def test_a_call_that_waited_long_enough_ends_and_its_turn_waits_on() -> None:
+    async def asked_again_and_again() -> None:
+        cluster = Cluster(free=0)
+        queue = SlotQueue(cluster)
+        for _ in range(3):  # a call that stayed would be one of the thousand that an actor answers at a time
+            assert await queue.take(0, slots(1), 0.001) is None
+        assert cluster.most_waiting == 1
+        cluster.join(1)
+        assert (await queue.take(0, slots(1), 5)).held
+
+    run(asked_again_and_again())
+
+
+def test_what_is_left_of_a_killed_training_gets_no_place_when_its_turn_is_over() -> None:
+    async def over() -> None:
+        cluster = Cluster(free=1)
+        queue = SlotQueue(cluster)
+        await queue.take(0, slots(1))
+        await queue.give_back(0)
+        with pytest.raises(ValueError, match=r"turn 0 .* is over"):
+            await queue.take(0, slots(1))
+        assert cluster.free == 1
+        assert (await queue.take(1, slots(1))).held
+
+    run(over())
+
+
+def test_places_are_given_back_by_the_driver_where_the_line_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    removed: list[str] = []
+    places = iter(["a place"])
+
+    class DeadAfterOne:
+        """A line that dies when it has given one place."""
+
+        def remote(self, *_: Any) -> Any:
+            return next(places, RayActorError())
+
+    def get(reference: Any, timeout: float | None = None) -> Any:
+        if isinstance(reference, Exception):
+            raise reference
+        return reference
+
+    queue = SimpleNamespace(take=DeadAfterOne(), close=DeadAfterOne(), give_back=DeadAfterOne())
+    context = SimpleNamespace(get_node_id=lambda: "ab" * 28)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: SimpleNamespace(remote=lambda: queue))
+    monkeypatch.setattr(ray, "wait", lambda references: (references[-1:], references[:-1]))
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(line, "remove_placement_group", removed.append)
+    with pytest.raises(ResourceError, match="the line of trainings was lost"):
+        in_line([slots(1), slots(1)], lambda turn: f"training {turn.number}")
+    assert removed == ["a place"]
