@@ -383,7 +383,9 @@ def test_one_clients_long_requests_keep_nobody_from_the_slm(tmp_path: Path) -> N
         for _ in range(2):
             assert [content(it.ask("a long one")) for _ in range(5)] == [GOOD] * 5
             # A busy machine may take longer than 0.3 s for one of them; a route that has given the SLM up asks it for none.
-            assert OTHER in [content(it.ask("Oslo?")) for _ in range(4)], "the SLM answers others, and the front has asked"
+            assert OTHER in [content(it.ask("Oslo?")) for _ in range(4)], (
+                "the SLM answers others, and the front has asked"
+            )
 
 
 def test_an_overloaded_slm_is_asked_again_at_once(tmp_path: Path) -> None:
