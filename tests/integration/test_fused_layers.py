@@ -53,6 +53,7 @@ def test_fused_layers_answer_alike_in_vllm_and_peft_base_and_adapter_in_one_batc
     assert len(served) == len(expected) == 4
     for ours, theirs in zip(expected, served, strict=True):
         assert len(theirs) >= 20
-        assert max(abs(float(ours[int(token)]) - score) for token, score in theirs.items()) < 0.1
+        furthest = max(abs(float(ours[int(token)]) - score) for token, score in theirs.items())
+        assert furthest < 0.25, "two or three steps of bf16 at logits of this size"
     of_base, of_adapter = expected[2], served[0]
     assert max(abs(float(of_base[int(token)]) - score) for token, score in of_adapter.items()) > 1
