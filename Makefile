@@ -10,7 +10,7 @@ JOB    ?= jobs/loop.py jobs/loop.yaml
 # What trains or serves a model takes as long as all other integration tests together.
 MODELS := $(addprefix tests/integration/test_,fused_layers.py learning_curve.py loop.py loop_placement.py serving.py sweep.py training.py)
 
-.PHONY: help install demo serve lint unit calls models both aside test test-cluster docs lock clean
+.PHONY: help install demo serve lint unit calls models test test-cluster docs lock clean
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
@@ -40,15 +40,7 @@ calls: install ## the integration tests that train and serve nothing
 models: install ## the integration tests that train or serve a model
 	@$(BIN)/python -m pytest $(MODELS)
 
-# `calls` mostly waits, `lint` and `unit` only compute: they are done beside it, and shown when they are over.
-both: install
-	@$(MAKE) --no-print-directory -j 2 calls aside
-
-aside: install
-	@shown=$$(mktemp); trap 'cat $$shown; rm -f $$shown' EXIT; trap 'exit 130' INT TERM; \
-		$(MAKE) --no-print-directory lint unit > $$shown 2>&1
-
-test: install both models ## everything: style, types, unit and integration tests
+test: install lint unit calls models ## everything: style, types, unit and integration tests
 
 test-cluster: install ## scenarios on several hosts (network namespaces): needs root and Debian's iproute2 redis-server openssh-server rsync libfaketime; skipped with the reason elsewhere
 	@$(BIN)/python -m pytest -ra tests/cluster

@@ -286,7 +286,10 @@ def test_a_langfuse_that_misbehaves_is_one_warning_in_bounded_time(
         trace(tmp_path, server.environment, took_s=budget_s / 0.04)
         assert time.monotonic() - started < budget_s + 15  # a hang, not a busy machine
     told = capfd.readouterr()
-    assert told.err.startswith(f"warning: {server.url} does not have all traces of {tmp_path} ({said}"), told.err
+    prefix = f"warning: {server.url} does not have all traces of {tmp_path} ("
+    # Where all of the time is spent, a busy machine is cut off in the middle of the last try.
+    reasons = (said, f"not done within {budget_s:g} s") if budget_s < 20 else (said,)
+    assert told.err.startswith(tuple(prefix + reason for reason in reasons)), told.err
     assert told.err.endswith(f"and this sends the rest: slm-ray trace {tmp_path}\n")
     assert told.err.count("\n") == 1
     for secret in KEYS.values():
