@@ -809,7 +809,7 @@ def test_a_dead_engine_is_a_503_that_says_when_to_come_back_until_it_is_started_
     with ThreadPoolExecutor(1) as meanwhile:  # it may meet the dying engine, and is then asked of the next one
         asked = meanwhile.submit(served.ask, served.name)
         while healthy and time.monotonic() < began + 10:
-            healthy = httpx.get(f"{served.url}/health", trust_env=False).status_code == 200
+            healthy = httpx.get(f"{served.url}/health", trust_env=False, timeout=30).status_code == 200
             time.sleep(0.05)
         down = served.ask(served.name)
         assert not healthy and down.status_code == 503 and int(down.headers["retry-after"]) > 0, down.text
@@ -817,7 +817,7 @@ def test_a_dead_engine_is_a_503_that_says_when_to_come_back_until_it_is_started_
             "a request that meets a dying engine is to be asked again, not broken"
         )
     assert down.json()["error"]["code"] == "engine_unavailable"
-    while httpx.get(f"{served.url}/health", trust_env=False).status_code != 200:
+    while httpx.get(f"{served.url}/health", trust_env=False, timeout=30).status_code != 200:
         assert time.monotonic() < began + 120
         time.sleep(0.2)
     assert served.ask(served.name).status_code == 200
