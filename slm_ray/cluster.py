@@ -235,6 +235,16 @@ def ahead_s(clock_s: Any, within_s: float | None = None) -> float:
     return 0.0 if abs(apart_s) <= took_s / 2 else apart_s
 
 
+def this_node(*, soft: bool = False) -> NodeAffinitySchedulingStrategy:
+    """Where this process is; `soft` where another node will do when there is no room."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=soft)
+
+
+def beside_driver(kind: type, **options: Any) -> Any:
+    """An actor class on this process's node, which asks for no CPU; `options` are Ray's."""
+    return ray.remote(num_cpus=0, scheduling_strategy=this_node(), **options)(kind)
+
+
 def not_started(what: str, error: RayError, within_s: float = 20.0) -> ResourceError:
     """The line for what Ray could not start. It names each node on which not even a function starts: its disk is full, say."""
     alive = [node for node in ray.nodes() if node["Alive"]]

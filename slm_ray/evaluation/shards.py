@@ -28,7 +28,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray import cluster
 from slm_ray.config import EvaluateConfig
@@ -360,18 +359,15 @@ def _split(
 def _actor(kind: type, resources: Mapping[str, float], *, here: bool) -> Any:
     """A shard, the first one beside the driver where it finds room there."""
     further = dict(resources)
-    near = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return ray.remote(kind).options(
         num_cpus=further.pop("CPU", 0), num_gpus=further.pop("GPU", 0), memory=further.pop("memory", None),
-        resources=further, scheduling_strategy=near if here else "SPREAD", max_restarts=MAX_RESTARTS,
+        resources=further, scheduling_strategy=cluster.this_node(soft=True) if here else "SPREAD", max_restarts=MAX_RESTARTS,
         max_task_retries=-1,  # a call that cannot reach a lost node fails every few seconds until the node is given up
     ).remote()  # fmt: skip
 
 
 def _here(kind: type) -> Any:
-    node = ray.get_runtime_context().get_node_id()
-    near = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=near, max_task_retries=-1)
+    return cluster.beside_driver(kind, max_task_retries=-1)
 
 
 def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:

@@ -15,7 +15,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from slm_ray.cluster import beside_driver
 
 _NAMESPACE = "slm_ray"
 _ON_THE_HEAD = {"node:__internal_head__": 0.001}
@@ -67,8 +68,7 @@ async def _ended(pulse: Any) -> None:
 
 def ends_with_driver(app: str) -> Any:
     """Have the application `app` deleted when this driver is gone; keep what this returns. `stays` takes it back."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    pulse = ray.remote(num_cpus=0, scheduling_strategy=here)(_Pulse).remote()
+    pulse = beside_driver(_Pulse).remote()
     guard_class = ray.remote(
         num_cpus=0, resources=_ON_THE_HEAD, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
     )(_Guard)  # fmt: skip

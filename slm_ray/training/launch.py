@@ -19,7 +19,6 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray import adapters, cluster
 from slm_ray.adapters import Manifest
@@ -136,7 +135,7 @@ def fit(planned: Plan, turn: Turn | None = None) -> dict[str, Any]:
         config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
         checkpoints="" if is_shared else joined(address(planned.folder.parent), f"{CHECKPOINTS}/{planned.folder.name}"),
-        keeper=None if is_shared else beside_driver(progress.Keeper).remote(planned.folder.parent),
+        keeper=None if is_shared else cluster.beside_driver(progress.Keeper).remote(planned.folder.parent),
         track=open_track(config.track, beside=config.train),
     )  # fmt: skip
     progress.start(planned.progress_path)
@@ -177,12 +176,6 @@ def checkpoint_storage(folder: Path) -> dict[str, Any]:
     return {"storage_path": store.path, "storage_filesystem": store.system}
 
 
-def beside_driver(kind: type) -> Any:
-    """An actor class on this process's node."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(kind).options(num_cpus=0, scheduling_strategy=here)
-
-
 def _train(planned: Plan, *, show: bool, key: str, turn: Turn | None = None) -> Manifest:
     if (finished := _finished(planned)) is not None:
         return finished
@@ -203,8 +196,7 @@ def _driver(planned: Plan) -> dict[str, Any]:
     """
     if not is_remote(address(planned.folder)):
         return {"num_cpus": 0, "max_retries": 0}
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": here}
+    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": cluster.this_node()}
 
 
 def _planned(config: TrainConfig, meanwhile: Callable[[Path], None] | None = None) -> Plan:

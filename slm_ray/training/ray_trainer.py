@@ -15,8 +15,8 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import PlacementGroupHandle, WorkerGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from slm_ray.cluster import beside_driver
 from slm_ray.training.slots import Turn
 
 
@@ -87,7 +87,6 @@ class _Place(PlacementGroupHandle):  # type: ignore[misc]
 
 
 def _controller(settings: dict[str, Any], turn: Turn | None = None) -> Any:
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     if turn is not None:
-        return ray.remote(num_cpus=0, scheduling_strategy=here)(PlacedController).remote(turn=turn, **settings)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(TrainController).remote(**settings)
+        return beside_driver(PlacedController).remote(turn=turn, **settings)
+    return beside_driver(TrainController).remote(**settings)

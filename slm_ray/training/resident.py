@@ -28,7 +28,6 @@ from slm_ray.tasks import open_track
 from slm_ray.training import rows
 from slm_ray.training.launch import (
     MAX_FAILURES,
-    beside_driver,
     checkpoint_storage,
     group_settings,
     on_gpus,
@@ -192,7 +191,7 @@ _KILLED = (
 def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[Any]:
     """The handle of a desk with so many groups (`concurrent`), which end with the block; `folder` is for Ray Train's files."""
     cluster.require_seen(workers.per_worker, shared={"run_dir": address(folder)})
-    handle = beside_driver(Desk).remote(groups)
+    handle = cluster.beside_driver(Desk).remote(groups)
     started = [_started(number, handle, workers, seed, folder / f"group{number}") for number in range(groups)]
     watcher = threading.Thread(target=_watch, args=(handle, started), daemon=True)
     watcher.start()

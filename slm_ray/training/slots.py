@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from slm_ray.cluster import beside_driver
 from slm_ray.errors import ResourceError
 
 Bundles = Sequence[Mapping[str, float]]
@@ -157,8 +157,7 @@ def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
 
     That is a reference: a place is held until it is ready, with a result or an error. ResourceError where the line is lost.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    queue = ray.remote(num_cpus=0, scheduling_strategy=here)(SlotQueue).remote()
+    queue = beside_driver(SlotQueue).remote()
     waiting = deque(Turn(queue=queue, number=number, bundles=tuple(job)) for number, job in enumerate(jobs))
     started: list[Any] = []
     running: dict[Any, Turn] = {}
