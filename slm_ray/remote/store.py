@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,17 +234,15 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is removed already. StoreAway."""
-        try:
-            self.system.delete_file(self._at(name))
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise self._away(error, name, verb="deleted") from None
+        self._remove(self.system.delete_file, name)
 
     def delete_folder(self, name: str) -> None:
         """Remove all objects below a name. StoreAway."""
+        self._remove(self.system.delete_dir, name)
+
+    def _remove(self, remove: Callable[[str], None], name: str) -> None:
         try:
-            self.system.delete_dir(self._at(name))
+            remove(self._at(name))
         except FileNotFoundError:
             return
         except OSError as error:
