@@ -11,10 +11,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -26,6 +25,7 @@ from slm_ray.rollout.states import Grant, Route
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.watched import WATCH
 from slm_ray.traffic import read_traffic
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.heavy
 LLM_KEY, FRONT_KEY = "sk-llm-6f1ec0d1e5b24a8f", "front-9b2d77c04e51"
@@ -67,14 +67,6 @@ class Load:
 def ask(client: httpx.Client, url: str) -> httpx.Response:
     body = {"model": "cities", "messages": [{"role": "user", "content": "Oslo?"}]}
     return client.post(f"{url}/v1/chat/completions", json=body)
-
-
-def wait_for(found: Callable[[], Any], within_s: float = 30.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.05)
-    return value
 
 
 @pytest.fixture
@@ -164,7 +156,7 @@ def states_move_under_load(store: RouteStore, url: str) -> None:
 def drift_is_taken_back(store: RouteStore, url: str, drifting: threading.Event) -> None:
     with Load(url) as load:
         drifting.set()
-        wait_for(lambda: store.route("cities").state == "record")
+        wait_for(lambda: store.route("cities").state == "record", within_s=30)
         time.sleep(0.5)
     assert not load.failed and store.route("cities").by == "watch"
     assert store.disagreements("cities")
@@ -180,7 +172,7 @@ def the_replica_dies(
     serial = store.route("cities").serial
     path = folder / "routes" / "cities" / WATCH
     with httpx.Client(timeout=30, trust_env=False, headers={"api-key": FRONT_KEY}) as client:
-        wait_for(lambda: ask(client, url) and len(observed(path, serial)) >= 3)
+        wait_for(lambda: ask(client, url) and len(observed(path, serial)) >= 3, within_s=30)
     before = observed(path, serial)
     replica(running).kill()
     with Load(url) as load:
@@ -202,7 +194,7 @@ def observed(path: Path, serial: int) -> list[str]:
 def the_slm_dies(store: RouteStore, url: str, small: ChatServer, dead: threading.Event) -> None:
     live_again(store)
     with Load(url) as load:
-        wait_for(lambda: load.answered[-1:] == ["slm"])
+        wait_for(lambda: load.answered[-1:] == ["slm"], within_s=30)
         dead.set()  # connections that are open
         small.__exit__()  # and new ones
         time.sleep(2.0)

@@ -38,6 +38,7 @@ from slm_ray.remote import store as remote_store
 from slm_ray.remote.lease import Lease
 from slm_ray.remote.shipping import Shipper, whole_and_parts
 from slm_ray.remote.store import Object, ObjectStore
+from tests.waiting import wait_for
 
 SERVER = Path(__file__).parent / "s3_server.py"
 SECRET = "hidden-0123"
@@ -102,13 +103,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lease, "_LOOKS_EVERY_S", 0.1)
 
 
-def eventually(condition: Callable[[], object], within_s: float = 30.0) -> None:
-    until_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.02)
-
-
 def append(path: Path, text: str) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(text)
@@ -160,7 +154,7 @@ def test_what_one_host_writes_another_one_goes_on_with(server: Server, host: Cal
         append(first / "log" / "run.jsonl", "1\n")
         (first / "log" / ".mark").touch()
         storage.write_text(first / "gone.json", "{}")
-        eventually(lambda: {"report.json", "log/run.jsonl", "gone.json"} <= store.listing().keys())
+        wait_for(lambda: {"report.json", "log/run.jsonl", "gone.json"} <= store.listing().keys(), within_s=30)
         assert address(first / "log" / "run.jsonl") == uri.replace("both?", "both/log/run.jsonl?")
         assert shown_address(first) == "s3://bucket/both"
         (first / "gone.json").unlink()
@@ -322,13 +316,13 @@ def test_while_the_store_is_away_the_run_goes_on_and_catches_up(
 
     with working_copy(uri, setting="run_dir") as files:
         append(files / "a.jsonl", "1\n")
-        eventually(lambda: server.store("gap").about("a.jsonl"))
+        wait_for(lambda: server.store("gap").about("a.jsonl"), within_s=30)
         for state in ("away", "torn"):
             server.becomes(state)
             append(files / "a.jsonl", f"{state}\n")
-            eventually(lambda: is_said("the run goes on from its copy"))
+            wait_for(lambda: is_said("the run goes on from its copy"), within_s=30)
             server.becomes("well")
-            eventually(lambda: is_said("takes files again after"))
+            wait_for(lambda: is_said("takes files again after"), within_s=30)
             assert said.count("goes on from its copy") == 1, "said once"
             said = ""
     assert server.store("gap").read("a.jsonl") == b"1\naway\ntorn\n"
@@ -402,16 +396,16 @@ def test_a_disk_that_fails_ends_neither_the_shipping_nor_the_claim(
     with working_copy(uri, setting="run_dir") as files:
         fails.set()
         append(files / "a.jsonl", "1\n")
-        eventually(lambda: "Input/output error" in capsys.readouterr().err)
+        wait_for(lambda: "Input/output error" in capsys.readouterr().err, within_s=30)
         fails.clear()
-        eventually(lambda: store.about("a.jsonl"))
+        wait_for(lambda: store.about("a.jsonl"), within_s=30)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("tempfile.TemporaryDirectory", lambda: (_ for _ in ()).throw(OSError(28, "full")))
             with pytest.raises(ResourceError, match=r"cannot read s3://bucket/disk/a\.jsonl by way of .*free the disk"):
                 store.read("a.jsonl")
             time.sleep(0.3)
         before = renewed()
-        eventually(lambda: renewed() > before)
+        wait_for(lambda: renewed() > before, within_s=30)
 
 
 def test_half_of_a_line_that_its_writer_took_back_is_not_kept(server: Server, host: Callable[[str], None]) -> None:

@@ -23,6 +23,7 @@ from slm_ray.rollout.states import Grant, Route, RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.serving.keys import add_key, key_digest
 from slm_ray.traffic.record import Entry, Feedback, TrafficRow
+from tests.waiting import wait_for
 
 KEY = "sk-of-the-llm-0123456789"
 GOOD, OTHER = '{"city": "Oslo"}', '{"city": "Rome"}'
@@ -56,12 +57,14 @@ class Rows:
         return [one for one in self.entries if isinstance(one, TrafficRow)]
 
 
-def wait_for(found: Callable[[], Any], within_s: float = 10.0) -> Any:
-    deadline = time.monotonic() + within_s
-    while not (value := found()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
-    return value
+def held(let_go: threading.Event) -> Script:
+    """Answers well, once it is let go."""
+
+    def script(request: Request) -> Reply:
+        let_go.wait(10)
+        return answer(GOOD)
+
+    return script
 
 
 @dataclass
@@ -201,12 +204,7 @@ def test_what_the_slm_does_in_shadow_reaches_no_client(tmp_path: Path) -> None:
 def test_shadow_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_ray.rollout.beside.MOST_BESIDE", 2)
     let_go = threading.Event()
-
-    def held(request: Request) -> Reply:
-        let_go.wait(10)
-        return answer(GOOD)
-
-    with bed(tmp_path, "shadow", slm=held) as it:
+    with bed(tmp_path, "shadow", slm=held(let_go)) as it:
         assert [content(it.ask()) for _ in range(5)] == [GOOD] * 5
         wait_for(lambda: it.card()["counts"].get("not_asked") == 3)
         assert [len(row.answers) for row in it.log.rows(3)] == [1, 1, 1]
@@ -462,12 +460,7 @@ def test_an_audit_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     for place in ("calls", "beside"):
         monkeypatch.setattr(f"slm_ray.rollout.{place}.AUDIT_TIMEOUT_S", 0.3)
     let_go = threading.Event()
-
-    def held(request: Request) -> Reply:
-        let_go.wait(10)
-        return answer(GOOD)
-
-    with bed(tmp_path, "live", llm=held, audit_share=1.0) as it:
+    with bed(tmp_path, "live", llm=held(let_go), audit_share=1.0) as it:
         assert content(it.ask()) == GOOD, "the SLM's; the LLM is asked beside"
         assert it.log.rows()[0].answer_of("llm").reason.startswith("timeout")  # type: ignore[union-attr]
         it.store.move("cities", "shadow", reason="test", by="test")
@@ -594,12 +587,7 @@ def test_a_route_whose_llm_hangs_leaves_room_to_the_others(tmp_path: Path, monke
 def test_requests_that_are_being_answered_are_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("slm_ray.rollout.front._MOST_BYTES", 150_000)
     let_go = threading.Event()
-
-    def held(request: Request) -> Reply:
-        let_go.wait(10)
-        return answer(GOOD)
-
-    with bed(tmp_path, "record", llm=held) as it:
+    with bed(tmp_path, "record", llm=held(let_go)) as it:
         thread = threading.Thread(target=it.ask, args=("x" * 140_000,))
         thread.start()
         wait_for(lambda: it.llm.requests)

@@ -15,6 +15,7 @@ from slm_ray.errors import AdapterError, ConfigError, ResourceError
 from slm_ray.serving import object_storage
 from slm_ray.serving.adapter_cache import NodeLocalCache, ServedNames, served_name, served_names
 from tests.stores import Store, serving
+from tests.waiting import wait_for
 
 BASE = Path(__file__).parents[2] / "data/tiny_base"
 
@@ -79,22 +80,13 @@ def test_what_is_uploaded_is_served_promoted_and_gone_again(store: Store, tmp_pa
     adapters.promote(tmp_path / "adapters", second, alias="live")
     changed(store, uploaded(tmp_path))
     names.listed()  # starts a listing beside the answer
-    wait_for(lambda: names.resolve("live") == second)
+    wait_for(lambda: names.resolve("live") == second, within_s=20)
     changed(store, {name: body for name, body in store.files.items() if first not in name})
-    wait_for(lambda: served_name(place, first) is None)
+    wait_for(lambda: served_name(place, first) is None, within_s=20)
     with pytest.raises(FileNotFoundError):
         names.resolve(first)
     assert copies.fetch(place, first, BASE) == copy, "a copy outlives the object"
     copies.close()
-
-
-def wait_for(condition: object) -> None:
-    import time
-
-    deadline = time.monotonic() + 20
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_an_adapter_that_is_being_proved_answers_under_its_own_name_and_is_listed_nowhere(
@@ -117,7 +109,7 @@ def test_half_an_upload_is_no_adapter_and_a_damaged_one_is_refused(store: Store,
     weights = f"slm/{adapter}/adapter_model.safetensors"
     changed(store, whole | {weights: whole[weights][:-4]})
     copies = NodeLocalCache()
-    wait_for(lambda: served_names(uri(store)) == {adapter: adapter})
+    wait_for(lambda: served_names(uri(store)) == {adapter: adapter}, within_s=20)
     with pytest.raises(AdapterError, match="damaged"):
         copies.fetch(uri(store), adapter, BASE)
     assert not list(copies.folder.glob("*one*")) and not list(copies.folder.glob(".copy-*"))
@@ -139,7 +131,7 @@ def test_while_the_store_is_away_known_adapters_answer_and_others_are_told_so(st
     with pytest.raises(ResourceError, match="cannot be read"):
         copies.fetch(place, second, BASE)
     store.failing = 0
-    wait_for(lambda: copies.fetch(place, second, BASE).is_dir())
+    wait_for(lambda: copies.fetch(place, second, BASE).is_dir(), within_s=20)
     copies.close()
 
 
