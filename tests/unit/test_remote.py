@@ -364,6 +364,20 @@ def test_a_folder_is_sent_as_soon_as_the_store_takes_it_and_given_up_in_the_end(
     assert store.read("one/sub/a.bin") == b"a"
 
 
+def test_what_cannot_be_removed_is_said_and_what_is_not_there_is_removed(server: Server) -> None:
+    store = server.store("rest")
+    store.delete("none.json")
+    store.delete_folder("none")
+    store.write("a/one.json", b"{}")
+    server.becomes("away")
+    for remove, name in ((store.delete, "a/one.json"), (store.delete_folder, "a")):
+        with pytest.raises(StoreAway, match=rf"rest/{name} cannot be .* look at the network"):
+            remove(name)
+    server.becomes("well")
+    store.delete("a/one.json")
+    assert store.about("a/one.json") is None
+
+
 def test_an_error_of_the_job_is_not_hidden_by_one_of_the_store(
     server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -375,15 +376,12 @@ def test_a_dead_slm_is_left_alone_and_found_again(tmp_path: Path) -> None:
 
 def test_one_clients_long_requests_keep_nobody_from_the_slm(tmp_path: Path) -> None:
     def script(request: Request) -> Reply:
-        return Reply(body=answer(OTHER).body, after_s=1.0 if "long" in str(request.body["messages"]) else 0.0)
+        return Reply(body=answer(OTHER).body, after_s=4.0 if "long" in str(request.body["messages"]) else 0.0)
 
-    with bed(tmp_path, "live", slm=script, timeout_s=0.3) as it:
+    with bed(tmp_path, "live", slm=script, timeout_s=1.5) as it, ThreadPoolExecutor(5) as clients:
         for _ in range(2):
-            assert [content(it.ask("a long one")) for _ in range(5)] == [GOOD] * 5
-            # A busy machine may take longer than 0.3 s for one of them; a route that has given the SLM up asks it for none.
-            assert OTHER in [content(it.ask("Oslo?")) for _ in range(4)], (
-                "the SLM answers others, and the front has asked"
-            )
+            assert [content(each) for each in clients.map(it.ask, ["a long one"] * 5)] == [GOOD] * 5
+            assert content(it.ask("Oslo?")) == OTHER, "the SLM answers others, and the front has asked"
 
 
 def test_an_overloaded_slm_is_asked_again_at_once(tmp_path: Path) -> None:
