@@ -25,7 +25,6 @@ from slm_ray import cluster
 from slm_ray.config import Range, Search, TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
-from slm_ray.remote import address, is_remote
 from slm_ray.storage import read_json
 from slm_ray.training import progress, resident
 from slm_ray.training.launch import checkpoint_storage
@@ -126,7 +125,7 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
         watch = _Watch(searched, desk)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _driver(folder)
+                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _driver()
             ),
             param_space=space(searched.settings),
             tune_config=tune.TuneConfig(
@@ -148,10 +147,8 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
     return outcomes(list(plans.values()), searched.validation_digest, errors)
 
 
-def _driver(folder: Path) -> dict[str, float]:
-    """What a trial's own process asks for: next to nothing, and the node that has the folder where others do not see it."""
-    if not is_remote(address(folder)):
-        return {"CPU": 0.01}
+def _driver() -> dict[str, float]:
+    """What a trial's own process asks for: the driver's node, which is not lost alone and has the folder, and nothing else."""
     return {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}
 
 

@@ -217,6 +217,23 @@ def test_a_trial_whose_workers_are_lost_is_tried_three_times_and_a_group_that_ca
     desk_talk(script())
 
 
+def test_a_group_that_finds_no_node_gives_its_trial_to_another_one_and_the_last_group_keeps_it(tmp_path: Path) -> None:
+    async def script() -> None:
+        desk = Desk(2)
+        for rank in (4, 8):
+            await desk.submit(work(tmp_path, 1e-2, rank))
+        assert [(await desk.take(group)).name for group in (0, 1)] == ["r4", "r8"]  # type: ignore[union-attr]
+        await desk.release(1)
+        await desk.release(1)  # each half minute
+        await desk.finish(0, {"done": True})
+        assert (await desk.take(0)).name == "r8"  # type: ignore[union-attr]
+        await desk.lose(1, "its node was lost")
+        await desk.release(0)
+        assert (await desk.take(0)).name == "r8", "nobody else would train it"  # type: ignore[union-attr]
+
+    desk_talk(script())
+
+
 def test_one_trial_that_kills_its_workers_does_not_end_a_group_that_has_finished_others(tmp_path: Path) -> None:
     async def script() -> None:
         desk = Desk(1)
