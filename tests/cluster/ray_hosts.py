@@ -24,7 +24,9 @@ CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 DASHBOARD = 8265
 TOKEN_FILE, REDIS_FILE = ".ray/auth_token", ".ray/redis"
 REDIS = "redis-server --bind {0} --port 6379 --requirepass {1} --save '' --appendonly yes --dir /tmp --daemonize yes"
-_SIZES = " --object-store-memory=100000000 --num-cpus="
+# A raylet ends itself where one of its agents has not chosen a port within 15 s, which on a busy machine takes longer.
+PORTS = " --dashboard-agent-grpc-port=52366 --dashboard-agent-listen-port=52365 --metrics-export-port=52367 --runtime-env-agent-port=52368"
+_SIZES = f"{PORTS} --object-store-memory=100000000 --num-cpus="
 _HEAD_CPUS, _WORKER_CPUS = 2, 1
 
 
@@ -47,8 +49,8 @@ class RayHosts:
             if "ray start" in command:
                 command = command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
                 command += _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS)
-            patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "150"}  # of a busy machine
-            host.run(environment({**patient, **(known or {})}) + command, within_s=300)
+            patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "500"}  # of a busy machine
+            host.run(environment({**patient, **(known or {})}) + command, within_s=600)
         return host
 
     def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:
@@ -68,10 +70,14 @@ class RayHosts:
         self.hosts.power_on("head", disk_kept=True)
         self.start("head")
 
-    def submitted(self, *arguments: str) -> str:
-        """The shell command that submits a job of the repository from the client, to which the dashboard is forwarded."""
-        known = environment({"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token"})
-        return f"cd ~/slm_ray && {known}ray job submit --working-dir . -- python {shlex.join(arguments)}"
+    def submitted(self, *arguments: str, known: Mapping[str, str] | None = None) -> str:
+        """The shell command that submits a job of the repository from the client, to which the dashboard is forwarded.
+
+        `known` is what is in the job's environment.
+        """
+        client = environment({"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token"})
+        options = f"--runtime-env-json {shlex.quote(json.dumps({'env_vars': known}))} " if known else ""
+        return f"cd ~/slm_ray && {client}ray job submit {options}--working-dir . -- python {shlex.join(arguments)}"
 
     def python(self, program: str, name: str = "head", *, within_s: float = 120) -> str:
         """What a program prints that joins the cluster as a driver, on a node of it."""
