@@ -75,14 +75,9 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
                 )
                 for slm, found in [(config.slm, joined), *_seen_too(config, chosen, (report, rows), (other_report, other_rows))]
             )  # fmt: skip
+            scores = _scores(joined, config.slm, track_of(report).primary)
             opened = stack.enter_context(
-                turn_on_rows(
-                    candidate,
-                    config.report,
-                    planned=config.candidates,
-                    beside=beside,
-                    scores=_scores(joined, config.slm, track_of(report).primary),
-                )
+                turn_on_rows(candidate, config.report, planned=config.candidates, beside=beside, scores=scores)
             )
         trained = open_dataset(config.train, report.track).question_hashes if config.train else None
         comparison = compare(
