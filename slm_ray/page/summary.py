@@ -28,7 +28,8 @@ _MONDAY = {
     "fine_tune": (
         _READ,
         "add training rows like them (the ratings below export as training rows)",
-        "run the loop again into another folder",
+        "run the loop again: here, where only the training changes and the test rows stay, so that it counts as the next"
+        " candidate on them; else into another folder, with fresh test rows",
     ),
     "inconclusive": (
         "get fresh test rows, as many as the reasons name",

@@ -272,6 +272,28 @@ def sample() -> Any:
     }
 
 
+def tried_before(*earlier: Any) -> Any:
+    """The sample, whose tuned SLM is the next candidate on its rows."""
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"] |= {"llm_metrics": {"exact_match": 0.52}, "slm_metrics": {"exact_match": 0.63}}
+    final["decision"] |= {
+        "candidate": len(earlier) + 1,
+        "earlier": [
+            {"slm": f"served:tiny-base:v{n}", "number": n, "rule": "paired", "level": 0.03, "action": "fine_tune", "date": "2026-11-20", **one}
+            for n, one in enumerate(earlier, start=1)
+        ],
+    }  # fmt: skip
+    return data
+
+
+FIGURES = {
+    "llm": LLM, "primary": "exact_match", "n": 90, "llm_metric": 0.5111, "slm_metric": 0.3333,
+    "interval": {"estimate": -0.1778, "lower": -0.2511, "upper": -0.0911},
+}  # fmt: skip
+CHANGES = {"rows": 88, "lower": 3, "higher": 21, "lower_ids": ["row-0002", "a:b/ü&<"], "higher_ids": []}
+
+
 def render(data: Any) -> Any:
     """The page of a sample, which holds the rows of each track beside it."""
     data = copy.deepcopy(data)
