@@ -51,7 +51,7 @@ def answer_format(schema: object) -> dict[str, Any]:
         {},
         {"max_tokens": 256, "temperature": 0.0, "seed": 42, "logprobs": True, "top_logprobs": 5, "stream": True},
         {"stream_options": {"include_usage": True}, "stop": ["\n"], "n": 2, "user": "u", "max_completion_tokens": None},
-        {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True},
+        {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True, "stop": ["x" * 200] * 16},
         {"return_tokens_as_token_ids": True, "cache_salt": "x", "logprobs": True, "top_logprobs": 20},  # the parity check
         {"messages": [*TURN, {"role": "assistant", "content": None}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]},
         answer_format(deep(10)),
@@ -80,6 +80,7 @@ def test_what_clients_send_passes(client: TestClient, fields: dict[str, Any]) ->
         ({"chat_template": "{{ 1 }}"}, "chat_template", "not known here"),
         ({"stop": "x" * 5_000_000}, "stop", "1 to 200 characters"),
         ({"stop": [""]}, "stop", "1 to 200 characters"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"logit_bias": {str(token): 1 for token in range(1000)}}, "logit_bias", "at most 300"),
         ({"logit_bias": {"5": 1e9}}, "logit_bias", "-100 to 100"),
         ({"logit_bias": {"-5": 1}}, "logit_bias", "token numbers"),
