@@ -129,7 +129,10 @@ class _Place(PlacementGroupHandle):  # type: ignore[misc]
         else:
             has_place = bool(self._taken.wait(timeout_seconds))
         if not has_place:
-            self._seat.is_missed(self._bundles)
+            with contextlib.ExitStack() as given_up:
+                given_up.callback(self.shutdown)  # Ray Train does that where it is told, and not where this raises
+                self._seat.is_missed(self._bundles)
+                given_up.pop_all()
         return has_place
 
     def shutdown(self) -> None:

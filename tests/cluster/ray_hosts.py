@@ -24,10 +24,24 @@ CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 DASHBOARD = 8265
 TOKEN_FILE, REDIS_FILE = ".ray/auth_token", ".ray/redis"
 REDIS = "redis-server --bind {0} --port 6379 --requirepass {1} --save '' --appendonly yes --dir /tmp --daemonize yes"
-# A raylet ends itself where one of its agents has not chosen a port within 15 s, which on a busy machine takes longer.
-PORTS = " --dashboard-agent-grpc-port=52366 --dashboard-agent-listen-port=52365 --metrics-export-port=52367 --runtime-env-agent-port=52368"
-_SIZES = f"{PORTS} --object-store-memory=100000000 --num-cpus="
+_PORTS = {"dashboard_agent_listen": 52365, "metrics_agent": 52366, "metrics_export": 52367, "runtime_env_agent": 52368}
+_OPTIONS = "--dashboard-agent-listen-port={} --dashboard-agent-grpc-port={} --metrics-export-port={} --runtime-env-agent-port={}"
+_SIZES = " --object-store-memory=100000000 --num-cpus="
 _HEAD_CPUS, _WORKER_CPUS = 2, 1
+
+
+def patient(start: str) -> str:
+    """A command that ends with `ray start`, for a busy machine.
+
+    A raylet ends itself where one of its agents has not written its port within 15 s. So ports and the node's id are chosen
+    here, and what the agents will write is there before.
+    """
+    node = "node=$(od -An -tx1 -N28 /dev/urandom | tr -d ' \\n')"
+    files = "; ".join(f"echo -n {port} > ${{session}}{name}_port_$node" for name, port in _PORTS.items())
+    write = f"while :; do for session in $(ls -d /tmp/ray/session_2*/ 2>/dev/null); do {files}; done; sleep 0.2; done"
+    known = "export RAY_OVERRIDE_NODE_ID_FOR_TESTING=$node RAY_raylet_start_wait_time_s=500"
+    started = f"{start} {_OPTIONS.format(*_PORTS.values())}"
+    return f"{node}; {known}; ({write}) & writing=$!; {started}; status=$?; kill $writing; (exit $status)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +62,9 @@ class RayHosts:
         for command in CLUSTER[f"{role}_start_ray_commands"]:
             if "ray start" in command:
                 command = command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
-                command += _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS)
-            patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "500"}  # of a busy machine
-            host.run(environment({**patient, **(known or {})}) + command, within_s=600)
+                command = patient(command + _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS))
+            settings = {"RAY_HEAD_IP": self["head"].address, **(known or {})}
+            host.run(environment(settings) + command, within_s=600)
         return host
 
     def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:

@@ -20,7 +20,7 @@ import pytest
 import yaml
 from bucket import Bucket, served
 from hosts import ROOT, Host, Hosts, await_, environment, hosts, needs_hosts
-from ray_hosts import CLUSTER, DASHBOARD, PORTS, TOKEN_FILE, settle
+from ray_hosts import CLUSTER, DASHBOARD, TOKEN_FILE, patient, settle
 from test_hosts_evaluation import reference
 
 MISSING = [program for program in ("sshd", "ssh", "rsync") if shutil.which(program) is None]
@@ -67,11 +67,8 @@ def small(command: str) -> str:
     """A start command for a busy machine whose nodes miss their head for 15 s, not for a minute."""
     if "ray start" not in command:
         return command
-    known = "env RAY_raylet_start_wait_time_s=500 RAY_gcs_rpc_server_reconnect_timeout_s=15"
-    return (
-        command.replace(".venv/bin/ray start", f"{known} .venv/bin/ray start")
-        + f"{PORTS} --num-cpus=1 --object-store-memory=100000000"
-    )
+    known = "export RAY_gcs_rpc_server_reconnect_timeout_s=15"
+    return f"{known}; {patient(f'{command} --num-cpus=1 --object-store-memory=100000000')}"
 
 
 def shipped(workers: list[str]) -> dict[str, Any]:
