@@ -24,7 +24,6 @@ from slm_ray.command import run
 from slm_ray.config import Live
 from slm_ray.corpus import duplicates
 from slm_ray.corpus.parsed_row import ParsedRow
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.prepare.live import live_rows, without_held_back
 from slm_ray.scoring import score
@@ -34,7 +33,7 @@ from slm_ray.types import Example, Interval
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 from slm_ray.yaml_file import read_yaml
 from tools.config import FilterBenchConfig
-from tools.synthesize import synthesize
+from tools.synthesize import domain_of, examples_of
 from tools.tiny_adapter import Recipe, adapter_answers
 
 TRACK = TRACKS["structured"]
@@ -55,8 +54,10 @@ class Arrangement:
 
 def questions(config: FilterBenchConfig) -> tuple[list[Example], list[Example]]:
     """What live traffic asks, and what the test asks, with the true answers: no question is in both."""
-    raw = synthesize(read_yaml(config.catalogue, what="catalogue"), config.questions + config.test_rows, config.seed)
-    every = list(examples((json.dumps(row) for row in raw), name=config.catalogue, track=TRACK))
+    catalogue = read_yaml(config.catalogue, what="catalogue")
+    domains = domain_of(catalogue, config.domains, setting="domains")
+    chosen = {**catalogue, "tools": [tool for tool in catalogue["tools"] if domains[tool["name"]] in config.domains]}
+    every = examples_of(chosen, TRACK, config.questions + config.test_rows, config.seed)
     random.Random(config.seed).shuffle(every)
     return every[config.test_rows :], every[: config.test_rows]
 

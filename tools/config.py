@@ -241,6 +241,9 @@ class FilterBenchConfig(Config):
 
     out_dir: str = Field("runs/bench_filters", description="the log, checkpoints and answers; the same command goes on")
     catalogue: str = "data/tools/catalogue.yaml"
+    domains: tuple[str, ...] = Field(
+        ("home", "media", "weather"), description="of the catalogue, whose tools are asked for"
+    )
     base: str = "data/tiny_base"
     questions: int = Field(1600, ge=10, description="different ones that are asked")
     repeated: float = Field(0.3, ge=0, le=1, description="share of them that is asked several times")
