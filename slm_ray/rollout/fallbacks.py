@@ -57,7 +57,11 @@ class Lately:
     """The latest calls of one route; to be told of them by one thread."""
 
     def __init__(self) -> None:
-        self._begin(0)
+        self._serial = 0
+        self._latest: deque[bool] = deque(maxlen=MOST)
+        self._because: str | None = None
+        self._began: float | None = None
+        self._lasts = False
 
     def note(self, because: str | None, *, serial: int, at: float) -> Fallbacks | None:
         """What is known with a call that is over, in which the SLM answered (None) or did not, for a reason.
@@ -65,7 +69,7 @@ class Lately:
         None for a call of a state before the present one.
         """
         if serial > self._serial:  # another SLM, or other calls that it is to answer
-            self._begin(serial)
+            self._forget(serial)
         if serial < self._serial:
             return None
         self._latest.append(because is not None)
@@ -77,12 +81,9 @@ class Lately:
             since=self._began if self._lasts else None, at=at,
         )  # fmt: skip
 
-    def _begin(self, serial: int) -> None:
-        self._serial = serial
-        self._latest: deque[bool] = deque(maxlen=MOST)
-        self._because: str | None = None
-        self._began: float | None = None
-        self._lasts = False
+    def _forget(self, serial: int) -> None:
+        self._serial, self._because, self._began, self._lasts = serial, None, None, False
+        self._latest.clear()
 
     def _turn(self, share: float, at: float) -> None:
         if len(self._latest) < LEAST or share < (_ENDS if self._lasts else _BEGINS):
