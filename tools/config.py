@@ -224,7 +224,7 @@ class DriftBenchConfig(Config):
     test_rows: int = Field(
         400, ge=40, description="of the known domains (half the verdict's, half live), and of the others"
     )
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1200, ge=1)
     batch: int = Field(8, ge=1)
     delta: float = Field(0.02, ge=0, lt=1)
     runs: int = Field(1000, ge=1, description="replays per line")
@@ -252,6 +252,6 @@ class FilterBenchConfig(Config):
     formless: float = Field(0.05, ge=0, le=1, description="share of the LLM's answers that have no form")
     slm_right: float = Field(0.6, ge=0, le=1, description="share of the SLM's answers of that day that are right")
     test_rows: int = Field(400, ge=20)
-    steps: int = Field(800, ge=1, description="optimizer steps of every training, whatever the rows")
+    steps: int = Field(350, ge=1, description="optimizer steps of every training, whatever the rows")
     batch: int = Field(8, ge=1)
     seed: int = 42
