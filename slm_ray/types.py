@@ -273,7 +273,7 @@ class Comparison:
     groups: int = 0
     largest_group: int = 1
     effective_n: float | None = None
-    level: float = 0.05
+    level: float
     sequential: SequentialResult | None = None
 
 

@@ -21,7 +21,7 @@ _ISSUES = 2
 _READ = "read the rows that it lost, below"
 _MONDAY = {
     "swap": (
-        "serve the adapter and send it 5 % of the traffic, as below",
+        "serve the adapter to 5 % of the users, as below",
         "log both answers where you can, and compare again on them",
         "keep the LLM as the fallback until that comparison holds",
     ),

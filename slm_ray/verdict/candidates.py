@@ -214,12 +214,13 @@ def _named(ids: Sequence[str]) -> tuple[str, ...]:
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:
     """A sentence such as "third candidate on these rows: tested at 0.34 %"."""
-    shared = f"one of {planned} that were planned" if planned else "5 % are shared among all that will be tried"
+    whole = percent(ONE_SIDED)
+    shared = f"one of {planned} that were planned" if planned else f"{whole} are shared among all that will be tried"
     if planned == 1:
         shared = "the only one that was planned" if turn.level == ONE_SIDED else "only one was planned"
     if turn.level == 0:
         return (
-            f"{_ordinal(turn.number)} candidate on these rows ({shared}): nothing is left of the 5 % error that all of them"
+            f"{_ordinal(turn.number)} candidate on these rows ({shared}): nothing is left of the {whole} error that all of them"
             " share, so that no outcome would count."
         )
     return f"{_ordinal(turn.number)} candidate on these rows: tested at {percent(turn.level)} ({shared})."

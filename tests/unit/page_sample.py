@@ -89,7 +89,7 @@ def decision(
         "decision": {"action": action, "rule": "paired", "delta": 0.02, "because": because},
         "comparison": {
             "track": "structured", "llm": LLM, "slm": slm, "n": n, "digest": "9f2c" * 16, "primary": primary,
-            "llm_metrics": {}, "slm_metrics": {}, "gaps": {}, "slm_only_right": 0, "llm_only_right": 0,
+            "llm_metrics": {}, "slm_metrics": {}, "gaps": {}, "slm_only_right": 0, "llm_only_right": 0, "level": 0.05,
             "interval": {"estimate": estimate, "lower": lower, "upper": upper},
         },
     }  # fmt: skip

@@ -537,7 +537,7 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
         "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
         "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
         "Most often: value mismatch (24).",
-        "On Monday Serve the adapter and send it 5 % of the traffic",
+        "On Monday Serve the adapter to 5 % of the users",
     ):
         assert words in head(), words
     final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise."], "advice": "9 fresh rows would do."}

@@ -152,7 +152,7 @@ def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_litt
     interval = Interval(estimate=0.0, lower=-0.06, upper=0.06, method="score")
     comparison = Comparison(
         track="t", llm="a", slm="b", n=100, digest="d", primary="p", llm_metrics={"p": 0.9}, slm_metrics={"p": 0.9},
-        gaps={}, interval=interval, slm_only_right=2, llm_only_right=2,
+        gaps={}, interval=interval, slm_only_right=2, llm_only_right=2, level=0.05,
     )  # fmt: skip
     undecided = Decision(action="inconclusive", rule="paired", delta=0.02, because=("x",), advice="add rows")
     said = counted(undecided, Turn(number=4, level=0.0019), comparison, planned=None)
