@@ -58,7 +58,7 @@ class TrainBenchConfig(Config):
     """What a training costs; `training` names its rows, run and adapters go elsewhere."""
 
     training: TrainConfig
-    parts: tuple[Literal["torchrun", "recovery", "per_hour"], ...] = ("torchrun",)
+    parts: tuple[Literal["torchrun", "recovery", "chain", "per_hour"], ...] = ("torchrun",)
     laps: int = Field(3, ge=1, description="of the race against torchrun")
     checkpoint_steps: int = Field(20, ge=6, description="of the training that loses a worker")
     adapters: int = Field(6, ge=1, description="that are trained in line")
