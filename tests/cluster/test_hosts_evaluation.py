@@ -157,8 +157,8 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
     assert holder.stdout is not None
     assert any(line == "held\n" for line in holder.stdout)
     with endpoint(cluster, 0.1) as server:
-        settings = {"shards": 1, "shard_resources": "{slot: 1}"}
-        job = cluster["client"].start(command(cluster, server, 20, "/tmp/joined", **settings))
+        asks = command(cluster, server, 20, "/tmp/joined", shards=1, shard_resources="{slot: 1}")
+        job = cluster["client"].start(asks)
         time.sleep(15)
         assert not server.requests
         cluster.join("worker-3")

@@ -251,8 +251,8 @@ def test_a_group_that_waits_for_a_place_says_so_each_time_and_gives_up_when_the_
 
     monkeypatch.setattr(ray_trainer, "placement_group", placed)
     monkeypatch.setattr(ray_trainer, "remove_placement_group", removed.append)
-    monkeypatch.setattr(slots.cluster, "shortage", lambda bundles: short[0])
-    monkeypatch.setattr(slots.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: short[0])
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
     seat = ray_trainer._Seat(None, "of-this-sweep", lambda: told.append(1))
     first = ray_trainer._Place(seat, [{"slot": 1.0}], "PACK")
     for passes_s in (0.0, 4000.0):  # others hold the slots: there is enough of them

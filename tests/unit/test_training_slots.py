@@ -292,9 +292,9 @@ class Waits:
         self.looks = 0
         never = SimpleNamespace(remote=lambda *_: "a place that never comes")
         queue = SimpleNamespace(take=never, close=never, give_back=never)
-        monkeypatch.setattr(line.cluster, "beside_driver", lambda kind: SimpleNamespace(remote=lambda: queue))
-        monkeypatch.setattr(line.cluster, "shortage", lambda bundles: short[min(self.looks, len(short)) - 1])
-        monkeypatch.setattr(line.time, "monotonic", lambda: self.looks * 600.0)
+        monkeypatch.setattr("slm_ray.cluster.beside_driver", lambda kind: SimpleNamespace(remote=lambda: queue))
+        monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: short[min(self.looks, len(short)) - 1])
+        monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: self.looks * 600.0))
         monkeypatch.setattr(ray, "get", lambda *_, **__: None)
         monkeypatch.setattr(ray, "kill", lambda _: None)
         monkeypatch.setattr(ray, "wait", self.wait)
@@ -330,9 +330,9 @@ def test_a_cluster_that_grows_again_in_time_is_waited_for(monkeypatch: pytest.Mo
 
 def test_a_line_that_cannot_go_on_does_not_end_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     shortage, running = line.Shortage(), {"a training": object()}
-    monkeypatch.setattr(line.cluster, "shortage", lambda bundles: "asks for 4 slot, the cluster has 2")
+    monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: "asks for 4 slot, the cluster has 2")
     now = iter([0.0, 0.0, 9999.0, 9999.0])
-    monkeypatch.setattr(line.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: next(now)))
     assert shortage.look(slots(4))
     assert line._looked(shortage, slots(4), running) == ""  # type: ignore[arg-type]
     assert line._looked(shortage, slots(4), running) == ""  # type: ignore[arg-type]
