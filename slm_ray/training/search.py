@@ -93,13 +93,15 @@ def recipe(training: TrainConfig, settings: Search, point: Point) -> TrainConfig
 
 
 def grid(settings: Search, seed: int) -> list[Point] | None:
-    """All pairs of two lists, or `trials` of them drawn by seed; None where one of the two is a range."""
+    """All pairs of two lists, or `trials` of them, in an order drawn by seed; None where one of the two is a range.
+
+    ASHA holds a trial against those before it: from the smallest rate to the largest, each would look better than the last.
+    """
     rates, ranks = settings.learning_rates, settings.ranks
     if isinstance(rates, Range) or isinstance(ranks, Range):
         return None
     pairs = list(itertools.product(rates, ranks))
-    if len(pairs) > settings.trials:
-        pairs = sorted(random.Random(seed).sample(pairs, settings.trials))
+    pairs = random.Random(seed).sample(pairs, min(len(pairs), settings.trials))
     return [{"learning_rate": rate, "rank": rank} for rate, rank in pairs]
 
 
