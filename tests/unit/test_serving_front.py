@@ -40,10 +40,17 @@ class Pieces:
 def app_of(pieces: Pieces, folder: Path) -> Any:
     handle = SimpleNamespace(_router=None, answer=SimpleNamespace(remote=lambda kind, body: pieces))
     handle.options = lambda **options: handle
-    front = AdapterIngress(
+    return application(front_of(handle, folder))
+
+
+def front_of(handle: Any, folder: Path) -> AdapterIngress:
+    return AdapterIngress(
         handle, base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
         tools=False,
     )  # fmt: skip
+
+
+def application(front: AdapterIngress) -> Any:
     meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
     return front.application(Recorder(lambda figure: meter))
 
@@ -68,6 +75,32 @@ async def ask(app: Any, *, sees: Callable[[bytes], None], leaves: asyncio.Event)
         "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
     }  # fmt: skip
     await app(scope, receive, send)
+
+
+def test_an_engine_is_asked_by_grpc_whatever_the_environment_was_in_which_its_handle_was_bound(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Handle:
+        """As Serve's: options are those of the handle they are asked of, and more."""
+
+        def __init__(self, **options: Any) -> None:
+            self._options, self._router = options, None
+            self.answer = self.check_health = SimpleNamespace(remote=self._remote)
+
+        def options(self, **options: Any) -> Handle:
+            return Handle(**self._options | options)
+
+        def _remote(self, *_: Any) -> Pieces:
+            asked.append(self._options)
+            return Pieces("data: {}\n\n")
+
+    async def scenario() -> None:
+        leaves = asyncio.Event()
+        front = front_of(Handle(), tmp_path)
+        await asyncio.wait_for(ask(application(front), sees=lambda body: leaves.set(), leaves=leaves), 10)
+
+    asyncio.run(scenario())
+    assert [(options["_by_reference"], options["stream"]) for options in asked] == [(False, True)]
 
 
 @pytest.mark.parametrize("pieces", [Pieces("data: {}\n\n"), Pieces("data: {}\n\n", "data: {}\n\n")])
