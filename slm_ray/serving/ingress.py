@@ -60,8 +60,7 @@ class AdapterIngress:
         api_key_digest: str | None = None,
         keys_file: str | None = None,
     ) -> None:
-        # A DeploymentHandle of `EngineReplica`. By gRPC whoever has bound it: a call of its actor costs both sides more.
-        self._engine = engine.options(_by_reference=False)
+        self._engine = engine  # a DeploymentHandle of `EngineReplica`
         self._base = base
         self._context = context
         self._names = ServedNames(adapters_dir)
