@@ -1,5 +1,6 @@
 """The record of all tests made on a file of rows: `EXAMPLES.candidates.jsonl` beside it, a line per comparison.
 
+The records of other files in the same folder are read too, so that rows which were written on into a new file are known.
 A comparison holds the file from reading to writing, so that two at once get two levels. A last line that was cut short was
 never written. Where the folder of the rows may only be read or is not here, the record is kept in the run directory, and
 knows only of the tests of that run, which is said. A place that is merely away, full or busy ends the comparison: a count
@@ -68,7 +69,8 @@ def turn_on_rows(
     """
     with ExitStack() as stack:
         path, file, caveat = _opened(stack, report_path, _examples(report_path))
-        record = _tests(file.rows, path)
+        own = _tests(file.rows, path)
+        record = [*_beside(path), *own]
         turn, *others = turns_of([candidate, *beside], record, planned=planned)
         if beside and turn.level and not math.isclose(turn.level, level_of(turn.number, planned)):
             shared = (
@@ -90,7 +92,8 @@ def turn_on_rows(
                 _noted(one, its, "inconclusive") for one, its in zip(beside, others, strict=True) if not its.again
             ]
             for test in noted:
-                file.append(_line(test, record))
+                file.append(_line(test, own))
+                own.append(test)
                 record.append(test)
 
         yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record, scores), caveat=caveat, note=note)
@@ -107,7 +110,8 @@ def reserve(
     """
     with ExitStack() as stack:
         path, file, _ = _opened(stack, run_dir, examples)
-        record = _tests(file.rows, path)
+        own = _tests(file.rows, path)
+        record = [*_beside(path), *own]
         turns = dict(zip(candidates, turns_of(candidates, record, planned=planned), strict=True))
         for candidate, turn in turns.items():
             if turn.level == 0:
@@ -124,22 +128,29 @@ def reserve(
         for candidate, turn in turns.items():
             if not turn.again or tells_more(candidate, record, turn):
                 test = _noted(candidate, turn, "inconclusive")
-                file.append(_line(test, record))
+                file.append(_line(test, own))
+                own.append(test)
                 record.append(test)
         return {candidate.slm: turn.level for candidate, turn in turns.items()}
 
 
 def candidate_of(
-    now: DeclaredRule, *, llm: str, slm: str, rows: Iterable[tuple[str, str]], order_seed: int | None = None
+    now: DeclaredRule,
+    *,
+    llm: str,
+    slm: str,
+    rows: Iterable[tuple[str, str]],
+    order: tuple[int | None, str | None] = (None, None),
 ) -> Candidate:
     """What a comparison by the settings `now` tests; another drawn order is another test.
 
-    `rows` are the hash of each prompt and the `said` of it.
+    `order` is its seed and the digest of the file that it was drawn for: rows that come behind that file go on with it, and
+    a file that was written on is asked in another order. `rows` are the hash of each prompt and the `said` of it.
     """
     alike = replace(
         now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
     )  # these make no other test of it
-    plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
+    plain = json.dumps([encode(alike), *order], sort_keys=True, ensure_ascii=False)
     return Candidate.of(rows, llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain))
 
 
@@ -183,6 +194,12 @@ def _examples(report_path: str) -> str | None:
         with suppress(NotThere, ConfigError):
             examples = str(here(examples, near=report_path))
     return examples if isinstance(examples, str) and Path(examples).is_file() else None
+
+
+def _beside(path: Path) -> list[CandidateTest]:
+    """What the records of other files in the folder hold. Whoever writes there just now is not waited for."""
+    others = [other for other in sorted(path.parent.glob(f"*{SUFFIX}")) if other.name != path.name and other.is_file()]
+    return [test for other in others for test in _tests(storage.grown_rows(other), other)]
 
 
 def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[CandidateTest]:

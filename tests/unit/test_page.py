@@ -620,11 +620,11 @@ def test_the_run_before_is_shown_with_its_figures_and_the_rows_that_changed() ->
         lines[0].endswith("2026-11-20 – – – – fine-tune")
         and "A candidate without figures was noted when it was asked" in body
     )
-    assert "90 51.1 % 33.3 % −17.8 ±8.7" in lines[1] and "−25.1 to −9.1" in lines[1]
-    assert "candidate 3, this one" in lines[2] and "100 52.0 % 63.0 % +11.0 ±8.0" in lines[2]
+    assert "−17.8 ±8.7−25.1 to −9.1 33.3 % 51.1 % 90 fine-tune" in lines[1]
+    assert "candidate 3, this one" in lines[2] and "+11.0 ±8.0+3.0 to +19.0 63.0 % 52.0 % 100 swap" in lines[2]
     assert "on the 88 rows that both were scored on; 64 are as they were" in body
-    assert "Right before, wrong now: 3. row-0002 a:b/ü&< and 1 more" in body
-    assert "Wrong before, right now: 21. and 21 more" in body
+    assert "Right before, wrong now: 3: row-0002 a:b/ü&< and 1 more" in body
+    assert "Wrong before, right now: 21." in body
     links = [attributes["href"] for _, attributes, text in document.all("a") if text in CHANGES["lower_ids"]]
     assert [unquote(link) for link in links] == ["#row=structured:row-0002", "#row=structured:a:b/ü&<"]
     assert all(re.fullmatch(r"#row=[^:]+:[^:<>&]+", link) for link in links), "as the script takes it apart"

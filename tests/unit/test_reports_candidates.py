@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from slm_ray import storage
-from slm_ray.errors import DataError, ResourceError
+from slm_ray.errors import ComparisonError, DataError, ResourceError
 from slm_ray.reports.candidates import reserve, said, turn_on_rows
 from slm_ray.types import CandidateFigures, Completion, Failure, Interval
 from slm_ray.verdict.candidates import Candidate, ScoredRow, SlmScores
@@ -149,6 +149,46 @@ def test_comparisons_at_once_get_a_level_each(run_dir: Path) -> None:
         worker.join()
     numbers = [json.loads(line)["number"] for line in record(run_dir).read_text().splitlines()]
     assert sorted(numbers) == list(range(1, 9))
+
+
+def grown(run_dir: Path, *further: str) -> tuple[Path, Candidate]:
+    """A run on another file of the folder, which has the first rows and further ones, and its candidate."""
+    (run_dir.parent / "rows/grown.jsonl").write_text("{}\n{}\n")
+    at = run_dir.parent / "on-grown"
+    storage.write_text(at / "config.yaml", f"examples: {run_dir.parent}/rows/grown.jsonl\n")
+    rows = (*ROWS, *further)
+    return at, replace(candidate("a"), rows=rows, answers=("a",) * len(rows))
+
+
+def test_rows_that_were_added_in_a_file_beside_the_first_are_a_second_look(run_dir: Path) -> None:
+    """`cat rows.jsonl more.jsonl > grown.jsonl` is how people add rows; a count that began anew would give 5 % again."""
+    take(run_dir, "a")
+    at, again = grown(run_dir, "00000003")
+    refused = pytest.raises(ComparisonError, match="2 of these 3 rows were already compared for served:a")
+    with refused, turn_on_rows(again, str(at), planned=None):
+        pass
+    other = replace(again, slm="served:b")
+    with turn_on_rows(other, str(at), planned=None) as opened:
+        opened.note("swap", None)
+        assert (opened.turn.number, [one.slm for one in opened.earlier]) == (2, ["served:a"])
+    assert take(run_dir, "c") == 3, "and the first file knows of the second"
+    beside = run_dir.parent / "rows/grown.jsonl.candidates.jsonl"
+    beside.write_bytes(beside.read_bytes() + b'{"cut sho')
+    assert take(run_dir, "d") == 4
+
+
+def test_a_copy_of_the_rows_beside_them_charges_the_same_comparison_once_and_each_record_stands_alone(
+    run_dir: Path,
+) -> None:
+    take(run_dir, "a")
+    at, _ = grown(run_dir)
+    with turn_on_rows(candidate("a"), str(at), planned=None) as opened:
+        assert (opened.turn.number, opened.turn.again) == (1, True)
+    with turn_on_rows(candidate("b"), str(at), planned=None) as opened:
+        opened.note("swap", None)
+    record(run_dir).unlink()
+    with turn_on_rows(candidate("c"), str(at), planned=None) as opened:
+        assert [one.slm for one in opened.earlier] == ["served:b"]
 
 
 def test_without_the_rows_the_record_is_in_the_run_directory_and_that_is_said(run_dir: Path) -> None:
