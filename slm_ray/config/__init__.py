@@ -9,7 +9,7 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import dump, load
-from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig
 from slm_ray.config.open_loop import LoadConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
@@ -91,7 +91,6 @@ __all__ = [
     "Source",
     "SweepConfig",
     "TraceConfig",
-    "TrackSource",
     "Traffic",
     "TrainConfig",
     "Workers",

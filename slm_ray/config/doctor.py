@@ -18,5 +18,4 @@ class DoctorConfig(Config):
     lock: str | None = Field(
         None, description="the lock that packages are held to; to those of the first node when not set"
     )
-    timeout_s: float = Field(10.0, gt=0, description="how long a node may take to answer")
     output: Literal["table", "json"] = "table"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Source
+from slm_ray.config.shared import Seeded, Source
 
 
-class PrepareConfig(Source):
+class PrepareConfig(Seeded, Source):
     """Task rows in, examples with stable ids and three splits out."""
 
     out_dir: str = Field(
         description="folder for train.jsonl, validation.jsonl, test.jsonl, track.yaml and prepare.json"
     )
     base: str | None = Field(None, description="folder or hub name of the base whose tokens max_tokens counts")
-    seed: int = 42

@@ -60,6 +60,77 @@ def _reservable(resources: dict[str, float]) -> dict[str, float]:
 Resources = Annotated[dict[str, float], AfterValidator(_reservable)]
 
 
+class Seeded(Config):
+    """A job that draws at random."""
+
+    seed: int = Field(42, description="what is drawn at random follows from it")
+
+
+class RunDir(Config):
+    """A job that keeps what it does in a folder, and goes on there."""
+
+    run_dir: str = Field(description="folder of the run: what is finished there is not done again")
+
+
+class Tracked(Config):
+    """A job on rows of one track."""
+
+    track: str = Field(description="a track's name, or the path of its YAML file")
+
+
+class Endpoint(Config):
+    """A job that asks models."""
+
+    endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
+
+
+class AskedRows(Endpoint, RunDir, Tracked):
+    """A job that asks models the rows of a file."""
+
+    examples: str = Field(description="JSONL whose rows are the prompts")
+    models: tuple[str, ...] = Field(min_length=1, description="model specs, each asked every row")
+
+
+class Margin(Config):
+    """A job that asks whether the SLM is as good as the LLM."""
+
+    delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
+
+
+class Pair(Config):
+    """The two models that are weighed against each other."""
+
+    llm: str = Field(description="azure:DEPLOYMENT, openai:MODEL@BASE_URL or any other model spec")
+    slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model spec")
+
+
+class Finished(Config):
+    """A job on an evaluation that is over."""
+
+    report: str = Field(description="a finished evaluation: its run directory or report.json")
+
+
+class LeakChecked(Config):
+    """A job that scores rows nobody may have been trained on."""
+
+    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
+
+
+class Stratified(Config):
+    """A job that takes rows by their tags."""
+
+    stratify: str | None = Field(
+        None, description="a tag, such as tool or label, whose values every part of the rows has in the same shares"
+    )
+
+
+class BaseAndAdapters(Config):
+    """A base, and where the adapters on it lie."""
+
+    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
+    adapters_dir: str = Field("runs/adapters", description="folder of published adapters")
+
+
 class Priced(Config):
     """A job that needs to know what tokens cost."""
 
@@ -68,12 +139,11 @@ class Priced(Config):
     )
 
 
-class Generation(Config):
+class Generation(Seeded):
     """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
 
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0)
-    seed: int = 42
     timeout_s: float = Field(120.0, gt=0)
     max_attempts: int = Field(8, ge=1, description="calls per row that may fail; a rate limit (429) is not counted")
     retry_deadline_s: float = Field(3600.0, gt=0, description="how long one row is tried again, waits included")
@@ -89,7 +159,6 @@ class Calls(Config):
     max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
     max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
-    no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
 class Requests(Calls):
@@ -108,6 +177,15 @@ class Retrieval(Config):
     )
 
 
+class Demonstrated(Retrieval):
+    """A job that may show a model some."""
+
+    demonstrations: str | None = Field(
+        None,
+        description="JSONL that `+Kshot` and `baseline:` models take rows of; an evaluation's `train` when not set",
+    )
+
+
 class Evaluation(Requests, Retrieval):
     """How models are evaluated, whatever the rows."""
 
@@ -121,7 +199,7 @@ class Evaluation(Requests, Retrieval):
     encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the targets weigh more")
 
 
-class Declaration(Config):
+class Declaration(Stratified, Margin):
     """Every setting that can turn a verdict, as it can be declared before a run's first call."""
 
     rule: Rule = Field(
@@ -136,7 +214,6 @@ class Declaration(Config):
         ge=1,
         description="SLMs that will be tried on these rows and share the error; a decreasing part each if not set",
     )
-    delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
     guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
     slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
@@ -146,9 +223,6 @@ class Declaration(Config):
         ge=0,
         lt=1,
         description="primary metric that the SLM must be shown to exceed, besides every `baseline:` asked",
-    )
-    stratify: str | None = Field(
-        None, description="sequential: a tag whose values are asked in their shares from the first rows on"
     )
 
     @model_validator(mode="after")
@@ -244,10 +318,9 @@ class Live(Config):
     most: int | None = Field(None, ge=1, description="requests to train on, the latest; all when not set")
 
 
-class Source(Retrieval):
+class Source(Retrieval, Stratified, Tracked):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
-    track: str = Field("structured", description="a track's name, or the path of its YAML file")
     source: str | dict[str, float] = Field(
         description="file, folder, URI or hf:NAME; or several of them, each with its weight"
     )
@@ -258,7 +331,6 @@ class Source(Retrieval):
     test_rows: int | None = Field(100, ge=1, description="how many; all of `test_source` when null")
     train_rows: int | None = Field(None, ge=1, description="how many; all that are left when not set")
     keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
-    stratify: str | None = Field(None, description="a tag, such as tool or label, whose values every split gets alike")
     separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
     few_shot: int = Field(
         0,
@@ -267,11 +339,6 @@ class Source(Retrieval):
     )
     skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
-    parallel_threshold_bytes: int | None = Field(
-        64 * 2**20,
-        ge=0,
-        description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
-    )
     curation: Curation = Curation()
     live: Live = Live()
 
@@ -303,7 +370,7 @@ class Workers(Config):
     per_worker: Resources = Field({"CPU": 1})
 
 
-class Recipe(Config):
+class Recipe(Seeded):
     """How an adapter is trained on a frozen base, loss on the assistant's words only."""
 
     lora: Lora = Lora()
@@ -330,7 +397,6 @@ class Recipe(Config):
     early_stopping: int | None = Field(
         None, ge=1, description="stop after so many checkpoints without a better task metric on validation rows"
     )
-    seed: int = 42
 
     @model_validator(mode="after")
     def _restarts_at_all(self) -> Recipe:
@@ -374,13 +440,11 @@ class Search(Config):
     epochs: float = Field(1.0, gt=0)
 
 
-class Serving(Config):
+class Serving(BaseAndAdapters):
     """The endpoint: an ordinary Ray Serve file, adapters from a folder or a bucket, loopback unless told otherwise."""
 
     config: str = "serve_configs/cpu_tiny.yaml"
-    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
     name: str = Field("tiny-base", description="the model name that clients send")
-    adapters_dir: str = "runs/adapters"
     tracks: list[str] = Field(
         default=[], description="tracks, by name or YAML file, whose answer_schema a request may ask for by name"
     )

@@ -33,12 +33,15 @@ from slm_ray.yaml_file import read_yaml
 
 LOG = f"{FOLDER}/{RUN_FILE}"
 SETTLE_S = 30.0
+PATIENCE_S = 1800.0  # waits that Langfuse asks for included
 
 
-def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S) -> str:
+def replay(
+    config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S, patience_s: float = PATIENCE_S
+) -> str:
     """Send every run below `run_dir`; what was sent, in one line.
 
-    `settle_s` is how long a request whose answer was lost may take to show at Langfuse.
+    `settle_s` is how long a request whose answer was lost may take to show at Langfuse, `patience_s` how long to go on.
 
     Raises DataError when there is no run, ConfigError without keys, ResourceError when Langfuse does not take it all.
     """
@@ -56,7 +59,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: flo
             "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
         )
     try:
-        total, runs = send_folders(folders, langfuse, RetryPolicy(config.wait_s), settle_s=settle_s)
+        total, runs = send_folders(folders, langfuse, RetryPolicy(patience_s), settle_s=settle_s)
     except Problem as problem:
         raise ResourceError(
             f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
