@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from slm_ray.api_key import hidden_from_ray
 from slm_ray.errors import ResourceError
-from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, local_resources
+from slm_ray.ray_environment import LOCAL_SETTINGS, SLOT, haproxy_settings, local_resources
 from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
@@ -114,7 +114,7 @@ def start_local(**settings: Any) -> None:
 
     ResourceError where it does not start in the time that Ray gives itself.
     """
-    for name, value in LOCAL_SETTINGS.items():
+    for name, value in (LOCAL_SETTINGS | haproxy_settings(os.environ)).items():
         os.environ.setdefault(name, value)
     try:
         with hidden_from_ray(os.environ):

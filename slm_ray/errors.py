@@ -38,6 +38,10 @@ class ResourceError(SlmRayError):
     """The machine or cluster lacks what was asked for: CPUs, GPUs, memory, a port, a lock."""
 
 
+class ReadOnlyError(ResourceError):
+    """A place that may be read and not written."""
+
+
 class ComparisonError(SlmRayError):
     """Two results cannot be compared: different rows, training rows, missing models."""
 

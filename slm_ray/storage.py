@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from slm_ray.errors import DataError, ResourceError
+from slm_ray.errors import DataError, ReadOnlyError, ResourceError
 
 LOCK_NAME = ".lock"
 _CHUNK_BYTES = 1 << 20
@@ -356,7 +356,8 @@ def _replacing(target: Path) -> Iterator[IO[bytes]]:
 
 
 def _cannot_write(path: str | Path, error: OSError) -> ResourceError:
-    return ResourceError(
+    kind = ReadOnlyError if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else ResourceError
+    return kind(
         f"cannot write {path} on {socket.gethostname()}: {error.strerror or error}; nothing was changed; free the disk or pick a folder you may "
         "write to"
     )

@@ -31,7 +31,7 @@ from rich.text import Text
 from slm_ray.api_key import KEY_FILE_NAME, hidden_from_ray
 from slm_ray.command import BAD_INPUT, INTERRUPTED, PROGRESS_EVERY, PROGRESS_MARK
 from slm_ray.errors import ResourceError, SlmRayError
-from slm_ray.ray_environment import LOCAL_SETTINGS, LOCAL_SLOTS, local_resources
+from slm_ray.ray_environment import LOCAL_SETTINGS, LOCAL_SLOTS, haproxy_settings, local_resources
 from slm_ray.signals import SignalGuard
 
 _STARTS_WITHIN_S, _ACCEPTS_WITHIN_S = 90.0, 60.0
@@ -45,7 +45,7 @@ _ON_A_TERMINAL_S = "2"
 def submit(arguments: Sequence[str], *, log: Path, slots: int) -> int:
     """Run `python ARGUMENTS` as a Ray job from the current folder, show what it says; its exit status, 130 if stopped."""
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_environment(LOCAL_SETTINGS))
+        stack.enter_context(_environment(LOCAL_SETTINGS | haproxy_settings(os.environ)))
         if not os.environ.get("RAY_ADDRESS"):
             stack.enter_context(_local_head(log, slots))
         return _Job(arguments, log).run()

@@ -273,7 +273,7 @@ class Comparison:
     groups: int = 0
     largest_group: int = 1
     effective_n: float | None = None
-    level: float = 0.05
+    level: float
     sequential: SequentialResult | None = None
 
 
@@ -303,8 +303,41 @@ class DeclaredRule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateFigures:
+    """What a comparison found: the deciding metric `primary` of both models, and SLM minus LLM over `n` paired rows.
+
+    Of a judged one the difference alone: wins minus losses.
+    """
+
+    llm: str
+    primary: str
+    n: int
+    llm_metric: float | None
+    slm_metric: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowChanges:
+    """An SLM held against one that was tried before, on the `rows` for which both have a deciding score.
+
+    `lower` and `higher` count the rows on which it is so now; of each the first ids, as many as are short enough to list.
+    """
+
+    rows: int
+    lower: int
+    higher: int
+    lower_ids: tuple[str, ...] = ()
+    higher_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EarlierCandidate:
-    """An SLM that was tried on these rows before: the how many-th, by which rule, at which level, with what outcome."""
+    """An SLM that was tried on these rows before: the how many-th, by which rule, at which level, with what outcome.
+
+    `figures` are None where none were kept: it was asked, perhaps beside another one, and not compared.
+    `changes` since then are known of the last candidate whose scores were kept.
+    """
 
     slm: str
     number: int
@@ -312,6 +345,8 @@ class EarlierCandidate:
     level: float
     action: Action
     date: str
+    figures: CandidateFigures | None = None
+    changes: RowChanges | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,8 @@
 
 Two engines and two fronts on one machine; `clients` clients of the `openai` package ask all the time, each again when it has
 its answer. One after the other a front, the proxy, the controller, an engine's replica and an engine's core get a SIGKILL; the
-next comes when all are back. A call is lost when the client itself gives up, after `retries`. Linux only.
+next comes when all are back. With RAY_SERVE_ENABLE_HA_PROXY=1 the proxy is HAProxy, and the actor that starts it is killed too.
+A call is lost when the client itself gives up, after `retries`. Linux only.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ import yaml
 from slm_ray import cluster
 from slm_ray.command import run
 from slm_ray.config import Serving
+from slm_ray.ray_environment import HAPROXY
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.serving.health import healthy
 from slm_ray.tables import format_table
 from tools.config import KillsBenchConfig
 
-_VICTIMS = {
-    "a front": ":AdapterIngress", "the proxy": "ray::ProxyActor", "the controller": "ray::ServeController",
-    "an engine's replica": ":AdapterServer", "an engine's core": "VLLM::EngineCore",
-}  # fmt: skip
+_HAPROXY, _HAPROXYS_ACTOR = "/haproxy -db", "ray::HAProxyManager"
+_PROXIES = {"the proxy": "ray::ProxyActor"}
+_HAPROXIES = {"HAProxy": _HAPROXY, "the actor of HAProxy": _HAPROXYS_ACTOR}
 _BACK_WITHIN_S = 180.0
 _DEFAULT_RETRIES = 2  # of the openai package; who has more loses less
 _HEAD = (
@@ -70,6 +71,18 @@ def main(config: KillsBenchConfig) -> None:
     print("\n".join(format_table([_HEAD, *rows])))
 
 
+def behind_haproxy() -> bool:
+    return os.environ.get(HAPROXY) == "1"
+
+
+def victims() -> dict[str, str]:
+    """Who is killed, by how its process calls itself."""
+    return {
+        "a front": ":AdapterIngress", **(_HAPROXIES if behind_haproxy() else _PROXIES), "the controller": "ray::ServeController",
+        "an engine's replica": ":AdapterServer", "an engine's core": "VLLM::EngineCore",
+    }  # fmt: skip
+
+
 def doubled(serving: Serving, scratch: Path) -> Serving:
     """The same endpoint with two engines and two fronts."""
     tree: dict[str, Any] = yaml.safe_load(Path(serving.config).read_text(encoding="utf-8"))
@@ -88,11 +101,13 @@ async def kills(endpoint: Endpoint, config: KillsBenchConfig) -> list[Sequence[s
     client = openai.AsyncOpenAI(base_url=f"{endpoint.url}/v1", api_key="none", max_retries=config.retries, timeout=60)
     asking = [asyncio.create_task(ask(client, config, calls)) for _ in range(config.clients)]
     rows = []
-    for victim, title in _VICTIMS.items():
+    for victim, title in victims().items():
         await asyncio.sleep(config.steady_s)
         calls.clear()
         killed = time.perf_counter()
-        os.kill(min(titled(title)), signal.SIGKILL)
+        os.kill(
+            (max if title == _HAPROXY else min)(titled(title)), signal.SIGKILL
+        )  # an older HAProxy only ends its calls
         back_s = await whole(endpoint, since=killed)
         await asyncio.sleep(config.steady_s)
         rows.append(row(victim, calls, killed, back_s))
@@ -120,11 +135,12 @@ async def ask(client: openai.AsyncOpenAI, config: KillsBenchConfig, calls: list[
 
 async def whole(endpoint: Endpoint, *, since: float) -> float:
     """Seconds until every part runs as often as it should, and the endpoint is well."""
+    proxy = _HAPROXYS_ACTOR if behind_haproxy() else "ray::ProxyActor"
     wanted = {
         "VLLM::EngineCore": 2,
         ":AdapterServer": 2,
         ":AdapterIngress": 2,
-        "ray::ProxyActor": 1,
+        proxy: 1,
         "ray::ServeController": 1,
     }
     await asyncio.sleep(1)

@@ -11,6 +11,8 @@ from rich.table import Table
 from slm_ray.config import OperatingCharacteristicsConfig
 from slm_ray.evaluation.asking_order import ROUND
 from slm_ray.rollout.grants import AGREEMENT_LEVEL
+from slm_ray.verdict.candidates import percent
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.operating_characteristics import looking, right_or_wrong
 from slm_ray.verdict.operating_characteristics.graded import POPULATIONS, graded
 from slm_ray.verdict.operating_characteristics.partial_replacement import CASES, partials
@@ -85,7 +87,7 @@ def looks(config: OperatingCharacteristicsConfig) -> list[Table]:
     for one in found:
         row(wrong, one.how, one.rule, one.false_swap, one.false_fine_tune)
     shared = Table(
-        "candidates", "one look, 5 % each", "one look, shared", "sequential, shared", "fine_tune: one look, shared",
+        "candidates", f"one look, {percent(ONE_SIDED)} each", "one look, shared", "sequential, shared", "fine_tune: one look, shared",
         "sequential, shared", title="any false swap; any false fine_tune",
     )  # fmt: skip
     for family in looking.families(signs, bets, delta, CANDIDATES):
@@ -178,8 +180,8 @@ def report(config: OperatingCharacteristicsConfig) -> None:
         "watching": watching,
     }
     Console().print(*(table for name in config.parts for table in parts[name](config)))
-    error = 1.96 * math.sqrt(0.05 * 0.95 / (config.runs // 2))
+    error = 1.96 * math.sqrt(ONE_SIDED * (1 - ONE_SIDED) / (config.runs // 2))
     print(
         f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one, {config.runs // WATCHED:,} of the watch), seed {SEED}; looks and strata: {config.runs // 2:,}"
-        f" runs, Monte Carlo error at 5 % ±{error:.2%}"
+        f" runs, Monte Carlo error at {percent(ONE_SIDED)} ±{error:.2%}"
     )

@@ -1,4 +1,4 @@
-"""What a job can be told: one module per job, what they share (`shared`), and how YAML and `--set` fill it (`load`)."""
+"""What a job can be told: one module per job, what they share (`shared`), and how YAML and `--set` fill it (`reading`)."""
 
 from slm_ray.config.compare import CompareConfig
 from slm_ray.config.distil import DistilConfig
@@ -8,13 +8,13 @@ from slm_ray.config.infer import InferConfig
 from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
-from slm_ray.config.load import dump, load
+from slm_ray.config.load import LoadConfig
 from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig
-from slm_ray.config.open_loop import LoadConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
+from slm_ray.config.reading import dump, load
 from slm_ray.config.rollout import RolloutConfig, RolloutRoute
 from slm_ray.config.rows import RowsConfig
 from slm_ray.config.serve import ServeConfig

@@ -26,7 +26,7 @@ def prompt_of(track: Track, text: str) -> Prompt:
 
 
 def chat(track: Track, turns: Sequence[Message]) -> Prompt:
-    """`turns` as the model is shown them: the track's system prompt in front where they have none, its prefix (CEP) in
+    """`turns` as the model is shown them: the track's system prompt in front where they have none, its prefix in
     front of every user's turn."""
     shown = tuple(turns)
     if track.prefix:

@@ -21,7 +21,7 @@ class Track:
     `system` is the system prompt of rows that have none. `scorers` name entries of `scoring.SCORERS`; `primary` is the
     per-row metric that decides, `core` are the metrics that `compare` looks at, `guardrails` further per-row ones that must
     not be worse for a swap. `rubric` is what a judge is told to look at. `template` and `target` make a
-    prompt and an answer of a row's own columns (`{column}`), for rows that have no prompt. `prefix` (CEP) goes in front
+    prompt and an answer of a row's own columns (`{column}`), for rows that have no prompt. `prefix` goes in front
     of every user's turn, in training and inference alike. `labels` is the closed set of answers of a classification,
     `answer_schema` a JSON schema that answers are checked against, `strip` what is taken off answers before scoring.
     """

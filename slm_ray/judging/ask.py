@@ -43,12 +43,13 @@ from slm_ray.scoring.judge import (
     score_grade,
 )
 from slm_ray.tasks import open_track, write_track
-from slm_ray.types import Interval, Prompt
+from slm_ray.types import CandidateFigures, Interval, Prompt
 from slm_ray.verdict.arms import track_of
 from slm_ray.verdict.candidates import Candidate, turn_text
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 
 RESULT = "judge.json"
+JUDGED = "judged"  # the rule and, in the record of candidates, what stands in the place of a metric
 ENOUGH = 30
 GENERAL = "Is the answer correct, complete and in the form that the task asks for?"
 AGREES = 0.6
@@ -143,12 +144,16 @@ def _verdict(
     planned = declared.candidates if declared else None
     settings = hashlib.sha256(repr([queue.judge, queue.asked, queue.delta, queue.looks]).encode()).hexdigest()
     answers = [(row.prompt_hash, said(row.models[queue.llm], row.models[queue.slm])) for row in rows]
-    candidate = Candidate.of(answers, llm=queue.llm, slm=queue.slm, rule="judged", settings=settings)
+    candidate = Candidate.of(answers, llm=queue.llm, slm=queue.slm, rule=JUDGED, settings=settings)
     with turn_on_rows(candidate, config.report, planned=planned) as opened:
         verdict = judged_verdict(report, rows, queue, shares, labels, level=opened.turn.level)
         because = (*verdict.decision.because, turn_text(opened.turn, planned=planned), *filter(None, [opened.caveat]))
         if opened.turn.level and verdict.seen is not None:
-            opened.note(verdict.decision.action)
+            figures = CandidateFigures(
+                llm=queue.llm, primary=JUDGED, n=len(rows), llm_metric=None, slm_metric=None,
+                interval=verdict.seen.interval,
+            )  # fmt: skip
+            opened.note(verdict.decision.action, figures)
     return replace(
         verdict,
         decision=replace(verdict.decision, because=because, candidate=opened.turn.number, earlier=opened.earlier),

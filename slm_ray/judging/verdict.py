@@ -241,7 +241,8 @@ def _missing(
         )
     else:
         found.append(
-            "that was the last look: a verdict needs fresh rows. Another queue of these rows would be a second try at 5 %."
+            "that was the last look: a verdict needs fresh rows. Another queue of these rows would be a second try at"
+            f" {percent(ONE_SIDED)}."
         )
     if seen is None:
         return found

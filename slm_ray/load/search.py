@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from slm_ray.config.open_loop import FEWEST
+from slm_ray.config.load import FEWEST
 from slm_ray.load_records import LoadRate, Throughput
 from slm_ray.types import Billing
 

@@ -28,9 +28,9 @@ STAND_IN_FEW_SHOT = 3  # similar training rows that the stand-in is shown
 CANARY = """import zlib
 
 
-def takes_slm(request_id: str, share: float = 0.05) -> bool:
-    \"\"\"The same 5 % of requests go to the small model every time; log both answers where you can, and compare again.\"\"\"
-    return zlib.crc32(request_id.encode()) / 2**32 < share"""
+def takes_slm(user: str, share: float = 0.05) -> bool:
+    \"\"\"The same 5 % of users get the small model every time; log both answers where you can, and compare again.\"\"\"
+    return zlib.crc32(user.encode()) / 2**32 < share"""
 GIB = 1 << 30
 
 

@@ -15,6 +15,7 @@ from slm_ray.page.template import encodable, environment
 from slm_ray.tables import format_table
 from slm_ray.types import Usage
 from slm_ray.verdict.candidates import percent
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.pairwise import Pair
 
 NO_DIFFERENCE = "no difference shown"
@@ -27,7 +28,8 @@ def arms_page(data: ArmsReport) -> str:
         seconds=formatting.seconds, sentence=formatting.sentence, in_points=formatting.in_points,
         percent=formatting.percent, level=percent,
     )  # fmt: skip
-    html = templates.get_template("arms.html.j2").render(data=data, tracks=[_track(track) for track in data.tracks])
+    tracks = [_track(track) for track in data.tracks]
+    html = templates.get_template("arms.html.j2").render(data=data, tracks=tracks, error=ONE_SIDED)
     return encodable(html)
 
 
@@ -94,8 +96,9 @@ def _track(track: ArmsTrack) -> dict[str, Any]:
 
 def _stated(track: ArmsTrack) -> str:
     return (
-        f"second minus first in points; {len(track.pairs)} pairs share 5 % (Bonferroni: each of their"
-        f" {2 * len(track.pairs)} bounds errs with {percent(track.level)} at most), so that all bounds hold at once with 95 %"
+        f"second minus first in points; {len(track.pairs)} pairs share {percent(ONE_SIDED)} (Bonferroni: each of their"
+        f" {2 * len(track.pairs)} bounds errs with {percent(track.level)} at most), so that all bounds hold at once"
+        f" with {percent(1 - ONE_SIDED)}"
     )
 
 

@@ -196,6 +196,12 @@ def csp_hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(str(text).encode("utf-8")).digest()).decode("ascii")
 
 
+def row_link(track: str, row_id: str) -> str:
+    """Where the page's script finds a row: `#row=TRACK:ID`, each as `encodeURIComponent` writes it or longer."""
+    named = ("".join(f"%{byte:02X}" for byte in text.encode("utf-8", "replace")) for text in (track, row_id))
+    return f"#row={':'.join(named)}"
+
+
 def moment(text: str) -> str:
     """An ISO 8601 time of UTC to the minute, as people write it; any other text as it is."""
     match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\+00:00|Z)", text)

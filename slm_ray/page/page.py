@@ -22,7 +22,7 @@ from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
 from slm_ray.page.template import encodable, environment
 from slm_ray.records import ModelReport, Report, RowResult
-from slm_ray.types import Comparison, Interval, Usage
+from slm_ray.types import CandidateFigures, Comparison, Interval, Usage
 
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
@@ -41,6 +41,7 @@ _RULES = {
 }
 LIMIT_BYTES = 20_000_000  # of the file, nearly: what stands beside the rows is small and bounded
 _FOR_THE_REST = 500_000
+_EARLIER = 12  # candidates with a line of figures
 _STAGES: tuple[Stage, ...] = ("validation", "test")
 _ROLES = {"llm": "LLM", "base": "base SLM", "adapter": "tuned SLM", "other": "other"}
 
@@ -72,6 +73,7 @@ def _environment() -> jinja2.Environment:
         percent=formatting.percent, sentence=formatting.sentence, figure=formatting.figure, points=formatting.points, seconds=formatting.seconds, count=formatting.count, csp_hash=formatting.csp_hash,
         data_block=formatting.data_block, thousand_usd=formatting.thousand_usd, moment=formatting.moment, half_width=formatting.half_width,
         margin=formatting.margin, in_points=formatting.in_points, money=formatting.money, share=formatting.share, sure=formatting.sure,
+        row_link=formatting.row_link,
     )  # fmt: skip
 
 
@@ -108,6 +110,8 @@ def _track(track: TrackResult, rows: Sequence[RowResult], *, noted: bool, room: 
         else None,
         "guards": held,
         "floors": final.comparison.floors if final else {},
+        "before": _before(final) if final and final.decision.earlier else None,
+        "graded": sides.graded,
         "guard_chart": differences(held.shown) if held else None,
         "stages": [
             _stage(stage, reports[stage], arms, primary, llm, decisions, binary and stage == last)
@@ -141,7 +145,7 @@ def _shown(made: StageDecision, arms: Mapping[str, Arm], stand_in: bool, report:
         "rows": _paired(comparison),
         "primary": comparison.primary, "interval": made.interval,
         "llm_arm": arms[comparison.llm], "slm_arm": arms[comparison.slm], "declared": _declared(made, report),
-        "candidate": decision.candidate, "level": comparison.level, "earlier": decision.earlier,
+        "candidate": decision.candidate, "level": comparison.level,
     }  # fmt: skip
 
 
@@ -171,6 +175,23 @@ def _declared(made: StageDecision, report: Report | None) -> str:
     if declared.answers_before:
         return f"The rule was declared when {declared.answers_before:,} answers were already there"
     return "Declared before the first call"
+
+
+def _before(final: StageDecision) -> dict[str, Any]:
+    """The candidates before this one on its rows, the last ones, and the one that it is held against row by row."""
+    earlier, comparison = final.decision.earlier, final.comparison
+    now = CandidateFigures(
+        llm=comparison.llm, primary=comparison.primary, n=comparison.n, interval=final.interval,
+        llm_metric=comparison.llm_metrics.get(comparison.primary),
+        slm_metric=comparison.slm_metrics.get(comparison.primary),
+    )  # fmt: skip
+    return {
+        "shown": earlier[-_EARLIER:],
+        "left_out": max(0, len(earlier) - _EARLIER),
+        "without": sum(one.figures is None for one in earlier[-_EARLIER:]),
+        "since": next((one for one in earlier if one.changes), None),
+        "now": now,
+    }
 
 
 def _rest(report: Report, arms: Mapping[str, Arm]) -> list[dict[str, Any]]:

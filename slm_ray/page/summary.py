@@ -21,14 +21,15 @@ _ISSUES = 2
 _READ = "read the rows that it lost, below"
 _MONDAY = {
     "swap": (
-        "serve the adapter and send it 5 % of the traffic, as below",
+        "serve the adapter to 5 % of the users, as below",
         "log both answers where you can, and compare again on them",
         "keep the LLM as the fallback until that comparison holds",
     ),
     "fine_tune": (
         _READ,
         "add training rows like them (the ratings below export as training rows)",
-        "run the loop again into another folder",
+        "run the loop again: here, where only the training changes and the test rows stay, so that it counts as the next"
+        " candidate on them; else into another folder, with fresh test rows",
     ),
     "inconclusive": (
         "get fresh test rows, as many as the reasons name",

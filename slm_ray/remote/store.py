@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from slm_ray.errors import ConfigError, ResourceError
+from slm_ray.errors import ConfigError, ReadOnlyError, ResourceError
 
 SCHEMES = ("s3", "gs", "gcs")
 _CONNECT_S, _REQUEST_S, _ATTEMPTS = 3.0, 10.0, 2
@@ -34,11 +34,16 @@ _TEXT = 200
 _REFUSED = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|SIGNATURE|UNAUTHENTICATED|PERMISSION_DENIED|HTTP status 40[13]", re.I
 )
+_FORBIDDEN = re.compile(r"ACCESS_DENIED|PERMISSION_DENIED", re.I)
 _NO_BUCKET = re.compile(r"NO_SUCH_BUCKET|bucket does not exist", re.I)
 
 
 class StoreAway(ResourceError):
     """The store gives no answer, or refuses one; the text says what it said."""
+
+
+class MayOnlyRead(StoreAway, ReadOnlyError):
+    """The store knows these credentials, and does not let them write."""
 
 
 class NotThere(StoreAway):
@@ -272,17 +277,18 @@ class ObjectStore:
         return f"{self.uri}/{name}" if name else self.uri
 
     def _away(self, error: OSError, name: str = "", *, verb: str = "read") -> StoreAway:
-        said = str(error)
+        said, kind = str(error), StoreAway  # an expired key may look like a forbidden one, but not to whoever writes
         if _NO_BUCKET.search(said):
             fix = "there is no such bucket: make it, or correct the name"
         elif _REFUSED.search(said):
+            kind = MayOnlyRead if verb == "written" and _FORBIDDEN.search(said) else StoreAway
             fix = (
                 "the store refuses these credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the profile, or the"
                 " role) where this process runs, and look at what they may do"
             )
         else:
             fix = "look at the network, and at the endpoint and region that are set"
-        return StoreAway(f"{self._named(name)} cannot be {verb} ({first_line(error)}); {fix}")
+        return kind(f"{self._named(name)} cannot be {verb} ({first_line(error)}); {fix}")
 
 
 def _refuse_secret(uri: str, setting: str) -> None:

@@ -1,8 +1,10 @@
 """The record of all tests made on a file of rows: `EXAMPLES.candidates.jsonl` beside it, a line per comparison.
 
+The records of other files in the same folder are read too, so that rows which were written on into a new file are known.
 A comparison holds the file from reading to writing, so that two at once get two levels. A last line that was cut short was
-never written. Where the folder of the rows cannot be written or is not here, the record is kept in the run directory, and
-knows only of the tests of that run, which is said.
+never written. Where the folder of the rows may only be read or is not here, the record is kept in the run directory, and
+knows only of the tests of that run, which is said. A place that is merely away, full or busy ends the comparison: a count
+that began anew would give out the error a second time.
 """
 
 from __future__ import annotations
@@ -17,16 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slm_ray import storage
-from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.errors import ConfigError, DataError, ReadOnlyError
 from slm_ray.records import AnswerResult
-from slm_ray.remote import here, is_remote, one_file
+from slm_ray.remote import NotThere, here, is_remote, one_file
 from slm_ray.reports.encoding import check_version, decode, encode
 from slm_ray.reports.files import CONFIG, folder_of
-from slm_ray.types import Action, Completion, DeclaredRule, EarlierCandidate
+from slm_ray.types import Action, CandidateFigures, Completion, DeclaredRule, EarlierCandidate
 from slm_ray.verdict.candidates import (
     HASH_DIGITS,
     Candidate,
     CandidateTest,
+    SlmScores,
     Turn,
     earlier_than,
     level_of,
@@ -44,27 +47,30 @@ SUFFIX = ".candidates.jsonl"
 class OpenTurn:
     """A candidate's turn, while nobody else may compare on the same rows.
 
-    `note` is to be called with what came of it: without, the turn was not taken. `caveat`: what the record does not know.
-    `earlier`: who was tried on these rows before.
+    `note` is to be called with what came of it and what was found: without, the turn was not taken. `caveat`: what the
+    record does not know. `earlier`: who was tried on these rows before.
     """
 
     turn: Turn
     earlier: tuple[EarlierCandidate, ...]
     caveat: str
-    note: Callable[[Action], None]
+    note: Callable[[Action, CandidateFigures | None], None]
 
 
 @contextmanager
 def turn_on_rows(
-    candidate: Candidate, report_path: str, *, planned: int | None, beside: Sequence[Candidate] = ()
-) -> Iterator[OpenTurn]:
+    candidate: Candidate, report_path: str, *, planned: int | None, beside: Sequence[Candidate] = (),
+    scores: SlmScores | None = None,
+) -> Iterator[OpenTurn]:  # fmt: skip
     """This candidate's turn; those `beside` it, whose answers were seen with its own, take theirs at once.
 
-    Raises as `turn_of` does, and DataError for a record that is damaged.
+    Its `scores` are held against those of the candidate before, and kept for the one after. Raises as `turn_of` does,
+    DataError for a record that is damaged, and ResourceError where it is out of reach.
     """
     with ExitStack() as stack:
         path, file, caveat = _opened(stack, report_path, _examples(report_path))
-        record = _tests(file.rows, path)
+        own = _tests(file.rows, path)
+        record = [*_beside(path), *own]
         turn, *others = turns_of([candidate, *beside], record, planned=planned)
         if beside and turn.level and not math.isclose(turn.level, level_of(turn.number, planned)):
             shared = (
@@ -73,18 +79,24 @@ def turn_on_rows(
             )
             caveat = f"{shared} {caveat}".strip()
 
-        def note(action: Action) -> None:
-            if any(test.candidate == candidate and test.action == action for test in record):
+        def note(action: Action, figures: CandidateFigures | None) -> None:
+            test = replace(_noted(candidate, turn, action), figures=figures)
+            if figures and scores:
+                by_hash = scores.by_hash
+                kept = tuple(row.score if (row := by_hash.get(digits)) else None for digits in candidate.rows)
+                test = replace(test, scores=kept)
+            if any(replace(old, date=test.date) == test for old in record):
                 return
-            noted = [_noted(candidate, turn, action)]
+            noted = [test]
             noted += [
                 _noted(one, its, "inconclusive") for one, its in zip(beside, others, strict=True) if not its.again
             ]
             for test in noted:
-                file.append(_line(test, record))
+                file.append(_line(test, own))
+                own.append(test)
                 record.append(test)
 
-        yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record), caveat=caveat, note=note)
+        yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record, scores), caveat=caveat, note=note)
 
 
 def reserve(
@@ -98,7 +110,8 @@ def reserve(
     """
     with ExitStack() as stack:
         path, file, _ = _opened(stack, run_dir, examples)
-        record = _tests(file.rows, path)
+        own = _tests(file.rows, path)
+        record = [*_beside(path), *own]
         turns = dict(zip(candidates, turns_of(candidates, record, planned=planned), strict=True))
         for candidate, turn in turns.items():
             if turn.level == 0:
@@ -115,7 +128,8 @@ def reserve(
         for candidate, turn in turns.items():
             if not turn.again or tells_more(candidate, record, turn):
                 test = _noted(candidate, turn, "inconclusive")
-                file.append(_line(test, record))
+                file.append(_line(test, own))
+                own.append(test)
                 record.append(test)
         return {candidate.slm: turn.level for candidate, turn in turns.items()}
 
@@ -153,7 +167,7 @@ def _opened(stack: ExitStack, report_path: str | Path, examples: str | None) -> 
     """Where the record is, the record, and what has to be said of it."""
     if examples is not None:
         path = Path(examples + SUFFIX)
-        with suppress(ResourceError):  # a folder that may only be read
+        with suppress(ReadOnlyError):
             return path, stack.enter_context(storage.growing_jsonl(stack.enter_context(one_file(path)))), ""
     path = folder_of(report_path) / SUFFIX.removeprefix(".")
     caveat = (
@@ -171,9 +185,15 @@ def _examples(report_path: str) -> str | None:
     named = read_yaml(config, what="config")
     examples = named.get("examples") if isinstance(named, dict) else None
     if isinstance(examples, str) and is_remote(examples):
-        with suppress(ResourceError, ConfigError):
+        with suppress(NotThere, ConfigError):
             examples = str(here(examples, near=report_path))
     return examples if isinstance(examples, str) and Path(examples).is_file() else None
+
+
+def _beside(path: Path) -> list[CandidateTest]:
+    """What the records of other files in the folder hold. Whoever writes there just now is not waited for."""
+    others = [other for other in sorted(path.parent.glob(f"*{SUFFIX}")) if other.name != path.name and other.is_file()]
+    return [test for other in others for test in _tests(storage.grown_rows(other), other)]
 
 
 def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[CandidateTest]:
@@ -198,6 +218,8 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
             )
         if len(test.candidate.rows) != len(test.candidate.answers):
             raise DataError(f"{where}: the line that holds the rows of this one is not there; {fix}")
+        if test.scores and len(test.scores) != len(test.candidate.rows):
+            raise DataError(f"{where}: {len(test.scores)} scores of {len(test.candidate.rows)} rows; {fix}")
         found.append(test)
     return found
 

@@ -27,9 +27,9 @@ from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder
 from slm_ray.reports.load import measured_throughput
 from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
-from slm_ray.types import Decision, DeclaredRule
+from slm_ray.types import CandidateFigures, Comparison, Decision, DeclaredRule
 from slm_ray.verdict.arms import track_of
-from slm_ray.verdict.candidates import counted
+from slm_ray.verdict.candidates import ScoredRow, SlmScores, counted
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, out_of_reach
 from slm_ray.verdict.declared import departures, hold
@@ -37,13 +37,17 @@ from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.partial_replacement import Prices, partial_replacement_of
 from slm_ray.verdict.routing import taken
 from slm_ray.verdict.stats import RESAMPLES, SEED
-from slm_ray.verdict.words import verdict_text
+from slm_ray.verdict.words import earlier_text, verdict_text
 
 
 def comparison_text(report: ComparisonReport) -> str:
     """What a person reads; the last line is `FINE_TUNE=0|1`."""
     partial = report.partial_replacement
-    parts = [cost_text(report.cost), *([partial_replacement_text(partial)] if partial else [])]
+    parts = [
+        *earlier_text(report.decision),
+        cost_text(report.cost),
+        *([partial_replacement_text(partial)] if partial else []),
+    ]
     return verdict_text(report.comparison, report.decision, further=parts)
 
 
@@ -71,8 +75,9 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
                 )
                 for slm, found in [(config.slm, joined), *_seen_too(config, chosen, (report, rows), (other_report, other_rows))]
             )  # fmt: skip
+            scores = _scores(joined, config.slm, track_of(report).primary)
             opened = stack.enter_context(
-                turn_on_rows(candidate, config.report, planned=config.candidates, beside=beside)
+                turn_on_rows(candidate, config.report, planned=config.candidates, beside=beside, scores=scores)
             )
         trained = open_dataset(config.train, report.track).question_hashes if config.train else None
         comparison = compare(
@@ -88,7 +93,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
             decision = dataclasses.replace(decision, earlier=opened.earlier)
         decision = _as_declared(decision, config, declared, report, other_report)
         if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
-            opened.note(decision.action)
+            opened.note(decision.action, _figures(comparison, decision))
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day,
@@ -103,6 +108,28 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
         cost=_with_cascade(config, costs, partial, joined),
         partial_replacement=partial,
     )
+
+
+def _scores(rows: list[RowResult], slm: str, primary: str) -> SlmScores:
+    """What the SLM scored; a call that failed in transport is no wrong answer but a missing one."""
+    answers = ((row, row.models[slm]) for row in rows if slm in row.models)
+    scored = (
+        ScoredRow(prompt_hash=row.prompt_hash, id=row.id, score=None if failed else answer.scores.get(primary))
+        for row, answer in answers
+        for failed in [answer.failure is not None and answer.failure.in_transport]
+    )
+    return SlmScores(primary=primary, rows=tuple(scored))
+
+
+def _figures(comparison: Comparison, decision: Decision) -> CandidateFigures:
+    """What is kept of a comparison for whoever is tried on these rows later: the bounds are those that decided."""
+    looked = comparison.sequential if decision.rule == "sequential" else None
+    return CandidateFigures(
+        llm=comparison.llm, primary=comparison.primary, n=comparison.n,
+        llm_metric=comparison.llm_metrics.get(comparison.primary),
+        slm_metric=comparison.slm_metrics.get(comparison.primary),
+        interval=looked.interval if looked else comparison.interval,
+    )  # fmt: skip
 
 
 def _declared(config: CompareConfig) -> dict[str, DeclaredRule]:

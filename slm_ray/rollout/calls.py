@@ -42,7 +42,7 @@ Check = Callable[[RouteState, Reply], bool | None]  # whether an answer has the 
 class Call:
     """A request on its way: what was asked under which state, and what became of it so far.
 
-    `draw` decides about a canary where no user is named, `replies` are those of the arms that were asked, `forms` whether an
+    `id` decides about a canary where no user is named, `replies` are those of the arms that were asked, `forms` whether an
     answer that was judged is in the track's form, `served` is the arm whose answer the client gets, `fallback` why that is not the chosen one. `size` is that of the request, in bytes.
     `no_room`: too many others were under way for it to be asked of both sides.
     """

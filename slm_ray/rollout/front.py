@@ -40,7 +40,7 @@ from slm_ray.rollout.judged import in_form
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Target, Upstream, target
-from slm_ray.serving.admission import Admission, Answered, Room
+from slm_ray.serving.admission import Admission, Answered, InFlight, Room
 from slm_ray.serving.auth import RequireKey, ThisMachineOnly, key_of
 from slm_ray.serving.failures import OneErrorShape, refusal
 from slm_ray.serving.keys import KeyRing
@@ -94,7 +94,7 @@ class Front:
         self._targets: dict[tuple[str, str], Target] = {}
         room = Room(answers=MOST_IN_FLIGHT, tokens=sys.maxsize)
         self._load = _Load()
-        self._admitted = Admission(self._answer, base="", room=room, figures=_Silent())
+        self._admitted = Admission(self._answer, base="", in_flight=InFlight(room, _Silent()), figures=_Silent())
         self._upstream: Upstream
         self._answerer: Answerer
         self._beside: Beside

@@ -12,9 +12,8 @@ from slm_ray.corpus.tracks import Track
 from slm_ray.rollout.grants import agreement
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.upstream import Reply
-from slm_ray.scoring.run import score, unreadable
+from slm_ray.scoring.run import form_metrics, score, unreadable
 from slm_ray.tasks import open_track
-from slm_ray.verdict.routing import FORMS
 
 
 @functools.lru_cache(maxsize=256)
@@ -29,8 +28,8 @@ def in_form(state: RouteState, reply: Reply) -> bool | None:
     truncated = failure is not None and failure.kind == "truncated"
     if reply.trouble is not None or (text is None and not truncated):
         return None
-    forms = [found.value for found in score(track_named(state.route.track), "", text, "").scores if found.name in FORMS]
-    known = [value for value in forms if value is not None]
+    names, scores = form_metrics(), score(track_named(state.route.track), "", text, "").scores
+    known = [found.value for found in scores if found.name in names and found.value is not None]
     return all(value > 0 for value in known) if known else None
 
 

@@ -4,6 +4,7 @@ from slm_ray.scoring.run import (
     SCORERS,
     Answered,
     check,
+    form_metrics,
     metrics,
     row_metrics,
     score,
@@ -16,5 +17,5 @@ from slm_ray.scoring.run import (
 from slm_ray.scoring.scorer import Scorer
 
 __all__ = [
-    "SCORERS", "Answered", "Scorer", "check", "metrics", "row_metrics", "score", "score_all", "score_rows", "scorers", "summarise", "unreadable",
+    "SCORERS", "Answered", "Scorer", "check", "form_metrics", "metrics", "row_metrics", "score", "score_all", "score_rows", "scorers", "summarise", "unreadable",
 ]  # fmt: skip

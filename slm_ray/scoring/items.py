@@ -27,6 +27,10 @@ class Document:
     value: Any
     items: frozenset[tuple[str, str]]
 
+    def __str__(self) -> str:
+        """The value in one line, its keys sorted."""
+        return json.dumps(self.value, ensure_ascii=False, sort_keys=True)
+
 
 def parse(text: str | None) -> Document | None:
     """The document that `text` holds, or None when it is not strict JSON (or None)."""

@@ -67,6 +67,12 @@ def written(number: Fraction) -> str:
     return f"{'-' if number < 0 else ''}{digits[:-places]}.{digits[-places:]}"
 
 
+def read(text: str | None) -> str | None:
+    """The final number of a text as it is written; None where there is none."""
+    number = final_number(text)
+    return None if number is None else written(number)
+
+
 def score(example_id: str, prediction: str | None, target: str) -> RowScore:
     """Score one answer; `prediction` None is a failed call and holds no number.
 

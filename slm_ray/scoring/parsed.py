@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-
 from slm_ray.corpus.tracks import Track
-from slm_ray.scoring import hermes, numeric, toolcall
+from slm_ray.scoring.run import scorers
 from slm_ray.scoring.strip import strip
 
 
@@ -24,22 +21,5 @@ def is_readable(track: Track, text: str | None) -> bool:
 
 def _read(track: Track, text: str | None) -> tuple[object, tuple[str, ...]]:
     stripped, notes = strip(text, track.strip)
-    parse = next((_PARSERS[name] for name in track.scorers if name in _PARSERS), None)
-    return (parse(stripped) if parse else stripped), notes
-
-
-def _number(text: str | None) -> str | None:
-    number = numeric.final_number(text)
-    return None if number is None else numeric.written(number)
-
-
-def _json(text: str | None) -> str | None:
-    try:
-        return json.dumps(json.loads(text or ""), ensure_ascii=False, sort_keys=True)
-    except (json.JSONDecodeError, RecursionError):
-        return None
-
-
-_PARSERS: dict[str, Callable[[str | None], object]] = {
-    "toolcall": toolcall.read_call, "hermes": hermes.read_call, "gsm8k": _number, "structured": _json,
-}  # fmt: skip
+    read = next((scorer.read for scorer in scorers(track) if scorer.read is not None), None)
+    return (read(stripped) if read else stripped), notes

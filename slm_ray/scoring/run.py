@@ -37,8 +37,9 @@ def _scorer(
     metrics: tuple[str, ...],
     micro_metrics: tuple[str, str, str],
     *,
-    reads: Callable[[str], bool],
+    read: Callable[[str | None], object],
     form: str,
+    form_metric: str,
 ) -> Scorer:
     """Means over rows, but for three metrics of summed counts."""
     mean, summed = means(*metrics), micro(*micro_metrics)
@@ -46,8 +47,9 @@ def _scorer(
         metrics=metrics,
         score=lambda example_id, prediction, target, _: score(example_id, prediction, target),
         summarise=lambda rows, track: mean(rows, track) | summed(rows, track),
-        reads=reads,
+        read=read,
         form=form,
+        form_metrics=(form_metric,),
     )
 
 
@@ -59,25 +61,24 @@ SCORERS: dict[str, Scorer] = {
             "tool_name_accuracy", "query_preservation", "args_keys_match", "args_partial_match",
         ),
         ("field_precision", "field_recall", "field_f1"),
-        reads=lambda target: parse(target) is not None, form="strict JSON",
+        read=parse, form="strict JSON", form_metric="json_valid",
     ),
     "toolcall": _scorer(
         toolcall.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
-        reads=lambda target: toolcall.read_call(target) is not None,
-        form='one <tool_call name="…">{…}</tool_call>',
+        read=toolcall.read_call, form='one <tool_call name="…">{…}</tool_call>', form_metric="valid_call",
     ),
     "hermes": _scorer(
         hermes.score,
         ("valid_call", "name_match", "args_exact", "args_precision", "args_recall", "args_f1"),
         ("args_precision", "args_recall", "args_f1"),
-        reads=lambda target: hermes.read_call(target) is not None,
-        form='one <tool_call>{"name": …, "arguments": {…}}</tool_call>',
+        read=hermes.read_call, form='one <tool_call>{"name": …, "arguments": {…}}</tool_call>',
+        form_metric="valid_call",
     ),
     "gsm8k": dataclasses.replace(
         _plain(numeric.score, *numeric.METRICS),
-        reads=lambda target: numeric.final_number(target) is not None, form="an answer with a number",
+        read=numeric.read, form="an answer with a number",
     ),
     "classify": Scorer(
         metrics=labels.METRICS, score=labels.score, summarise=labels.summarise, check=labels.check,
@@ -94,6 +95,7 @@ SCORERS: dict[str, Scorer] = {
         summarise=means(*schema.METRICS),
         check=schema.check,
         raw=True,
+        form_metrics=("schema_valid",),
     ),
     "grade": _plain(judge.score_grade, "grade"),
     "preference": _plain(judge.score_preference, "first_wins"),
@@ -123,9 +125,14 @@ def check(track: Track) -> None:
 def unreadable(track: Track, target: str) -> str | None:
     """What form a scorer of the track needs of the target, and it is not in; None when all can read it."""
     for scorer in scorers(track):
-        if not scorer.reads(target):
+        if scorer.read is not None and scorer.read(target) is None:
             return scorer.form
     return None
+
+
+def form_metrics() -> tuple[str, ...]:
+    """The metrics of all scorers that judge an answer's form alone, without a target."""
+    return tuple(dict.fromkeys(name for scorer in SCORERS.values() for name in scorer.form_metrics))
 
 
 def metrics(track: Track) -> tuple[str, ...]:

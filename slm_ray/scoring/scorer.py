@@ -24,8 +24,9 @@ class Scorer:
     `score(example_id, prediction, target, track)` judges a row; a `prediction` of None is a failed call. `summarise`
     gives the run's metrics, exactly those in `metrics`, in the order of a report. `check` raises ConfigError when the
     track lacks what the scorer needs of it. `raw`: the scorer wants answers as given and strips them itself. `slow`: it
-    takes a second or more for a thousand answers of a paragraph. `reads` says whether a target is in the `form` without
-    which nothing could ever match it.
+    takes a second or more for a thousand answers of a paragraph. `read` finds what the scorer looks for in a text, as
+    people may be shown it: None where the text is not in the `form` without which nothing could ever match it; a scorer
+    without it takes any text. `form_metrics` say whether an answer is in the right form, and need no target for it.
     """
 
     metrics: tuple[str, ...]
@@ -34,8 +35,9 @@ class Scorer:
     check: Callable[[Track], object] = lambda _: None
     raw: bool = False
     slow: bool = False
-    reads: Callable[[str], bool] = lambda _: True
+    read: Callable[[str | None], object] | None = None
     form: str = ""
+    form_metrics: tuple[str, ...] = ()
 
 
 def means(*names: str) -> Summary:

@@ -4,8 +4,9 @@ Three questions, asked before the engine is: may this key ask this model (403), 
 written (429 at once: a queue that holds everybody makes everybody late, and none of them is told so), has the key tokens left
 in this minute (429). Room is counted in answers and in tokens; a request counts as what it may take, prompt and answer, and
 alone it always has room. Once an answer has ended it is settled by what it used, and told to `Figures`. What a stream used
-the engine says in a last event, which a client that did not ask for it is not shown. Plain ASGI, within `RequireKey` and
-`RequestLimits`, and around those `Counted`, which tells of what they refused; each ingress counts for itself.
+the engine says in a last event, which a client that did not ask for it is not shown. Plain ASGI: `Admission` within
+`RequestLimits`, around those `RefuseWhenFull`, then `RequireKey`, and outside `Counted`, which tells of what they refused; each
+ingress counts for itself.
 """
 
 from __future__ import annotations
@@ -74,6 +75,43 @@ class Figures(Protocol):
         """One has ended, well or not."""
 
 
+class InFlight:
+    """What is being written now, beside the room there is for it."""
+
+    def __init__(self, room: Room, figures: Figures) -> None:
+        self.room = room
+        self.answers = self.tokens = 0
+        self._figures = figures
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not one answer more is let in, however short."""
+        return self.answers >= self.room.answers
+
+    def count(self, answers: int, tokens: int) -> None:
+        """So many more (or fewer, below 0) from now on."""
+        self.answers += answers
+        self.tokens += tokens
+        self._figures.in_flight(self.answers, self.tokens)
+
+
+class RefuseWhenFull:
+    """ASGI middleware around `RequestLimits`: 429 where no answer is let in any more, before the request is read.
+
+    Most refusals of a crowded endpoint are these, and cost it next to nothing: a body is neither waited for nor decoded.
+    """
+
+    def __init__(self, app: ASGIApp, *, in_flight: InFlight) -> None:
+        self.app = app
+        self._in_flight = in_flight
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app: ASGIApp = self.app
+        if self._in_flight.is_full and scope["type"] == "http" and _asks_for_an_answer(scope):
+            app = _full(self._in_flight)
+        await app(scope, receive, send)
+
+
 class Admission:
     """ASGI middleware: 403 or 429 for what is not let in, with Retry-After; of all else it watches the answer."""
 
@@ -82,7 +120,7 @@ class Admission:
         app: ASGIApp,
         *,
         base: str,
-        room: Room,
+        in_flight: InFlight,
         figures: Figures,
         asks_usage: bool = False,
         clock: Callable[[], float] = time.monotonic,
@@ -90,10 +128,10 @@ class Admission:
         self.app = app
         self._asks_usage = asks_usage  # of what is inside, which reads the request from its scope
         self._base = base
-        self._room = room
+        self._in_flight = in_flight
+        self._room = in_flight.room
         self._figures = figures
         self._clock = clock
-        self._answers = self._tokens = 0
         self._budgets: dict[str, TokenBudget] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,10 +173,11 @@ class Admission:
     def _refused(self, key: Key | None, model: str, taken: int) -> JSONResponse | None:
         if key is not None and not key.may_ask(model):
             return _forbidden(key, f"the model {model[:100]!r}")
-        full = self._answers >= self._room.answers
-        if full or (self._answers and self._tokens + taken > self._room.tokens):
-            what = f"{self._answers} answers" if full else f"answers of {self._tokens:,} tokens"
-            return _busy(f"{what} are being written already; try again later", 1)
+        written = self._in_flight
+        if written.is_full:
+            return _full(written)
+        if written.answers and written.tokens + taken > self._room.tokens:
+            return _busy(f"answers of {written.tokens:,} tokens are being written already; try again later", 1)
         budget = self._budget(key)
         wait_s = budget.take(taken) if budget else 0.0
         if budget is not None and wait_s == math.inf:
@@ -159,22 +198,17 @@ class Admission:
         return self._budgets[key.name]
 
     async def _let_in(self, scope: Scope, receive: Receive, answer: _Answer, key: Key | None, taken: int) -> None:
-        self._count(1, taken)
+        self._in_flight.count(1, taken)
         try:
             await self.app(scope, receive, answer.send)
         except Exception as error:  # Ray's ingress raises what the engine refuses; a client that leaves is none
             answer.failed(failure_of(error).status_code)
             raise
         finally:
-            self._count(-1, -taken)
+            self._in_flight.count(-1, -taken)
             budget = self._budget(key)
             if budget is not None:  # leaving early saves nobody anything
                 budget.settle(taken, sum(answer.used()) if answer.begun else taken)
-
-    def _count(self, answers: int, tokens: int) -> None:
-        self._answers += answers
-        self._tokens += tokens
-        self._figures.in_flight(self._answers, self._tokens)
 
 
 class Counted:
@@ -186,7 +220,7 @@ class Counted:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or not _ANSWERS.search(scope["path"]):
+        if scope["type"] != "http" or not _asks_for_an_answer(scope):
             await self.app(scope, receive, send)
             return
         answer = _Answer(send, 0, self._clock)
@@ -274,6 +308,14 @@ def _answer_tokens(request: Mapping[str, Any], context: int | None) -> int:
     choices, logprobs, top = request.get("n"), request.get("logprobs"), request.get("top_logprobs")
     each = named or most_tokens(n=choices, logprobs=logprobs, top_logprobs=top)
     return (choices or 1) * min(each, context or each)
+
+
+def _asks_for_an_answer(scope: Scope) -> bool:
+    return scope["method"] == "POST" and _ANSWERS.search(scope["path"]) is not None
+
+
+def _full(in_flight: InFlight) -> JSONResponse:
+    return _busy(f"{in_flight.answers} answers are being written already; try again later", 1)
 
 
 def _forbidden(key: Key, what: str) -> JSONResponse:

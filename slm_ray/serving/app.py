@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray import serve
 
 from slm_ray.config import Serving
@@ -29,6 +30,8 @@ from slm_ray.serving.settings import (
 OF_ARGUMENTS = ("base", "name", "adapters_dir", "keys_file", "tracks")
 _MOST_ONGOING = 10**9  # as Ray's own builder has it: fronts bound what is in flight
 _ENGINE = {"max_ongoing_requests": _MOST_ONGOING, "health_check_period_s": 10, "health_check_timeout_s": 10}
+# Of a runtime environment what brings packages; of one kind Ray takes one.
+_PACKAGES = ({"pip", "uv", "conda"}, {"py_modules"})
 _FRONT = {"max_ongoing_requests": _MOST_ONGOING}
 
 
@@ -49,7 +52,7 @@ def build(settings: AppSettings) -> Any:
     """
     (model,) = settings.serving["llm_configs"]
     engine = serve.deployment(EngineReplica).options(
-        **engine_options(model), version=settings.engine_version, _internal=True
+        **engine_options(model, job=_environment_of_job()), version=settings.engine_version, _internal=True
     )
     state = {
         "digest": settings.digest, "engine_version": settings.engine_version, "attempt": settings.attempt,
@@ -66,15 +69,25 @@ def build(settings: AppSettings) -> Any:
     )  # fmt: skip
 
 
-def engine_options(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the engine's deployment, from an entry of `llm_configs`."""
+def engine_options(model: Mapping[str, Any], *, job: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the engine's deployment, from an entry of `llm_configs`; `job` is the runtime environment deployed from.
+
+    Serve hands that on whole to a deployment that names none. To one that does it hands on the working folder alone, so
+    that the packages which the job brought are put in here.
+    """
     named = dict(model.get("deployment_config") or {})
     actor = dict(named.pop("ray_actor_options", None) or {})
     if environment := {**(actor.get("runtime_env") or {}), **(model.get("runtime_env") or {})}:
-        actor["runtime_env"] = environment  # an empty one would keep the job's own from the engine
+        taken = {name for kind in _PACKAGES if kind & environment.keys() for name in kind}
+        brought = {name: job[name] for kind in _PACKAGES for name in kind if job.get(name) and name not in taken}
+        actor["runtime_env"] = {**brought, **environment}
     placement = model.get("placement_group_config") or {}
     label = model["model_loading_config"]["model_id"].replace("/", "--").replace(".", "_")
     return {
         **_ENGINE, **named, "name": f"AdapterServer:{label}", "ray_actor_options": actor,
         "placement_group_bundles": engine_bundles(model), "placement_group_strategy": placement.get("strategy", "PACK"),
     }  # fmt: skip
+
+
+def _environment_of_job() -> Mapping[str, Any]:
+    return ray.get_runtime_context().runtime_env if ray.is_initialized() else {}

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from slm_ray.errors import SlmRayError
 from slm_ray.serving.adapter_cache import ServedNames
-from slm_ray.serving.admission import Admission, Counted, Figures, Room
+from slm_ray.serving.admission import Admission, Counted, Figures, InFlight, RefuseWhenFull, Room
 from slm_ray.serving.auth import RequireKey, ThisMachineOnly, key_of
 from slm_ray.serving.engine_watch import RETRY_AFTER_S, EngineWatch
 from slm_ray.serving.failures import OneErrorShape, failure_of, presentable, refusal
@@ -86,7 +86,7 @@ class AdapterIngress:
         return self.application(Recorder())
 
     def application(self, figures: Figures) -> FastAPI:
-        """The routes, and around them, outermost last: room and budgets, bounds, the key, one error shape."""
+        """The routes, and around them, outermost last: room and budgets, bounds, whether there is room at all, the key, one error shape."""
         app = FastAPI(title="slm-ray", version="1")
         chat, text = ({"requestBody": _described(body_schema(chat=each))} for each in (True, False))
         app.add_api_route("/health", self.health, methods=["GET"])
@@ -100,8 +100,10 @@ class AdapterIngress:
         app.add_api_route(f"{AZURE_V1}/chat/completions", self.azure_v1_chat, methods=["POST"], openapi_extra=chat)
         for kind in (HTTPException, RequestValidationError):
             app.add_exception_handler(kind, _http_error)
-        app.add_middleware(Admission, base=self._base, room=self._room, figures=figures, asks_usage=True)
+        in_flight = InFlight(self._room, figures)
+        app.add_middleware(Admission, base=self._base, in_flight=in_flight, figures=figures, asks_usage=True)
         app.add_middleware(RequestLimits, tools=self._tools)
+        app.add_middleware(RefuseWhenFull, in_flight=in_flight)
         if self._keys is not None:
             app.add_middleware(RequireKey, ring=self._keys)
         else:

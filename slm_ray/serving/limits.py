@@ -16,11 +16,10 @@ from itertools import islice
 from typing import Any
 
 import msgspec
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from slm_ray.serving.failures import refusal
+from slm_ray.serving.request_body import Arriving, Gone, Refused, decoded, replayed
 
-MAX_BODY_BYTES = 8 * 2**20
 MAX_ANSWER_TOKENS = 16_384  # of all choices together
 MAX_LOGPROBS = 200_000  # alternatives × tokens of all choices: each is some 60 bytes of answer
 MAX_MESSAGES = 2_000
@@ -49,16 +48,10 @@ class _Field:
     schema: Mapping[str, Any]
 
 
-class _Refused(Exception):
-    """A request that is not passed on; `field` is the one at fault."""
-
-    def __init__(self, message: str, *, field: str | None = None, status: int = 400, code: str = "invalid_value"):
-        super().__init__(message)
-        self.status, self.code, self.field = status, code, field
-
-
 class RequestLimits:
-    """ASGI middleware: 413 for a body above `MAX_BODY_BYTES`, 400 for one that is no request the engine should see.
+    """ASGI middleware: 413 for a body that is too large, 400 for one that is no request the engine should see.
+
+    429 for a large one that comes in beside too many others.
 
     Without `fields` the bodies are not read: in front of models that judge for themselves what they take.
     """
@@ -67,6 +60,7 @@ class RequestLimits:
         self.app = app
         self._fields = fields
         self._tools = tools  # None where no engine finds calls in answers: tools are refused
+        self._arriving = Arriving()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -74,86 +68,37 @@ class RequestLimits:
             return
         try:
             if "\n" in scope["path"]:  # routers ignore one at the end, and what is asked of a path here would not
-                raise _Refused("a path has no line's end in it", status=404, code="not_found")
-            body = await _whole(scope, receive)
+                raise Refused("a path has no line's end in it", status=404, code="not_found")
+            body = await self._arriving.whole(scope, receive)
             if self._fields and scope["path"].endswith("/completions"):
-                request = _decoded(body)
+                request = decoded(body)
                 chat = scope["path"].endswith("/chat/completions")
                 check_request(request, chat=chat, tools=self._tools)
                 scope[READ] = request, len(body)
-        except _Refused as error:
-            response = refusal(error.status, error.code, str(error), param=error.field)
-            await response(scope, receive, send)
+        except Refused as error:
+            await error.response()(scope, receive, send)
             return
-        except _Gone:
+        except Gone:
             return
-        await self.app(scope, _replayed(body, receive), send)
-
-
-class _Gone(Exception):
-    """The client left before its request was whole."""
-
-
-async def _whole(scope: Scope, receive: Receive) -> bytes:
-    too_large = _Refused(
-        f"the body is above {MAX_BODY_BYTES // 2**20} MiB; send less", status=413, code="request_too_large"
-    )
-    length = dict(scope["headers"]).get(b"content-length", b"0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        raise too_large
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _Gone
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise too_large
-        if not message.get("more_body", False):
-            return b"".join(parts)
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once more, then whatever the client does next (it may leave)."""
-    unread = True
-
-    async def again() -> Message:
-        nonlocal unread
-        if unread:
-            unread = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
-
-    return again
-
-
-def _decoded(body: bytes) -> dict[str, Any]:
-    try:
-        request = msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _Refused(f"the body is no JSON in UTF-8 ({error})", code="invalid_json") from None
-    if not isinstance(request, dict):
-        raise _Refused("the body is JSON but no object", code="invalid_json")
-    return request
+        await self.app(scope, replayed(body, receive), send)
 
 
 def check_request(request: Mapping[str, Any], *, chat: bool, tools: ToolCheck | None = None) -> None:
-    """_Refused, with the field and the bound, for a request that the engine should not see."""
+    """Refused, with the field and the bound, for a request that the engine should not see."""
     fields = _FIELDS | (_CHAT if chat else _TEXT) | (_TOOLS if chat and tools is not None else {})
     for name, value in request.items():
         field = fields.get(name)
         if field is None:
-            raise _Refused(f"the field {name[:60]!r} is not known here; leave it out", field=name[:60])
+            raise Refused(f"the field {name[:60]!r} is not known here; leave it out", field=name[:60])
         if value is None and name != _NEEDED[chat]:
             continue
         if problem := field.check(value):
-            raise _Refused(f"{name}: {problem}", field=name)
+            raise Refused(f"{name}: {problem}", field=name)
     needed = _NEEDED[chat]
     if needed not in request:
-        raise _Refused(f"{needed} is missing", field=needed)
+        raise Refused(f"{needed} is missing", field=needed)
     if chat and tools is not None and (found := tools(request)):
-        raise _Refused(": ".join(found), field=found[0])
+        raise Refused(": ".join(found), field=found[0])
     _check_product(request)
 
 
@@ -173,12 +118,12 @@ def _check_product(request: Mapping[str, Any]) -> None:
     asked = request.get("max_completion_tokens") or request.get("max_tokens") or 0
     tokens = (request.get("n") or 1) * asked
     if tokens > MAX_ANSWER_TOKENS:
-        raise _Refused(
+        raise Refused(
             f"n × max_tokens is {tokens:,}, above {MAX_ANSWER_TOKENS:,}; ask for less", field="max_tokens",
         )  # fmt: skip
     shown = _alternatives(request.get("top_logprobs"), request.get("logprobs"))
     if tokens * shown > MAX_LOGPROBS:
-        raise _Refused(f"log-probabilities of {tokens * shown:,} tokens, above {MAX_LOGPROBS:,}", field="logprobs")
+        raise Refused(f"log-probabilities of {tokens * shown:,} tokens, above {MAX_LOGPROBS:,}", field="logprobs")
 
 
 def most_tokens(*, n: int | None, logprobs: bool | int | None, top_logprobs: int | None = None) -> int:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slm_ray import __version__
 from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
@@ -55,6 +56,7 @@ class AppSettings:
     schemas: dict[str, Any]
     api_key_digest: str | None
     keys_file: str | None
+    package: str = __version__  # what was deployed by an earlier one is another endpoint
     attempt: int = 0  # one more after a change that failed: Serve does not start the same version again
 
     @property
@@ -65,13 +67,16 @@ class AppSettings:
     @property
     def engine_version(self) -> str:
         """8 hex digits of what an engine has to be started anew for."""
-        return _digest([self.serving["llm_configs"], self.base, self.fingerprint, self.attempt])
+        return _digest([self.serving["llm_configs"], self.base, self.fingerprint, self.package, self.attempt])
 
     @property
     def front_version(self) -> str:
         """8 hex digits of what the front has to be started anew for; stand-in and schemas are changed while it runs."""
         return _digest(
-            [self.serving, self.fingerprint, self.name, self.adapters_dir, self.api_key_digest, self.keys_file, self.attempt]
+            [
+                self.serving, self.fingerprint, self.name, self.adapters_dir, self.api_key_digest, self.keys_file, self.package,
+                self.attempt,
+            ]
         )  # fmt: skip
 
 

@@ -14,17 +14,19 @@ Pure: keeping the record is `slm_ray.reports.candidates`.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from slm_ray.errors import ComparisonError
 from slm_ray.records import SCHEMA_VERSION
-from slm_ray.types import Action, Comparison, Decision, EarlierCandidate
+from slm_ray.types import Action, CandidateFigures, Comparison, Decision, EarlierCandidate, RowChanges
 from slm_ray.verdict.decide import rows_advised
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 
 LEAST_LEVEL = 1e-6
 HASH_DIGITS = 8
+_NAMED, _NAMED_CHARACTERS = 50, 4_000  # rows that changed, of each kind
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -60,14 +62,43 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateTest:
-    """One comparison that was made: the how many-th candidate, at which level, and what came of it."""
+    """One comparison that was made: the how many-th candidate, at which level, and what came of it.
+
+    `scores` are the SLM's deciding ones, in the order of the candidate's rows. Neither they nor `figures` are there where
+    the candidate was only noted: before its first answer, or as one whose answers were seen beside another's.
+    """
 
     candidate: Candidate
     number: int
     level: float
     action: Action
     date: str
+    figures: CandidateFigures | None = None
+    scores: tuple[float | None, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredRow:
+    """The hash of a row's prompt, its id and the SLM's deciding score; None where that is undefined or the call failed."""
+
+    prompt_hash: str
+    id: str
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlmScores:
+    """What the SLM of a comparison scored by the metric `primary`, row by row."""
+
+    primary: str
+    rows: tuple[ScoredRow, ...]
+
+    @property
+    def by_hash(self) -> dict[str, ScoredRow]:
+        """The rows by the digits of their hash that a record keeps, without those that these do not tell apart."""
+        counted = Counter(row.prompt_hash[:HASH_DIGITS] for row in self.rows)
+        return {digits: row for row in self.rows if counted[digits := row.prompt_hash[:HASH_DIGITS]] == 1}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,28 +158,69 @@ def tells_more(candidate: Candidate, record: Sequence[CandidateTest], turn: Turn
     return not candidate.known.keys() <= known
 
 
-def earlier_than(turn: Turn, candidate: Candidate, record: Sequence[CandidateTest]) -> tuple[EarlierCandidate, ...]:
-    """The candidates before this one on some of its rows, each with what came of it last."""
+def earlier_than(
+    turn: Turn, candidate: Candidate, record: Sequence[CandidateTest], scores: SlmScores | None = None
+) -> tuple[EarlierCandidate, ...]:
+    """The candidates before this one on some of its rows, each with what came of it last, in their order.
+
+    With the `scores` of this one also the rows on which it differs from the last of them whose scores were kept.
+    """
     rows = frozenset(candidate.rows)
     before = [test for test in record if test.number < turn.number and not rows.isdisjoint(test.candidate.rows)]
-    found = [
+    tests = sorted(_tests(before), key=lambda lines: lines[0].number)
+    compared = [next((test for test in reversed(lines) if test.figures), None) for lines in tests]
+    held = next((test for test in reversed(compared) if test and test.scores), None) if scores else None
+    return tuple(
         EarlierCandidate(
             slm=(last := lines[-1]).candidate.slm, number=last.number, rule=last.candidate.rule, level=last.level,
-            action=last.action, date=last.date,
+            action=last.action, date=last.date, figures=test.figures if test else None,
+            changes=_changes(test, scores) if test and scores and test is held else None,
         )
-        for lines in _tests(before)
-    ]  # fmt: skip
-    return tuple(sorted(found, key=lambda one: one.number))
+        for lines, test in zip(tests, compared, strict=True)
+    )  # fmt: skip
+
+
+def _changes(before: CandidateTest, scores: SlmScores) -> RowChanges | None:
+    """None where the earlier candidate was scored by another metric, or no row has a score of both."""
+    if before.figures is None or before.figures.primary != scores.primary:
+        return None
+    once = Counter(before.candidate.rows)
+    then = {row: s for row, s in zip(before.candidate.rows, before.scores, strict=True) if once[row] == 1}
+    now = scores.by_hash
+    both = [
+        (row.id, row.score, was)
+        for digits, row in now.items()
+        if row.score is not None and (was := then.get(digits)) is not None
+    ]
+    lower = [name for name, score, was in both if score < was]
+    higher = [name for name, score, was in both if score > was]
+    if not both:
+        return None
+    return RowChanges(
+        rows=len(both), lower=len(lower), higher=len(higher), lower_ids=_named(lower), higher_ids=_named(higher)
+    )
+
+
+def _named(ids: Sequence[str]) -> tuple[str, ...]:
+    """The first ones, as many as are few and short enough to stand in a record and on a page."""
+    named, left = [], _NAMED_CHARACTERS
+    for name in ids[:_NAMED]:
+        left -= len(name)
+        if left < 0:
+            break
+        named.append(name)
+    return tuple(named)
 
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:
     """A sentence such as "third candidate on these rows: tested at 0.34 %"."""
-    shared = f"one of {planned} that were planned" if planned else "5 % are shared among all that will be tried"
+    whole = percent(ONE_SIDED)
+    shared = f"one of {planned} that were planned" if planned else f"{whole} are shared among all that will be tried"
     if planned == 1:
         shared = "the only one that was planned" if turn.level == ONE_SIDED else "only one was planned"
     if turn.level == 0:
         return (
-            f"{_ordinal(turn.number)} candidate on these rows ({shared}): nothing is left of the 5 % error that all of them"
+            f"{_ordinal(turn.number)} candidate on these rows ({shared}): nothing is left of the {whole} error that all of them"
             " share, so that no outcome would count."
         )
     return f"{_ordinal(turn.number)} candidate on these rows: tested at {percent(turn.level)} ({shared})."

@@ -15,7 +15,8 @@ import numpy as np
 import scipy
 
 ONE_SIDED = 0.05  # per bound: together they are a 90 % two-sided interval
-FEWEST_ROWS = 14  # with every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced
+# With every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced.
+FEWEST_ROWS = math.ceil(math.log(ONE_SIDED) / math.log(1 - 0.2))
 _SPARSE = 20  # discordant rows below which the bounds are widened
 _MANY = 500  # discordant rows from which on the normal approximation is exact enough
 _TOOTH = 0.1  # of the rows between one lost row that is allowed and the next: numbers tried lie so far apart

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from slm_ray.records import AnswerResult, Metrics, RowResult
+from slm_ray.scoring import form_metrics
 from slm_ray.types import Interval, Slice
 from slm_ray.verdict.compare import Bounds, sliced
 from slm_ray.verdict.decide import clearly_worse, not_worse
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 
-FORMS = ("json_valid", "valid_call", "schema_valid")
 MOST_THRESHOLDS = 50
 
 
@@ -150,7 +150,7 @@ def _gaps(llm: Metrics, slm: Metrics, names: Sequence[str]) -> dict[str, float]:
 
 def _seen(answers: Sequence[AnswerResult]) -> tuple[list[str], bool]:
     """Which forms these answers of the SLM are checked for, and whether they carry log-probabilities."""
-    forms = [name for name in FORMS if any(answer.scores.get(name) is not None for answer in answers)]
+    forms = [name for name in form_metrics() if any(answer.scores.get(name) is not None for answer in answers)]
     return forms, any(answer.logprob is not None for answer in answers)
 
 

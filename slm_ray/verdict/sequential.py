@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slm_ray.types import Action, Interval, Rounds, SequentialPoint, SequentialResult
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 
 METHOD = "confidence sequence"
 _READINGS = ("all", "reached", "answered")  # of failed calls, as `decide` has them
@@ -44,7 +45,7 @@ _BOLD = (0.5, 0.95)
 WEIGHTS = np.array([0.6, 0.1, 0.1, 0.06, 0.06, 0.08])
 _MOST = 0.95
 _LEAST_TARGET = 0.005
-_SHRINK = 2 * math.log(20)
+_SHRINK = 2 * math.log(1 / ONE_SIDED)
 
 _Values = NDArray[np.float64]
 _Row = TypeVar("_Row")

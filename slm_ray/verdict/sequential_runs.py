@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.sequential import WEIGHTS, bet_fractions
 
 Values = NDArray[np.float64]
@@ -61,7 +62,7 @@ class Play:
 
 
 def played(
-    totals: NDArray[np.generic], *, delta: float, level: float = 0.05, size: int = 1, against: float | None = None,
+    totals: NDArray[np.generic], *, delta: float, level: float = ONE_SIDED, size: int = 1, against: float | None = None,
     in_round: int = 1,
 ) -> Runs:  # fmt: skip
     """Play the rule over `totals` (runs x groups): the sum of differences of each group of `size` rows, all of one size.
@@ -83,8 +84,9 @@ def played(
 
 
 def rows_to_decision(
-    discordance: float, difference: float, delta: float, *, level: float = 0.05, runs: int = 400, most: int, seed: int
-) -> Counts:
+    discordance: float, difference: float, delta: float, *, level: float = ONE_SIDED, runs: int = 400, most: int,
+    seed: int,
+) -> Counts:  # fmt: skip
     """The row at which each of `runs` simulated runs was decided, one row a group; `most` + 1: not within `most` rows.
 
     A share `discordance` of rows is right for one model only, and the true difference is `difference`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from slm_ray.tables import format_table
-from slm_ray.types import Action, Comparison, Decision
+from slm_ray.types import Action, Comparison, Decision, EarlierCandidate
 
 _MEANING: dict[Action, str] = {
     "swap": "the SLM can take the LLM's place on this task",
@@ -37,6 +37,29 @@ def verdict_text(comparison: Comparison, decision: Decision, *, further: Sequenc
         f"FINE_TUNE={int(decision.action == 'fine_tune')}",
     ]
     return "\n".join(lines)
+
+
+def earlier_text(decision: Decision) -> list[str]:
+    """A part on who was tried on these rows before, a line each; empty where nobody was."""
+    if not decision.earlier:
+        return []
+    return ["\n".join(["tried on these rows before", *(f"- {_earlier(one)}" for one in decision.earlier)])]
+
+
+def _earlier(one: EarlierCandidate) -> str:
+    said = f"candidate {one.number}, {one.slm}: {one.action} ({one.rule} at {100 * one.level:.2g} %, {one.date})"
+    figures = one.figures
+    if figures is None:
+        return f"{said}; no figures: it was noted when it was asked, and never compared"
+    interval = figures.interval
+    said += (
+        f"; {figures.primary} {number(figures.slm_metric)} against {number(figures.llm_metric)} of {figures.llm}, SLM minus"
+        f" LLM {interval.estimate:+.4f} ({interval.lower:+.4f} to {interval.upper:+.4f}) over {figures.n} rows"
+    )
+    changes = one.changes
+    if changes is None:
+        return said
+    return f"{said}; of {changes.rows} rows scored both times this SLM is lower on {changes.lower}, higher on {changes.higher}"
 
 
 def rows_text(comparison: Comparison) -> str:

@@ -21,7 +21,7 @@ from slm_ray.costs.volume import priced_by_volume
 from slm_ray.storage import read_lines
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, priced, render, sample, sequential
+from page_sample import ADAPTER, BASE, CHANGES, FIGURES, HOSTILE, LLM, priced, render, sample, sequential, tried_before
 from plain_records import plain
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
@@ -389,8 +389,20 @@ def test_two_tracks_have_a_list_each_and_keys_go_to_the_one_in_use(browser: Any,
     found.tab.context.close()
 
 
+def test_a_row_that_changed_since_the_run_before_is_a_press_away(browser: Any, tmp_path: Path) -> None:
+    data = tried_before({"figures": FIGURES, "changes": CHANGES})
+    data["tracks"][0]["rows"][4]["id"] = CHANGES["lower_ids"][1]  # with a colon, an umlaut and signs of HTML
+    found = Opened(browser, written(tmp_path, data))
+    for name in CHANGES["lower_ids"]:
+        found.tab.locator("#structured-before ~ .card").first.get_by_role("link", name=name, exact=True).click()
+        found.tab.wait_for_function("() => document.activeElement.matches('.row[open] > summary')")
+        assert found.tab.locator(".row[open]", has_text=name).count() == 1
+    assert found.complaints == []
+    found.tab.context.close()
+
+
 def test_it_prints_and_works_without_colour_and_on_a_narrow_screen(browser: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, sample())
+    path = written(tmp_path, tried_before({"figures": FIGURES, "changes": CHANGES}))
     found = Opened(browser, path, forced_colors="active", viewport={"width": 400, "height": 800})
     assert found.tab.evaluate("() => document.documentElement.scrollWidth") <= 400
     marks = found.tab.locator(".mark").first
@@ -470,7 +482,9 @@ CONTRAST = """() => {
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out_from_its_ground(browser: Any, tmp_path: Path, scheme: str) -> None:
-    found = Opened(browser, written(tmp_path, sample()), color_scheme=scheme)
+    found = Opened(
+        browser, written(tmp_path, tried_before({"figures": FIGURES, "changes": CHANGES})), color_scheme=scheme
+    )
     assert found.tab.evaluate(CONTRAST) == []
     found.tab.evaluate("() => { document.documentElement.style.setProperty('--soft', '#777'); }")
     assert "P.meta" in found.tab.evaluate(CONTRAST), "the measure finds what is too faint"

@@ -152,7 +152,7 @@ def test_a_serve_file_is_one_to_ray_and_its_engine_one_to_vllm(path: Path) -> No
     fields = {field.name for kind in (AsyncEngineArgs, FrontendArgs) for field in dataclasses.fields(kind)}
     assert set(model.engine_kwargs) <= fields
     assert VLLMEngineConfig.from_llm_config(model).get_initialization_kwargs()["max_loras"] == 4
-    theirs, ours = LLMServer.get_deployment_options(model), engine_options(settings.serving["llm_configs"][0])
+    theirs, ours = LLMServer.get_deployment_options(model), engine_options(settings.serving["llm_configs"][0], job={})
     theirs["ray_actor_options"]["runtime_env"].pop("worker_process_setup_hook", None)
     bundles = [
         [

@@ -89,7 +89,7 @@ def decision(
         "decision": {"action": action, "rule": "paired", "delta": 0.02, "because": because},
         "comparison": {
             "track": "structured", "llm": LLM, "slm": slm, "n": n, "digest": "9f2c" * 16, "primary": primary,
-            "llm_metrics": {}, "slm_metrics": {}, "gaps": {}, "slm_only_right": 0, "llm_only_right": 0,
+            "llm_metrics": {}, "slm_metrics": {}, "gaps": {}, "slm_only_right": 0, "llm_only_right": 0, "level": 0.05,
             "interval": {"estimate": estimate, "lower": lower, "upper": upper},
         },
     }  # fmt: skip
@@ -270,6 +270,28 @@ def sample() -> Any:
         "reproduce": ["make setup", "slm-ray loop runs/demo/config.yaml"],
         "client_snippet": 'from openai import OpenAI\n\nclient = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")\nclient.chat.completions.create(model="tiny-base:structured-0a1b2c3d4e5f", messages=[{"role": "user", "content": "…"}])',
     }
+
+
+def tried_before(*earlier: Any) -> Any:
+    """The sample, whose tuned SLM is the next candidate on its rows."""
+    data = sample()
+    final = data["tracks"][0]["decisions"][-1]
+    final["comparison"] |= {"llm_metrics": {"exact_match": 0.52}, "slm_metrics": {"exact_match": 0.63}}
+    final["decision"] |= {
+        "candidate": len(earlier) + 1,
+        "earlier": [
+            {"slm": f"served:tiny-base:v{n}", "number": n, "rule": "paired", "level": 0.03, "action": "fine_tune", "date": "2026-11-20", **one}
+            for n, one in enumerate(earlier, start=1)
+        ],
+    }  # fmt: skip
+    return data
+
+
+FIGURES = {
+    "llm": LLM, "primary": "exact_match", "n": 90, "llm_metric": 0.5111, "slm_metric": 0.3333,
+    "interval": {"estimate": -0.1778, "lower": -0.2511, "upper": -0.0911},
+}  # fmt: skip
+CHANGES = {"rows": 88, "lower": 3, "higher": 21, "lower_ids": ["row-0002", "a:b/ü&<"], "higher_ids": []}
 
 
 def render(data: Any) -> Any:

@@ -90,7 +90,7 @@ def compared(adapter_id: str) -> ComparisonReport:
     comparison = Comparison(
         track="tickets", llm="served:stand-in", slm=slm, n=100, digest="e" * 12, primary="exact_match",
         llm_metrics={"exact_match": 0.5, "odd": None}, slm_metrics={"exact_match": 0.625, "odd": None}, gaps={"exact_match": 0.125},
-        interval=Interval(estimate=0.125, lower=0.0625, upper=0.1875, method="Tango"), slm_only_right=20, llm_only_right=8,
+        interval=Interval(estimate=0.125, lower=0.0625, upper=0.1875, method="Tango"), slm_only_right=20, llm_only_right=8, level=0.05,
         stand_ins=("served:stand-in",),
     )  # fmt: skip
     decision = Decision(action="swap", rule="paired", delta=0.02, because=("the lower bound is above -delta",))

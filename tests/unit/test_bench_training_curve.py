@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from slm_ray.config.load import load
+from slm_ray.config import load
 from tools import bench_training_curve
 from tools.bench_training_curve import Curve, curve, table
 from tools.config import TrainingCurveBenchConfig

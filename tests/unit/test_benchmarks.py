@@ -11,7 +11,7 @@ from urllib.request import Request
 import pytest
 from chat_server import DONE, ChatServer, Reply, answer, chunk, error
 
-from slm_ray.config.load import load
+from slm_ray.config import load
 from slm_ray.errors import ResourceError
 from tools import bench_scale, bench_serve, bench_sweep, bench_train, race
 from tools.config import RaceConfig, ScaleBenchConfig, ServeBenchConfig, TrainBenchConfig

@@ -17,25 +17,52 @@ from slm_ray.providers import parse
 from slm_ray.providers.limiter import RateLimiter
 from slm_ray.providers.provider import Provider, identity_of
 from slm_ray.providers.spec import PROVIDERS
-from slm_ray.scoring.run import SCORERS, score
-from slm_ray.scoring.scorer import Scorer, means
+from slm_ray.records import AnswerResult, RowResult
+from slm_ray.scoring.parsed import parsed
+from slm_ray.scoring.run import SCORERS, score, unreadable
+from slm_ray.scoring.scorer import Scorer, as_scores, means
 from slm_ray.tasks import open_track
-from slm_ray.types import Completion, Message, Model, ModelFacts, Prompt, RowScore, Score
+from slm_ray.types import Completion, Message, Model, ModelFacts, Prompt, RowScore
+from slm_ray.verdict.routing import taken
 
 
 def same_length(example_id: str, prediction: str | None, target: str, track: Track) -> RowScore:
-    value = float(prediction is not None and len(prediction) == len(target))
-    return RowScore(example_id=example_id, scores=(Score(name="same_length", value=value),))
+    values = {
+        "same_length": prediction is not None and len(prediction) == len(target),
+        "one_word": one_word(prediction) is not None,
+    }
+    return RowScore(example_id=example_id, scores=as_scores({name: float(value) for name, value in values.items()}))
+
+
+def one_word(text: str | None) -> str | None:
+    words = (text or "").split()
+    return words[0] if len(words) == 1 else None
 
 
 def test_a_scorer_is_one_entry_of_scorers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scorer = Scorer(metrics=("same_length",), score=same_length, summarise=means("same_length"))
+    scorer = Scorer(
+        metrics=("same_length", "one_word"), score=same_length, summarise=means("same_length", "one_word"), read=one_word,
+        form="a single word", form_metrics=("one_word",),
+    )  # fmt: skip
     monkeypatch.setitem(SCORERS, "length", scorer)
     file = tmp_path / "track.yaml"
     file.write_text("name: mine\nsystem: Answer.\nscorers: [length]\nprimary: same_length\n", encoding="utf-8")
     track = open_track(str(file))
     assert score(track, "r1", "abc", "xyz").value("same_length") == 1
     assert score(track, "r1", None, "xyz").value("same_length") == 0
+    assert unreadable(track, "two words") == "a single word" and unreadable(track, "word") is None
+    assert [parsed(track, text) for text in ("two words", " word\n")] == ["unreadable", "word"]
+    answers = {
+        "r1": AnswerResult(text="word", failure=None, scores={"one_word": 1.0}),
+        "r2": AnswerResult(text="two words", failure=None, scores={"one_word": 0.0}),
+    }
+    rows = [
+        RowResult(id=name, prompt_hash=name, prompt=(), target="xyz", tags={}, models={"llm": answer, "slm": answer})
+        for name, answer in answers.items()
+    ]
+    assert taken(rows, llm="llm", slm="slm", threshold=-1.0) == {"r1": True, "r2": False}, (
+        "only what is in form is routed"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import typer
 
+from slm_ray.cli.app import app
 from slm_ray.cli.commands import NOT_MEASURED
 from slm_ray.command import BAD_INPUT, INTERRUPTED
 from slm_ray.config import load
 from slm_ray.errors import SlmRayError
 from slm_ray.verdict.decide import EXIT
+from tests.unit.test_house import FLOORS
 from tools import reference
 
 ROOT = Path(__file__).parents[2]
@@ -199,9 +202,9 @@ def test_the_modules_functions_and_files_that_a_page_names_exist(page: str) -> N
 
 
 def test_a_name_that_is_not_there_is_noticed() -> None:
-    assert missing("config.load.load") is None
+    assert missing("config.reading.load") is None
     assert missing("types.Prompt.as_dicts") is None
-    assert missing("config.load.lod")
+    assert missing("config.reading.lod")
     assert missing("types.Prompt.as_tuples")
 
 
@@ -221,6 +224,35 @@ def test_readme_names_every_folder_of_the_repository() -> None:
     assert sorted(name for name in folders | packages if f"{name}/" not in tree) == []
     named = set(re.findall(r"([\w.]+)/", tree))
     assert sorted(named - folders - packages - {"how-to"}) == []
+
+
+def test_readme_names_every_module_beside_the_rooms() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").partition("## What lies where")[2].partition("\n## ")[0]
+    modules = {path.stem for path in (ROOT / "slm_ray").glob("*.py")} - {"__init__"}
+    assert sorted(modules - set(_CODE.findall(tree))) == []
+
+
+def test_readme_names_every_command() -> None:
+    listed = (ROOT / "README.md").read_text(encoding="utf-8").partition("## The jobs")[2].partition("\n## ")[0]
+    named = {name.removeprefix("slm-ray ").replace("_", "-") for name in _CODE.findall(listed)}
+    assert sorted(typer.main.get_command(app).commands.keys() - named) == []  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_page_that_people_begin_with_links_every_other_one(page: str) -> None:
+    links = _LINK.findall((ROOT / page).read_text(encoding="utf-8"))
+    linked = {(ROOT / page).parent.joinpath(link.partition("#")[0]).resolve() for link in links if "://" not in link}
+    pages = set((ROOT / "docs").rglob("*.md")) - {ROOT / "docs" / "index.md"}
+    assert sorted(path.name for path in pages - linked) == []
+
+
+def test_architecture_has_every_room_on_its_layer() -> None:
+    text = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d) \| ([^|]*) \|", text, re.MULTILINE)
+    listed = {int(number): re.findall(r"`(\w+)/?`", names) for number, names in rows}
+    assert {number: sorted(names) for number, names in listed.items()} == {
+        number: sorted(names | {"jobs"} if number == len(FLOORS) - 1 else names) for number, names in enumerate(FLOORS)
+    }
 
 
 def test_every_job_and_every_setting_is_in_the_reference() -> None:

@@ -35,7 +35,7 @@ SIDEWAYS = {
     ("providers", "storage"), ("providers", "tasks"), ("tasks", "storage"),
     ("tracing", "storage"), ("tracing", "runlog"), ("tracing", "reports"), ("tracing", "adapters"),
     ("tracing", "providers"), ("tracing", "traffic"),
-    ("encoders", "storage"), ("prepare", "encoders"), ("storage"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"), ("prepare", "remote"), ("prepare", "traffic"),
+    ("encoders", "storage"), ("prepare", "encoders"), ("prepare", "storage"), ("prepare", "tasks"), ("prepare", "sources"), ("prepare", "remote"), ("prepare", "traffic"),
     ("reports", "storage"),
     ("reports", "tasks"), ("reports", "providers"), ("reports", "adapters"),
     ("training", "cluster"), ("training", "serving"), ("sweep", "training"), ("learning_curve", "training"), ("precisions", "training"), ("serving", "cluster"),

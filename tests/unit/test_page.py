@@ -14,9 +14,24 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
-from page_sample import ADAPTER, BASE, HOSTILE, LLM, part, priced, provenance, render, sample, sequential
+from page_sample import (
+    ADAPTER,
+    BASE,
+    CHANGES,
+    FIGURES,
+    HOSTILE,
+    LLM,
+    part,
+    priced,
+    provenance,
+    render,
+    sample,
+    sequential,
+    tried_before,
+)
 from plain_records import facts, plain, record
 
 from slm_ray.cost_records import CostReport, TrainingCost
@@ -522,7 +537,7 @@ def test_the_head_has_the_money_the_reason_where_it_fails_and_what_to_do() -> No
         "SLM − LLM is +11.0 points ±8.0: even its lower bound, +3.0, is above −2.0.",
         "Of 100 rows only the LLM is right on 6, only the SLM on 17. Shown worse: domain bad (−26.0).",
         "Most often: value mismatch (24).",
-        "On Monday Serve the adapter and send it 5 % of the traffic",
+        "On Monday Serve the adapter to 5 % of the users",
     ):
         assert words in head(), words
     final["decision"] |= {"action": "inconclusive", "because": ["first.", "noise."], "advice": "9 fresh rows would do."}
@@ -594,6 +609,43 @@ def test_a_further_candidate_is_named_with_the_level_that_is_left_for_it() -> No
     ]  # fmt: skip
     said = Document(render(data)).all("article")[0][2]
     assert "served:tiny:<b> fine-tune (paired at 3 %, 2026-11-20)" in " ".join(said.split())
+
+
+def test_the_run_before_is_shown_with_its_figures_and_the_rows_that_changed() -> None:
+    assert "Compared with the run before" not in BODY
+    document = Document(render(tried_before({}, {"figures": FIGURES, "changes": CHANGES})))
+    body = " ".join(document.all("body")[0][2].split())
+    lines = [" ".join(text.split()) for _, _, text in document.all("tr") if "candidate" in text]
+    assert (
+        lines[0].endswith("2026-11-20 – – – – fine-tune")
+        and "A candidate without figures was noted when it was asked" in body
+    )
+    assert "−17.8 ±8.7−25.1 to −9.1 33.3 % 51.1 % 90 fine-tune" in lines[1]
+    assert "candidate 3, this one" in lines[2] and "+11.0 ±8.0+3.0 to +19.0 63.0 % 52.0 % 100 swap" in lines[2]
+    assert "on the 88 rows that both were scored on; 64 are as they were" in body
+    assert "Right before, wrong now: 3: row-0002 a:b/ü&< and 1 more" in body
+    assert "Wrong before, right now: 21." in body
+    links = [attributes["href"] for _, attributes, text in document.all("a") if text in CHANGES["lower_ids"]]
+    assert [unquote(link) for link in links] == ["#row=structured:row-0002", "#row=structured:a:b/ü&<"]
+    assert all(re.fullmatch(r"#row=[^:]+:[^:<>&]+", link) for link in links), "as the script takes it apart"
+    assert {"#structured-before"} <= {attributes.get("href") for _, attributes, _ in document.all("a")}
+
+
+def test_where_nothing_is_kept_of_the_run_before_nothing_is_made_up() -> None:
+    document = Document(render(tried_before({})))
+    body = " ".join(document.all("body")[0][2].split())
+    assert "Which rows changed cannot be told" in body and "Right before" not in body
+    other = {"figures": {**FIGURES, "llm": "azure:old", "primary": "field_f1", "slm_metric": None}}
+    (line,) = (text for _, _, text in Document(render(tried_before(other))).all("tr") if "v1" in text)
+    assert "azure:old" in line and "field_f1" in line and "–" in line, "of another LLM, by another metric"
+
+
+def test_who_was_tried_before_takes_a_bounded_place_however_many_and_however_long() -> None:
+    ids = ["\u202e" * 40] * 50
+    changes = {"rows": 90_000, "lower": 40_000, "higher": 50_000, "lower_ids": ids, "higher_ids": ids}
+    html = render(tried_before(*({"figures": FIGURES, "changes": changes} for _ in range(500))))
+    assert len(html.encode()) - len(HTML.encode()) < 100_000
+    assert "The last 12 of 500 earlier candidates" in html and "\u202e" not in html
 
 
 def test_rows_groups_and_what_they_are_worth_stand_where_the_decision_does() -> None:

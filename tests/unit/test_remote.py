@@ -4,6 +4,7 @@ the host or the process goes away. Over HTTP from a server of S3's routes, or a 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import signal
@@ -38,6 +39,8 @@ from slm_ray.remote import store as remote_store
 from slm_ray.remote.lease import Lease
 from slm_ray.remote.shipping import Shipper, whole_and_parts
 from slm_ray.remote.store import Object, ObjectStore
+from slm_ray.reports.candidates import turn_on_rows
+from slm_ray.verdict.candidates import Candidate
 from tests.waiting import wait_for
 
 SERVER = Path(__file__).parent / "s3_server.py"
@@ -619,6 +622,30 @@ def test_a_line_that_the_store_did_not_take_is_nowhere(
         fetched(uri, setting="examples")  # another process looks meanwhile
         beside.unlink(missing_ok=True)
     assert server.store("line").read(beside.name) == b'{"n": 1}\n' == beside.read_bytes()
+
+
+@pytest.mark.parametrize("state", ["away", "refuse", "full"])
+def test_a_store_that_is_away_is_not_one_that_may_only_be_read(
+    server: Server, host: Callable[[str], None], tmp_path: Path, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A count of candidates that began anew in the run directory would give the next one the error of the first."""
+    monkeypatch.setattr(remote_store, "_ATTEMPTS", 1)
+    server.store(f"tried-{state}").write("test.jsonl", b"1\n")
+    uri = server.uri(f"tried-{state}/test.jsonl")
+    storage.write_text(tmp_path / "config.yaml", f"examples: {json.dumps(uri)}\n")
+    rows, answers = ("00000001", "00000002"), ("x", "y")
+    one = Candidate(llm="azure:big", slm="served:a", rule="paired", settings="s", rows=rows, answers=answers)
+    with turn_on_rows(one, str(tmp_path), planned=None) as opened:
+        opened.note("inconclusive", None)
+        assert not opened.caveat
+    server.becomes(state)
+    other = dataclasses.replace(one, slm="served:b")
+    refused = contextlib.nullcontext() if state == "full" else pytest.raises(StoreAway)  # full: it takes nothing
+    with refused, turn_on_rows(other, str(tmp_path), planned=None) as opened:
+        assert "may only be read" in opened.caveat
+    server.becomes("well")
+    with turn_on_rows(other, str(tmp_path), planned=None) as opened:
+        assert opened.turn.number == 2
 
 
 # Commands

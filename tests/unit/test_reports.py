@@ -466,3 +466,36 @@ def test_choosing_among_slms_that_were_asked_side_by_side_is_paid_for(
     found = compare_reports(config(held_out, candidates=1), chosen=chosen)
     assert found.comparison.level == level
     assert any("2 SLMs were asked on these rows" in sentence for sentence in found.decision.because) == chosen
+
+
+def test_the_next_slm_on_the_same_rows_is_shown_beside_the_one_before(tmp_path: Path, held_out: Path) -> None:
+    """Its figures, bounds included, and the rows that it lost: from the record beside the rows, whatever became of the run."""
+    examples = tmp_path / "examples.jsonl"
+    storage.write_text(examples, "{}\n")
+    storage.write_text(held_out / "config.yaml", f"examples: {examples}\n")
+    first = run(held_out)
+    report, rows = load_report(held_out)
+    another = "served:another"
+
+    def renamed(models: Any) -> Any:
+        return {another if spec == SLM else spec: model for spec, model in models.items()}
+
+    shutil.rmtree(held_out)
+    wrong = dict.fromkeys(rows[0].models[SLM].scores, 0.0)
+    rows = [replace(row, models=renamed(row.models)) for row in rows]
+    right = replace(rows[0].models[another])  # the fourth row becomes right, the first two become wrong
+    for place, answer in ((0, replace(right, scores=wrong)), (1, replace(right, scores=wrong)), (3, right)):
+        rows[place] = replace(rows[place], models={**rows[place].models, another: answer})
+    write_report(held_out, replace(report, models=renamed(report.models)), rows)
+    storage.write_text(held_out / "config.yaml", f"examples: {examples}\n")
+    found = compare_reports(config(held_out).model_copy(update={"slm": another}))
+    (before,) = found.decision.earlier
+    assert before.figures is not None and before.changes is not None
+    assert before.figures.interval == first.comparison.interval
+    assert (before.figures.llm_metric, before.figures.slm_metric, before.figures.n) == (1.0, 0.75, 200)
+    assert (before.changes.rows, before.changes.lower, before.changes.higher) == (200, 2, 1)
+    assert (before.changes.lower_ids, before.changes.higher_ids) == (("e1000", "e1001"), ("e1003",))
+    said = " ".join(comparison_text(found).split())
+    assert f"candidate 1, {SLM}: fine_tune (paired at 3 %" in said
+    assert "exact_match 0.7500 against 1.0000 of azure:big, SLM minus LLM -0.2500" in said
+    assert "of 200 rows scored both times this SLM is lower on 2, higher on 1" in said

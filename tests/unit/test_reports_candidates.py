@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from slm_ray import storage
-from slm_ray.errors import DataError
+from slm_ray.errors import ComparisonError, DataError, ResourceError
 from slm_ray.reports.candidates import reserve, said, turn_on_rows
-from slm_ray.types import Completion, Failure
-from slm_ray.verdict.candidates import Candidate
+from slm_ray.types import CandidateFigures, Completion, Failure, Interval
+from slm_ray.verdict.candidates import Candidate, ScoredRow, SlmScores
 
 ROWS = ("00000001", "00000002")
 
@@ -42,7 +42,7 @@ def record(run_dir: Path) -> Path:
 
 def take(run_dir: Path, name: str) -> int:
     with turn_on_rows(candidate(name), str(run_dir), planned=None) as opened:
-        opened.note("inconclusive")
+        opened.note("inconclusive", None)
         return opened.turn.number
 
 
@@ -67,6 +67,51 @@ def test_a_turn_knows_who_was_tried_on_its_rows_before_and_what_came_of_it(run_d
     elsewhere = replace(candidate("d"), rows=("00000009",), answers=("x",))
     with turn_on_rows(elsewhere, str(run_dir), planned=None) as opened:
         assert opened.earlier == ()
+
+
+FIGURES = CandidateFigures(
+    llm="azure:big", primary="exact_match", n=2, llm_metric=1.0, slm_metric=0.5,
+    interval=Interval(estimate=-0.5, lower=-1.0, upper=0.25, method="score"),
+)  # fmt: skip
+
+
+def scored(*values: float | None) -> SlmScores:
+    rows = [ScoredRow(prompt_hash=digits + "0" * 56, id=f"row {digits}", score=value) for digits, value in zip(ROWS, values, strict=True)]  # fmt: skip
+    return SlmScores(primary="exact_match", rows=tuple(rows))
+
+
+def test_the_next_candidate_finds_the_figures_and_scores_of_the_one_before_wherever_its_run_has_gone(
+    run_dir: Path,
+) -> None:
+    for _ in range(2):  # the same comparison again adds nothing
+        with turn_on_rows(candidate("a"), str(run_dir), planned=None, scores=scored(1.0, 0.0)) as opened:
+            opened.note("inconclusive", FIGURES)
+    assert [json.loads(line)["scores"] for line in record(run_dir).read_text().splitlines()] == [[1.0, 0.0]]
+    another = run_dir.parent / "another"
+    (run_dir / "config.yaml").rename(another.with_suffix(".yaml"))
+    storage.write_text(another / "config.yaml", another.with_suffix(".yaml").read_text())
+    with turn_on_rows(candidate("b"), str(another), planned=None, scores=scored(0.0, 0.0)) as opened:
+        (before,) = opened.earlier
+    assert before.figures == FIGURES and before.changes is not None
+    assert (before.changes.rows, before.changes.lower, before.changes.lower_ids) == (2, 1, ("row 00000001",))
+
+
+def test_a_candidate_that_was_reserved_has_its_figures_once_it_is_compared(run_dir: Path) -> None:
+    one = replace(candidate("a"), rule="sequential", answers=("x", "y"))
+    reserve([one], run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=None)
+    with turn_on_rows(one, str(run_dir), planned=None, scores=scored(1.0, None)) as opened:
+        opened.note("inconclusive", FIGURES)  # the outcome that the reservation has too
+    with turn_on_rows(candidate("b"), str(run_dir), planned=None, scores=scored(0.0, 1.0)) as opened:
+        assert opened.earlier[0].figures == FIGURES and opened.earlier[0].changes is not None
+        assert opened.earlier[0].changes.rows == 1
+
+
+def test_scores_of_other_rows_than_the_line_has_are_named(run_dir: Path) -> None:
+    take(run_dir, "a")
+    line = json.loads(record(run_dir).read_text())
+    record(run_dir).write_text(json.dumps({**line, "scores": [1.0]}) + "\n")
+    with pytest.raises(DataError, match=r"candidates\.jsonl:1: 1 scores of 2 rows; remove the line"):
+        take(run_dir, "b")
 
 
 def test_a_turn_that_is_not_noted_was_not_taken(run_dir: Path) -> None:
@@ -106,10 +151,50 @@ def test_comparisons_at_once_get_a_level_each(run_dir: Path) -> None:
     assert sorted(numbers) == list(range(1, 9))
 
 
+def grown(run_dir: Path, *further: str) -> tuple[Path, Candidate]:
+    """A run on another file of the folder, which has the first rows and further ones, and its candidate."""
+    (run_dir.parent / "rows/grown.jsonl").write_text("{}\n{}\n")
+    at = run_dir.parent / "on-grown"
+    storage.write_text(at / "config.yaml", f"examples: {run_dir.parent}/rows/grown.jsonl\n")
+    rows = (*ROWS, *further)
+    return at, replace(candidate("a"), rows=rows, answers=("a",) * len(rows))
+
+
+def test_rows_that_were_added_in_a_file_beside_the_first_are_a_second_look(run_dir: Path) -> None:
+    """`cat rows.jsonl more.jsonl > grown.jsonl` is how people add rows; a count that began anew would give 5 % again."""
+    take(run_dir, "a")
+    at, again = grown(run_dir, "00000003")
+    refused = pytest.raises(ComparisonError, match="2 of these 3 rows were already compared for served:a")
+    with refused, turn_on_rows(again, str(at), planned=None):
+        pass
+    other = replace(again, slm="served:b")
+    with turn_on_rows(other, str(at), planned=None) as opened:
+        opened.note("swap", None)
+        assert (opened.turn.number, [one.slm for one in opened.earlier]) == (2, ["served:a"])
+    assert take(run_dir, "c") == 3, "and the first file knows of the second"
+    beside = run_dir.parent / "rows/grown.jsonl.candidates.jsonl"
+    beside.write_bytes(beside.read_bytes() + b'{"cut sho')
+    assert take(run_dir, "d") == 4
+
+
+def test_a_copy_of_the_rows_beside_them_charges_the_same_comparison_once_and_each_record_stands_alone(
+    run_dir: Path,
+) -> None:
+    take(run_dir, "a")
+    at, _ = grown(run_dir)
+    with turn_on_rows(candidate("a"), str(at), planned=None) as opened:
+        assert (opened.turn.number, opened.turn.again) == (1, True)
+    with turn_on_rows(candidate("b"), str(at), planned=None) as opened:
+        opened.note("swap", None)
+    record(run_dir).unlink()
+    with turn_on_rows(candidate("c"), str(at), planned=None) as opened:
+        assert [one.slm for one in opened.earlier] == ["served:b"]
+
+
 def test_without_the_rows_the_record_is_in_the_run_directory_and_that_is_said(run_dir: Path) -> None:
     (run_dir.parent / "rows/test.jsonl").unlink()
     with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
-        opened.note("swap")
+        opened.note("swap", None)
         assert "knows of this run alone" in opened.caveat
     assert (run_dir / "candidates.jsonl").is_file() and not record(run_dir).exists()
 
@@ -131,24 +216,44 @@ def test_a_folder_in_the_place_of_the_record_does_not_start_the_count_anew(run_d
         take(run_dir, "a")
 
 
-def test_a_folder_that_cannot_be_written_is_no_hindrance(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def refusing(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
+    """The operating system refuses to open the record, as it does in a folder that may only be read; root may write anywhere."""
     opened_before = os.open
 
-    def refused(path: str | Path, *rest: Any) -> int:  # what a read-only folder does; root may write anywhere
-        if Path(path) == record(run_dir):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return opened_before(path, *rest)
+    def refused(opened: str | Path, *rest: Any) -> int:
+        if Path(opened) == path:
+            raise OSError(number, os.strerror(number))
+        return opened_before(opened, *rest)
 
     monkeypatch.setattr(os, "open", refused)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_only_be_read_is_no_hindrance(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    refusing(monkeypatch, record(run_dir), number)
     with turn_on_rows(candidate("a"), str(run_dir), planned=None) as opened:
         assert "may only be read" in opened.caveat
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE])
+def test_a_record_that_is_out_of_reach_for_now_does_not_start_the_count_anew(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """The next candidate would get the error of the first one."""
+    take(run_dir, "a")
+    refusing(monkeypatch, record(run_dir), number)
+    with pytest.raises(ResourceError, match=r"cannot write .*test\.jsonl\.candidates\.jsonl"):
+        take(run_dir, "b")
+    assert not (run_dir / "candidates.jsonl").exists()
 
 
 def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) -> None:
     """The best of three that were asked in one run, compared alone, is not the only one that was tried."""
     beside = [candidate("b"), candidate("c")]
     with turn_on_rows(candidate("a"), str(run_dir), planned=None, beside=beside) as opened:
-        opened.note("swap")
+        opened.note("swap", None)
         shared = 0.05 * 6 / math.pi**2 * (1 + 1 / 4 + 1 / 9) / 3
         assert opened.turn.level == pytest.approx(shared) and "3 SLMs were asked on these rows" in opened.caveat
     with turn_on_rows(candidate("c"), str(run_dir), planned=None, beside=[candidate("a"), candidate("b")]) as opened:
@@ -164,7 +269,7 @@ def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) ->
 
 def test_an_slm_for_which_nothing_is_left_shares_nothing(run_dir: Path) -> None:
     with turn_on_rows(candidate("a"), str(run_dir), planned=1) as opened:
-        opened.note("swap")
+        opened.note("swap", None)
     with turn_on_rows(candidate("b"), str(run_dir), planned=1, beside=[candidate("a")]) as opened:
         assert (opened.turn.level, opened.caveat) == (0, "")
 

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from slm_ray.corpus.tracks import TRACKS
 from slm_ray.scoring import items
+from slm_ray.scoring.parsed import is_readable, parsed
 from slm_ray.scoring.structured import score
 from slm_ray.types import RowScore
 
@@ -183,3 +185,16 @@ def test_spelling_is_nothing(value: object) -> None:
     spelled = json.dumps(value, indent=3, ensure_ascii=False)
     row = score("r", spelled, json.dumps(value, sort_keys=True))
     assert row.value("exact_match") == 1.0 and row.counts[1:] == (0, 0) and row.issues == ()
+
+
+@pytest.mark.parametrize("name", ["nan", "huge integer", "digits just over the limit", "deep lists", "two objects"])
+def test_what_the_scorer_refuses_is_shown_as_unreadable(name: str) -> None:
+    """People are shown what the scorer finds, not what a laxer parser would: NaN is no JSON, and no long number raises."""
+    assert score("r", HOSTILE[name], "{}").value("json_valid") == 0
+    assert parsed(TRACKS["structured"], HOSTILE[name]) == "unreadable"
+    assert not is_readable(TRACKS["structured"], HOSTILE[name])
+
+
+def test_what_the_scorer_reads_is_shown_in_one_line_by_its_keys() -> None:
+    assert parsed(TRACKS["structured"], '{"b": [1.0,\n "é"], "a": null}') == '{"a": null, "b": [1.0, "é"]}'
+    assert parsed(TRACKS["structured"], "null") == "null"

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from slm_ray.serving.admission import Admission, Answered, Counted, Room
+from slm_ray.serving.admission import Admission, Answered, Counted, InFlight, RefuseWhenFull, Room
 from slm_ray.serving.auth import RequireKey
 from slm_ray.serving.figures import FIGURES, Figure, Recorder, merged
 from slm_ray.serving.keys import KeyRing, add_key, key_digest
@@ -66,10 +66,16 @@ class Endpoint:
 
     def __init__(self, *, room: Room = ROOM, file: Path | None = None, asks_usage: bool = False) -> None:
         self.engine, self.told, self.now = Engine(), Told(), 0.0
+        in_flight = InFlight(room, self.told)
         app: Any = Admission(
-            self.engine, base="tiny", room=room, figures=self.told, asks_usage=asks_usage, clock=lambda: self.now
+            self.engine,
+            base="tiny",
+            in_flight=in_flight,
+            figures=self.told,
+            asks_usage=asks_usage,
+            clock=lambda: self.now,
         )
-        app = RequestLimits(app)
+        app = RefuseWhenFull(RequestLimits(app), in_flight=in_flight)
         if file is not None:
             app = RequireKey(app, ring=KeyRing(own_digest=key_digest("own"), file=str(file)))
         app = Counted(app, figures=self.told, clock=lambda: self.now)
@@ -100,6 +106,33 @@ def test_what_is_too_much_at_once_is_a_429_at_once_and_room_comes_back() -> None
     assert refused.json()["error"]["type"] == "rate_limit_error"
     assert statuses == [200, 200, 200]
     assert max(answers for answers, _ in told.now) == 2 and told.now[-1] == (0, 0)
+
+
+def test_who_finds_no_room_is_refused_before_its_body_has_come_but_not_before_its_key_is_known(tmp_path: Path) -> None:
+    file = tmp_path / "keys.jsonl"
+    secret = add_key(file, "team")
+
+    async def never() -> Any:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async def scenario() -> tuple[list[int], list[Answered]]:
+        endpoint = Endpoint(file=file)
+        endpoint.engine.may.clear()
+        running = [asyncio.create_task(endpoint.ask(secret)) for _ in range(2)]
+        await started(2, endpoint)
+        replies = [
+            await asyncio.wait_for(endpoint.client.post(CHAT, content=never(), headers={"api-key": key}), 10)
+            for key in (secret, "wrong")
+        ]
+        told = list(endpoint.told.ended)
+        endpoint.engine.may.set()
+        await asyncio.gather(*running)
+        return [reply.status_code for reply in replies], told
+
+    statuses, told = asyncio.run(scenario())
+    assert statuses == [429, 401]
+    assert [(one.key, one.status) for one in told] == [("team", 429), ("", 401)]
 
 
 def test_room_is_counted_in_tokens_too_and_alone_a_request_always_has_it() -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from slm_ray.serving import limits
+from slm_ray.serving import request_body
 from slm_ray.serving.limits import RequestLimits, most_tokens, regex_problem, schema_problem
 
 CHAT = "/v1/chat/completions"
@@ -51,7 +51,7 @@ def answer_format(schema: object) -> dict[str, Any]:
         {},
         {"max_tokens": 256, "temperature": 0.0, "seed": 42, "logprobs": True, "top_logprobs": 5, "stream": True},
         {"stream_options": {"include_usage": True}, "stop": ["\n"], "n": 2, "user": "u", "max_completion_tokens": None},
-        {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True},
+        {"logit_bias": {"5": -100}, "return_token_ids": True, "ignore_eos": True, "stop": ["x" * 200] * 16},
         {"return_tokens_as_token_ids": True, "cache_salt": "x", "logprobs": True, "top_logprobs": 20},  # the parity check
         {"messages": [*TURN, {"role": "assistant", "content": None}, {"role": "user", "content": [{"type": "text", "text": "a"}]}]},
         answer_format(deep(10)),
@@ -80,6 +80,7 @@ def test_what_clients_send_passes(client: TestClient, fields: dict[str, Any]) ->
         ({"chat_template": "{{ 1 }}"}, "chat_template", "not known here"),
         ({"stop": "x" * 5_000_000}, "stop", "1 to 200 characters"),
         ({"stop": [""]}, "stop", "1 to 200 characters"),
+        ({"stop": ["x"] * 17}, "stop", "at most 16"),
         ({"logit_bias": {str(token): 1 for token in range(1000)}}, "logit_bias", "at most 300"),
         ({"logit_bias": {"5": 1e9}}, "logit_bias", "-100 to 100"),
         ({"logit_bias": {"-5": 1}}, "logit_bias", "token numbers"),
@@ -137,7 +138,7 @@ def test_bytes_that_are_no_request_are_a_400(client: TestClient, body: bytes) ->
 
 
 def test_a_body_that_is_too_large_is_a_413_whether_or_not_it_says_so(client: TestClient) -> None:
-    large = b" " * (limits.MAX_BODY_BYTES + 1)
+    large = b" " * (request_body.MAX_BODY_BYTES + 1)
     assert client.post(CHAT, content=large).status_code == 413
     assert client.post("/v1/embeddings", content=large).status_code == 413
     chunks = (large[start : start + 2**20] for start in range(0, len(large), 2**20))
@@ -162,6 +163,53 @@ def test_a_client_that_leaves_before_its_request_is_whole_is_nobodys_error() -> 
 
     scope = {"type": "http", "method": "POST", "path": CHAT, "headers": []}
     asyncio.run(RequestLimits(unreached)(scope, left, send))  # type: ignore[arg-type]
+
+
+def test_large_bodies_that_are_slow_together_are_refused_before_they_fill_the_memory_and_small_ones_are_not() -> None:
+    part, parts, clients = b" " * 2**20, 4, 24
+    body = json.dumps({"messages": TURN}).encode()
+    statuses, waiting = list[int](), 0
+    whole = asyncio.Event()
+
+    async def ask(app: Any, parts: int) -> None:
+        messages = [{"type": "http.request", "body": part, "more_body": True}] * parts
+
+        async def receive() -> Any:
+            nonlocal waiting
+            await asyncio.sleep(0)
+            if messages:
+                return messages.pop()
+            waiting += 1
+            await whole.wait()
+            return {"type": "http.request", "body": body}
+
+        async def send(message: Any) -> None:
+            if "status" in message:
+                statuses.append(message["status"])
+
+        await app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+
+    async def engine(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+
+    async def scenario() -> int:
+        app = RequestLimits(engine)
+        asked = [asyncio.create_task(ask(app, parts)) for _ in range(clients)]
+        while waiting + len(statuses) < clients:
+            await asyncio.sleep(0.001)
+        held = waiting
+        asked.append(asyncio.create_task(ask(app, 0)))
+        whole.set()
+        await asyncio.gather(*asked)
+        await ask(app, parts)
+        return held
+
+    held = asyncio.run(asyncio.wait_for(scenario(), 30))
+    limit = request_body.MAX_ARRIVING_BYTES // (parts * len(part))
+    assert limit // 2 < held <= limit < clients
+    assert sorted(statuses) == [200] * (held + 2) + [429] * (clients - held), (
+        "the small one, and one when there is room again"
+    )
 
 
 @pytest.mark.parametrize(

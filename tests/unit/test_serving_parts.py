@@ -381,15 +381,23 @@ def test_only_what_changed_is_started_anew() -> None:
     other = replace(shown, fingerprint="another base in the same folder")
     assert (other.front_version != front) and (other.engine_version != engine), "its context may be another"
     assert replace(other, fingerprint=shown.fingerprint).front_version == front
+    upgraded = replace(shown, package="another")
+    assert upgraded.front_version != front and upgraded.engine_version != engine and upgraded.digest != shown.digest
 
 
-def test_an_engine_gets_the_environment_of_its_file_or_else_that_of_its_job() -> None:
+def test_an_engine_gets_the_environment_of_its_file_and_the_packages_of_its_job() -> None:
     """Serve hands a job's own on to a deployment that has none, and an empty one is one."""
     model = {"model_loading_config": {"model_id": "base"}, "accelerator_config": {"kind": "cpu"}}
-    assert "runtime_env" not in engine_options(model)["ray_actor_options"]
-    named = {**model, "deployment_config": {"ray_actor_options": {"runtime_env": {"pip": ["a"]}}}}
-    named["runtime_env"] = {"env_vars": {"A": "1"}}
-    assert engine_options(named)["ray_actor_options"]["runtime_env"] == {"pip": ["a"], "env_vars": {"A": "1"}}
+    job = {"py_modules": ["gcs://x.zip"], "uv": ["b"], "env_vars": {"SECRET": "s"}, "working_dir": "gcs://y.zip"}
+    assert "runtime_env" not in engine_options(model, job=job)["ray_actor_options"]
+    named = {**model, "runtime_env": {"env_vars": {"A": "1"}}}
+    assert engine_options(named, job={})["ray_actor_options"]["runtime_env"] == {"env_vars": {"A": "1"}}
+    brought = {"py_modules": ["gcs://x.zip"], "uv": ["b"]}
+    assert engine_options(named, job=job)["ray_actor_options"]["runtime_env"] == {**brought, "env_vars": {"A": "1"}}
+    own = {**named, "deployment_config": {"ray_actor_options": {"runtime_env": {"pip": ["a"]}}}}
+    assert engine_options(own, job=job)["ray_actor_options"]["runtime_env"] == {
+        "py_modules": ["gcs://x.zip"], "pip": ["a"], "env_vars": {"A": "1"},
+    }, "one kind of package list is all that Ray takes"  # fmt: skip
 
 
 def test_a_bucket_takes_the_folder_s_place_as_it_is_named() -> None:

@@ -52,7 +52,7 @@ def comparison(upper: float = 0.1) -> tuple[Comparison, Decision]:
     found = Comparison(
         track="structured", llm=LLM, slm="served:tiny", n=100, digest="d" * 64, primary="exact_match",
         llm_metrics={"exact_match": 0.5}, slm_metrics={"exact_match": 0.55}, gaps={"exact_match": 0.05},
-        interval=Interval(estimate=0.05, lower=0.0, upper=upper, method="Tango"), slm_only_right=6, llm_only_right=1,
+        interval=Interval(estimate=0.05, lower=0.0, upper=upper, method="Tango"), slm_only_right=6, llm_only_right=1, level=0.05,
     )  # fmt: skip
     return found, Decision(action="swap", rule="paired", delta=0.02, because=("the lower bound is above -0.02",))
 

@@ -10,12 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm_ray.errors import ComparisonError
-from slm_ray.types import Comparison, Decision, Interval
+from slm_ray.types import CandidateFigures, Comparison, Decision, Interval
 from slm_ray.verdict.candidates import (
     Candidate,
     CandidateTest,
+    ScoredRow,
+    SlmScores,
     Turn,
     counted,
+    earlier_than,
     fewest_rows,
     percent,
     turn_of,
@@ -149,7 +152,7 @@ def test_the_words_name_candidate_and_level_and_ask_for_fresh_rows_when_too_litt
     interval = Interval(estimate=0.0, lower=-0.06, upper=0.06, method="score")
     comparison = Comparison(
         track="t", llm="a", slm="b", n=100, digest="d", primary="p", llm_metrics={"p": 0.9}, slm_metrics={"p": 0.9},
-        gaps={}, interval=interval, slm_only_right=2, llm_only_right=2,
+        gaps={}, interval=interval, slm_only_right=2, llm_only_right=2, level=0.05,
     )  # fmt: skip
     undecided = Decision(action="inconclusive", rule="paired", delta=0.02, because=("x",), advice="add rows")
     said = counted(undecided, Turn(number=4, level=0.0019), comparison, planned=None)
@@ -193,3 +196,58 @@ def test_candidates_that_were_seen_at_once_share_equally_and_no_more_than_is_lef
         0.05 * 6 / math.pi**2 * (1 + 1 / 4 + 1 / 9 + 1 / 16)
     )
     assert [turn.level for turn in turns_of([FIRST, other("b")], [], planned=1)] == [0.025, 0.025]
+
+
+FIGURES = CandidateFigures(
+    llm="azure:big", primary="exact_match", n=100, llm_metric=0.6, slm_metric=0.5,
+    interval=Interval(estimate=-0.1, lower=-0.2, upper=0.0),
+)  # fmt: skip
+
+
+def scores(values: list[float | None], *, primary: str = "exact_match", name: str = "row-{}") -> SlmScores:
+    rows = tuple(
+        ScoredRow(prompt_hash=f"{i:08x}" + "f" * 24, id=name.format(i), score=value) for i, value in enumerate(values)
+    )
+    return SlmScores(primary=primary, rows=rows)
+
+
+def test_a_candidate_is_held_row_by_row_against_the_last_one_whose_scores_were_kept() -> None:
+    record: list[CandidateTest] = []
+    oldest = made(other("a"), record)
+    record.append(replace(oldest, figures=FIGURES, scores=(1.0,) * 100, action="fine_tune"))
+    before = made(other("b"), record)
+    then = tuple([None, 1.0, 0.0, 1.0, 0.0, 0.5] + [1.0] * 94)
+    record.append(replace(before, figures=FIGURES, scores=then))
+    made(other("c"), record)  # noted beside another one
+    turn = turn_of(other("d"), record, planned=None)
+    found = earlier_than(turn, other("d"), record, scores([1.0, 0.0, 1.0, 1.0, None, 0.25, *[1.0] * 94]))
+    assert [(one.number, one.action, one.figures) for one in found] == [
+        (1, "fine_tune", FIGURES), (2, "inconclusive", FIGURES), (3, "inconclusive", None)
+    ]  # fmt: skip
+    assert found[0].changes is None and found[2].changes is None
+    changes = found[1].changes
+    assert changes is not None and (changes.rows, changes.lower, changes.higher) == (98, 2, 1)
+    assert (changes.lower_ids, changes.higher_ids) == (("row-1", "row-5"), ("row-2",))
+
+
+def test_rows_that_were_scored_by_another_metric_or_cannot_be_told_apart_are_not_held_against_each_other() -> None:
+    record: list[CandidateTest] = []
+    before = made(other("a"), record)
+    record.append(replace(before, figures=FIGURES, scores=(0.0,) * 100))
+    turn, now = turn_of(other("b"), record, planned=None), scores([1.0] * 100)
+    (one,) = earlier_than(turn, other("b"), record, replace(now, primary="field_f1"))
+    assert one.figures == FIGURES and one.changes is None
+    (one,) = earlier_than(turn, other("b"), record, replace(now, rows=(*now.rows, now.rows[0])))  # asked twice
+    assert one.changes is not None and one.changes.rows == 99
+    (one,) = earlier_than(turn, other("b"), record, scores([None] * 100))
+    assert one.changes is None
+
+
+@pytest.mark.parametrize(("name", "listed"), [("row-{}", 50), ("é" * 999 + "{}", 4), ("x" * 10_000 + "{}", 0)])
+def test_of_rows_that_changed_all_are_counted_and_few_are_named(name: str, listed: int) -> None:
+    record: list[CandidateTest] = []
+    before = made(other("a"), record)
+    record.append(replace(before, figures=FIGURES, scores=(0.0,) * 100))
+    turn = turn_of(other("b"), record, planned=None)
+    (one,) = earlier_than(turn, other("b"), record, scores([1.0] * 100, name=name))
+    assert one.changes is not None and one.changes.higher == 100 and len(one.changes.higher_ids) == listed

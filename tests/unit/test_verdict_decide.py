@@ -31,7 +31,7 @@ def comparison(
         track="structured", llm="azure:big", slm="served:small", n=100, digest="abc", primary="exact_match",
         llm_metrics=left, slm_metrics=right, interval=Interval(estimate=gap, lower=lower, upper=upper),
         gaps={k: b - a for k in left if (a := left[k]) is not None and (b := right[k]) is not None},
-        slm_only_right=4, llm_only_right=6, stand_ins=stand_ins,
+        slm_only_right=4, llm_only_right=6, level=0.05, stand_ins=stand_ins,
     )  # fmt: skip
 
 

