@@ -21,7 +21,6 @@ from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
     Calls,
     Comparison,
-    Config,
     Cost,
     Curation,
     Declaration,
@@ -45,6 +44,7 @@ from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
 from slm_ray.config.traffic import Traffic
 from slm_ray.config.train import MixedTrack, TrainConfig
+from slm_ray.config.words import Config
 
 __all__ = [
     "ArmsConfig",

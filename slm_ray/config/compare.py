@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Comparison, Finished, LeakChecked, Pair, Priced
+from slm_ray.config.shared import Comparison, Priced
+from slm_ray.config.words import Finished, LeakChecked, Pair
 
 
 class CompareConfig(Priced, Comparison, LeakChecked, Pair, Finished):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Finished
+from slm_ray.config.words import Finished
 
 
 class DistilConfig(Finished):

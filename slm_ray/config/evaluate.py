@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import AskedRows, Declaration, Demonstrated, Evaluation, LeakChecked, Priced
+from slm_ray.config.shared import Declaration, Demonstrated, Evaluation, Priced
+from slm_ray.config.words import AskedRows, LeakChecked
 
 
 class EvaluateConfig(Priced, Evaluation, Demonstrated, LeakChecked, AskedRows):

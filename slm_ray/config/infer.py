@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Demonstrated, Endpoint, Generation, Tracked
+from slm_ray.config.shared import Demonstrated, Generation
+from slm_ray.config.words import Endpoint, Tracked
 
 
 class InferConfig(Demonstrated, Endpoint, Tracked):

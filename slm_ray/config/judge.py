@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator, model_validator
 
-from slm_ray.config.shared import WIDEST_DELTA, Endpoint, Generation, Margin, Priced, Requests, RunDir, Tracked
+from slm_ray.config.shared import WIDEST_DELTA, Generation, Priced, Requests
+from slm_ray.config.words import Endpoint, Margin, RunDir, Tracked
 
 
 class JudgeConfig(Priced, Requests, Margin, Tracked, Endpoint, RunDir):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Margin, Stratified
 from slm_ray.config.train import Variations
+from slm_ray.config.words import Margin, Stratified
 
 
 class LearningCurveConfig(Stratified, Margin, Variations):

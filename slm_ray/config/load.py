@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import AskedRows, Calls, Priced, ServingMachine
+from slm_ray.config.shared import Calls, Priced, ServingMachine
+from slm_ray.config.words import AskedRows
 
 FEWEST = 20  # requests of a rate: p95 of fewer is none
 

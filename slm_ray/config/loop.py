@@ -6,18 +6,8 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import (
-    Comparison,
-    Evaluation,
-    FixedRule,
-    Priced,
-    Recipe,
-    RunDir,
-    Search,
-    Seeded,
-    Serving,
-    Source,
-)
+from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
+from slm_ray.config.words import RunDir, Seeded
 
 
 class RunConfig(Priced, Seeded, RunDir):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Seeded, Source
+from slm_ray.config.shared import Source
+from slm_ray.config.words import Seeded
 
 
 class PrepareConfig(Seeded, Source):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Pair, Priced, Serving, Tracked
+from slm_ray.config.shared import Priced, Serving
 from slm_ray.config.traffic import Traffic
+from slm_ray.config.words import Pair, Tracked
 
 
 class RolloutRoute(Tracked, Pair):

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from slm_ray.config.shared import Margin
+from slm_ray.config.words import Margin
 
 
 class RowsConfig(Margin):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from slm_ray.config.shared import RunDir
+from slm_ray.config.words import RunDir
 
 
 class TraceConfig(RunDir):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import BaseAndAdapters, Config, Recipe, RunDir, Tracked
+from slm_ray.config.shared import Recipe
+from slm_ray.config.words import BaseAndAdapters, Config, RunDir, Tracked
 
 
 class TrainRows(Tracked):
