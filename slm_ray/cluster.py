@@ -29,6 +29,7 @@ from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
 _ANSWERS_WITHIN_S = 120.0  # a node that has not worked for this job yet copies its files first
+_HEAD = "node:__internal_head__"  # a resource that Ray gives the head alone
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 
@@ -130,19 +131,46 @@ def start_local(**settings: Any) -> None:
 
 def require(bundles: Sequence[Mapping[str, float]], *, setting: str) -> None:
     """Raise ResourceError when the whole cluster, idle, could never hold all `bundles` at the same time."""
-    total = ray.cluster_resources()
-    if short := _short(bundles, total):
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
-        have = ", ".join(f"{total.get(name, 0.0):g} {name}" for name in short)
+    if short := shortage(bundles):
         raise ResourceError(
-            f"{setting} asks for {asked}, the cluster has {have}: ask for less, or add nodes "
+            f"{setting} {short}: ask for less, or add nodes "
             f"(on one machine: ray start --head --num-cpus N --resources '{{\"{SLOT}\": N}}')"
         )
+
+
+def require_here(bundles: Sequence[Mapping[str, float]], *, setting: str, why: str) -> None:
+    """ResourceError where this process's node, idle, could never hold all `bundles`; `why` they have to be here."""
+    here = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    if short := _in_words(_short(bundles, here["Resources"]), here["Resources"], "this node"):
+        raise ResourceError(f"{setting} {short}, and {why}")
+
+
+def shortage(bundles: Sequence[Mapping[str, float]]) -> str:
+    """What the whole cluster, idle, lacks to hold all `bundles` at once, in words; empty where it lacks nothing."""
+    total = ray.cluster_resources()
+    if short := _short(bundles, total):
+        return _in_words(short, total, "the cluster")
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for bundle in bundles:
-        if not any(_fits(bundle, node.get("Resources", {})) for node in ray.nodes() if node.get("Alive")):
-            raise ResourceError(
-                f"{setting}: no single node has {dict(bundle)}; ask for less per worker or add a larger node"
-            )
+        if not any(_fits(bundle, node) for node in nodes):
+            return f"asks for {', '.join(f'{amount:g} {name}' for name, amount in bundle.items())} on one node, and none has that"
+    return ""
+
+
+def _in_words(short: Mapping[str, float], total: Mapping[str, float], who: str) -> str:
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in short.items())
+    have = ", ".join(f"{total.get(name, 0.0):g} {name}" for name in short)
+    return f"asks for {asked}, {who} has {have}" if short else ""
+
+
+def head() -> Mapping[str, Any]:
+    """What Ray knows of the cluster's head, where Ray Serve's proxy is."""
+    return next(node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
+
+
+def is_on_head() -> bool:
+    """Whether this process is on the cluster's head."""
+    return bool(head()["NodeID"] == ray.get_runtime_context().get_node_id())
 
 
 def require_seen(

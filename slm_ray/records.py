@@ -268,8 +268,9 @@ class SequentialRun:
 class Report:
     """One evaluation: every model over the same rows of one track. `track_definition` is the track as plain JSON.
 
-    `order_seed` is the seed that the order of the rows was drawn from before the first call, and None where rows were
-    asked as they stand in the file; `sequential` is what the sequential rule saw by then.
+    `order_seed` is the seed that the order of the rows was drawn from before the first call, `order_digest` names the rows
+    that it was drawn for (those that are added later follow them); both are None where rows were asked as they stand in the
+    file. `sequential` is what the sequential rule saw by then.
     """
 
     track: str
@@ -277,6 +278,7 @@ class Report:
     examples: ExampleSet
     models: Mapping[str, ModelReport]
     order_seed: int | None = None
+    order_digest: str | None = None
     sequential: SequentialRun | None = None
     provenance: Provenance | None = None
     schema_version: int = SCHEMA_VERSION

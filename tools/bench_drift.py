@@ -11,7 +11,6 @@ served).
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from slm_ray.command import run
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, choices
 from slm_ray.reports.files import load_report
@@ -35,11 +33,11 @@ from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 from slm_ray.verdict.watch import levels
 from slm_ray.yaml_file import read_yaml
 from tools.config import DriftBenchConfig
-from tools.synthesize import synthesize
+from tools.synthesize import domain_of, examples_of
 from tools.tiny_adapter import Recipe, adapter_answers
 
 TRACK = TRACKS["toolcall"]
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 LEVEL = levels(AGREEMENT_LEVEL)[0]  # a route's
 Scores = NDArray[np.float64]
 
@@ -56,12 +54,9 @@ class Scored:
 def rows_by_domain(config: DriftBenchConfig) -> dict[str, list[Example]]:
     """The generated examples of every domain of the catalogue, shuffled."""
     catalogue = read_yaml(config.catalogue, what="catalogue")
-    domains = {tool["name"]: tool["domain"] for tool in catalogue["tools"]}
-    if unknown := set(config.held_out) - set(domains.values()):
-        raise ConfigError(f"held_out: {choices(unknown.pop(), set(domains.values()))}")
-    raw = synthesize(catalogue, config.rows, config.seed)
+    domains = domain_of(catalogue, config.held_out, setting="held_out")
     found: dict[str, list[Example]] = {}
-    for example in examples((json.dumps(row) for row in raw), name=config.catalogue, track=TRACK):
+    for example in examples_of(catalogue, TRACK, config.rows, config.seed):
         found.setdefault(domains[example.tags["tool"]], []).append(example)
     for rows in found.values():
         random.Random(config.seed).shuffle(rows)

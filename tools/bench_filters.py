@@ -24,7 +24,6 @@ from slm_ray.command import run
 from slm_ray.config import Live
 from slm_ray.corpus import duplicates
 from slm_ray.corpus.parsed_row import ParsedRow
-from slm_ray.corpus.read import examples
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.prepare.live import live_rows, without_held_back
 from slm_ray.scoring import score
@@ -34,7 +33,7 @@ from slm_ray.types import Example, Interval
 from slm_ray.verdict.stats import RESAMPLES, SEED, paired_interval
 from slm_ray.yaml_file import read_yaml
 from tools.config import FilterBenchConfig
-from tools.synthesize import synthesize
+from tools.synthesize import domain_of, examples_of
 from tools.tiny_adapter import Recipe, adapter_answers
 
 TRACK = TRACKS["structured"]
@@ -55,8 +54,10 @@ class Arrangement:
 
 def questions(config: FilterBenchConfig) -> tuple[list[Example], list[Example]]:
     """What live traffic asks, and what the test asks, with the true answers: no question is in both."""
-    raw = synthesize(read_yaml(config.catalogue, what="catalogue"), config.questions + config.test_rows, config.seed)
-    every = list(examples((json.dumps(row) for row in raw), name=config.catalogue, track=TRACK))
+    catalogue = read_yaml(config.catalogue, what="catalogue")
+    domains = domain_of(catalogue, config.domains, setting="domains")
+    chosen = {**catalogue, "tools": [tool for tool in catalogue["tools"] if domains[tool["name"]] in config.domains]}
+    every = examples_of(chosen, TRACK, config.questions + config.test_rows, config.seed)
     random.Random(config.seed).shuffle(every)
     return every[config.test_rows :], every[: config.test_rows]
 
@@ -110,13 +111,14 @@ def arrangements(log: str, truth: Mapping[str, str]) -> list[Arrangement]:
     found = live_rows(log, TRACK, Live())
     every: list[ParsedRow] = list(found.rows)
     filters: dict[str, Live] = {
-        "self_agreement: 0.6": Live(self_agreement=0.6), "disagreement: drop": Live(disagreement="drop"),
+        "disagreement: drop": Live(disagreement="drop"), "self_agreement: 0.6": Live(self_agreement=0.6),
         "both": Live(self_agreement=0.6, disagreement="drop"),
     }  # fmt: skip
-    chosen: dict[str, Sequence[Example]] = {FORM: every, "duplicates: exact": duplicates.exact(every)[0]}
+    chosen: dict[str, Sequence[Example]] = {FORM: every}
     for name, settings in filters.items():
         held_back = live_rows(log, TRACK, settings).held_back
         chosen[name] = without_held_back(every, held_back)[0]
+    chosen["duplicates: exact"] = duplicates.exact(every)[0]
     return [_arrangement(name, rows, truth) for name, rows in chosen.items()]
 
 
@@ -154,6 +156,11 @@ def difference(raw: Sequence[bool], filtered: Sequence[bool], comparisons: int) 
     return paired_interval(pairs, resamples=RESAMPLES, seed=SEED, one_sided=ERROR / 2 / comparisons)
 
 
+def compared(found: Interval) -> tuple[str, str, str]:
+    """The difference, its interval and the verdict."""
+    return f"{found.estimate:+.3f}", f"[{found.lower:+.3f}, {found.upper:+.3f}]", in_words(found)
+
+
 def in_words(found: Interval) -> str:
     if found.lower > 0:
         return "better"
@@ -168,22 +175,19 @@ def main(config: FilterBenchConfig) -> None:
     truth = {question_of(row): row.target for row in asked}
     recipe = Recipe(base=config.base, steps=config.steps, batch=config.batch, seed=config.seed)
     trained = [raw_rows(requests, asked, truth), *arrangements(str(folder / "log"), truth)]
-    scores: dict[str, list[bool]] = {}
-    for one in trained:
-        answers = adapter_answers(recipe, one.rows, test, folder)
-        scores[one.name] = [right(text, row.target) for text, row in zip(answers, test, strict=True)]
-        print(f"{one.name}: {sum(scores[one.name])} of {len(test)} test rows, {time.perf_counter() - started:.0f} s")
     table = Table(
         "trained on", "rows", "of them wrong", "right on test rows", "minus raw", "interval", "verdict",
         title=f"{len(requests):,} requests, {len(test)} test rows, {config.steps:,} steps each",
     )  # fmt: skip
+    raw: list[bool] | None = None
     for one in trained:
-        found = difference(scores[RAW], scores[one.name], len(trained) - 1)
-        said = ("", "", "") if one.name == RAW else (
-            f"{found.estimate:+.3f}", f"[{found.lower:+.3f}, {found.upper:+.3f}]", in_words(found)
-        )  # fmt: skip
-        share = sum(scores[one.name]) / len(test)
-        table.add_row(one.name, f"{len(one.rows):,}", f"{one.wrong / len(one.rows):.1%}", f"{share:.1%}", *said)
+        answers = adapter_answers(recipe, one.rows, test, folder)
+        scores = [right(text, row.target) for text, row in zip(answers, test, strict=True)]
+        said = ("", "", "") if raw is None else compared(difference(raw, scores, len(trained) - 1))
+        raw = raw or scores
+        shares = (one.wrong / len(one.rows), sum(scores) / len(test))
+        table.add_row(one.name, f"{len(one.rows):,}", *(f"{share:.1%}" for share in shares), *said)
+        print(f"{one.name}: {sum(scores)} of {len(test)} test rows {' '.join(said)}", flush=True)
     Console(width=130).print(table)
     print(f"the intervals hold together but for one error of {ERROR:.0%}; {time.perf_counter() - started:.0f} s")
 

@@ -72,11 +72,13 @@ def evaluated(config: ScaleBenchConfig, nodes: int, folder: Path) -> Lap:
     """An evaluation by a shard on each of `nodes` nodes, as the endpoint saw it."""
     import json
 
+    import ray
+
     from slm_ray.config import EvaluateConfig
     from slm_ray.evaluation import evaluate
 
     rows = write_rows(folder, config.rows_per_node * nodes)
-    with endpoint(config.latency_s) as url:
+    with endpoint(config.latency_s, ray.util.get_node_ip_address()) as url:  # of loopback each node has its own
         asked = EvaluateConfig(
             track="chat", examples=str(rows), models=("served:bench",), run_dir=str(folder / "run"), endpoint=url,
             generation={"concurrency": config.in_flight * nodes}, shards=nodes, shard_resources={NODE: 1},

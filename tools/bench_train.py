@@ -7,38 +7,46 @@ less what its trainer says it trained; `cpu_s` is what all its processes compute
 `recovery`: one worker is killed (-9) between two checkpoints. Steps that are done twice, and the seconds from the kill until
 the step at which it came is reached again.
 
+`chain`: the same command three times over one run: it is stopped (SIGTERM), loses a worker (-9) and then its driver (-9), and
+finishes. The loss of every step beside that of a run which nothing disturbed.
+
 `per_hour`: as many trainings as `adapters`, by one worker each, in line for the machine's slots.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 
 from slm_ray import cluster
 from slm_ray.command import run
 from slm_ray.config import TrainConfig
-from slm_ray.errors import ResourceError
+from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.storage import read_json, write_json
-from slm_ray.training import progress, train, train_many
+from slm_ray.training import progress, rows, train, train_many
 from tools.config import TrainBenchConfig
+
+_CHAIN_STEPS, _CHAIN_SAVES = 48, 4  # below 50 steps every one is logged
 
 
 def main(config: TrainBenchConfig) -> None:
     """Measure what `parts` names, and print."""
-    parts = {"torchrun": race, "recovery": recovery, "per_hour": per_hour}
+    parts = {"torchrun": race, "recovery": recovery, "chain": chain, "per_hour": per_hour}
     for part in config.parts:
         parts[part](config)
 
@@ -129,6 +137,49 @@ def recovered(seen: Sequence[tuple[float, int | None]], killed: tuple[float, int
     )
 
 
+def chain(config: TrainBenchConfig) -> None:
+    """A training that is disturbed in three ways, beside one that is not."""
+    cluster.connect()
+    rows_in_all = len(rows.read(config.training.train, config.training.track).examples)
+    epochs = _CHAIN_STEPS * config.training.per_device_batch * config.training.workers.count / rows_in_all
+    with tempfile.TemporaryDirectory() as scratch:
+        alone, disturbed = (
+            _own(config, Path(scratch) / name, epochs=epochs, checkpoint_steps=_CHAIN_SAVES, gradient_accumulation=1)
+            for name in ("alone", "disturbed")
+        )
+        _finish(alone)
+        first = _command(disturbed)
+        _wait(lambda: _saved(disturbed) > 0, first, disturbed)
+        first.send_signal(signal.SIGTERM)  # what `ray job stop` and a service manager send
+        status = first.wait()
+        while _workers():
+            time.sleep(0.1)
+        stopped = _saved(disturbed)
+        second = _command(disturbed)
+        _wait(lambda: len(_workers()) == config.training.workers.count, second, disturbed)
+        _wait(lambda: _saved(disturbed) > stopped, second, disturbed)
+        _workers()[-1].kill()
+        lost = _saved(disturbed)
+        _wait(lambda: _saved(disturbed) >= lost + 2 * _CHAIN_SAVES, second, disturbed)
+        second.kill()
+        second.wait()
+        told = (
+            f"stopped (status {status}) behind checkpoint {stopped}, lost a worker behind {lost} and its driver behind "
+            f"{_saved(disturbed)}"
+        )
+        _finish(disturbed)
+        curves = [_curve(asked) for asked in (alone, disturbed)]
+    print(f"chain: {told}; {compared(*curves)}", flush=True)
+
+
+def compared(alone: Sequence[Mapping[str, float]], disturbed: Sequence[Mapping[str, float]]) -> str:
+    """How far two curves of loss, rate and gradient norm by step lie apart."""
+    if [step["step"] for step in alone] != [step["step"] for step in disturbed]:
+        raise ResourceError("the two runs have not logged the same steps")
+    apart = [abs(one[name] - other[name]) for one, other in zip(alone, disturbed, strict=True) for name in one]
+    return f"{len(alone)} steps beside an undisturbed run: loss, rate and gradient norm apart by {max(apart):g} at most"
+
+
 def per_hour(config: TrainBenchConfig) -> None:
     """Trainings in line, each with a seed of its own."""
     cluster.connect()
@@ -161,8 +212,61 @@ def _step(folder: Path) -> int | None:
     return None
 
 
+def _command(asked: TrainConfig) -> subprocess.Popen[bytes]:
+    """`slm-ray train` in a process of its own, on the Ray of this one."""
+    folder = Path(asked.run_dir).parent
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "train.yaml", asked.model_dump(mode="json"))
+    job = Path(__file__).parents[1] / "jobs" / "train.py"
+    # A Ray of one job asks for no token where none was set, and a second process has to say that it knows.
+    environment = {"RAY_AUTH_MODE": "disabled"} | os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (folder / "output.log").open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, str(job), str(folder / "train.yaml")], env=environment, stdout=output,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def _finish(asked: TrainConfig) -> None:
+    while status := _command(asked).wait():
+        if "in use" not in _output(asked):
+            raise ResourceError(f"the command ended with status {status}: {_output(asked)[-800:]}")
+        time.sleep(1.0)  # what is left of a killed driver lets go of the run's folder
+
+
+def _output(asked: TrainConfig) -> str:
+    return (Path(asked.run_dir).parent / "output.log").read_text(encoding="utf-8", errors="replace")
+
+
+def _saved(asked: TrainConfig) -> int:
+    """The step of the newest checkpoint that Ray Train has noted; 0 where there is none."""
+    steps = [0]
+    for noted in Path(asked.run_dir).glob("*/checkpoint_manager_snapshot.json"):
+        for path in noted.parent.glob("checkpoint_*/trainer_state.json"):
+            with contextlib.suppress(OSError, SlmRayError):  # it is being written, or removed
+                if path.parent.name in noted.read_text(encoding="utf-8"):
+                    steps.append(int(read_json(path)["global_step"]))
+    return max(steps)
+
+
+def _wait(until: Callable[[], bool], command: subprocess.Popen[bytes], asked: TrainConfig) -> None:
+    while not until():
+        if command.poll() is not None:
+            raise ResourceError(f"it ended too soon, with status {command.returncode}: {_output(asked)[-800:]}")
+        time.sleep(0.02)
+
+
+def _curve(asked: TrainConfig) -> list[dict[str, float]]:
+    (finished,) = Path(asked.run_dir).glob("*/finished.json")
+    return list(read_json(finished)["curve"])
+
+
 def _workers() -> list[psutil.Process]:
-    return [one for one in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(one.cmdline())]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+    return found
 
 
 def rank(folder: Path) -> None:
@@ -175,8 +279,6 @@ def rank(folder: Path) -> None:
 
     config = TrainConfig.model_validate(read_json(folder / "train.yaml"))
     torch.set_num_threads(1)
-    from slm_ray.training import rows
-
     examples = rows.read(config.train, config.track).examples
     quantization = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,

@@ -59,7 +59,7 @@ class TrainBenchConfig(Config):
     """What a training costs; `training` names its rows, run and adapters go elsewhere."""
 
     training: TrainConfig
-    parts: tuple[Literal["torchrun", "recovery", "per_hour"], ...] = ("torchrun",)
+    parts: tuple[Literal["torchrun", "recovery", "chain", "per_hour"], ...] = ("torchrun",)
     laps: int = Field(3, ge=1, description="of the race against torchrun")
     checkpoint_steps: int = Field(20, ge=6, description="of the training that loses a worker")
     adapters: int = Field(6, ge=1, description="that are trained in line")
@@ -225,7 +225,7 @@ class DriftBenchConfig(Config):
     test_rows: int = Field(
         400, ge=40, description="of the known domains (half the verdict's, half live), and of the others"
     )
-    steps: int = Field(1500, ge=1)
+    steps: int = Field(1200, ge=1)
     batch: int = Field(8, ge=1)
     delta: float = Field(0.02, ge=0, lt=1)
     runs: int = Field(1000, ge=1, description="replays per line")
@@ -242,6 +242,9 @@ class FilterBenchConfig(Config):
 
     out_dir: str = Field("runs/bench_filters", description="the log, checkpoints and answers; the same command goes on")
     catalogue: str = "data/tools/catalogue.yaml"
+    domains: tuple[str, ...] = Field(
+        ("home", "media", "weather"), description="of the catalogue, whose tools are asked for"
+    )
     base: str = "data/tiny_base"
     questions: int = Field(1600, ge=10, description="different ones that are asked")
     repeated: float = Field(0.3, ge=0, le=1, description="share of them that is asked several times")
@@ -250,6 +253,6 @@ class FilterBenchConfig(Config):
     formless: float = Field(0.05, ge=0, le=1, description="share of the LLM's answers that have no form")
     slm_right: float = Field(0.6, ge=0, le=1, description="share of the SLM's answers of that day that are right")
     test_rows: int = Field(400, ge=20)
-    steps: int = Field(800, ge=1, description="optimizer steps of every training, whatever the rows")
+    steps: int = Field(350, ge=1, description="optimizer steps of every training, whatever the rows")
     batch: int = Field(8, ge=1)
     seed: int = 42

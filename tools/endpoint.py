@@ -3,7 +3,8 @@
 Cheap on purpose: it shares the machine with what it measures. `GET /span` gives the calls answered since `GET /reset`,
 the seconds between the first request and the last reply, the mean seconds that a reply took, and the most calls in
 flight. It waits with `select`, which wakes to the microsecond where the usual `epoll` rounds up to whole milliseconds,
-and so takes no more than about a thousand connections. Loopback only; it reads nothing of a request but its length.
+and so takes no more than about a thousand connections. On loopback, unless an address is given; it reads nothing of a
+request but its length.
 """
 
 from __future__ import annotations
@@ -109,14 +110,15 @@ def _length(head: bytes) -> int:
     return 0
 
 
-async def serve(latency_s: float, say: Callable[[int], None]) -> None:
-    """Listen on a free port of 127.0.0.1 for ever; `say` hears which."""
+async def serve(latency_s: float, host: str, say: Callable[[int], None]) -> None:
+    """Listen on a free port of an address for ever; `say` hears which."""
     tally = Tally()
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(tally, latency_s), "127.0.0.1", 0)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(tally, latency_s), host, 0)
     say(server.sockets[0].getsockname()[1])
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        runner.run(serve(float(sys.argv[1]), lambda port: print(port, flush=True)))
+        host = sys.argv[2] if len(sys.argv) > 2 else "127.0.0.1"
+        runner.run(serve(float(sys.argv[1]), host, lambda port: print(port, flush=True)))

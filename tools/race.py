@@ -91,13 +91,13 @@ def get(url: str) -> bytes:
 
 
 @contextmanager
-def endpoint(latency_s: float) -> Iterator[str]:
+def endpoint(latency_s: float, host: str = "127.0.0.1") -> Iterator[str]:
     """The address of an endpoint of that latency, in a process of its own."""
-    command = [sys.executable, str(Path(__file__).with_name("endpoint.py")), str(latency_s)]
+    command = [sys.executable, str(Path(__file__).with_name("endpoint.py")), str(latency_s), host]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+            yield f"http://{host}:{int(process.stdout.readline())}"
         finally:
             process.terminate()
 

@@ -11,8 +11,14 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections.abc import Collection
 from functools import partial
 from typing import Any
+
+from slm_ray.corpus.read import examples
+from slm_ray.corpus.tracks import Track
+from slm_ray.errors import ConfigError, choices
+from slm_ray.types import Example
 
 TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool, "List[str]": list}
 RESERVED = frozenset({"query", "arguments", "tool_name"})  # the field names of a structured completion
@@ -36,6 +42,20 @@ def synthesize(catalogue: dict[str, Any], n: int, seed: int) -> list[dict[str, A
         answers = _json([{"name": tool["name"], "arguments": arguments}])
         rows.append({"id": number, "query": query, "tools": _json(_shown(tool, tools, rng)), "answers": answers})
     return rows
+
+
+def examples_of(catalogue: dict[str, Any], track: Track, n: int, seed: int) -> list[Example]:
+    """`n` rows as the track shows them; the tag `tool` names each row's tool."""
+    lines = (json.dumps(row) for row in synthesize(catalogue, n, seed))
+    return list(examples(lines, name="the catalogue", track=track))
+
+
+def domain_of(catalogue: dict[str, Any], named: Collection[str], *, setting: str) -> dict[str, str]:
+    """The domain of every tool; ConfigError where one that the setting names is none."""
+    domains = {tool["name"]: tool["domain"] for tool in catalogue["tools"]}
+    if unknown := set(named) - set(domains.values()):
+        raise ConfigError(f"{setting}: {choices(min(unknown), set(domains.values()))}")
+    return domains
 
 
 def rows_text(rows: list[dict[str, Any]]) -> str:

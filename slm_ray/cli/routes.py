@@ -18,7 +18,8 @@ from slm_ray.adapters.history import resolve
 from slm_ray.adapters.registry import is_id
 from slm_ray.cli.adapters import one_line
 from slm_ray.command import BAD_INPUT
-from slm_ray.errors import ConfigError
+from slm_ray.errors import ConfigError, DataError
+from slm_ray.rollout.fallbacks import read_fallbacks
 from slm_ray.rollout.states import (
     NO_VERDICT,
     STATES,
@@ -71,6 +72,7 @@ def list_all(
     with one_line():
         store = RouteStore(folder)
         routes, damaged = store.routes(), store.damaged()
+        in_its_place = {name: _in_its_place(folder, now, damaged) for name, now in routes.items()}
         if not routes and not damaged:
             print(f"there is no route in {folder}; slm-ray routes create makes one", file=sys.stderr)
         elif as_json:
@@ -84,12 +86,13 @@ def list_all(
                     now.route.llm,
                     now.adapter or now.route.slm,
                     now.granted.most,
+                    in_its_place[name],
                     now.changed_at[:19],
                     now.by,
                 ]
                 for name, now in routes.items()
             ]
-            names = ["route", "state", "LLM", "SLM", "at most", "since (UTC)", "by"]
+            names = ["route", "state", "LLM", "SLM", "at most", "LLM in its place", "since (UTC)", "by"]
             print("\n".join(format_table([names, *rows], left=range(len(names)))))
         for line in damaged:
             print(f"error: {line}", file=sys.stderr)
@@ -114,10 +117,9 @@ def show(name: Name, folder: Folder = DEFAULT) -> None:
             )
         print(watched_text(grant, now.delta))
         if now.serving:
-            print(
-                "no alarm comes of what the LLM answers in the SLM's place: GET /rollout/v1/models counts it (fallbacks),"
-                f" slm-ray routes page {name} --traffic LOG shows it"
-            )
+            found = read_fallbacks(folder, now)
+            said = found.in_words if found else "no front has seen a call for the SLM in this state yet"
+            print(f"{said}; the watch rings no alarm for that")
         print(f"audit_share {now.audit_share:g}, delta {now.delta:g}, timeout_s {now.timeout_s:g}, change {now.serial}")
 
 
@@ -238,6 +240,18 @@ def page(
 
         write_text(out, route_page(route_picture(folder, name, traffic=traffic)))
         print(f"wrote {out}")
+
+
+def _in_its_place(folder: Path, now: RouteState, damaged: list[str]) -> str:
+    """The LLM's part of the latest calls that the SLM was to answer; a file that cannot be read goes to `damaged`."""
+    try:
+        found = read_fallbacks(folder, now) if now.serving else None
+    except DataError as error:
+        damaged.append(str(error))
+        return "?"
+    if found is None:
+        return "–"
+    return f"{found.share:.0%} of {found.calls}{', lasts' if found.since is not None else ''}"
 
 
 def _granted(verdict: Path | None, other_report: Path | None) -> tuple[Grant, str | None]:

@@ -38,6 +38,14 @@ def host_of(url: str) -> str:
     return rest.partition(":")[0].lower()
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
+    try:
+        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def on_premise(host: str) -> bool | None:
     """Whether the host is this machine or of this network; None where its name does not tell."""
     try:

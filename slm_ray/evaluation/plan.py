@@ -16,6 +16,7 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.corpus import render
 from slm_ray.corpus.leakage import question_hash, question_hashes, refuse_leakage
 from slm_ray.corpus.tracks import Track
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import ConfigError, DataError, choices
 from slm_ray.evaluation.asking_order import AskingOrder, drawn, largest_group, run_lengths, whole_rounds
 from slm_ray.evaluation.few_shot import Demonstrations, open_demonstrations
@@ -59,6 +60,17 @@ class Arm:
             for row in examples
             if not log.is_finished(keys[row.id])
         ]  # fmt: skip
+
+
+def asked_on_loopback(arms: Sequence[Arm]) -> str:
+    """Why all arms have to be asked from the driver's node, in words; empty where every node reaches every endpoint."""
+    for arm in arms:
+        if arm.facts.host is not None and is_loopback(arm.facts.host):
+            return (
+                f"{arm.spec} is asked at {arm.facts.host}, which is another machine on every node: ask for less, or give an"
+                " address that all nodes reach (serving.host: 0.0.0.0 and a key)"
+            )
+    return ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

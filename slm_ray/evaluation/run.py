@@ -160,7 +160,7 @@ def _levels(
     hashes = {row.id: prompt_hash(row.prompt) for row in planned.examples}
     tried = [
         candidate_of(
-            now, llm=llm, slm=slm, order_seed=planned.order.seed,
+            now, llm=llm, slm=slm, order=(planned.order.seed, planned.order.files[0]),
             rows=[(found, said(there.get((llm, row)), there.get((slm, row)))) for row, found in hashes.items()],
         )
         for slm in candidates

@@ -87,8 +87,10 @@ def write_report(
         spec: replace(model, busy_s=_busy_s(answers[spec]), training=training_of(model, config.adapters_dir))
         for spec, model in report.models.items()
     }
-    order_seed = plan.order.seed if plan.order else None
-    report = replace(report, models=models, order_seed=order_seed, sequential=sequential, provenance=origin)
+    seed, first = (plan.order.seed, plan.order.files[0]) if plan.order else (None, None)
+    report = replace(
+        report, models=models, order_seed=seed, order_digest=first, sequential=sequential, provenance=origin
+    )
     write_parquet(run_dir / ANSWERS, COLUMNS, _table(scored, log))
     reports.write_report(run_dir, report, lines)
     tracer.evaluation(report, lines, answers)

@@ -1,10 +1,10 @@
 """Engines on Ray: a shard is one evaluation actor, with its part of every arm's requests and a log file of its own.
 
-One by default, since one event loop keeps a thousand calls in flight; more when asked. A shard works by itself: the driver
-waits for the end and watches the log. A lost one is started again by Ray, reads its own log and goes on; a node that is out
-of reach for a while, or long enough to be lost, is waited for, and no line of its log is written twice. It begins nothing
-once the run directory is nobody's any more (the driver's lock on it is free), so a killed driver is noticed at the next
-call. Where a shard does not see the run directory, `LogKeeper` writes its file beside the driver. Two shards and more
+One by default, since one event loop keeps a thousand calls in flight; more when asked, all of them on the driver's node where
+an endpoint is on loopback. A shard works by itself: the driver waits for the end and watches the log. A lost one is started
+again by Ray, reads its own log and goes on; a node that is out of reach for a while, or long enough to be lost, is waited
+for, and no line of its log is written twice. It begins nothing once the run directory is nobody's any more (the driver's
+lock on it is free), so a killed driver is noticed at the next call. Where a shard does not see the run directory, `LogKeeper` writes its file beside the driver. Two shards and more
 share what an endpoint allows through one `LimiterHub`, which no call waits for. A run with a budget (one account) or that
 stops when it is decided (each start depends on all answers) has one shard. Keys travel as call arguments, never as
 environment variables that Ray would show.
@@ -36,7 +36,7 @@ from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine, Log
 from slm_ray.evaluation.limiter import AimdLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
 from slm_ray.evaluation.local import LocalLog, ShardResult, queue_of
-from slm_ray.evaluation.plan import Arm
+from slm_ray.evaluation.plan import Arm, asked_on_loopback
 from slm_ray.evaluation.stopping import Stopping
 from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
 from slm_ray.runlog import records as log_records
@@ -286,8 +286,11 @@ def ask_all(
     lost too often, or cannot write. Whatever ends it, no actor is left behind.
     """
     works = _split(requests, arms, config, budget, run, stopping)
-    cluster.require([config.shard_resources] * len(works), setting="shards x shard_resources")
-    actors = [_actor(Shard, config.shard_resources, here=number == 0) for number in range(len(works))]
+    bundles, stay = [config.shard_resources] * len(works), asked_on_loopback(works[0].arms)
+    cluster.require(bundles, setting="shards x shard_resources")
+    if stay:
+        cluster.require_here(bundles, setting="shards x shard_resources", why=stay)
+    actors = [_actor(config.shard_resources, first=number == 0, stays=bool(stay)) for number in range(len(works))]
     try:
         works[0].mark.touch()
         seen = _all_see(actors, works[0].mark)
@@ -348,12 +351,13 @@ def _split(
     ]  # fmt: skip
 
 
-def _actor(kind: type, resources: Mapping[str, float], *, here: bool) -> Any:
-    """A shard, the first one beside the driver where it finds room there."""
+def _actor(resources: Mapping[str, float], *, first: bool, stays: bool) -> Any:
+    """A shard. All beside the driver where one `stays`; else the first, where it finds room there."""
     further = dict(resources)
-    return ray.remote(kind).options(
+    place = cluster.this_node(soft=not stays) if first or stays else "SPREAD"
+    return ray.remote(Shard).options(
         num_cpus=further.pop("CPU", 0), num_gpus=further.pop("GPU", 0), memory=further.pop("memory", None),
-        resources=further, scheduling_strategy=cluster.this_node(soft=True) if here else "SPREAD", max_restarts=MAX_RESTARTS,
+        resources=further, scheduling_strategy=place, max_restarts=MAX_RESTARTS,
         max_task_retries=-1,  # a call that cannot reach a lost node fails every few seconds until the node is given up
     ).remote()  # fmt: skip
 

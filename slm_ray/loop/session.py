@@ -119,6 +119,8 @@ class Session(Generic[Settings]):
         else:
             self._pulse = ends_with_driver(app)
         self.endpoint = deploy(self.config.serving, stand_in=stand_in)
+        if self.uses_stand_in:  # whichever node asks it: of 0.0.0.0 each has its own
+            self.environment["AZURE_ENDPOINT"] = self.endpoint.url
         self.log.outcome(f"{self.config.serving.name} answers at {self.endpoint.url}/v1")
 
     def train(self, runs: Sequence[TrackRun], job: Callable[[Callable[[], None]], None]) -> None:

@@ -79,7 +79,9 @@ class Disagreement:
 class RoutePage:
     """All that the page shows of one route. The latest change, watch and disagreement stand last.
 
-    `served` is in order of time and None where no log of traffic was given. `stand_ins` answered in the name of a model.
+    `served` is in order of time and None where no log of traffic was given. `fallbacks` says how often the LLM answered in
+    the SLM's place lately, as the front saw it, and `fallbacks_last` that it goes on. `stand_ins` answered in the name of a
+    model.
     """
 
     name: str
@@ -96,6 +98,8 @@ class RoutePage:
     served: tuple[Served, ...] | None
     watches: tuple[Watched, ...]
     disagreements: tuple[Disagreement, ...]
+    fallbacks: str | None = None
+    fallbacks_last: bool = False
 
 
 def route_page(data: RoutePage) -> str:

@@ -37,6 +37,7 @@ from slm_ray.remote.store import NotThere, ObjectStore, StoreAway, cache_folder,
 _FILES, _ADDRESS = "files", "address.json"
 _WRITER = ".writer"  # the working copy that owned the place last
 _TURN_S = 300.0
+_RECORDS = (".json", ".jsonl", ".yaml", ".yml")
 
 
 def address(path: str | Path) -> str:
@@ -127,9 +128,9 @@ def _in_turn(store: ObjectStore, folder: str) -> Iterator[None]:
 
 
 def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_empty: bool = False) -> Path:
-    """A copy on this host of what the URI holds now: a folder, or a file with those beside it, to be read.
+    """A copy on this host of what the URI holds now: a folder, or a file with the records beside it, to be read.
 
-    Files whose names end in one of `leave_out` stay where they are. NotThere for a URI that holds nothing unless it
+    Those are what else a job may read there: the track of a file of rows, its other splits, the rows of a report. Files whose names end in one of `leave_out` stay where they are. NotThere for a URI that holds nothing unless it
     `may_be_empty`, StoreAway.
     """
     uri, name = folder_and_file(uri, setting=setting)
@@ -140,7 +141,11 @@ def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_e
         there, parts = whole_and_parts(store.listing(recursive=not name))
         if not there and not parts and not may_be_empty:
             raise NotThere(f"{setting} {store}: nothing is there; give a folder or a file that is")
-        now = {one: [found.size_bytes, found.written_ns] for one, found in there.items() if not one.endswith(leave_out)}
+        now = {
+            one: [found.size_bytes, found.written_ns]
+            for one, found in there.items()
+            if not one.endswith(leave_out) and (not name or one == name or one.endswith(_RECORDS))
+        }
         for left in local_files(files).keys() - now.keys() - parts.keys():
             if left not in there and (not name or "/" not in left):
                 (files / left).unlink(missing_ok=True)

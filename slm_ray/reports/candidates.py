@@ -135,16 +135,22 @@ def reserve(
 
 
 def candidate_of(
-    now: DeclaredRule, *, llm: str, slm: str, rows: Iterable[tuple[str, str]], order_seed: int | None = None
+    now: DeclaredRule,
+    *,
+    llm: str,
+    slm: str,
+    rows: Iterable[tuple[str, str]],
+    order: tuple[int | None, str | None] = (None, None),
 ) -> Candidate:
     """What a comparison by the settings `now` tests; another drawn order is another test.
 
-    `rows` are the hash of each prompt and the `said` of it.
+    `order` is its seed and the digest of the file that it was drawn for: rows that come behind that file go on with it, and
+    a file that was written on is asked in another order. `rows` are the hash of each prompt and the `said` of it.
     """
     alike = replace(
         now, answers_before=0, rows=0, examples="", candidates=None, stop="never"
     )  # these make no other test of it
-    plain = json.dumps([encode(alike), order_seed], sort_keys=True, ensure_ascii=False)
+    plain = json.dumps([encode(alike), *order], sort_keys=True, ensure_ascii=False)
     return Candidate.of(rows, llm=llm, slm=slm, rule=now.rule, settings=_sha256(plain))
 
 

@@ -70,7 +70,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
         if config.rule != "point":  # which knows no chance, so that there is no error to share
             candidate, *beside = (
                 candidate_of(
-                    settings, llm=config.llm, slm=slm, order_seed=report.order_seed,
+                    settings, llm=config.llm, slm=slm, order=(report.order_seed, report.order_digest),
                     rows=[(row.prompt_hash, said(row.models.get(config.llm), row.models.get(slm))) for row in found],
                 )
                 for slm, found in [(config.slm, joined), *_seen_too(config, chosen, (report, rows), (other_report, other_rows))]

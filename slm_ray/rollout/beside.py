@@ -4,7 +4,8 @@ A bounded number of calls a route; what comes above that is not asked and is cou
 audit holds up a client. Scores and the watch run in one thread, in the order in which pairs come in: all that have come
 while it was at the disk are written with one sync. Every call becomes one row of traffic, whether or not it was audited,
 and also where its client has left. The answers of the latest pairs are remembered for the answer that people may expect of
-them; a front that starts anew has forgotten them.
+them; a front that starts anew has forgotten them. Where the LLM answers in the SLM's place for long, that is said once and
+stands in the route's folder (`fallbacks`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,17 +25,21 @@ import msgspec
 from slm_ray.costs.prices import PriceList, price_of
 from slm_ray.errors import SlmRayError
 from slm_ray.rollout.calls import AUDIT_TIMEOUT_S, Answerer, Call
-from slm_ray.rollout.judged import agreed, in_form, labelled
+from slm_ray.rollout.fallbacks import Fallbacks, Lately, write_fallbacks
+from slm_ray.rollout.judged import agreed, in_form, labelled, track_named
 from slm_ray.rollout.states import RouteState
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.upstream import Reply
 from slm_ray.rollout.watched import RouteWatch, Seen
+from slm_ray.scoring.run import unreadable
 from slm_ray.traffic.record import Arm, ArmAnswer, Entry, Feedback, TrafficRow
 
 MOST_BESIDE = 32  # a route
 _MOST_ROWS = 5_000  # that wait for the thread
 _MOST_BYTES = 256 * 2**20  # of them
 _MOST_PAIRS, _MOST_PAIR_CHARS = 50_000, 64 * 2**20  # remembered, of all routes
+_TELL_S = 2.0
+_FORGOTTEN = "both answers are not at hand: the request was not audited, was too long ago, or has its label already"
 
 
 class Log(Protocol):
@@ -50,7 +56,7 @@ class Log(Protocol):
 
 @dataclass(slots=True, kw_only=True)
 class _Pair:
-    """Both answers to a request, and the answer that people expected of it once they have said so.
+    """Both answers to a request, and their `label` once people have said what they expected.
 
     `agreement` tells how far both agree, once that is known and the watch has seen it.
     """
@@ -59,7 +65,7 @@ class _Pair:
     id: str
     slm: Reply
     llm: Reply
-    expected: str | None = None
+    label: float | None = None
     agreement: Future[float | None] = field(default_factory=Future)
 
     @property
@@ -89,7 +95,10 @@ class Beside:
         self._remembered: OrderedDict[str, _Pair] = OrderedDict()
         self._chars = 0
         self._closing = False
-        self._said: dict[str, str] = {}  # the last trouble of a route's watch, which is said once
+        self._said: dict[str, str] = {}  # the last trouble of each kind, which is said once
+        self._lately: defaultdict[str, Lately] = defaultdict(Lately)
+        self._to_tell: dict[str, asyncio.TimerHandle] = {}
+        self.fallbacks: dict[str, Fallbacks] = {}
         self.counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def take(self, call: Call) -> None:
@@ -98,6 +107,7 @@ class Beside:
         counts = self.counts[name]
         counts["requests"] += 1
         counts["fallbacks"] += call.fallback is not None
+        self._note_fallback(call)
         # Noted whether or not anything is left to ask: what the SLM failed at has an answer of both sides already.
         call.no_room = self._closing or self._in_flight[name] >= MOST_BESIDE
         if self._closing or not call.audited or self._nothing_to_learn(call):
@@ -130,14 +140,35 @@ class Beside:
         self._begin(name, answered())
         return True
 
-    def label(self, feedback: Feedback) -> bool:
-        """Score both answers to a request by the one that people expected; whether both are remembered. Once a request."""
-        pair = self._remembered.pop(feedback.id, None)
+    async def label(self, feedback: Feedback) -> str | None:
+        """Score both answers to a request by the one that people expected, once; None, or why it is not counted.
+
+        A label that cannot be scored leaves the request to the next one.
+        """
+        pair = self._remembered.get(feedback.id)
         if pair is None or feedback.answer is None:
-            return False
+            return _FORGOTTEN
+        label = await asyncio.to_thread(self._labelled, pair, feedback.answer)
+        if isinstance(label, str):
+            self.counts[pair.state.route.name]["unscored"] += 1
+            return label
+        if self._remembered.pop(feedback.id, None) is None:  # another one was quicker
+            return _FORGOTTEN
         self._chars -= pair.chars
-        self._count(_Pair(state=pair.state, id=pair.id, slm=pair.slm, llm=pair.llm, expected=feedback.answer))
-        return True
+        self._count(_Pair(state=pair.state, id=pair.id, slm=pair.slm, llm=pair.llm, label=label))
+        return None
+
+    def _labelled(self, pair: _Pair, expected: str) -> float | str:
+        """The label, or why there is none."""
+        track = track_named(pair.state.route.track)
+        try:
+            if (form := unreadable(track, expected)) is not None:
+                return f"the answer is not {form}, as the track {track.name} wants it; send it again"
+            label = labelled(pair.state, pair.slm, pair.llm, expected)
+        except Exception as error:  # noqa: BLE001 - anybody's text
+            self._trouble(pair.state.route.name, error)
+            label = None
+        return f"{track.primary} says nothing of this answer" if label is None else label
 
     async def close(self) -> None:
         """End what still runs; its rows are kept as they are."""
@@ -146,6 +177,9 @@ class Beside:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for name, timer in list(self._to_tell.items()):
+            timer.cancel()
+            self._tell(name)
         await asyncio.to_thread(self._thread.shutdown)
         for watch in self._watches.values():
             watch.close()
@@ -155,6 +189,32 @@ class Beside:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _note_fallback(self, call: Call) -> None:
+        """Who answered what the SLM was to answer; what a cascade hands on for being unsure it has answered."""
+        if call.arm != "slm" or (call.served != "slm" and call.fallback is None):
+            return
+        name, word = call.state.route.name, (call.fallback or "").partition(":")[0]
+        because = None if call.served == "slm" or word == "unsure" else word
+        before = self.fallbacks.get(name)
+        if (found := self._lately[name].note(because, serial=call.state.serial, at=time.time())) is None:
+            return
+        self.fallbacks[name] = found
+        if (before is not None and before.since is not None) != (found.since is not None):
+            self._say(f"{name}: {found.in_words}")
+        if name not in self._to_tell and not self._closing:
+            self._to_tell[name] = asyncio.get_running_loop().call_later(_TELL_S, self._tell, name)
+
+    def _tell(self, name: str) -> None:
+        """Have the thread write what is known now."""
+        del self._to_tell[name]
+        self._thread.submit(self._write_fallbacks, name)
+
+    def _write_fallbacks(self, name: str) -> None:
+        try:
+            write_fallbacks(self._store.folder, name, self.fallbacks[name])
+        except SlmRayError as error:
+            self._say_once(f"the fallbacks of {name}", error)
 
     def _nothing_to_learn(self, call: Call) -> bool:
         """Whether no pair can come of it: the client left, a side gave nothing, or the SLM is left alone."""
@@ -219,13 +279,13 @@ class Beside:
                 pair.agreement.set_result(value)
 
     def _scored(self, pair: _Pair, seen: list[Seen]) -> float | None:
-        name, is_label = pair.state.route.name, pair.expected is not None
+        name = pair.state.route.name
+        if pair.label is not None:
+            self.counts[name]["labels"] += 1
+            seen.append(Seen(state=pair.state, id=pair.id, label=pair.label))
+            return None
         try:
-            value = (
-                agreed(pair.state, pair.slm, pair.llm)
-                if pair.expected is None
-                else labelled(pair.state, pair.slm, pair.llm, pair.expected)
-            )
+            value = agreed(pair.state, pair.slm, pair.llm)
         # Answers are anybody's text: whatever a pair leads to, its row is kept and the next pair is looked at.
         except Exception as error:  # noqa: BLE001
             self._trouble(name, error)
@@ -233,9 +293,8 @@ class Beside:
         if value is None:
             self.counts[name]["unscored"] += 1
             return None
-        self.counts[name]["labels" if is_label else "pairs"] += 1
-        score, label = (None, value) if is_label else (value, None)
-        seen.append(Seen(state=pair.state, id=pair.id, score=score, label=label))
+        self.counts[name]["pairs"] += 1
+        seen.append(Seen(state=pair.state, id=pair.id, score=value))
         return value
 
     def _shown(self, name: str, seen: list[Seen]) -> None:
@@ -245,14 +304,17 @@ class Beside:
             watch = self._watches.setdefault(name, RouteWatch(self._store, name))
             if (changed := watch.observe(seen)) is not None:
                 self._changed(changed)
-            self._said.pop(name, None)
+            self._said.pop(f"the watch of {name}", None)
         except Exception as error:  # noqa: BLE001 - as above
             self._trouble(name, error, len(seen))
 
     def _trouble(self, name: str, error: Exception, pairs: int = 1) -> None:
         self.counts[name]["watch_errors"] += pairs
-        if self._said.get(name) != (said := f"the watch of {name}: {_told(error)}"):
-            self._said[name] = said
+        self._say_once(f"the watch of {name}", error)
+
+    def _say_once(self, what: str, error: Exception) -> None:
+        if self._said.get(what) != (said := f"{what}: {_told(error)}"):
+            self._said[what] = said
             self._say(said)
 
     def _keep(self, call: Call, agreement: float | None) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import math
 import sys
 import time
@@ -228,8 +229,11 @@ class Front:
         if not self._log.append(feedback):
             full = "the log of traffic has no room now; send it again later"
             return refusal(503, "log_full", full, "server_error", retry_after_s=1)
-        counted = {"counted": self._beside.label(feedback)} if feedback.label else {}
-        return JSONResponse({"id": feedback.id, "object": "feedback", **counted}, status_code=202)
+        said: dict[str, Any] = {"id": feedback.id, "object": "feedback"}
+        if feedback.label:
+            why_not = await self._beside.label(feedback)
+            said |= {"counted": why_not is None} | ({"because": why_not} if why_not else {})
+        return JSONResponse(said, status_code=202)
 
     async def _models(self, request: Request) -> Response:
         """To a key of the file only the routes that it may ask, without what stands behind them."""
@@ -241,10 +245,11 @@ class Front:
                 continue
             about = {field: getattr(state, field) for field in _CARD}
             about |= {"llm": state.route.llm, "slm": state.route.slm, "track": state.route.track}
-            counts = {"counts": dict(self._beside.counts[name])} if name in self._beside.counts else {}
-            cards.append(
-                {"id": name, "object": "model", "created": 0, "owned_by": "slm-ray", "metadata": about | counts}
-            )
+            if name in self._beside.counts:
+                about["counts"] = dict(self._beside.counts[name])
+            if (lately := self._beside.fallbacks.get(name)) is not None and lately.serial == state.serial:
+                about["fallbacks"] = dataclasses.asdict(lately)
+            cards.append(_card(name, about))
         return JSONResponse({"object": "list", "data": cards})
 
 

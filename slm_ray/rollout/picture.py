@@ -12,6 +12,7 @@ from pathlib import Path
 
 from slm_ray.page.rollout import Change, Disagreement, RoutePage, Served, Watched
 from slm_ray.rollout.bets import Bets, read_bets
+from slm_ray.rollout.fallbacks import read_fallbacks
 from slm_ray.rollout.states import RouteState, state_text, watched_text
 from slm_ray.rollout.store import RouteStore
 from slm_ray.rollout.watched import WATCH
@@ -29,6 +30,7 @@ def route_picture(folder: str | Path, name: str, *, traffic: str | None = None) 
     store = RouteStore(folder)
     history = store.history(name)
     now = history[-1]
+    lately = read_fallbacks(store.folder, now) if now.serving else None
     rows = (row for row in read_traffic(traffic) if row.route == name) if traffic else None
     kept = store.disagreements(name)[-_MOST_DISAGREEMENTS:]
     return RoutePage(
@@ -40,6 +42,7 @@ def route_picture(folder: str | Path, name: str, *, traffic: str | None = None) 
         disagreements=tuple(
             Disagreement(id=str(row.get("id")), at=row.get("at"), score=row.get("score")) for row in kept
         ),
+        fallbacks=lately.in_words if lately else None, fallbacks_last=lately is not None and lately.since is not None,
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ posts from its own origin, and both show in the request's headers.
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import math
 import time
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import ConfigError, DataError
 from slm_ray.serving.failures import refusal
 from slm_ray.serving.keys import Key, KeyRing
@@ -29,14 +29,6 @@ def key_of(scope: Scope) -> Key | None:
     """Whose request it is; None where no key is asked for."""
     key: Key | None = scope.get(_KEY)
     return key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it; a name other than localhost may lead anywhere."""
-    try:
-        return host.lower() == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class RequireKey:

@@ -24,8 +24,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus
 
 from slm_ray import cluster
-from slm_ray.api_key import api_key
+from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import ConfigError, ModelError, ResourceError
 from slm_ray.serving.app import build
 from slm_ray.serving.health import chat, healthy
@@ -76,6 +77,7 @@ def deploy(
     _quiet(log_file)
     cluster.connect()
     cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
+    _check_seen_from_here(config)
     endpoint = Endpoint(url=address(config), model_name=config.name, app=app_name(config))
     key = api_key(environment)
     waiting = _Waiting(progress)
@@ -166,6 +168,16 @@ def _running(app: str, host: str) -> _Running | None:
         digest=state.get("digest", ""), engine_version=state.get("engine_version", ""), attempt=state.get("attempt", 0),
         has_failed=bool(_failure(status)),
     )  # fmt: skip
+
+
+def _check_seen_from_here(config: Serving) -> None:
+    """ResourceError where the endpoint would be the head's alone and this job is not there."""
+    if is_loopback(config.host) and not cluster.is_on_head():
+        name = cluster.head()["NodeManagerHostname"]
+        raise ResourceError(
+            f"serving.host {config.host}: the endpoint would answer on the head alone ({name}), and this job runs on"
+            f" {socket.gethostname()}: submit it without --entrypoint-resources, or set {KEY_NAME} and serving.host to 0.0.0.0"
+        )
 
 
 def _check_surge(config: Serving, settings: AppSettings, running: _Running) -> None:
@@ -285,8 +297,8 @@ def app_name(config: Serving) -> str:
 
 
 def address(config: Serving) -> str:
-    """The URL at which Serve answers, without a path."""
-    host = ray.util.get_node_ip_address() if config.host in ("0.0.0.0", "::") else config.host
+    """The URL at which Serve's proxy answers, which is on the head, without a path."""
+    host = cluster.head()["NodeManagerAddress"] if config.host in ("0.0.0.0", "::") else config.host
     return f"http://[{host}]:{config.port}" if ":" in host else f"http://{host}:{config.port}"
 
 

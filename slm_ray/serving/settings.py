@@ -19,11 +19,11 @@ from slm_ray import __version__
 from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.remote import address
 from slm_ray.serving import object_storage
 from slm_ray.serving.admission import Room
-from slm_ray.serving.auth import is_loopback
 from slm_ray.serving.keys import key_digest, read_keys
 from slm_ray.serving.limits import schema_problem
 from slm_ray.storage import read_json

@@ -3,7 +3,8 @@
 Datasets, items and scores are upserted by ids of ours, so sending them again changes nothing. Spans are not: what was
 not acknowledged is looked up by the run's session before it is sent, and after a request whose answer was lost the
 look-up is repeated until the spans show or `settle_s` has passed. What is done is in the folder's delivery log and is not
-done again. Raises `Problem` where it stops; all that came before it stands.
+done again. Raises `Problem` where it stops; all that came before it stands. To a collector in Langfuse's place go the spans
+alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from functools import partial
 from typing import Any
 
 from slm_ray.tracing import truncate
+from slm_ray.tracing.collector import Collector
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.langfuse import Langfuse
 from slm_ray.tracing.otlp import SESSION, Span, digest, protobuf, values
@@ -48,9 +50,11 @@ class Delivered:
 class Delivery:
     """The sending of one run. `settle_s` is how long a request in doubt may take to show."""
 
-    def __init__(self, run: Run, langfuse: Langfuse, log: DeliveryLog, retry: RetryPolicy, *, settle_s: float) -> None:
+    def __init__(
+        self, run: Run, receiver: Langfuse | Collector, log: DeliveryLog, retry: RetryPolicy, *, settle_s: float
+    ) -> None:
         self._run = run
-        self._langfuse = langfuse
+        self._receiver = receiver
         self._log = log
         self._retry = retry
         self._settle_s = settle_s
@@ -71,10 +75,10 @@ class Delivery:
 
     def _open_datasets(self) -> None:
         for name in sorted({str(found) for one in self._run.spans if (found := values(one).get(DATASET))}):
-            self._datasets[name] = self._retry.call(partial(self._langfuse.dataset, name, {"source": "slm_ray"}))
+            self._datasets[name] = self._retry.call(partial(self._receiver.dataset, name, {"source": "slm_ray"}))
 
     def _send_items(self, items: Mapping[str, Mapping[str, Any]]) -> None:
-        self._upsert({key: partial(self._langfuse.item, fields) for key, fields in items.items()})
+        self._upsert({key: partial(self._receiver.item, fields) for key, fields in items.items()})
 
     def _send_spans(self, spans: dict[str, Span]) -> int:
         sent = failures = 0
@@ -102,7 +106,7 @@ class Delivery:
         body = protobuf(group, {"service.name": "slm-ray", SESSION: self._run.session})
         self._log.note("sent", ids)
         try:
-            self._retry.call(partial(self._langfuse.spans, body), retry_in_doubt=False)
+            self._retry.call(partial(self._receiver.spans, body), retry_in_doubt=False)
         except Problem as problem:
             if not problem.in_doubt:
                 self._log.note("refused", ids)
@@ -140,7 +144,7 @@ class Delivery:
         found: set[str] = set()
         cursor: str | None = None
         while True:
-            ask = partial(self._langfuse.present, self._run.session, since_ns, cursor)
+            ask = partial(self._receiver.present, self._run.session, since_ns, cursor)
             page, cursor = self._retry.call(ask)
             found |= page
             if not cursor or not page:
@@ -161,7 +165,7 @@ class Delivery:
             )
         }
         left = {key: group for key, group in groups.items() if key not in self._log.acknowledged}
-        self._upsert({key: partial(self._langfuse.scores, group) for key, group in left.items()})
+        self._upsert({key: partial(self._receiver.scores, group) for key, group in left.items()})
         return sum(map(len, left.values()))
 
     def _upsert(self, requests: Mapping[str, Callable[[float], None]]) -> None:

@@ -7,32 +7,23 @@ never shown, because it may repeat what it was sent. Every failure is a `Problem
 
 from __future__ import annotations
 
-import contextlib
-import email.utils
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, NoReturn
-from urllib.parse import urlsplit
+from typing import Any
 
 import httpx
 
+from slm_ray.tracing.http import client, explained, raise_for
 from slm_ray.tracing.otlp import digest
 from slm_ray.tracing.retry_policy import Problem
 
 CLOUD = "https://cloud.langfuse.com"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PAGE = 1000
-_NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_FULL = 507
 _ADVICE = {
     401: "it does not know these keys; check LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and LANGFUSE_HOST",
     403: "these keys may not write; check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY",
     404: "no Langfuse answers there; check LANGFUSE_HOST",
-    413: "a request is larger than it takes",
-    429: "it asks for fewer requests",
-    _FULL: "it is full",
 }
 
 
@@ -58,7 +49,7 @@ class Langfuse:
 
     def check(self, timeout_s: float) -> None:
         """Ask whose keys these are: finds a wrong address, wrong keys and a dead host in one small request."""
-        with self._explained():
+        with explained("a Langfuse of the version that this program speaks to"):
             response = self._http.get(f"{self.url}/api/public/projects", timeout=timeout_s, auth=self._keys)
             self._raise_for(response.status_code, response.headers)
 
@@ -85,7 +76,7 @@ class Langfuse:
     def spans(self, body: bytes, timeout_s: float) -> None:
         """Store spans: an ExportTraceServiceRequest as protobuf. Sent twice, they are there twice."""
         headers = {"Content-Type": "application/x-protobuf", "x-langfuse-ingestion-version": "4"}
-        with self._explained():
+        with explained("a Langfuse of the version that this program speaks to"):
             response = self._http.post(
                 f"{self.url}/api/public/otel/v1/traces",
                 content=body,
@@ -112,7 +103,7 @@ class Langfuse:
 
     @cached_property
     def _http(self) -> httpx.Client:
-        return httpx.Client(trust_env=urlsplit(self.url).hostname not in _LOOPBACK)
+        return client(self.url)
 
     @cached_property
     def _api(self) -> Any:
@@ -127,61 +118,20 @@ class Langfuse:
     def _generated(self, call: Callable[[Any], Any]) -> Any:
         from langfuse.api.core import ApiError
 
-        with self._explained():
+        with explained("a Langfuse of the version that this program speaks to"):
             try:
                 return call(self._api)
             except ApiError as error:
                 self._raise_for(error.status_code or 0, error.headers or {})
                 raise Problem("an answer that is not Langfuse's", status=error.status_code) from None
 
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.TransportError as error:
-            in_doubt = not isinstance(error, _NEVER_SENT)
-            raise Problem(_words(error), transient=True, in_doubt=in_doubt) from None
-        except (httpx.InvalidURL, ValueError) as error:
-            raise Problem(
-                f"{type(error).__name__}: not a Langfuse of the version that this program speaks to"
-            ) from None
-
     def _raise_for(self, status: int, headers: Mapping[str, str]) -> None:
-        if not 200 <= status < 300:
-            _refuse(status, {name.lower(): value for name, value in headers.items()})
+        raise_for(status, headers, _ADVICE)
 
 
 def disabled(environment: Mapping[str, str]) -> bool:
     """Whether LANGFUSE_DISABLED asks for a dry run."""
     return environment.get("LANGFUSE_DISABLED", "").strip().lower() in ("1", "true", "yes")
-
-
-def _refuse(status: int, headers: Mapping[str, str]) -> NoReturn:
-    broken = status >= 500 and status != _FULL
-    advice = _ADVICE.get(status, "its own fault" if broken else "the request was refused")
-    raise Problem(
-        f"HTTP {status}: {advice}", status=status, retry_after_s=_retry_after_s(headers.get("retry-after", "")),
-        transient=broken or status in (408, 429), in_doubt=broken or status == 408,
-    )  # fmt: skip
-
-
-def _retry_after_s(text: str) -> float | None:
-    """Seconds or an HTTP date, as seconds from now."""
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time()) if text else None
-    except ValueError:
-        return None
-
-
-def _words(error: httpx.TransportError) -> str:
-    match error:
-        case httpx.ConnectError():
-            return "nothing listens there"
-        case httpx.TimeoutException():
-            return "no answer in time"
-    return f"the connection broke ({type(error).__name__})"
 
 
 def _once(timeout_s: float) -> Any:

@@ -1,4 +1,4 @@
-"""A finished run to Langfuse, from its directory: what is missing there is sent, what is there stays.
+"""A finished run to Langfuse, from its directory: what is missing there is sent, what is there stays. Else to a collector.
 
 The log and the report are the truth: an evaluation's trace is made from them again, and the trace file is written anew
 where it is missing or older. Comparisons and training runs are taken from the trace file. A directory may hold several
@@ -20,6 +20,7 @@ from slm_ray.records import AnswerResult
 from slm_ray.reports.files import CONFIG, REPORT, load_report
 from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
 from slm_ray.storage import lock
+from slm_ray.tracing.collector import Collector
 from slm_ray.tracing.delivery import Delivered, Delivery
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
@@ -39,11 +40,11 @@ PATIENCE_S = 1800.0  # waits that Langfuse asks for included
 def replay(
     config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S, patience_s: float = PATIENCE_S
 ) -> str:
-    """Send every run below `run_dir`; what was sent, in one line.
+    """Send every run below `run_dir` to Langfuse, or without its keys to the collector that is named; what was sent, in a line.
 
     `settle_s` is how long a request whose answer was lost may take to show at Langfuse, `patience_s` how long to go on.
 
-    Raises DataError when there is no run, ConfigError without keys, ResourceError when Langfuse does not take it all.
+    Raises DataError when there is no run, ConfigError without keys and collector, ResourceError when not all of it is taken.
     """
     root = Path(config.run_dir)
     folders = folders_of(root)
@@ -53,36 +54,37 @@ def replay(
         )
     if disabled(environment):
         return "nothing is sent: LANGFUSE_DISABLED is set"
-    langfuse = Langfuse.from_environment(environment)
-    if langfuse is None:
+    receiver = Langfuse.from_environment(environment) or Collector.from_environment(environment)
+    if receiver is None:
         raise ConfigError(
-            "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both, then the same command again"
+            "LANGFUSE_PUBLIC_KEY or LANGFUSE_SECRET_KEY is not set; export both (or OTEL_EXPORTER_OTLP_ENDPOINT, for another"
+            " collector), then the same command again"
         )
+    if isinstance(receiver, Collector):
+        settle_s = 0.0  # nothing ever shows
     try:
-        total, runs = send_folders(folders, langfuse, RetryPolicy(patience_s), settle_s=settle_s)
+        total, runs = send_folders(folders, receiver, RetryPolicy(patience_s), settle_s=settle_s)
     except Problem as problem:
         raise ResourceError(
-            f"{langfuse.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
+            f"{receiver.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"
         ) from None
     finally:
-        langfuse.close()
-    return (
-        f"{langfuse.url} has the traces of {runs} {'run' if runs == 1 else 'runs'}; "
-        f"sent now: {total.spans} spans, {total.items} dataset items, {total.scores} scores"
-    )
+        receiver.close()
+    beside = f", {total.items} dataset items, {total.scores} scores" if isinstance(receiver, Langfuse) else ""
+    return f"{receiver.url} has the traces of {runs} {'run' if runs == 1 else 'runs'}; sent now: {total.spans} spans{beside}"
 
 
 def send_folders(
-    folders: Sequence[Path], langfuse: Langfuse, retry: RetryPolicy, *, settle_s: float
+    folders: Sequence[Path], receiver: Langfuse | Collector, retry: RetryPolicy, *, settle_s: float
 ) -> tuple[Delivered, int]:
     """What was sent of how many runs; raises Problem where it stops."""
     total, runs = Delivered(), 0
-    retry.call(langfuse.check)
+    retry.call(receiver.check)
     for folder in folders:
         with lock(folder):
-            log = DeliveryLog(folder, langfuse.destination)
+            log = DeliveryLog(folder, receiver.destination)
             for run in runs_of(folder):
-                total += Delivery(run, langfuse, log, retry, settle_s=settle_s).run()
+                total += Delivery(run, receiver, log, retry, settle_s=settle_s).run()
                 runs += 1
     return total, runs
 

@@ -8,9 +8,11 @@ whoever may read the rows may read the salt, unless the bucket's own rules forbi
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -20,7 +22,7 @@ from urllib.parse import urlsplit
 
 from slm_ray import storage
 from slm_ray.errors import ConfigError, DataError, ResourceError
-from slm_ray.remote import ObjectStore, StoreAway, cache_folder, open_store
+from slm_ray.remote import ObjectStore, cache_folder, open_store
 from slm_ray.traffic.record import SCHEMA_VERSION
 
 MARK = "traffic.json"
@@ -28,24 +30,28 @@ SALT = "salt"
 JOURNAL = "journal"
 _DAY = "date="
 _PART = ".parquet"
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 
 
 def is_traffic(folder: str) -> bool:
-    """Whether a traffic log lies there; False too for a place that cannot be read."""
+    """Whether a traffic log lies there; False for what is no place of one.
+
+    Whoever is told False takes what lies there for plain rows, so a place that cannot be asked is an error: StoreAway,
+    DataError.
+    """
     if "\0" in folder:
         return False
-    if "://" not in folder:
-        return (Path(folder).expanduser() / MARK).is_file()
     try:
-        return open_place(folder).exists(MARK)
-    except (ConfigError, DataError, StoreAway):
+        place = open_place(folder)
+    except ConfigError:
         return False
+    return place.exists(MARK)
 
 
 def open_place(folder: str) -> Place | RemotePlace:
     """The place that a path or a URI names. Nothing is made. ConfigError for a URI that is none or has a secret."""
     if "://" not in folder:
-        return Place(Path(folder).expanduser())
+        return Place(Path(os.path.expanduser(folder)))
     if folder.startswith("file:"):
         return Place(Path(urlsplit(folder).path))
     return RemotePlace(open_store(folder, setting="the folder of the traffic log"))
@@ -66,8 +72,16 @@ class Place:
         return self.folder / JOURNAL
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file of that name."""
-        return (self.folder / name).is_file()
+        """Whether there is a file of that name; DataError where the disk does not say."""
+        path = self.folder / name
+        try:
+            return stat.S_ISREG(path.stat().st_mode)
+        except OSError as error:
+            if error.errno in _NOTHING_THERE:
+                return False
+            raise DataError(
+                f"{path} cannot be looked at: {error.strerror}; see who may read there, and whether the disk is well"
+            ) from None
 
     def put(self, name: str, data: bytes) -> None:
         """The file in one step, synced. ResourceError where it cannot be written."""

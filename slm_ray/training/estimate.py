@@ -33,6 +33,7 @@ _FUSED_ROWS = 1024  # TRL's fused head builds logits for this many tokens at a t
 PRECISIONS: tuple[Precision, ...] = ("16bit", "8bit", "4bit")
 EAGER_TOKENS = 1024  # on a CPU, attention of longer rows is the fused kernel, which keeps no matrix of weights
 ANSWER_ROWS, ANSWER_TOKENS = 16, 256  # validation rows that are answered together, and the longest answer
+_UNPACKED_BYTES = 1e9  # on a CPU, 4-bit weights that take no more in bf16 are unpacked once
 _SMALLEST_RANK, _SHORTEST = 4, 64  # what advice goes down to, at most
 
 # torchtune on one RTX 4090: Llama 3.1 8B, NF4, r=32, 2,413 tokens/s, by memory bandwidth and FLOPs about 1,040 on a 3090.
@@ -126,7 +127,7 @@ def estimate(
     step = (kept + logits * base.vocabulary) * slack
     cached = ANSWER_ROWS * (asked_tokens + ANSWER_TOKENS) * 2 * base.key_value * base.blocks * _BF16_BYTES * slack
     return Estimate(
-        base=base.linear_parameters * _PRECISION_BYTES[recipe.precision]
+        base=base.linear_parameters * _weight_bytes(base, recipe, use_gpu=use_gpu)
         + base.other * (_FP32_BYTES if trainer.upcast else _BF16_BYTES),
         lora=lora * copies * _FP32_BYTES,
         optimizer=lora * OPTIMIZERS[recipe.optimizer],
@@ -135,6 +136,17 @@ def estimate(
         answers=max(0.0, cached - step) if asked_tokens else 0.0,
         overhead=_GPU_OVERHEAD_BYTES if use_gpu else _CPU_OVERHEAD_BYTES,
     )
+
+
+def is_unpacked(parameters: int) -> bool:
+    """Whether a CPU holds so many 4-bit weights in 16 bits, which takes a tenth less time for a step."""
+    return parameters * _BF16_BYTES <= _UNPACKED_BYTES
+
+
+def _weight_bytes(base: BaseShape, recipe: Recipe, *, use_gpu: bool) -> float:
+    if recipe.precision == "4bit" and not use_gpu and is_unpacked(base.linear_parameters):
+        return _BF16_BYTES
+    return _PRECISION_BYTES[recipe.precision]
 
 
 def check(

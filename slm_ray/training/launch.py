@@ -106,7 +106,7 @@ def train_many(
     with progress.shown([planned.progress_path for planned in open_plans]):
         ended = in_line(
             [_bundles(planned.config) for planned in open_plans],
-            lambda turn: _in_task.options(**_driver(open_plans[turn.number])).remote(
+            lambda turn: _in_task.options(scheduling_strategy=cluster.this_node()).remote(
                 open_plans[turn.number], key, turn
             ),
         )
@@ -184,19 +184,11 @@ def _train(planned: Plan, *, show: bool, key: str, turn: Turn | None = None) -> 
         return _publish(planned, fit(planned, turn), key, turn)
 
 
-@ray.remote  # type: ignore[untyped-decorator]
+# Its workers hold their place by then: of CPUs that they all hold not even a part would be left for it.
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _in_task(planned: Plan, key: str, turn: Turn) -> Manifest:
+    """A training's own task, on the driver's node: the working copy is there, and an endpoint on loopback that proves it."""
     return _train(planned, show=False, key=key, turn=turn)
-
-
-def _driver(planned: Plan) -> dict[str, Any]:
-    """What a training's own task asks for: the node that has the folder where others do not see it, and nothing else.
-
-    Its workers hold their place by then: of CPUs that they all hold not even a part would be left for it.
-    """
-    if not is_remote(address(planned.folder)):
-        return {"num_cpus": 0, "max_retries": 0}
-    return {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": cluster.this_node()}
 
 
 def _planned(config: TrainConfig, meanwhile: Callable[[Path], None] | None = None) -> Plan:

@@ -1,6 +1,7 @@
 """The base and its LoRA layers: a model folder in, a model ready for training out.
 
-The frozen weights are held in 4, 8 or 16 bits, on CPU as on GPU; products are in bf16; LoRA weights stay in fp32.
+The frozen weights are held in 4, 8 or 16 bits, on CPU as on GPU; products are in bf16; LoRA weights stay in fp32. The 4-bit
+weights of a small base are unpacked once on CPU: the same values, in the memory of 16 bits.
 It trains nothing and saves nothing.
 """
 
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
@@ -20,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from slm_ray.config import Lora, Precision, Recipe
 from slm_ray.errors import ConfigError
 from slm_ray.training.base_shape import is_expert
-from slm_ray.training.estimate import EAGER_TOKENS
+from slm_ray.training.estimate import EAGER_TOKENS, is_unpacked
 
 
 def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> Any:
@@ -37,12 +39,25 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
     )
     model.config.use_cache = False
     if not use_gpu:
-        for part in model.modules():
-            if isinstance(part, Linear4bit):
-                # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
-                # scored while it trains would go on with another base. Answers take no longer without.
-                part.support_avx512bf16_for_cpu = False
+        packed = [part for part in model.modules() if isinstance(part, Linear4bit)]
+        for part in packed:
+            # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
+            # scored while it trains would go on with another base. Answers take no longer without.
+            part.support_avx512bf16_for_cpu = False
+        if is_unpacked(sum(part.in_features * part.out_features for part in packed)):
+            _unpack(model)
     return model
+
+
+def _unpack(model: Any) -> None:
+    """Every 4-bit layer as a plain one over the values that it stands for, which else each pass works out twice."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear4bit):
+                plain = torch.nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+                values = dequantize_4bit(layer.weight.data, layer.weight.quant_state).to(torch.bfloat16)
+                plain.weight, plain.bias = torch.nn.Parameter(values, requires_grad=False), layer.bias
+                setattr(parent, name, plain)
 
 
 def quantization(precision: Precision) -> BitsAndBytesConfig | None:

@@ -2,8 +2,9 @@
 
 A group is one long-lived Ray Train run whose workers ask the desk for the next trial. The base stays in memory, each
 trial gets LoRA layers of its own, and the rows are tokenised once. A worker that is lost takes the trial in hand with it:
-the group is started again and the trial goes on from its checkpoint, up to `MAX_FAILURES` times. What a trial was worth
-is written into its folder by the worker, so that a killed driver loses no finished one. Loads no torch.
+the group is started again and the trial goes on from its checkpoint, up to `MAX_FAILURES` times; where no node has room for
+the group, another one takes the trial. What a trial was worth is written into its folder by the worker, so that a killed
+driver loses no finished one. Loads no torch.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -135,6 +137,11 @@ class Desk:
                 return self._trials[name].work
         return "leave" if self._closed else "wait"
 
+    async def release(self, group: int) -> None:
+        """No node has room for this group now: the trial in its hands waits for another one, where there is one."""
+        if len(self._groups) > 1 and (name := self._held.pop(group, None)) is not None:
+            self._waiting.put_nowait(name)
+
     async def rung(self, group: int, report: dict[str, Any]) -> bool:
         """Tell how far a trial is and wait for whether it goes on; a rung that it has passed before is no question."""
         trial = self._trials[self._held[group]]
@@ -201,7 +208,7 @@ def desk(workers: Workers, groups: int, *, seed: int, folder: Path) -> Iterator[
         ray.wait([group.end for group in started], num_returns=groups, timeout=_END_S)
     finally:
         for group in started:
-            ray.kill(group.controller)
+            group.stop()
         ray.kill(handle)
         watcher.join(timeout=_END_S)
 
@@ -258,8 +265,13 @@ def _started(number: int, handle: Any, workers: Workers, seed: int, folder: Path
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )
+    group.homeless = functools.partial(_released, handle, number)
     group.fit()
     return group
+
+
+def _released(handle: Any, group: int) -> None:
+    handle.release.remote(group)
 
 
 def _worker(config: Mapping[str, Any]) -> None:

@@ -25,7 +25,6 @@ from slm_ray import cluster
 from slm_ray.config import Range, Search, TrainConfig
 from slm_ray.corpus.render import digest
 from slm_ray.errors import ResourceError
-from slm_ray.remote import address, is_remote
 from slm_ray.storage import read_json
 from slm_ray.training import progress, resident
 from slm_ray.training.launch import checkpoint_storage
@@ -93,13 +92,15 @@ def recipe(training: TrainConfig, settings: Search, point: Point) -> TrainConfig
 
 
 def grid(settings: Search, seed: int) -> list[Point] | None:
-    """All pairs of two lists, or `trials` of them drawn by seed; None where one of the two is a range."""
+    """All pairs of two lists, or `trials` of them, in an order drawn by seed; None where one of the two is a range.
+
+    ASHA holds a trial against those before it: from the smallest rate to the largest, each would look better than the last.
+    """
     rates, ranks = settings.learning_rates, settings.ranks
     if isinstance(rates, Range) or isinstance(ranks, Range):
         return None
     pairs = list(itertools.product(rates, ranks))
-    if len(pairs) > settings.trials:
-        pairs = sorted(random.Random(seed).sample(pairs, settings.trials))
+    pairs = random.Random(seed).sample(pairs, min(len(pairs), settings.trials))
     return [{"learning_rate": rate, "rank": rank} for rate, rank in pairs]
 
 
@@ -126,7 +127,7 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
         watch = _Watch(searched, desk)
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _driver(folder)
+                tune.with_parameters(_Recipe, searched=searched, rows=(resident.put_rows(rows_of),), desk=desk), _driver()
             ),
             param_space=space(searched.settings),
             tune_config=tune.TuneConfig(
@@ -148,10 +149,8 @@ def search(searched: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
     return outcomes(list(plans.values()), searched.validation_digest, errors)
 
 
-def _driver(folder: Path) -> dict[str, float]:
-    """What a trial's own process asks for: next to nothing, and the node that has the folder where others do not see it."""
-    if not is_remote(address(folder)):
-        return {"CPU": 0.01}
+def _driver() -> dict[str, float]:
+    """What a trial's own process asks for: the driver's node, which is not lost alone and has the folder, and nothing else."""
     return {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}
 
 

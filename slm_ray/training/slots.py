@@ -4,13 +4,16 @@ A training that wants four slots is not overtaken by those behind it that want o
 is given a slot, so nobody starves, at the price of slots that stay free meanwhile. Ray's own waiting placement groups have
 no order. A place is held until its training is published, so that the proof finds room too. A training that lost a node
 gives its whole place back and asks again with its old turn, ahead of those that have not begun: nobody holds a part of a
-place while he waits for the rest. A node that joins is used as soon as Ray knows it. The line is that of one driver and
-ends with it; how several drivers share a cluster is Ray's to say.
+place while he waits for the rest. A node that joins is used as soon as Ray knows it; where so many have left that the first
+in line would wait for ever, that is said, and is an error after `PATIENCE_S`. The line is that of one driver and ends with
+it; how several drivers share a cluster is Ray's to say.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +23,12 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from slm_ray.cluster import beside_driver
+from slm_ray import cluster
 from slm_ray.errors import ResourceError
 
 Bundles = Sequence[Mapping[str, float]]
-_LOOKS_EVERY_S = 5  # whether an earlier turn came back; that there is room is heard at once
+PATIENCE_S = 1800.0  # for nodes in the place of those that have left
+_LOOKS_EVERY_S = 5  # whether an earlier turn came back, and nodes have left; that there is room is heard at once
 _ENDS_WITHIN_S = 10
 
 
@@ -61,6 +65,31 @@ class PlacementGroups:
     def give_back(self, place: Any) -> None:
         """Remove it, with whatever still runs there."""
         remove_placement_group(place)
+
+
+class Shortage:
+    """Since when the cluster, idle, has been too small for a place that is waited for: nodes have left."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def look(self, bundles: Bundles) -> str:
+        """What people should hear now, once for each shortage; ResourceError after `PATIENCE_S` of it."""
+        short = cluster.shortage(bundles)
+        if not short:
+            self._since_s = None
+            return ""
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+            return (
+                f"the next training {short}: nodes have left; it waits {PATIENCE_S / 60:g} minutes for others to join"
+            )
+        if time.monotonic() - self._since_s > PATIENCE_S:
+            raise ResourceError(
+                f"training.workers {short}, and no node has joined for {PATIENCE_S / 60:g} minutes: add nodes or ask for less,"
+                " then the same command goes on from the checkpoints"
+            )
+        return ""
 
 
 class SlotQueue:
@@ -155,19 +184,22 @@ class Turn:
 def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
     """Start each job once there is a place for its bundles, first in, first out, and wait for all; what `start` returned.
 
-    That is a reference: a place is held until it is ready, with a result or an error. ResourceError where the line is lost.
+    That is a reference: a place is held until it is ready, with a result or an error. ResourceError where the line is lost,
+    and where nothing runs and the cluster has been too small for the next one for `PATIENCE_S`.
     """
-    queue = beside_driver(SlotQueue).remote()
+    queue = cluster.beside_driver(SlotQueue).remote()
     waiting = deque(Turn(queue=queue, number=number, bundles=tuple(job)) for number, job in enumerate(jobs))
     started: list[Any] = []
     running: dict[Any, Turn] = {}
     places: list[Any] = []
-    taking = None
+    taking, shortage = None, Shortage()
     try:
         while waiting or running:
             if waiting and taking is None:
                 taking = queue.take.remote(waiting[0].number, waiting[0].bundles)
-            ended, _ = ray.wait([*running, *([] if taking is None else [taking])])
+            ended, _ = ray.wait([*running, *([] if taking is None else [taking])], timeout=_LOOKS_EVERY_S)
+            if not ended and waiting and (said := _looked(shortage, waiting[0].bundles, running)):
+                print(said, file=sys.stderr, flush=True)
             for reference in ended:
                 if reference == taking:
                     places.append(ray.get(taking))
@@ -188,3 +220,13 @@ def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
                 remove_placement_group(place)
         ray.kill(queue)
     return started
+
+
+def _looked(shortage: Shortage, bundles: Bundles, running: Mapping[Any, Turn]) -> str:
+    """What `shortage` says; that it lasts is no error while a training runs, which may take hours and goes to its end."""
+    try:
+        return shortage.look(bundles)
+    except ResourceError:
+        if running:
+            return ""
+        raise

@@ -24,8 +24,24 @@ CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
 DASHBOARD = 8265
 TOKEN_FILE, REDIS_FILE = ".ray/auth_token", ".ray/redis"
 REDIS = "redis-server --bind {0} --port 6379 --requirepass {1} --save '' --appendonly yes --dir /tmp --daemonize yes"
+_PORTS = {"dashboard_agent_listen": 52365, "metrics_agent": 52366, "metrics_export": 52367, "runtime_env_agent": 52368}
+_OPTIONS = "--dashboard-agent-listen-port={} --dashboard-agent-grpc-port={} --metrics-export-port={} --runtime-env-agent-port={}"
 _SIZES = " --object-store-memory=100000000 --num-cpus="
 _HEAD_CPUS, _WORKER_CPUS = 2, 1
+
+
+def patient(start: str) -> str:
+    """A command that ends with `ray start`, for a busy machine.
+
+    A raylet ends itself where one of its agents has not written its port within 15 s. So ports and the node's id are chosen
+    here, and what the agents will write is there before.
+    """
+    node = "node=$(od -An -tx1 -N28 /dev/urandom | tr -d ' \\n')"
+    files = "; ".join(f"echo -n {port} > ${{session}}{name}_port_$node" for name, port in _PORTS.items())
+    write = f"while :; do for session in $(ls -d /tmp/ray/session_2*/ 2>/dev/null); do {files}; done; sleep 0.2; done"
+    known = "export RAY_OVERRIDE_NODE_ID_FOR_TESTING=$node RAY_raylet_start_wait_time_s=500"
+    started = f"{start} {_OPTIONS.format(*_PORTS.values())}"
+    return f"{node}; {known}; ({write}) & writing=$!; {started}; status=$?; kill $writing; (exit $status)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +62,9 @@ class RayHosts:
         for command in CLUSTER[f"{role}_start_ray_commands"]:
             if "ray start" in command:
                 command = command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
-                command += _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS)
-            patient = {"RAY_HEAD_IP": self["head"].address, "RAY_raylet_start_wait_time_s": "150"}  # of a busy machine
-            host.run(environment({**patient, **(known or {})}) + command, within_s=300)
+                command = patient(command + _SIZES + str(_HEAD_CPUS if role == "head" else _WORKER_CPUS))
+            settings = {"RAY_HEAD_IP": self["head"].address, **(known or {})}
+            host.run(environment(settings) + command, within_s=600)
         return host
 
     def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:
@@ -68,10 +84,14 @@ class RayHosts:
         self.hosts.power_on("head", disk_kept=True)
         self.start("head")
 
-    def submitted(self, *arguments: str) -> str:
-        """The shell command that submits a job of the repository from the client, to which the dashboard is forwarded."""
-        known = environment({"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token"})
-        return f"cd ~/slm_ray && {known}ray job submit --working-dir . -- python {shlex.join(arguments)}"
+    def submitted(self, *arguments: str, known: Mapping[str, str] | None = None) -> str:
+        """The shell command that submits a job of the repository from the client, to which the dashboard is forwarded.
+
+        `known` is what is in the job's environment.
+        """
+        client = environment({"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token"})
+        options = f"--runtime-env-json {shlex.quote(json.dumps({'env_vars': known}))} " if known else ""
+        return f"cd ~/slm_ray && {client}ray job submit {options}--working-dir . -- python {shlex.join(arguments)}"
 
     def python(self, program: str, name: str = "head", *, within_s: float = 120) -> str:
         """What a program prints that joins the cluster as a driver, on a node of it."""

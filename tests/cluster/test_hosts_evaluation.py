@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import pytest
@@ -41,29 +41,33 @@ def reference(n: int) -> str:
 
 
 @contextmanager
-def endpoint(cluster: RayHosts, after_s: float) -> Iterator[ChatServer]:
-    """A server on the host `llm` that answers every row rightly after a while."""
+def endpoint(cluster: RayHosts, after_s: float, *, on_head: bool = False) -> Iterator[ChatServer]:
+    """A server on the host `llm`, or on the loopback of the head, that answers every row rightly after a while."""
 
     def right(request: Request) -> Reply:
         return Reply(body=answer(reference(int(request.text.split()[-1]))).body, after_s=after_s)
 
-    with cluster["llm"].listen(cluster["llm"].address) as door, ChatServer(right, listener=door) as server:
+    host, address = (cluster["head"], "127.0.0.1") if on_head else (cluster["llm"], cluster["llm"].address)
+    with host.listen(address) as door, ChatServer(right, listener=door) as server:
         yield server
 
 
-def command(cluster: RayHosts, server: ChatServer, rows: int, run_dir: str, **changes: object) -> str:
-    """The client's command; its rows lie in its own clone, which Ray copies."""
+def command(
+    cluster: RayHosts, server: ChatServer | None, rows: int, run_dir: str, *, known: Mapping[str, str] | None = None, **changes: object
+) -> str:  # fmt: skip
+    """The client's command; its rows lie in its own clone, which Ray copies. `known` is in the job's environment."""
     lines = [{"id": f"r{n}", "prompt": f"question {n}", "completion": reference(n)} for n in range(rows)]
     (cluster["client"].tmp / "home/slm_ray/rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {
         "track": "structured", "examples": "rows.jsonl", "train": "null", "models": '["served:m"]', "run_dir": run_dir,
-        "endpoint": server.url, "shards": SHARDS, "shard_resources": "{CPU: 0.5}",
+        "endpoint": server.url if server else "", "shards": SHARDS, "shard_resources": "{CPU: 0.5}",
         "generation": f"{{concurrency: {IN_FLIGHT}, timeout_s: 20}}", "declare": "null", **changes,
     }  # fmt: skip
     return cluster.submitted(
         "jobs/evaluate.py",
         "jobs/evaluate.yaml",
         *(part for name, value in settings.items() for part in ("--set", f"{name}={value}")),
+        known=known,
     )
 
 
@@ -106,6 +110,17 @@ def test_shards_on_nodes_that_see_no_run_folder_ask_every_row_once(cluster: RayH
     print(f"60 rows, asked once each, by node {dict(asked)}")
 
 
+def test_shards_of_an_endpoint_on_loopback_are_on_the_driver_s_node_or_are_refused(cluster: RayHosts) -> None:
+    with endpoint(cluster, 0.1, on_head=True) as server:
+        ended(cluster["client"].start(command(cluster, server, 60, "/tmp/loopback")))
+        assert (len(server.requests), twice(server)) == (60, 0)
+        elsewhere = command(cluster, server, 60, "/tmp/elsewhere", shard_resources="{slot: 0.3}")
+        refused = cluster["client"].run(elsewhere, within_s=120, check=False)
+        assert refused.returncode != 0 and len(server.requests) == 60
+    assert rows_scored(cluster, "/tmp/loopback") == 60
+    assert "this node has 0 slot, and served:m is asked at 127.0.0.1" in refused.stdout, refused.stdout
+
+
 def test_a_node_that_loses_its_power_costs_at_most_what_it_had_in_flight(cluster: RayHosts) -> None:
     with endpoint(cluster, 0.5) as server:
         job = cluster["client"].start(command(cluster, server, 150, "/tmp/power"))
@@ -142,8 +157,8 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
     assert holder.stdout is not None
     assert any(line == "held\n" for line in holder.stdout)
     with endpoint(cluster, 0.1) as server:
-        settings = {"shards": 1, "shard_resources": "{slot: 1}"}
-        job = cluster["client"].start(command(cluster, server, 20, "/tmp/joined", **settings))
+        asks = command(cluster, server, 20, "/tmp/joined", shards=1, shard_resources="{slot: 1}")
+        job = cluster["client"].start(asks)
         time.sleep(15)
         assert not server.requests
         cluster.join("worker-3")

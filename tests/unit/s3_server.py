@@ -1,7 +1,7 @@
 """An S3 bucket for clients that write: puts, uploads in parts, reads, lists and deletes; in memory, without signatures.
 
-Run as a script, with an address to listen on if it is not to be loopback, it prints its port. It is to be run as a process of its own, as pyarrow may hold the interpreter while it waits.
-There is one bucket, `bucket`. `PUT /-/STATE` makes it answer otherwise: `away` is 503 to all, `refuse` 403 to all, `full`
+Run as a script, with an address to listen on if it is not to be loopback and a name for the bucket, it prints its port. It is to be run as a process of its own, as pyarrow may hold the interpreter while it waits.
+There is one bucket, by default `bucket`. `PUT /-/STATE` makes it answer otherwise: `away` is 503 to all, `refuse` 403 to all, `full`
 403 to whatever is written, `torn` breaks the connection in the middle of what is written, `well` is as before. The key id
 `wrong` is refused.
 """
@@ -158,6 +158,7 @@ class Bucket(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
+    NAME = sys.argv[2] if sys.argv[2:] else NAME
     server = ThreadingHTTPServer((sys.argv[1] if sys.argv[1:] else "127.0.0.1", 0), Bucket)
     print(server.server_port, flush=True)
     server.serve_forever()

@@ -85,6 +85,14 @@ def test_the_training_benchmark_compares_like_with_like_and_a_failed_lap_says_wh
         )
 
 
+def test_two_curves_are_compared_step_by_step() -> None:
+    alone = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.5}]
+    assert bench_train.compared(alone, alone).endswith("apart by 0 at most")
+    assert bench_train.compared(alone, [alone[0], {"step": 2.0, "loss": 1.25}]).endswith("apart by 0.25 at most")
+    with pytest.raises(ResourceError, match="have not logged the same steps"):
+        bench_train.compared(alone, alone[:1])
+
+
 def test_bare_vllm_is_given_the_settings_of_the_serve_file() -> None:
     words = bench_serve.flags(
         {"dtype": "bfloat16", "enforce_eager": True, "enable_x": False, "max_loras": 4, "c": {"a": 1}}

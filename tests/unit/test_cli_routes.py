@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 from verdict_files import LLM, OLD, compared, slm
 
 from slm_ray.cli.app import app
+from slm_ray.rollout.fallbacks import Lately, write_fallbacks
 from slm_ray.rollout.store import CHANGES, RouteStore
 
 NEW = "structured-000000000002"
@@ -60,7 +62,33 @@ def test_without_a_verdict_there_is_no_way_past_shadow() -> None:
     routes("appoint", "plain", "--verdict", "run", "--reason", "now there is one")
     assert "live" in routes("move", "plain", "live", "--reason", "x")
     assert "watched: both agreed on 100.0%" in routes("show", "plain")
-    assert "no alarm comes of what the LLM answers in the SLM's place" in routes("show", "plain")
+    assert "no front has seen a call for the SLM in this state yet" in routes("show", "plain")
+
+
+def test_how_often_the_llm_answers_in_the_slms_place_is_said() -> None:
+    compared(Path("run"), wrong=0)
+    routes("create", "it", "--verdict", "run", "--reason", "a swap")
+    routes("move", "it", "live", "--reason", "x")
+    assert re.search(r"live +– ", routes("list"))
+    lately = Lately()
+    for second in range(200):
+        found = lately.note("timeout" if second % 10 else None, serial=2, at=1_760_000_000.0 + second)
+        assert (found is not None and found.since is not None) == (second >= 79), "a minute after the twentieth call"
+    assert found is not None
+    write_fallbacks(Path("runs/routes"), "it", found)
+    assert "90% of 100, lasts" in routes("list")
+    shown = routes("show", "it")
+    assert "the LLM answered in the SLM's place in 90 of the latest 100 calls (the last one: timeout)" in shown
+    assert (
+        "from 2025-10-09T08:53:39+00:00 to 2025-10-09T08:56:39" in shown
+        and "the watch rings no alarm for that" in shown
+    )
+    routes("page", "it")
+    assert "The SLM does not answer" in Path("route.html").read_text()
+    routes("adjust", "it", "--timeout-s", "20", "--reason", "give it more time")
+    assert "90%" not in routes("list"), "what was seen before a change says nothing of the time after it"
+    Path("runs/routes/it/fallbacks.json").write_text("{}")
+    assert "fallbacks.json: " in routes("list", fails=True)
 
 
 @pytest.mark.parametrize(

@@ -231,7 +231,22 @@ def test_further_rows_are_scored_behind_the_first(tmp_path: Path) -> None:
     assert before.provenance is not None and after.provenance is not None
     assert before.provenance.digests.data != after.provenance.digests.data
     assert after.sequential is not None and after.sequential.candidates[SLM].action == "fine_tune"
-    assert replace(after, models={}).order_seed == before.order_seed
+    assert (after.order_seed, after.order_digest) == (before.order_seed, before.order_digest)
+
+
+def test_a_file_that_was_written_on_is_asked_in_another_order_and_so_is_another_candidate(tmp_path: Path) -> None:
+    """The bets of the first run do not go on in it: at the same level its error would come on top, as often as one likes."""
+    declare = {"rule": "sequential", "stop": "never", "delta": 0.1}
+    found = []
+    for rows, name in ((4, "run"), (30, "grown"), (30, "again")):  # every answer is the same throughout
+        settings = config(tmp_path, rows=rows, declare=declare, run_dir=str(tmp_path / name))
+        asked(settings, rows)
+        evaluate(settings, environment=KEY)
+        compared = {"report": settings.run_dir, "llm": LLM, "slm": SLM, "rule": "sequential", "delta": 0.1}
+        found.append(compare_reports(CompareConfig.model_validate(compared)))
+    assert [one.decision.candidate for one in found] == [1, 2, 2]
+    levels = [one.comparison.level for one in found]
+    assert levels[0] == pytest.approx(4 * levels[1]) and levels[1] == levels[2]
 
 
 def test_a_stratified_run_stops_at_the_end_of_a_round_and_its_comparison_says_the_same(tmp_path: Path) -> None:

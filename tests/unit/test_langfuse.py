@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -306,6 +307,41 @@ def test_refusals_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "log" / "run.jsonl").unlink()
     with LangfuseServer() as server, pytest.raises(DataError, match="give the directory of a finished run"):
         send(tmp_path, server)
+
+
+def test_a_collector_of_opentelemetry_gets_the_spans_of_a_traffic_log(tmp_path: Path) -> None:
+    folder = Path(log_of(tmp_path / "log", asked("a", said(1), said(2)), Feedback(id="a", at=NOW, score=1.0)))
+    with LangfuseServer(lambda path, nth: Fault(status=503) if nth == 4 else None) as server:
+        credentials = base64.b64encode(f"{PUBLIC}:{SECRET}".encode()).decode()
+        given = {
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{server.url}{SPANS}?key=hidden-0123",
+            "OTEL_EXPORTER_OTLP_HEADERS": f"authorization=Basic%20{credentials},x-scope=a%2Cb",
+        }
+        told = replay(TraceConfig(run_dir=str(folder)), given)
+        assert "sent now: 3 spans" in told and "hidden" not in told and server.headers[-1]["x-scope"] == "a,b"
+        assert "sent now: 0 spans" in replay(TraceConfig(run_dir=str(folder)), given), "what it took is not sent again"
+        assert set(server.span_counts().values()) == {1} and not server.scores
+        log_of(folder, asked("b", said(3)))
+        assert "sent now: 2 spans" in replay(TraceConfig(run_dir=str(folder)), given), "a 503 is waited out"
+        assert any(key.startswith(SCORE) for one in server.spans for key in one)
+        with pytest.raises(ResourceError, match="wants other credentials; check OTEL_EXPORTER_OTLP_HEADERS"):
+            replay(TraceConfig(run_dir=str(folder)), {**given, "OTEL_EXPORTER_OTLP_HEADERS": ""})
+    assert "hidden" not in (folder / "langfuse.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "no http"),
+     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:hidden@x"}, "without credentials"),
+     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "a=b,hidden"}, "its pair 2 is no header"),
+     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "a=hidden%0d%0ax: y"}, "its pair 1")],
+)  # fmt: skip
+def test_a_collector_that_cannot_be_meant_is_refused_without_its_secrets(
+    given: dict[str, str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said) as refused:
+        replay(TraceConfig(run_dir=log_of(tmp_path, asked("a", "1"))), given)
+    assert "hidden" not in str(refused.value)
 
 
 def test_a_traffic_log_is_sent_once_however_often_and_what_is_new_is_added(tmp_path: Path) -> None:

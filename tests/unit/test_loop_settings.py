@@ -136,7 +136,7 @@ def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_pla
     with pytest.raises(InLine):
         train_many(trainings, parallel=True)
     assert shown == [None, None]
-    assert [launch._driver(planned)["num_cpus"] for planned in plans] == [0, 0]
+    assert launch._in_task._default_options["num_cpus"] == 0
 
 
 def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:

@@ -578,9 +578,15 @@ def test_what_is_read_is_fetched_with_what_lies_beside_it_and_again_when_it_chan
     server: Server, host: Callable[[str], None]
 ) -> None:
     store = server.store("rows")
-    for name, text in {"test.jsonl": b"1\n", "track.yaml": b"a", "deeper/x.jsonl": b"no"}.items():
+    for name, text in {
+        "test.jsonl": b"1\n",
+        "track.yaml": b"a",
+        "deeper/x.jsonl": b"no",
+        "huge.parquet": b"no",
+    }.items():
         store.write(name, text)
     path = fetched(server.uri("rows/test.jsonl"), setting="examples")
+    assert not (path.parent / "huge.parquet").exists()
     assert path.read_bytes() == b"1\n" and (path.parent / "track.yaml").read_bytes() == b"a"
     assert not (path.parent / "deeper").exists()
     store.write("test.jsonl", b"1\n2\n")

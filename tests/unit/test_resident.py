@@ -8,6 +8,7 @@ import gc
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ import torch
 from slm_ray.config import Lora, TrainConfig
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
-from slm_ray.training import rows, validation_score
+from slm_ray.errors import ResourceError
+from slm_ray.training import ray_trainer, rows, slots, validation_score
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import Desk, Work
 from slm_ray.training.resident_worker import Resident, last_whole
@@ -215,6 +217,55 @@ def test_a_trial_whose_workers_are_lost_is_tried_three_times_and_a_group_that_ca
         assert "error" in await desk.hear("r16"), "nobody is left to train it"
 
     desk_talk(script())
+
+
+def test_a_group_that_finds_no_node_gives_its_trial_to_another_one_and_the_last_group_keeps_it(tmp_path: Path) -> None:
+    async def script() -> None:
+        desk = Desk(2)
+        for rank in (4, 8):
+            await desk.submit(work(tmp_path, 1e-2, rank))
+        assert [(await desk.take(group)).name for group in (0, 1)] == ["r4", "r8"]  # type: ignore[union-attr]
+        await desk.release(1)
+        await desk.release(1)  # each half minute
+        await desk.finish(0, {"done": True})
+        assert (await desk.take(0)).name == "r8"  # type: ignore[union-attr]
+        await desk.lose(1, "its node was lost")
+        await desk.release(0)
+        assert (await desk.take(0)).name == "r8", "nobody else would train it"  # type: ignore[union-attr]
+
+    desk_talk(script())
+
+
+def test_a_group_that_waits_for_a_place_says_so_each_time_and_gives_up_when_the_cluster_stays_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    short, now = [""], [0.0]
+    told: list[int] = []
+    asked: list[str] = []
+    removed: list[Any] = []
+    place = SimpleNamespace(wait=lambda seconds: len(asked) > 1)
+
+    def placed(bundles: Any, *, strategy: str, name: str) -> Any:
+        asked.append(name)
+        return place
+
+    monkeypatch.setattr(ray_trainer, "placement_group", placed)
+    monkeypatch.setattr(ray_trainer, "remove_placement_group", removed.append)
+    monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: short[0])
+    monkeypatch.setattr(slots, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    seat = ray_trainer._Seat(None, "of-this-sweep", lambda: told.append(1))
+    first = ray_trainer._Place(seat, [{"slot": 1.0}], "PACK")
+    for passes_s in (0.0, 4000.0):  # others hold the slots: there is enough of them
+        now[0] += passes_s
+        assert not first.wait(30)
+    short[0] = "asks for 1 slot, the cluster has 0"
+    assert not first.wait(30) and not removed
+    now[0] += slots.PATIENCE_S + 1
+    with pytest.raises(ResourceError, match="no node has joined for 30 minutes"):
+        first.wait(30)
+    assert len(told) == 4 and removed == [place]
+    assert ray_trainer._Place(seat, [{"slot": 1.0}], "PACK").wait(30) and len(told) == 4
+    assert asked[0] != asked[1] and all(name.startswith("of-this-sweep-") for name in asked)
 
 
 def test_one_trial_that_kills_its_workers_does_not_end_a_group_that_has_finished_others(tmp_path: Path) -> None:

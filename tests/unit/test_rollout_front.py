@@ -19,6 +19,8 @@ import uvicorn
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
 from slm_ray.costs.prices import PriceList
+from slm_ray.rollout import beside, fallbacks
+from slm_ray.rollout.fallbacks import read_fallbacks
 from slm_ray.rollout.front import Front, FrontSettings
 from slm_ray.rollout.states import Grant, Route, RouteState
 from slm_ray.rollout.store import RouteStore
@@ -374,6 +376,33 @@ def test_a_dead_slm_is_left_alone_and_found_again(tmp_path: Path) -> None:
         wait_for(lambda: content(it.ask()) == OTHER)
 
 
+def test_an_llm_that_stands_in_for_long_is_said_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fallbacks, "_LASTS_S", 0.3)
+    monkeypatch.setattr(beside, "_TELL_S", 0.1)
+    away = threading.Event()
+    away.set()
+    with bed(tmp_path, "live", slm=lambda request: error(503) if away.is_set() else answer(GOOD)) as it:
+        wait_for(lambda: content(it.ask()) == GOOD and it.said)
+        (said,) = it.said
+        assert said.startswith("cities: the LLM answered in the SLM's place in ") and "(the last one: " in said
+        state = it.store.route("cities")
+        kept = wait_for(lambda: found if (found := read_fallbacks(tmp_path, state)) and found.since else None)
+        assert kept.share == 1.0 and it.card()["fallbacks"]["since"] == kept.since
+        away.clear()
+        wait_for(lambda: [it.ask() for _ in range(20)] and len(it.said) == 2, within_s=30)
+        assert "look at the SLM" not in it.said[1]
+        asked = it.card()["counts"]["requests"]
+    found = read_fallbacks(tmp_path, state)
+    assert found is not None and found.since is None and found.calls == min(100, asked), "the last calls too"
+
+
+def test_what_a_cascade_is_unsure_of_is_nobodys_failure(tmp_path: Path) -> None:
+    with bed(tmp_path, "cascade", slm=sure(OTHER, -2.0)) as it:
+        assert [content(it.ask()) for _ in range(3)] == [GOOD] * 3
+        wait_for(lambda: it.card()["counts"]["fallbacks"] == 3)
+        assert it.card()["fallbacks"]["fallbacks"] == 0
+
+
 def test_one_clients_long_requests_keep_nobody_from_the_slm(tmp_path: Path) -> None:
     def script(request: Request) -> Reply:
         return Reply(body=answer(OTHER).body, after_s=4.0 if "long" in str(request.body["messages"]) else 0.0)
@@ -672,8 +701,14 @@ def test_expected_answers_are_bet_on_and_corrections_are_not(tmp_path: Path) -> 
         assert [line["label"] for line in lines if "label" in line] == [0.0]
         second = it.ask().headers["x-slm-ray-request-id"]
         wait_for(lambda: it.card()["counts"].get("pairs") == 2)
-        assert say(second, answer="no JSON", label=True)["counted"] is True
-        wait_for(lambda: it.card()["counts"].get("unscored") == 1)
+        said = say(second, answer="no JSON", label=True)
+        assert (
+            said["counted"] is False
+            and "is not strict JSON" in said["because"]
+            and it.card()["counts"]["unscored"] == 1
+        )
+        assert say(second, answer=OTHER, label=True)["counted"] is True, "one that cannot be read uses nothing up"
+        wait_for(lambda: it.card()["counts"].get("labels") == 2)
 
 
 def test_answers_that_turn_out_wrong_ring_the_watch(tmp_path: Path) -> None:

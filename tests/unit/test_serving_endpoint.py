@@ -62,6 +62,7 @@ def deployed(monkeypatch: pytest.MonkeyPatch, config: Serving, *, has_room: bool
     started: list[AppSettings] = []
     monkeypatch.setattr("slm_ray.cluster.connect", lambda: None)
     monkeypatch.setattr("slm_ray.cluster.require", lambda *_, **__: None)
+    monkeypatch.setattr("slm_ray.cluster.is_on_head", lambda: True)
     monkeypatch.setattr("slm_ray.cluster.fits_now", lambda bundles: has_room)
     monkeypatch.setattr(endpoint, "_start", lambda config, endpoint, settings: started.append(settings))
     monkeypatch.setattr(endpoint, "_wait", lambda *_: None)

@@ -150,6 +150,8 @@ def test_two_lists_are_a_grid_that_is_cut_to_the_number_of_trials_by_seed(tmp_pa
     assert few is not None and len(few) == 2 and few == grid(Search(trials=2, **lists), seed=1)
     whole = grid(Search(trials=9, **lists), seed=1)
     assert whole is not None
+    orders = {str(grid(Search(trials=9, **lists), seed=seed)) for seed in range(20)}
+    assert len(orders) > 5, "sorted by rate, every trial would look better to ASHA than the one before it"
     assert {(point["learning_rate"], point["rank"]) for point in whole} == {
         (r, k) for r in (1e-5, 5e-3) for k in (4, 8)
     }

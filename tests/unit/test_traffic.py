@@ -1,6 +1,7 @@
 """The traffic log: nothing lost but what it says, nothing twice, nothing on the disk that was to be taken out."""
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
@@ -14,10 +15,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 
 from slm_ray.config import Traffic
 from slm_ray.errors import ConfigError, DataError, ResourceError
+from slm_ray.remote import StoreAway
 from slm_ray.storage import write_parquet
 from slm_ray.traffic import ArmAnswer, Feedback, Redaction, TrafficLog, TrafficRow, is_traffic, read_traffic
 from slm_ray.traffic import place as places
@@ -272,10 +275,28 @@ def test_an_object_store_takes_parts_and_loses_days(tmp_path: Path, monkeypatch:
             log.append(row("newer", user="ann"))
         rows = list(read_traffic(folder))
         assert {found.id for found in rows} == {"new", "newer"} and len({found.user for found in rows}) == 1
+        httpx.put(f"http://127.0.0.1:{port}/-/away", trust_env=False)
+        with pytest.raises(StoreAway, match=r"traffic\.json cannot be read .*look at the network"):
+            is_traffic(folder)  # False would make plain rows of it
     finally:
         server.kill()
         server.wait()
         server.stdout.close()
+
+
+def test_a_place_that_cannot_be_asked_is_no_folder_of_plain_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    below = [str(tmp_path / name) for name in ("none", "loop/x", "x" * 300)]
+    assert not any(map(is_traffic, [*below, "~nobody-of-that-name/x", "\0", "gopher://x/y"]))
+
+    def refused(self: Path, **_: object) -> os.stat_result:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "stat", refused)
+    with pytest.raises(DataError, match=r"traffic\.json cannot be looked at: Permission denied; see who"):
+        is_traffic(str(tmp_path))
 
 
 def test_a_row_that_cannot_be_written_is_counted_and_ends_nothing(tmp_path: Path) -> None:

@@ -130,6 +130,15 @@ def test_answering_validation_rows_counts_where_it_takes_more_than_a_step() -> N
         check(LLAMA, tiniest, needed(tiniest, row_tokens=64), row_tokens=64, use_gpu=True, asked_tokens=2048)
 
 
+def test_a_cpu_unpacks_a_small_base_and_the_estimate_counts_what_that_takes() -> None:
+    small = BaseShape.read(TINY_BASE)
+    whole = estimate(small, recipe(precision="16bit"), row_tokens=64, use_gpu=False).base
+    assert estimate(small, recipe(precision="4bit"), row_tokens=64, use_gpu=False).base == whole
+    assert estimate(small, recipe(precision="4bit"), row_tokens=64, use_gpu=True).base < whole
+    large = [estimate(LLAMA, recipe(precision="4bit"), row_tokens=64, use_gpu=use).base for use in (False, True)]
+    assert large[0] == large[1]
+
+
 def followed(text: str, before: Recipe) -> tuple[Recipe, int | None]:
     """The recipe after someone has typed in what the message says, and the longest row that it leaves."""
     changed = before.model_dump()

@@ -26,7 +26,7 @@ from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, TrainingError
 from slm_ray.parity import PRECISION_TOLERANCE, Note, check
 from slm_ray.reports.encoding import decode
-from slm_ray.training import failures, meter, progress, rows, selection, validation_score, worker
+from slm_ray.training import estimate, failures, meter, progress, rows, selection, validation_score, worker
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.estimate import ANSWER_TOKENS
 from slm_ray.training.meter import gpu_of
@@ -88,13 +88,33 @@ def test_rows_of_like_length_share_a_batch_and_the_short_batch_is_last() -> None
     assert len(order) % 8 == 3
 
 
-def test_the_base_is_in_nf4_with_double_quantisation_and_lora_in_fp32(trainer: Any) -> None:
-    layers = [module for _, module in trainer.model.named_modules() if type(module).__name__ == "Linear4bit"]
+@pytest.fixture(scope="module")
+def packed() -> Any:
+    """The base as a CPU holds a large one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "_UNPACKED_BYTES", 0)
+        return add_lora(open_base(BASE, RECIPE, use_gpu=False, longest=100), RECIPE.lora)
+
+
+def test_a_large_base_stays_in_nf4_with_double_quantisation_and_lora_in_fp32(packed: Any, trainer: Any) -> None:
+    layers = [module for _, module in packed.named_modules() if type(module).__name__ == "Linear4bit"]
     states = [layer.base_layer.weight.quant_state for layer in layers if hasattr(layer, "base_layer")]
     assert len(states) == 7 * 4
     assert all(state.quant_type == "nf4" and state.nested for state in states)
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     assert {parameter.dtype for parameter in trained} == {torch.float32}
+
+
+def test_a_small_base_is_unpacked_on_cpu_and_answers_with_the_same_bits(packed: Any) -> None:
+    unpacked = add_lora(open_base(BASE, RECIPE, use_gpu=False, longest=100), RECIPE.lora)
+    assert not [part for part in unpacked.modules() if isinstance(part, Linear4bit)]
+    ids = torch.arange(40).reshape(2, 20) + 100
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = [model(input_ids=ids).logits for model in (packed, unpacked)]
+        plain = add_lora(open_base(BASE, Recipe(precision="16bit"), use_gpu=False, longest=100), RECIPE.lora)
+        other = plain(input_ids=ids).logits
+    assert torch.equal(*logits)
+    assert not torch.equal(logits[0], other), "quantised weights differ from the base's own"
 
 
 def test_loss_is_on_the_answer_and_its_end_only(trainer: Any, tokenizer: Any) -> None:
@@ -111,6 +131,22 @@ def test_the_loss_is_the_stock_trainer_s_loss(trainer: Any) -> None:
         ours = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=count)
         stock = Trainer.compute_loss(trainer, trainer.model, dict(batch))
     assert ours.item() == pytest.approx(stock.item(), rel=2e-3)
+
+
+def test_the_head_is_asked_for_answers_alone_and_by_the_loss_alone(trainer: Any) -> None:
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(4)])
+    answers = int((batch["labels"] != -100).sum())
+    seen: list[torch.Size] = []
+    remember = trainer.model.get_output_embeddings().register_forward_hook(
+        lambda _, hidden, logits: seen.append(logits.shape)
+    )
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=answers)
+            trainer.model(input_ids=batch["input_ids"])
+    finally:
+        remember.remove()
+    assert [tuple(shape[:-1]) for shape in seen] == [(answers,), tuple(batch["input_ids"].shape)]
 
 
 def small_trainer(tokenizer: Any, folder: Path, *, asked: Sequence[Example] = (), **changed: Any) -> Any:
@@ -545,10 +581,10 @@ def test_the_logits_of_long_answers_are_never_built_all_at_once(
     assert max(built[1:]) < 150 < built[0]
 
 
-def test_a_model_that_answers_keeps_the_bits_of_its_base(trainer: Any, tokenizer: Any) -> None:
-    weights = [part.weight for part in trainer.model.modules() if isinstance(part, Linear4bit)]
+def test_a_model_that_answers_keeps_the_bits_of_its_base(packed: Any, tokenizer: Any) -> None:
+    weights = [part.weight for part in packed.modules() if isinstance(part, Linear4bit)]
     before = [(weight.data.clone(), weight.quant_state.absmax.clone()) for weight in weights]
-    target_loss(trainer.model, tokenizer, examples(2))
+    target_loss(packed, tokenizer, examples(2))
     assert len(weights) == 7 * 4 and all(weight.quant_state.nested for weight in weights)
     for weight, (bits, scales) in zip(weights, before, strict=True):
         assert torch.equal(weight.data, bits) and torch.equal(weight.quant_state.absmax, scales)

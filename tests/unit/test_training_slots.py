@@ -276,10 +276,65 @@ def test_places_are_given_back_by_the_driver_where_the_line_died(monkeypatch: py
     context = SimpleNamespace(get_node_id=lambda: "ab" * 28)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "remote", lambda **_: lambda kind: SimpleNamespace(remote=lambda: queue))
-    monkeypatch.setattr(ray, "wait", lambda references: (references[-1:], references[:-1]))
+    monkeypatch.setattr(ray, "wait", lambda references, timeout: (references[-1:], references[:-1]))
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(line, "remove_placement_group", removed.append)
     with pytest.raises(ResourceError, match="the line of trainings was lost"):
         in_line([slots(1), slots(1)], lambda turn: f"training {turn.number}")
     assert removed == ["a place"]
+
+
+class Waits:
+    """A line whose first place never comes, and a clock that each look moves on; `short` is what the cluster lacks then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, short: list[str], *, until: int = 10**9) -> None:
+        self.looks = 0
+        never = SimpleNamespace(remote=lambda *_: "a place that never comes")
+        queue = SimpleNamespace(take=never, close=never, give_back=never)
+        monkeypatch.setattr("slm_ray.cluster.beside_driver", lambda kind: SimpleNamespace(remote=lambda: queue))
+        monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: short[min(self.looks, len(short)) - 1])
+        monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: self.looks * 600.0))
+        monkeypatch.setattr(ray, "get", lambda *_, **__: None)
+        monkeypatch.setattr(ray, "kill", lambda _: None)
+        monkeypatch.setattr(ray, "wait", self.wait)
+        self.until = until
+
+    def wait(self, references: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+        self.looks += 1
+        if self.looks > self.until:
+            raise KeyboardInterrupt
+        return [], references
+
+
+def test_a_cluster_that_has_become_too_small_is_said_once_and_ends_the_line_after_half_an_hour(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    waits = Waits(monkeypatch, ["", "asks for 4 slot, the cluster has 2"])
+    with pytest.raises(
+        ResourceError, match="asks for 4 slot, the cluster has 2, and no node has joined for 30 minutes"
+    ):
+        in_line([slots(4)], lambda turn: None)
+    assert waits.looks == 6, "said at the second look, 600 s a look"
+    said = capsys.readouterr().err
+    assert said.count("nodes have left; it waits 30 minutes for others to join") == 1
+
+
+def test_a_cluster_that_grows_again_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    short = "asks for 4 slot, the cluster has 2"
+    waits = Waits(monkeypatch, [short, short, short, "", short, short, ""], until=40)
+    with pytest.raises(KeyboardInterrupt):  # the test's own end
+        in_line([slots(4)], lambda turn: None)
+    assert waits.looks == 41
+
+
+def test_a_line_that_cannot_go_on_does_not_end_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shortage, running = line.Shortage(), {"a training": object()}
+    monkeypatch.setattr("slm_ray.cluster.shortage", lambda bundles: "asks for 4 slot, the cluster has 2")
+    now = iter([0.0, 0.0, 9999.0, 9999.0])
+    monkeypatch.setattr(line, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert shortage.look(slots(4))
+    assert line._looked(shortage, slots(4), running) == ""  # type: ignore[arg-type]
+    assert line._looked(shortage, slots(4), running) == ""  # type: ignore[arg-type]
+    with pytest.raises(ResourceError, match="add nodes or ask for less"):
+        line._looked(shortage, slots(4), {})
