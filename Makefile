@@ -42,7 +42,7 @@ models: install ## the integration tests that train or serve a model
 
 test: install lint unit calls models ## everything: style, types, unit and integration tests
 
-test-cluster: install ## scenarios on several hosts (network namespaces): needs root and Debian's iproute2 redis-server openssh-server rsync libfaketime; skipped with the reason elsewhere
+test-cluster: install ## scenarios on several hosts (network namespaces): needs root and Debian's iproute2 redis-server openssh-server rsync; skipped with the reason elsewhere
 	@$(BIN)/python -m pytest -ra tests/cluster
 
 docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails

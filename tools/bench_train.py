@@ -218,8 +218,7 @@ def _command(asked: TrainConfig) -> subprocess.Popen[bytes]:
     folder.mkdir(exist_ok=True)
     write_json(folder / "train.yaml", asked.model_dump(mode="json"))
     job = Path(__file__).parents[1] / "jobs" / "train.py"
-    # A Ray of one job asks for no token where none was set, and a second process has to say that it knows.
-    environment = {"RAY_AUTH_MODE": "disabled"} | os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with (folder / "output.log").open("wb") as output:
         return subprocess.Popen(
             [sys.executable, str(job), str(folder / "train.yaml")], env=environment, stdout=output,

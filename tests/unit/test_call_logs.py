@@ -129,6 +129,12 @@ def test_what_failed_or_cannot_be_read_is_no_row(row: Any, kind: str) -> None:
     assert caught.value.kind == kind and kind in KINDS
 
 
+def test_a_reason_of_any_length_is_one_short_line() -> None:
+    with pytest.raises(BadRow, match=r"the call failed \(line one line two x+\)") as caught:
+        parse(GENERATION | {"level": "ERROR", "statusMessage": "line one\nline two " + "x" * 10_000}, CHAT)
+    assert len(str(caught.value)) < 400
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.just("4"),
     lambda inner: (

@@ -40,10 +40,17 @@ class Pieces:
 def app_of(pieces: Pieces, folder: Path) -> Any:
     handle = SimpleNamespace(_router=None, answer=SimpleNamespace(remote=lambda kind, body: pieces))
     handle.options = lambda **options: handle
-    front = AdapterIngress(
+    return application(front_of(handle, folder))
+
+
+def front_of(handle: Any, folder: Path) -> AdapterIngress:
+    return AdapterIngress(
         handle, base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
         tools=False,
     )  # fmt: skip
+
+
+def application(front: AdapterIngress) -> Any:
     meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
     return front.application(Recorder(lambda figure: meter))
 

@@ -15,7 +15,7 @@ from slm_ray.ray_environment import HAPROXY, haproxy_settings
 SETTINGS = haproxy_settings({HAPROXY: "1"})
 
 
-def rewritten(folder: Path, host: str) -> tuple[str, str]:
+def rewritten(folder: Path, host: str, *, knows: bool = True) -> tuple[str, str]:
     """Ray's own file for an endpoint at `host`, and what our start has made of it once the binary has found it right."""
     sockets = {name: str(folder / name) for name in ("socket_path", "server_state_file", "metrics_socket_path")}
     config = HAProxyConfig(
@@ -27,7 +27,7 @@ def rewritten(folder: Path, host: str) -> tuple[str, str]:
         servers=[ServerConfig(**servers, port=30000)], fallback_server=ServerConfig(name="f", host="127.0.0.1", port=8500),
     )  # fmt: skip
     file = folder / "haproxy.cfg"
-    api = HAProxyApi(config, {backend.name: backend}, config_file_path=str(file))
+    api = HAProxyApi(config, {backend.name: backend} if knows else {}, config_file_path=str(file))
     api._generate_config_file_internal()
     theirs = file.read_text()
     started = subprocess.run(
@@ -60,6 +60,18 @@ def test_what_haproxy_says_itself_has_the_endpoint_s_shape_and_says_when_to_come
         head, _, body = raw.partition(b"\r\n\r\n")
         assert body.startswith(b'{"error":{"code":') and f"Content-Length: {len(body)}".encode() in head.split(b"\r\n")
     assert b"Retry-After: 5\r\n" in said["503"]
+
+
+def test_a_haproxy_that_knows_no_application_yet_says_when_to_come_back_and_not_that_nothing_is_there(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "known").mkdir()
+    (tmp_path / "new").mkdir()
+    returns = re.compile(r"^ *http-request return status (404|503) (?:errorfile|content-type)", re.MULTILINE)
+    assert "404" in returns.findall(rewritten(tmp_path / "known", "127.0.0.1")[1])
+    theirs, ours = rewritten(tmp_path / "new", "127.0.0.1", knows=False)
+    assert "404" in returns.findall(theirs) and "404" not in returns.findall(ours)
+    assert f"status 503 errorfile {tmp_path}/new/503.json.http" in ours
 
 
 def test_where_nobody_asks_for_haproxy_nothing_is_set_and_a_binary_of_one_s_own_is_taken() -> None:
