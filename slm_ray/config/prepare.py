@@ -11,6 +11,7 @@ from slm_ray.config.words import Seeded
 class PrepareConfig(Seeded, Source):
     """Task rows in, examples with stable ids and three splits out."""
 
+    track: str = Field("structured", description="a track's name, or the path of its YAML file")
     out_dir: str = Field(
         description="folder for train.jsonl, validation.jsonl, test.jsonl, track.yaml and prepare.json"
     )
