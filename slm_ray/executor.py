@@ -13,7 +13,7 @@ from typing import Any
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.parallel import Item, Result
 
-THRESHOLD_BYTES = 64 * 2**20
+THRESHOLD_BYTES = 64 * 2**20  # files of so many bytes together are read as tasks
 _UNTAKEN = 2
 _CPUS = 0.1  # how many run is counted here; an endpoint that holds the CPUs must not stop them
 

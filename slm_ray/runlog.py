@@ -39,36 +39,28 @@ _POLL_S = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One call to make: what to ask which model, for which example, and the key that the answer is kept under."""
+class PlannedRequest:
+    """What a plan asks which model, for which example, and the key that the answer is kept under; `repeat` counts from 0."""
 
     key: str
     spec: str
     example_id: str
-    prompt: Prompt
     repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Response:
-    """A model's completion of one request; `answered_ns` is the wall time at which it arrived, `repeat` counts from 0."""
+class Request(PlannedRequest):
+    """One call to make: the same with the prompt."""
 
-    key: str
-    spec: str
-    example_id: str
+    prompt: Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response(PlannedRequest):
+    """A model's completion of one request; `answered_ns` is the wall time at which it arrived."""
+
     completion: Completion
     answered_ns: int
-    repeat: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlannedRequest:
-    """What a plan asks, without the prompt."""
-
-    key: str
-    spec: str
-    example_id: str
-    repeat: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

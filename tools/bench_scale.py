@@ -82,7 +82,6 @@ def evaluated(config: ScaleBenchConfig, nodes: int, folder: Path) -> Lap:
         asked = EvaluateConfig(
             track="chat", examples=str(rows), models=("served:bench",), run_dir=str(folder / "run"), endpoint=url,
             generation={"concurrency": config.in_flight * nodes}, shards=nodes, shard_resources={NODE: 1},
-            no_progress_bar=True,
         )  # fmt: skip
         began_s = time.perf_counter()
         evaluate(asked)

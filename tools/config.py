@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from slm_ray.config import TrainConfig
-from slm_ray.config.shared import Config, Recipe, Search, Serving
+from slm_ray.config.shared import Recipe, Search, Serving
+from slm_ray.config.words import Config
 
 
 class TasksConfig(Config):

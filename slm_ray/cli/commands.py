@@ -60,7 +60,7 @@ def prepare(config: configs.PrepareConfig) -> None:
         config.model_copy(update={"out_dir": out_dir}),
         token_counter=count,
         log=print,
-        executor=RayExecutor(config.parallel_threshold_bytes),
+        executor=RayExecutor(),
     )
     print(done.summary())
 

@@ -9,7 +9,7 @@ from slm_ray.config.judge import JudgeConfig
 from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import LoadConfig
-from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig, TrackSource
+from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig
 from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
@@ -21,7 +21,6 @@ from slm_ray.config.serve import ServeConfig
 from slm_ray.config.shared import (
     Calls,
     Comparison,
-    Config,
     Cost,
     Curation,
     Declaration,
@@ -45,6 +44,7 @@ from slm_ray.config.sweep import SweepConfig
 from slm_ray.config.trace import TraceConfig
 from slm_ray.config.traffic import Traffic
 from slm_ray.config.train import MixedTrack, TrainConfig
+from slm_ray.config.words import Config
 
 __all__ = [
     "ArmsConfig",
@@ -91,7 +91,6 @@ __all__ = [
     "Source",
     "SweepConfig",
     "TraceConfig",
-    "TrackSource",
     "Traffic",
     "TrainConfig",
     "Workers",

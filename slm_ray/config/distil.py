@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import Finished
 
 
-class DistilConfig(Config):
+class DistilConfig(Finished):
     """Training rows whose expected answers are those of a model that was asked them."""
 
-    report: str = Field(description="a finished evaluation of the training rows: its run directory or report.json")
     teacher: str = Field(description="a model of that evaluation, by its spec")
     examples: str = Field(description="the training JSONL that it evaluated")
     floor: float = Field(

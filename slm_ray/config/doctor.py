@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import Config
 
 
 class DoctorConfig(Config):
@@ -18,5 +18,4 @@ class DoctorConfig(Config):
     lock: str | None = Field(
         None, description="the lock that packages are held to; to those of the first node when not set"
     )
-    timeout_s: float = Field(10.0, gt=0, description="how long a node may take to answer")
     output: Literal["table", "json"] = "table"

@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Declaration, Evaluation, Priced
+from slm_ray.config.shared import Declaration, Demonstrated, Evaluation, Priced
+from slm_ray.config.words import AskedRows, LeakChecked
 
 
-class EvaluateConfig(Evaluation, Priced):
+class EvaluateConfig(Priced, Evaluation, Demonstrated, LeakChecked, AskedRows):
     """The same examples to every model, scored by the same code."""
 
-    track: str
-    examples: str
-    models: tuple[str, ...] = Field(min_length=1)
-    run_dir: str
-    endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
-    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
     adapters_dir: str | None = Field(
         None, description="published adapters: rows that a served one was trained on are refused"
     )
     extend: str | tuple[str, ...] = Field(
         (), description="sequential: files of further rows, asked behind those of `examples`; finished rows are kept"
-    )
-    demonstrations: str | None = Field(
-        None, description="JSONL that `+Kshot` and `baseline:` arms take rows of; `train` when not set"
     )
     slm: str | None = Field(
         None, description="sequential: the one of `models` that may take over; each but the first when not set"

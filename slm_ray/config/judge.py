@@ -5,9 +5,10 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from slm_ray.config.shared import WIDEST_DELTA, Generation, Priced, Requests
+from slm_ray.config.words import Endpoint, Margin, RunDir, Tracked
 
 
-class JudgeConfig(Requests, Priced):
+class JudgeConfig(Priced, Requests, Margin, Tracked, Endpoint, RunDir):
     """A model as judge of a finished evaluation, or of answers that people have graded."""
 
     report: str = Field("", description="a finished evaluation: its run directory or report.json")
@@ -26,8 +27,6 @@ class JudgeConfig(Requests, Priced):
     )
     calibrate: str | None = Field(None, description="JSONL of prompt, prediction, human (1 to 7) and maybe target")
     calibration: str | None = Field(None, description="run directory of a calibration; without one a judge is advisory")
-    run_dir: str
-    endpoint: str = "http://127.0.0.1:8000"
     generation: Generation = Generation(max_tokens=200)
 
     @model_validator(mode="after")

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Config
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import Variations
+from slm_ray.config.words import Margin, Stratified
 
 
-class LearningCurveConfig(Config):
+class LearningCurveConfig(Stratified, Margin, Variations):
     """The training run to repeat with fewer rows, the rows that score it, and what it has to reach."""
 
-    training: TrainConfig
-    validation: str = Field(description="validation JSONL: all of its rows score every size")
     sizes: tuple[int, ...] = Field(
         (), description="training rows, increasing, four sizes or more; five that double up to all rows when empty"
     )
-    stratify: str | None = Field(None, description="a tag whose values every size gets alike")
     target: float | None = Field(None, ge=0, le=1, description="the metric to reach; or `report` and `llm`")
     report: str | None = Field(None, description="an evaluation of the LLM: the target is its metric less delta")
     llm: str | None = Field(None, description="the LLM's name in `report`")
-    delta: float = Field(0.02, ge=0, le=1, description="with `report`: how much worse still counts as good")
     usd_per_label: float | None = Field(None, ge=0, description="what one more labelled row costs")
 
     @model_validator(mode="after")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import RunDir
 
 
-class LiveConfig(Config):
+class LiveConfig(RunDir):
     """Watch an evaluation that runs in another shell."""
-
-    run_dir: str = "runs/evaluate"

@@ -5,24 +5,17 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Calls, Priced, ServingMachine
+from slm_ray.config.words import AskedRows
 
 FEWEST = 20  # requests of a rate: p95 of fewer is none
 
 
-class LoadConfig(Calls, Priced):
+class LoadConfig(Priced, Calls, AskedRows):
     """Requests that arrive at given rates, whatever becomes of them. `generation.seed` draws the arrivals too."""
 
-    track: str
-    examples: str = Field(description="JSONL whose rows are the prompts")
-    models: tuple[str, ...] = Field(min_length=1, description="each is measured by itself")
-    run_dir: str
-    endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
     rates: tuple[float, ...] = Field((1.0, 2.0, 4.0, 8.0), min_length=1, description="requests per second")
     duration_s: float = Field(30.0, gt=0, description="how long requests arrive at each rate")
     p95_s: float = Field(2.0, gt=0, description="the most requests/s are looked for whose p95 is this at most")
-    search_steps: int = Field(
-        4, ge=0, description="further rates, each between the highest that held `p95_s` and the next that did not"
-    )
     cost: ServingMachine = ServingMachine()
 
     @model_validator(mode="after")

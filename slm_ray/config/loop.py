@@ -7,19 +7,13 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
+from slm_ray.config.words import RunDir, Seeded
 
 
-class TrackSource(Source):
-    """One track of a run."""
-
-    track: str = Field(description="a track's name, or the path of its YAML file")
-
-
-class RunConfig(Priced):
+class RunConfig(Priced, Seeded, RunDir):
     """What every step of a run is told: rows, the LLM, the endpoint, how models are asked, compared and trained."""
 
-    run_dir: str
-    tracks: tuple[TrackSource, ...] = Field(min_length=1)
+    tracks: tuple[Source, ...] = Field(min_length=1)
     llm: str = Field("azure:", description="model spec of the LLM; `azure:` takes AZURE_DEPLOYMENT")
     stand_in: bool = Field(True, description="without AZURE_* keys, let the local stand-in answer as the LLM")
     serving: Serving = Serving()
@@ -32,7 +26,6 @@ class RunConfig(Priced):
         True,
         description="train as many adapters at once as there is room for, each in its own group (2+2), the others in line",
     )
-    seed: int = Field(42, description="of the splits")
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:

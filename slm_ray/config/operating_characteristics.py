@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import Margin
 
 
-class OperatingCharacteristicsConfig(Config):
+class OperatingCharacteristicsConfig(Margin):
     """Simulated evaluations that both rules judge."""
 
     delta: float = Field(0.05, gt=0, le=1)

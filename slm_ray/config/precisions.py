@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from slm_ray.config.shared import Config
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.train import Variations
 
 
-class PrecisionsConfig(Config):
+class PrecisionsConfig(Variations):
     """The training run to repeat in each precision, and the rows that score it."""
-
-    training: TrainConfig
-    validation: str = Field(description="validation JSONL: all of its rows score every precision")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config, Priced, Serving
+from slm_ray.config.shared import Priced, Serving
 from slm_ray.config.traffic import Traffic
+from slm_ray.config.words import Pair, Tracked
 
 
-class RolloutRoute(Config):
+class RolloutRoute(Tracked, Pair):
     """One name that clients send as `model`, and the two models behind it. What is not set stays as it is."""
 
-    llm: str = Field(description="azure:DEPLOYMENT, openai:MODEL@BASE_URL or a served model")
-    slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model")
-    track: str = Field("structured", description="a track's name, or the path of its YAML file")
     verdict: str | None = Field(None, description="run directory or comparison.json of slm-ray compare")
     delta: float | None = Field(
         None, ge=0, lt=1, description="how much worse the SLM may be; the verdict's when not set"

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import Margin
 
 
-class RowsConfig(Config):
+class RowsConfig(Margin):
     """Rows until a decision, under both rules, for assumed differences or for those seen so far."""
 
     delta: float = Field(0.02, gt=0, lt=1, description="non-inferiority margin")

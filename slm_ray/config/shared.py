@@ -7,10 +7,11 @@ in a text, a resource that is nothing. Secrets are never settings: keys are read
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
+
+from slm_ray.config.words import BaseAndAdapters, Config, Margin, Seeded, Stratified, Tracked
 
 WIDEST_DELTA = 0.2
 FixedRule = Literal["paired", "point"]  # over rows whose number was fixed beforehand
@@ -19,31 +20,6 @@ Precision = Literal["4bit", "8bit", "16bit"]
 Format = Literal[
     "auto", "prompt", "messages", "sharegpt", "hermes", "template", "alpaca", "xlam", "gsm8k", "labelled", "openai_log", "langfuse"
 ]  # fmt: skip
-
-
-class Config(BaseModel):
-    """The parent of every config: frozen, closed to unknown keys, without infinities and NUL bytes."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
-
-    @field_validator("*")
-    @classmethod
-    def _without_nul(cls, value: Any) -> Any:
-        if any("\0" in text for text in _texts(value)):
-            raise ValueError("a text holds a NUL byte, which no file name and no model may; remove it")
-        return value
-
-
-def _texts(value: Any) -> Iterable[str]:
-    """All texts in a value; nested configs have looked after their own."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for pair in value.items():
-            yield from _texts(pair)
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _texts(one)
 
 
 def _reservable(resources: dict[str, float]) -> dict[str, float]:
@@ -68,12 +44,11 @@ class Priced(Config):
     )
 
 
-class Generation(Config):
+class Generation(Seeded):
     """How every arm is asked. Greedy by default: temperature 0 and a seed sent to the endpoint."""
 
     max_tokens: int = Field(256, ge=1)
     temperature: float = Field(0.0, ge=0)
-    seed: int = 42
     timeout_s: float = Field(120.0, gt=0)
     max_attempts: int = Field(8, ge=1, description="calls per row that may fail; a rate limit (429) is not counted")
     retry_deadline_s: float = Field(3600.0, gt=0, description="how long one row is tried again, waits included")
@@ -89,7 +64,6 @@ class Calls(Config):
     max_cost_usd: float | None = Field(None, gt=0, description="no call that might bring the run above it")
     max_calls: int | None = Field(None, ge=1, description="calls of the run that are or may be billed")
     max_tokens_total: int | None = Field(None, ge=1, description="tokens of the whole run, prompts included")
-    no_progress_bar: bool = Field(False, description="progress as lines of text on a terminal too")
 
 
 class Requests(Calls):
@@ -108,6 +82,15 @@ class Retrieval(Config):
     )
 
 
+class Demonstrated(Retrieval):
+    """A job that may show a model some."""
+
+    demonstrations: str | None = Field(
+        None,
+        description="JSONL that `+Kshot` and `baseline:` models take rows of; an evaluation's `train` when not set",
+    )
+
+
 class Evaluation(Requests, Retrieval):
     """How models are evaluated, whatever the rows."""
 
@@ -121,7 +104,7 @@ class Evaluation(Requests, Retrieval):
     encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the targets weigh more")
 
 
-class Declaration(Config):
+class Declaration(Stratified, Margin):
     """Every setting that can turn a verdict, as it can be declared before a run's first call."""
 
     rule: Rule = Field(
@@ -136,7 +119,6 @@ class Declaration(Config):
         ge=1,
         description="SLMs that will be tried on these rows and share the error; a decreasing part each if not set",
     )
-    delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
     guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
     slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
@@ -146,9 +128,6 @@ class Declaration(Config):
         ge=0,
         lt=1,
         description="primary metric that the SLM must be shown to exceed, besides every `baseline:` asked",
-    )
-    stratify: str | None = Field(
-        None, description="sequential: a tag whose values are asked in their shares from the first rows on"
     )
 
     @model_validator(mode="after")
@@ -244,10 +223,9 @@ class Live(Config):
     most: int | None = Field(None, ge=1, description="requests to train on, the latest; all when not set")
 
 
-class Source(Retrieval):
+class Source(Retrieval, Stratified, Tracked):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
-    track: str = Field("structured", description="a track's name, or the path of its YAML file")
     source: str | dict[str, float] = Field(
         description="file, folder, URI or hf:NAME; or several of them, each with its weight"
     )
@@ -258,7 +236,6 @@ class Source(Retrieval):
     test_rows: int | None = Field(100, ge=1, description="how many; all of `test_source` when null")
     train_rows: int | None = Field(None, ge=1, description="how many; all that are left when not set")
     keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
-    stratify: str | None = Field(None, description="a tag, such as tool or label, whose values every split gets alike")
     separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
     few_shot: int = Field(
         0,
@@ -267,11 +244,6 @@ class Source(Retrieval):
     )
     skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
     max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
-    parallel_threshold_bytes: int | None = Field(
-        64 * 2**20,
-        ge=0,
-        description="several files of this many bytes together are read as Ray tasks, and as long work on many rows is; never when null",
-    )
     curation: Curation = Curation()
     live: Live = Live()
 
@@ -303,7 +275,7 @@ class Workers(Config):
     per_worker: Resources = Field({"CPU": 1})
 
 
-class Recipe(Config):
+class Recipe(Seeded):
     """How an adapter is trained on a frozen base, loss on the assistant's words only."""
 
     lora: Lora = Lora()
@@ -330,7 +302,6 @@ class Recipe(Config):
     early_stopping: int | None = Field(
         None, ge=1, description="stop after so many checkpoints without a better task metric on validation rows"
     )
-    seed: int = 42
 
     @model_validator(mode="after")
     def _restarts_at_all(self) -> Recipe:
@@ -374,13 +345,11 @@ class Search(Config):
     epochs: float = Field(1.0, gt=0)
 
 
-class Serving(Config):
+class Serving(BaseAndAdapters):
     """The endpoint: an ordinary Ray Serve file, adapters from a folder or a bucket, loopback unless told otherwise."""
 
     config: str = "serve_configs/cpu_tiny.yaml"
-    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
     name: str = Field("tiny-base", description="the model name that clients send")
-    adapters_dir: str = "runs/adapters"
     tracks: list[str] = Field(
         default=[], description="tracks, by name or YAML file, whose answer_schema a request may ask for by name"
     )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from slm_ray.config.shared import Config, Search
-from slm_ray.config.train import TrainConfig
+from slm_ray.config.shared import Search
+from slm_ray.config.train import Variations
 
 
-class SweepConfig(Config):
+class SweepConfig(Variations):
     """The training run to vary, where to look, and the rows that score a trial."""
 
-    training: TrainConfig
     search: Search = Search()
-    validation: str = Field(description="validation JSONL")

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from pydantic import Field
-
-from slm_ray.config.shared import Config
+from slm_ray.config.words import RunDir
 
 
-class TraceConfig(Config):
-    """A run directory or a traffic log, and how patient to be. Keys are read from the environment."""
-
-    run_dir: str
-    wait_s: float = Field(1800.0, gt=0, description="how long to go on, waits that Langfuse asks for included")
+class TraceConfig(RunDir):
+    """A run directory or a traffic log, as `run_dir`. Keys are read from the environment."""

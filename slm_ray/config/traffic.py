@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config.shared import Config
+from slm_ray.config.words import Config
 
 
 class Traffic(Config):

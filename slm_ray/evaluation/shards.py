@@ -22,7 +22,7 @@ import time
 import uuid
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from slm_ray.config import EvaluateConfig
 from slm_ray.errors import ResourceError, SlmRayError
 from slm_ray.evaluation.budget import Budget
 from slm_ray.evaluation.engine import ArmQueue, Engine, Log
-from slm_ray.evaluation.limiter import AimdLimiter, ArmLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
-from slm_ray.evaluation.local import LocalLog, ShardResult
+from slm_ray.evaluation.limiter import AimdLimiter, Feedback, Limit, RateLimiter, ThrottleStatus
+from slm_ray.evaluation.local import LocalLog, ShardResult, queue_of
 from slm_ray.evaluation.plan import Arm, asked_on_loopback
 from slm_ray.evaluation.stopping import Stopping
 from slm_ray.runlog import FOLDER, LogWriter, Request, Response, encoded, throttle_note
@@ -61,7 +61,6 @@ class Work:
     requests: tuple[Request, ...]
     slots: Mapping[str, int]
     budget: Budget
-    environments: Mapping[str, Mapping[str, str]] = field(repr=False)
     driver_node: str
     stopping: Stopping | None = None
     ahead_s: float = 0.0  # the clock of the shard's node, before the driver's
@@ -206,17 +205,10 @@ class Shard:
 
 def _queue(work: Work, arm: Arm, limiters: dict[str, RateLimiter], finished: set[str], *, shared: bool) -> ArmQueue:
     """An arm's queue; arms of one endpoint share its limiter, and what is no endpoint has none."""
-    environment = work.environments[arm.spec]
-    key = arm.provider.rate_limit_key(endpoint=work.config.endpoint, environment=environment)
-    limiter = RateLimiter() if key is None else limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
-    if key is None:
-        limiter.keep_to(Limit(), work.slots[arm.spec])
-    mine = ArmLimiter(limiter)
-    model = arm.provider.open(
-        endpoint=work.config.endpoint, generation=work.config.generation, environment=environment, limiter=mine
-    )
+    key = arm.provider.rate_limit_key(endpoint=work.config.endpoint, environment=arm.environment)
+    limiter = None if key is None else limiters.setdefault(key, RateLimiter(None if shared else AimdLimiter()))
     waiting = deque(one for one in work.requests if one.spec == arm.spec and one.key not in finished)
-    return ArmQueue(spec=arm.spec, model=model, limiter=mine, waiting=waiting, slots=work.slots[arm.spec])
+    return queue_of(arm, waiting, work.config, slots=work.slots[arm.spec], limiter=limiter)
 
 
 def _charge_earlier(work: Work, lines: bytes) -> set[str]:
@@ -302,7 +294,8 @@ def ask_all(
     try:
         works[0].mark.touch()
         seen = _all_see(actors, works[0].mark)
-        keeper = None if all(seen) else _here(LogKeeper).remote(works[0].log_path.parent)
+        distant = None if all(seen) else cluster.beside_driver(LogKeeper, max_task_retries=-1)
+        keeper = distant and distant.remote(works[0].log_path.parent)
         hub = _hub(works, config) if len(works) > 1 else None
         running = {
             actor.run.remote(
@@ -351,9 +344,8 @@ def _split(
     return [
         Work(
             run=run, number=number, folder=Path(config.run_dir).absolute(), config=config, budget=budget.of_shard(number),
-            arms=tuple(replace(arm, environment={}, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
-            requests=tuple(requests[number::count]), environments={arm.spec: dict(arm.environment) for arm in arms},
-            driver_node=driver_node, stopping=stopping, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
+            arms=tuple(replace(arm, keys={}, again=(), prompts={}) for arm in arms if arm.spec in asked),
+            requests=tuple(requests[number::count]), driver_node=driver_node, stopping=stopping, slots={arm.spec: concurrency // count + (number < concurrency % count) for arm in arms},
         )
         for number in range(count)
     ]  # fmt: skip
@@ -370,18 +362,14 @@ def _actor(resources: Mapping[str, float], *, first: bool, stays: bool) -> Any:
     ).remote()  # fmt: skip
 
 
-def _here(kind: type) -> Any:
-    return cluster.beside_driver(kind, max_task_retries=-1)
-
-
 def _hub(works: Sequence[Work], config: EvaluateConfig) -> Any:
     slots: dict[str, list[int]] = {}
     for arm in works[0].arms:
-        key = arm.provider.rate_limit_key(endpoint=config.endpoint, environment=works[0].environments[arm.spec])
+        key = arm.provider.rate_limit_key(endpoint=config.endpoint, environment=arm.environment)
         if key is not None:
             before = slots.get(key, [0] * len(works))
             slots[key] = [have + work.slots[arm.spec] for have, work in zip(before, works, strict=True)]
-    return _here(LimiterHub).remote(slots)
+    return cluster.beside_driver(LimiterHub, max_task_retries=-1).remote(slots)
 
 
 def _all_see(actors: Sequence[Any], mark: Path) -> list[bool]:

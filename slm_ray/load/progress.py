@@ -14,12 +14,11 @@ from slm_ray.types import Completion
 class LoadProgress:
     """A context manager: the terminal is given back however the measurement ends."""
 
-    def __init__(self, *, no_progress_bar: bool, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                    TextColumn("{task.fields[failed]} without an answer"))  # fmt: skip
-        shown = self._console.is_terminal and not no_progress_bar
-        self._bar = Progress(*columns, console=self._console) if shown else None
+        self._bar = Progress(*columns, console=self._console) if self._console.is_interactive else None
         self._name = ""
         self._total = self._failed = 0
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.stats import binom
 
 from slm_ray.load_records import Quantile, Quantiles
 
@@ -60,7 +60,7 @@ def _resampled(times: NDArray[np.float64], shares: Sequence[float], seed: int) -
 
 def _between(times: NDArray[np.float64], share: float) -> tuple[float, float]:
     """The order statistics around the quantile, with `_TAIL` of error at each end; infinite where there is none above."""
-    first, last = (int(binom.ppf(tail, len(times), share)) for tail in (_TAIL, 1 - _TAIL))
+    first, last = (int(scipy.stats.binom.ppf(tail, len(times), share)) for tail in (_TAIL, 1 - _TAIL))
     ordered = np.sort(times)
     return float(ordered[first - 1]) if first else 0.0, float(ordered[last]) if last < len(times) else math.inf
 

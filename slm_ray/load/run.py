@@ -38,6 +38,7 @@ from slm_ray.tasks import Dataset, open_dataset
 from slm_ray.types import Completion, ModelFacts, Usage
 
 RESULT = "load.json"
+SEARCH_STEPS = 4  # further rates, each between the highest that held the target and the next that did not
 _REASONS = 3
 _SENT = (
     "max_tokens",
@@ -73,14 +74,12 @@ def measure(config: LoadConfig, *, environment: Mapping[str, str] | None = None)
         budget = Budget(config, prices)
         budget.spent = Spent(**asdict(report.spent))
         run = _Run(config=config, path=path, dataset=dataset, budget=budget, facts=facts, report=report)
-        with LoadProgress(no_progress_bar=config.no_progress_bar) as progress, SignalGuard():
+        with LoadProgress() as progress, SignalGuard():
             for spec, provider in models.items():
                 chosen = sorted(set(config.rates))
                 for rate in chosen:
                     run.rate(spec, provider, rate, environment, progress)
-                for _ in range(
-                    config.search_steps
-                ):  # of these rates alone, so that the same command takes the same steps
+                for _ in range(SEARCH_STEPS):  # of these rates alone, so that the same command takes the same steps
                     seen = [one for one in run.report.models[spec].rates if one.requests_per_s in chosen]
                     between = next_rate(seen, config.p95_s, duration_s=config.duration_s)
                     if between is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from ray import serve
 
 from slm_ray import storage
-from slm_ray.config import DistilConfig, EvaluateConfig, FlywheelConfig, Live, TrackSource
+from slm_ray.config import DistilConfig, EvaluateConfig, FlywheelConfig, Live, Source
 from slm_ray.errors import ConfigError, DataError, ModelError, ResourceError
 from slm_ray.evaluation import evaluate
 from slm_ray.evaluation.outage import outages
@@ -39,7 +39,7 @@ BY = "flywheel"
 _FRONT = "slm-ray-rollout-"
 
 
-def collect(track: TrackSource, source: str, folder: Path) -> int:
+def collect(track: Source, source: str, folder: Path) -> int:
     """Copy what the log `source` holds of the track's route to FOLDER/log, once; how many requests that were.
 
     What an earlier call for the same log and route left is kept. DataError for damaged parts unless `skip_bad`.
@@ -56,7 +56,7 @@ def collect(track: TrackSource, source: str, folder: Path) -> int:
     return count
 
 
-def to_ask(log: Path, track: TrackSource, out: Path) -> int:
+def to_ask(log: Path, track: Source, out: Path) -> int:
     """Write the requests of the log whose answer the LLM is to give again as rows; how many. What users corrected is none."""
     live = live_rows(str(log), open_track(track.track), Live(route=track.live.route), ask_again=True)
     rows = [each.row for each in live.found if each.origin != "user"]
@@ -144,7 +144,7 @@ class Flywheel(Loop):
                 self._appoint(run)
         return decided
 
-    def _without_logs(self, track: TrackSource, folder: Path) -> TrackSource:
+    def _without_logs(self, track: Source, folder: Path) -> Source:
         weights = {track.source: 1.0} if isinstance(track.source, str) else dict(track.source)
         taken: dict[str, float] = {}
         for place, (source, weight) in enumerate(weights.items()):
@@ -158,7 +158,7 @@ class Flywheel(Loop):
         chosen: str | dict[str, float] = next(iter(taken)) if isinstance(track.source, str) else taken
         return track.model_copy(update={"source": chosen})
 
-    def _relabelled(self, track: TrackSource, folder: Path) -> Path:
+    def _relabelled(self, track: Source, folder: Path) -> Path:
         """The copy of the log in which the LLM has answered again; a run that is continued asks nothing twice."""
         if not to_ask(folder / LOG_COPY, track, folder / TO_ASK):
             return folder / LOG_COPY

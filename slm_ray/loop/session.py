@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from slm_ray import cluster, storage
 from slm_ray.api_key import api_key
-from slm_ray.config import PrepareConfig, RunConfig, TrackSource, dump
+from slm_ray.config import PrepareConfig, RunConfig, Source, dump
 from slm_ray.errors import ModelError
 from slm_ray.executor import RayExecutor
 from slm_ray.loop.page import STAND_IN_FEW_SHOT
@@ -87,17 +87,17 @@ class Session(Generic[Settings]):
             copies={"serving.base": serving.base} if Path(serving.base).is_dir() else {},
         )
 
-    def prepared(self, track: TrackSource, folder: Path, **changes: Any) -> Prepared:
+    def prepared(self, track: Source, folder: Path, **changes: Any) -> Prepared:
         """A track's rows, split, in `folder`; the splits share no prompt."""
         settings = {**track.model_dump(), **changes, "out_dir": str(folder), "seed": self.config.seed}
         done = prepare(
             PrepareConfig(**settings), token_counter=self.token_counter(track), log=self.log.say,
-            executor=RayExecutor(track.parallel_threshold_bytes),
+            executor=RayExecutor(),
         )  # fmt: skip
         self.log.outcome(f"{done.track}: " + ", ".join(f"{rows} {split}" for split, rows in done.rows.items()))
         return done
 
-    def token_counter(self, track: TrackSource) -> TokenCounter | None:
+    def token_counter(self, track: Source) -> TokenCounter | None:
         """Counts an example's tokens as the base does, where the track limits them."""
         if track.curation.max_tokens is None:
             return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slm_ray.adapters import Manifest
-from slm_ray.config import CompareConfig, TrackSource
+from slm_ray.config import CompareConfig, Source
 from slm_ray.page.data import Stage
 from slm_ray.prepare import Prepared
 from slm_ray.records import ComparisonReport, Report
@@ -17,7 +17,7 @@ class TrackRun:
     """One track; `compared` (as `compare_configs` say) and `reports` are by stage (validation, test), `adapter` is None
     until one is trained."""
 
-    config: TrackSource
+    config: Source
     prepared: Prepared
     folder: Path
     compared: dict[Stage, ComparisonReport] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import binomtest
+import scipy
 
 from slm_ray.cost_records import ArmCost, CostReport
 from slm_ray.page.data import Arm
@@ -51,7 +51,7 @@ def wilson(share: float | None, n: int) -> tuple[float, float] | None:
     """The 95 % Wilson score interval of a share of n right-or-wrong rows."""
     if share is None or n == 0:
         return None
-    low, high = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    low, high = scipy.stats.binomtest(round(share * n), n).proportion_ci(method="wilson")
     return float(low), float(high)
 
 

@@ -30,7 +30,7 @@ from slm_ray.sources import fingerprint
 from slm_ray.tasks import TRACK_FILE, Dataset, open_dataset, open_track, write_track
 
 SUMMARY = "prepare.json"
-_INCIDENTAL = {"out_dir", "parallel_threshold_bytes"}  # where to and how, not what
+_INCIDENTAL = {"out_dir"}  # where to, not what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -43,7 +43,10 @@ class ChatModel:
         self.address = address
         self._provider = provider
         self._model = model
-        self._client = open_client(address, timeout_s=generation.timeout_s)
+        self._client, self._http = open_client(address, timeout_s=generation.timeout_s)
+        self._first_request: httpx2.Request | None = (
+            None  # as the package makes it; all others differ in their body alone
+        )
         self._generation = generation
         self._limiter = limiter or Unlimited()
         self._answered_before = False  # the endpoint, whatever it said: it is there
@@ -106,7 +109,7 @@ class ChatModel:
         except StreamError as error:
             return await self._refused_call(error.status or 500, error.code, one_line(self._hide(str(error))))
         except openai.APIStatusError as error:
-            error_body = _ErrorBody.read(error.body or error.response.reason_phrase)
+            error_body = _ErrorBody.read(error.response)
             message = one_line(self._hide(error_body.message))
             if error_body.code in ("unsupported_parameter", "unsupported_value"):
                 self._answered_before = True
@@ -115,13 +118,30 @@ class ChatModel:
             return await self._refused_call(error.status_code, error_body.code, message, wait_s)
 
     async def _whole(self, body: dict[str, Any], started_s: float) -> Outcome:
-        # The body as it comes: what fits no schema is data here. The typed method would walk through every field of the
-        # call before it is sent, for half as much processor time again.
-        reply = await self._client.post(
-            "/chat/completions", cast_to=httpx2.Response, body={"model": self._model, **body}
-        )
+        reply = await self._post({"model": self._model, **body})
         self._answered_before = True
         return _ended(reply.headers, read_answer(self._hide(reply.text)))
+
+    async def _post(self, body: dict[str, Any]) -> httpx2.Response:
+        """The reply as it comes: what fits no schema is data here, which the package's typed methods would walk through.
+
+        The package makes every request anew from its settings, which takes as long as sending it. So it makes the first.
+        """
+        if self._first_request is None:
+            reply = await self._client.post("/chat/completions", cast_to=httpx2.Response, body=body)
+            self._first_request = None if reply.history else reply.request
+            return reply
+        first = self._first_request
+        headers = first.headers.copy()
+        del headers["Content-Length"]
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        request = httpx2.Request(
+            first.method, first.url, headers=headers, content=content, extensions=dict(first.extensions)
+        )
+        reply = await self._http.send(request)
+        if not reply.is_success:
+            raise openai.APIStatusError("", response=reply, body=None)
+        return reply
 
     async def _streamed(self, body: dict[str, Any], started_s: float) -> Outcome:
         async with self._client.chat.completions.with_streaming_response.create(model=self._model, **body) as reply:
@@ -211,10 +231,17 @@ class _ErrorBody:
     param: str | None = None
 
     @classmethod
-    def read(cls, fields: Any) -> _ErrorBody:
-        """`fields`: the body's error, where it is JSON and has one, else all of the body."""
+    def read(cls, reply: httpx2.Response) -> _ErrorBody:
+        """The body's error, where it is JSON and has one, else all of the body."""
+        text = reply.text.strip()
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError):
+            fields = text
+        if isinstance(fields, dict):
+            fields = fields.get("error", fields)
         if not isinstance(fields, dict):
-            return cls(message=str(fields))
+            return cls(message=str(fields or reply.reason_phrase))
         code = "insufficient_quota" if fields.get("type") == "insufficient_quota" else fields.get("code")
         message = fields.get("message") or fields.get("detail") or json.dumps(fields)
         return cls(message=str(message), code=_text_or_none(code), param=_text_or_none(fields.get("param")))

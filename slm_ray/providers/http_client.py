@@ -36,8 +36,11 @@ _NO_KEY = "none"  # the package insists on a key; our endpoint without one ignor
 _UNCONNECTED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, httpx2.ProxyError)
 
 
-def open_client(address: ChatAddress, *, timeout_s: float) -> openai.AsyncOpenAI:
-    """The client of an Azure resource's deployment or of an OpenAI-compatible endpoint; `timeout_s` is per read."""
+def open_client(address: ChatAddress, *, timeout_s: float) -> tuple[openai.AsyncOpenAI, httpx2.AsyncClient]:
+    """The client of an Azure resource's deployment or of an OpenAI-compatible endpoint, and what it sends by.
+
+    `timeout_s` is per read.
+    """
     _allow_open_files()
     transport = openai.DefaultAioHttpClient(
         timeout=httpx2.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S)),
@@ -62,7 +65,7 @@ def open_client(address: ChatAddress, *, timeout_s: float) -> openai.AsyncOpenAI
             http_client=transport,
         )  # fmt: skip
     client.organization = client.project = None  # OPENAI_ORG_ID, OPENAI_PROJECT_ID: of an account that may be another
-    return client
+    return client, transport
 
 
 def broken(error: BaseException) -> tuple[Break, str]:

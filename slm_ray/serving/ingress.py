@@ -60,7 +60,8 @@ class AdapterIngress:
         api_key_digest: str | None = None,
         keys_file: str | None = None,
     ) -> None:
-        self._engine = engine  # a DeploymentHandle of `EngineReplica`
+        # A DeploymentHandle of `EngineReplica`. By gRPC whoever has bound it: a call of its actor costs both sides more.
+        self._engine = engine.options(_by_reference=False)
         self._base = base
         self._context = context
         self._names = ServedNames(adapters_dir)

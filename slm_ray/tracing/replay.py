@@ -34,12 +34,15 @@ from slm_ray.yaml_file import read_yaml
 
 LOG = f"{FOLDER}/{RUN_FILE}"
 SETTLE_S = 30.0
+PATIENCE_S = 1800.0  # waits that Langfuse asks for included
 
 
-def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S) -> str:
+def replay(
+    config: TraceConfig, environment: Mapping[str, str], *, settle_s: float = SETTLE_S, patience_s: float = PATIENCE_S
+) -> str:
     """Send every run below `run_dir` to Langfuse, or without its keys to the collector that is named; what was sent, in a line.
 
-    `settle_s` is how long a request whose answer was lost may take to show at Langfuse.
+    `settle_s` is how long a request whose answer was lost may take to show at Langfuse, `patience_s` how long to go on.
 
     Raises DataError when there is no run, ConfigError without keys and collector, ResourceError when not all of it is taken.
     """
@@ -60,7 +63,7 @@ def replay(config: TraceConfig, environment: Mapping[str, str], *, settle_s: flo
     if isinstance(receiver, Collector):
         settle_s = 0.0  # nothing ever shows
     try:
-        total, runs = send_folders(folders, receiver, RetryPolicy(config.wait_s), settle_s=settle_s)
+        total, runs = send_folders(folders, receiver, RetryPolicy(patience_s), settle_s=settle_s)
     except Problem as problem:
         raise ResourceError(
             f"{receiver.url} did not take all traces ({problem}); nothing is lost, and the same command sends the rest"

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 Outcome = Literal["rows", "not_promised", "refused"]
 _Values = NDArray[np.float64]
@@ -293,7 +293,7 @@ def _refusal(points: Sequence[SizeScore], target: Target) -> str | None:
                 f"{later.rows:,}, which is more than noise; look at the recipe (steps, learning rate) and at the rows"
             )
     mean = float(np.average(y, weights=error**-2.0))
-    if stats.chi2.sf((((y - mean) / error) ** 2).sum(), y.size - 1) > _FLAT or y[-1] <= y[0]:
+    if scipy.stats.chi2.sf((((y - mean) / error) ** 2).sum(), y.size - 1) > _FLAT or y[-1] <= y[0]:
         where = f"below the target of {target.score:.1%}"
         if mean >= target.score:
             where = f"at or above the target of {target.score:.1%} already, so measure smaller sizes"
@@ -302,7 +302,7 @@ def _refusal(points: Sequence[SizeScore], target: Target) -> str | None:
             f"{mean:.1%} on average, {where}"
         )
     misfit = min(float(_Best.of(family, x, y[None, :], error).misfit[0]) for family in _FAMILIES)
-    if stats.chi2.sf(misfit, max(1, y.size - 3)) < _BAD_FIT:
+    if scipy.stats.chi2.sf(misfit, max(1, y.size - 3)) < _BAD_FIT:
         return (
             f"no learning curve fits these sizes: the residuals are {math.sqrt(misfit / y.size):.1f} times the noise; "
             "train the sizes with one recipe, or add validation rows"

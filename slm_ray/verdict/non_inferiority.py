@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+import scipy
 
 ONE_SIDED = 0.05  # per bound: together they are a 90 % two-sided interval
 # With every pair equal, fewer cannot show a difference within 0.2, the widest margin unforced.
@@ -31,14 +31,14 @@ def bounds(
     Counts need not be whole, as those of effective rows are not; with `freedom` the quantile is Student's with so many
     degrees of freedom, since a design effect is estimated.
     """
-    z = float(stats.norm.ppf(1 - one_sided) if freedom is None else stats.t.ppf(1 - one_sided, freedom))
+    z = float(scipy.stats.norm.ppf(1 - one_sided) if freedom is None else scipy.stats.t.ppf(1 - one_sided, freedom))
     return _lower(gained, lost, n, one_sided, z), -_lower(lost, gained, n, one_sided, z)
 
 
 def shows(gained: Any, lost: Any, n: int, delta: float, *, one_sided: float = ONE_SIDED) -> Any:
     """Whether the lower bound is above -`delta`; arrays or numbers. The same as asking `bounds`, much sooner."""
     gained, lost = np.asarray(gained, dtype=np.float64), np.asarray(lost, dtype=np.float64)
-    z = stats.norm.ppf(1 - one_sided)
+    z = scipy.stats.norm.ppf(1 - one_sided)
     shown = np.atleast_1d(tango_score(gained, lost, n, -delta) > z)
     shown &= (gained + lost >= _SPARSE) | (_plus_two(gained, lost, n, z) > -delta)
     alone = shown & (gained == 0)  # the rest of the rows would pay for a slow quantile that they do not need
@@ -69,7 +69,7 @@ def rows_for_power(
     before each further row that may be lost: the number is one that no larger number falls short of. Exact over all
     outcomes while fewer than 500 rows are discordant, normal beyond. None when it takes more than `most`.
     """
-    reach = float(stats.norm.ppf(1 - one_sided) + stats.norm.ppf(power))
+    reach = float(scipy.stats.norm.ppf(1 - one_sided) + scipy.stats.norm.ppf(power))
     if reach**2 * discordance > most * delta**2:
         return None
     guess = reach**2 * discordance / delta**2
@@ -103,8 +103,8 @@ def rows_by_width(width: float, n: int, delta: float, *, power: float = 0.8, one
 
     `width` is how far apart the bounds of `n` rows lie, which is all that is known of the spread of their differences.
     """
-    z = float(stats.norm.ppf(1 - one_sided))
-    return math.ceil(n * (width / 2 / z * (z + float(stats.norm.ppf(power))) / delta) ** 2)
+    z = float(scipy.stats.norm.ppf(1 - one_sided))
+    return math.ceil(n * (width / 2 / z * (z + float(scipy.stats.norm.ppf(power))) / delta) ** 2)
 
 
 def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = ONE_SIDED) -> float:
@@ -119,15 +119,15 @@ def swap_power(n: int, discordance: float, delta: float, *, one_sided: float = O
     gained = np.clip(gained, 0, discordant)
     shown = possible & shows(gained, discordant - gained, n, delta, one_sided=one_sided)
     fewest = np.take_along_axis(gained, shown.argmax(axis=1)[:, None], axis=1)  # more gained never show less
-    chance = np.where(shown.any(axis=1, keepdims=True), stats.binom.sf(fewest - 1, discordant, 0.5), 0.0)
-    return float((stats.binom.pmf(discordant, n, discordance) * chance).sum())
+    chance = np.where(shown.any(axis=1, keepdims=True), scipy.stats.binom.sf(fewest - 1, discordant, 0.5), 0.0)
+    return float((scipy.stats.binom.pmf(discordant, n, discordance) * chance).sum())
 
 
 def _lower(gained: float, lost: float, n: float, one_sided: float, z: float) -> float:
     mean = (gained - lost) / n
     if mean <= -_EDGE:
         return -1.0
-    found: Any = optimize.brentq(lambda d: float(tango_score(gained, lost, n, d)) - z, -_EDGE, mean, xtol=1e-12)
+    found: Any = scipy.optimize.brentq(lambda d: float(tango_score(gained, lost, n, d)) - z, -_EDGE, mean, xtol=1e-12)
     lower = float(found)
     if gained + lost < _SPARSE:
         lower = min(lower, float(_plus_two(gained, lost, n, z)))
@@ -144,4 +144,4 @@ def _plus_two(gained: Any, lost: Any, n: float, z: float) -> Any:
 
 def _at_most(lost: Any, n: float, one_sided: float) -> Any:
     """Clopper and Pearson's bound on the share of lost rows: all there is to go by when none was gained."""
-    return stats.beta.ppf(1 - one_sided, lost + 1, np.maximum(n - lost, 1e-9))
+    return scipy.stats.beta.ppf(1 - one_sided, lost + 1, np.maximum(n - lost, 1e-9))

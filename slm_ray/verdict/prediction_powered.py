@@ -18,8 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from slm_ray.types import Interval
 from slm_ray.verdict.non_inferiority import ONE_SIDED
@@ -207,7 +207,7 @@ def _reach(seen: PredictionPowered, labels: int) -> tuple[float, float]:
     """How far below and above the estimate the bounds would be with so many labels: the normal part and the unseen unit."""
     others = seen.units - labels
     weight = _weight(seen.moments, labels, others)
-    half = float(stats.norm.ppf(1 - seen.level)) * math.sqrt(_variance(seen.moments, weight, labels, others))
+    half = float(scipy.stats.norm.ppf(1 - seen.level)) * math.sqrt(_variance(seen.moments, weight, labels, others))
     estimate = seen.interval.estimate
     return (
         half + (1 + weight + estimate) / (labels + 1),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from slm_ray.tables import format_table
 from slm_ray.types import Action
@@ -89,7 +89,7 @@ def rows_for_one_look(discordance: float, difference: float, delta: float, *, po
         return None
     if difference == 0:
         return rows_for_power(discordance, delta, power=power, one_sided=level, most=_MOST)
-    reach = float(stats.norm.ppf(1 - level) + stats.norm.ppf(power))
+    reach = float(scipy.stats.norm.ppf(1 - level) + scipy.stats.norm.ppf(power))
     guess = reach**2 * max(discordance - difference**2, 0.0) / distance**2
     low, high = 0, max(2, math.ceil(guess / 2))
     while _power(high, discordance, difference, delta, level) < power:

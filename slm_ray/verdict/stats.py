@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from slm_ray.types import Interval
 from slm_ray.verdict.non_inferiority import ONE_SIDED, bounds
@@ -151,7 +151,7 @@ def _plus_two(clusters: Clusters, one_sided: float) -> tuple[float, float]:
     totals, sizes = np.append(clusters.totals, (size, -size)), np.append(clusters.sizes, (size, size))
     mean = float(totals.sum() / sizes.sum())
     error = math.sqrt(float(((totals - mean * sizes) ** 2).sum())) / float(sizes.sum())
-    half = float(stats.norm.ppf(1 - one_sided)) * error
+    half = float(scipy.stats.norm.ppf(1 - one_sided)) * error
     return mean - half, mean + half
 
 

@@ -19,14 +19,14 @@ two = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store
 second = two.add_node(num_cpus=1, object_store_memory=80_000_000)
 ray.init(address=two.address, log_to_driver=False, logging_level="ERROR")
 folder, base = sys.argv[1:]
-config = DoctorConfig(run_dir=folder + "/runs/mine", base=base, timeout_s=60)
-both = plain(doctor(config))
-other = plain(doctor(config.model_copy(update={'base': folder})))
+config = DoctorConfig(run_dir=folder + "/runs/mine", base=base)
+both = plain(doctor(config, within_s=60))
+other = plain(doctor(config.model_copy(update={'base': folder}), within_s=60))
 raylets = [one for one in psutil.process_iter(["name"]) if one.info["name"] == "raylet" and one.pid == second.all_processes["raylet"][0].process.pid]
 started = time.monotonic()
 for one in [*raylets, *(child for parent in raylets for child in parent.children(recursive=True))]:
     one.send_signal(signal.SIGSTOP)
-stopped = plain(doctor(config.model_copy(update={"timeout_s": 3.0})))
+stopped = plain(doctor(config, within_s=3.0))
 took = time.monotonic() - started
 for one in raylets:
     for child in [*one.children(recursive=True), one]:

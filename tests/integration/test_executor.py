@@ -61,9 +61,7 @@ def test_files_are_prepared_to_the_same_bytes_and_errors(tmp_path: Path) -> None
         (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = {}
     for name, least in (("apart", 0), ("whole", None)):
-        config = PrepareConfig(
-            source=str(folder), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least
-        )
+        config = PrepareConfig(source=str(folder), track="chat", out_dir=str(tmp_path / name))
         prepare(config, executor=RayExecutor(least))
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
     assert files["apart"] == files["whole"]
@@ -79,7 +77,7 @@ def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None
     files = {}
     for name, least in (("apart", 0), ("whole", None)):
         config = PrepareConfig(
-            source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name), parallel_threshold_bytes=least,
+            source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name),
             few_shot=2, curation=Curation(max_tokens=400),
         )  # fmt: skip
         prepare(config, token_counter=token_counter(str(base)), executor=RayExecutor(least))

@@ -137,7 +137,7 @@ def test_what_would_fail_every_call_costs_three_calls(
     assert 1 <= asked <= 3
 
 
-@pytest.mark.parametrize(("status", "shards"), [(401, 1), (401, 2), (404, 2)])
+@pytest.mark.parametrize(("status", "shards"), [(401, 2), (404, 1)])
 def test_a_key_that_dies_in_mid_run_costs_no_more_than_the_calls_in_flight(
     ray_cluster: None, tmp_path: Path, status: int, shards: int
 ) -> None:
@@ -167,12 +167,12 @@ def test_no_broken_body_stops_the_run(ray_cluster: None, tmp_path: Path) -> None
 
 def test_a_hidden_cap_is_found_and_kept_to(ray_cluster: None, tmp_path: Path) -> None:
     with Endpoint("capped", 40, 10, latency_s=0.05) as endpoint:
-        report = evaluate(settings(tmp_path, 800, endpoint, shards=2), environment={})
+        report = evaluate(settings(tmp_path, 500, endpoint, shards=2), environment={})
         counts = endpoint.counts()
     assert model(report).metrics["exact_match"] == 1.0
-    assert 0.8 * 40 <= (800 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
-    assert counts["late"].get("limited", 0) <= 0.02 * (800 - SETTLED)
-    assert counts["statuses"]["429"] <= 64 + 0.02 * 800, "every place in flight finds out once"
+    assert 0.8 * 40 <= (500 - SETTLED) / (counts["last_s"] - counts["settled_s"]) <= 1.1 * 40
+    assert counts["late"].get("limited", 0) <= 0.02 * (500 - SETTLED)
+    assert counts["statuses"]["429"] <= 64 + 0.02 * 500, "every place in flight finds out once"
 
 
 def finished_rows(folder: Path) -> list[str]:

@@ -32,7 +32,7 @@ def distant(tmp_path: Path, config: EvaluateConfig) -> Work:
     requests = arm.pending(planned.examples, RunLog(tmp_path / "none"))
     return Work(
         run="abcd0123", number=0, folder=Path("/no/such/folder"), config=config, arms=(arm,), requests=tuple(requests),
-        slots={arm.spec: 8}, budget=Budget(config, {}), environments={arm.spec: {}}, driver_node="another",
+        slots={arm.spec: 8}, budget=Budget(config, {}), driver_node="another",
     )  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_after_the_driver_is_killed_no_more_calls_begin_than_may_be_in_flight(
 
 
 def test_ten_thousand_rows_with_a_thousand_calls_in_flight_from_one_shard(ray_cluster: None, tmp_path: Path) -> None:
-    with Endpoint("fine", latency_s=2.5) as endpoint:  # a slow machine, too, begins so many calls meanwhile
+    with Endpoint("fine", latency_s=1.8) as endpoint:  # a slow machine, too, begins so many calls meanwhile
         config = settings(tmp_path, 10_000, endpoint, generation={"concurrency": 1000, "timeout_s": 60})
         report = evaluate(config, environment={})
         counts = endpoint.counts()

@@ -188,7 +188,7 @@ def test_one_setting_says_what_an_evaluation_and_training_rows_are_shown(encoder
         texts = [f"{text} {n}" for text in (SENTENCE, PARAPHRASE, SAME_WORDS) for n in range(4)]
         rows = [(str(n), text) for n, text in enumerate(texts)]
         config = PrepareConfig(
-            source=write(tmp_path / "rows.jsonl", rows), validation_rows=1, test_rows=1, few_shot=1, retriever=retriever,
+            track="structured", source=write(tmp_path / "rows.jsonl", rows), validation_rows=1, test_rows=1, few_shot=1, retriever=retriever,
             out_dir=str(tmp_path / Path(retriever).name),
         )  # fmt: skip
         return [row.prompt.messages[-3].content for row in prepare(config).dataset("train").examples]

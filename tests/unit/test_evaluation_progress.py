@@ -24,7 +24,7 @@ from rich.console import Console
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import DataError
 from slm_ray.evaluation.limiter import ThrottleStatus
-from slm_ray.evaluation.progress import LogFeed, PairedDifference, ProgressDisplay, RunningStats, watch
+from slm_ray.evaluation.progress import LogFeed, ProgressDisplay, watch
 from slm_ray.runlog import RUN_FILE, PlannedRequest, Response, RunLog, end_note, throttle_note, write_plan
 from slm_ray.types import Completion, Failure
 
@@ -33,11 +33,10 @@ TARGETS = {f"r{n}": '{"a": 1}' for n in range(4)}
 PLANNED = [PlannedRequest(key=f"{spec}{n}", spec=spec, example_id=f"r{n}") for spec in SPECS for n in range(4)]
 
 
-def display(console: Console, *, no_progress_bar: bool = False) -> ProgressDisplay:
+def display(console: Console) -> ProgressDisplay:
     clock = iter(range(1000))
     shown = ProgressDisplay(
-        track("structured"), ["azure:", "served:m:a"], 4, concurrency=8, no_progress_bar=no_progress_bar,
-        console=console, clock_s=lambda: next(clock),
+        track("structured"), ["azure:", "served:m:a"], 4, concurrency=8, console=console, clock_s=lambda: next(clock),
     )  # fmt: skip
 
     def add(spec: str, row: str, primary: float | None, *, fresh: bool) -> None:
@@ -81,9 +80,10 @@ def test_on_a_terminal_it_is_a_table_that_is_rewritten() -> None:
     assert out.getvalue().rstrip().endswith("\x1b[?25h")  # the cursor is given back
 
 
-def test_a_terminal_may_have_plain_lines_too() -> None:
+def test_a_terminal_that_can_only_print_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
     out = io.StringIO()
-    with display(Console(file=out, force_terminal=True, width=200), no_progress_bar=True):
+    with display(Console(file=out, force_terminal=True, width=200)):
         pass
     assert out.getvalue().startswith("azure:: rows 2/4")
     assert "\x1b[?25" not in out.getvalue()
@@ -95,19 +95,15 @@ def test_a_terminal_may_have_plain_lines_too() -> None:
 def test_the_difference_is_that_of_the_rows_both_have_in_whatever_order_they_come(
     rows: list[tuple[float | None, float | None]], order: random.Random
 ) -> None:
-    llm, slm = RunningStats(total=30), RunningStats(total=30)
-    difference = PairedDifference(slm, llm)
-    events = [(stats, str(n), row[at]) for n, row in enumerate(rows) for at, stats in enumerate((llm, slm))]
+    shown = ProgressDisplay(track("structured"), ["llm", "slm"], 30, console=Console(file=io.StringIO()))
+    events = [(spec, str(n), row[at]) for n, row in enumerate(rows) for at, spec in enumerate(shown.stats)]
     order.shuffle(events)
-    for stats, row, value in events:
-        if value is not None:
-            stats.values[row] = value
-            difference.add(stats, row)
+    for spec, row, value in events:
+        shown.add(spec, Completion(text="{}"), example_id=row, primary=value, fresh=True)
     differences = [b - a for a, b in rows if a is not None and b is not None]
-    if not differences:
-        assert difference.text() == "-"
-    else:
-        assert difference.text() == f"{sum(differences) / len(differences):+.3f} (no bound until the end)"
+    mean = f"{sum(differences) / len(differences):+.3f} (no bound until the end)" if differences else "-"
+    llm, slm = shown.lines()
+    assert "difference -," in llm and f"difference {mean}," in slm
 
 
 def facts(run_dir: Path, **changes: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from traffic_rows import NOW, asked, log_of, said
 
-from slm_ray.config import FlywheelConfig, Live, TrackSource, load
+from slm_ray.config import FlywheelConfig, Live, Source, load
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.loop import flywheel
@@ -21,8 +21,8 @@ from slm_ray.types import State
 ROOT = Path(__file__).parents[2]
 
 
-def source(log: str, **settings: Any) -> TrackSource:
-    return TrackSource(track="structured", source=log, live=Live(route="r"), **settings)
+def source(log: str, **settings: Any) -> Source:
+    return Source(track="structured", source=log, live=Live(route="r"), **settings)
 
 
 def settings(log: str, **changes: Any) -> FlywheelConfig:
@@ -31,7 +31,7 @@ def settings(log: str, **changes: Any) -> FlywheelConfig:
     return load(FlywheelConfig, ROOT / "jobs/flywheel.yaml", [f"tracks=[{json.dumps(track)}]", *overrides])
 
 
-def without_logs(config: FlywheelConfig, track: TrackSource) -> TrackSource:
+def without_logs(config: FlywheelConfig, track: Source) -> Source:
     this = Flywheel(config, {})
     with this.log, this.log.step("prepare"):
         return this._without_logs(track, this.folder / "structured")
@@ -97,7 +97,7 @@ def test_the_llm_is_asked_again_and_what_users_corrected_stays(tmp_path: Path) -
 def test_without_relabelling_the_log_stands_among_other_sources_as_it_was(tmp_path: Path) -> None:
     log = log_of(tmp_path / "log", asked("a", said(1)), asked("alone", None, said("slm"), served="slm"))
     config = settings(log, run_dir=str(tmp_path / "run"))
-    further = TrackSource(track="structured", source={log: 1.0, "more.jsonl": 0.5}, live=Live(route="r"), format="xlam")
+    further = Source(track="structured", source={log: 1.0, "more.jsonl": 0.5}, live=Live(route="r"), format="xlam")
     taken = without_logs(config, further)
     assert isinstance(taken.source, dict)
     copy, other = taken.source

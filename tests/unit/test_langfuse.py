@@ -34,9 +34,9 @@ ROWS = 20
 SPANS_TOTAL = 1 + 2 + 2 * ROWS
 
 
-def send(folder: Path, server: LangfuseServer, *, wait_s: float = 60, settle_s: float = 0.5, **changes: str) -> str:
-    config = TraceConfig(run_dir=str(folder), wait_s=wait_s)
-    return replay(config, server.environment | changes, settle_s=settle_s)
+def send(folder: Path, server: LangfuseServer, *, patience_s: float = 60, settle_s: float = 0.5, **changes: str) -> str:
+    config = TraceConfig(run_dir=str(folder))
+    return replay(config, server.environment | changes, settle_s=settle_s, patience_s=patience_s)
 
 
 def score_count(folder: Path) -> int:
@@ -198,7 +198,7 @@ def test_a_server_error_is_tried_again_and_not_for_ever(tmp_path: Path) -> None:
         whole(tmp_path, server)
     with LangfuseServer(lambda path, nth: Fault(status=500) if path == SCORES else None) as server:
         with pytest.raises(ResourceError, match="HTTP 500"):
-            send(tmp_path, server, wait_s=6)
+            send(tmp_path, server, patience_s=6)
         assert 2 <= server.requests[SCORES] <= 6
 
 

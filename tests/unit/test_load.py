@@ -230,6 +230,17 @@ def test_without_a_rate_that_fails_or_one_that_holds_there_is_nothing_to_search(
 # Against a real server on this machine.
 
 
+@pytest.fixture(autouse=True)
+def search_steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """No rate is looked for beyond the given ones, unless a test says how many."""
+
+    def allow(steps: int) -> None:
+        monkeypatch.setattr("slm_ray.load.run.SEARCH_STEPS", steps)
+
+    allow(0)
+    return allow
+
+
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
     path = tmp_path / "rows.jsonl"
@@ -242,7 +253,7 @@ def config(rows: Path, url: str, **changes: Any) -> LoadConfig:
     return LoadConfig.model_validate(
         {
             "track": "chat", "examples": str(rows), "models": ["served:tiny-base"], "run_dir": str(rows.parent / "run"),
-            "endpoint": url, "rates": [40.0], "duration_s": 0.6, "search_steps": 0, "p95_s": 60.0,
+            "endpoint": url, "rates": [40.0], "duration_s": 0.6, "p95_s": 60.0,
             "generation": {"timeout_s": 60}, **changes,
         }
     )  # fmt: skip
@@ -323,7 +334,9 @@ def test_a_late_client_is_said_where_hardly_anything_was_answered_too() -> None:
     assert "this client itself" not in summary(report, p95_s=20.0)
 
 
-def test_a_search_that_has_ended_is_not_taken_further_by_the_same_command(rows: Path) -> None:
+def test_a_search_that_has_ended_is_not_taken_further_by_the_same_command(
+    rows: Path, search_steps: Callable[[int], None]
+) -> None:
     """The endpoint refuses from the second rate on, so that there is always something to halve."""
     state = {"refuses": False}
 
@@ -334,7 +347,8 @@ def test_a_search_that_has_ended_is_not_taken_further_by_the_same_command(rows: 
         first = config(rows, server.url, rates=[40.0])
         measure(first, environment={})
         state["refuses"] = True
-        searched = first.model_copy(update={"rates": (40.0, 160.0), "search_steps": 2})
+        search_steps(2)
+        searched = first.model_copy(update={"rates": (40.0, 160.0)})
         found = measure(searched, environment={}).models["served:tiny-base"]
         assert [rate.requests_per_s for rate in found.rates] == [40.0, 56.57, 80.0, 160.0]
         assert found.most is not None and (found.most.requests_per_s, found.most.fails_at) == (40.0, 56.57)

@@ -8,7 +8,7 @@ from typing import Any
 
 from slm_ray.cli.commands import COMMANDS
 from slm_ray.command import Usage, command_line, read
-from slm_ray.config import CompareConfig, Cost, EvaluateConfig, LoopConfig, ServeConfig, TrackSource, dump
+from slm_ray.config import CompareConfig, Cost, EvaluateConfig, LoopConfig, ServeConfig, Source, dump
 from slm_ray.evaluation.provenance import commands as evaluation_commands
 from slm_ray.loop.page import commands, serve_command
 from slm_ray.loop.track import TrackRun
@@ -25,7 +25,7 @@ def parsed(line: str) -> Any:
 def test_what_gives_the_same_result_runs_and_asks_for_just_that(tmp_path: Path) -> None:
     run_dir = tmp_path / "my runs" / "demo"
     run_dir.mkdir(parents=True)
-    config = LoopConfig(run_dir=str(run_dir), tracks=(TrackSource(track="structured", source="rows.json"),), seed=7)
+    config = LoopConfig(run_dir=str(run_dir), tracks=(Source(track="structured", source="rows.json"),), seed=7)
     (run_dir / "config.yaml").write_text(dump(config), encoding="utf-8")
     compared = CompareConfig(
         report=str(run_dir / "structured/test"), llm="azure:", slm="served:tiny-base:structured-0a1b",
@@ -50,7 +50,7 @@ def test_the_commands_of_a_report_make_its_run_again_and_go_on_with_it(tmp_path:
 
 
 def test_the_command_that_serves_serves_the_loops_adapters() -> None:
-    config = LoopConfig(run_dir="runs/x", tracks=(TrackSource(track="structured", source="rows.json"),))
+    config = LoopConfig(run_dir="runs/x", tracks=(Source(track="structured", source="rows.json"),))
     config = config.model_copy(
         update={"serving": config.serving.model_copy(update={"adapters_dir": "/data/my adapters"})}
     )

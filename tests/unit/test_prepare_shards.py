@@ -56,23 +56,19 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def made(tmp_path: Path, source: Any, name: str, **settings: Any) -> tuple[dict[str, bytes], Here]:
-    given = {
-        "track": "chat",
-        "validation_rows": 5,
-        "test_rows": 5,
-        "skip_bad": True,
-        "parallel_threshold_bytes": 0,
-    } | settings
+def made(
+    tmp_path: Path, source: Any, name: str, least: int | None = 0, **settings: Any
+) -> tuple[dict[str, bytes], Here]:
+    given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "skip_bad": True} | settings
     config = PrepareConfig(source=source, out_dir=str(tmp_path / name), **given)
-    here = Here(config.parallel_threshold_bytes)
+    here = Here(least)
     prepare(config, executor=here)
     return {path.name: path.read_bytes() for path in sorted((tmp_path / name).iterdir())}, here
 
 
 def test_the_same_bytes_whichever_way_the_files_are_read(tmp_path: Path, source: Path) -> None:
     apart, here = made(tmp_path, str(source), "apart")
-    whole, nobody = made(tmp_path, str(source), "whole", parallel_threshold_bytes=None)
+    whole, nobody = made(tmp_path, str(source), "whole", least=None)
     assert (here.parts, nobody.parts) == (list(FILES), [])
     assert apart == whole
     kinds = [(Path(row["file"]).name, row["kind"]) for row in map(json.loads, apart["bad_rows.jsonl"].splitlines())]
@@ -83,14 +79,14 @@ def test_several_sources_with_weights_and_a_test_source(tmp_path: Path, source: 
     sources = {str(source / "a.jsonl"): 1.0, str(source / "e.jsonl"): 2.0}
     test = tmp_path / "held.jsonl"
     test.write_text('{"prompt": "p1", "completion": "c"}\n{"prompt": "held", "completion": "c"}\n', encoding="utf-8")
-    settings = {"test_source": str(test), "test_rows": None}
+    settings: dict[str, Any] = {"test_source": str(test), "test_rows": None}
     apart, here = made(tmp_path, sources, "apart", **settings)
     assert here.parts == ["a.jsonl", "e.jsonl", "held.jsonl"]
-    assert apart == made(tmp_path, sources, "whole", parallel_threshold_bytes=None, **settings)[0]
+    assert apart == made(tmp_path, sources, "whole", least=None, **settings)[0]
 
 
 def test_small_or_single_files_are_read_here(tmp_path: Path, source: Path) -> None:
-    assert made(tmp_path, str(source), "small", parallel_threshold_bytes=10**9)[1].parts == []
+    assert made(tmp_path, str(source), "small", least=10**9)[1].parts == []
     assert made(tmp_path, str(source / "e.jsonl"), "one")[1].parts == []
 
 
@@ -100,7 +96,7 @@ def test_the_first_broken_file_is_the_error_either_way(tmp_path: Path, source: P
     said = []
     for name, least in (("apart", 0), ("whole", None)):
         with pytest.raises(DataError) as caught:
-            made(tmp_path, str(source), name, parallel_threshold_bytes=least)
+            made(tmp_path, str(source), name, least=least)
         said.append(str(caught.value))
         assert not (tmp_path / name).exists()
     assert said[0] == said[1]
@@ -110,7 +106,7 @@ def test_the_first_broken_file_is_the_error_either_way(tmp_path: Path, source: P
 def test_the_way_of_reading_is_no_other_preparation(tmp_path: Path, source: Path) -> None:
     made(tmp_path, str(source), "out")
     before = (tmp_path / "out/train.jsonl").stat().st_mtime_ns
-    assert made(tmp_path, str(source), "out", parallel_threshold_bytes=None)[1].parts == []
+    assert made(tmp_path, str(source), "out", least=None)[1].parts == []
     assert (tmp_path / "out/train.jsonl").stat().st_mtime_ns == before
 
 
@@ -126,7 +122,7 @@ def test_tokens_and_demonstrations_are_the_same_whoever_works(tmp_path: Path) ->
     for name, least in (("apart", 0), ("alone", None), ("small", 10**12)):
         here = Here(least)
         config = PrepareConfig(
-            source=str(source), track="chat", out_dir=str(tmp_path / name), validation_rows=5, test_rows=5, parallel_threshold_bytes=least,
+            source=str(source), track="chat", out_dir=str(tmp_path / name), validation_rows=5, test_rows=5,
             few_shot=2, skip_bad=True, max_bad_share=0.5, curation=Curation(max_tokens=32),
         )  # fmt: skip
         done = prepare(config, token_counter=count, executor=here)

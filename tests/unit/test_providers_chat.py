@@ -73,6 +73,34 @@ def test_an_answer_with_all_that_is_known_about_it(spec: str) -> None:
         assert request.headers["authorization"] == f"Bearer {KEY}"
 
 
+@pytest.mark.parametrize("spec", ["served:tiny-base", "azure:mine", "openai:m@URL"])
+def test_every_call_is_sent_as_the_first_one(spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Of-Mine: yes")
+    texts = ("one", "zwei ü", "three \U0001f600")
+
+    async def all_of_them(url: str) -> list[Completion]:
+        model = parse(spec.replace("URL", f"{url}/v1")).provider.open(
+            endpoint=url, generation=generation(), environment=environment(url)
+        )
+        given = [await model.complete(text, Prompt(messages=(Message(role="user", content=text),))) for text in texts]
+        await model.close()
+        return given
+
+    with ChatServer(each(answer("a"), answer("b"), error(400, message="no"))) as server:
+        *answered, refused = asyncio.run(all_of_them(server.url))
+    first, *others = server.requests
+    sent = [
+        {name.lower(): value for name, value in one.headers.items() if name.lower() != "content-length"}
+        for one in server.requests
+    ]
+    assert sent == [sent[0]] * len(texts) and sent[0]["x-of-mine"] == "yes"
+    for other in others:
+        assert (other.path, other.body) == (first.path, first.body | {"messages": other.body["messages"]})
+    assert tuple(request.text for request in server.requests) == texts
+    assert [one.text for one in answered] == ["a", "b"]
+    assert refused.failure is not None and refused.failure.reason == "HTTP 400: no"
+
+
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503])
 def test_what_may_pass_is_tried_again(status: int) -> None:
     with ChatServer(each(error(status), answer("ok"))) as server:
@@ -95,22 +123,18 @@ def test_only_what_was_sent_and_never_answered_is_possibly_billed() -> None:
     with ChatServer(each(error(503), Reply(reset=True), error(429), Reply(reset=True), answer("ok"))) as server:
         completion = ask("served:m", server.url, max_attempts=9)
     assert (completion.text, completion.attempts, completion.possibly_billed) == ("ok", 5, 2)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with ChatServer(each(answer("ok"))) as server:
 
-        async def after_the_end() -> Completion:
+    async def after_the_end() -> Completion:
+        with ChatServer(each(dataclasses.replace(answer("ok"), headers={"Connection": "close"}))) as server:
             model = parse("served:m").provider.open(
                 endpoint=server.url, generation=generation(max_attempts=2), environment={}
             )
             await model.complete("1", PROMPT)
-            model._client.base_url = f"{url}/v1"  # type: ignore[attr-defined]
-            completion = await model.complete("2", PROMPT)
-            await model.close()
-            return completion
+        completion = await model.complete("2", PROMPT)
+        await model.close()
+        return completion
 
-        completion = asyncio.run(after_the_end())
+    completion = asyncio.run(after_the_end())
     assert (completion.failure is not None, completion.attempts, completion.possibly_billed) == (True, 2, 0)
 
 

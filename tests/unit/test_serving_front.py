@@ -77,6 +77,32 @@ async def ask(app: Any, *, sees: Callable[[bytes], None], leaves: asyncio.Event)
     await app(scope, receive, send)
 
 
+def test_an_engine_is_asked_by_grpc_whatever_the_environment_was_in_which_its_handle_was_bound(tmp_path: Path) -> None:
+    asked: list[dict[str, Any]] = []
+
+    class Handle:
+        """As Serve's: options are those of the handle they are asked of, and more."""
+
+        def __init__(self, **options: Any) -> None:
+            self._options, self._router = options, None
+            self.answer = self.check_health = SimpleNamespace(remote=self._remote)
+
+        def options(self, **options: Any) -> Handle:
+            return Handle(**self._options | options)
+
+        def _remote(self, *_: Any) -> Pieces:
+            asked.append(self._options)
+            return Pieces("data: {}\n\n")
+
+    async def scenario() -> None:
+        leaves = asyncio.Event()
+        front = front_of(Handle(), tmp_path)
+        await asyncio.wait_for(ask(application(front), sees=lambda body: leaves.set(), leaves=leaves), 10)
+
+    asyncio.run(scenario())
+    assert [(options["_by_reference"], options["stream"]) for options in asked] == [(False, True)]
+
+
 @pytest.mark.parametrize("pieces", [Pieces("data: {}\n\n"), Pieces("data: {}\n\n", "data: {}\n\n")])
 def test_the_engine_is_told_of_a_client_that_leaves_its_stream(pieces: Pieces, tmp_path: Path) -> None:
     async def scenario() -> None:

@@ -1,0 +1,107 @@
+"""What several jobs are told alike, one word each: one meaning, one type and one description wherever the word stands.
+
+`Config` is the parent of every config: unknown keys are refused, and so is what cannot be meant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+
+class Config(BaseModel):
+    """The parent of every config: frozen, closed to unknown keys, without infinities and NUL bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _without_nul(cls, value: Any) -> Any:
+        if any("\0" in text for text in _texts(value)):
+            raise ValueError("a text holds a NUL byte, which no file name and no model may; remove it")
+        return value
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """All texts in a value; nested configs have looked after their own."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from _texts(pair)
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _texts(one)
+
+
+class Seeded(Config):
+    """A job that draws at random."""
+
+    seed: int = Field(42, description="what is drawn at random follows from it")
+
+
+class RunDir(Config):
+    """A job that keeps what it does in a folder, and goes on there."""
+
+    run_dir: str = Field(description="folder of the run: what is finished there is not done again")
+
+
+class Tracked(Config):
+    """A job on rows of one track."""
+
+    track: str = Field(description="a track's name, or the path of its YAML file")
+
+
+class Endpoint(Config):
+    """A job that asks models."""
+
+    endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
+
+
+class AskedRows(Endpoint, RunDir, Tracked):
+    """A job that asks models the rows of a file."""
+
+    examples: str = Field(description="JSONL whose rows are the prompts")
+    models: tuple[str, ...] = Field(min_length=1, description="model specs, each asked every row")
+
+
+class Margin(Config):
+    """A job that asks whether the SLM is as good as the LLM."""
+
+    delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
+
+
+class Pair(Config):
+    """The two models that are weighed against each other."""
+
+    llm: str = Field(description="azure:DEPLOYMENT, openai:MODEL@BASE_URL or any other model spec")
+    slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model spec")
+
+
+class Finished(Config):
+    """A job on an evaluation that is over."""
+
+    report: str = Field(description="a finished evaluation: its run directory or report.json")
+
+
+class LeakChecked(Config):
+    """A job that scores rows nobody may have been trained on."""
+
+    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
+
+
+class Stratified(Config):
+    """A job that takes rows by their tags."""
+
+    stratify: str | None = Field(
+        None, description="a tag, such as tool or label, whose values every part of the rows has in the same shares"
+    )
+
+
+class BaseAndAdapters(Config):
+    """A base, and where the adapters on it lie."""
+
+    base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
+    adapters_dir: str = Field("runs/adapters", description="folder of published adapters")
