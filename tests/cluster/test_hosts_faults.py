@@ -67,7 +67,8 @@ def test_a_clock_that_is_a_minute_off_changes_nothing_and_the_doctor_shows_it(cl
         within_s=120, check=False,
     ).stdout  # fmt: skip
     wrong = re.findall(r"(worker-\d|head) \(\S+\): clock: (\S+) s from the job's node", examined)
-    assert {name for name, _ in wrong} == {odd} and 55 < float(wrong[0][1]) < 65, examined  # Ray says the end of a log twice
+    # Ray says the end of a failed job's log twice.
+    assert {name for name, _ in wrong} == {odd} and 55 < float(wrong[0][1]) < 65, examined
     assert not re.search(r"\): (token|answer):", examined), examined
     print(f"a clock a minute ahead: 60 rows once each, {by_odd} by that node; doctor: {wrong[0][1]} s")
 
