@@ -88,8 +88,11 @@ class ThisMachineOnly:
             headers = Request(scope).headers
             origin = headers.get("origin")
             named = [f"//{headers.get('host', '')}", *([origin] if origin is not None else [])]
-            client = scope.get("client")  # of Ray's proxy, when it listens on more than loopback after all
-            if not all(_is_here(url) for url in named) or (client and not is_loopback(client[0])):
+            # Of Ray's proxy, when it listens on more than loopback after all; behind HAProxy that is in a header.
+            clients = [client[0] for client in (scope.get("client"),) if client]
+            for told in headers.getlist("x-forwarded-for"):
+                clients += [one.strip() for one in told.split(",")]
+            if not all(_is_here(url) for url in named) or not all(map(is_loopback, clients)):
                 response = refusal(
                     403, "host_not_allowed", "without a key this endpoint answers requests to localhost from this machine only;"
                     " set SLM_RAY_API_KEY where it is started", "permission_error",

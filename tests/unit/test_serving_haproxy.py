@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -48,6 +49,22 @@ def test_haproxy_opens_no_port_but_the_endpoint_s_and_its_socket_is_this_user_s(
     assert binds.findall(ours)[1] == front
     assert all(bind.startswith("127.0.0.1:") for bind in binds.findall(ours) if bind != front)
     assert " mode 600 " in ours and " mode 666 " not in ours
+    assert re.search(r"^frontend http_frontend\n *option forwardfor\n *bind ", ours, re.MULTILINE), (
+        "without a key a front has to know whose request it is"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a folder is given away, which only root may do")
+def test_settings_in_a_folder_of_another_user_are_not_started_from(tmp_path: Path) -> None:
+    file = tmp_path / "haproxy.cfg"
+    file.write_text("as the other user likes it")
+    os.chown(tmp_path, 65534, 65534)
+    script = SETTINGS["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    said = subprocess.run(
+        [script, "-db", "-f", str(file), "-c"], env=SETTINGS, capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 1 and "name a folder of your own by RAY_SERVE_HAPROXY_CONFIG_FILE_LOC" in said.stderr
+    assert os.listdir(tmp_path) == [file.name] and file.read_text() == "as the other user likes it"
 
 
 def test_what_haproxy_says_itself_has_the_endpoint_s_shape_and_says_when_to_come_back(tmp_path: Path) -> None:

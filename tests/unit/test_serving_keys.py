@@ -250,7 +250,9 @@ def test_a_damaged_keys_file_is_one_line_in_the_log_however_many_ask(
     [({"host": "127.0.0.1:8000"}, 204), ({"host": "localhost"}, 204), ({"host": "[::1]:8000"}, 204), ({"host": "LOCALHOST:1"}, 204),
      ({"host": "localhost:1", "origin": "http://127.0.0.1:3000"}, 204), ({"host": "attacker.example"}, 403),
      ({"host": "127.0.0.1.attacker.example:8000"}, 403), ({"host": "localhost@attacker.example"}, 403), ({}, 403), ({"host": "["}, 403),
-     ({"host": "localhost", "origin": "https://attacker.example"}, 403), ({"host": "localhost", "origin": "null"}, 403)],
+     ({"host": "localhost", "origin": "https://attacker.example"}, 403), ({"host": "localhost", "origin": "null"}, 403),
+     ({"host": "localhost", "x-forwarded-for": "127.0.0.1"}, 204), ({"host": "localhost", "x-forwarded-for": "10.0.0.7"}, 403),
+     ({"host": "localhost", "x-forwarded-for": "127.0.0.1, 10.0.0.7"}, 403)],
 )  # fmt: skip
 def test_without_a_key_only_this_machine_by_its_own_name(headers: dict[str, str], status: int) -> None:
     assert passed(ThisMachineOnly, headers)[0] == status
