@@ -22,6 +22,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from ray import serve
 from ray.exceptions import RayActorError
+from ray.serve._private import constants
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -42,6 +43,7 @@ AZURE_CHAT = "/openai/deployments/{deployment:path}/chat/completions"
 AZURE_V1 = "/openai/v1"  # the newer routes: OpenAI's own, without an api-version, the deployment named as the model
 _BEGINS_WITHIN_S = 600.0  # as long as OpenAI's clients wait
 _HANDLES = 1000
+_MESSAGE_BYTES = 32 * 2**20  # above the longest request and the longest answer that `limits` lets be
 
 
 class AdapterIngress:
@@ -60,8 +62,10 @@ class AdapterIngress:
         api_key_digest: str | None = None,
         keys_file: str | None = None,
     ) -> None:
-        # A DeploymentHandle of `EngineReplica`. By gRPC whoever has bound it: a call of its actor costs both sides more.
-        self._engine = engine.options(_by_reference=False)
+        # A DeploymentHandle of `EngineReplica`. By gRPC whoever has bound it: a call of its actor costs both sides more. But
+        # in a Ray that was started without `ray_environment` gRPC's messages end at 4 MiB, and an actor's nowhere.
+        by_grpc = constants.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH >= _MESSAGE_BYTES
+        self._engine = engine.options(_by_reference=not by_grpc)
         self._base = base
         self._context = context
         self._names = ServedNames(adapters_dir)

@@ -54,8 +54,14 @@ class EngineReplica:
         return await self._server.answer(kind, request)
 
     async def check_health(self) -> None:
-        """Raises where the engine is dead; Serve starts another replica then."""
-        await self._server.check_health()
+        """EngineDead where the engine is dead; Serve starts another replica then.
+
+        What vLLM raises would have a front that asks import vLLM, for ten seconds in which it answers nobody.
+        """
+        try:
+            await self._server.check_health()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no healthy engine
+            raise EngineDead(type(error).__name__) from None
 
     async def __del__(self) -> None:  # type: ignore[misc]
         if hasattr(self, "_server"):

@@ -1,18 +1,21 @@
-"""The front and a client that leaves: whatever the engine still does for it is ended."""
+"""How the front asks the engine, what it hears of a dead one, and a client that leaves: what is still done for it is ended."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.serve._private import constants
 
 from slm_ray.serving.figures import Recorder
 from slm_ray.serving.ingress import AdapterIngress
+from slm_ray.serving.replica import EngineDead, EngineReplica
 from slm_ray.serving.settings import room
 
 PATH = "/v1/chat/completions"
@@ -77,8 +80,12 @@ async def ask(app: Any, *, sees: Callable[[bytes], None], leaves: asyncio.Event)
     await app(scope, receive, send)
 
 
-def test_an_engine_is_asked_by_grpc_whatever_the_environment_was_in_which_its_handle_was_bound(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("allowed", "by_reference"), [(64 * 2**20, False), (4 * 2**20, True)])
+def test_an_engine_is_asked_by_grpc_whoever_bound_its_handle_and_by_its_actor_where_a_long_answer_would_not_pass(
+    allowed: int, by_reference: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(constants, "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", allowed)
 
     class Handle:
         """As Serve's: options are those of the handle they are asked of, and more."""
@@ -100,7 +107,21 @@ def test_an_engine_is_asked_by_grpc_whatever_the_environment_was_in_which_its_ha
         await asyncio.wait_for(ask(application(front), sees=lambda body: leaves.set(), leaves=leaves), 10)
 
     asyncio.run(scenario())
-    assert [(options["_by_reference"], options["stream"]) for options in asked] == [(False, True)]
+    assert [(options["_by_reference"], options["stream"]) for options in asked] == [(by_reference, True)]
+
+
+def test_what_a_front_hears_of_a_dead_engine_can_be_read_without_vllm() -> None:
+    class Dead(Exception):
+        """As vLLM's own: whoever reads it imports the engine."""
+
+    async def check_health() -> None:
+        raise Dead("EngineCore encountered an issue")
+
+    replica: Any = SimpleNamespace(_server=SimpleNamespace(check_health=check_health))
+    with pytest.raises(EngineDead) as said:
+        asyncio.run(EngineReplica.check_health(replica))
+    read = pickle.loads(pickle.dumps(said.value))
+    assert (type(read), str(read)) == (EngineDead, "Dead")
 
 
 @pytest.mark.parametrize("pieces", [Pieces("data: {}\n\n"), Pieces("data: {}\n\n", "data: {}\n\n")])
