@@ -1,8 +1,8 @@
 """What happens beside a call, when its client has its answer: the other side's answer, what the two say, and the row of it.
 
 A bounded number of calls a route; what comes above that is not asked and is counted, so that neither a slow SLM nor an
-audit holds up a client. Scores and the watch run in one thread, in the order in which pairs come in: all that have come
-while it was at the disk are written with one sync. Every call becomes one row of traffic, whether or not it was audited,
+audit holds up a client. Agreement and the watch run in one thread, in the order in which pairs come in: all that have come
+while it was at the disk are written with one sync. Labels, whose senders wait, are scored beside it. Every call becomes one row of traffic, whether or not it was audited,
 and also where its client has left. The answers of the latest pairs are remembered for the answer that people may expect of
 them; a front that starts anew has forgotten them. Where the LLM answers in the SLM's place for long, that is said once and
 stands in the route's folder (`fallbacks`).
@@ -160,14 +160,14 @@ class Beside:
 
     def _labelled(self, pair: _Pair, expected: str) -> float | str:
         """The label, or why there is none."""
-        track = track_named(pair.state.route.track)
         try:
+            track = track_named(pair.state.route.track)
             if (form := unreadable(track, expected)) is not None:
                 return f"the answer is not {form}, as the track {track.name} wants it; send it again"
             label = labelled(pair.state, pair.slm, pair.llm, expected)
         except Exception as error:  # noqa: BLE001 - anybody's text
             self._trouble(pair.state.route.name, error)
-            label = None
+            return "it could not be scored, and the front's log says why; send it again once that is mended"
         return f"{track.primary} says nothing of this answer" if label is None else label
 
     async def close(self) -> None:
@@ -211,10 +211,13 @@ class Beside:
         self._thread.submit(self._write_fallbacks, name)
 
     def _write_fallbacks(self, name: str) -> None:
+        what = f"the fallbacks of {name}"
         try:
             write_fallbacks(self._store.folder, name, self.fallbacks[name])
         except SlmRayError as error:
-            self._say_once(f"the fallbacks of {name}", error)
+            self._say_once(what, error)
+        else:
+            self._said.pop(what, None)  # a later one is another one
 
     def _nothing_to_learn(self, call: Call) -> bool:
         """Whether no pair can come of it: the client left, a side gave nothing, or the SLM is left alone."""

@@ -19,6 +19,7 @@ import uvicorn
 from chat_server import DONE, ChatServer, Reply, Request, answer, chunk, error, event
 
 from slm_ray.costs.prices import PriceList
+from slm_ray.errors import DataError, ResourceError
 from slm_ray.rollout import beside, fallbacks
 from slm_ray.rollout.fallbacks import read_fallbacks
 from slm_ray.rollout.front import Front, FrontSettings
@@ -396,6 +397,32 @@ def test_an_llm_that_stands_in_for_long_is_said_once_and_kept(tmp_path: Path, mo
     assert found is not None and found.since is None and found.calls == min(100, asked), "the last calls too"
 
 
+def test_a_disk_that_does_not_take_what_is_known_of_fallbacks_is_said_once_each_time_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses, tries = threading.Event(), list[bool]()
+
+    def write(*_: Any) -> None:
+        tries.append(refuses.is_set())
+        if tries[-1]:
+            raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(beside, "write_fallbacks", write)
+    monkeypatch.setattr(beside, "_TELL_S", 0.05)
+    with bed(tmp_path, "live") as it:
+
+        def asked(*, refused: bool) -> None:
+            (refuses.set if refused else refuses.clear)()
+            so_far = len(tries)
+            it.ask()
+            wait_for(lambda: len(tries) > so_far)
+
+        for refused in (True, True, False, True):
+            asked(refused=refused)
+        wait_for(lambda: len(it.said) == 2)
+    assert tries == [True, True, False, True] and set(it.said) == {"the fallbacks of cities: the disk is full"}
+
+
 def test_what_a_cascade_is_unsure_of_is_nobodys_failure(tmp_path: Path) -> None:
     with bed(tmp_path, "cascade", slm=sure(OTHER, -2.0)) as it:
         assert [content(it.ask()) for _ in range(3)] == [GOOD] * 3
@@ -709,6 +736,24 @@ def test_expected_answers_are_bet_on_and_corrections_are_not(tmp_path: Path) -> 
         )
         assert say(second, answer=OTHER, label=True)["counted"] is True, "one that cannot be read uses nothing up"
         wait_for(lambda: it.card()["counts"].get("labels") == 2)
+
+
+def test_a_label_that_nothing_can_score_now_is_not_counted_and_may_come_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(name: str) -> Any:
+        raise DataError(f"{name}: its file is not there")
+
+    with bed(tmp_path, "live", audit_share=1.0) as it:
+        label = {"id": it.ask().headers["x-slm-ray-request-id"], "answer": GOOD, "label": True}
+        wait_for(lambda: it.card().get("counts", {}).get("pairs") == 1)
+        with monkeypatch.context() as away:
+            away.setattr(beside, "track_named", gone)
+            reply = HTTP.post(f"{it.url}/v1/feedback", json=label)
+        assert reply.status_code == 202, "it is in the log"
+        assert reply.json()["counted"] is False and "the front's log says why" in reply.json()["because"]
+        assert it.said == ["the watch of cities: structured: its file is not there"]
+        assert HTTP.post(f"{it.url}/v1/feedback", json=label).json()["counted"] is True
 
 
 def test_answers_that_turn_out_wrong_ring_the_watch(tmp_path: Path) -> None:
