@@ -28,8 +28,8 @@ _POLL_S = 0.5
 _PLAIN_EVERY = 10  # polls between lines where there is no terminal
 _AGAIN = "its group starts again from the last checkpoint, and waits where no node has room for it (see: ray status)"
 _WAITS = (
-    "no node has room for its group now: it waits for one, 30 minutes at most, and goes on there from the last checkpoint"
-    " (see: ray status)"
+    "no node has room for its group now: it waits for one (30 minutes at most where the cluster has become too small), and"
+    " goes on there from the last checkpoint (see: ray status)"
 )
 _LONG_START_S, _SAID_EVERY_S = 60, 30
 

@@ -50,7 +50,7 @@ class StartedTrainer(RayTrainer):
     controller: Any
     end: Any
     homeless: Callable[[], None] | None = None
-    _places: str = ""
+    _places: str
 
     def _initialize_and_run_controller(self, **settings: Any) -> Any:
         self._places = f"slm-ray-{uuid.uuid4().hex}"

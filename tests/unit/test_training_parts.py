@@ -7,7 +7,8 @@ import json
 import resource
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
+from trl import SFTTrainer
 
 from slm_ray.answer_distance import distance
 from slm_ray.config import Lora, Recipe, TrainConfig
@@ -162,10 +164,9 @@ def small_trainer(tokenizer: Any, folder: Path, *, asked: Sequence[Example] = ()
     return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
 
 
-def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assistant(
-    tokenizer: Any, tmp_path: Path
-) -> None:
-    chats = [
+def chats() -> list[Example]:
+    """Of two turns of the assistant each."""
+    return [
         Example(
             id=str(n),
             prompt=Prompt(
@@ -179,8 +180,13 @@ def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assista
         )
         for n in range(8)
     ]
-    every = small_trainer(tokenizer, tmp_path / "every", asked=chats, learn="every_turn")
-    last = small_trainer(tokenizer, tmp_path / "last", asked=chats)
+
+
+def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assistant(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    every = small_trainer(tokenizer, tmp_path / "every", asked=chats(), learn="every_turn")
+    last = small_trainer(tokenizer, tmp_path / "last", asked=chats())
     assert every.train_dataset["input_ids"] == last.train_dataset["input_ids"]
     batch = every.data_collator([every.train_dataset[row] for row in range(4)])
     count = int((batch["labels"][:, 1:] != -100).sum())
@@ -194,6 +200,30 @@ def test_with_every_turn_the_loss_is_the_stock_one_over_all_turns_of_the_assista
     every.save_model(str(tmp_path / "saved"))
     saved = (tmp_path / "saved" / "chat_template.jinja").read_text(encoding="utf-8")
     assert saved == tokenizer.chat_template, "what was rendered with goes with the checkpoint"
+
+
+def test_loss_and_gradients_are_trl_s_own_for_padded_rows_with_turns_between_and_one_of_several_micro_batches(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    every = small_trainer(tokenizer, tmp_path, asked=chats(), learn="every_turn")
+    batch = every.data_collator([every.train_dataset[row] for row in (0, 3, 7)])
+    assert not batch["attention_mask"].all(), "no row is padded"
+    of_the_step = 3 * (batch["labels"][:, 1:] != -100).sum()
+
+    def stepped(loss_of: Callable[..., Any]) -> tuple[float, list[torch.Tensor]]:
+        every.model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(every.model, dict(batch), num_items_in_batch=of_the_step)
+        loss.backward()
+        return loss.item(), [value.grad.clone() for value in every.model.parameters() if value.requires_grad]
+
+    ours, gradients = stepped(every.compute_loss)
+    trl, theirs = stepped(partial(SFTTrainer.compute_loss, every))
+    assert ours == pytest.approx(trl, rel=2e-3)
+    apart = [(one - other).norm() for one, other in zip(gradients, theirs, strict=True)]
+    norms = [gradient.norm() for gradient in theirs]  # 0 of each A, since each B is nothing yet
+    assert torch.stack(apart).norm() < 0.03 * torch.stack(norms).norm(), "the rounding of bf16"
+    assert all(one <= 0.2 * norm for one, norm in zip(apart, norms, strict=True))
 
 
 def test_a_loss_that_is_no_number_stops_before_the_step_and_says_where(tokenizer: Any, tmp_path: Path) -> None:
