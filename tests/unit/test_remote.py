@@ -648,7 +648,7 @@ def test_a_store_that_is_away_is_not_one_that_may_only_be_read(
     other = dataclasses.replace(one, slm="served:b")
     refused = contextlib.nullcontext() if state == "full" else pytest.raises(StoreAway)  # full: it takes nothing
     with refused, turn_on_rows(other, str(tmp_path), planned=None) as opened:
-        assert "may only be read" in opened.caveat
+        assert "may only be read" in opened.caveat and opened.turn.number == 2
     server.becomes("well")
     with turn_on_rows(other, str(tmp_path), planned=None) as opened:
         assert opened.turn.number == 2
