@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,14 @@ from ray.serve.config import HTTPOptions
 from slm_ray.ray_environment import HAPROXY, haproxy_settings
 
 SETTINGS = haproxy_settings({HAPROXY: "1"})
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket's: its whole path has 107 bytes at most."""
+    folder = Path(tempfile.mkdtemp(prefix="ha"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 def rewritten(folder: Path, host: str, *, knows: bool = True) -> tuple[str, str]:
@@ -40,9 +51,9 @@ def rewritten(folder: Path, host: str, *, knows: bool = True) -> tuple[str, str]
 
 @pytest.mark.parametrize(("host", "front"), [("127.0.0.1", "127.0.0.1:8123"), ("0.0.0.0", "*:8123")])
 def test_haproxy_opens_no_port_but_the_endpoint_s_and_its_socket_is_this_user_s(
-    tmp_path: Path, host: str, front: str
+    short: Path, host: str, front: str
 ) -> None:
-    theirs, ours = rewritten(tmp_path, host)
+    theirs, ours = rewritten(short, host)
     binds = re.compile(r"^ *bind (\S+)", re.MULTILINE)
     assert len(binds.findall(theirs)) == 3 and " mode 666 " in theirs, "the pinned Ray writes another file"
     assert binds.findall(ours)[1] == front
@@ -50,8 +61,8 @@ def test_haproxy_opens_no_port_but_the_endpoint_s_and_its_socket_is_this_user_s(
     assert " mode 600 " in ours and " mode 666 " not in ours
 
 
-def test_what_haproxy_says_itself_has_the_endpoint_s_shape_and_says_when_to_come_back(tmp_path: Path) -> None:
-    _, ours = rewritten(tmp_path, "127.0.0.1")
+def test_what_haproxy_says_itself_has_the_endpoint_s_shape_and_says_when_to_come_back(short: Path) -> None:
+    _, ours = rewritten(short, "127.0.0.1")
     said = {
         status: Path(file).read_bytes() for status, file in re.findall(r"^ *errorfile (\d+) (\S+)", ours, re.MULTILINE)
     }
@@ -63,15 +74,15 @@ def test_what_haproxy_says_itself_has_the_endpoint_s_shape_and_says_when_to_come
 
 
 def test_a_haproxy_that_knows_no_application_yet_says_when_to_come_back_and_not_that_nothing_is_there(
-    tmp_path: Path,
+    short: Path,
 ) -> None:
-    (tmp_path / "known").mkdir()
-    (tmp_path / "new").mkdir()
+    (short / "known").mkdir()
+    (short / "new").mkdir()
     returns = re.compile(r"^ *http-request return status (404|503) (?:errorfile|content-type)", re.MULTILINE)
-    assert "404" in returns.findall(rewritten(tmp_path / "known", "127.0.0.1")[1])
-    theirs, ours = rewritten(tmp_path / "new", "127.0.0.1", knows=False)
+    assert "404" in returns.findall(rewritten(short / "known", "127.0.0.1")[1])
+    theirs, ours = rewritten(short / "new", "127.0.0.1", knows=False)
     assert "404" in returns.findall(theirs) and "404" not in returns.findall(ours)
-    assert f"status 503 errorfile {tmp_path}/new/503.json.http" in ours
+    assert f"status 503 errorfile {short}/new/503.json.http" in ours
 
 
 def test_where_nobody_asks_for_haproxy_nothing_is_set_and_a_binary_of_one_s_own_is_taken() -> None:
