@@ -21,13 +21,13 @@ _CPUS = 0.1  # how many run is counted here; an endpoint that holds the CPUs mus
 class RayExecutor:
     """Works in Ray tasks, one per item."""
 
-    def __init__(self, threshold_bytes: int | None = THRESHOLD_BYTES) -> None:
-        """Work pays off from what takes as long as reading `threshold_bytes` of rows; never for None."""
+    def __init__(self, threshold_bytes: int = THRESHOLD_BYTES) -> None:
+        """Work pays off from what takes as long as reading `threshold_bytes` of rows."""
         self._threshold_bytes = threshold_bytes
 
     def pays_off(self, like_bytes: int) -> bool:
         """Whether the work is long enough for tasks."""
-        return self._threshold_bytes is not None and like_bytes >= self._threshold_bytes
+        return like_bytes >= self._threshold_bytes
 
     def map(
         self, function: Callable[[Item], Iterable[Result]], items: Sequence[Item], *, title: str

@@ -336,7 +336,7 @@ class EarlierCandidate:
     """An SLM that was tried on these rows before: the how many-th, by which rule, at which level, with what outcome.
 
     `figures` are None where none were kept: it was asked, perhaps beside another one, and not compared.
-    `changes` since then are known of the last candidate whose scores were kept.
+    `changes` since then are known of the last candidate that has scores by the same metric on some of these rows.
     """
 
     slm: str

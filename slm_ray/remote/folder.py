@@ -130,8 +130,9 @@ def _in_turn(store: ObjectStore, folder: str) -> Iterator[None]:
 def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_empty: bool = False) -> Path:
     """A copy on this host of what the URI holds now: a folder, or a file with the records beside it, to be read.
 
-    Those are what else a job may read there: the track of a file of rows, its other splits, the rows of a report. Files whose names end in one of `leave_out` stay where they are. NotThere for a URI that holds nothing unless it
-    `may_be_empty`, StoreAway.
+    Those are what else a job may read there: the track of a file of rows, its other splits, the rows of a report. Files whose
+    names end in one of `leave_out` stay where they are. NotThere for a URI that holds nothing unless it `may_be_empty`,
+    StoreAway.
     """
     uri, name = folder_and_file(uri, setting=setting)
     store = open_store(uri, setting=setting)
@@ -153,7 +154,8 @@ def fetched(uri: str, *, setting: str, leave_out: tuple[str, ...] = (), may_be_e
         store.fetch_all([one for one in now if known.get(one) != now[one] or not (files / one).is_file()], files)
         for one, found in parts.items():
             _assemble(store, one, found, files)
-        storage.write_json(home / "fetched.json", now)
+        others = {one: seen for one, seen in known.items() if one in there}  # files that were fetched for themselves
+        storage.write_json(home / "fetched.json", others | now)
     return files / name if name else files
 
 

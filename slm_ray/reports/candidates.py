@@ -2,9 +2,9 @@
 
 The records of other files in the same folder are read too, so that rows which were written on into a new file are known.
 A comparison holds the file from reading to writing, so that two at once get two levels. A last line that was cut short was
-never written. Where the folder of the rows may only be read or is not here, the record is kept in the run directory, and
-knows only of the tests of that run, which is said. A place that is merely away, full or busy ends the comparison: a count
-that began anew would give out the error a second time.
+never written. Where the record may only be read, the count goes on from it in the run directory, of which other runs do not
+know; where the rows are not here, it knows only of the tests of that run. Either is said. A place that is merely away, full
+or busy ends the comparison: a count that began anew would give out the error a second time.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ def turn_on_rows(
     DataError for a record that is damaged, and ResourceError where it is out of reach.
     """
     with ExitStack() as stack:
-        path, file, caveat = _opened(stack, report_path, _examples(report_path))
+        path, file, known, caveat = _opened(stack, report_path, _examples(report_path))
         own = _tests(file.rows, path)
-        record = [*_beside(path), *own]
+        record = [*known, *own]
         turn, *others = turns_of([candidate, *beside], record, planned=planned)
         if beside and turn.level and not math.isclose(turn.level, level_of(turn.number, planned)):
             shared = (
@@ -85,16 +85,11 @@ def turn_on_rows(
                 by_hash = scores.by_hash
                 kept = tuple(row.score if (row := by_hash.get(digits)) else None for digits in candidate.rows)
                 test = replace(test, scores=kept)
-            if any(replace(old, date=test.date) == test for old in record):
-                return
-            noted = [test]
+            noted = [] if any(replace(old, date=test.date) == test for old in [*known, *own]) else [test]
             noted += [
                 _noted(one, its, "inconclusive") for one, its in zip(beside, others, strict=True) if not its.again
             ]
-            for test in noted:
-                file.append(_line(test, own))
-                own.append(test)
-                record.append(test)
+            _append(file, noted, own)
 
         yield OpenTurn(turn=turn, earlier=earlier_than(turn, candidate, record, scores), caveat=caveat, note=note)
 
@@ -109,9 +104,9 @@ def reserve(
     ConfigError where nothing is left of the error that all candidates on these rows share.
     """
     with ExitStack() as stack:
-        path, file, _ = _opened(stack, run_dir, examples)
+        path, file, known, _ = _opened(stack, run_dir, examples)
         own = _tests(file.rows, path)
-        record = [*_beside(path), *own]
+        record = [*known, *own]
         turns = dict(zip(candidates, turns_of(candidates, record, planned=planned), strict=True))
         for candidate, turn in turns.items():
             if turn.level == 0:
@@ -125,12 +120,12 @@ def reserve(
                     f"{candidate.slm}: {turn_text(turn, planned=planned)}{why} Go on in the run directory in which it was asked,"
                     f" or evaluate fresh rows; see {path}"
                 )
-        for candidate, turn in turns.items():
-            if not turn.again or tells_more(candidate, record, turn):
-                test = _noted(candidate, turn, "inconclusive")
-                file.append(_line(test, own))
-                own.append(test)
-                record.append(test)
+        noted = [
+            _noted(candidate, turn, "inconclusive")
+            for candidate, turn in turns.items()
+            if not turn.again or tells_more(candidate, record, turn)
+        ]
+        _append(file, noted, own)
         return {candidate.slm: turn.level for candidate, turn in turns.items()}
 
 
@@ -169,18 +164,27 @@ def _noted(candidate: Candidate, turn: Turn, action: Action) -> CandidateTest:
     return CandidateTest(candidate=candidate, number=turn.number, level=turn.level, action=action, date=date)
 
 
-def _opened(stack: ExitStack, report_path: str | Path, examples: str | None) -> tuple[Path, storage.GrowingFile, str]:
-    """Where the record is, the record, and what has to be said of it."""
-    if examples is not None:
-        path = Path(examples + SUFFIX)
-        with suppress(ReadOnlyError):
-            return path, stack.enter_context(storage.growing_jsonl(stack.enter_context(one_file(path)))), ""
+def _opened(
+    stack: ExitStack, report_path: str | Path, examples: str | None
+) -> tuple[Path, storage.GrowingFile, list[CandidateTest], str]:
+    """Where the record is, the record, the tests that other files hold, and what has to be said of it."""
     path = folder_of(report_path) / SUFFIX.removeprefix(".")
+    if examples is None:
+        caveat = (
+            f"the file of rows is not where this run had it: the count of candidates, kept in {path.name} of the run directory,"
+            " knows of this run alone."
+        )
+        return path, stack.enter_context(storage.growing_jsonl(path)), [], caveat
+    there = Path(examples + SUFFIX)
+    with suppress(ReadOnlyError):
+        file = stack.enter_context(storage.growing_jsonl(stack.enter_context(one_file(there))))
+        return there, file, _beside(there), ""
+    known = [*_beside(there), *_tests(storage.grown_rows(there), there)]
     caveat = (
-        "the file of rows is not where this run had it, or its folder may only be read: the count of candidates, kept in"
-        f" {path.name} of the run directory, knows of this run alone."
+        "the record of candidates beside the rows may only be read: the count goes on from it in"
+        f" {path.name} of the run directory, and other runs do not know of that."
     )
-    return path, stack.enter_context(storage.growing_jsonl(path)), caveat
+    return path, stack.enter_context(storage.growing_jsonl(path)), known, caveat
 
 
 def _examples(report_path: str) -> str | None:
@@ -228,6 +232,16 @@ def _tests(rows: Sequence[tuple[int, dict[str, object]]], path: Path) -> list[Ca
             raise DataError(f"{where}: {len(test.scores)} scores of {len(test.candidate.rows)} rows; {fix}")
         found.append(test)
     return found
+
+
+def _append(file: storage.GrowingFile, tests: Sequence[CandidateTest], own: list[CandidateTest]) -> None:
+    """In one write: after a kill between two, those that share their error would be counted as if they had not."""
+    lines = []
+    for test in tests:
+        lines.append(_line(test, own))
+        own.append(test)
+    if lines:
+        file.append(*lines)
 
 
 def _line(test: CandidateTest, record: Sequence[CandidateTest]) -> dict[str, object]:

@@ -6,6 +6,7 @@ request after its span was sent does not reach it. Scores are attributes of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -18,6 +19,7 @@ from slm_ray.tracing.http import client, explained, raise_for
 from slm_ray.tracing.otlp import digest
 
 _VARIABLE = "OTEL_EXPORTER_OTLP"
+_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header
 _ADVICE = dict.fromkeys((401, 403), f"it wants other credentials; check {_VARIABLE}_HEADERS") | {
     404: f"it takes no traces there; check {_VARIABLE}_ENDPOINT"
 }
@@ -89,8 +91,8 @@ def _headers(environment: Mapping[str, str]) -> dict[str, str]:
     for name in (f"{_VARIABLE}_HEADERS", f"{_VARIABLE}_TRACES_HEADERS"):
         for number, pair in enumerate(filter(None, environment.get(name, "").split(",")), start=1):
             key, equals, value = pair.partition("=")
-            value = unquote(value.strip())
-            if not equals or not key.strip().isascii() or not (key.strip() and value.isascii() and value.isprintable()):
+            key, value = key.strip(), unquote(value).strip()
+            if not equals or not _NAME.fullmatch(key) or not value.isascii() or not value.isprintable():
                 raise ConfigError(f"{name}: its pair {number} is no header; write NAME=VALUE,NAME=VALUE")
-            found[key.strip()] = value
+            found[key] = value
     return found

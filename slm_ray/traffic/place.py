@@ -76,6 +76,8 @@ class Place:
         path = self.folder / name
         try:
             return stat.S_ISREG(path.stat().st_mode)
+        except ValueError:  # no name that a file could have
+            return False
         except OSError as error:
             if error.errno in _NOTHING_THERE:
                 return False

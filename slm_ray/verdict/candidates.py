@@ -163,26 +163,28 @@ def earlier_than(
 ) -> tuple[EarlierCandidate, ...]:
     """The candidates before this one on some of its rows, each with what came of it last, in their order.
 
-    With the `scores` of this one also the rows on which it differs from the last of them whose scores were kept.
+    With the `scores` of this one also the rows on which it differs from the last of them that has scores by the same metric
+    on some of these rows.
     """
     rows = frozenset(candidate.rows)
     before = [test for test in record if test.number < turn.number and not rows.isdisjoint(test.candidate.rows)]
     tests = sorted(_tests(before), key=lambda lines: lines[0].number)
     compared = [next((test for test in reversed(lines) if test.figures), None) for lines in tests]
-    held = next((test for test in reversed(compared) if test and test.scores), None) if scores else None
+    held = next((test for test in reversed(compared) if test and scores and _changes(test, scores)), None)
+    changes = _changes(held, scores) if held and scores else None
     return tuple(
         EarlierCandidate(
             slm=(last := lines[-1]).candidate.slm, number=last.number, rule=last.candidate.rule, level=last.level,
             action=last.action, date=last.date, figures=test.figures if test else None,
-            changes=_changes(test, scores) if test and scores and test is held else None,
+            changes=changes if test and test is held else None,
         )
         for lines, test in zip(tests, compared, strict=True)
     )  # fmt: skip
 
 
 def _changes(before: CandidateTest, scores: SlmScores) -> RowChanges | None:
-    """None where the earlier candidate was scored by another metric, or no row has a score of both."""
-    if before.figures is None or before.figures.primary != scores.primary:
+    """None where the earlier candidate was scored by another metric or its scores are not kept, or no row has a score of both."""
+    if not before.scores or before.figures is None or before.figures.primary != scores.primary:
         return None
     once = Counter(before.candidate.rows)
     then = {row: s for row, s in zip(before.candidate.rows, before.scores, strict=True) if once[row] == 1}

@@ -47,7 +47,7 @@ def submitted(cluster: RayHosts, job: str, within_s: float = 170, **settings: ob
 
 
 def kill_driver(cluster: RayHosts, job: str) -> None:
-    """kill -9 to the process of a job on the head, and wait until Ray has seen that."""
+    """kill -9 to the process of a job on the head."""
     head = cluster["head"]
     running = head.run(
         f"ps -eo pid,args | grep 'python jobs/{job}.py' | grep -v grep | awk '{{print $1}}'"

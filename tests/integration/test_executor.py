@@ -60,7 +60,7 @@ def test_files_are_prepared_to_the_same_bytes_and_errors(tmp_path: Path) -> None
         rows = [{"prompt": f"ü{number} {n}", "completion": f"c{n}"} for n in range(3000)]
         (folder / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     files = {}
-    for name, least in (("apart", 0), ("whole", None)):
+    for name, least in (("apart", 0), ("whole", 10**9)):
         config = PrepareConfig(source=str(folder), track="chat", out_dir=str(tmp_path / name))
         prepare(config, executor=RayExecutor(least))
         files[name] = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
@@ -75,7 +75,7 @@ def test_tokens_and_demonstrations_are_the_same_as_tasks(tmp_path: Path) -> None
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     base = Path(__file__).parents[2] / "data" / "tiny_base"
     files = {}
-    for name, least in (("apart", 0), ("whole", None)):
+    for name, least in (("apart", 0), ("whole", 10**9)):
         config = PrepareConfig(
             source=str(tmp_path / "rows.jsonl"), track="chat", out_dir=str(tmp_path / name),
             few_shot=2, curation=Curation(max_tokens=400),

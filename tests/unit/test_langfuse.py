@@ -334,7 +334,8 @@ def test_a_collector_of_opentelemetry_gets_the_spans_of_a_traffic_log(tmp_path: 
     [({"OTEL_EXPORTER_OTLP_ENDPOINT": "localhost:4317"}, "no http"),
      ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://me:hidden@x"}, "without credentials"),
      ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "a=b,hidden"}, "its pair 2 is no header"),
-     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "a=hidden%0d%0ax: y"}, "its pair 1")],
+     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "a=hidden%0d%0ax: y"}, "its pair 1"),
+     ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_HEADERS": "x y=hidden"}, "its pair 1")],
 )  # fmt: skip
 def test_a_collector_that_cannot_be_meant_is_refused_without_its_secrets(
     given: dict[str, str], said: str, tmp_path: Path

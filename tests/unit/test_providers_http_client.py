@@ -87,6 +87,18 @@ def test_an_endpoint_that_has_moved_is_followed() -> None:
             assert KEY not in str(request.headers), "a key goes to no other host than its own"
 
 
+@pytest.mark.parametrize("spec", ["served:m", "azure:", "openai:m@URL/v1"])
+def test_an_endpoint_that_moves_later_is_followed_and_its_key_stays_behind(spec: str) -> None:
+    """The second call is not made by the package, which takes an Azure key off where a redirect leads to another host."""
+    with ChatServer(lambda request: answer(f"{request.text} at the new one")) as new:
+        moved = Reply(status=307, headers={"Location": f"{new.url}/new/chat"}, body={})
+        with ChatServer(lambda request: moved if request.nth else answer("at the old one")) as old:
+            answers = asyncio.run(completed(spec.replace("URL", old.url), old.url, PROMPTS[:2]))
+        assert [one.text for one in answers] == ["at the old one", "two at the new one"]
+        assert all(KEY in str(request.headers) for request in old.requests) and len(old.requests) == 2
+        assert KEY not in str(new.requests[0].headers)
+
+
 def test_https_trusts_whom_the_environment_says_and_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -597,6 +597,22 @@ def test_what_is_read_is_fetched_with_what_lies_beside_it_and_again_when_it_chan
         fetched(server.uri("rows/none.jsonl"), setting="examples")
 
 
+def test_files_of_one_folder_that_are_read_in_turn_are_fetched_once_each(
+    server: Server, host: Callable[[str], None]
+) -> None:
+    store = server.store("sources")
+    for name in ("train.parquet", "test.parquet"):
+        store.write(name, b"1")
+    path, other = (server.uri(f"sources/{name}.parquet") for name in ("train", "test"))
+    copy = fetched(path, setting="source")
+    number = copy.stat().st_ino  # a file that is fetched again is another one
+    fetched(other, setting="test_source")
+    assert fetched(path, setting="source") == copy and copy.stat().st_ino == number
+    store.write("train.parquet", b"1, and more")
+    fetched(other, setting="test_source")
+    assert fetched(path, setting="source").read_bytes() == b"1, and more"
+
+
 def test_lines_that_many_hosts_add_to_one_file_are_all_there(server: Server, host: Callable[[str], None]) -> None:
     server.store("shared").write("test.jsonl", b"1\n")
     for n, name in enumerate(("first", "second", "first")):
@@ -648,7 +664,7 @@ def test_a_store_that_is_away_is_not_one_that_may_only_be_read(
     other = dataclasses.replace(one, slm="served:b")
     refused = contextlib.nullcontext() if state == "full" else pytest.raises(StoreAway)  # full: it takes nothing
     with refused, turn_on_rows(other, str(tmp_path), planned=None) as opened:
-        assert "may only be read" in opened.caveat
+        assert "may only be read" in opened.caveat and opened.turn.number == 2
     server.becomes("well")
     with turn_on_rows(other, str(tmp_path), planned=None) as opened:
         assert opened.turn.number == 2

@@ -237,6 +237,28 @@ def test_a_folder_that_may_only_be_read_is_no_hindrance(
         assert "may only be read" in opened.caveat
 
 
+def test_a_record_that_may_only_be_read_is_counted_on_in_the_run_directory(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's file in a folder that many write to: a count that began anew would give out the error a second time."""
+    take(run_dir, "a")
+    at, _ = grown(run_dir)
+    with turn_on_rows(candidate("b"), str(at), planned=None) as opened:
+        opened.note("inconclusive", None)
+    before = record(run_dir).read_bytes()
+    refusing(monkeypatch, record(run_dir), errno.EACCES)
+    with turn_on_rows(candidate("c"), str(run_dir), planned=None) as opened:
+        opened.note("swap", None)
+        assert opened.turn.number == 3 and [one.slm for one in opened.earlier] == ["served:a", "served:b"]
+        assert "may only be read" in opened.caveat
+    reserved = replace(candidate("d"), rule="sequential")
+    reserve([reserved], run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=None)
+    lines = [json.loads(line) for line in (run_dir / "candidates.jsonl").read_text().splitlines()]
+    assert [(line["number"], line["candidate"]["slm"]) for line in lines] == [(3, "served:c"), (4, "served:d")]
+    assert lines[0]["candidate"]["rows"] == list(ROWS), "which stand in no other line of this file"
+    assert take(run_dir, "a") == 1 and record(run_dir).read_bytes() == before
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EMFILE, errno.ESTALE])
 def test_a_record_that_is_out_of_reach_for_now_does_not_start_the_count_anew(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -265,6 +287,37 @@ def test_whoever_saw_several_slms_pays_for_choosing_among_them(run_dir: Path) ->
             said.append(opened.caveat)
     assert said[0] == said[1] != ""
     assert take(run_dir, "d") == 4
+
+
+def test_slms_that_were_seen_together_are_all_noted_though_a_kill_left_some_out(run_dir: Path) -> None:
+    beside = [candidate("b"), candidate("c")]
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None, beside=beside) as opened:
+        opened.note("swap", None)
+    first, second, _ = record(run_dir).read_bytes().splitlines(keepends=True)
+    record(run_dir).write_bytes(first + second[:50])
+    for _ in range(2):  # once more adds nothing
+        with turn_on_rows(candidate("a"), str(run_dir), planned=None, beside=beside) as opened:
+            opened.note("swap", None)
+    lines = [json.loads(line) for line in record(run_dir).read_text().splitlines()]
+    assert [line["candidate"]["slm"] for line in lines] == ["served:a", "served:b", "served:c"]
+    assert math.fsum(line["level"] for line in lines) <= 0.05
+    assert take(run_dir, "d") == 4
+
+
+def test_slms_that_share_their_error_are_noted_in_one_write(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[int] = []
+    pwrite = os.pwrite
+
+    def counted(handle: int, data: bytes, at: int) -> int:
+        writes.append(data.count(b"\n"))
+        return pwrite(handle, data, at)
+
+    monkeypatch.setattr(os, "pwrite", counted)
+    both = [replace(candidate(name), rule="sequential", answers=("", "")) for name in ("base", "adapter")]
+    reserve(both, run_dir, examples=str(run_dir.parent / "rows/test.jsonl"), planned=None)
+    with turn_on_rows(candidate("a"), str(run_dir), planned=None, beside=[candidate("b")]) as opened:
+        opened.note("swap", None)
+    assert writes == [2, 2]
 
 
 def test_an_slm_for_which_nothing_is_left_shares_nothing(run_dir: Path) -> None:

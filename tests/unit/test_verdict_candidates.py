@@ -243,6 +243,17 @@ def test_rows_that_were_scored_by_another_metric_or_cannot_be_told_apart_are_not
     assert one.changes is None
 
 
+def test_a_candidate_by_another_metric_in_between_does_not_hide_the_rows_that_changed() -> None:
+    record: list[CandidateTest] = []
+    for name, primary in (("a", "exact_match"), ("b", "field_f1")):
+        before = made(other(name), record)
+        record.append(replace(before, figures=replace(FIGURES, primary=primary), scores=(0.0,) * 100))
+    turn = turn_of(other("c"), record, planned=None)
+    first, second = earlier_than(turn, other("c"), record, scores([1.0] * 100))
+    assert second.figures is not None and second.figures.primary == "field_f1" and second.changes is None
+    assert first.changes is not None and first.changes.higher == 100
+
+
 @pytest.mark.parametrize(("name", "listed"), [("row-{}", 50), ("é" * 999 + "{}", 4), ("x" * 10_000 + "{}", 0)])
 def test_of_rows_that_changed_all_are_counted_and_few_are_named(name: str, listed: int) -> None:
     record: list[CandidateTest] = []
