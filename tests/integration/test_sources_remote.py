@@ -90,7 +90,8 @@ def test_what_is_not_in_a_bucket_and_a_bucket_that_nobody_serves_are_refused_soo
     for done in (missing, unserved):
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
     assert "cannot read gs://mine/none.jsonl" in missing.stderr, missing.stderr
-    assert "gs://mine/rows cannot be read" in unserved.stderr, unserved.stderr
+    # What is asked first: whether the folder is a log of traffic.
+    assert "gs://mine/rows/traffic.json cannot be read" in unserved.stderr, unserved.stderr
 
 
 def test_a_data_set_of_the_hub_is_prepared(tmp_path: Path) -> None:
