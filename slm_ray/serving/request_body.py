@@ -1,10 +1,12 @@
-"""The body of a request, read whole within bounds: of one body, and of all large ones that are coming in at once.
+"""The body of a request, read whole within bounds: of one body, of all large ones that are coming in at once, and of time.
 
-A body holds memory before anybody has decided on the request, so that many slow large ones would fill it. Plain ASGI.
+A body holds memory before anybody has decided on the request, so that many slow large ones would fill it, or keep all other
+large ones out. Plain ASGI.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -16,6 +18,7 @@ from slm_ray.serving.failures import refusal
 MAX_BODY_BYTES = 8 * 2**20
 SMALL_BODY_BYTES = 64 * 2**10  # bodies up to this are not counted
 MAX_ARRIVING_BYTES = 64 * 2**20  # of all larger ones that are not whole yet
+MAX_ARRIVAL_S = 60.0  # of one body: 8 MiB at a megabit per second
 
 
 class Refused(Exception):
@@ -43,13 +46,21 @@ class Arriving:
         self._bytes = 0  # of large ones
 
     async def whole(self, scope: Scope, receive: Receive) -> bytes:
-        """The body; Refused, 413 or 429, where it is too large or comes beside too many large ones, Gone where the client left."""
-        too_large = Refused(
-            f"the body is above {MAX_BODY_BYTES // 2**20} MiB; send less", status=413, code="request_too_large"
-        )
+        """The body; Gone where the client left.
+
+        Refused where it is too large (413), comes beside too many large ones (429), or is not whole in time (408).
+        """
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if length.isdigit() and int(length) > MAX_BODY_BYTES:
-            raise too_large
+            raise _too_large()
+        try:
+            async with asyncio.timeout(MAX_ARRIVAL_S):
+                return await self._read(receive)
+        except TimeoutError:
+            late = f"the body was not whole after {MAX_ARRIVAL_S:g} s; send it faster, or less"
+            raise Refused(late, status=408, code="request_timeout") from None
+
+    async def _read(self, receive: Receive) -> bytes:
         parts, size, counted = [], 0, 0
         try:
             while True:
@@ -59,7 +70,7 @@ class Arriving:
                 parts.append(message.get("body", b""))
                 size += len(parts[-1])
                 if size > MAX_BODY_BYTES:
-                    raise too_large
+                    raise _too_large()
                 if not message.get("more_body", False):
                     return b"".join(parts)
                 if size > SMALL_BODY_BYTES:
@@ -70,6 +81,10 @@ class Arriving:
                         )
         finally:
             self._bytes -= counted
+
+
+def _too_large() -> Refused:
+    return Refused(f"the body is above {MAX_BODY_BYTES // 2**20} MiB; send less", status=413, code="request_too_large")
 
 
 def replayed(body: bytes, receive: Receive) -> Receive:

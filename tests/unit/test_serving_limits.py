@@ -212,6 +212,26 @@ def test_large_bodies_that_are_slow_together_are_refused_before_they_fill_the_me
     )
 
 
+def test_a_body_that_never_becomes_whole_is_refused_and_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_body, "MAX_ARRIVAL_S", 0.05)
+    statuses = list[int]()
+    arriving = request_body.Arriving()
+    parts = [b" " * 2**20] * 3
+
+    async def receive() -> Any:
+        if parts:
+            return {"type": "http.request", "body": parts.pop(), "more_body": True}
+        return await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        with pytest.raises(request_body.Refused) as refused:
+            await arriving.whole({"headers": []}, receive)
+        statuses.append(refused.value.response().status_code)
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    assert statuses == [408] and not arriving._bytes
+
+
 @pytest.mark.parametrize(
     ("schema", "words"),
     [
