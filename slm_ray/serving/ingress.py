@@ -64,7 +64,7 @@ class AdapterIngress:
     ) -> None:
         # A DeploymentHandle of `EngineReplica`. By gRPC whoever has bound it: a call of its actor costs both sides more. But
         # in a Ray that was started without `ray_environment` gRPC's messages end at 4 MiB, and an actor's nowhere.
-        by_grpc = constants.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH >= _MESSAGE_BYTES
+        by_grpc = _MESSAGE_BYTES <= constants.RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH
         self._engine = engine.options(_by_reference=not by_grpc)
         self._base = base
         self._context = context
