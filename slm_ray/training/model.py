@@ -39,12 +39,14 @@ def open_base(folder: Path, recipe: Recipe, *, use_gpu: bool, longest: int) -> A
     )
     model.config.use_cache = False
     if not use_gpu:
-        packed = [part for part in model.modules() if isinstance(part, Linear4bit)]
-        for part in packed:
-            # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
-            # scored while it trains would go on with another base. Answers take no longer without.
-            part.support_avx512bf16_for_cpu = False
-        if is_unpacked(sum(part.in_features * part.out_features for part in packed)):
+        parameters = 0
+        for part in model.modules():
+            if isinstance(part, Linear4bit):
+                # Else the first answer on CPU packs the weights anew, their scales rounded, for good: a model that is
+                # scored while it trains would go on with another base. Answers take no longer without.
+                part.support_avx512bf16_for_cpu = False
+                parameters += part.in_features * part.out_features
+        if is_unpacked(parameters):
             _unpack(model)
     return model
 
