@@ -16,10 +16,10 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from slm_ray.cluster import beside_driver
+from slm_ray.cluster import HEAD, beside_driver
 
 _NAMESPACE = "slm_ray"
-_ON_THE_HEAD = {"node:__internal_head__": 0.001}
+_ON_THE_HEAD = {HEAD: 0.001}
 _ASKS_AGAIN_S = 1.0
 
 

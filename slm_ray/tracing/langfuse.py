@@ -20,6 +20,7 @@ from slm_ray.tracing.retry_policy import Problem
 
 CLOUD = "https://cloud.langfuse.com"
 _PAGE = 1000
+_SPOKEN = "a Langfuse of the version that this program speaks to"
 _ADVICE = {
     401: "it does not know these keys; check LANGFUSE_PUBLIC_KEY, LANGFUSE_SECRET_KEY and LANGFUSE_HOST",
     403: "these keys may not write; check LANGFUSE_PUBLIC_KEY and LANGFUSE_SECRET_KEY",
@@ -49,7 +50,7 @@ class Langfuse:
 
     def check(self, timeout_s: float) -> None:
         """Ask whose keys these are: finds a wrong address, wrong keys and a dead host in one small request."""
-        with explained("a Langfuse of the version that this program speaks to"):
+        with explained(_SPOKEN):
             response = self._http.get(f"{self.url}/api/public/projects", timeout=timeout_s, auth=self._keys)
             self._raise_for(response.status_code, response.headers)
 
@@ -76,7 +77,7 @@ class Langfuse:
     def spans(self, body: bytes, timeout_s: float) -> None:
         """Store spans: an ExportTraceServiceRequest as protobuf. Sent twice, they are there twice."""
         headers = {"Content-Type": "application/x-protobuf", "x-langfuse-ingestion-version": "4"}
-        with explained("a Langfuse of the version that this program speaks to"):
+        with explained(_SPOKEN):
             response = self._http.post(
                 f"{self.url}/api/public/otel/v1/traces",
                 content=body,
@@ -118,7 +119,7 @@ class Langfuse:
     def _generated(self, call: Callable[[Any], Any]) -> Any:
         from langfuse.api.core import ApiError
 
-        with explained("a Langfuse of the version that this program speaks to"):
+        with explained(_SPOKEN):
             try:
                 return call(self._api)
             except ApiError as error:
