@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from slm_ray.cost_records import CostReport
 from slm_ray.records import SCHEMA_VERSION, PartialReplacement, Report
-from slm_ray.types import Comparison, Decision, DeclaredRule, Interval
+from slm_ray.types import CandidateFigures, Comparison, Decision, DeclaredRule, Interval
+from slm_ray.verdict.candidates import figures_of
 from slm_ray.verdict.pairwise import Pair
 
 Stage = Literal["validation", "test"]
@@ -24,10 +25,14 @@ class StageDecision:
     declared: DeclaredRule | None = None
 
     @property
+    def figures(self) -> CandidateFigures:
+        """What it found."""
+        return figures_of(self.comparison, rule=self.decision.rule)
+
+    @property
     def interval(self) -> Interval:
-        """The bounds that decided: under the sequential rule those of the confidence sequence."""
-        looked = self.comparison.sequential
-        return looked.interval if looked and self.decision.rule == "sequential" else self.comparison.interval
+        """The bounds that decided."""
+        return self.figures.interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from slm_ray.page.rows_view import MOST_ROWS, Sides, graded, rows_view
 from slm_ray.page.summary import summary
 from slm_ray.page.template import encodable, environment
 from slm_ray.records import ModelReport, Report, RowResult
-from slm_ray.types import CandidateFigures, Comparison, Interval, Usage
+from slm_ray.types import Comparison, Interval, Usage
 
 _ACTIONS: dict[str, dict[str, str]] = {
     "swap": {"word": "Swap", "icon": "✓", "means": "The small model can take the large one’s place on this task."},
@@ -179,18 +179,13 @@ def _declared(made: StageDecision, report: Report | None) -> str:
 
 def _before(final: StageDecision) -> dict[str, Any]:
     """The candidates before this one on its rows, the last ones, and the one that it is held against row by row."""
-    earlier, comparison = final.decision.earlier, final.comparison
-    now = CandidateFigures(
-        llm=comparison.llm, primary=comparison.primary, n=comparison.n, interval=final.interval,
-        llm_metric=comparison.llm_metrics.get(comparison.primary),
-        slm_metric=comparison.slm_metrics.get(comparison.primary),
-    )  # fmt: skip
+    earlier = final.decision.earlier
     return {
         "shown": earlier[-_EARLIER:],
         "left_out": max(0, len(earlier) - _EARLIER),
         "without": sum(one.figures is None for one in earlier[-_EARLIER:]),
         "since": next((one for one in earlier if one.changes), None),
-        "now": now,
+        "now": final.figures,
     }
 
 

@@ -27,9 +27,9 @@ from slm_ray.reports.files import COMPARISON, declared_in, declared_rule, folder
 from slm_ray.reports.load import measured_throughput
 from slm_ray.reports.prices import name_of, open_prices
 from slm_ray.tasks import open_dataset
-from slm_ray.types import CandidateFigures, Comparison, Decision, DeclaredRule
+from slm_ray.types import Decision, DeclaredRule
 from slm_ray.verdict.arms import track_of
-from slm_ray.verdict.candidates import ScoredRow, SlmScores, counted
+from slm_ray.verdict.candidates import ScoredRow, SlmScores, counted, figures_of
 from slm_ray.verdict.compare import compare
 from slm_ray.verdict.decide import decide, out_of_reach
 from slm_ray.verdict.declared import departures, hold
@@ -93,7 +93,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
             decision = dataclasses.replace(decision, earlier=opened.earlier)
         decision = _as_declared(decision, config, declared, report, other_report)
         if opened and opened.turn.level and decision.exploratory is None and not out_of_reach(comparison):
-            opened.note(decision.action, _figures(comparison, decision))
+            opened.note(decision.action, figures_of(comparison, rule=decision.rule))
     evaluations = [(report, rows), *([(other_report, other_rows)] if config.other_report else [])]
     costs = cost(evaluations, llm=config.llm, slm=config.slm, prices=load_prices(config), machine=_machine(config.cost),
                  llm_price_as=config.cost.llm_price_as, requests_per_day=config.cost.requests_per_day,
@@ -119,17 +119,6 @@ def _scores(rows: list[RowResult], slm: str, primary: str) -> SlmScores:
         for failed in [answer.failure is not None and answer.failure.in_transport]
     )
     return SlmScores(primary=primary, rows=tuple(scored))
-
-
-def _figures(comparison: Comparison, decision: Decision) -> CandidateFigures:
-    """What is kept of a comparison for whoever is tried on these rows later: the bounds are those that decided."""
-    looked = comparison.sequential if decision.rule == "sequential" else None
-    return CandidateFigures(
-        llm=comparison.llm, primary=comparison.primary, n=comparison.n,
-        llm_metric=comparison.llm_metrics.get(comparison.primary),
-        slm_metric=comparison.slm_metrics.get(comparison.primary),
-        interval=looked.interval if looked else comparison.interval,
-    )  # fmt: skip
 
 
 def _declared(config: CompareConfig) -> dict[str, DeclaredRule]:

@@ -170,8 +170,8 @@ def earlier_than(
     before = [test for test in record if test.number < turn.number and not rows.isdisjoint(test.candidate.rows)]
     tests = sorted(_tests(before), key=lambda lines: lines[0].number)
     compared = [next((test for test in reversed(lines) if test.figures), None) for lines in tests]
-    held = next((test for test in reversed(compared) if test and scores and _changes(test, scores)), None)
-    changes = _changes(held, scores) if held and scores else None
+    since = ((test, _changes(test, scores)) for test in reversed(compared) if test and scores)
+    held, changes = next(((test, found) for test, found in since if found), (None, None))
     return tuple(
         EarlierCandidate(
             slm=(last := lines[-1]).candidate.slm, number=last.number, rule=last.candidate.rule, level=last.level,
@@ -212,6 +212,20 @@ def _named(ids: Sequence[str]) -> tuple[str, ...]:
             break
         named.append(name)
     return tuple(named)
+
+
+def figures_of(comparison: Comparison, *, rule: str) -> CandidateFigures:
+    """What a page shows of a comparison, and a record keeps for whoever is tried on these rows later.
+
+    The bounds are those that decided: under the sequential rule those of the confidence sequence.
+    """
+    looked = comparison.sequential if rule == "sequential" else None
+    return CandidateFigures(
+        llm=comparison.llm, primary=comparison.primary, n=comparison.n,
+        llm_metric=comparison.llm_metrics.get(comparison.primary),
+        slm_metric=comparison.slm_metrics.get(comparison.primary),
+        interval=looked.interval if looked else comparison.interval,
+    )  # fmt: skip
 
 
 def turn_text(turn: Turn, *, planned: int | None) -> str:
