@@ -253,6 +253,8 @@ def grown_rows(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
         return _whole_rows(Path(path).read_bytes(), Path(path))
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; have its owner let you read it") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; a file of lines belongs there") from None
 

@@ -183,3 +183,14 @@ def test_whoever_waits_for_a_growing_file_adds_to_the_one_that_replaced_it(tmp_p
     thread.join(10)
     assert storage.read_jsonl(path) == [{"a": "short"}, {"a": 3}, {"a": "other"}]
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_file_of_lines_that_may_not_be_read_is_said_to_be_its_owner_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(DataError, match="Permission denied; have its owner let you read it"):
+        storage.grown_rows(tmp_path / "rows.jsonl")
