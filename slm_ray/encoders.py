@@ -23,7 +23,7 @@ import numpy.typing as npt
 from slm_ray.corpus.retrieve import ByBM25, ByVectors, ByWords, Retriever, Similarity, questions
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.parallel import BATCH_ITEMS, Executor
-from slm_ray.scoring.similarity import Idf, idf_of, with_similarity
+from slm_ray.scoring.similarity import with_similarity
 from slm_ray.storage import file_digest, write_bytes
 from slm_ray.types import Example, RowScore
 
@@ -77,17 +77,6 @@ class Encoder:
                 found[place] = state[keep].float().numpy()
         return [found[place] for place in range(len(texts))]
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Per text the ids of the tokens that `tokens` has vectors of."""
-        tokenizer, _ = self._load()
-        cut = [self._beginning(text) for text in texts]
-        found = tokenizer(cut, truncation=True, return_special_tokens_mask=True) if texts else {"input_ids": []}
-        masks = found.get("special_tokens_mask", [])
-        return [
-            [token for token, special in zip(ids, mask, strict=True) if not special]
-            for ids, mask in zip(found["input_ids"], masks, strict=True)
-        ]
-
     def _beginning(self, text: str) -> str:
         tokenizer, _ = self._load()
         return text[: tokenizer.model_max_length * _CHARACTERS_PER_TOKEN]
@@ -106,7 +95,7 @@ class Encoder:
         return self._parts
 
 
-def similar_by(folder: str | Path, *, idf: bool, executor: Executor) -> Similar:
+def similar_by(folder: str | Path, *, executor: Executor) -> Similar:
     """BERTScore and embedding cosine with the encoder in `folder`: a function of rows, predictions and references.
 
     Raises ModelError at once when there is no encoder. The same batches whoever works: in another batch a vector has
@@ -115,22 +104,18 @@ def similar_by(folder: str | Path, *, idf: bool, executor: Executor) -> Similar:
     encoder = Encoder(folder)
 
     def added(rows: Sequence[RowScore], predictions: Sequence[str | None], references: Sequence[str]) -> list[RowScore]:
-        weights = idf_of(references, encoder.token_ids) if idf else None
         cuts = [slice(start, start + BATCH_ITEMS) for start in range(0, len(rows), BATCH_ITEMS)]
         batches = [(rows[cut], predictions[cut], references[cut]) for cut in cuts]
         if not executor.pays_off(len({*predictions, *references}) * _LIKE_BYTES):
-            return [row for batch in batches for row in with_similarity(*batch, encoder.tokens, weights)]
-        table = (weights.table, weights.references) if weights else None
-        compare = functools.partial(_compared, str(encoder.folder.absolute()), table)
+            return [row for batch in batches for row in with_similarity(*batch, encoder.tokens)]
+        compare = functools.partial(_compared, str(encoder.folder.absolute()))
         return [row for compared in executor.map(compare, batches, title="comparing meanings") for row in compared]
 
     return added
 
 
-def _compared(folder: str, weights: tuple[Any, int] | None, batch: _Batch) -> Iterator[list[RowScore]]:
-    encoder = _encoder(folder)
-    idf = Idf(token_ids=encoder.token_ids, table=weights[0], references=weights[1]) if weights else None
-    yield with_similarity(*batch, encoder.tokens, idf)
+def _compared(folder: str, batch: _Batch) -> Iterator[list[RowScore]]:
+    yield with_similarity(*batch, _encoder(folder).tokens)
 
 
 @functools.lru_cache(maxsize=1)

@@ -203,7 +203,7 @@ def _trained(trial: Trial, validation_rows: int) -> TrainedSize:
 
 def target_of(config: LearningCurveConfig, track: str, metric: str) -> Target:
     """The metric to reach: set, or the LLM's of an evaluation less delta, with what that is uncertain by."""
-    if config.report is None or config.llm is None:
+    if not config.report:
         assert config.target is not None  # the config holds one of the two
         return Target(score=config.target)
     report, _ = load_report(config.report)

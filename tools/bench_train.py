@@ -190,7 +190,7 @@ def per_hour(config: TrainBenchConfig) -> None:
             for number in range(config.adapters)
         ]
         started_s = time.perf_counter()
-        manifests = train_many(asked, parallel=True)
+        manifests = train_many(asked)
         took_s = time.perf_counter() - started_s
     trained_s = sum(float(manifest.metrics["train_s"]) for manifest in manifests)
     print(

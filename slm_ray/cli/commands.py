@@ -68,7 +68,7 @@ def prepare(config: configs.PrepareConfig) -> None:
 def evaluate(config: configs.EvaluateConfig) -> int:
     """The same rows to every model at once, scored by the same code; writes RUN_DIR/report.json and scores.jsonl.
 
-    Exit 3: the report is written, but a model's calls failed on more than max_failed_share of its rows, so that it was not
+    Exit 3: the report is written, but a model's calls failed on more than 2 % of its rows, so that it was not
     measured; the same command asks the failed rows again.
     """
     from slm_ray.evaluation import evaluate as evaluate_models
@@ -79,7 +79,7 @@ def evaluate(config: configs.EvaluateConfig) -> int:
     report = evaluate_models(config.model_copy(update={"run_dir": str(run_dir)}))
     print(summary(report))
     print(f"report: {shown_address(run_dir / 'report.json')}", flush=True)
-    failed = outages(report, config.max_failed_share)
+    failed = outages(report)
     for line in failed:
         print(f"outage: {line}", file=sys.stderr, flush=True)
     return NOT_MEASURED if failed else 0
@@ -342,13 +342,6 @@ def rollout(config: configs.RolloutConfig) -> None:
     serve_routes(config)
 
 
-def operating_characteristics(config: configs.OperatingCharacteristicsConfig) -> None:
-    """Simulate the verdict: how often it is wrong and how often it helps, on right-or-wrong rows, graded ones, and in part."""
-    from slm_ray.cli.operating_characteristics import report
-
-    report(config)
-
-
 def rows(config: configs.RowsConfig) -> None:
     """How many rows will it take: until a decision under both rules, for assumed true differences, before any call.
 
@@ -386,7 +379,4 @@ COMMANDS: Mapping[str, Command] = {
     "trace": Command(config=configs.TraceConfig, function=trace, folder="run_dir"),
     "doctor": Command(config=configs.DoctorConfig, function=machines.doctor),
     "rows": Command(config=configs.RowsConfig, function=rows),
-    "operating-characteristics": Command(
-        config=configs.OperatingCharacteristicsConfig, function=operating_characteristics
-    ),
 }

@@ -10,7 +10,6 @@ from slm_ray.config.learning_curve import LearningCurveConfig
 from slm_ray.config.live import LiveConfig
 from slm_ray.config.load import LoadConfig
 from slm_ray.config.loop import ArmsConfig, FlywheelConfig, LoopConfig, RunConfig
-from slm_ray.config.operating_characteristics import OperatingCharacteristicsConfig
 from slm_ray.config.parity import ParityConfig
 from slm_ray.config.precisions import PrecisionsConfig
 from slm_ray.config.prepare import PrepareConfig
@@ -70,7 +69,6 @@ __all__ = [
     "LoopConfig",
     "Lora",
     "MixedTrack",
-    "OperatingCharacteristicsConfig",
     "ParityConfig",
     "PrecisionsConfig",
     "PrepareConfig",

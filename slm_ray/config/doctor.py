@@ -6,15 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from slm_ray.config.words import Config
+from slm_ray.config.words import BaseAndAdapters, RunDir
 
 
-class DoctorConfig(Config):
+class DoctorConfig(RunDir, BaseAndAdapters):
     """What every node is asked about."""
 
-    run_dir: str | None = Field(None, description="a folder that every node must be able to write to")
-    adapters_dir: str | None = Field(None, description="another one")
-    base: str | None = Field(None, description="folder of the base model, the same on every node")
+    run_dir: str = Field("", description="a folder that every node must be able to write to")
+    adapters_dir: str = Field("", description="another one")
+    base: str = Field("", description="folder of the base model, the same on every node")
     lock: str | None = Field(
         None, description="the lock that packages are held to; to those of the first node when not set"
     )

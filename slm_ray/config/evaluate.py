@@ -5,21 +5,21 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Declaration, Demonstrated, Evaluation, Priced
-from slm_ray.config.words import AskedRows, LeakChecked
+from slm_ray.config.words import Adapters, AskedRows, LeakChecked, Small
 
 
-class EvaluateConfig(Priced, Evaluation, Demonstrated, LeakChecked, AskedRows):
+class EvaluateConfig(Priced, Evaluation, Demonstrated, LeakChecked, Adapters, Small, AskedRows):
     """The same examples to every model, scored by the same code."""
 
     limit: int | None = Field(None, ge=1, description="first rows only, for a smoke test")
-    adapters_dir: str | None = Field(
-        None, description="published adapters: rows that a served one was trained on are refused"
+    adapters_dir: str = Field(
+        "", description="folder of published adapters: rows that a served one was trained on are refused"
     )
     extend: str | tuple[str, ...] = Field(
         (), description="sequential: files of further rows, asked behind those of `examples`; finished rows are kept"
     )
-    slm: str | None = Field(
-        None, description="sequential: the one of `models` that may take over; each but the first when not set"
+    slm: str = Field(
+        "", description="sequential: the one of `models` that may take over; each but the first when empty"
     )
     declare: Declaration | None = Field(
         None, description="what the verdict will be made by, fixed before the first call: `{rule: paired, delta: 0.02}`"
@@ -48,7 +48,7 @@ class EvaluateConfig(Priced, Evaluation, Demonstrated, LeakChecked, AskedRows):
                 " evaluate the new rows alone, in a run_dir of their own, or declare {rule: sequential} before the first"
                 " call of the next evaluation"
             )
-        if self.slm is not None and self.slm not in self.models[1:]:
+        if self.slm and self.slm not in self.models[1:]:
             raise ValueError(
                 f"slm {self.slm!r} is none of models after the LLM ({', '.join(self.models[1:]) or 'there is none'});"
                 " name one of them, or leave slm out to test each"

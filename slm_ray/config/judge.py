@@ -5,10 +5,10 @@ from __future__ import annotations
 from pydantic import Field, field_validator, model_validator
 
 from slm_ray.config.shared import WIDEST_DELTA, Generation, Priced, Requests
-from slm_ray.config.words import Endpoint, Margin, RunDir, Tracked
+from slm_ray.config.words import Endpoint, Finished, Margin, RunDir, Tracked
 
 
-class JudgeConfig(Priced, Requests, Margin, Tracked, Endpoint, RunDir):
+class JudgeConfig(Priced, Requests, Margin, Tracked, Endpoint, RunDir, Finished):
     """A model as judge of a finished evaluation, or of answers that people have graded."""
 
     report: str = Field("", description="a finished evaluation: its run directory or report.json")

@@ -6,11 +6,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from slm_ray.config.shared import Comparison, Evaluation, FixedRule, Priced, Recipe, Search, Serving, Source
-from slm_ray.config.words import RunDir, Seeded
+from slm_ray.config.shared import Comparison, Evaluation, Priced, Recipe, Search, Serving, Source
+from slm_ray.config.words import Large, RunDir, Seeded
 
 
-class RunConfig(Priced, Seeded, RunDir):
+class RunConfig(Priced, Seeded, Large, RunDir):
     """What every step of a run is told: rows, the LLM, the endpoint, how models are asked, compared and trained."""
 
     tracks: tuple[Source, ...] = Field(min_length=1)
@@ -22,10 +22,6 @@ class RunConfig(Priced, Seeded, RunDir):
     )
     comparison: Comparison = Field(Comparison(), description="its rule is for test rows: may the SLM take over")
     training: Recipe = Recipe()
-    parallel: bool = Field(
-        True,
-        description="train as many adapters at once as there is room for, each in its own group (2+2), the others in line",
-    )
 
     @model_validator(mode="after")
     def _can_be_served(self) -> Self:
@@ -40,7 +36,6 @@ class RunConfig(Priced, Seeded, RunDir):
 class LoopConfig(RunConfig):
     """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
 
-    validation_rule: FixedRule = Field("point", description="rule on validation rows: is training worth a try")
     sweep: bool = Field(False, description="look for learning rate and LoRA rank before training, as `search` says")
     search: Search = Search()
     exit_with_decision: bool = Field(

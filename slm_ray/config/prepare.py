@@ -5,14 +5,14 @@ from __future__ import annotations
 from pydantic import Field
 
 from slm_ray.config.shared import Source
-from slm_ray.config.words import Seeded
+from slm_ray.config.words import OnBase, Seeded
 
 
-class PrepareConfig(Seeded, Source):
+class PrepareConfig(Seeded, OnBase, Source):
     """Task rows in, examples with stable ids and three splits out."""
 
     track: str = Field("structured", description="a track's name, or the path of its YAML file")
     out_dir: str = Field(
         description="folder for train.jsonl, validation.jsonl, test.jsonl, track.yaml and prepare.json"
     )
-    base: str | None = Field(None, description="folder or hub name of the base whose tokens max_tokens counts")
+    base: str = Field("", description="folder or hub name of the base whose tokens max_tokens counts")

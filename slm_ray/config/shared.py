@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, model_validator
 from slm_ray.config.words import BaseAndAdapters, Config, Margin, Seeded, Stratified, Tracked
 
 WIDEST_DELTA = 0.2
-FixedRule = Literal["paired", "point"]  # over rows whose number was fixed beforehand
 Rule = Literal["paired", "sequential", "point"]
 Precision = Literal["4bit", "8bit", "16bit"]
 Format = Literal[
@@ -97,11 +96,7 @@ class Evaluation(Requests, Retrieval):
     repeats: int = Field(
         1, ge=1, description="how often every row is asked; figures are of the first time, noise of all"
     )
-    max_failed_share: float = Field(
-        0.02, ge=0, le=1, description="of a model's rows, how many may have failed calls; above it nothing was measured"
-    )
     encoder: str | None = Field(None, description="folder of a local encoder: adds BERTScore and embedding cosine")
-    encoder_idf: bool = Field(False, description="in BERTScore, rare tokens of the targets weigh more")
 
 
 class Declaration(Stratified, Margin):
@@ -198,12 +193,14 @@ class Curation(Config):
     )
     prompt_words: tuple[int, int | None] = Field((0, None), description="fewest and most words")
     target_words: tuple[int, int | None] = Field((0, None), description="fewest and most words")
-    drop_cut: bool = Field(False, description="leave out answers that stop in the middle")
-    drop_refusals: bool = Field(False, description="leave out answers that decline, in English")
+    drop: tuple[Literal["cut", "refusals"], ...] = Field(
+        (), description="answers to leave out: those that stop in the middle, those that decline, in English"
+    )
     scripts: tuple[str, ...] = Field((), description="the writing systems to keep, such as latin; all when empty")
-    cap: int | None = Field(None, ge=1, description="most rows of a class")
+    cap: int | None = Field(
+        None, ge=1, description="most rows of a class, which is a value of the tag `stratify`, or an answer without one"
+    )
     balance: float | None = Field(None, ge=1, description="most rows of a class, in times of the smallest class")
-    class_tag: str | None = Field(None, description="the tag whose values are the classes; the answer when not set")
     max_tokens: int | None = Field(None, ge=16, description="tokens of prompt and answer; a longer row is a bad row")
     order: Literal["none", "shortest_first", "by_source"] = Field("none", description="of the training rows")
 
@@ -242,8 +239,9 @@ class Source(Retrieval, Stratified, Tracked):
         ge=0,
         description="similar training rows in front of each training prompt, for an adapter that is asked so too",
     )
-    skip_bad: bool = Field(False, description="leave bad rows out instead of refusing the source")
-    max_bad_share: float = Field(0.01, ge=0, le=1, description="with skip_bad: above this share it is refused anyway")
+    max_bad_share: float = Field(
+        0.0, ge=0, le=1, description="share of bad rows that may be left out; a source with more of them is refused"
+    )
     curation: Curation = Curation()
     live: Live = Live()
 

@@ -60,10 +60,15 @@ class Endpoint(Config):
     endpoint: str = Field("http://127.0.0.1:8000", description="where `served:` models answer")
 
 
-class AskedRows(Endpoint, RunDir, Tracked):
-    """A job that asks models the rows of a file."""
+class Examples(Config):
+    """A job on the rows of a file."""
 
     examples: str = Field(description="JSONL whose rows are the prompts")
+
+
+class AskedRows(Endpoint, RunDir, Tracked, Examples):
+    """A job that asks models the rows of a file."""
+
     models: tuple[str, ...] = Field(min_length=1, description="model specs, each asked every row")
 
 
@@ -73,11 +78,20 @@ class Margin(Config):
     delta: float = Field(0.02, ge=0, le=1, description="non-inferiority margin: how much worse still counts as good")
 
 
-class Pair(Config):
-    """The two models that are weighed against each other."""
+class Large(Config):
+    """A job that knows which model is the LLM."""
 
     llm: str = Field(description="azure:DEPLOYMENT, openai:MODEL@BASE_URL or any other model spec")
+
+
+class Small(Config):
+    """A job that knows which model is the SLM."""
+
     slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model spec")
+
+
+class Pair(Large, Small):
+    """The two models that are weighed against each other."""
 
 
 class Finished(Config):
@@ -100,8 +114,17 @@ class Stratified(Config):
     )
 
 
-class BaseAndAdapters(Config):
-    """A base, and where the adapters on it lie."""
+class OnBase(Config):
+    """A job on one base."""
 
     base: str = Field("data/tiny_base", description="folder of the base model, or a hub name")
+
+
+class Adapters(Config):
+    """A job that looks at adapters."""
+
     adapters_dir: str = Field("runs/adapters", description="folder of published adapters")
+
+
+class BaseAndAdapters(OnBase, Adapters):
+    """A base, and where the adapters on it lie."""

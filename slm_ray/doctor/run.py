@@ -96,9 +96,9 @@ def _answer(node: Any, reference: Any, within_s: float) -> NodeFacts | Silent:
     return dataclasses.replace(facts, late_s=round(late_s, 3))
 
 
-def _for_all(base: str | None) -> str | None:
-    """The base as any process of any folder finds it."""
-    return str(Path(base).absolute()) if base and Path(base).is_dir() else base
+def _for_all(base: str) -> str | None:
+    """The base as any process of any folder finds it; None when no base is named."""
+    return str(Path(base).absolute()) if base and Path(base).is_dir() else base or None
 
 
 @contextlib.contextmanager

@@ -52,7 +52,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
     """Read what there is to read and check the model; raises the one line that says what is missing."""
     model = parse(config.model)
     model.provider.check(environment)
-    track = open_track(config.track, beside=config.examples)
+    track = open_track(config.track, beside=config.examples or None)
     row = _row(config, track)
     shown = open_demonstrations(config.demonstrations, [model], config.track, [row], retriever=config.retriever)
     return Inference(
@@ -64,7 +64,7 @@ def prepare(config: InferConfig, environment: Mapping[str, str]) -> Inference:
 
 
 def _row(config: InferConfig, track: Track) -> Example:
-    if config.examples is None:
+    if not config.examples:
         if config.text is None:
             raise ConfigError("text is not set; give the user's turn, or examples and the id of an example in it")
         return Example(id="infer", prompt=prompt_of(track, config.text), target=_NO_REFERENCE)

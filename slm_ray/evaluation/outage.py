@@ -6,18 +6,17 @@ Reads a report and says so in one line per model; a refusal, a cut or an invalid
 from __future__ import annotations
 
 from slm_ray.records import ModelReport, Report
+from slm_ray.verdict.decide import MOST_FAILED, too_many_failed
 
-_ROUNDING = 1e-12
 
-
-def outages(report: Report, most: float) -> list[str]:
-    """A line for every model whose calls failed on more than the share `most` of its rows: how many, why, what to do."""
+def outages(report: Report) -> list[str]:
+    """A line for every model whose calls failed on more rows than a verdict allows: how many, why, what to do."""
     return [
-        f"{spec}: calls failed on {failed} of {model.n} rows ({failed / model.n:.1%}, more than {most:.0%};"
+        f"{spec}: calls failed on {failed} of {model.n} rows ({failed / model.n:.1%}, more than {MOST_FAILED:.0%};"
         f" {_why(model)}); these answers are missing, not wrong: mend the endpoint and run the same command again,"
         " which asks only the failed rows again"
         for spec, model in report.models.items()
-        if (failed := model.failures.get("error", 0)) / model.n > most + _ROUNDING
+        if too_many_failed(failed := model.failures.get("error", 0), model.n)
     ]
 
 

@@ -253,7 +253,7 @@ def _refuse_training_rows(
     seen = dict(train_prompts)
     for model in models if config.adapters_dir else ():
         adapter = model.provider.adapter
-        if adapter and config.adapters_dir:
+        if adapter:
             seen[model.spec] = adapters.train_prompts(config.adapters_dir, adapter)
     if config.train:
         seen[config.train] = open_dataset(config.train, config.track).question_hashes

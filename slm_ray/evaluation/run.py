@@ -69,7 +69,7 @@ def evaluate(
     planned = plan(config, environment, train_prompts)
     prices = prices_of(config, [arm.facts for arm in planned.arms])
     executor = RayExecutor()
-    similar = similar_by(config.encoder, idf=config.encoder_idf, executor=executor) if config.encoder else None
+    similar = similar_by(config.encoder, executor=executor) if config.encoder else None
     run_dir = Path(config.run_dir)
     with lock(run_dir), contextlib.closing(RunLog(run_dir)) as log:
         _refuse_other_rule(config)

@@ -129,9 +129,9 @@ def _busy_s(answers: Mapping[str, Response]) -> float | None:
     return busy_s((entry.answered_ns, entry.completion.latency_s) for entry in answers.values())
 
 
-def training_of(model: ModelReport, adapters_dir: str | None) -> TrainingEffort | None:
+def training_of(model: ModelReport, adapters_dir: str) -> TrainingEffort | None:
     """What the training of a served adapter took; None where its record is not at hand."""
-    if model.facts.adapter is None or adapters_dir is None:
+    if model.facts.adapter is None or not adapters_dir:
         return None
     try:
         return training_effort(load_manifest(adapters_dir, model.facts.adapter))

@@ -155,7 +155,7 @@ class Arms(Session[ArmsConfig]):
             for run, config in ((run, training_config(self.config, run, prove_on=self.prove_on)) for run in runs)
         ]
         usd = self.config.comparison.cost.hourly_usd
-        manifests = train_many(configs, parallel=self.config.parallel, hourly_usd=usd, make_room=make_room)
+        manifests = train_many(configs, hourly_usd=usd, make_room=make_room)
         for run, manifest in zip(runs, manifests, strict=True):
             run.adapter = manifest
             self.log.outcome(f"adapter {manifest.id}")
@@ -189,7 +189,7 @@ class Arms(Session[ArmsConfig]):
             if manifest is not None and manifest.id in arm.spec
         }
         report = evaluate(config, environment=self.environment, train_prompts=trained)
-        if failed := outages(report, config.max_failed_share):
+        if failed := outages(report):
             raise ModelError(f"{one.plain.name}: {'; '.join(failed)}")
 
     def compare(self, one: TrackArms) -> None:

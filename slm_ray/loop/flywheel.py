@@ -42,7 +42,7 @@ _FRONT = "slm-ray-rollout-"
 def collect(track: Source, source: str, folder: Path) -> int:
     """Copy what the log `source` holds of the track's route to FOLDER/log, once; how many requests that were.
 
-    What an earlier call for the same log and route left is kept. DataError for damaged parts unless `skip_bad`.
+    What an earlier call for the same log and route left is kept. DataError for damaged parts unless `max_bad_share` allows bad rows.
     """
     said = {"source": source, "route": track.live.route}
     if (folder / SUMMARY).exists():
@@ -50,7 +50,7 @@ def collect(track: Source, source: str, folder: Path) -> int:
         if {name: summary.get(name) for name in said} == said:
             return int(summary["requests"])
     damaged: list[DataError] = []
-    rows = read_traffic(source, skip_bad=damaged.append if track.skip_bad else None)
+    rows = read_traffic(source, skip_bad=damaged.append if track.max_bad_share else None)
     count = write_snapshot(folder / LOG_COPY, (row for row in rows if row.route == track.live.route))
     storage.write_json(folder / SUMMARY, {**said, "requests": count, "damaged": len(damaged)})
     return count
@@ -167,7 +167,7 @@ class Flywheel(Loop):
             prices=self.config.prices, **dict(self.config.evaluation),
         )  # fmt: skip
         report = evaluate(config, environment=self.environment)
-        if failed := outages(report, config.max_failed_share):
+        if failed := outages(report):
             raise ModelError(f"{track.track}, live requests: {'; '.join(failed)}")
         done = distil(
             DistilConfig(

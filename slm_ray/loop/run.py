@@ -55,7 +55,7 @@ class Loop(Session[LoopConfig]):
         )  # fmt: skip
         run.reports[stage] = evaluate(config, environment=self.environment, train_prompts=trained)
         self.log.say(summary(run.reports[stage]))
-        if failed := outages(run.reports[stage], config.max_failed_share):
+        if failed := outages(run.reports[stage]):
             raise ModelError(f"{run.name}, {stage} rows: {'; '.join(failed)}")
 
     def decide(self, run: TrackRun, stage: Stage, slm: str) -> Decision:
@@ -81,7 +81,7 @@ class Loop(Session[LoopConfig]):
         comparison = self.config.comparison
         if stage == "test":
             return comparison
-        return comparison.model_copy(update={"rule": self.config.validation_rule, "stop": "never", "stratify": None})
+        return comparison.model_copy(update={"rule": "point", "stop": "never", "stratify": None})
 
     def run(self) -> dict[str, str]:
         """All steps; the decision per track."""

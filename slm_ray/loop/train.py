@@ -52,10 +52,9 @@ def bundles(config: RunConfig, groups: int) -> list[dict[str, float]]:
 
 def placement(config: RunConfig, tracks: int) -> Placement:
     """Where `tracks` trainings fit, given what is in use now; asks Ray by reserving it for a moment."""
-    groups = tracks if config.parallel else 1
-    if cluster.fits_now(bundles(config, groups)):
+    if cluster.fits_now(bundles(config, tracks)):
         return Placement(beside_endpoint=True, note="")
-    if groups > 1 and cluster.fits_now(bundles(config, 1)):
+    if tracks > 1 and cluster.fits_now(bundles(config, 1)):
         return Placement(
             beside_endpoint=True, note="no room for all tracks at once beside the endpoint: the others wait in line"
         )
@@ -105,7 +104,7 @@ def train_tracks(
     """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
     configs = [swept(config, run, say, prove_on=prove_on, make_room=make_room) for run in runs]
     usd = config.comparison.cost.hourly_usd
-    manifests = train_many(configs, parallel=config.parallel, hourly_usd=usd, make_room=make_room)
+    manifests = train_many(configs, hourly_usd=usd, make_room=make_room)
     for run, manifest in zip(runs, manifests, strict=True):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")

@@ -29,7 +29,7 @@ def curated(ingested: Ingested, config: PrepareConfig, *, equal: int) -> tuple[d
         note = "the tool is not in the row's own list, or it is no generation"
         steps.append(Step(name="no task row", kept=len(ingested.all()), dropped=ingested.skipped, note=note))
     drawn = dict(ingested.rows[DRAWN])
-    for chosen in chosen_filters(config.curation, config.seed):
+    for chosen in chosen_filters(config.curation, config.stratify, config.seed):
         for source, rows in drawn.items():
             drawn[source], step = chosen(rows)
             named = step.name if len(drawn) == 1 else f"{step.name} in {source}"
@@ -39,26 +39,26 @@ def curated(ingested: Ingested, config: PrepareConfig, *, equal: int) -> tuple[d
     return {DRAWN: mixed, **own}, [*steps, *mix_steps]
 
 
-def chosen_filters(settings: Curation, seed: int) -> Iterator[Filter]:
-    """The filters that the settings ask for, in their order."""
+def chosen_filters(settings: Curation, tag: str | None, seed: int) -> Iterator[Filter]:
+    """The filters that the settings ask for, in their order; classes are the values of `tag`, or the answers without one."""
     if settings.duplicates != "refuse":
         yield duplicates.exact
     if settings.duplicates == "near":
         yield lambda rows: duplicates.near(rows, seed=seed)
     if (settings.prompt_words, settings.target_words) != ((0, None), (0, None)):
         yield lambda rows: filters.length(rows, prompt_words=settings.prompt_words, target_words=settings.target_words)
-    if settings.drop_cut:
+    if "cut" in settings.drop:
         yield filters.cut
-    if settings.drop_refusals:
+    if "refusals" in settings.drop:
         yield filters.refusals
     if settings.scripts:
         yield lambda rows: filters.script(rows, allowed=settings.scripts)
     if settings.cap is not None:
         most = settings.cap
-        yield lambda rows: balance.cap(rows, most=most, tag=settings.class_tag, seed=seed)
+        yield lambda rows: balance.cap(rows, most=most, tag=tag, seed=seed)
     if settings.balance is not None:
         ratio = settings.balance
-        yield lambda rows: balance.balance(rows, tag=settings.class_tag, ratio=ratio, seed=seed)
+        yield lambda rows: balance.balance(rows, tag=tag, ratio=ratio, seed=seed)
 
 
 def source_names(sources: Sequence[str]) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Every source of one preparation read to the end: the good rows by split, the bad ones, and a verdict on those.
 
-Bad rows are listed in `bad_rows.jsonl` whatever is decided about them. Without `skip_bad` one of them refuses the whole
-source; with it they are left out and counted, unless they are too many.
+Bad rows are listed in `bad_rows.jsonl` whatever is decided about them. One of them refuses the whole
+source, unless `max_bad_share` allows some: then they are left out and counted.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _in_order(errors: Sequence[RowError]) -> tuple[RowError, ...]:
 
 
 def _refused(reason: str) -> BadRow:
-    return BadRow("refused_chat", reason, "repair the row, or leave it out with skip_bad")
+    return BadRow("refused_chat", reason, "repair the row, or leave it out with max_bad_share")
 
 
 def _too_long(tokens: int, most: int) -> BadRow:
@@ -181,8 +181,8 @@ def _list_and_judge(bad: Sequence[RowError], good: int, config: PrepareConfig, p
     share = len(bad) / (len(bad) + good)
     log(f"{len(bad):,} of {len(bad) + good:,} rows are bad ({share:.2%}); all of them are in {path}")
     log(table(bad))
-    if not config.skip_bad:
-        refuse(bad, hint=f"all of them are in {path}; repair them, or set skip_bad to leave them out")
+    if not config.max_bad_share:
+        refuse(bad, hint=f"all of them are in {path}; repair them, or set max_bad_share to leave some out")
     if share > config.max_bad_share:
         raise DataError(
             f"{len(bad)} of {len(bad) + good} rows are bad ({share:.2%}), more than max_bad_share"

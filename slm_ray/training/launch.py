@@ -83,15 +83,14 @@ def _join(folder: Path) -> None:
 
 
 def train_many(
-    configs: Sequence[TrainConfig], *, parallel: bool, hourly_usd: float | None = None,
-    make_room: Callable[[], None] = lambda: None,
-) -> list[Manifest]:  # fmt: skip
-    """Train several adapters, each in its own group of workers: as many at once as there is room for, or one by one.
+    configs: Sequence[TrainConfig], *, hourly_usd: float | None = None, make_room: Callable[[], None] = lambda: None
+) -> list[Manifest]:
+    """Train several adapters, each in its own group of workers: as many at once as there is room for.
 
     They begin in their order, whatever each asks for (`slots`); a node that joins is used at once. When one fails, the
     others still run to their end, then its error is raised. `make_room` as for `train`; it may be called more than once.
     """
-    if not parallel or len(configs) == 1:
+    if len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
     plans = [_planned(config) for config in configs]
     open_plans = [planned for planned in plans if _finished(planned) is None]

@@ -115,5 +115,5 @@ def test_meanings_are_compared_to_the_same_figures() -> None:
         TRACKS["gsm8k"],
         [(str(n), text, wanted) for n, (text, wanted) in enumerate(zip(predictions, references, strict=True))],
     )
-    alone = similar_by(folder, idf=True, executor=LocalExecutor())(rows, predictions, references)
-    assert similar_by(folder, idf=True, executor=RayExecutor(1))(rows, predictions, references) == alone
+    alone = similar_by(folder, executor=LocalExecutor())(rows, predictions, references)
+    assert similar_by(folder, executor=RayExecutor(1))(rows, predictions, references) == alone

@@ -90,18 +90,13 @@ def bundles(slots: int) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    ("used", "parallel", "beside", "told"),
-    [
-        (0, "true", True, ""),
-        (1, "true", True, "wait in line"),
-        (3, "true", False, "taken down"),
-        (2, "false", True, ""),
-    ],
+    ("used", "tracks", "beside", "told"),
+    [(0, 2, True, ""), (1, 2, True, "wait in line"), (3, 2, False, "taken down"), (2, 1, True, "")],
 )
-def test_placement_beside_what_runs(used: int, parallel: str, beside: bool, told: str) -> None:
+def test_placement_beside_what_runs(used: int, tracks: int, beside: bool, told: str) -> None:
     assert all_free()
     with held(used):
-        place = placement(loop_config(parallel=parallel), 2)
+        place = placement(loop_config(), tracks)
     assert place.beside_endpoint is beside
     assert told in place.note and bool(place.note) == bool(told)
 

@@ -489,7 +489,7 @@ def test_six_arms_in_one_table_and_nothing_is_asked_twice(
     trained: list[TrainConfig] = []
 
     def made(configs: list[TrainConfig], **options: Any) -> list[adapters.Manifest]:
-        assert options.keys() == {"parallel", "hourly_usd", "make_room"}
+        assert options.keys() == {"hourly_usd", "make_room"}
         if not trained:
             for seed, config in enumerate(configs):
                 publish_adapter(served, config.name, seed=seed)

@@ -146,7 +146,7 @@ def test_a_killed_worker_costs_no_finished_checkpoint_and_changes_nothing(
 ) -> None:
     asked, step = config(tmp_path), 8
     killer = KillWorker(asked.run_dir, step)
-    _, manifest = train_many([undisturbed[0], asked], parallel=True)  # in line: its place stays its own
+    _, manifest = train_many([undisturbed[0], asked])  # in line: its place stays its own
     killer.join()
     assert killer.killed
     figures = manifest.metrics
@@ -205,7 +205,7 @@ def test_two_groups_train_at_the_same_time_and_validation_rows_choose_a_checkpoi
         config(tmp_path / "toolcall", track="toolcall", name="toolcall", epochs=1, workers=ONE),
     ]
     with seen_trainers() as seen:
-        manifests = train_many(configs, parallel=True)
+        manifests = train_many(configs)
     assert [manifest.track for manifest in manifests] == ["structured", "toolcall"]
     assert [manifest.metrics["workers"] for manifest in manifests] == [2, 1]
     assert max(len(pids) for pids in seen) == 3
@@ -221,7 +221,7 @@ def test_two_groups_train_at_the_same_time_and_validation_rows_choose_a_checkpoi
         folder / "adapter_model.safetensors" for folder in (chosen, tmp_path / "structured/adapters" / manifests[0].id)
     ]
     assert weights[0].read_bytes() == weights[1].read_bytes(), "another checkpoint than the best one was published"
-    assert [manifest.id for manifest in train_many(configs, parallel=True)] == [manifest.id for manifest in manifests]
+    assert [manifest.id for manifest in train_many(configs)] == [manifest.id for manifest in manifests]
 
 
 def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_one_behind_it_finish(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_group_that_diverges_ends_at_once_publishes_nothing_and_lets_the_one_b
         tmp_path / "wild", rows=24, epochs=1, name="wild", learning_rate=1e36, warmup_steps=0, workers=room_for_one
     )
     with seen_trainers() as seen, pytest.raises(TrainingError, match=r"^training diverged at step \d of 6: loss nan"):
-        train_many([wild, good], parallel=True)
+        train_many([wild, good])
     assert len(adapters.list_adapters(good.adapters_dir)) == 1
     assert not adapters.list_adapters(wild.adapters_dir)
     assert len(set().union(*seen)) == 2, "a group that diverged was started again"

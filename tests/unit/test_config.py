@@ -16,7 +16,6 @@ from slm_ray.config import (
     LearningCurveConfig,
     LiveConfig,
     LoopConfig,
-    OperatingCharacteristicsConfig,
     PrecisionsConfig,
     PrepareConfig,
     RowsConfig,
@@ -28,6 +27,7 @@ from slm_ray.config import (
     load,
 )
 from slm_ray.errors import ConfigError
+from tools.config import OperatingCharacteristicsConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,8 +121,8 @@ EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
         (
             LoopConfig,
             "run_dir: r\ntracks: [{track: a, source: b}]",
-            "validation_rule=sequential",
-            "'validation_rule'",
+            "comparison.rule=often",
+            "'comparison.rule'",
         ),
         (
             CompareConfig,
@@ -179,7 +179,7 @@ def test_every_job_has_its_settings_in_its_file_and_they_load() -> None:
         (RowsConfig, "differences=[2]"),
         (RowsConfig, "differences=[]"),
         (OperatingCharacteristicsConfig, "rows=[0]"),
-        (OperatingCharacteristicsConfig, "discordance=[2]"),
+        (RowsConfig, "discordance=2"),
         (OperatingCharacteristicsConfig, "parts=[]"),
     ],
 )
@@ -190,7 +190,7 @@ def test_what_no_simulation_can_be_made_of_is_refused_by_name(kind: Any, setting
 
 KINDS = [
     EvaluateConfig, CompareConfig, PrepareConfig, TrainConfig, SweepConfig, ServeConfig, LoopConfig, InferConfig,
-    JudgeConfig, LearningCurveConfig, LiveConfig, TraceConfig, RowsConfig, OperatingCharacteristicsConfig,
+    JudgeConfig, LearningCurveConfig, LiveConfig, TraceConfig, RowsConfig,
 ]  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["CPU", "a\0b"])

@@ -59,18 +59,15 @@ def test_no_text_is_like_nothing(encoder: Encoder) -> None:
     assert found == [[0.0] * len(METRICS)] * 3 + [[None] * len(METRICS)] * 2
 
 
-@pytest.mark.parametrize("idf", [False, True])
-def test_workers_find_the_figures_of_this_process_with_weights_and_without(encoder: Encoder, idf: bool) -> None:
+def test_workers_find_the_figures_of_this_process(encoder: Encoder) -> None:
     class Workers(LocalExecutor):
         def pays_off(self, like_bytes: int) -> bool:
             return True
 
     rows = [RowScore(example_id=str(place), scores=()) for place in range(2)]
     texts = rows, [PARAPHRASE, UNRELATED], [SENTENCE, SAME_WORDS]
-    here, there = (similar_by(encoder.folder, idf=idf, executor=who)(*texts) for who in (LocalExecutor(), Workers()))
-    assert here == there
-    without = [row.value(METRICS[0]) for row in with_similarity(*texts, encoder.tokens)]
-    assert ([row.value(METRICS[0]) for row in here] == without) == (not idf)
+    here, there = (similar_by(encoder.folder, executor=who)(*texts) for who in (LocalExecutor(), Workers()))
+    assert here == there == with_similarity(*texts, encoder.tokens)
 
 
 def test_vectors_do_not_depend_on_their_neighbours(encoder: Encoder) -> None:
@@ -88,20 +85,11 @@ def test_a_folder_without_an_encoder_is_refused(tmp_path: Path) -> None:
         Encoder(tmp_path)
 
 
-def test_token_ids_stand_for_the_vectors(encoder: Encoder) -> None:
-    texts = [SENTENCE, "", "a", "word " * 900, "ünïcode 👩‍👩‍👧"]
-    ids = encoder.token_ids(texts)
-    assert [len(found) for found in ids] == [len(found) for found in encoder.tokens(texts)]
-    assert encoder.token_ids([]) == []
-    assert encoder.token_ids(["tablets tablets"])[0][0] == encoder.token_ids(["tablets"])[0][0]
-
-
 def test_a_text_without_end_is_cut_before_it_is_read(encoder: Encoder) -> None:
     started = time.process_time()
     long, begun = encoder.tokens(["[" * 3_000_000, "[" * 600])
     assert time.process_time() - started < 4
     np.testing.assert_allclose(long, begun, atol=1e-5)
-    assert encoder.token_ids(["[" * 3_000_000]) == encoder.token_ids(["[" * 600])
 
 
 POOL = [

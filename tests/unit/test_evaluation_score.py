@@ -179,4 +179,4 @@ def test_the_report_keeps_what_an_adapter_s_training_took(tmp_path: Path) -> Non
     )  # fmt: skip
     write_json(tmp_path / manifest.id / MANIFEST, dataclasses.asdict(manifest))
     assert training_of(model, str(tmp_path)) == TrainingEffort(hours=0.5, workers=1, gpus=1.0)
-    assert training_of(model, str(tmp_path / "elsewhere")) is None and training_of(model, None) is None
+    assert training_of(model, str(tmp_path / "elsewhere")) is None and training_of(model, "") is None

@@ -69,7 +69,7 @@ def test_a_damaged_part_stops_it_unless_bad_rows_may_be_left_out(tmp_path: Path)
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(DataError, match="no whole Parquet file"):
         collect(source(log), log, tmp_path / "live")
-    assert collect(source(log, skip_bad=True), log, tmp_path / "live") == 0
+    assert collect(source(log, max_bad_share=0.01), log, tmp_path / "live") == 0
 
 
 def test_the_llm_is_asked_again_and_what_users_corrected_stays(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def settings(folder: Path, url: str) -> Path:
     }
     changes = {
         "tracks": [track], "run_dir": str(folder / "run"), "routes": str(folder / "routes"), "relabel": True,
-        "llm": f"openai:large@{url}/v1", "serving.adapters_dir": str(folder / "adapters"), "validation_rule": "point",
+        "llm": f"openai:large@{url}/v1", "serving.adapters_dir": str(folder / "adapters"),
     }  # fmt: skip
     overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]
     file = folder / "settings.json"

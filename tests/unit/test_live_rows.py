@@ -101,7 +101,7 @@ def test_a_damaged_part_refuses_the_log_or_is_left_out_and_counted(tmp_path: Pat
     part.write_bytes(part.read_bytes()[:-9])
     with pytest.raises(DataError, match=part.name):
         run(tmp_path, source)
-    assert run(tmp_path, source, skip_bad=True, max_bad_share=0.5).bad == {"damaged": 1}
+    assert run(tmp_path, source, max_bad_share=0.5).bad == {"damaged": 1}
 
 
 def test_a_route_is_named_where_there_are_several(tmp_path: Path) -> None:

@@ -107,9 +107,9 @@ def test_a_finished_adapter_asks_for_no_room_on_the_cluster_and_another_one_does
     one, other = two_trainings(tmp_path)
     manifest = publish(trained(tmp_path / "made"), tmp_path / "adapters", "f" * 32)
     write_json(plan(one).folder / launch.FINISHED, {"adapter": manifest.id})
-    assert train_many([one], parallel=False, make_room=make_room) == [manifest]
+    assert train_many([one], make_room=make_room) == [manifest]
     with pytest.raises(Asked):
-        train_many([one, other], parallel=True, make_room=make_room)
+        train_many([one, other], make_room=make_room)
 
 
 def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_places(
@@ -134,7 +134,7 @@ def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_pla
     monkeypatch.setattr(cluster, "require", lambda *anything, **more: None)
     monkeypatch.setattr(launch, "in_line", in_line)
     with pytest.raises(InLine):
-        train_many(trainings, parallel=True)
+        train_many(trainings)
     assert shown == [None, None]
     assert launch._in_task._default_options["num_cpus"] == 0
 

@@ -117,7 +117,7 @@ def test_each_step_of_curation_is_counted(tmp_path: Path) -> None:
     found = run(
         tmp_path, write(tmp_path / "rows.jsonl", rows),
         curation={
-            "duplicates": "exact", "drop_refusals": True, "drop_cut": True, "target_words": (1, 30),
+            "duplicates": "exact", "drop": ["cut", "refusals"], "target_words": (1, 30),
             "scripts": ["latin"], "order": "shortest_first",
         },
     )  # fmt: skip
@@ -162,7 +162,7 @@ def test_a_row_of_too_many_tokens_is_a_bad_row_and_never_cut(tmp_path: Path) -> 
     source = write(tmp_path / "rows.jsonl", [*pairs(9), {"prompt": "p", "completion": "word " * 50}])
     config = PrepareConfig(
         source=source, track="chat", out_dir=str(tmp_path / "out"), validation_rows=2, test_rows=3,
-        curation={"max_tokens": 30}, skip_bad=True, max_bad_share=0.2,
+        curation={"max_tokens": 30}, max_bad_share=0.2,
     )  # fmt: skip
     with pytest.raises(ConfigError, match="max_tokens needs a tokenizer; set `base`"):
         prepare(config)

@@ -1,4 +1,4 @@
-"""Bad rows of a source: all of them are listed, one refuses the source, `skip_bad` leaves a few out and counts them."""
+"""Bad rows of a source: all of them are listed, one refuses the source, `max_bad_share` leaves a few out and counts them."""
 
 import json
 import subprocess
@@ -58,9 +58,9 @@ def test_one_bad_row_refuses_the_source_and_all_of_them_are_listed(tmp_path: Pat
     assert table == [["6", "null", f"{source}:22"], ["1", "missing_key", f"{source}:21"]]
 
 
-def test_skip_bad_keeps_the_good_rows_as_they_would_be_without_the_bad_ones(tmp_path: Path) -> None:
+def test_the_good_rows_stay_as_they_would_be_without_the_bad_ones(tmp_path: Path) -> None:
     lines = rows(199)
-    prepared = prepare(config(tmp_path, [*lines[:50], "nope", *lines[50:]], skip_bad=True))
+    prepared = prepare(config(tmp_path, [*lines[:50], "nope", *lines[50:]], max_bad_share=0.01))
     assert dict(prepared.rows) == {"train": 195, "validation": 2, "test": 2}
     assert json.loads((tmp_path / "out/prepare.json").read_text())["bad"] == {"not_json": 1}
     assert "not_json 1" in prepared.summary()
@@ -71,11 +71,11 @@ def test_skip_bad_keeps_the_good_rows_as_they_would_be_without_the_bad_ones(tmp_
     assert not (tmp_path / "clean/bad_rows.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("good", "share", "refused"), [(99, 0.01, False), (98, 0.01, True), (98, 0.02, False), (99, 0.0, True)]
-)
-def test_skip_bad_refuses_above_the_share_and_not_at_it(tmp_path: Path, good: int, share: float, refused: bool) -> None:
-    given = config(tmp_path, [*rows(good), "nope"], skip_bad=True, max_bad_share=share)
+@pytest.mark.parametrize(("good", "share", "refused"), [(99, 0.01, False), (98, 0.01, True), (98, 0.02, False)])
+def test_a_source_is_refused_above_the_share_and_not_at_it(
+    tmp_path: Path, good: int, share: float, refused: bool
+) -> None:
+    given = config(tmp_path, [*rows(good), "nope"], max_bad_share=share)
     if refused:
         with pytest.raises(DataError, match=rf"1 of {good + 1} rows are bad .* more than max_bad_share"):
             prepare(given)
@@ -87,7 +87,7 @@ def test_skip_bad_refuses_above_the_share_and_not_at_it(tmp_path: Path, good: in
 
 def test_nothing_but_bad_rows_is_refused_whatever_the_share(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no rows"):
-        prepare(config(tmp_path, ["nope", "[]x"], skip_bad=True, max_bad_share=1.0))
+        prepare(config(tmp_path, ["nope", "[]x"], max_bad_share=1.0))
 
 
 def test_the_list_goes_away_with_the_bad_rows(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_list_goes_away_with_the_bad_rows(tmp_path: Path) -> None:
 
 
 def test_a_preparation_that_stands_still_says_what_it_left_out(tmp_path: Path) -> None:
-    given = config(tmp_path, [*rows(150), "nope"], skip_bad=True)
+    given = config(tmp_path, [*rows(150), "nope"], max_bad_share=0.01)
     first, second = prepare(given), prepare(given)
     assert first.summary() == second.summary() and "not_json 1" in second.summary()
 
@@ -108,7 +108,9 @@ def test_a_chat_that_the_base_s_template_refuses_is_a_bad_row(tmp_path: Path) ->
     count = token_counter(str(make_base(tmp_path / "base", family="mistral")))
     turns = [{"role": role, "content": role} for role in ("user", "user", "assistant")]
     prepared = prepare(
-        config(tmp_path, [*rows(120), json.dumps({"messages": turns})], skip_bad=True, curation={"max_tokens": 200}),
+        config(
+            tmp_path, [*rows(120), json.dumps({"messages": turns})], max_bad_share=0.01, curation={"max_tokens": 200}
+        ),
         token_counter=count,
     )
     (bad,) = bad_rows(tmp_path)
@@ -122,7 +124,7 @@ def test_a_row_that_is_too_long_is_refused_and_never_cut(tmp_path: Path) -> None
         return len(example.prompt.messages[-1].content) + len(example.target)
 
     long = json.dumps({"prompt": "q", "completion": "x" * 100})
-    given = config(tmp_path, [*rows(120), long], skip_bad=True, curation={"max_tokens": 100})
+    given = config(tmp_path, [*rows(120), long], max_bad_share=0.01, curation={"max_tokens": 100})
     prepared = prepare(given, token_counter=count)
     assert [(row["line"], row["kind"]) for row in bad_rows(tmp_path)] == [(121, "too_long")]
     assert "101 tokens" in str(bad_rows(tmp_path)[0]["reason"])
@@ -165,7 +167,7 @@ def test_the_job_prints_the_table_and_ends_with_status_2(tmp_path: Path) -> None
     assert found.returncode == 2
     assert "2 of 11 rows are bad (18.18%)" in found.stdout and "missing_key" in found.stdout
     assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
-    assert "rows.jsonl:10:" in found.stderr and "skip_bad" in found.stderr
+    assert "rows.jsonl:10:" in found.stderr and "max_bad_share" in found.stderr
 
 
 @pytest.mark.parametrize(

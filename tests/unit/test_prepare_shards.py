@@ -59,7 +59,7 @@ def source(tmp_path: Path) -> Path:
 def made(
     tmp_path: Path, source: Any, name: str, least: int | None = 0, **settings: Any
 ) -> tuple[dict[str, bytes], Here]:
-    given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "skip_bad": True} | settings
+    given = {"track": "chat", "validation_rows": 5, "test_rows": 5, "max_bad_share": 0.01} | settings
     config = PrepareConfig(source=source, out_dir=str(tmp_path / name), **given)
     here = Here(least)
     prepare(config, executor=here)
@@ -123,7 +123,7 @@ def test_tokens_and_demonstrations_are_the_same_whoever_works(tmp_path: Path) ->
         here = Here(least)
         config = PrepareConfig(
             source=str(source), track="chat", out_dir=str(tmp_path / name), validation_rows=5, test_rows=5,
-            few_shot=2, skip_bad=True, max_bad_share=0.5, curation=Curation(max_tokens=32),
+            few_shot=2, max_bad_share=0.5, curation=Curation(max_tokens=32),
         )  # fmt: skip
         done = prepare(config, token_counter=count, executor=here)
         assert done.bad == {"too_long": 129}

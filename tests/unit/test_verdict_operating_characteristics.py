@@ -37,10 +37,10 @@ def test_the_true_difference_of_a_mixture_is_that_of_many_rows(name: str) -> Non
     assert case.difference(1 - edge) > -0.05 >= case.difference(1 - edge - 0.001)
 
 
-def test_the_job_shows_a_line_per_population() -> None:
+def test_the_tool_shows_a_line_per_population() -> None:
     settings = ("parts=[graded]", "rows=[50, 1000]", "runs=2000")
     found = subprocess.run(
-        [sys.executable, "jobs/operating_characteristics.py", "jobs/operating_characteristics.yaml"]
+        [sys.executable, "-m", "tools.operating_characteristics"]
         + [part for setting in settings for part in ("--set", setting)],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"COLUMNS": "140"}, timeout=100, check=True,
     )  # fmt: skip

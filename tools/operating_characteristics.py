@@ -1,4 +1,6 @@
-"""The tables of the simulated verdict: error rates, graded bounds, what part of the traffic is let through, the watch."""
+"""How often the verdict is wrong and how often it helps, simulated: both rules on right-or-wrong rows and graded ones, in
+part, looked at again and again, and the watch over live traffic; `parts` picks. Prints a table of each.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from slm_ray.config import OperatingCharacteristicsConfig
+from slm_ray.command import Usage, run
 from slm_ray.evaluation.asking_order import ROUND
 from slm_ray.rollout.grants import AGREEMENT_LEVEL
 from slm_ray.verdict.candidates import percent
@@ -21,6 +23,7 @@ from slm_ray.verdict.operating_characteristics.watching import STREAMS, delay, f
 from slm_ray.verdict.sample_size import plan
 from slm_ray.verdict.sequential_runs import played
 from slm_ray.verdict.watch import levels
+from tools.config import OperatingCharacteristicsConfig
 
 ERR = Console(stderr=True)
 SEED = 42
@@ -168,7 +171,7 @@ def _rows(number: int | None) -> str:
     return f"> {WATCHED_MOST:,}" if number is None else f"{number:,}"
 
 
-def report(config: OperatingCharacteristicsConfig) -> None:
+def main(config: OperatingCharacteristicsConfig) -> None:
     """Simulate the parts that the config names, and print a table of each."""
     parts = {
         "binary": binary,
@@ -184,4 +187,13 @@ def report(config: OperatingCharacteristicsConfig) -> None:
     print(
         f"{config.runs:,} runs per cell ({config.runs // SLOWER:,} per graded and partial one, {config.runs // WATCHED:,} of the watch), seed {SEED}; looks and strata: {config.runs // 2:,}"
         f" runs, Monte Carlo error at {percent(ONE_SIDED)} ±{error:.2%}"
+    )
+
+
+if __name__ == "__main__":
+    run(
+        main,
+        OperatingCharacteristicsConfig,
+        __doc__ or "",
+        usage=Usage(program="python -m tools.operating_characteristics"),
     )
