@@ -291,7 +291,6 @@ class DeclaredRule:
     delta: float
     primary: str
     guardrails: tuple[str, ...]
-    slice_rows: int
     min_paired_share: float
     quality_floor: float | None
     baselines: tuple[str, ...]

@@ -30,6 +30,6 @@ def row(
 
 def config(folder: Path, **settings: Any) -> JudgeConfig:
     values: dict[str, Any] = {
-        "judge": "fake:x", "report": "runs/evaluate", "run_dir": str(folder), "pair": (LLM, SLM), "looks": (40, 80), **settings
+        "judge": "fake:x", "report": "runs/evaluate", "run_dir": str(folder), "llm": LLM, "slm": SLM, "looks": (40, 80), **settings
     }  # fmt: skip
     return JudgeConfig(**values)

@@ -115,7 +115,7 @@ def running_front(config: RolloutBenchConfig, folder: Path) -> Iterator[str]:
     if config.through == "haproxy":
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     settings = {
-        "folder": str(folder / "routes"),
+        "routes_dir": str(folder / "routes"),
         "traffic": {"folder": str(folder / "traffic")},
         "serving": {"port": config.port},
     }

@@ -199,7 +199,7 @@ def flywheel(config: configs.FlywheelConfig) -> int:
     A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
     run_dir of its own.
     """
-    routes = str(output_folder(config.routes, setting="routes"))
+    routes = str(output_folder(config.routes_dir, setting="routes_dir"))
     checked = _checked(config.model_copy(update={"routes": routes}))
     from slm_ray.loop.flywheel import flywheel as run_flywheel
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from slm_ray.config.words import Examples, Finished
+from slm_ray.config.words import Examples, Finished, Written
 
 
-class DistilConfig(Finished, Examples):
+class DistilConfig(Finished, Examples, Written):
     """Training rows whose expected answers are those of a model that was asked them."""
 
     teacher: str = Field(description="a model of that evaluation, by its spec")

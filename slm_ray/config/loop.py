@@ -7,7 +7,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Comparison, Evaluation, Priced, Recipe, Search, Serving, Source
-from slm_ray.config.words import Large, RunDir, Seeded
+from slm_ray.config.words import Large, RoutesDir, RunDir, Seeded
 
 
 class RunConfig(Priced, Seeded, Large, RunDir):
@@ -36,17 +36,18 @@ class RunConfig(Priced, Seeded, Large, RunDir):
 class LoopConfig(RunConfig):
     """The whole question: prepare, deploy, evaluate, compare, sweep, train, publish, evaluate, compare."""
 
-    sweep: bool = Field(False, description="look for learning rate and LoRA rank before training, as `search` says")
-    search: Search = Search()
+    search: Search = Field(Search(trials=0), description="look for learning rate and LoRA rank before training")
     exit_with_decision: bool = Field(
         False, description="exit 0 swap, 10 fine_tune, 20 inconclusive, the worst of the tracks"
     )
 
 
-class FlywheelConfig(LoopConfig):
-    """The loop on what people asked: a traffic log becomes rows, and the adapter that they train is put at shadow."""
+class FlywheelConfig(LoopConfig, RoutesDir):
+    """The loop on what people asked: a traffic log becomes rows, and the adapter that they train is put at shadow.
 
-    routes: str = Field("runs/routes", description="folder of the roll-out's routes; a track's is its `live.route`")
+    A track's route is its `live.route`.
+    """
+
     relabel: bool = Field(
         False,
         description="ask the LLM all live requests again, also those that only the SLM answered; `evaluation` limits it",

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from slm_ray.config.words import BaseAndAdapters, Config, Margin, Seeded, Stratified, Tracked
+from slm_ray.config.words import BaseAndAdapters, Config, Margin, Seeded, Shortened, Stratified, Tracked
 
 WIDEST_DELTA = 0.2
 Rule = Literal["paired", "sequential", "point"]
@@ -116,7 +116,6 @@ class Declaration(Stratified, Margin):
     )
     force_delta: bool = Field(False, description="allow a delta above 0.2, which few people would call as good")
     guardrails: tuple[str, ...] = Field((), description="further row metrics that must not be worse by delta either")
-    slice_rows: int = Field(20, ge=2, description="a tag value on fewer rows is no slice")
     min_paired_share: float = Field(0.95, gt=0, le=1, description="of the rows, how many both models must have")
     quality_floor: float | None = Field(
         None,
@@ -220,7 +219,7 @@ class Live(Config):
     most: int | None = Field(None, ge=1, description="requests to train on, the latest; all when not set")
 
 
-class Source(Retrieval, Stratified, Tracked):
+class Source(Retrieval, Stratified, Shortened, Tracked):
     """One track's rows: where they are, what is done with bad ones, and how they are split."""
 
     source: str | dict[str, float] = Field(
@@ -231,7 +230,6 @@ class Source(Retrieval, Stratified, Tracked):
     format: Format = Field("auto", description="told from each row's keys, or named")
     validation_rows: int | None = Field(60, ge=1, description="how many; all of `validation_source` when null")
     test_rows: int | None = Field(100, ge=1, description="how many; all of `test_source` when null")
-    train_rows: int | None = Field(None, ge=1, description="how many; all that are left when not set")
     keep_split: bool = Field(False, description="use the rows' own `split` field instead of drawing one")
     separate_near: bool = Field(False, description="near-duplicates stand in one split, not only equal prompts")
     few_shot: int = Field(
@@ -324,7 +322,7 @@ class Range(Config):
         return self
 
 
-class Search(Config):
+class Search(Shortened):
     """Which learning rates and LoRA ranks are tried, and how long: a list, or a range in which Optuna picks.
 
     Each trial is trained on the same rows and judged on the same validation rows.
@@ -332,13 +330,12 @@ class Search(Config):
 
     learning_rates: tuple[float, ...] | Range = Field((1e-4, 5e-4), description="a list, or `{low: …, high: …}`")
     ranks: tuple[int, ...] | Range = Field((16, 32), description="a list, or `{low: …, high: …}`")
-    trials: int = Field(4, ge=1)
+    trials: int = Field(4, ge=0, description="how many; in a loop 0, its default, trains without a search")
     reduction_factor: int = Field(
         3,
         ge=1,
         description="after 1/9 and 1/3 of its steps one trial in so many goes on, by validation loss (ASHA, by powers of this number); 1: all do",
     )
-    train_rows: int | None = Field(None, ge=1, description="training rows per trial; all when not set")
     validation_rows: int = Field(30, ge=1)
     epochs: float = Field(1.0, gt=0)
 

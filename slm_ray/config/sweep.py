@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from slm_ray.config.shared import Search
 from slm_ray.config.train import Variations
 
@@ -10,3 +12,9 @@ class SweepConfig(Variations):
     """The training run to vary, where to look, and the rows that score a trial."""
 
     search: Search = Search()
+
+    @model_validator(mode="after")
+    def _tries_something(self) -> SweepConfig:
+        if not self.search.trials:
+            raise ValueError("search.trials: 0 tries nothing; set 1 or more")
+        return self

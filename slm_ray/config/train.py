@@ -5,13 +5,11 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from slm_ray.config.shared import Recipe
-from slm_ray.config.words import BaseAndAdapters, Config, RunDir, Tracked
+from slm_ray.config.words import BaseAndAdapters, RunDir, Tracked, Train, Validation
 
 
-class TrainRows(Tracked):
-    """Rows that are learned."""
-
-    train: str = Field(description="training JSONL of that track")
+class TrainRows(Tracked, Train):
+    """Rows of one track that are learned."""
 
 
 class MixedTrack(TrainRows):
@@ -30,12 +28,12 @@ class Proved(BaseAndAdapters):
     )
 
 
-class TrainConfig(Recipe, Proved, RunDir, TrainRows):
+class TrainConfig(Recipe, Proved, RunDir, Validation, TrainRows):
     """One QLoRA run: a recipe, its rows, its base and where the adapter goes."""
 
     mixture: tuple[MixedTrack, ...] = Field((), description="further tracks that the same adapter learns")
-    validation: str | None = Field(
-        None,
+    validation: str = Field(
+        "",
         description="JSONL whose rows are answered at every checkpoint: the best one by the task metric is published",
     )
     base: str = Field(description="folder of the base model, or a hub name")
@@ -47,7 +45,7 @@ class TrainConfig(Recipe, Proved, RunDir, TrainRows):
 
     @model_validator(mode="after")
     def _has_rows_to_stop_by(self) -> TrainConfig:
-        if self.early_stopping is not None and self.validation is None:
+        if self.early_stopping is not None and not self.validation:
             raise ValueError(
                 "early_stopping needs rows to judge by: set validation to a JSONL file, such as the validation.jsonl that"
                 " prepare writes"
@@ -62,7 +60,7 @@ class TrainConfig(Recipe, Proved, RunDir, TrainRows):
         return self
 
 
-class Variations(Config):
+class Variations(Validation):
     """A training run to repeat in several ways, and the rows that score each of them."""
 
     training: TrainConfig

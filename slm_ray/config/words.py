@@ -66,10 +66,14 @@ class Examples(Config):
     examples: str = Field(description="JSONL whose rows are the prompts")
 
 
-class AskedRows(Endpoint, RunDir, Tracked, Examples):
-    """A job that asks models the rows of a file."""
+class Models(Config):
+    """A job on the answers of models."""
 
     models: tuple[str, ...] = Field(min_length=1, description="model specs, each asked every row")
+
+
+class AskedRows(Endpoint, RunDir, Tracked, Examples, Models):
+    """A job that asks models the rows of a file."""
 
 
 class Margin(Config):
@@ -100,10 +104,34 @@ class Finished(Config):
     report: str = Field(description="a finished evaluation: its run directory or report.json")
 
 
-class LeakChecked(Config):
+class Train(Config):
+    """A job that knows which rows are learned."""
+
+    train: str = Field(description="training JSONL")
+
+
+class LeakChecked(Train):
     """A job that scores rows nobody may have been trained on."""
 
-    train: str | None = Field(None, description="training JSONL: an evaluation that holds one of its rows is refused")
+    train: str = Field("", description="training JSONL: an evaluation that holds one of its rows is refused")
+
+
+class Validation(Config):
+    """A job in which held-out rows say how good a training is."""
+
+    validation: str = Field(description="validation JSONL")
+
+
+class Shortened(Config):
+    """A job that may learn a part of its rows."""
+
+    train_rows: int | None = Field(None, ge=1, description="training rows, how many; all when not set")
+
+
+class Written(Config):
+    """A job that writes one file."""
+
+    out: str = Field(description="the file to write")
 
 
 class Stratified(Config):
@@ -112,6 +140,12 @@ class Stratified(Config):
     stratify: str | None = Field(
         None, description="a tag, such as tool or label, whose values every part of the rows has in the same shares"
     )
+
+
+class RoutesDir(Config):
+    """A job on the routes of a roll-out."""
+
+    routes_dir: str = Field("runs/routes", description="folder of the routes, their history and their watches")
 
 
 class OnBase(Config):

@@ -307,12 +307,10 @@ def _models(config: JudgeConfig, report: Report) -> list[str]:
     for model in (*wanted, *config.pair):
         if model not in report.models:
             raise ConfigError(f"{model!r} is not in the report {config.report}: {choices(model, report.models)}")
-    if len(config.pair) not in (0, 2):
-        raise ConfigError(f"pair names {len(config.pair)} models; give two, LLM first, or none")
     if config.labels and not config.pair:
-        raise ConfigError("labels are of two models' answers; name both in pair, LLM first")
+        raise ConfigError("labels are of two models' answers; name both, as llm and slm")
     if len(set(config.pair)) == 1:
-        raise ConfigError(f"pair names {config.pair[0]!r} twice, which agrees with itself; name two models")
+        raise ConfigError(f"llm and slm are both {config.llm!r}, which agrees with itself; name two models")
     return wanted
 
 

@@ -187,7 +187,7 @@ class Flywheel(Loop):
         )  # fmt: skip
         grant = read_grant(run.folder / "test")
         state, said = appoint(
-            RouteStore(self.config.routes),
+            RouteStore(self.config.routes_dir),
             route,
             adapter=adapter,
             grant=grant,

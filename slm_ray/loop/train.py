@@ -37,7 +37,7 @@ def training_config(config: RunConfig, run: TrackRun, *, prove_on: str) -> Train
 
     Where it may stop early, the track's validation rows choose the checkpoint.
     """
-    chosen_by = None if config.training.early_stopping is None else run.prepared.path("validation")
+    chosen_by = "" if config.training.early_stopping is None else run.prepared.path("validation")
     return TrainConfig(
         **config.training.model_dump(), track=run.name, train=run.prepared.path("train"), validation=chosen_by,
         base=config.serving.base,
@@ -70,7 +70,9 @@ def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoi
     Of each track the shortest and the longest training prompt and some between. What TRL really made of them is compared
     when the adapter is there, before it is published.
     """
-    ranks = config.search.ranks if isinstance(config, LoopConfig) and config.sweep else (config.training.lora.rank,)
+    ranks = (
+        config.search.ranks if isinstance(config, LoopConfig) and config.search.trials else (config.training.lora.rank,)
+    )
     for rank in (int(ranks.high),) if isinstance(ranks, Range) else ranks:
         check_rank(config.serving.config, rank, setting="serving.config")
     tokenizer = open_tokenizer(base_folder(config.serving.base))
@@ -87,7 +89,7 @@ def check_template(config: RunConfig, runs: Sequence[TrackRun], endpoint: Endpoi
 def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str, make_room: Callable[[], None]) -> TrainConfig:
     """The training run with the learning rate and rank that did best on validation rows, if a sweep is asked for."""
     planned = training_config(config, run, prove_on=prove_on)
-    if not config.sweep:
+    if not config.search.trials:
         return planned
     trials = planned.model_copy(update={"run_dir": str(run.folder / "sweep")})
     result = sweep(trials, config.search, validation=run.prepared.path("validation"), make_room=make_room)

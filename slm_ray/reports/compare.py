@@ -83,7 +83,7 @@ def compare_reports(config: CompareConfig, *, chosen: bool = True) -> Comparison
         comparison = compare(
             report, rows, other_report, other_rows, llm=config.llm, slm=config.slm, min_paired=config.min_paired_share,
             resamples=RESAMPLES, seed=SEED, train_prompts=trained, guardrails=config.guardrails,
-            slice_rows=config.slice_rows, quality_floor=config.quality_floor,
+            quality_floor=config.quality_floor,
             level=(opened.turn.level if opened else 0.0) or ONE_SIDED,
             sequential_delta=config.delta if config.rule == "sequential" else None,
         )  # fmt: skip
@@ -183,7 +183,7 @@ def _partial_replacement(
     return partial_replacement_of(
         load_report(config.validation_report or ""), (report, rows), llm=config.llm, slm=config.slm,
         delta=config.delta, resamples=RESAMPLES, seed=SEED, guardrails=config.guardrails, prices=prices, cost_hypothetical=llm.hypothetical,
-        level=level, slice_rows=config.slice_rows,
+        level=level,
     )  # fmt: skip
 
 

@@ -39,9 +39,7 @@ def _declared(store: RouteStore, name: str, wanted: RolloutRoute, config: Rollou
         resolved=partial(resolve, config.serving.adapters_dir),
     )  # fmt: skip
     grant = read_grant(wanted.verdict) if wanted.verdict else NO_VERDICT
-    settings = {
-        key: value for key in ("delta", "audit_share", "timeout_s") if (value := getattr(wanted, key)) is not None
-    }
+    settings = {key: value for key in ("audit_share", "timeout_s") if (value := getattr(wanted, key)) is not None}
     if name not in store.routes():
         return store.create(route, adapter=adapter, grant=grant, reason=_REASON, **settings)
     history = store.history(name)

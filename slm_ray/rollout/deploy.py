@@ -91,7 +91,7 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
     _logger.setLevel(logging.WARNING)
     _logger.handlers, _logger.propagate = [logging.NullHandler()], False
     digest, keys_file = access(at, environment)
-    settings = FrontSettings(folder=config.folder, endpoint=endpoint, api_key_digest=digest, keys_file=keys_file)
+    settings = FrontSettings(folder=config.routes_dir, endpoint=endpoint, api_key_digest=digest, keys_file=keys_file)
     cluster.require([{"CPU": _CPUS}], setting="the roll-out's front")
     app = f"slm-ray-rollout-{at.port}"
     _check_address(at)
@@ -122,7 +122,7 @@ def shutdown() -> None:
 def prepared(config: RolloutConfig, environment: Mapping[str, str]) -> RolloutConfig:
     """The settings with absolute folders, their routes in the store, and every key that a route needs there."""
     config = _absolute(config)
-    store = RouteStore(config.folder)
+    store = RouteStore(config.routes_dir)
     declare(store, config)
     for line in store.damaged():
         print(f"warning: {line}", file=sys.stderr, flush=True)
@@ -135,7 +135,7 @@ def rollout(config: RolloutConfig) -> None:
     """The whole of it until a signal comes: the endpoint where a route needs it, the front, and both down again."""
     cluster.connect()
     config = prepared(config, os.environ)
-    store = RouteStore(config.folder)
+    store = RouteStore(config.routes_dir)
     try:
         if asks_endpoint(store):
             endpoint = serving.deploy(config.serving)
@@ -157,8 +157,8 @@ def _absolute(config: RolloutConfig) -> RolloutConfig:
     if "://" not in traffic.folder:
         traffic = traffic.model_copy(update={"folder": str(output_folder(traffic.folder, setting="traffic.folder"))})
     prices = str(Path(config.prices).absolute()) if config.prices else None
-    folder = str(output_folder(config.folder, setting="folder"))
-    return config.model_copy(update={"folder": folder, "traffic": traffic, "prices": prices})
+    folder = str(output_folder(config.routes_dir, setting="routes_dir"))
+    return config.model_copy(update={"routes_dir": folder, "traffic": traffic, "prices": prices})
 
 
 def _check(state: RouteState, endpoint: str, environment: Mapping[str, str]) -> None:

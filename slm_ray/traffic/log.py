@@ -87,7 +87,7 @@ class TrafficLog:
     @classmethod
     def of(cls, settings: Traffic) -> TrafficLog:
         """The log that the settings describe."""
-        redaction = Redaction(settings.redact, settings.patterns, keep_text=settings.keep_text)
+        redaction = Redaction(settings.redact, settings.patterns)
         return cls(settings.folder, redaction=redaction, keep_days=settings.keep_days)
 
     def __enter__(self) -> Self:

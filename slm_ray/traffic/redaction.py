@@ -52,6 +52,7 @@ def _is_address(text: str) -> bool:
         return False
 
 
+ALL_TEXT = "text"  # named beside patterns: no text is written
 # What is looked for under one name: texts of which one has to be there, so that most texts are passed over at once; the
 # pattern, bounded or possessive, so that it takes linear time; a check of what it matched. The order matters: a key may hold
 # what looks like a number.
@@ -119,13 +120,11 @@ class Redaction:
     `withheld` counts the texts that were withheld because a pattern took too long on them.
     """
 
-    def __init__(
-        self, names: Sequence[str] = tuple(PATTERNS), patterns: Mapping[str, str] | None = None, *, keep_text: bool = True,
-    ) -> None:  # fmt: skip
-        """ConfigError for a name that is not known and for a pattern that cannot be used."""
+    def __init__(self, names: Sequence[str] = tuple(PATTERNS), patterns: Mapping[str, str] | None = None) -> None:
+        """`names` of patterns, and ALL_TEXT; ConfigError for another name and for a pattern that cannot be used."""
         for name in names:
-            if name not in PATTERNS:
-                raise ConfigError(f"unknown pattern {name!r} to redact: {choices(name, PATTERNS)}")
+            if name not in (*PATTERNS, ALL_TEXT):
+                raise ConfigError(f"unknown pattern {name!r} to redact: {choices(name, (*PATTERNS, ALL_TEXT))}")
         self._rules = [
             *(_own(name, pattern) for name, pattern in (patterns or {}).items()),
             *(
@@ -135,7 +134,7 @@ class Redaction:
                 for needs, pattern, check in kinds
             ),
         ]
-        self._keep_text = keep_text
+        self._keep_text = ALL_TEXT not in names
         self.withheld = 0
 
     def entry(self, entry: Entry, salt: bytes) -> Entry:

@@ -77,7 +77,7 @@ def hold(
 def _settings(rule: DeclaredRule) -> str:
     """The settings in one line, those that are not set left out."""
     parts = [f"rule {rule.rule}, delta {rule.delta:g} on {rule.primary}"]
-    shown = ("candidates", "guardrails", "slice_rows", "min_paired_share", "quality_floor", "baselines", "stratify")
+    shown = ("candidates", "guardrails", "min_paired_share", "quality_floor", "baselines", "stratify")
     parts += [f"{name} {_text(value)}" for name in shown if (value := getattr(rule, name)) not in (None, ())]
     return ", ".join(parts)
 

@@ -45,7 +45,7 @@ def test_grades_pairs_and_calibration(ray_cluster: None, tmp_path: Path) -> None
     says |= {f"ab|q{i}": "Verdict: A" for i in range(4)} | {f"ba|q{i}": "Verdict: A" for i in range(2)}
     says |= {f"ba|q{i}": "Verdict: B" for i in range(2, 4)}
     config = JudgeConfig(
-        report=report, judge=recorded_judge(tmp_path, says), pair=(LLM, SLM), run_dir=str(tmp_path / "judge")
+        report=report, judge=recorded_judge(tmp_path, says), llm=LLM, slm=SLM, run_dir=str(tmp_path / "judge")
     )
     found = judge(config, {})
     assert found.advisory is True
@@ -137,7 +137,7 @@ def test_a_judge_who_flatters_the_slm_is_overruled_by_the_people(
 
     with ChatServer(flatter, models=("judge",)) as server:
         config = JudgeConfig(
-            report=report, judge="served:judge", endpoint=server.url, models=(SLM,), pair=(LLM, SLM), looks=(40,),
+            report=report, judge="served:judge", endpoint=server.url, models=(SLM,), llm=LLM, slm=SLM, looks=(40,),
             run_dir=str(tmp_path / "judge"),
         )  # fmt: skip
         page = tmp_path / "judge" / "label.html"

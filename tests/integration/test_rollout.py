@@ -82,7 +82,7 @@ def start(folder: Path, ray_folder: Path, port: int) -> subprocess.Popen[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_") and name != "TMPDIR"}
     keys = {"OPENAI_API_KEY": LLM_KEY, "SLM_RAY_API_KEY": FRONT_KEY, "RAY_TMPDIR": str(ray_folder)}
     settings = {
-        "folder": str(folder / "routes"),
+        "routes_dir": str(folder / "routes"),
         "serving": {"port": port},
         "traffic": {"folder": str(folder / "traffic")},
     }

@@ -751,7 +751,7 @@ def test_the_front_of_a_roll_out_comes_and_goes_beside_the_endpoint(
     monkeypatch.setenv("SLM_RAY_API_KEY", KEY)
     route = {"llm": f"served:{served.name}", "slm": f"served:{served.name}", "track": "structured"}
     config = RolloutConfig.model_validate(
-        {"folder": str(tmp_path / "routes"), "traffic": {"folder": str(tmp_path / "traffic")}, "routes": {"cities": route},
+        {"routes_dir": str(tmp_path / "routes"), "traffic": {"folder": str(tmp_path / "traffic")}, "routes": {"cities": route},
          "serving": served.config.model_dump()}
     )  # fmt: skip
     running = front.deploy(config)

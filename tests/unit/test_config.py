@@ -118,6 +118,7 @@ EVALUATE = "track: t\nexamples: e\nrun_dir: r\nmodels: [m]"
         (EvaluateConfig, EVALUATE, r'declare={rule: "pa\0ired"}', "'declare.rule'"),
         (EvaluateConfig, EVALUATE, "declare={stop: when_decided}", "which the rule paired does not allow"),
         (EvaluateConfig, EVALUATE, "declare={candidates: 0}", "'declare.candidates'"),
+        (JudgeConfig, "report: r\njudge: a\nrun_dir: r", "llm=b", "name both, or neither"),
         (
             LoopConfig,
             "run_dir: r\ntracks: [{track: a, source: b}]",
@@ -146,6 +147,14 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, kind: Any, text: str, o
         load(kind, write(tmp_path, text), [override])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
+
+
+def test_a_loop_searches_when_it_is_told_what_or_how_often_and_a_sweep_always() -> None:
+    loop = ["run_dir=r", "tracks=[{track: a, source: b}]"]
+    trials = [load(LoopConfig, None, [*loop, *more]).search.trials for more in ([], ["search={ranks: [8]}"])]
+    assert trials == [0, 4]
+    with pytest.raises(ConfigError, match=r"search\.trials: 0 tries nothing; set 1 or more"):
+        load(SweepConfig, ROOT / "jobs/sweep.yaml", ["search.trials=0"])
 
 
 def test_resources_are_above_zero_and_parts_of_one_or_whole(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def settings(folder: Path, url: str) -> Path:
         "test_rows": 30,
     }
     changes = {
-        "tracks": [track], "run_dir": str(folder / "run"), "routes": str(folder / "routes"), "relabel": True,
+        "tracks": [track], "run_dir": str(folder / "run"), "routes_dir": str(folder / "routes"), "relabel": True,
         "llm": f"openai:large@{url}/v1", "serving.adapters_dir": str(folder / "adapters"),
     }  # fmt: skip
     overrides = [f"{name}={json.dumps(value)}" for name, value in changes.items()]

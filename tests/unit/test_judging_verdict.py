@@ -75,7 +75,7 @@ def test_the_order_is_drawn_once_and_kept(tmp_path: Path) -> None:
     [
         ({"delta": 0.1}, "delta was declared as 0.05 before the first label and is 0.1 now"),
         ({"looks": (40,)}, r"looks was declared as \(40, 80\)"),
-        ({"pair": (SLM, LLM)}, "llm was declared as"),
+        ({"llm": SLM, "slm": LLM}, "llm was declared as"),
         ({"judge": "fake:y"}, "judge was declared as 'fake:x' before the first label and is 'fake:y'"),
     ],
 )

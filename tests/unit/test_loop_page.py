@@ -29,7 +29,7 @@ def test_what_gives_the_same_result_runs_and_asks_for_just_that(tmp_path: Path) 
     (run_dir / "config.yaml").write_text(dump(config), encoding="utf-8")
     compared = CompareConfig(
         report=str(run_dir / "structured/test"), llm="azure:", slm="served:tiny-base:structured-0a1b",
-        train=str(run_dir / "train.jsonl"), guardrails=("json_valid", "field_f1"), delta=0.05, slice_rows=30,
+        train=str(run_dir / "train.jsonl"), guardrails=("json_valid", "field_f1"), delta=0.05, min_paired_share=0.9,
         cost=Cost(hourly_usd=1.5, machine='a "big" one, 80 GB'),
     )  # fmt: skip
     run = TrackRun(config=config.tracks[0], prepared=None, folder=run_dir / "structured")

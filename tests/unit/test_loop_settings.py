@@ -36,7 +36,7 @@ def test_a_sweep_is_shown_no_test_row_and_gives_one_recipe_to_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Only the adapter that comes of it meets the test rows, where it is one candidate however many trials there were."""
-    config = load(LoopConfig, ROOT / "jobs/loop.yaml", [f"run_dir={tmp_path}", "sweep=true"])
+    config = load(LoopConfig, ROOT / "jobs/loop.yaml", [f"run_dir={tmp_path}", "search.trials=4"])
     prepared = Prepared(folder=tmp_path / "rows", track="structured", rows={}, digest="")
     run = TrackRun(config=config.tracks[0], prepared=prepared, folder=tmp_path / "structured")
     shown: list[str] = []

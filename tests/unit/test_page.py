@@ -168,7 +168,7 @@ def test_when_the_rule_was_fixed_is_said_as_it_was_recorded(declared: Any, words
     data = sample()
     rule = {
         "rule": "paired", "stop": "never", "candidates": None, "delta": 0.02, "primary": "exact_match", "guardrails": [],
-        "slice_rows": 20, "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
+        "min_paired_share": 0.95, "quality_floor": None, "baselines": [], "track": "", "examples": "",
         "rows": 100,
     }  # fmt: skip
     made = data["tracks"][0]["decisions"][1]

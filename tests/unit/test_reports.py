@@ -193,7 +193,7 @@ def declared(folder: Path, *, answers_before: int = 0, rows: int = 200, examples
         '"delta": 7',
         '"rule": "magic"',
         '"candidates": 0',
-        '"slice_rows": "x"',
+        '"min_paired_share": "x"',
     ],
 )
 def test_a_damaged_declaration_is_named_with_a_way_on(held_out: Path, damaged: str) -> None:
@@ -214,7 +214,7 @@ def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) 
     declared(held_out, delta=0.05)
     kept = run(held_out, delta=0.05)
     assert kept.decision.because[-1] == (
-        "declared before the first call: rule paired, delta 0.05 on exact_match, slice_rows 20, min_paired_share 0.95."
+        "declared before the first call: rule paired, delta 0.05 on exact_match, min_paired_share 0.95."
     )
     assert (kept.decision.action, kept.decision.exploratory) == ("fine_tune", None)
     assert kept.declared is not None and (kept.declared.delta, kept.declared.answers_before) == (0.05, 0)
@@ -229,7 +229,6 @@ def test_a_comparison_says_whether_it_kept_to_what_was_declared(held_out: Path) 
         ({"rule": "point"}, "rule is point and was paired"),
         ({"candidates": 3}, "candidates is 3 and was not set"),
         ({"guardrails": ("field_f1",)}, "guardrails is field_f1 and was not set"),
-        ({"slice_rows": 100_000}, "slice_rows is 100000 and was 20"),
         ({"min_paired_share": 0.5}, "min_paired_share is 0.5 and was 0.95"),
         ({"quality_floor": 0.1}, "quality_floor is 0.1 and was not set"),
     ],
@@ -295,9 +294,10 @@ def test_recorded_answers_are_older_than_any_declaration(held_out: Path) -> None
 def test_a_declaration_that_is_damaged_is_refused(held_out: Path) -> None:
     declared(held_out)
     plain = storage.read_json(held_out / "declared.json")
-    storage.write_json(held_out / "declared.json", {name: v for name, v in plain.items() if name != "slice_rows"})
+    storage.write_json(held_out / "declared.json", {name: v for name, v in plain.items() if name != "min_paired_share"})
     with pytest.raises(
-        DataError, match=r"declared\.json: .*slice_rows.*; what was declared is lost: evaluate into a folder of its own"
+        DataError,
+        match=r"declared\.json: .*min_paired_share.*; what was declared is lost: evaluate into a folder of its own",
     ):
         run(held_out)
 
@@ -358,10 +358,10 @@ def test_four_failed_calls_of_200_still_decide(held_out: Path) -> None:
     assert run(broken(held_out, LLM, "error", 4)).decision.action == "fine_tune"
 
 
-def test_a_looser_slice_rule_does_not_turn_the_exit_status(held_out: Path) -> None:
+def test_another_setting_does_not_turn_the_exit_status(held_out: Path) -> None:
     declared(held_out)
     assert run(held_out).decision.exploratory is None
-    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "slice_rows=100000")
+    found = job(f"report={held_out}", f"llm={LLM}", f"slm={SLM}", "min_paired_share=0.5")
     assert found.returncode == 20 and b"exploratory" in found.stdout, found.stderr
     assert json.loads((held_out / "comparison.json").read_text())["decision"]["exploratory"] == "fine_tune"
 

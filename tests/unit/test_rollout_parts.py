@@ -122,7 +122,7 @@ def test_any_answer_closes_a_circuit() -> None:
 def config(folder: Path, **route: object) -> RolloutConfig:
     about = {"llm": "openai:large", "slm": "openai:small@http://127.0.0.1:9/v1", "track": "structured", **route}
     settings = {
-        "folder": str(folder),
+        "routes_dir": str(folder),
         "serving": {"adapters_dir": str(folder / "adapters")},
         "routes": {"cities": about},
     }
@@ -145,9 +145,9 @@ def test_what_a_file_says_is_applied_once(tmp_path: Path) -> None:
 
 def test_a_setting_that_was_changed_since_is_not_undone_by_the_same_file(tmp_path: Path) -> None:
     store = RouteStore(tmp_path)
-    declare(store, config(tmp_path, audit_share=0.1, delta=0.02))
+    declare(store, config(tmp_path, audit_share=0.1, timeout_s=5.0))
     changed = store.adjust("cities", audit_share=0.5, reason="look closer")
-    assert declare(store, config(tmp_path, audit_share=0.1, delta=0.02)) == [changed]
+    assert declare(store, config(tmp_path, audit_share=0.1, timeout_s=5.0)) == [changed]
     (other,) = declare(store, config(tmp_path, audit_share=0.2))
     assert (other.audit_share, other.delta) == (0.2, 0.02)
     (again,) = declare(store, config(tmp_path, audit_share=0.1))

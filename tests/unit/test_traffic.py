@@ -473,7 +473,7 @@ def test_a_rule_that_cannot_be_used_is_refused(names: list[str], patterns: dict[
 
 
 def test_without_text_hashes_and_counts_are_all_that_is_kept(tmp_path: Path) -> None:
-    with TrafficLog.of(Traffic(folder=str(tmp_path), keep_text=False)) as log:
+    with TrafficLog.of(Traffic(folder=str(tmp_path), redact=("text",))) as log:
         for name in ("a", "b"):
             asked = row(name, text="a private answer", messages=[{"role": "user", "content": "a private question"}])
             log.append(dataclasses.replace(asked, fallback="http_400: a private question is too long"))
