@@ -132,7 +132,7 @@ def fit(planned: Plan, turn: Turn | None = None) -> dict[str, Any]:
     )
     is_shared = not is_remote(address(planned.folder))
     payload = WorkerPayload(
-        config=config, rows=tuple(rows.conversation(example) for example in planned.examples), lengths=planned.lengths,
+        config=config, rows=planned.tokens, lengths=planned.lengths,
         use_gpu=on_gpus(config.workers), progress_path=str(planned.progress_path), selection=planned.validation,
         checkpoints="" if is_shared else joined(address(planned.folder.parent), f"{CHECKPOINTS}/{planned.folder.name}"),
         keeper=None if is_shared else cluster.beside_driver(progress.Keeper).remote(planned.folder.parent),
