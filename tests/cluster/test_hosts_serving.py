@@ -79,7 +79,8 @@ def two_engines() -> str:
 def serving(cluster: RayHosts) -> Iterator[RayHosts]:
     """The cluster with our endpoint, open to all with a key: an engine and a front on each worker."""
     (cluster["head"].tmp / "home/two.yaml").write_text(two_engines())
-    cluster["head"].run(f"umask 077; echo {KEY} > {KEY_FILE}; mkdir -p /tmp/none")
+    for name in ("head", "worker-1", "worker-2"):  # the endpoint's, and of the shards that ask it
+        cluster[name].run(f"umask 077; echo {KEY} > {KEY_FILE}; mkdir -p /tmp/none")
     began = time.monotonic()
     said = cluster.python(DEPLOY.format(key=KEY_FILE, base=BASE), within_s=300)
     assert f"http://{cluster['head'].address}:8000" in said
