@@ -117,7 +117,8 @@ def answers(cluster: RayHosts) -> list[dict[str, Any]]:
 
 
 def told(calls: list[dict[str, Any]], began: float, until: float) -> str:
-    meanwhile = [call for call in calls if began <= call["at"] <= until]
+    """What is said of the calls that were under way within a time."""
+    meanwhile = [call for call in calls if call["at"] <= until and call["at"] + call["took_s"] >= began]
     return (
         f"{len(meanwhile)} calls, 0 failed, {sum(call['retries'] > 0 for call in meanwhile)} of them tried again, slowest"
         f" {max(call['took_s'] for call in meanwhile):.1f} s"
@@ -157,8 +158,8 @@ def test_shards_on_every_node_get_answers_from_an_endpoint_with_a_key(serving: R
 
 def test_a_node_that_holds_an_engine_and_a_front_is_lost_and_no_call_fails(serving: RayHosts) -> None:
     with calling(serving, "head", 8000):
-        serving["worker-2"].off()
         began = time.time()
+        serving["worker-2"].off()
         time.sleep(40)  # in which Ray gives the node up
         lost_until = time.time()
         serving.join("worker-2")
