@@ -31,7 +31,10 @@ def api_key(environment: Mapping[str, str]) -> str:
         mode, key = path.stat().st_mode, path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise ConfigError(f"{KEY_FILE_NAME}: cannot read {path}: {reason}; name the file that holds the key") from None
+        raise ConfigError(
+            f"{KEY_FILE_NAME}: cannot read {path} on {os.uname().nodename}: {reason}; name the file that holds the key, which"
+            " each node has that asks with it"
+        ) from None
     if mode & 0o077:
         raise ConfigError(f"{KEY_FILE_NAME}: others may read {path} (mode {mode & 0o777:o}): chmod 600 {path}")
     if not key:

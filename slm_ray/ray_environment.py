@@ -26,7 +26,8 @@ from slm_ray.errors import ResourceError
 # and what it prints is seen at once. Messages between Serve's parts may have 64 MiB: of gRPC's own 4 MiB a long answer
 # with log-probabilities fails after all of its tokens were made. Serve's proxy is looked at every 0.3 s instead of every 10,
 # and is started again after three looks that find it dead. A training worker's report waits for the controller's next look
-# at it.
+# at it. A node is given up after eight looks of 5 s and the 3 s between them, as late as by Ray's own five of 10 s: when a line
+# has been cut for half a minute TCP tries again only 51 s after the cut, and one more look fails then.
 SETTINGS = {
     "MALLOC_ARENA_MAX": "2",
     "PYTHONUNBUFFERED": "1",
@@ -38,6 +39,8 @@ SETTINGS = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.3",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 * 2**20),
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "8",
 }
 # A Ray of one job: no wait for replicas that the job has already stopped, and no watch for nodes that a cloud takes back.
 LOCAL_SETTINGS = SETTINGS | {

@@ -316,8 +316,8 @@ def _system(uri: str) -> tuple[Any, str]:
     bucket = url.netloc.rpartition("@")[2]
     if not bucket:
         raise ValueError("it names no bucket")
-    if not {"region", "endpoint_override"} & options.keys():
-        options |= _region(bucket)
+    if "endpoint_override" not in options:
+        options |= _named_store() or ({} if "region" in options else _region(bucket))
     system = fs.S3FileSystem(
         anonymous=url.username == "anonymous", connect_timeout=_CONNECT_S, request_timeout=_REQUEST_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
@@ -327,9 +327,21 @@ def _system(uri: str) -> tuple[Any, str]:
     return system, unquote(f"{bucket}{url.path}")
 
 
+def _named_store() -> dict[str, str]:
+    """The store that the environment names in place of Amazon's; pyarrow reads these names in a URI's file system alone."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if value := os.environ.get(name):
+            url = urlsplit(value)
+            if url.scheme not in ("http", "https") or not url.netloc or "@" in url.netloc or url.path.strip("/"):
+                given = value.rpartition("@")[2]
+                raise ValueError(f"{name} is {given!r}, which is not http://HOST:PORT or https://HOST:PORT")
+            return {"endpoint_override": url.netloc, "scheme": url.scheme}
+    return {}
+
+
 def _region(bucket: str) -> dict[str, str]:
-    """The region of a bucket of Amazon's, where the environment names neither one nor another store."""
+    """The region of a bucket of Amazon's, where the environment names none."""
     from pyarrow import fs
 
-    names = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-    return {} if any(map(os.environ.get, names)) else {"region": fs.resolve_s3_region(bucket)}
+    known = any(map(os.environ.get, ("AWS_REGION", "AWS_DEFAULT_REGION")))
+    return {} if known else {"region": fs.resolve_s3_region(bucket)}

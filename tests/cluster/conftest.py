@@ -13,3 +13,12 @@ def cluster() -> Iterator[RayHosts]:
     """A head, `worker-1` and `worker-2`, started by cluster.yaml; `worker-3` and `worker-4` are off."""
     with ray_hosts(2) as started:
         yield started
+
+
+@pytest.fixture(autouse=True)
+def mended(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Behind a test that failed on the cluster it is mended."""
+    failed = request.session.testsfailed
+    yield
+    if request.session.testsfailed > failed and "cluster" in request.fixturenames:
+        request.getfixturevalue("cluster").mend()

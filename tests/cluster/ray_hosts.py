@@ -69,6 +69,8 @@ class RayHosts:
 
     def join(self, name: str, *, before: str = "true", known: Mapping[str, str] | None = None) -> Host:
         """A host that is off, or was never on, becomes a worker of the cluster, once the script `before` has run there."""
+        if name in self.hosts.on and self[name].is_on:
+            self[name].off()
         host = self.hosts.power_on(name)
         settle(host, self.token, redis=self.redis)
         host.run(before)
@@ -78,6 +80,16 @@ class RayHosts:
         """Take a worker out of the cluster, which hears of it, and switch its host off."""
         self[name].run("cd ~/slm_ray && .venv/bin/ray stop", within_s=60)
         self[name].off()
+
+    def mend(self) -> None:
+        """What a failed test has left ends, and head and workers are as they were: one fault is to be one failure."""
+        if not self["head"].is_on:
+            self.restart_head()
+        self["head"].run("pkill -KILL -f 'python jobs/'", check=False)
+        there = {node["NodeManagerAddress"] for node in self.nodes()}
+        for name in ("worker-1", "worker-2"):
+            if self[name].address not in there or not self[name].is_on:
+                self.join(name)
 
     def restart_head(self) -> None:
         """Switch the head on again, with its disk, and start Ray there."""

@@ -21,13 +21,14 @@ import yaml
 from bucket import Bucket, served
 from hosts import ROOT, Host, Hosts, await_, environment, hosts, needs_hosts
 from ray_hosts import CLUSTER, DASHBOARD, TOKEN_FILE, patient, settle
-from test_hosts_evaluation import reference
 
-MISSING = [program for program in ("sshd", "ssh", "rsync") if shutil.which(program) is None]
+MISSING = [program for program in ("sshd", "ssh", "rsync", "script") if shutil.which(program) is None]
 pytestmark = [
     needs_hosts,
     pytest.mark.heavy,
-    pytest.mark.skipif(bool(MISSING), reason=f"no {MISSING}: apt-get install openssh-server openssh-client rsync"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"no {MISSING}: apt-get install openssh-server openssh-client rsync bsdutils"
+    ),
 ]
 TUTORIAL = ROOT / "docs/tutorials/cluster.md"
 SSHD = """
@@ -48,9 +49,8 @@ print("nodes:", json.dumps([node["NodeManagerHostname"] for node in ray.nodes() 
 ALL = ["head", "worker-1", "worker-2"]
 # Behind the tutorial's command: a loop of minutes on two cores, not of a quarter of an hour.
 SMALL = {
-    "tracks": "[{track: structured, source: rows.jsonl, validation_rows: 4, test_rows: 8, train_rows: 24}]", "training.epochs": 1,
-    "training.max_length": 256, "training.workers": "{count: 1, per_worker: {CPU: 0.2, slot: 1}}",
-    "evaluation.generation.max_tokens": 24,
+    "tracks": "[{track: structured, source: data/tools/rows.json, validation_rows: 8, test_rows: 8, train_rows: 48}]",
+    "training.epochs": 1, "training.workers": "{count: 1, per_worker: {CPU: 0.2, slot: 1}}",
 }  # fmt: skip
 
 
@@ -112,8 +112,6 @@ def reachable() -> Iterator[tuple[Hosts, Bucket]]:
         clone = client.tmp / "home/slm_ray"
         (client.tmp / "home/nodes.py").write_text(NODES)
         (clone / "cluster.yaml").write_text(yaml.safe_dump(shipped(ALL[1:])))
-        rows = [{"id": f"r{n}", "prompt": f"question {n}", "completion": reference(n)} for n in range(40)]
-        (clone / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         yield made, bucket
 
 
@@ -122,6 +120,11 @@ def run(client: Host, command: str, within_s: float = 120) -> str:
     done = client.run(f"cd ~/slm_ray && {command}", within_s=within_s, check=False)
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}{done.stderr[-4000:]}"
     return done.stdout
+
+
+def agreed(client: Host, command: str, within_s: float = 120) -> str:
+    """What a command says that asks at a terminal, and no pipe will do, whether to go on."""
+    return run(client, f"echo y | {shlex.join(['script', '-qec', command, '/dev/null'])}", within_s)
 
 
 def raylets(host: Host) -> int:
@@ -163,7 +166,7 @@ def test_the_tutorial_s_commands_start_a_cluster_use_it_and_stop_it() -> None:
         client, began = made["client"], time.monotonic()
         run(client, make_token)
         token = (client.tmp / "home" / TOKEN_FILE).read_text()
-        run(client, f"echo y | {up}", within_s=240)
+        agreed(client, up, within_s=240)
         await_(
             lambda: all(raylets(made[name]) for name in ALL), 240, every_s=1.0,
             why=lambda: made["head"].run("tail -n 60 /tmp/ray/session_latest/logs/monitor.*", check=False).stdout,
@@ -189,11 +192,12 @@ def test_the_tutorial_s_commands_start_a_cluster_use_it_and_stop_it() -> None:
             examined.stdout + examined.stderr
         )
         assert strange.returncode != 0
-        assert "page: s3://mine/runs/first/report.html" in said and "FINE_TUNE=" in said, said
+        assert "page: s3://mine/runs/first/report.html" in said and "(test rows)" in said and "verdict: " in said, said
         assert b"<html" in bucket.read("runs/first/report.html")
         assert b"structured" in bucket.read("runs/first/report.json")
+        assert [name for name in bucket.names("adapters/") if name.endswith("/manifest.json")], said
         began = time.monotonic()
-        run(client, f"echo y | {down}")
+        agreed(client, down)
         assert raylets(made["head"]) == 0
         await_(lambda: not any(raylets(made[name]) for name in ALL), 100, every_s=1.0)
     print(

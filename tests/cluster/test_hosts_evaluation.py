@@ -149,6 +149,7 @@ def test_a_cable_that_is_out_for_half_a_minute_costs_at_most_what_was_in_flight(
     print(f"cable out for 30 s: ended {time.monotonic() - began:.0f} s after, {twice(server)} calls asked twice")
     assert still and rows_scored(cluster, "/tmp/cable") == 150
     assert twice(server) <= IN_FLIGHT
+    assert cluster[victim].address in {node["NodeManagerAddress"] for node in cluster.nodes()}, "Ray gave the node up"
 
 
 def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -> None:

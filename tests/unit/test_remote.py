@@ -127,6 +127,26 @@ def test_addresses_that_cannot_be_are_refused_and_show_no_secret(uri: str, says:
     assert SECRET not in str(caught.value) and str(caught.value).startswith("run_dir")
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_environment_names_the_store_and_an_address_that_names_one_comes_first(
+    name: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    open_store.cache_clear()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv(name, f"http://127.0.0.1:{server.port}")
+    open_store("s3://bucket/named", setting="run_dir").write("x", b"here")
+    assert server.store("named").read("x") == b"here"
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    assert server.store("named").read("x") == b"here"
+    open_store.cache_clear()
+    for bad in (f"127.0.0.1:{server.port}", f"http://user:{SECRET}@127.0.0.1:{server.port}"):
+        monkeypatch.setenv(name, bad)
+        with pytest.raises(ConfigError, match=f"{name} is '127.0.0.1:{server.port}', which is not http://") as caught:
+            open_store("s3://bucket/named", setting="run_dir")
+        assert SECRET not in str(caught.value)
+
+
 def test_what_cannot_work_is_refused_before_the_block(
     server: Server, host: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

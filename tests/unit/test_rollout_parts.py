@@ -43,8 +43,8 @@ def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     at = [target(f"openai:m@http://{host}/v1", arm="llm", endpoint="", environment={"OPENAI_API_KEY": "k"}).proxy
-          for host in ("elsewhere.example", "127.0.0.1:8000", "localhost")]  # fmt: skip
-    assert at == ["http://proxy:3128", None, None]
+          for host in ("elsewhere.example", "127.0.0.1:8000", "127.0.1.1", "[::1]:8000", "localhost")]  # fmt: skip
+    assert at == ["http://proxy:3128", None, None, None, None]
 
 
 def said(text: str | None, logprob: float | None = None, *, trouble: str | None = None) -> Reply:
