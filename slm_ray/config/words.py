@@ -94,7 +94,7 @@ class Small(Config):
     slm: str = Field(description="served:BASE:ADAPTER, by the adapter's id or an alias; or any other model spec")
 
 
-class Pair(Large, Small):
+class Pair(Small, Large):
     """The two models that are weighed against each other."""
 
 
