@@ -32,6 +32,7 @@ from slm_ray.serving.settings import DIRECT
 
 ROOT = Path(__file__).parents[2]
 KEY = "integration-test-key"
+ENVIRONMENT = {"SLM_RAY_API_KEY": KEY, **{name: os.environ.get(name, "") for name in (HAPROXY, DIRECT)}}
 POOL = [
     {"id": f"row{n}", "prompt": f"call {city} about the weather", "completion": json.dumps({"city": city})}
     for n, city in enumerate(["Paris", "Rome", "Oslo", "Lima", "Cairo"])
@@ -157,8 +158,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program starve the engine
     before = engines()
-    way = {name: os.environ.get(name, "") for name in (HAPROXY, DIRECT)}
-    endpoint = deploy(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": KEY, **way})
+    endpoint = deploy(config, stand_in=stand_in, environment=ENVIRONMENT)
     yield Served(url=endpoint.url, config=config, stand_in=stand_in)
     shutdown()
     with socket.socket() as probe:

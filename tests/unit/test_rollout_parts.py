@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config import RolloutConfig
+from slm_ray.config import RolloutConfig, Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.providers.answer import Outcome
+from slm_ray.rollout import deploy
 from slm_ray.rollout.calls import ASK_EVERY_S, FAILURES_IN_A_ROW, Circuit
 from slm_ray.rollout.declared import asks_endpoint, declare
 from slm_ray.rollout.judged import labelled
@@ -28,6 +29,12 @@ def test_each_kind_of_model_has_its_address_and_its_key() -> None:
     served = target("served:tiny:a-1", arm="slm", endpoint="http://h:8000", environment={})
     assert (served.url, served.model, dict(served.headers)) == ("http://h:8000/v1/chat/completions", "tiny:a-1", {})
     assert "azure-key" not in repr(azure)
+
+
+@pytest.mark.parametrize(("host", "on_head"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
+def test_the_front_is_where_an_endpoint_on_loopback_is_found(host: str, on_head: bool) -> None:
+    options = deploy._placed(Serving(host=host)).ray_actor_options
+    assert ("node:__internal_head__" in options.get("resources", {})) is on_head and options["num_cpus"] == 0.1
 
 
 def test_what_has_no_address_or_no_key_is_refused() -> None:
