@@ -199,8 +199,8 @@ def flywheel(config: configs.FlywheelConfig) -> int:
     A run takes the log as it is when it begins; the same command continues it with the same rows. Give every further run a
     run_dir of its own.
     """
-    routes = str(output_folder(config.routes_dir, setting="routes_dir"))
-    checked = _checked(config.model_copy(update={"routes": routes}))
+    routes_dir = str(output_folder(config.routes_dir, setting="routes_dir"))
+    checked = _checked(config.model_copy(update={"routes_dir": routes_dir}))
     from slm_ray.loop.flywheel import flywheel as run_flywheel
 
     return _ended(checked, run_flywheel(checked))

@@ -18,7 +18,8 @@ from slm_ray.remote.folder import address, fetched, folder_and_file, name_below,
 from slm_ray.remote.store import cache_folder, is_remote
 
 Settings = TypeVar("Settings", bound=BaseModel)
-_READ_WHERE_IT_LIES = frozenset(("source", "validation_source", "test_source"))
+# Of routes a copy would be changed and forgotten: what writes them refuses a URI.
+_LEFT_WHERE_IT_LIES = frozenset(("source", "validation_source", "test_source", "routes_dir"))
 _LEFT_OUT = {
     "adapters_dir": (".safetensors",)
 }  # of adapters their records are read; an endpoint has its own way to weights
@@ -44,7 +45,7 @@ def at_hand(settings: Settings, *, writes: Collection[str]) -> Iterator[Settings
 
         def read(setting: str, value: str) -> str:
             name = setting.rpartition(".")[2]
-            if not is_remote(value) or name in _READ_WHERE_IT_LIES:
+            if not is_remote(value) or name in _LEFT_WHERE_IT_LIES:
                 return value
             for uri, copy in copies.items():
                 if (inside := name_below(uri, value)) is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from traffic_rows import NOW, asked, log_of, said
 
+from slm_ray.cli.commands import COMMANDS
 from slm_ray.config import FlywheelConfig, Live, Source, load
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ConfigError, DataError, ResourceError
@@ -114,6 +115,27 @@ def test_what_cannot_be_meant_is_refused_before_anything_starts(tmp_path: Path) 
         flywheel.flywheel(settings(log, relabel=True, stand_in=True), {})
     with pytest.raises(ResourceError, match="answers users on this cluster"):
         flywheel._refuse_beside_front(["slm-ray-8000-abc", "slm-ray-rollout-8000"])
+
+
+def test_routes_lie_in_a_folder_that_outlives_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[FlywheelConfig] = []
+
+    def run(config: FlywheelConfig) -> dict[str, str]:
+        given.append(config)
+        return {}
+
+    monkeypatch.setattr(flywheel, "flywheel", run)
+    base, jobs = {"serving.base": str(ROOT / "data/tiny_base")}, tmp_path / "runtime_resources"
+    monkeypatch.chdir(tmp_path)
+    assert COMMANDS["flywheel"].run(settings("log", routes_dir="my/routes", **base)) == 0
+    assert given[0].routes_dir == str(tmp_path / "my/routes")
+    with pytest.raises(ConfigError, match=r"routes_dir 's3://mine/routes' is no folder"):
+        COMMANDS["flywheel"].run(settings("log", routes_dir="s3://mine/routes", **base))
+    jobs.mkdir()
+    monkeypatch.chdir(jobs)
+    with pytest.raises(ConfigError, match="--set routes_dir="):
+        COMMANDS["flywheel"].run(settings("log", routes_dir="my/routes", **base))
+    assert len(given) == 1
 
 
 ROUTE = Route(name="r", llm="azure:gpt", slm="served:tiny:a@1", track="structured", base="tiny")
