@@ -83,7 +83,7 @@ def icl_training(config: TrainConfig, run: TrackRun) -> TrainConfig:
     way. Such rows are written beside the track's.
     """
     changes = {"name": config.name + ICL}
-    if config.validation is not None:
+    if config.validation:
         settings = run.config
         asked = run.prepared.dataset("validation").examples
         shown = Demonstrations(run.prepared.path("train"), run.name, asked, settings.retriever)

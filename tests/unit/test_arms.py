@@ -16,8 +16,9 @@ from slm_ray.corpus.leakage import question_hashes
 from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import TRACKS
 from slm_ray.errors import ConfigError, ModelError
-from slm_ray.loop.arms import Arms, TrackArms, arms, arms_of
+from slm_ray.loop.arms import Arms, TrackArms, arms, arms_of, icl_training
 from slm_ray.loop.track import TrackRun
+from slm_ray.loop.train import training_config
 from slm_ray.page.arms import NO_DIFFERENCE, arms_page, arms_text
 from slm_ray.page.data import ArmsReport, ArmsTrack
 from slm_ray.prepare import Prepared
@@ -110,6 +111,16 @@ def test_the_arm_that_learns_from_demonstrations_is_chosen_by_rows_that_have_som
         assert len(turns) == 2 and all(turn.content in train for turn in turns)
     # The plan of the training takes them: none of its rows asks what a validation row asks.
     assert len(plan(icl).validation) == 4
+
+
+def test_without_early_stopping_no_rows_choose_a_checkpoint_of_either_adapter(tmp_path: Path) -> None:
+    config = settings(f"run_dir={tmp_path}/run")
+    prepared = Prepared(folder=tmp_path / "rows", track="structured", rows={}, digest="")
+    run = TrackRun(config=config.tracks[0], prepared=prepared, folder=tmp_path / "structured")
+    plain_training = training_config(config, run, prove_on="nothing")
+    shown = icl_training(plain_training, run)
+    assert (plain_training.validation, shown.validation) == ("", "")
+    assert shown == plain_training.model_copy(update={"name": "structured-icl"})
 
 
 def test_what_is_missing_is_said_before_anything_starts(tmp_path: Path) -> None:
