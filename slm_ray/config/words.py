@@ -8,13 +8,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 
 class Config(BaseModel):
-    """The parent of every config: frozen, closed to unknown keys, without infinities and NUL bytes."""
+    """The parent of every config: frozen, closed to unknown keys, without infinities and NUL bytes.
+
+    A setting that has settings of its own and is given in part keeps the others as this config presets them, which is what
+    `--help` shows. Nothing (`key:` in YAML, `--set key=`) is the empty text where that is what the setting has by itself.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_presets(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: _with_preset(cls.model_fields.get(name), value) for name, value in given.items()}
 
     @field_validator("*")
     @classmethod
@@ -22,6 +34,13 @@ class Config(BaseModel):
         if any("\0" in text for text in _texts(value)):
             raise ValueError("a text holds a NUL byte, which no file name and no model may; remove it")
         return value
+
+
+def _with_preset(field: FieldInfo | None, value: Any) -> Any:
+    preset = field.default if field is not None else None
+    if isinstance(preset, BaseModel) and isinstance(value, dict):
+        return preset.model_dump(exclude_unset=True) | value
+    return "" if value is None and preset == "" else value
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -59,7 +59,7 @@ def command(
     lines = [{"id": f"r{n}", "prompt": f"question {n}", "completion": reference(n)} for n in range(rows)]
     (cluster["client"].tmp / "home/slm_ray/rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     settings = {
-        "track": "structured", "examples": "rows.jsonl", "train": "null", "models": '["served:m"]', "run_dir": run_dir,
+        "track": "structured", "examples": "rows.jsonl", "train": "", "models": '["served:m"]', "run_dir": run_dir,
         "endpoint": server.url if server else "", "shards": SHARDS, "shard_resources": "{CPU: 0.5}",
         "generation": f"{{concurrency: {IN_FLIGHT}, timeout_s: 20}}", "declare": "null", **changes,
     }  # fmt: skip

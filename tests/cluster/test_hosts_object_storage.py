@@ -73,7 +73,7 @@ def test_an_evaluation_over_nodes_ends_with_its_report_in_the_bucket_and_asks_no
 ) -> None:
     with cluster["llm"].listen(cluster["llm"].address) as door, ChatServer(right, listener=door) as server:
         settings = {
-            "track": "structured", "examples": prepared["test"], "train": "null", "models": '["served:m"]',
+            "track": "structured", "examples": prepared["test"], "train": "", "models": '["served:m"]',
             "run_dir": bucket.uri("run"), "endpoint": server.url, "shards": 3, "shard_resources": "{CPU: 0.5}",
             "generation": "{concurrency: 9, timeout_s: 20}", "declare": "null",
         }  # fmt: skip

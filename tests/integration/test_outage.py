@@ -49,11 +49,11 @@ def test_a_dead_llm_is_no_swap_and_the_same_commands_go_on_when_it_is_back(
 
     with ChatServer(reply, models=("m",)) as server:
         evaluate = [
-            f"examples={tmp_path}/rows.jsonl", "train=null", f"run_dir={tmp_path}/run", f"endpoint={server.url}",
+            f"examples={tmp_path}/rows.jsonl", "train=", f"run_dir={tmp_path}/run", f"endpoint={server.url}",
             "models=[served:m, azure:gpt]", "generation.max_attempts=2",
         ]  # fmt: skip
         compare = load(
-            CompareConfig, ROOT / "jobs/compare.yaml", [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "train=null"]
+            CompareConfig, ROOT / "jobs/compare.yaml", [f"report={tmp_path}/run", "slm=served:m", "llm=azure:gpt", "train="]
         )  # fmt: skip
         first = job("evaluate", server.url, *evaluate)
         assert first.returncode == 3, first.stderr

@@ -149,12 +149,28 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, kind: Any, text: str, o
     assert "\n" not in str(caught.value) and "\0" not in str(caught.value)
 
 
-def test_a_loop_searches_when_it_is_told_what_or_how_often_and_a_sweep_always() -> None:
+def test_a_loop_searches_when_it_is_told_how_often_and_a_sweep_always() -> None:
     loop = ["run_dir=r", "tracks=[{track: a, source: b}]"]
-    trials = [load(LoopConfig, None, [*loop, *more]).search.trials for more in ([], ["search={ranks: [8]}"])]
-    assert trials == [0, 4]
+    told: tuple[list[str], ...] = ([], ["search={ranks: [8]}"], ["search.epochs=2"], ["search.trials=3"])
+    assert [load(LoopConfig, None, [*loop, *more]).search.trials for more in told] == [0, 0, 0, 3]
     with pytest.raises(ConfigError, match=r"search\.trials: 0 tries nothing; set 1 or more"):
         load(SweepConfig, ROOT / "jobs/sweep.yaml", ["search.trials=0"])
+
+
+def test_what_is_given_in_part_keeps_the_rest_as_the_job_presets_it() -> None:
+    given = ["judge=a", "report=r", "run_dir=r", "generation.seed=7"]
+    generation = load(JudgeConfig, None, given).generation
+    assert (generation.seed, generation.max_tokens) == (7, 200)
+    assert load(JudgeConfig, None, [*given, "generation.max_tokens=9"]).generation.max_tokens == 9
+
+
+@pytest.mark.parametrize("nothing", ["", "null", '""'])
+def test_nothing_is_the_empty_text_where_a_text_may_be_left_out(tmp_path: Path, nothing: str) -> None:
+    path = write(tmp_path, f"{EVALUATE}\ntrain: rows.jsonl\nslm:")
+    found = load(EvaluateConfig, path, [f"train={nothing}", f"adapters_dir={nothing}"])
+    assert (found.train, found.adapters_dir, found.slm) == ("", "", "")
+    with pytest.raises(ConfigError, match="'run_dir' = None"):
+        load(EvaluateConfig, path, ["run_dir="])
 
 
 def test_resources_are_above_zero_and_parts_of_one_or_whole(tmp_path: Path) -> None:
