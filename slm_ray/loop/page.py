@@ -15,7 +15,7 @@ import psutil
 from slm_ray import storage
 from slm_ray.cluster import package_versions
 from slm_ray.command import command_line
-from slm_ray.config import LoopConfig, RunConfig, ServeConfig
+from slm_ray.config import FlywheelConfig, LoopConfig, RunConfig, ServeConfig
 from slm_ray.loop.track import TrackRun
 from slm_ray.page.data import LoopReport, StageDecision, TrackResult
 from slm_ray.page.page import page
@@ -74,7 +74,7 @@ def _track(run: TrackRun, timings_s: Mapping[str, float]) -> TrackResult:
 
 def commands(config: LoopConfig, results: Sequence[TrackRun]) -> tuple[str, ...]:
     """What gives the same result: the loop into another folder, and the comparisons of its test rows alone."""
-    again = again_elsewhere("loop", addressed(config))
+    again = again_elsewhere("flywheel" if isinstance(config, FlywheelConfig) else "loop", addressed(config))
     return again, *(command_line("compare", addressed(run.compare_configs["test"])) for run in results)
 
 

@@ -8,7 +8,18 @@ from typing import Any
 
 from slm_ray.cli.commands import COMMANDS
 from slm_ray.command import Usage, command_line, read
-from slm_ray.config import CompareConfig, Cost, EvaluateConfig, LoopConfig, ServeConfig, Source, dump
+from slm_ray.config import (
+    CompareConfig,
+    Cost,
+    EvaluateConfig,
+    FlywheelConfig,
+    Live,
+    LoopConfig,
+    Search,
+    ServeConfig,
+    Source,
+    dump,
+)
 from slm_ray.evaluation.provenance import commands as evaluation_commands
 from slm_ray.loop.page import commands, serve_command
 from slm_ray.loop.track import TrackRun
@@ -37,6 +48,14 @@ def test_what_gives_the_same_result_runs_and_asks_for_just_that(tmp_path: Path) 
     again, comparison = commands(config, [run])
     assert parsed(again) == config.model_copy(update={"run_dir": f"{run_dir}-again"})
     assert parsed(comparison) == compared
+
+
+def test_a_flywheel_is_made_again_by_its_own_command(tmp_path: Path) -> None:
+    track = Source(track="structured", source="log", live=Live(route="r"))
+    config = FlywheelConfig(run_dir=str(tmp_path), tracks=(track,), routes_dir="/shared/routes", relabel=True)
+    (tmp_path / "config.yaml").write_text(dump(config), encoding="utf-8")
+    (again,) = commands(config, [])
+    assert parsed(again) == config.model_copy(update={"run_dir": f"{tmp_path}-again"})
 
 
 def test_the_commands_of_a_report_make_its_run_again_and_go_on_with_it(tmp_path: Path) -> None:
@@ -77,6 +96,10 @@ def test_a_command_line_reads_as_the_config_that_it_was_written_from() -> None:
     ):
         config = CompareConfig(report=odd, llm=odd, slm="openai:m@http://h:1/v1", out=odd)
         assert parsed(command_line("compare", config)) == config, odd
+    tracks = (Source(track="structured", source="rows.json"),)
+    for search in (Search(trials=0, ranks=(8,)), Search(trials=0), Search(), Search(epochs=2.0)):
+        asked = LoopConfig(run_dir="r", tracks=tracks, search=search)
+        assert parsed(command_line("loop", asked)) == asked, search
     assert (
         command_line("compare", CompareConfig(report="r", llm="l", slm="s"))
         == "slm-ray compare --set report=r --set llm=l --set slm=s"
