@@ -91,7 +91,7 @@ def test_a_group_over_two_nodes_whose_driver_is_killed_goes_on_from_the_bucket_a
 ) -> None:
     settings = {
         "track": "structured", "train": prepared["train"], "run_dir": bucket.uri("training"),
-        "adapters_dir": bucket.uri("adapters"), "workers": "{count: 2, per_worker: {CPU: 0.5, slot: 1}}", "epochs": 12,
+        "adapters_dir": bucket.uri("adapters"), "workers": "{count: 2, per_worker: {CPU: 0.5, slot: 1}}", "epochs": 8,
         "checkpoint_steps": 5, "max_length": 256, "prove_on": "nothing",
     }  # fmt: skip
 
