@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import grpc
 import ray
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -36,7 +37,7 @@ _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answe
 def connect(log_to_driver: bool = False) -> None:
     """Join the running cluster (`RAY_ADDRESS`, a submitted job, `ray start`), else start one for this process.
 
-    ResourceError where the cluster answers those who show no token.
+    ResourceError where the cluster answers those who show no token, or does not answer this process.
     """
     if ray.is_initialized():
         return
@@ -46,35 +47,50 @@ def connect(log_to_driver: bool = False) -> None:
 
 def _join(log_to_driver: bool) -> None:
     quiet: dict[str, Any] = {"log_to_driver": log_to_driver, "logging_level": logging.ERROR}
-    address = os.environ.get("RAY_ADDRESS", "auto")
+    address, found = os.environ.get("RAY_ADDRESS", "auto"), "RAY_ADDRESS"
     if address == "auto":
-        noted = noted_address()
-        if noted is None:
-            start_local(**quiet)
-            return
-        address = noted
+        address, found = (
+            noted_address() or "local",
+            "it runs on this machine; RAY_ADDRESS=local starts one for this run",
+        )
+    if address == "local":
+        start_local(**quiet)
+        return
     if "://" not in address and os.environ.get("RAY_USE_TLS", "0") != "1":  # elsewhere a certificate is asked for
-        _check_asks_for_token(address)
+        _check_asks_for_token(address, found)
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, ray.exceptions.AuthenticationError):
-        raise ResourceError(
-            f"the Ray cluster at {address} refuses the token of this process, or it has none: put the cluster's token into "
-            "~/.ray/auth_token and RAY_AUTH_MODE=token into the environment"
-        ) from None
+        raise _refused(address, found) from None
 
 
-def _check_asks_for_token(address: str) -> None:
-    """ResourceError where no head is at `address`, or one that lets everybody in, unless the environment means that."""
+def _refused(address: str, found: str) -> ResourceError:
+    return ResourceError(
+        f"the Ray cluster at {address} ({found}) refuses the token of this process, or it has none: put the cluster's token "
+        "into ~/.ray/auth_token and RAY_AUTH_MODE=token into the environment"
+    )
+
+
+def _check_asks_for_token(address: str, found: str) -> None:
+    """ResourceError where no head is at `address`, where it lets everybody in, unless the environment means that, and where
+    it does not let this process in: Ray asks for 15 s before it says so."""
     answer = answer_without_token(address)
     if answer == "none":
         raise ResourceError(
-            f"no Ray answers at {address} (RAY_ADDRESS); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
+            f"no Ray answers at {address} ({found}); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
             "run on this machine alone"
         )
     if answer == "refusal":
+        try:
+            token = AuthenticationTokenLoader.instance().get_token_for_http_header()
+        except RayError:  # none where one is asked for
+            token = {}
+        if _answer(address, token) == "refusal":
+            raise _refused(address, found)
         return
-    problem = f"the Ray cluster at {address} asks for no token: whoever reaches one of its ports runs code on it"
+    problem = (
+        f"the Ray cluster at {address} ({found}) asks for no token: whoever reaches one of its ports runs code on it"
+    )
     if os.environ.get("RAY_AUTH_MODE", "").lower() != "disabled":
         raise ResourceError(
             f"{problem}. Start it with a token, as cluster.yaml does: on one host `ray get-auth-token --generate`, the file "
@@ -86,10 +102,14 @@ def _check_asks_for_token(address: str) -> None:
 
 def answer_without_token(address: str, within_s: float = 5.0) -> Literal["service", "refusal", "none"]:
     """What the head at `address` (`host:port`) says to a call that carries no token."""
+    return _answer(address, {}, within_s)
+
+
+def _answer(address: str, headers: Mapping[str, str], within_s: float = 5.0) -> Literal["service", "refusal", "none"]:
     with grpc.insecure_channel(address) as channel:
         call = channel.unary_unary(_ALIVE, request_serializer=bytes, response_deserializer=bytes)
         try:
-            call(b"", timeout=within_s)
+            call(b"", timeout=within_s, metadata=tuple((name.lower(), value) for name, value in headers.items()))
         except grpc.RpcError as error:
             return "refusal" if error.code() is grpc.StatusCode.UNAUTHENTICATED else "none"
     return "service"

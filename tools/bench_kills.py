@@ -2,7 +2,8 @@
 
 Two engines and two fronts on one machine; `clients` clients of the `openai` package ask all the time, each again when it has
 its answer. One after the other a front, the proxy, the controller, an engine's replica and an engine's core get a SIGKILL; the
-next comes when all are back. With RAY_SERVE_ENABLE_HA_PROXY=1 the proxy is HAProxy, and the actor that starts it is killed too.
+next comes when all are back. With RAY_SERVE_ENABLE_HA_PROXY=1 the proxy is HAProxy, and the actor that starts it is killed too;
+where engines answer clients themselves there are no fronts.
 A call is lost when the client itself gives up, after `retries`. Linux only.
 """
 
@@ -30,6 +31,7 @@ from slm_ray.config import Serving
 from slm_ray.ray_environment import HAPROXY
 from slm_ray.serving import Endpoint, deploy, shutdown
 from slm_ray.serving.health import healthy
+from slm_ray.serving.settings import is_direct
 from slm_ray.tables import format_table
 from tools.config import KillsBenchConfig
 
@@ -77,8 +79,9 @@ def behind_haproxy() -> bool:
 
 def victims() -> dict[str, str]:
     """Who is killed, by how its process calls itself."""
+    fronts = {} if is_direct(os.environ) else {"a front": ":AdapterIngress"}
     return {
-        "a front": ":AdapterIngress", **(_HAPROXIES if behind_haproxy() else _PROXIES), "the controller": "ray::ServeController",
+        **fronts, **(_HAPROXIES if behind_haproxy() else _PROXIES), "the controller": "ray::ServeController",
         "an engine's replica": ":AdapterServer", "an engine's core": "VLLM::EngineCore",
     }  # fmt: skip
 
@@ -139,7 +142,7 @@ async def whole(endpoint: Endpoint, *, since: float) -> float:
     wanted = {
         "VLLM::EngineCore": 2,
         ":AdapterServer": 2,
-        ":AdapterIngress": 2,
+        ":AdapterIngress": 0 if is_direct(os.environ) else 2,
         proxy: 1,
         "ray::ServeController": 1,
     }

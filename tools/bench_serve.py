@@ -2,7 +2,8 @@
 
 Both are up at once with the same engine settings and adapters of random weights, and one of them is asked at a time, in an
 order that turns round by round. Each client sends its next request when it has its answer. Every answer has the same
-number of tokens. The client shares the machine with what it measures.
+number of tokens, and as many are batched as there are clients. The client shares the machine with what it measures. Ours is
+asked the way that Ray's variables choose (docs/how-to/serving.md).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import os
 import re
 import socket
 import statistics
@@ -30,9 +32,11 @@ from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.chat_template import served_template
 from slm_ray.command import run
 from slm_ray.errors import ResourceError
+from slm_ray.ray_environment import HAPROXY
 from slm_ray.serving import deploy, shutdown
-from slm_ray.serving.settings import AS_TRAINED, read_serve_file
+from slm_ray.serving.settings import AS_TRAINED, DIRECT, read_serve_file
 from slm_ray.tables import format_table
+from slm_ray.yaml_file import read_yaml_mapping
 from tools.config import ServeBenchConfig
 
 SIDES = ("ours", "bare")
@@ -160,6 +164,16 @@ def random_adapters(config: ServeBenchConfig, folder: Path) -> dict[str, Path]:
     return made
 
 
+def _with_room(config: ServeBenchConfig, folder: Path) -> Path:
+    """The serve file, with a batch that holds all clients: with fewer ours would refuse some, and the other let them wait."""
+    file = read_yaml_mapping(config.serving.config, what="Ray Serve file")
+    engine = file["applications"][0]["args"]["llm_configs"][0]["engine_kwargs"]
+    engine["max_num_seqs"] = max(engine.get("max_num_seqs", 256), *config.clients)
+    path = folder / "serve.yaml"
+    path.write_text(json.dumps(file), encoding="utf-8")
+    return path
+
+
 def measure(
     config: ServeBenchConfig, urls: Mapping[str, str], adapters: Sequence[str]
 ) -> dict[Cell, dict[str, list[Lap]]]:
@@ -219,10 +233,12 @@ def main(config: ServeBenchConfig) -> None:
     """Bring both up, measure, print the table."""
     with tempfile.TemporaryDirectory() as scratch:
         adapters = random_adapters(config, Path(scratch))
-        serving = config.serving.model_copy(update={"adapters_dir": str(Path(scratch) / "adapters")})
+        places = {"adapters_dir": str(Path(scratch) / "adapters"), "config": str(_with_room(config, Path(scratch)))}
+        config = config.model_copy(update={"serving": config.serving.model_copy(update=places)})
+        way = {name: os.environ.get(name, "") for name in (HAPROXY, DIRECT)}
         with bare(config, adapters, Path(scratch) / "vllm.log") as url:
             try:
-                urls = {"ours": deploy(serving, environment={}).url, "bare": url}
+                urls = {"ours": deploy(config.serving, environment=way).url, "bare": url}
                 print("\n".join(told(measure(config, urls, list(adapters)))))
             finally:
                 shutdown()

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import psutil
 import torch
-from datasets import Dataset
 from peft import prepare_model_for_kbit_training
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
@@ -30,12 +29,11 @@ from slm_ray.config import Recipe
 from slm_ray.errors import ConfigError
 from slm_ray.training import estimate
 from slm_ray.training.model import add_lora
-from slm_ray.training.rows import NOT_LEARNED
+from slm_ray.training.rows import NOT_LEARNED, joined
 from slm_ray.training.trainer import build
 from tools.random_base import base_shape, random_base
 
 _WARM_UP = 2  # micro-batches that are not timed
-_CHAT = {"prompt": [{"role": "user", "content": "?"}], "completion": [{"role": "assistant", "content": "!"}]}
 _LEARNED = 0.25  # of a row's tokens, those of the answer
 
 
@@ -135,9 +133,8 @@ def measure(variant: Variant, card: Card, until: float) -> dict[str, Any]:
     model = add_lora(base, recipe.lora)
     with tempfile.TemporaryDirectory() as folder:
         trainer: Any = build(
-            model, card.tokenizer, [_CHAT], recipe, folder=folder, use_gpu=card.use_gpu, steps=1
+            model, card.tokenizer, joined(_rows(variant, card)), recipe, folder=folder, use_gpu=card.use_gpu, steps=1
         )  # fmt: skip
-        trainer.train_dataset = Dataset.from_list(_rows(variant, card))  # tokens of exact lengths, which no chat has
         trainer.args.save_strategy = SaveStrategy.NO
         if variant.head == "full":
             trainer.compute_loss = functools.partial(Trainer.compute_loss, trainer)

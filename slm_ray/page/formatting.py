@@ -209,8 +209,8 @@ def moment(text: str) -> str:
 
 
 def unix_moment(seconds: float) -> str:
-    """A time in Unix seconds to the minute, in UTC."""
-    return str(np.datetime64(int(seconds), "s"))[:16].replace("T", " ")
+    """A time in Unix seconds, in UTC."""
+    return str(np.datetime64(int(seconds), "s")).replace("T", " ")
 
 
 def cost_text(cost: CostReport) -> str:

@@ -31,7 +31,7 @@ from slm_ray.corpus.tracks import Track
 from slm_ray.errors import ConfigError, choices
 from slm_ray.scoring import score, unreadable
 from slm_ray.scoring.parsed import parsed as as_read
-from slm_ray.traffic import ArmAnswer, TrafficRow, is_traffic
+from slm_ray.traffic import ArmAnswer, Feedback, TrafficRow, is_traffic
 from slm_ray.traffic.read import located_rows
 from slm_ray.traffic.record import encoded
 from slm_ray.traffic.redaction import WITHHELD
@@ -164,7 +164,7 @@ def _learnable(
     rows: list[LiveRow] = []
     reasons: Counter[str] = Counter()
     for file, number, request in found:
-        chosen = _target(request)
+        chosen = _target(request, track)
         slm = request.answer_of("slm")
         if chosen == NOT_ASKED and ask_again and slm is not None and _usable(slm) and not slm.redacted:
             chosen = str(slm.text), "to_ask"
@@ -180,11 +180,14 @@ def _learnable(
     return rows, _step("live requests", len(rows), reasons)
 
 
-def _target(request: TrafficRow) -> tuple[str, Origin] | str:
+def _target(request: TrafficRow, track: Track) -> tuple[str, Origin] | str:
     """The answer to learn and whose it is, or why there is none."""
     corrected = [said for said in request.feedback if said.answer and said.answer.strip()]
     if corrected:
-        return REDACTED if corrected[-1].redacted else (str(corrected[-1].answer), "user")
+        said, form = _latest_readable(corrected, track)
+        if form is not None and not said.redacted:
+            return f"the answer that a user gave is not {form}"
+        return REDACTED if said.redacted else (str(said.answer), "user")
     scores = [said.score for said in request.feedback if said.score is not None]
     served = request.answer_of(request.served) if request.served else None
     if served is not None and scores and scores[-1] < _WRONG_BELOW and served.arm == "llm":
@@ -199,6 +202,13 @@ def _target(request: TrafficRow) -> tuple[str, Origin] | str:
     if llm is None:
         return NOT_ASKED
     return "the LLM's answer has the wrong form" if llm.valid is False else "the LLM did not answer"
+
+
+def _latest_readable(corrected: Sequence[Feedback], track: Track) -> tuple[Feedback, str | None]:
+    """The latest answer that the track can read, as the roll-out's front counts labels; else the latest, and its lack."""
+    forms = [unreadable(track, str(said.answer)) for said in corrected]
+    readable = [said for said, form in zip(corrected, forms, strict=True) if form is None]
+    return (readable[-1], None) if readable else (corrected[-1], forms[-1])
 
 
 def _usable(answer: ArmAnswer) -> bool:

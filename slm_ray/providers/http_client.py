@@ -22,12 +22,12 @@ import aiohttp
 import httpx2
 import openai
 
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.providers.provider import ChatAddress
 
 CONNECTION_ERRORS = (TimeoutError, openai.APIConnectionError, httpx2.HTTPError, aiohttp.ClientError)
 Break = Literal["unconnected", "late", "lost"]
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _CONNECT_TIMEOUT_S = 10.0
 _KEPT_ALIVE_S = 5.0  # an idle connection: less than servers keep theirs
 _CONNECTIONS = 65_535  # as many as there are ports; no number at all would be aiohttp's hundred
@@ -47,7 +47,7 @@ def open_client(address: ChatAddress, *, timeout_s: float) -> tuple[openai.Async
         limits=httpx2.Limits(
             max_connections=_CONNECTIONS, max_keepalive_connections=None, keepalive_expiry=_KEPT_ALIVE_S
         ),
-        trust_env=urlsplit(address.url).hostname not in _LOOPBACK,
+        trust_env=not is_loopback(urlsplit(address.url).hostname or ""),
         verify=httpx2.create_ssl_context(),  # SSL_CERT_FILE is of this machine too
     )
     key = address.secret or _NO_KEY

@@ -26,6 +26,7 @@ from ray.serve.schema import ApplicationStatus
 from slm_ray import cluster, serving
 from slm_ray.command import output_folder
 from slm_ray.config import RolloutConfig, Serving
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import ModelError, ResourceError
 from slm_ray.reports.prices import open_prices
 from slm_ray.rollout.declared import asks_endpoint, declare
@@ -42,6 +43,7 @@ from slm_ray.traffic import TrafficLog
 PREFIX = "/rollout"
 READY_TIMEOUT_S = 60.0
 _CPUS = 0.1
+_ON_THE_HEAD = {cluster.HEAD: 0.001}
 _POLL_S = 0.2
 _logger = logging.getLogger("ray.serve")
 
@@ -97,7 +99,7 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
     _check_address(at)
     logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(http_options={"host": at.host, "port": at.port}, logging_config=logs)
-    bound = FrontReplica.bind(settings, config)  # type: ignore[attr-defined]
+    bound = _placed(at).bind(settings, config)
     application = serve.RunTarget(target=bound, name=app, route_prefix=PREFIX, logging_config=logs)
     try:
         serve.run_many([application], wait_for_applications_running=False)
@@ -106,6 +108,14 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
         shutdown()
         raise
     return Rollout(url=f"{endpoint}{PREFIX}", app=app)
+
+
+def _placed(at: Serving) -> Any:
+    """The front's deployment; where Serve listens on the head's loopback alone, on the head, or it would find no endpoint."""
+    front: Any = FrontReplica
+    if not is_loopback(at.host):
+        return front
+    return front.options(ray_actor_options={"num_cpus": _CPUS, "resources": _ON_THE_HEAD})
 
 
 def shutdown() -> None:

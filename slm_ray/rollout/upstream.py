@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 import aiohttp
 import msgspec
 
-from slm_ray.costs.data_residency import host_of
+from slm_ray.costs.data_residency import host_of, is_loopback
 from slm_ray.errors import ConfigError
 from slm_ray.providers.answer import Outcome, one_line, read_answer
 from slm_ray.providers.provider import ChatProvider
@@ -33,7 +33,6 @@ MAX_ANSWER_BYTES = 32 * 2**20
 _CONNECT_TIMEOUT_S = 5.0
 _IDLE_TIMEOUT_S = 60.0  # between two parts of a stream that has begun
 _KEPT_ALIVE_S = 3.0  # an idle connection: less than servers keep theirs, 5 s with uvicorn
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _HANDED_ON = ("content-type", "retry-after", "retry-after-ms")
 _EVENTS = "text/event-stream"
 
@@ -130,7 +129,7 @@ def _proxy(url: str) -> str | None:
     """The environment's proxy for other machines, never for this one."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    return None if host in _LOOPBACK or proxy_bypass(host) else getproxies().get(parts.scheme)
+    return None if is_loopback(host) or proxy_bypass(host) else getproxies().get(parts.scheme)
 
 
 class Upstream:

@@ -15,6 +15,7 @@ import ray
 from ray import serve
 
 from slm_ray.config import Serving
+from slm_ray.serving.direct import DirectReplica
 from slm_ray.serving.ingress import AdapterIngress
 from slm_ray.serving.replica import EngineReplica
 from slm_ray.serving.settings import (
@@ -33,6 +34,7 @@ _ENGINE = {"max_ongoing_requests": _MOST_ONGOING, "health_check_period_s": 10, "
 # Of a runtime environment what brings packages; of one kind Ray takes one.
 _PACKAGES = ({"pip", "uv", "conda"}, {"py_modules"})
 _FRONT = {"max_ongoing_requests": _MOST_ONGOING}
+_BOUNDS = {"max_ongoing_requests", "max_queued_requests"}  # of requests, whoever gets them from the proxy
 
 
 def application(arguments: Mapping[str, Any]) -> Any:
@@ -51,22 +53,29 @@ def build(settings: AppSettings) -> Any:
     those anew whose version is another.
     """
     (model,) = settings.serving["llm_configs"]
-    engine = serve.deployment(EngineReplica).options(
-        **engine_options(model, job=_environment_of_job()), version=settings.engine_version, _internal=True
-    )
+    of_engine = engine_options(model, job=_environment_of_job()) | {
+        "version": settings.engine_version,
+        "_internal": True,
+    }
+    of_front = {
+        "base": settings.name, "context": context(model), "adapters_dir": settings.adapters_dir,
+        "room": room(settings.serving, is_direct=settings.is_direct), "tools": takes_tools(settings.serving),
+        "api_key_digest": settings.api_key_digest, "keys_file": settings.keys_file,
+    }  # fmt: skip
     state = {
         "digest": settings.digest, "engine_version": settings.engine_version, "attempt": settings.attempt,
         "stand_in": settings.stand_in, "schemas": settings.schemas,
     }  # fmt: skip
     front_options = {**_FRONT, **(settings.serving.get("ingress_deployment_config") or {})}
+    if settings.is_direct:
+        options = of_engine | {name: front_options[name] for name in _BOUNDS & front_options.keys()}
+        direct = serve.deployment(serve.ingress()(DirectReplica)).options(**options, user_config=state)
+        return direct.bind(model, engines=1, **of_front)
+    engine = serve.deployment(EngineReplica).options(**of_engine)
     front = serve.deployment(serve.ingress()(AdapterIngress)).options(
         **front_options, name="AdapterIngress", user_config=state, version=settings.front_version, _internal=True
     )
-    return front.bind(
-        engine.bind(model), base=settings.name, context=context(model), adapters_dir=settings.adapters_dir,
-        room=room(settings.serving), engines=most_engines(settings.serving), tools=takes_tools(settings.serving),
-        api_key_digest=settings.api_key_digest, keys_file=settings.keys_file,
-    )  # fmt: skip
+    return front.bind(engine.bind(model), engines=most_engines(settings.serving), **of_front)
 
 
 def engine_options(model: Mapping[str, Any], *, job: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,9 @@ def deploy(
     settings = app_settings(config, stand_in=stand_in, environment=environment)
     _quiet(log_file)
     cluster.connect()
-    cluster.require(bundles(settings.serving), setting=f"serving.config ({config.config})")
+    cluster.require(
+        bundles(settings.serving, is_direct=settings.is_direct), setting=f"serving.config ({config.config})"
+    )
     _check_seen_from_here(config)
     endpoint = Endpoint(url=address(config), model_name=config.name, app=app_name(config))
     key = api_key(environment)

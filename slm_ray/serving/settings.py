@@ -21,6 +21,7 @@ from slm_ray.api_key import KEY_NAME, api_key
 from slm_ray.config import Serving
 from slm_ray.costs.data_residency import is_loopback
 from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.ray_environment import HAPROXY
 from slm_ray.remote import address
 from slm_ray.serving import object_storage
 from slm_ray.serving.admission import Room
@@ -30,6 +31,7 @@ from slm_ray.storage import read_json
 from slm_ray.tasks import open_track
 from slm_ray.yaml_file import read_yaml_mapping
 
+DIRECT = "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING"  # "1": Ray's own word for engines that answer clients themselves
 _TOKENS_OF_AN_ANSWER = 2048
 _WAITING = 0.05  # of what the engines batch
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_./-]*")
@@ -56,6 +58,7 @@ class AppSettings:
     schemas: dict[str, Any]
     api_key_digest: str | None
     keys_file: str | None
+    is_direct: bool = False  # engines answer clients themselves
     package: str = __version__  # what was deployed by an earlier one is another endpoint
     attempt: int = 0  # one more after a change that failed: Serve does not start the same version again
 
@@ -66,8 +69,11 @@ class AppSettings:
 
     @property
     def engine_version(self) -> str:
-        """8 hex digits of what an engine has to be started anew for."""
-        return _digest([self.serving["llm_configs"], self.base, self.fingerprint, self.package, self.attempt])
+        """8 hex digits of what an engine has to be started anew for: where it answers clients itself, of the front too."""
+        of_front = [self.front_version] if self.is_direct else []
+        return _digest(
+            [self.serving["llm_configs"], self.base, self.fingerprint, self.package, self.attempt, *of_front]
+        )
 
     @property
     def front_version(self) -> str:
@@ -123,7 +129,20 @@ def settings_of(
         schemas=_schemas(config.tracks),
         api_key_digest=digest,
         keys_file=keys_file,
+        is_direct=is_direct(environment),
     )
+
+
+def is_direct(environment: Mapping[str, str]) -> bool:
+    """Whether engines answer clients themselves; ConfigError where HAProxy, which asks them, is not chosen."""
+    if environment.get(DIRECT) != "1":
+        return False
+    if environment.get(HAPROXY) != "1":
+        raise ConfigError(
+            f"{DIRECT}=1 has engines answer clients themselves, which only HAProxy asks: set {HAPROXY}=1 too, here and where Ray"
+            f" is started, or leave {DIRECT} out"
+        )
+    return True
 
 
 def _check_replicas(arguments: Mapping[str, Any]) -> None:
@@ -175,11 +194,12 @@ def _fingerprint(base: str) -> str:
         raise ModelError(f"{base} is no base model: {error}") from None
 
 
-def bundles(serving: Mapping[str, Any]) -> list[dict[str, float]]:
+def bundles(serving: Mapping[str, Any], *, is_direct: bool = False) -> list[dict[str, float]]:
     """What the app holds of the cluster: one bundle per engine worker, engine and front."""
     model, front = serving["llm_configs"][0], serving.get("ingress_deployment_config") or {}
     engines = _least_replicas(model.get("deployment_config") or {})
-    return engine_bundles(model) * engines + [{"CPU": _cpus(front)}] * _least_replicas(front)
+    fronts = 0 if is_direct else _least_replicas(front)
+    return engine_bundles(model) * engines + [{"CPU": _cpus(front)}] * fronts
 
 
 def engine_bundles(model: Mapping[str, Any]) -> list[dict[str, float]]:
@@ -201,7 +221,7 @@ def engine_bundles(model: Mapping[str, Any]) -> list[dict[str, float]]:
     return [{name: amount for name, amount in summed.items() if amount}, *others]
 
 
-def room(serving: Mapping[str, Any]) -> Room:
+def room(serving: Mapping[str, Any], *, is_direct: bool = False) -> Room:
     """What one ingress replica lets be in flight: the answers that the engines batch and `_WAITING` more, shared among the ingresses.
 
     Who waits fills the place of one who ends, and takes twice as long where all began together. With fewer than one in twenty
@@ -210,7 +230,8 @@ def room(serving: Mapping[str, Any]) -> Room:
     """
     model = serving["llm_configs"][0]
     batched = (model.get("engine_kwargs") or {}).get("max_num_seqs", 256)
-    ingresses = _most_replicas(serving.get("ingress_deployment_config") or {})
+    fronts = serving.get("ingress_deployment_config") or {}
+    ingresses = most_engines(serving) if is_direct else _most_replicas(fronts)
     answers = max(1, int((1 + _WAITING) * batched * most_engines(serving) // ingresses))
     return Room(answers=answers, tokens=answers * _TOKENS_OF_AN_ANSWER, ingresses=ingresses, context=context(model))
 

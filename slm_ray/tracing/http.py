@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from slm_ray.costs.data_residency import is_loopback
 from slm_ray.tracing.retry_policy import Problem
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _NEVER_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _FULL = 507
 _ADVICE = {413: "a request is larger than it takes", 429: "it asks for fewer requests", _FULL: "it is full"}
@@ -23,7 +23,7 @@ _ADVICE = {413: "a request is larger than it takes", 429: "it asks for fewer req
 
 def client(url: str) -> httpx.Client:
     """Connections to the server at `url`, past any proxy where it is on this machine. Close it."""
-    return httpx.Client(trust_env=urlsplit(url).hostname not in _LOOPBACK)
+    return httpx.Client(trust_env=not is_loopback(urlsplit(url).hostname or ""))
 
 
 @contextlib.contextmanager

@@ -81,6 +81,17 @@ def values(holder: Mapping[str, Any]) -> dict[str, Value]:
     return {item["key"]: _plain(item["value"]) for item in holder.get("attributes", [])}
 
 
+def rejected(answer: bytes) -> int:
+    """How many spans an ExportTraceServiceResponse says were turned down; 0 where it is none."""
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+    try:
+        return int(ExportTraceServiceResponse.FromString(answer).partial_success.rejected_spans)
+    except DecodeError:
+        return 0
+
+
 def protobuf(spans: Iterable[Span], resource: Mapping[str, Value]) -> bytes:
     """An ExportTraceServiceRequest on the wire."""
     # The protobuf library is needed to send only, and takes a tenth of a second to import.

@@ -21,6 +21,7 @@ from slm_ray.errors import ConfigError, choices
 from slm_ray.training import estimate, rows
 from slm_ray.training.base_model import base_folder, open_template, silence_libraries
 from slm_ray.training.base_shape import BaseShape, check_recipe
+from slm_ray.training.rows import Tokens
 from slm_ray.types import Example
 
 RANK = "rank"  # of a checkpoint, in what is reported with it
@@ -38,7 +39,8 @@ _INCIDENTAL: Any = {
 class Plan:
     """A checked run: what will be trained on what, under a name that follows from the content.
 
-    `chat_template` says what was decided about the base's; `content_digest` is of rows, base and template together.
+    `chat_template` says what was decided about the base's; `content_digest` is of rows, base and template together. `tokens`
+    are the rows as they are trained on, None until they are tokenised; `lengths` theirs.
     """
 
     config: TrainConfig
@@ -51,6 +53,7 @@ class Plan:
     chat_template: str
     content_digest: str
     validation: tuple[Example, ...] = ()
+    tokens: Tokens | None = None
 
     @property
     def progress_path(self) -> Path:
@@ -61,13 +64,15 @@ class Plan:
 class WorkerPayload:
     """What the driver hands to every training worker: rows as TRL takes them, `lengths` in tokens per row.
 
+    `rows` is None where a worker has the same rows already.
+
     `selection` are rows that choose the best checkpoint of a run; `validation` rows score a trial at its end; both as `track`
     says, which lies beside the rows, where a worker may not see it. Where workers do not see the run's folder, `keeper` is an
     actor beside the driver that writes what they tell (`progress.Keeper`), and `checkpoints` the URI where they send those.
     """
 
     config: TrainConfig
-    rows: tuple[dict[str, Any], ...]
+    rows: Tokens | None
     lengths: tuple[int, ...]
     use_gpu: bool
     progress_path: str
@@ -116,11 +121,11 @@ def plan(
     )  # fmt: skip
     named = varied(checked, config.model_copy(update={"base": base}))
     with ThreadPoolExecutor(1) as thread:
-        counted = thread.submit(rows.lengths, read, tokenizer, max_length=config.max_length, learn=config.learn)
+        counted = thread.submit(rows.tokens, read, tokenizer, max_length=config.max_length, learn=config.learn)
         if meanwhile is not None:
             meanwhile(named.folder)
-        lengths = counted.result()
-    return dataclasses.replace(named, lengths=tuple(lengths))
+        tokens = counted.result()
+    return dataclasses.replace(named, lengths=tuple(tokens.lengths), tokens=tokens)
 
 
 def varied(planned: Plan, config: TrainConfig) -> Plan:

@@ -27,7 +27,6 @@ from slm_ray.corpus.render import digest
 from slm_ray.remote import address, is_remote
 from slm_ray.storage import read_json, write_text
 from slm_ray.tasks import open_track
-from slm_ray.training import rows
 from slm_ray.training.launch import (
     MAX_FAILURES,
     checkpoint_storage,
@@ -227,7 +226,7 @@ def work(
     keeper = desk if is_remote(address(planned.folder)) else None
     config = planned.config
     payload = WorkerPayload(
-        config=config, rows=(), lengths=planned.lengths, use_gpu=on_gpus(config.workers),
+        config=config, rows=None, lengths=planned.lengths, use_gpu=on_gpus(config.workers),
         progress_path=str(planned.progress_path), validation=tuple(validation),
         track=open_track(config.track, beside=config.train), keeper=keeper,
     )  # fmt: skip
@@ -239,7 +238,7 @@ def work(
 
 def put_rows(planned: Plan) -> Any:
     """The rows of a run, as its workers want them, in Ray's store."""
-    return ray.put(tuple(rows.conversation(example) for example in planned.examples))
+    return ray.put(planned.tokens)
 
 
 def recorded(folder: Path, validation_digest: str) -> dict[str, Any] | None:

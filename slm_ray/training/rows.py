@@ -6,11 +6,15 @@ tokenizer with a chat template; the template itself belongs to the base.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slm_ray.chat_template import rendered
 from slm_ray.config import TrainConfig
@@ -50,6 +54,38 @@ class Rows:
             examples=tuple(self.examples[number] for number in numbers),
             places=tuple(self.places[number] for number in numbers),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Tokens:
+    """Rows as the trainer takes them, one behind the other: 8 bytes a token, of which lists of numbers take fifty.
+
+    `ids` and `labels` (as in `tokenised`) are of all rows; a row ends before its entry of `ends`.
+    """
+
+    ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    ends: NDArray[np.int64]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row."""
+        return [int(length) for length in np.diff(self.ends, prepend=0)]
+
+    @property
+    def columns(self) -> dict[str, list[NDArray[np.int32]]]:
+        """The columns of a table with one row each."""
+        return {name: np.split(of, self.ends[:-1]) for name, of in (("input_ids", self.ids), ("labels", self.labels))}
+
+
+def joined(rows: Iterable[Mapping[str, Sequence[int]]]) -> Tokens:
+    """Rows of `tokenised`, packed as they come."""
+    ids, labels, ends = array("i"), array("i"), array("q")
+    for row in rows:
+        ids.extend(row["input_ids"])
+        labels.extend(row["labels"])
+        ends.append(len(ids))
+    return Tokens(ids=np.array(ids, np.int32), labels=np.array(labels, np.int32), ends=np.array(ends, np.int64))
 
 
 def read(path: str, track_name: str) -> Rows:
@@ -203,28 +239,36 @@ def _turn_length(tokenizer: Any, chat: Sequence[Mapping[str, str]], start: int, 
     return length
 
 
-def lengths(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answer") -> list[int]:
-    """Tokens of each whole row, template included.
+def tokens(rows: Rows, tokenizer: Any, *, max_length: int, learn: Learn = "answer") -> Tokens:
+    """Every whole row as it is trained on, template included.
 
     DataError, with file and line, for rows above `max_length` and for rows that the base's chat template refuses;
     ConfigError when the template does not keep a prompt or a turn (`tokenised`).
     """
-    counts, long, refused = [], [], []
+    refused: list[str] = []
+    found = joined(_shown(rows, tokenizer, learn, refused))
+    if refused:
+        raise DataError(_listed(refused))
+    long = [
+        f"{where}: {length} tokens, more than max_length {max_length}"
+        for where, length in zip(rows.places, found.lengths, strict=True) if length > max_length
+    ]  # fmt: skip
+    if long:
+        raise DataError(
+            f"{_listed(long)}; raise max_length to {max(found.lengths)} (it costs memory) or shorten the rows"
+        )
+    return found
+
+
+def _shown(rows: Rows, tokenizer: Any, learn: Learn, refused: list[str]) -> Iterable[dict[str, list[int]]]:
+    """The rows that the template shows, as tokens; why it does not show the others goes into `refused`."""
     for where, example in zip(rows.places, rows.examples, strict=True):
         try:
-            counts.append(len(tokenised(tokenizer, conversation(example), learn)["input_ids"]))
+            yield tokenised(tokenizer, conversation(example), learn)
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         except DataError as error:
             refused.append(f"{where}: {error}")
-            continue
-        if counts[-1] > max_length:
-            long.append(f"{where}: {counts[-1]} tokens, more than max_length {max_length}")
-    if refused:
-        raise DataError(_listed(refused))
-    if long:
-        raise DataError(f"{_listed(long)}; raise max_length to {max(counts)} (it costs memory) or shorten the rows")
-    return counts
 
 
 def refuse_unshown(rows: Rows, tokenizer: Any) -> None:

@@ -52,7 +52,7 @@ class Searched:
     def steps(self) -> int:
         """Optimizer steps of a trial that is trained to its end."""
         return WorkerPayload(
-            config=self.at({"learning_rate": 1.0, "rank": 1}).config, rows=(), lengths=self.planned.lengths,
+            config=self.at({"learning_rate": 1.0, "rank": 1}).config, rows=None, lengths=self.planned.lengths,
             use_gpu=False, progress_path="",
         ).steps  # fmt: skip
 

@@ -23,7 +23,7 @@ from slm_ray.config import Recipe
 from slm_ray.errors import TrainingError
 from slm_ray.training.model import keep_masters_in_fp32
 from slm_ray.training.plan import CPU_THREADS
-from slm_ray.training.rows import tokenised
+from slm_ray.training.rows import Tokens
 from slm_ray.training.selection import Selection
 
 _POOL = 8  # global batches that are sorted by length together
@@ -189,7 +189,7 @@ class AdapterTrainer(SFTTrainer):  # type: ignore[misc]
 def build(
     model: Any,
     tokenizer: Any,
-    rows: Sequence[dict[str, Any]] | Dataset,
+    rows: Tokens | Dataset,
     recipe: Recipe,
     *,
     folder: str,
@@ -197,10 +197,7 @@ def build(
     steps: int,
     report_to: str = "none",
 ) -> AdapterTrainer:
-    """A trainer over prompt/completion rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`.
-
-    The rows reach TRL as tokens.
-    """
+    """A trainer over tokenised rows, or the `train_dataset` of a trainer before it, that checkpoints to `folder`."""
     args = SFTConfig(
         output_dir=folder,
         num_train_epochs=recipe.epochs,
@@ -235,19 +232,10 @@ def build(
         disable_tqdm=True,
         log_level="error",
     )
-    dataset = rows if isinstance(rows, Dataset) else _tokens_of(rows, tokenizer, recipe)
+    dataset = rows if isinstance(rows, Dataset) else Dataset.from_dict(rows.columns)
     trainer = AdapterTrainer(recipe=recipe, model=model, args=args, processing_class=tokenizer, train_dataset=dataset)
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _tokens_of(rows: Sequence[dict[str, Any]], tokenizer: Any, recipe: Recipe) -> Dataset:
-    """The rows as TRL takes them, row after row into Arrow: as lists, 85,000 rows would be gigabytes in every worker."""
-    chats = Dataset.from_list(list(rows))
-    return chats.map(
-        lambda row: tokenised(tokenizer, row, recipe.learn), remove_columns=chats.column_names,
-        new_fingerprint="tokens",  # nothing is cached, so that nothing has to be hashed
-    )  # fmt: skip
 
 
 def optimizer_name(trainer: Any) -> str:

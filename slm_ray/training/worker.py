@@ -77,15 +77,17 @@ def adapted(base: Any, payload: WorkerPayload) -> Any:
 def open_trainer(
     model: Any, tokenizer: Any, payload: WorkerPayload, *, folder: str, dataset: Any | None = None
 ) -> AdapterTrainer:
-    """The trainer of this rank over the rows of `payload`; it checkpoints to `folder`, which must outlive it.
+    """The trainer of this rank over the rows of `payload`, or else over `dataset`, an earlier trainer's `train_dataset`.
 
-    `dataset` are the same rows as an earlier trainer's `train_dataset` has them: they are not tokenised again.
+    It checkpoints to `folder`, which must outlive it.
     """
     config = payload.config
     recipe = config.model_copy(update={"checkpoint_steps": payload.checkpoint_steps})
+    rows = payload.rows if dataset is None else dataset
+    assert rows is not None
     trainer = build(
-        model, tokenizer, payload.rows if dataset is None else dataset, recipe, folder=folder, use_gpu=payload.use_gpu,
-        steps=payload.steps, report_to=config.report_to,
+        model, tokenizer, rows, recipe, folder=folder, use_gpu=payload.use_gpu, steps=payload.steps,
+        report_to=config.report_to,
     )  # fmt: skip
     if payload.selection:
         assert payload.track is not None  # rows that are scored have one

@@ -1,6 +1,7 @@
 """One Ray cluster and one engine for every integration test that needs an endpoint, and adapters to serve on it.
 
-The endpoint is as strict as it gets: an API key, a stand-in, at most 4 adapters in a batch and 16 in memory.
+The endpoint is as strict as it gets: an API key, a stand-in, at most 4 adapters in a batch and 16 in memory. It is asked the
+way that Ray's variables choose, so that the same tests hold engines which answer clients themselves.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from safetensors.torch import save_file
 
 from slm_ray.adapters import base_fingerprint, base_shapes, publish
 from slm_ray.config import Serving
+from slm_ray.ray_environment import HAPROXY
 from slm_ray.serving import deploy, shutdown
+from slm_ray.serving.settings import DIRECT
 
 ROOT = Path(__file__).parents[2]
 KEY = "integration-test-key"
+ENVIRONMENT = {"SLM_RAY_API_KEY": KEY, **{name: os.environ.get(name, "") for name in (HAPROXY, DIRECT)}}
 POOL = [
     {"id": f"row{n}", "prompt": f"call {city} about the weather", "completion": json.dumps({"city": city})}
     for n, city in enumerate(["Paris", "Rome", "Oslo", "Lima", "Cairo"])
@@ -154,7 +158,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 lets any other program starve the engine
     before = engines()
-    endpoint = deploy(config, stand_in=stand_in, environment={"SLM_RAY_API_KEY": KEY})
+    endpoint = deploy(config, stand_in=stand_in, environment=ENVIRONMENT)
     yield Served(url=endpoint.url, config=config, stand_in=stand_in)
     shutdown()
     with socket.socket() as probe:

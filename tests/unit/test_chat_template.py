@@ -147,7 +147,7 @@ def test_rows_that_the_template_refuses_are_named_by_line_with_a_reason_and_a_wa
 ) -> None:
     path = write(tmp_path / "train.jsonl", [[ASKED, SAID], [ASKED, MORE, SAID], [MORE, ASKED, SAID]])
     with pytest.raises(DataError) as refused:
-        rows.lengths(rows.read(path, "chat"), open_tokenizer(bases["mistral"]), max_length=512)
+        rows.tokens(rows.read(path, "chat"), open_tokenizer(bases["mistral"]), max_length=512)
     said = str(refused.value)
     assert f"{path}:2: the base's chat template refuses this chat: turns have to alternate" in said
     assert f"{path}:3: " in said
@@ -182,7 +182,7 @@ def test_a_template_that_changes_the_prompt_is_named_by_line(tmp_path: Path) -> 
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     path = write(tmp_path / "train.jsonl", [[ASKED, SAID]])
     with pytest.raises(ConfigError, match=r"train\.jsonl:1: the base's chat template does not keep the prompt"):
-        rows.lengths(rows.read(path, "chat"), tokenizer, max_length=512)
+        rows.tokens(rows.read(path, "chat"), tokenizer, max_length=512)
 
 
 def learned(tokenizer: Any, row: dict[str, Any], learn: rows.Learn = "every_turn") -> list[str]:
@@ -252,6 +252,6 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_by_line_for_every_tur
     thought = {"role": "assistant", "content": "hm /think 1"}
     path = write(tmp_path / "train.jsonl", [[ASKED, SAID, MORE, SAID], [ASKED, thought, MORE, SAID]])
     read = rows.read(path, "chat")
-    assert len(rows.lengths(read, tokenizer, max_length=512)) == 2
+    assert len(rows.tokens(read, tokenizer, max_length=512).lengths) == 2
     with pytest.raises(ConfigError, match=r"train\.jsonl:2: .*changes the assistant's turn 3 once.*set learn: answer"):
-        rows.lengths(read, tokenizer, max_length=512, learn="every_turn")
+        rows.tokens(read, tokenizer, max_length=512, learn="every_turn")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import pytest
 import ray
+from ray._private.authentication_test_utils import reset_auth_token_state
 
 from slm_ray import cluster
 from slm_ray.config import EvaluateConfig, Serving
@@ -91,3 +95,57 @@ def test_an_endpoint_on_loopback_is_refused_to_a_job_that_is_not_on_the_head(her
     assert endpoint.address(Serving(host="0.0.0.0")) == "http://10.0.0.4:8000", "the head's, where the proxy is"
     here.node = "head"
     endpoint._check_seen_from_here(Serving())
+
+
+@pytest.fixture
+def closed_head() -> Iterator[str]:
+    """The address of what answers as a head does that asks for the token `right`; Ray reads this process's anew after it."""
+
+    def answer(handled: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
+        shown = dict(handled.invocation_metadata).get("authorization")
+
+        def alive(_: bytes, context: grpc.ServicerContext) -> bytes:
+            if shown != "Bearer right":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+            return b""
+
+        return grpc.unary_unary_rpc_method_handler(alive)
+
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[SimpleNamespace(service=answer)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None)
+    reset_auth_token_state()
+
+
+@pytest.mark.parametrize("token", ["", "wrong", "right"])
+def test_another_ray_on_this_machine_lets_in_who_has_its_token_and_is_named_to_all_others(
+    closed_head: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text(closed_head, encoding="utf-8")
+    given = {"RAY_TMPDIR": str(tmp_path), "HOME": str(tmp_path), "RAY_AUTH_MODE": "token" if token else "disabled"}
+    for name, value in {**given, "RAY_AUTH_TOKEN": token}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    reset_auth_token_state()
+    joined: list[str] = []
+    monkeypatch.setattr(ray, "init", lambda address, **_: joined.append(address))
+    if token == "right":
+        cluster.connect()
+        assert joined == [closed_head]
+        return
+    with pytest.raises(ResourceError, match="refuses the token") as error:
+        cluster.connect()
+    assert closed_head in str(error.value) and "RAY_ADDRESS=local" in str(error.value)
+    assert not joined  # it would ask for 15 s
+
+
+def test_a_ray_of_its_own_is_started_for_a_run_that_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setattr(ray, "init", lambda address, **_: started.append(address))
+    cluster.connect()
+    assert started == ["local"]

@@ -17,6 +17,7 @@ from slm_ray.config import Lora, Recipe
 from slm_ray.errors import ConfigError
 from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.model import add_lora
+from slm_ray.training.rows import joined, tokenised
 from slm_ray.training.trainer import build
 from tools import gpu_check
 from tools.config import GpuCheckConfig
@@ -127,8 +128,8 @@ def test_checkpointing_and_the_fused_head_which_gpus_train_with_learn_what_is_le
         lora=Lora(rank=2, alpha=4, dropout=0.0),
     )  # fmt: skip
     chat = {"role": "user", "content": "one two three"}, {"role": "assistant", "content": "four five"}
-    rows = [{"prompt": [chat[0]], "completion": [chat[1]]}] * 4
     tokenizer = open_tokenizer(gpu_check.ROOT / "data" / "tiny_base")
+    rows = joined([tokenised(tokenizer, {"prompt": [chat[0]], "completion": [chat[1]]})] * 4)
     learned = []
     for checkpointing in (False, True):
         torch.manual_seed(0)

@@ -16,16 +16,20 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from langfuse_server import DATASETS, ITEMS, OBSERVATIONS, PUBLIC, SCORES, SECRET, SPANS, Fault, LangfuseServer
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 from traced_run import LLM, SLM, finished
 from traffic_rows import NOW, asked, log_of, said
 
 from slm_ray.config import TraceConfig
 from slm_ray.errors import ConfigError, DataError, ResourceError
 from slm_ray.tracing import replay
+from slm_ray.tracing.collector import Collector
 from slm_ray.tracing.file import read_runs
 from slm_ray.tracing.otlp import values
+from slm_ray.tracing.retry_policy import Problem
 from slm_ray.tracing.spans import SCORE
 from slm_ray.traffic import Feedback
 
@@ -327,6 +331,20 @@ def test_a_collector_of_opentelemetry_gets_the_spans_of_a_traffic_log(tmp_path: 
         with pytest.raises(ResourceError, match="wants other credentials; check OTEL_EXPORTER_OTLP_HEADERS"):
             replay(TraceConfig(run_dir=str(folder)), {**given, "OTEL_EXPORTER_OTLP_HEADERS": ""})
     assert "hidden" not in (folder / "langfuse.jsonl").read_text()
+
+
+def test_spans_that_a_collector_turns_down_do_not_count_as_taken() -> None:
+    turned_down = ExportTraceServiceResponse()
+    turned_down.partial_success.rejected_spans = 3
+    said = [b"", b"{}", turned_down.SerializeToString()]
+    collector = Collector(url="http://collector/v1/traces", headers={})
+    answers = (httpx.Response(200, content=one) for one in said)
+    vars(collector)["_http"] = httpx.Client(transport=httpx.MockTransport(lambda request: next(answers)))
+    for _ in range(2):
+        collector.spans(b"", 1.0)
+    with pytest.raises(Problem, match="it turned down 3 of the spans") as found:
+        collector.spans(b"", 1.0)
+    assert not found.value.transient and not found.value.in_doubt
 
 
 @pytest.mark.parametrize(

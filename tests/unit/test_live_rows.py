@@ -32,6 +32,9 @@ def test_a_log_becomes_rows_and_every_request_that_does_not_is_counted(tmp_path:
     entries: list[TrafficRow | Feedback] = [asked(f"good{n}", said(n), said(n)) for n in range(8)]
     entries += [
         asked("corrected", said("wrong")), Feedback(id="corrected", at=NOW, answer=said("right")),
+        asked("twice", said("wrong")), Feedback(id="twice", at=NOW, answer=said("right")),
+        Feedback(id="twice", at=NOW + 1, answer="as I said"),
+        asked("in words", said("wrong")), Feedback(id="in words", at=NOW, answer="no, it is four"),
         asked("slm-right", None, said("s"), served="slm"), Feedback(id="slm-right", at=NOW, score=1.0),
         asked("slm-alone", None, said("s"), served="slm"),
         asked("llm-wrong", said("w")), Feedback(id="llm-wrong", at=NOW, score=0.0),
@@ -42,19 +45,21 @@ def test_a_log_becomes_rows_and_every_request_that_does_not_is_counted(tmp_path:
     ]  # fmt: skip
     prepared = run(tmp_path, log_of(tmp_path / "log", *entries))
     found = examples(prepared)
-    assert set(found) == {*(f"good{n}" for n in range(8)), "corrected", "slm-right"}
+    assert set(found) == {*(f"good{n}" for n in range(8)), "corrected", "twice", "slm-right"}
+    assert found["twice"].target == said("right"), "what the track cannot read takes nothing back"
     assert (found["corrected"].target, found["slm-right"].target) == (said("right"), said("s"))
     assert (found["corrected"].tags["target_from"], found["good1"].tags["target_from"]) == ("user", "llm")
     step = next(step for step in prepared.steps if step.name == "live requests")
-    assert (step.kept, step.dropped) == (10, 6)
+    assert (step.kept, step.dropped) == (11, 7)
     for reason in (
+        "the answer that a user gave is not strict JSON: 1",
         "the LLM was not asked: 1",
         "scored the LLM's answer wrong: 1",
         "the answer is not",
         "did not answer: 1",
     ):
         assert reason in step.note
-    assert dict(prepared.rows) == {"train": 6, "validation": 2, "test": 2}
+    assert sum(prepared.rows.values()) == 11
 
 
 def test_an_answer_that_something_was_taken_out_of_is_not_learned(tmp_path: Path) -> None:

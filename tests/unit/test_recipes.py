@@ -170,8 +170,8 @@ def test_every_recipe_trains_on_a_base_of_its_family(path: Path, tmp_path: Path)
     ]
     model = add_lora(open_base(base, recipe, use_gpu=False, longest=100), recipe.lora)
     trainer = build(
-        model, tokenizer, [rows.conversation(example) for example in asked], recipe, folder=str(tmp_path / "out"),
-        use_gpu=False, steps=2,
+        model, tokenizer, rows.joined(rows.tokenised(tokenizer, rows.conversation(example)) for example in asked), recipe,
+        folder=str(tmp_path / "out"), use_gpu=False, steps=2,
     )  # fmt: skip
     before = {
         name: weight.clone() for name, weight in model.named_parameters() if name.endswith("lora_B.default.weight")

@@ -19,6 +19,7 @@ from slm_ray.corpus.render import prompt_of
 from slm_ray.corpus.tracks import track
 from slm_ray.errors import ResourceError
 from slm_ray.training import ray_trainer, rows, slots, validation_score
+from slm_ray.training.base_model import open_tokenizer
 from slm_ray.training.plan import WorkerPayload
 from slm_ray.training.resident import Desk, Work
 from slm_ray.training.resident_worker import Resident, last_whole
@@ -40,8 +41,10 @@ def work(folder: Path, rate: float, rank: int, **changed: Any) -> Work:
         per_device_batch=4, gradient_accumulation=1, optimizer="adamw_torch", epochs=2, warmup_steps=1,
         learning_rate=rate, lora=Lora(rank=rank, alpha=2 * rank, dropout=0.1), workers={"count": 1},
     )  # fmt: skip
+    tokenizer = open_tokenizer(BASE)
+    found = rows.joined(rows.tokenised(tokenizer, rows.conversation(example)) for example in examples(8, "Number"))
     payload = WorkerPayload(
-        config=config, rows=tuple(rows.conversation(example) for example in examples(8, "Number")), lengths=(60,) * 8,
+        config=config, rows=found, lengths=(60,) * 8,
         use_gpu=False, progress_path=str(folder / "progress.json"), validation=examples(3, "Figure"), track=TRACK,
     )  # fmt: skip
     return dataclasses.replace(

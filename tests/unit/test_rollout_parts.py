@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from slm_ray.config import RolloutConfig
+from slm_ray.config import RolloutConfig, Serving
 from slm_ray.errors import AdapterError, ConfigError, ModelError
 from slm_ray.providers.answer import Outcome
+from slm_ray.rollout import deploy
 from slm_ray.rollout.calls import ASK_EVERY_S, FAILURES_IN_A_ROW, Circuit
 from slm_ray.rollout.declared import asks_endpoint, declare
 from slm_ray.rollout.judged import labelled
@@ -30,6 +31,12 @@ def test_each_kind_of_model_has_its_address_and_its_key() -> None:
     assert "azure-key" not in repr(azure)
 
 
+@pytest.mark.parametrize(("host", "on_head"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
+def test_the_front_is_where_an_endpoint_on_loopback_is_found(host: str, on_head: bool) -> None:
+    options = deploy._placed(Serving(host=host)).ray_actor_options
+    assert ("node:__internal_head__" in options.get("resources", {})) is on_head and options["num_cpus"] == 0.1
+
+
 def test_what_has_no_address_or_no_key_is_refused() -> None:
     for spec in ("fake:x", "recorded:x.jsonl", "served:tiny+3shot", "baseline:majority"):
         with pytest.raises(ConfigError, match="cannot stand in a route"):
@@ -43,8 +50,8 @@ def test_a_proxy_is_for_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     at = [target(f"openai:m@http://{host}/v1", arm="llm", endpoint="", environment={"OPENAI_API_KEY": "k"}).proxy
-          for host in ("elsewhere.example", "127.0.0.1:8000", "localhost")]  # fmt: skip
-    assert at == ["http://proxy:3128", None, None]
+          for host in ("elsewhere.example", "127.0.0.1:8000", "127.0.1.1", "[::1]:8000", "localhost")]  # fmt: skip
+    assert at == ["http://proxy:3128", None, None, None, None]
 
 
 def said(text: str | None, logprob: float | None = None, *, trouble: str | None = None) -> Reply:

@@ -62,7 +62,7 @@ def tokenizer() -> Any:
 @pytest.fixture(scope="module")
 def trainer(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     model = add_lora(open_base(BASE, RECIPE, use_gpu=False, longest=100), RECIPE.lora)
-    found = [rows.conversation(example) for example in examples(8)]
+    found = rows.joined(rows.tokenised(tokenizer, rows.conversation(example)) for example in examples(8))
     return build(model, tokenizer, found, RECIPE, folder=str(tmp_path_factory.mktemp("out")), use_gpu=False, steps=2)
 
 
@@ -159,8 +159,9 @@ def small_trainer(tokenizer: Any, folder: Path, *, asked: Sequence[Example] = ()
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
     )  # fmt: skip
     model = add_lora(LlamaForCausalLM(shape).to(torch.bfloat16), RECIPE.lora)
-    found = [rows.conversation(example) for example in asked or examples(8)]
     recipe = RECIPE.model_copy(update=changed)
+    chats = [rows.conversation(example) for example in asked or examples(8)]
+    found = rows.joined(rows.tokenised(tokenizer, chat, recipe.learn) for chat in chats)
     return build(model, tokenizer, found, recipe, folder=str(folder), use_gpu=False, steps=6)
 
 
@@ -320,7 +321,7 @@ def metered(trainer: Any, folder: Path, *, selection: tuple[Example, ...] = ()) 
     """The trainer with the meter that every run has."""
     payload = WorkerPayload(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=6),
-        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(folder / "run.json"), selection=selection,
+        rows=None, lengths=(10,) * 8, use_gpu=False, progress_path=str(folder / "run.json"), selection=selection,
     )  # fmt: skip
     meter.Meter(payload, rank=0).attach(trainer)
     return trainer
@@ -430,7 +431,7 @@ def test_progress_is_written_at_a_step_and_in_the_silence_of_a_long_one(
     path = tmp_path / "run.json"
     payload = WorkerPayload(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=2),
-        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(path),
+        rows=None, lengths=(10,) * 8, use_gpu=False, progress_path=str(path),
     )  # fmt: skip
     watched, seen = meter.Meter(payload, rank=0), list[Any]()
 
@@ -658,7 +659,7 @@ def test_a_training_that_fails_writes_no_more_progress(
     monkeypatch.setattr(meter, "_EVERY_S", 0.01)
     payload = WorkerPayload(
         config=TrainConfig(track="structured", train="t", base="b", run_dir="r", adapters_dir="a", epochs=6),
-        rows=(), lengths=(10,) * 8, use_gpu=False, progress_path=str(tmp_path / "run.json"),
+        rows=None, lengths=(10,) * 8, use_gpu=False, progress_path=str(tmp_path / "run.json"),
     )  # fmt: skip
 
     class Fails(TrainerCallback):  # type: ignore[misc]

@@ -42,7 +42,9 @@ def recipe(**changed: Any) -> Recipe:
 
 def trained(folder: Path, chosen: Recipe, base: Path = BASE) -> Any:
     model = add_lora(open_base(base, chosen, use_gpu=False, longest=100), chosen.lora)
-    trainer = build(model, open_tokenizer(base), ROWS, chosen, folder=str(folder), use_gpu=False, steps=6)
+    tokenizer = open_tokenizer(base)
+    found = rows.joined(rows.tokenised(tokenizer, row) for row in ROWS)
+    trainer = build(model, tokenizer, found, chosen, folder=str(folder), use_gpu=False, steps=6)
     trainer.train()
     return trainer
 

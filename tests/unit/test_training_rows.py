@@ -30,17 +30,20 @@ def write(path: Path, answers: list[str]) -> str:
 
 def test_lengths_are_of_the_whole_row_in_the_base_s_template(tmp_path: Path, tokenizer: Any) -> None:
     read = rows.read(write(tmp_path / "train.jsonl", ["one", "two words"]), "structured")
-    found = rows.lengths(read, tokenizer, max_length=512)
+    found = rows.tokens(read, tokenizer, max_length=512)
     row = rows.conversation(read.examples[1])
     text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
-    assert found[1] == len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert found.lengths[1] == len(tokens)
+    assert found.columns["input_ids"][1].tolist() == tokens
+    assert [[*column[1]] for column in found.columns.values()] == [*rows.tokenised(tokenizer, row).values()]
     assert text.endswith("two words<|eot_id|>")
 
 
 def test_a_long_row_is_refused_by_line_with_the_length_that_would_do(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path / "train.jsonl", ["short", "word " * 200, "short"])
     with pytest.raises(DataError, match=rf"{path}:3: \d+ tokens, more than max_length 128; raise max_length to \d+"):
-        rows.lengths(rows.read(path, "structured"), tokenizer, max_length=128)
+        rows.tokens(rows.read(path, "structured"), tokenizer, max_length=128)
 
 
 def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tmp_path: Path) -> None:
@@ -49,7 +52,7 @@ def test_a_template_that_changes_the_prompt_once_an_answer_follows_is_refused(tm
         "{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}think:{% endif %}"
     )
     with pytest.raises(ConfigError, match="chat template"):
-        rows.lengths(rows.read(write(tmp_path / "train.jsonl", ["x"]), "structured"), odd, max_length=512)
+        rows.tokens(rows.read(write(tmp_path / "train.jsonl", ["x"]), "structured"), odd, max_length=512)
 
 
 def test_the_first_rows_keep_their_lines(tmp_path: Path) -> None:
