@@ -181,7 +181,8 @@ def test_a_call_that_a_user_gives_as_the_log_writes_it_is_learned(tmp_path: Path
         return json.dumps([{"id": "c", "function": {"name": "add", "arguments": json.dumps({"a": value})}}])
 
     row = asked("t", call(1))
-    tools = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+    named = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": named}]
     source = log_of(
         tmp_path / "log", replace(row, request={**row.request, "tools": tools}),
         Feedback(id="t", at=NOW, answer=call(2)), Feedback(id="t", at=NOW + 1, answer="add two, I said"),
