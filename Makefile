@@ -42,8 +42,8 @@ models: install ## the integration tests that train or serve a model
 
 test: install lint unit calls models ## everything: style, types, unit and integration tests
 
-test-cluster: install ## scenarios on several hosts (network namespaces): needs root and Debian's iproute2 redis-server openssh-server rsync; skipped with the reason elsewhere
-	@$(BIN)/python -m pytest -ra tests/cluster
+test-cluster: install ## scenarios on several hosts (network namespaces), in two processes: needs root and Debian's iproute2 redis-server openssh-server rsync; skipped with the reason elsewhere
+	@$(BIN)/python -m pytest -ra -n 2 --dist loadfile --no-loadscope-reorder tests/cluster
 
 docs: install ## the documentation into site/, strictly: a broken link or a page that loads from elsewhere fails
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.docs.lock

@@ -1,4 +1,4 @@
-"""What one node of a cluster says of itself: packages, GPUs, disks, base, folders, open ports. It judges nothing.
+"""What one node of a cluster says of itself: packages, GPUs, disks, base, folders, stores, open ports. It judges nothing.
 
 `examine` runs on the node. What cannot be found out there (no driver, processes of others) is left out; nothing raises.
 """
@@ -12,7 +12,8 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from ipaddress import ip_address
@@ -23,16 +24,20 @@ import psutil
 
 from slm_ray.adapters import base_fingerprint, check_base
 from slm_ray.errors import SlmRayError
+from slm_ray.remote import open_store, shown
 
 Kind = Literal["ray", "dashboard", "client", "other"]
+_STORE_S = 6.0  # shorter than the asker's patience, so that the rest of the answer is heard
 _DASHBOARD_PORTS = range(8265, 8316)  # Ray takes the next one where one is in use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What a node is asked about. `folders` are absolute; `mark` is a file that the asker has put into each of them."""
+    """What a node is asked about. `folders` are absolute; `mark` is a file that the asker has put into each of them. `stores`
+    are addresses in object storage."""
 
     folders: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
     mark: str = ""
     base: str | None = None
 
@@ -60,7 +65,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
-    """One node. `folders` and `base_problem` say what is wrong, empty where nothing is; `late_s` is by how much its clock is
+    """One node. `folders` (stores among them) and `base_problem` say what is wrong, empty where nothing is; `late_s` is by how much its clock is
     ahead of the asker's, None where that is not known; GPU driver and CUDA are None without a card. `gpu_problem` says which
     cards the driver counts and cannot read."""
 
@@ -99,7 +104,7 @@ def examine(node: str, ray_gpus: float, question: Question) -> NodeFacts:
         python=platform.python_version(),
         packages=packages(),
         free_bytes={place: free for place in ("/tmp", *folders) if (free := _free(place)) is not None},
-        folders=folders,
+        folders=folders | store_problems(question.stores),
         base=base,
         base_problem=problem,
         driver=driver,
@@ -144,6 +149,33 @@ def folder_problem(folder: Path, mark: str) -> str:
         with contextlib.suppress(OSError):
             own.unlink()
     return ""
+
+
+def store_problems(uris: Sequence[str], within_s: float = _STORE_S) -> dict[str, str]:
+    """By address, what is wrong with a store, or nothing: an object cannot be written, read and removed within so many seconds."""
+    looking = ThreadPoolExecutor(max(1, len(uris)))
+    deadline = time.monotonic() + within_s
+    asked = {uri: looking.submit(_store_problem, uri) for uri in uris}
+    found = {}
+    for uri, answer in asked.items():
+        try:
+            found[shown(uri)] = answer.result(timeout=max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            found[shown(uri)] = f"no answer within {within_s:g} s"
+    looking.shutdown(wait=False)
+    return found
+
+
+def _store_problem(uri: str) -> str:
+    own, content = f".doctor-{uuid.uuid4().hex}", uuid.uuid4().bytes
+    try:
+        store = open_store(uri, setting="address")
+        store.write(own, content)
+        read = store.read(own)
+        store.delete(own)
+    except SlmRayError as error:
+        return str(error)
+    return "" if read == content else "what was written does not come back"
 
 
 def _base(base: str | None) -> tuple[str, str]:

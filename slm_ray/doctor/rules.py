@@ -127,6 +127,8 @@ def _places(node: NodeFacts, base: str) -> Iterator[Finding]:
     for folder, problem in node.folders.items():
         if problem:
             fix = "mount the same folder there, writable for the user that runs Ray, or choose one that all nodes share"
+            if "://" in folder:
+                fix = "every node needs a way to the store, and its credentials set before Ray is started there"
             yield _finding(node, "folder", f"{folder}: {problem}", fix)
     if node.base_problem:
         yield _finding(node, "base", node.base_problem, "copy the same base to the same path on every node")

@@ -22,6 +22,7 @@ from slm_ray import cluster, storage
 from slm_ray.config import DoctorConfig
 from slm_ray.doctor.facts import NodeFacts, Question, Silent, clock_s, examine
 from slm_ray.doctor.rules import Expected, Finding, findings, pins_of
+from slm_ray.remote import is_remote
 
 ANSWER_S = 10.0  # what a node may take to answer
 
@@ -40,7 +41,8 @@ def doctor(config: DoctorConfig, *, within_s: float = ANSWER_S) -> Examination:
     cluster.connect()
     places = [place for place in (config.run_dir, config.adapters_dir) if place]
     with _marked(places) as (folders, mark):
-        question = Question(folders=folders, mark=mark, base=_for_all(config.base))
+        stores = tuple(dict.fromkeys(place for place in places if is_remote(place)))
+        question = Question(folders=folders, stores=stores, mark=mark, base=_for_all(config.base))
         nodes = ask_all(question, within_s=within_s)
     head = ray.get_runtime_context().gcs_address
     expected = Expected(
@@ -108,7 +110,7 @@ def _marked(places: Sequence[str]) -> Iterator[tuple[tuple[str, ...], str]]:
     A folder that takes no file has none, and every node says what is wrong with it.
     """
     mark = f".doctor-{uuid.uuid4().hex}"
-    local = [place for place in places if "://" not in place]  # an object store is no folder of a node
+    local = [place for place in places if not is_remote(place)]  # an object store is no folder of a node
     folders = tuple(dict.fromkeys(str(_existing(Path(place).expanduser().absolute())) for place in local))
     try:
         for folder in folders:

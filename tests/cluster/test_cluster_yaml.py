@@ -191,6 +191,7 @@ def test_the_tutorial_s_commands_start_a_cluster_use_it_and_stop_it() -> None:
         assert all(f"{name} ({made[name].address})" in examined.stdout for name in ALL), (
             examined.stdout + examined.stderr
         )
+        assert not re.search("red: .*s3://", examined.stdout), "every node writes to the bucket"
         assert strange.returncode != 0
         assert "page: s3://mine/runs/first/report.html" in said and "(test rows)" in said and "verdict: " in said, said
         assert b"<html" in bucket.read("runs/first/report.html")

@@ -57,7 +57,7 @@ def call():
             note = {"failed": repr(error)}
         said.write(json.dumps({"at": began, "took_s": time.time() - began, **note}) + "\\n")
         said.flush()
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 threads = [threading.Thread(target=call) for _ in range(4)]
 [each.start() for each in threads]

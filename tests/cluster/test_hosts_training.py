@@ -13,7 +13,7 @@ from hosts import await_, needs_hosts
 from ray_hosts import RayHosts
 
 pytestmark = [needs_hosts, pytest.mark.heavy]
-EPOCHS, STEPS = 12, 72
+EPOCHS, STEPS = 6, 36
 
 
 def command(cluster: RayHosts, folder: str, **changes: object) -> str:

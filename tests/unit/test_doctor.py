@@ -8,16 +8,31 @@ import json
 import os
 import platform
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from slm_ray.doctor.facts import Gpu, Listener, NodeFacts, Question, Silent, examine, folder_problem, gpus_of, kind_of
+from slm_ray.doctor.facts import (
+    Gpu,
+    Listener,
+    NodeFacts,
+    Question,
+    Silent,
+    examine,
+    folder_problem,
+    gpus_of,
+    kind_of,
+    store_problems,
+)
 from slm_ray.doctor.rules import Expected, findings, pins_of
 from slm_ray.doctor.run import Examination, _marked
 from slm_ray.doctor.table import plain, summary
+from slm_ray.remote import open_store
 
 ROOT = Path(__file__).parents[2]
 PINS = {"ray": "2.60.0", "torch": "2.13.0"}
@@ -51,6 +66,7 @@ RED: list[tuple[str, dict[str, Any], str, str]] = [
     ("gpu", {"gpus": (dataclasses.replace(GPU, celsius=91),)}, "card 0 (RTX 3090) has 91 °C", "power limit"),
     ("disk", {"free_bytes": {"/tmp": 10**9}}, "1.0 GB are free at /tmp", "remove old runs"),
     ("folder", {"folders": {"/shared": "it is not there"}}, "/shared: it is not there", "mount the same folder"),
+    ("folder", {"folders": {"s3://mine/runs": "no answer within 6 s"}}, "s3://mine/runs: no answer", "credentials set before Ray is started"),
     ("base", {"base": "", "base_problem": "there is no base model folder '/b'"}, "no base model folder", "copy the same base"),
     ("base", {"base": "c" * 64}, "cccccccc instead of bbbbbbbb", "copy the base anew"),
     ("token", {"token_is_open": True}, "other users of the node can read its file", "chmod 600"),
@@ -168,6 +184,28 @@ def test_a_folder_that_takes_no_mark_is_not_called_another_one() -> None:
 
 def test_a_folder_that_takes_nothing_is_named() -> None:
     assert "it cannot be written to" in folder_problem(Path("/proc"), "")  # also for root
+
+
+def test_a_store_is_written_read_and_left_as_it_was_and_what_is_wrong_with_it_is_named() -> None:
+    program = Path(__file__).parent / "s3_server.py"
+    with subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        options = f"scheme=http&region=us-east-1&endpoint_override=127.0.0.1:{int(server.stdout.readline())}"
+        mine, other = (f"s3://{name}?{options}" for name in ("anonymous@bucket/runs", "anonymous@none/runs"))
+        found = store_problems([mine, other])
+        left = open_store(mine, setting="run_dir").listing()
+        server.kill()
+    assert set(found) == {"s3://bucket/runs", "s3://none/runs"}
+    assert found["s3://bucket/runs"] == "" and not left
+    assert "s3://none/runs" in found["s3://none/runs"] and "cannot be written" in found["s3://none/runs"]
+
+
+def test_a_store_that_does_not_answer_is_waited_for_so_long_and_no_longer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"s3://anonymous@bucket/runs?scheme=http&region=x&endpoint_override=127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        assert store_problems([uri], within_s=0.3) == {"s3://bucket/runs": "no answer within 0.3 s"}
+        assert time.monotonic() - began < 5
 
 
 def test_a_port_that_is_open_to_all_is_found_and_one_on_loopback_is_not() -> None:
