@@ -206,9 +206,14 @@ def _target(request: TrafficRow, track: Track) -> tuple[str, Origin] | str:
 
 def _latest_readable(corrected: Sequence[Feedback], track: Track) -> tuple[Feedback, str | None]:
     """The latest answer that the track can read, as the roll-out's front counts labels; else the latest, and its lack."""
-    forms = [unreadable(track, str(said.answer)) for said in corrected]
+    forms = [_lack(track, str(said.answer)) for said in corrected]
     readable = [said for said, form in zip(corrected, forms, strict=True) if form is None]
     return (readable[-1], None) if readable else (corrected[-1], forms[-1])
+
+
+def _lack(track: Track, answer: str) -> str | None:
+    """What form the answer is not in. Calls in OpenAI's list are none's: they get the track's own form with their row."""
+    return None if "tool_calls" in _turn(answer) else unreadable(track, answer)
 
 
 def _usable(answer: ArmAnswer) -> bool:

@@ -94,12 +94,12 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
     _logger.handlers, _logger.propagate = [logging.NullHandler()], False
     digest, keys_file = access(at, environment)
     settings = FrontSettings(folder=config.routes_dir, endpoint=endpoint, api_key_digest=digest, keys_file=keys_file)
-    cluster.require([{"CPU": _CPUS}], setting="the roll-out's front")
+    cluster.require([{"CPU": _CPUS, **_place(at)}], setting="the roll-out's front")
     app = f"slm-ray-rollout-{at.port}"
     _check_address(at)
     logs: dict[str, Any] = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(http_options={"host": at.host, "port": at.port}, logging_config=logs)
-    bound = _placed(at).bind(settings, config)
+    bound = _front(at).bind(settings, config)
     application = serve.RunTarget(target=bound, name=app, route_prefix=PREFIX, logging_config=logs)
     try:
         serve.run_many([application], wait_for_applications_running=False)
@@ -110,12 +110,14 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
     return Rollout(url=f"{endpoint}{PREFIX}", app=app)
 
 
-def _placed(at: Serving) -> Any:
-    """The front's deployment; where Serve listens on the head's loopback alone, on the head, or it would find no endpoint."""
+def _place(at: Serving) -> dict[str, float]:
+    """What keeps the front on the head where Serve listens on the head's loopback alone: elsewhere it would find no endpoint."""
+    return _ON_THE_HEAD if is_loopback(at.host) else {}
+
+
+def _front(at: Serving) -> Any:
     front: Any = FrontReplica
-    if not is_loopback(at.host):
-        return front
-    return front.options(ray_actor_options={"num_cpus": _CPUS, "resources": _ON_THE_HEAD})
+    return front.options(ray_actor_options={"num_cpus": _CPUS, "resources": _place(at)})
 
 
 def shutdown() -> None:

@@ -1,4 +1,4 @@
-"""The Serve application: one deployment of engines and one of fronts, as a serve file has them.
+"""The Serve application: one deployment of engines and one of fronts, as a serve file has them, or of engines alone (`direct`).
 
 `build` is for a job that deploys; `application` is what a Ray Serve file names as its `import_path`, so that the plain
 `serve run serve_configs/X.yaml` and `serve deploy` bring the same endpoint up. Both import no vLLM: the options that Ray's own

@@ -1,8 +1,8 @@
 """Any collector of OpenTelemetry over HTTP, by the variables that OpenTelemetry names for it; it takes spans and nothing else.
 
 It cannot be asked what it has. So a span whose answer was lost is sent again and may be there twice, and what is said of a
-request after its span was sent does not reach it. Where it turns down some spans of a request it does not say which: none
-counts as taken. Scores are attributes of the spans.
+request after its span was sent does not reach it. Where it turns down some spans of a request it does not say which, and
+OpenTelemetry's protocol forbids to send that request again: they are counted. Scores are attributes of the spans.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import httpx
 from slm_ray.errors import ConfigError
 from slm_ray.tracing.http import client, explained, raise_for
 from slm_ray.tracing.otlp import digest, rejected
-from slm_ray.tracing.retry_policy import Problem
 
 _VARIABLE = "OTEL_EXPORTER_OTLP"
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # of a header
@@ -28,13 +27,14 @@ _ADVICE = dict.fromkeys((401, 403), f"it wants other credentials; check {_VARIAB
 
 
 class Collector:
-    """One collector. `close()` it."""
+    """One collector; `turned_down` counts the spans that it would not have. `close()` it."""
 
     def __init__(self, *, url: str, headers: Mapping[str, str]) -> None:
         self.url = url.partition("?")[0]  # what follows may be a secret
         self.destination = digest("otlp", url, length=16)
         self._url = url
         self._headers = headers
+        self.turned_down = 0
 
     def __repr__(self) -> str:
         return f"Collector({self.url!r})"
@@ -58,13 +58,12 @@ class Collector:
         self.spans(b"", timeout_s)
 
     def spans(self, body: bytes, timeout_s: float) -> None:
-        """Send spans: an ExportTraceServiceRequest as protobuf. Problem too where it has turned some of them down."""
+        """Send spans: an ExportTraceServiceRequest as protobuf."""
         headers = {**self._headers, "Content-Type": "application/x-protobuf"}
         with explained("a collector of traces"):
             response = self._http.post(self._url, content=body, headers=headers, timeout=timeout_s)
             raise_for(response.status_code, response.headers, _ADVICE)
-        if turned_down := rejected(response.content):
-            raise Problem(f"it turned down {turned_down:,} of the spans of a request; its own log says why", status=207)
+        self.turned_down += rejected(response.content)
 
     def present(self, session: str, since_ns: int, cursor: str | None, timeout_s: float) -> tuple[set[str], str | None]:
         """Nothing that anybody could know of."""

@@ -22,6 +22,7 @@ from slm_ray.runlog import FOLDER, RUN_FILE, Response, RunLog
 from slm_ray.storage import lock
 from slm_ray.tracing.collector import Collector
 from slm_ray.tracing.delivery import Delivered, Delivery
+from slm_ray.tracing.delivery_log import FILE_NAME as SENT
 from slm_ray.tracing.delivery_log import DeliveryLog
 from slm_ray.tracing.file import FILE_NAME, read_runs, write_run
 from slm_ray.tracing.langfuse import Langfuse, disabled
@@ -70,6 +71,12 @@ def replay(
         ) from None
     finally:
         receiver.close()
+    if isinstance(receiver, Collector) and receiver.turned_down:
+        raise ResourceError(
+            f"{receiver.url} has turned down {receiver.turned_down:,} of {total.spans:,} spans, and does not say which; its own log"
+            f" says why. They are not sent again: delete {SENT} beside the run, and the same command sends all of them, those that it"
+            " took for the second time"
+        )
     beside = f", {total.items} dataset items, {total.scores} scores" if isinstance(receiver, Langfuse) else ""
     return f"{receiver.url} has the traces of {runs} {'run' if runs == 1 else 'runs'}; sent now: {total.spans} spans{beside}"
 

@@ -29,7 +29,6 @@ from slm_ray.tracing import replay
 from slm_ray.tracing.collector import Collector
 from slm_ray.tracing.file import read_runs
 from slm_ray.tracing.otlp import values
-from slm_ray.tracing.retry_policy import Problem
 from slm_ray.tracing.spans import SCORE
 from slm_ray.traffic import Feedback
 
@@ -333,18 +332,29 @@ def test_a_collector_of_opentelemetry_gets_the_spans_of_a_traffic_log(tmp_path: 
     assert "hidden" not in (folder / "langfuse.jsonl").read_text()
 
 
-def test_spans_that_a_collector_turns_down_do_not_count_as_taken() -> None:
+def test_spans_that_a_collector_turns_down_are_said_and_hold_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(log_of(tmp_path / "log", *(asked(name, said(1), said(2), route=name) for name in ("a", "b"))))
     turned_down = ExportTraceServiceResponse()
-    turned_down.partial_success.rejected_spans = 3
-    said = [b"", b"{}", turned_down.SerializeToString()]
-    collector = Collector(url="http://collector/v1/traces", headers={})
-    answers = (httpx.Response(200, content=one) for one in said)
-    vars(collector)["_http"] = httpx.Client(transport=httpx.MockTransport(lambda request: next(answers)))
-    for _ in range(2):
-        collector.spans(b"", 1.0)
-    with pytest.raises(Problem, match="it turned down 3 of the spans") as found:
-        collector.spans(b"", 1.0)
-    assert not found.value.transient and not found.value.in_doubt
+    turned_down.partial_success.rejected_spans = 2
+    answers = iter([b"", turned_down.SerializeToString(), b"{}", b""])  # to the check, the two runs, the next check
+    sent: list[bytes] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(request.content)
+        return httpx.Response(200, content=next(answers))
+
+    def collector(environment: object) -> Collector:
+        made = Collector(url="http://collector/v1/traces", headers={})
+        vars(made)["_http"] = httpx.Client(transport=httpx.MockTransport(answer))
+        return made
+
+    monkeypatch.setattr(Collector, "from_environment", collector)
+    with pytest.raises(ResourceError, match="has turned down 2 of 6 spans"):
+        replay(TraceConfig(run_dir=str(folder)), {})
+    assert "sent now: 0 spans" in replay(TraceConfig(run_dir=str(folder)), {}), "what it took would be there twice"
+    assert [bool(body) for body in sent] == [False, True, True, False], "and the second run is sent all the same"
 
 
 @pytest.mark.parametrize(

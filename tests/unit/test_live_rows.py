@@ -176,6 +176,21 @@ def test_tool_calls_are_learned_as_calls(tmp_path: Path) -> None:
     assert "add" in found.target and found.tags == {"tool": "add", "target_from": "llm"}
 
 
+def test_a_call_that_a_user_gives_as_the_log_writes_it_is_learned(tmp_path: Path) -> None:
+    def call(value: int) -> str:
+        return json.dumps([{"id": "c", "function": {"name": "add", "arguments": json.dumps({"a": value})}}])
+
+    row = asked("t", call(1))
+    named = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": named}]
+    source = log_of(
+        tmp_path / "log", replace(row, request={**row.request, "tools": tools}),
+        Feedback(id="t", at=NOW, answer=call(2)), Feedback(id="t", at=NOW + 1, answer="add two, I said"),
+    )  # fmt: skip
+    (found,) = live_rows(source, track("toolcall"), Live()).rows
+    assert '"a":2' in found.target and found.tags == {"tool": "add", "target_from": "user"}
+
+
 def cascade(requests: int, *, most_hard: int, audit_every: int) -> list[TrafficRow]:
     """Traffic of a cascade, of which every third request is hard: the LLM answers those, and of the others what is audited.
 

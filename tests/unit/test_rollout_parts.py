@@ -1,12 +1,14 @@
 """Where the two sides of a route are asked, when a dead one is left alone, and what a settings file does to the routes."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 
 from slm_ray.config import RolloutConfig, Serving
-from slm_ray.errors import AdapterError, ConfigError, ModelError
+from slm_ray.errors import AdapterError, ConfigError, ModelError, ResourceError
 from slm_ray.providers.answer import Outcome
 from slm_ray.rollout import deploy
 from slm_ray.rollout.calls import ASK_EVERY_S, FAILURES_IN_A_ROW, Circuit
@@ -33,8 +35,20 @@ def test_each_kind_of_model_has_its_address_and_its_key() -> None:
 
 @pytest.mark.parametrize(("host", "on_head"), [("127.0.0.1", True), ("::1", True), ("0.0.0.0", False)])
 def test_the_front_is_where_an_endpoint_on_loopback_is_found(host: str, on_head: bool) -> None:
-    options = deploy._placed(Serving(host=host)).ray_actor_options
+    options = deploy._front(Serving(host=host)).ray_actor_options
     assert ("node:__internal_head__" in options.get("resources", {})) is on_head and options["num_cpus"] == 0.1
+
+
+def test_a_head_without_a_cpu_for_the_front_is_found_before_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = {"CPU": 8.0, "node:__internal_head__": 1.0}
+    nodes = [{"node:__internal_head__": 1.0}, {"CPU": 8.0}]
+    monkeypatch.setattr(deploy, "_logger", logging.getLogger("test_rollout_parts"))
+    monkeypatch.setattr(ray, "cluster_resources", lambda: total)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": one} for one in nodes])
+    with pytest.raises(ResourceError, match=r"the roll-out's front asks for 0\.1 CPU, .*head.* on one node"):
+        deploy._deploy(RolloutConfig(folder=str(tmp_path)), {})
 
 
 def test_what_has_no_address_or_no_key_is_refused() -> None:

@@ -21,11 +21,13 @@ from slm_ray.serving.app import build
 from slm_ray.serving.direct import OwnHandle
 from slm_ray.serving.figures import Recorder
 from slm_ray.serving.ingress import AdapterIngress
+from slm_ray.serving.keys import key_digest
 from slm_ray.serving.replica import EngineDead
 from slm_ray.serving.settings import DIRECT, app_settings, bundles, room
 
 ROOT = Path(__file__).parents[2]
 CPU = str(ROOT / "serve_configs/cpu_tiny.yaml")
+PATH = "/v1/chat/completions"
 WAY = {DIRECT: "1", HAPROXY: "1"}
 
 
@@ -34,12 +36,14 @@ class Engine:
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.bodies: list[Any] = []
         self.closed = self.dead = False
 
     async def answer(self, kind: str, body: Any) -> AsyncGenerator[Any, None]:
         if self.dead:
             raise EngineDead("it died")
         self.asked.append(serve.get_multiplexed_model_id())
+        self.bodies.append(body)
         return self._pieces(body)
 
     async def _pieces(self, body: Any) -> AsyncGenerator[Any, None]:
@@ -57,11 +61,18 @@ class Engine:
             raise EngineDead("it died")
 
 
-def application(engine: Engine, folder: Path) -> Any:
-    front = AdapterIngress(
+def direct(engine: Engine, folder: Path, **options: Any) -> AdapterIngress:
+    return AdapterIngress(
         OwnHandle(engine), base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
-        tools=False,
+        tools=False, **options,
     )  # fmt: skip
+
+
+def application(engine: Engine, folder: Path) -> Any:
+    return routes(direct(engine, folder))
+
+
+def routes(front: AdapterIngress) -> Any:
     meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
     return front.application(Recorder(lambda figure: meter))
 
@@ -77,7 +88,7 @@ def test_the_engine_is_asked_as_the_adapter_that_was_resolved_whatever_a_header_
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             context._set_request_context(multiplexed_model_id="base:../../elsewhere")
             said = {"messages": [{"role": "user", "content": "hi"}]}
-            return [await client.post("/v1/chat/completions", json=said | {"model": one})
+            return [await client.post(PATH, json=said | {"model": one})
                     for one in ("base", "base:a-0123456789ab", "base")]  # fmt: skip
 
     replies = asyncio.run(scenario())
@@ -102,17 +113,55 @@ def test_a_client_that_leaves_its_stream_closes_the_answer(tmp_path: Path) -> No
             if message.get("body"):
                 leaves.set()
 
-        path = "/v1/chat/completions"
         scope = {
-            "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "",
+            "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"", "root_path": "",
             "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
             "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
         }  # fmt: skip
         await asyncio.wait_for(application(engine, tmp_path)(scope, receive, send), 10)
         await asyncio.sleep(0.05)
+        assert engine.closed, "and not by the end of the loop, which closes whatever is open"
 
     asyncio.run(scenario())
-    assert engine.closed
+
+
+def test_an_answer_is_given_up_between_two_of_its_pieces() -> None:
+    engine = Engine()
+
+    async def scenario() -> None:
+        pieces = OwnHandle(engine).options(stream=True).answer.remote("chat", {"stream": True})
+        assert (await anext(pieces)).startswith("data:")
+        pieces.cancel()
+        await asyncio.sleep(0.05)
+        assert engine.closed
+
+    asyncio.run(scenario())
+
+
+def test_keys_bounds_and_schemas_by_name_hold_in_the_engine_s_process(tmp_path: Path) -> None:
+    engine = Engine()
+    keyed = direct(engine, tmp_path, api_key_digest=key_digest("right"))
+    keyed.reconfigure({"stand_in": None, "schemas": {"calls": {"type": "object"}}})
+    said = {"messages": [{"role": "user", "content": "hi"}]}
+    named = {"response_format": {"type": "json_schema", "json_schema": {"name": "calls"}}}
+    unknown = {"response_format": {"type": "json_schema", "json_schema": {"name": "others"}}}
+
+    async def scenario() -> list[int]:
+        transport = httpx.ASGITransport(routes(keyed))
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            asked: list[tuple[str, dict[str, Any]]] = [
+                ("wrong", {}),
+                ("right", {"guided_json": {}}),
+                ("right", unknown),
+                ("right", named),
+            ]
+            return [
+                (await client.post(PATH, json=said | more, headers={"api-key": key})).status_code for key, more in asked
+            ]
+
+    assert asyncio.run(scenario()) == [401, 400, 400, 200]
+    (body,) = engine.bodies
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
 def test_a_dead_engine_is_503_with_retry_after(tmp_path: Path) -> None:
@@ -123,7 +172,7 @@ def test_a_dead_engine_is_503_with_retry_after(tmp_path: Path) -> None:
         transport = httpx.ASGITransport(application(engine, tmp_path))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             said = {"messages": [{"role": "user", "content": "hi"}], "model": "base"}
-            return await client.post("/v1/chat/completions", json=said)
+            return await client.post(PATH, json=said)
 
     reply = asyncio.run(scenario())
     assert (reply.status_code, reply.json()["error"]["code"]) == (503, "engine_unavailable")
