@@ -77,8 +77,8 @@ def _check_asks_for_token(address: str, found: str) -> None:
     answer = answer_without_token(address)
     if answer == "none":
         raise ResourceError(
-            f"no Ray answers at {address} ({found}); start the cluster (ray up cluster.yaml), or unset RAY_ADDRESS to "
-            "run on this machine alone"
+            f"no Ray answers at {address} ({found}); start the cluster (ray up cluster.yaml), or set RAY_ADDRESS=local "
+            "to run on this machine alone"
         )
     if answer == "refusal":
         try:

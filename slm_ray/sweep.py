@@ -9,7 +9,6 @@ adapter: the best recipe is then trained on all rows.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -51,7 +50,7 @@ def sweep(
     folder = Path(training.run_dir).absolute()
     begins = not (folder / _RESULT).is_file()
     planned = plan(training, train=train.first(settings.train_rows), meanwhile=lambda _: join() if begins else None)
-    searched = Searched(planned=dataclasses.replace(planned, examples=()), settings=settings, validation=checked)
+    searched = Searched(planned=planned.without_rows, settings=settings, validation=checked)
     key = _digest(searched)
     done = read_json(folder / _RESULT) if (folder / _RESULT).is_file() else {}
     if done.get("digest") == key:

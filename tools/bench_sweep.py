@@ -141,7 +141,7 @@ def main(config: SweepBenchConfig) -> None:
                     [searched.at(point) for point in points], validation, Path(training.run_dir) / "groups"
                 )
             else:
-                light = dataclasses.replace(searched, planned=dataclasses.replace(planned, examples=()))
+                light = dataclasses.replace(searched, planned=planned.without_rows)
                 trials: list[Trial] = search(light, planned, Path(training.run_dir) / "sweep")
                 lap.losses = {key(trial.plan.config): trial.loss for trial in trials if trial.score is not None}
                 lap.ended_early = sum(trial.stopped_at is not None for trial in trials)

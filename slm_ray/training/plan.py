@@ -59,6 +59,11 @@ class Plan:
     def progress_path(self) -> Path:
         return self.folder / f"{self.config.name}.json"
 
+    @property
+    def without_rows(self) -> Plan:
+        """The same run, and of its rows the lengths alone: for the many processes that ask for nothing else."""
+        return dataclasses.replace(self, examples=(), tokens=None)
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerPayload:

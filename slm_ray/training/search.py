@@ -38,7 +38,7 @@ _RUNGS = 2
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Searched:
-    """What all trials of a sweep share: rows and base as planned (without the rows), where to look, and how to judge."""
+    """What all trials of a sweep share: the run as planned (`Plan.without_rows`), where to look, and how to judge."""
 
     planned: Plan
     settings: Search

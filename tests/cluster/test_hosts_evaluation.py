@@ -156,16 +156,18 @@ def test_a_node_that_joins_while_work_waits_is_used_at_once(cluster: RayHosts) -
     known = environment({"RAY_ADDRESS": f"{cluster['head'].address}:6379", "RAY_AUTH_MODE": "token"})
     holder = cluster["head"].start(f"{known} cd ~/slm_ray && python -c {shlex.quote(HOLD)}")
     assert holder.stdout is not None
-    assert any(line == "held\n" for line in holder.stdout)
-    with endpoint(cluster, 0.1) as server:
-        asks = command(cluster, server, 20, "/tmp/joined", shards=1, shard_resources="{slot: 1}")
-        job = cluster["client"].start(asks)
-        time.sleep(15)
-        assert not server.requests
-        cluster.join("worker-3")
-        waited = await_(lambda: len(server.requests) > 0, 60)
-        ended(job)
-    cluster["head"].run("touch /tmp/release")
+    try:
+        assert any(line == "held\n" for line in holder.stdout)
+        with endpoint(cluster, 0.1) as server:
+            asks = command(cluster, server, 20, "/tmp/joined", shards=1, shard_resources="{slot: 1}")
+            job = cluster["client"].start(asks)
+            time.sleep(15)
+            assert not server.requests
+            cluster.join("worker-3")
+            waited = await_(lambda: len(server.requests) > 0, 60)
+            ended(job)
+    finally:  # else every later test would wait for these slots
+        cluster["head"].run("touch /tmp/release")
     assert holder.wait(30) == 0
     assert {request.peer for request in server.requests} == {cluster["worker-3"].address}
     print(f"the first call came {waited:.1f} s after the node had joined")

@@ -233,7 +233,8 @@ def test_an_address_where_no_ray_answers_is_said_with_what_to_do(monkeypatch: py
         bound.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{bound.getsockname()[1]}")
         with pytest.raises(
-            ResourceError, match=r"no Ray answers at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\); start the cluster"
+            ResourceError,
+            match=r"no Ray answers at 127\.0\.0\.1:\d+ \(RAY_ADDRESS\); start the cluster .* or set RAY_ADDRESS=local",
         ):
             cluster.connect()
 

@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from slm_ray import adapters
+from slm_ray import sweep as sweeping
 from slm_ray.config import Range, Search, TrainConfig
+from slm_ray.corpus.render import prompt_of
+from slm_ray.corpus.tracks import track
 from slm_ray.sweep import choice, ranked, summary
+from slm_ray.training import rows
 from slm_ray.training.plan import Plan
 from slm_ray.training.search import Searched, asha, grid, known, optuna_search, replayed, space
 from slm_ray.training.trials import Trial
+from slm_ray.types import Example
 
 
 def trial(
@@ -221,3 +227,31 @@ def test_optuna_takes_the_known_points_first_and_then_picks_within_the_range_the
     assert picks(1) == picks(1) != picks(2)
     assert picks(1)[0] == first
     assert all(1e-4 <= point["learning_rate"] <= 1e-2 and 4 <= point["rank"] <= 64 for point in picks(1))
+
+
+def test_every_trial_is_told_of_the_run_without_its_rows_which_workers_have_from_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Example(id="1", prompt=prompt_of(track("structured"), "Number 1"), target="{}")
+    planned = dataclasses.replace(
+        searched(tmp_path).planned, examples=(asked,), lengths=(3,),
+        tokens=rows.joined([{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]),
+    )  # fmt: skip
+    told: list[tuple[Searched, Plan]] = []
+
+    def search(light: Searched, rows_of: Plan, folder: Path) -> list[Trial]:
+        told.append((light, rows_of))
+        return [trial(8, [1.0], 0.5)]
+
+    for name in ("read", "mixed"):
+        monkeypatch.setattr(rows, name, lambda *given: rows.Rows(path="", examples=(), places=()))
+    monkeypatch.setattr(rows, "held_out", lambda *given, **more: (asked,))
+    monkeypatch.setattr(adapters, "check_base", lambda *given, **more: None)
+    for name, found in {"open_tokenizer": None, "base_folder": None, "plan": planned}.items():
+        monkeypatch.setattr(sweeping, name, lambda *given, found=found, **more: found)
+    monkeypatch.setattr(sweeping, "search", search)
+    sweeping.sweep(planned.config, Search(), validation="validation.jsonl")
+    ((light, rows_of),) = told
+    assert rows_of.tokens is planned.tokens
+    point = light.at({"learning_rate": 1e-3, "rank": 8})
+    assert (point.examples, point.tokens, point.lengths) == ((), None, (3,))
