@@ -107,8 +107,7 @@ def train_tracks(
 ) -> None:  # fmt: skip
     """Sweep if asked for, train, prove and publish; each run's `adapter` is set.
 
-    `meanwhile` is called with a run whose adapter is there while other tracks still train and none has failed; an error of
-    it is a warning.
+    `meanwhile` is called with a run whose adapter is there while other tracks still train.
     """
     configs = [swept(config, run, say, prove_on=prove_on, make_room=make_room) for run in runs]
     usd = config.comparison.cost.hourly_usd

@@ -90,8 +90,7 @@ def train_many(
 
     They begin in their order, whatever each asks for (`slots`); a node that joins is used at once. When one fails, the
     others still run to their end, then its error is raised. `make_room` as for `train`; it may be called more than once.
-    `meanwhile` is called with what is published while others still train, none waits and none has failed: the caller is to
-    do the same again when all have ended, so that an error of it is a warning.
+    `meanwhile` is called with what is published while others still train and none waits; its SlmRayErrors are dropped.
     """
     if len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
@@ -111,7 +110,7 @@ def train_many(
             lambda turn: _in_task.options(scheduling_strategy=cluster.this_node()).remote(
                 open_plans[turn.number], key, turn
             ),
-            _until_one_failed(meanwhile),
+            lambda reference: _unless_it_failed(meanwhile, reference),
         )
     trained = {planned.folder: _result(one) for planned, one in zip(open_plans, ended, strict=True)}
     manifests = [trained.get(planned.folder) or _train(planned, show=False, key=key) for planned in plans]
@@ -237,28 +236,9 @@ def _keep_trace(payload: WorkerPayload) -> None:
         ray.get([] if written is None else written)
 
 
-def _until_one_failed(meanwhile: Callable[[Manifest], None]) -> Callable[[Any], None]:
-    failed = False
-
-    def told(reference: Any) -> None:
-        nonlocal failed
-        try:
-            manifest = _result(reference)
-        except (SlmRayError, RayError):  # raised when all have ended
-            failed = True
-            return
-        if failed:
-            return
-        try:
-            meanwhile(manifest)
-        except (SlmRayError, RayError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            print(
-                f"warning: {manifest.name}, while others train: {reason}; it is tried again when they have ended",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
-
-    return told
+def _unless_it_failed(meanwhile: Callable[[Manifest], None], reference: Any) -> None:
+    with contextlib.suppress(SlmRayError, RayError):  # what ended a training is raised when all have ended
+        meanwhile(_result(reference))
 
 
 def _result(reference: Any) -> Manifest:
