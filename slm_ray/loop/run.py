@@ -103,19 +103,11 @@ class Loop(Session[LoopConfig]):
         return {run.name: run.compared["test"].decision.action for run in runs}
 
     def _train(self, runs: list[TrackRun], make_room: Callable[[], None]) -> None:
-        """One adapter per track. Where the endpoint stays up, a track that has its adapter is asked while others train."""
-        stays_up = self.prove_on == self.endpoint.url
-        train_tracks(
-            self.config, runs, prove_on=self.prove_on, say=self.log.outcome, make_room=make_room,
-            meanwhile=self.ask if stays_up else lambda _: None,
-        )  # fmt: skip
+        """One adapter per track."""
+        train_tracks(self.config, runs, prove_on=self.prove_on, say=self.log.outcome, make_room=make_room)
 
     def finish(self, run: TrackRun) -> None:
         """The held-out answer: the adapter if there is one, else the base, beside the LLM on test rows."""
-        self.decide(run, "test", self.ask(run))
-
-    def ask(self, run: TrackRun) -> str:
-        """Ask all models the test rows, and the adapter the validation rows too; the SLM that the LLM is compared with."""
         models, trained, slm = [self.llm, self.base], {}, self.base
         if run.adapter is not None:
             slm = f"{self.base}:{run.adapter.id}"
@@ -125,7 +117,7 @@ class Loop(Session[LoopConfig]):
                 run, "validation", models, slm, trained
             )  # only the adapter is asked: the others have answered
         self.evaluate(run, "test", models, slm, trained)
-        return slm
+        self.decide(run, "test", slm)
 
 
 def loop(config: LoopConfig, environment: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from slm_ray import cluster
-from slm_ray.adapters import Manifest
 from slm_ray.config import LoopConfig, Range, RunConfig, TrainConfig
 from slm_ray.errors import ModelError
 from slm_ray.loop.track import TrackRun
@@ -102,22 +101,12 @@ def swept(config: LoopConfig, run: TrackRun, say: Say, *, prove_on: str, make_ro
 
 
 def train_tracks(
-    config: LoopConfig, runs: Sequence[TrackRun], *, prove_on: str, say: Say, make_room: Callable[[], None],
-    meanwhile: Callable[[TrackRun], object] = lambda _: None,
-) -> None:  # fmt: skip
-    """Sweep if asked for, train, prove and publish; each run's `adapter` is set.
-
-    `meanwhile` is called with a run whose adapter is there while other tracks still train.
-    """
+    config: LoopConfig, runs: Sequence[TrackRun], *, prove_on: str, say: Say, make_room: Callable[[], None]
+) -> None:
+    """Sweep if asked for, train, prove and publish; each run's `adapter` is set."""
     configs = [swept(config, run, say, prove_on=prove_on, make_room=make_room) for run in runs]
     usd = config.comparison.cost.hourly_usd
-    named = {run.name: run for run in runs}
-
-    def trained(manifest: Manifest) -> None:
-        named[manifest.name].adapter = manifest
-        meanwhile(named[manifest.name])
-
-    manifests = train_many(configs, hourly_usd=usd, make_room=make_room, meanwhile=trained)
+    manifests = train_many(configs, hourly_usd=usd, make_room=make_room)
     for run, manifest in zip(runs, manifests, strict=True):
         run.adapter = manifest
         say(f"{run.name}: adapter {manifest.id}")

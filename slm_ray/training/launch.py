@@ -83,14 +83,12 @@ def _join(folder: Path) -> None:
 
 
 def train_many(
-    configs: Sequence[TrainConfig], *, hourly_usd: float | None = None,
-    make_room: Callable[[], None] = lambda: None, meanwhile: Callable[[Manifest], None] = lambda _: None,
-) -> list[Manifest]:  # fmt: skip
+    configs: Sequence[TrainConfig], *, hourly_usd: float | None = None, make_room: Callable[[], None] = lambda: None
+) -> list[Manifest]:
     """Train several adapters, each in its own group of workers: as many at once as there is room for.
 
     They begin in their order, whatever each asks for (`slots`); a node that joins is used at once. When one fails, the
     others still run to their end, then its error is raised. `make_room` as for `train`; it may be called more than once.
-    `meanwhile` is called with what is published while others still train and none waits; its SlmRayErrors are dropped.
     """
     if len(configs) == 1:
         return [train(config, hourly_usd=hourly_usd, make_room=make_room) for config in configs]
@@ -110,7 +108,6 @@ def train_many(
             lambda turn: _in_task.options(scheduling_strategy=cluster.this_node()).remote(
                 open_plans[turn.number], key, turn
             ),
-            lambda reference: _unless_it_failed(meanwhile, reference),
         )
     trained = {planned.folder: _result(one) for planned, one in zip(open_plans, ended, strict=True)}
     manifests = [trained.get(planned.folder) or _train(planned, show=False, key=key) for planned in plans]
@@ -234,11 +231,6 @@ def _keep_trace(payload: WorkerPayload) -> None:
     with contextlib.suppress(SlmRayError):  # the disk may be what is full
         written = progress.keep(path, text, payload.keeper)
         ray.get([] if written is None else written)
-
-
-def _unless_it_failed(meanwhile: Callable[[Manifest], None], reference: Any) -> None:
-    with contextlib.suppress(SlmRayError, RayError):  # what ended a training is raised when all have ended
-        meanwhile(_result(reference))
 
 
 def _result(reference: Any) -> Manifest:

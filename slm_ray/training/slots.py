@@ -181,20 +181,16 @@ class Turn:
         return ray.get(self.queue.take.remote(self.number, self.bundles, within_s))
 
 
-def in_line(
-    jobs: Sequence[Bundles], start: Callable[[Turn], Any], meanwhile: Callable[[Any], None] = lambda _: None
-) -> list[Any]:
+def in_line(jobs: Sequence[Bundles], start: Callable[[Turn], Any]) -> list[Any]:
     """Start each job once there is a place for its bundles, first in, first out, and wait for all; what `start` returned.
 
-    That is a reference: a place is held until it is ready, with a result or an error. `meanwhile` is called with each that
-    is ready while others still run and none waits, and may take its time. ResourceError where the line is lost, and where
-    nothing runs and the cluster has been too small for the next one for `PATIENCE_S`.
+    That is a reference: a place is held until it is ready, with a result or an error. ResourceError where the line is lost,
+    and where nothing runs and the cluster has been too small for the next one for `PATIENCE_S`.
     """
     queue = cluster.beside_driver(SlotQueue).remote()
     waiting = deque(Turn(queue=queue, number=number, bundles=tuple(job)) for number, job in enumerate(jobs))
     started: list[Any] = []
     running: dict[Any, Turn] = {}
-    ready: deque[Any] = deque()
     places: list[Any] = []
     taking, shortage = None, Shortage()
     try:
@@ -212,9 +208,6 @@ def in_line(
                     running[started[-1]] = turn
                 else:
                     queue.give_back.remote(running.pop(reference).number)
-                    ready.append(reference)
-            while ready and running and not waiting:
-                meanwhile(ready.popleft())
     except RayError as error:
         raise ResourceError(
             f"the line of trainings was lost ({str(error).splitlines()[0]}); the same command goes on from the checkpoints"

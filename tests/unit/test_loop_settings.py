@@ -7,13 +7,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from adapter_files import publish, trained
 
-import slm_ray.loop.train as loop_train
 from slm_ray import cluster
 from slm_ray.config import Comparison, LoopConfig, TrainConfig, load
-from slm_ray.errors import ConfigError, ModelError, TrainingError
+from slm_ray.errors import ConfigError
 from slm_ray.loop import session
 from slm_ray.loop.run import Loop
 from slm_ray.loop.track import TrackRun
@@ -124,7 +122,7 @@ def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_pla
 
     shown: list[Any] = []
 
-    def in_line(jobs: Any, *anything: Any) -> None:
+    def in_line(jobs: Any, start: Any) -> None:
         shown.extend(progress.read(planned.progress_path) for planned in plans)
         raise InLine
 
@@ -139,44 +137,6 @@ def test_trainings_in_line_show_that_they_wait_and_need_nothing_beside_their_pla
         train_many(trainings)
     assert shown == [None, None]
     assert launch._in_task._default_options["num_cpus"] == 0
-
-
-def test_a_track_that_has_its_adapter_is_asked_while_others_train_and_its_failure_is_said_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
-
-    def in_line(jobs: Any, start: Any, meanwhile: Callable[[Any], None]) -> list[Any]:
-        meanwhile("first")
-        meanwhile("broken")
-        return ["first", "second"]
-
-    def get(reference: str) -> Any:
-        if reference == "broken":
-            raise TrainingError("diverged")
-        return manifests[reference]
-
-    def out_of_reach(run: TrackRun) -> None:
-        asked.append(f"{run.name} {run.adapter.id if run.adapter else None}")
-        raise ModelError("the LLM is out of reach")
-
-    first, second = two_trainings(tmp_path)
-    configs = {"first": first, "second": second.model_copy(update={"name": "second"})}
-    manifests = {name: SimpleNamespace(name=name, id=f"{name}-1", proof={}, metrics={}) for name in configs}
-    runs: list[Any] = [SimpleNamespace(name=name, adapter=None) for name in configs]
-    loop = load(LoopConfig, ROOT / "jobs/loop.yaml")
-    monkeypatch.setattr(loop_train, "swept", lambda config, run, say, **rest: configs[run.name])
-    monkeypatch.setattr(loop_train, "in_words", lambda proof: "proved")
-    monkeypatch.setattr(cluster, "connect", lambda: None)
-    monkeypatch.setattr(cluster, "require", lambda *anything, **more: None)
-    monkeypatch.setattr(launch, "in_line", in_line)
-    monkeypatch.setattr(launch, "_announce", lambda *anything: None)
-    monkeypatch.setattr(ray, "get", get)
-    loop_train.train_tracks(
-        loop, runs, prove_on="nothing", say=lambda text: None, make_room=lambda: None, meanwhile=out_of_reach
-    )
-    assert asked == ["first first-1"]
-    assert [run.adapter.id for run in runs] == ["first-1", "second-1"]
 
 
 def test_validation_rows_are_all_asked_though_test_rows_may_stop() -> None:

@@ -48,7 +48,7 @@ def test_a_head_without_a_cpu_for_the_front_is_found_before_it_is_waited_for(
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": one} for one in nodes])
     with pytest.raises(ResourceError, match=r"the roll-out's front asks for 0\.1 CPU, .*head.* on one node"):
-        deploy._deploy(RolloutConfig(folder=str(tmp_path)), {})
+        deploy._deploy(RolloutConfig(routes_dir=str(tmp_path)), {})
 
 
 def test_what_has_no_address_or_no_key_is_refused() -> None:

@@ -338,31 +338,3 @@ def test_a_line_that_cannot_go_on_does_not_end_what_runs(monkeypatch: pytest.Mon
     assert line._looked(shortage, slots(4), running) == ""  # type: ignore[arg-type]
     with pytest.raises(ResourceError, match="add nodes or ask for less"):
         line._looked(shortage, slots(4), {})
-
-
-@pytest.mark.parametrize("room", [3, 1])
-def test_what_is_ready_is_told_while_others_run_and_none_waits(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    """Where there is room for one that is when the last one has begun."""
-    ends, begun = ["job 1", "job 0", "job 2"], []
-    seen: list[tuple[str, int]] = []
-
-    def wait(references: list[str], timeout: float) -> tuple[list[str], list[str]]:
-        running = [one for one in references if one.startswith("job")]
-        places = [one for one in references if one.startswith("place")]
-        ready = places if len(running) < room and places else [one for one in ends if one in running][:1]
-        return ready, [one for one in references if one not in ready]
-
-    nothing = SimpleNamespace(remote=lambda *_: None)
-    take = SimpleNamespace(remote=lambda number, _: f"place {number}")
-    queue = SimpleNamespace(take=take, close=nothing, give_back=nothing)
-    monkeypatch.setattr("slm_ray.cluster.beside_driver", lambda kind: SimpleNamespace(remote=lambda: queue))
-    monkeypatch.setattr(ray, "get", lambda reference, timeout=None: reference)
-    monkeypatch.setattr(ray, "kill", lambda _: None)
-    monkeypatch.setattr(ray, "wait", wait)
-
-    def start(turn: Any) -> str:
-        begun.append(f"job {turn.number}")
-        return begun[-1]
-
-    in_line([slots(1)] * 3, start, lambda job: seen.append((job, len(begun))))
-    assert seen == ([("job 1", 3), ("job 0", 3)] if room == 3 else [("job 0", 3), ("job 1", 3)])
