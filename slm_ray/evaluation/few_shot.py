@@ -62,7 +62,7 @@ def open_demonstrations(
     needing = [model.spec for model in models if model.needs_training_rows]
     if not needing:
         return None
-    if path is None:
+    if not path:
         raise ConfigError(f"{needing[0]} takes training rows; set demonstrations to their JSONL")
     if any(model.demonstrations for model in models):
         check_retriever(retriever)
