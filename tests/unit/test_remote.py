@@ -428,8 +428,9 @@ def test_a_disk_that_fails_ends_neither_the_shipping_nor_the_claim(
 
     def renewed() -> int:
         (claim,) = store.listing(lease.FOLDER)
-        body = store.read(claim)  # empty while this server replaces it
-        return int(json.loads(body)["renewed"]) if body else 0
+        while not (body := store.read(claim)):
+            time.sleep(0.01)  # this server is replacing it
+        return int(json.loads(body)["renewed"])
 
     with working_copy(uri, setting="run_dir") as files:
         fails.set()
