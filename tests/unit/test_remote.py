@@ -40,6 +40,7 @@ from slm_ray.remote.lease import Lease
 from slm_ray.remote.shipping import Shipper, whole_and_parts
 from slm_ray.remote.store import Object, ObjectStore
 from slm_ray.reports.candidates import turn_on_rows
+from slm_ray.signals import SignalGuard
 from slm_ray.verdict.candidates import Candidate
 from tests.waiting import wait_for
 
@@ -308,10 +309,11 @@ def test_a_run_that_was_taken_for_dead_ends_and_writes_nothing_more(
     monkeypatch.setattr(lease, "DEAD_AFTER_S", 0.3)  # never renewed by then
     uri = server.uri("replaced")
     late = threading.Event()
-    slept = threading.Timer(120, late.set)
+    slept = threading.Timer(30, late.set)
     slept.daemon = True
     slept.start()
     with (
+        SignalGuard(),  # as every command has: whoever starts one in the background may have SIGINT ignored
         pytest.raises(ResourceError, match=r"was taken over.* it lies in"),
         working_copy(uri, setting="run_dir") as files,
     ):
@@ -321,7 +323,7 @@ def test_a_run_that_was_taken_for_dead_ends_and_writes_nothing_more(
         with working_copy(uri, setting="run_dir") as other:
             storage.write_text(other / "who.json", "2")
         storage.write_text(files / "who.json", "1 again")
-        time.sleep(150)
+        time.sleep(60)
     slept.cancel()
     assert not late.is_set(), "who sleeps is woken"
     assert server.store("replaced").read("who.json") == b"2"
