@@ -30,7 +30,8 @@ from slm_ray.signals import handlers_kept
 
 _LISTENS_WITHIN_S = 2.0
 _ANSWERS_WITHIN_S = 120.0  # a node that has not worked for this job yet copies its files first
-HEAD = "node:__internal_head__"  # a resource that Ray gives the head alone
+_HEAD = "node:__internal_head__"  # a resource that Ray gives the head alone
+ON_THE_HEAD = {_HEAD: 0.001}  # for what has to be there
 _ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"  # the least that a head answers, to those who have the token
 
 
@@ -185,7 +186,7 @@ def _in_words(short: Mapping[str, float], total: Mapping[str, float], who: str) 
 
 def head() -> Mapping[str, Any]:
     """What Ray knows of the cluster's head, where Ray Serve's proxy is."""
-    return next(node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"])
+    return next(node for node in ray.nodes() if node["Alive"] and _HEAD in node["Resources"])
 
 
 def is_on_head() -> bool:

@@ -43,7 +43,6 @@ from slm_ray.traffic import TrafficLog
 PREFIX = "/rollout"
 READY_TIMEOUT_S = 60.0
 _CPUS = 0.1
-_ON_THE_HEAD = {cluster.HEAD: 0.001}
 _POLL_S = 0.2
 _logger = logging.getLogger("ray.serve")
 
@@ -112,7 +111,7 @@ def _deploy(config: RolloutConfig, environment: Mapping[str, str]) -> Rollout:
 
 def _place(at: Serving) -> dict[str, float]:
     """What keeps the front on the head where Serve listens on the head's loopback alone: elsewhere it would find no endpoint."""
-    return _ON_THE_HEAD if is_loopback(at.host) else {}
+    return cluster.ON_THE_HEAD if is_loopback(at.host) else {}
 
 
 def _front(at: Serving) -> Any:

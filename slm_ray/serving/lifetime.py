@@ -16,10 +16,9 @@ from typing import Any
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayError
 
-from slm_ray.cluster import HEAD, beside_driver
+from slm_ray.cluster import ON_THE_HEAD, beside_driver
 
 _NAMESPACE = "slm_ray"
-_ON_THE_HEAD = {HEAD: 0.001}
 _ASKS_AGAIN_S = 1.0
 
 
@@ -70,7 +69,7 @@ def ends_with_driver(app: str) -> Any:
     """Have the application `app` deleted when this driver is gone; keep what this returns. `stays` takes it back."""
     pulse = beside_driver(_Pulse).remote()
     guard_class = ray.remote(
-        num_cpus=0, resources=_ON_THE_HEAD, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
+        num_cpus=0, resources=ON_THE_HEAD, name=_name(app), namespace=_NAMESPACE, lifetime="detached", get_if_exists=True
     )(_Guard)  # fmt: skip
     try:
         ray.get(guard_class.remote(app).wait_for.remote(pulse))
