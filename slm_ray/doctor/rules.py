@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from slm_ray.doctor.facts import NodeFacts, Silent, plain_name
+from slm_ray.remote import is_remote
 
 LEAST_FREE_BYTES = 5 * 10**9
 HOTTEST_CELSIUS = 85
@@ -127,7 +128,7 @@ def _places(node: NodeFacts, base: str) -> Iterator[Finding]:
     for folder, problem in node.folders.items():
         if problem:
             fix = "mount the same folder there, writable for the user that runs Ray, or choose one that all nodes share"
-            if "://" in folder:
+            if is_remote(folder):
                 fix = "every node needs a way to the store, and its credentials set before Ray is started there"
             yield _finding(node, "folder", f"{folder}: {problem}", fix)
     if node.base_problem:

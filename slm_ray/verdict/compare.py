@@ -29,6 +29,8 @@ from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.replay import replay
 from slm_ray.verdict.stats import effective_rows, paired_interval
 
+SLICE_ROWS = 20  # a tag value on fewer rows is no slice
+
 
 def compare(
     report_a: Report,
@@ -43,7 +45,7 @@ def compare(
     seed: int,
     train_prompts: Set[str] | None = None,
     guardrails: Sequence[str] = (),
-    slice_rows: int = 20,
+    slice_rows: int = SLICE_ROWS,
     quality_floor: float | None = None,
     level: float = ONE_SIDED,
     sequential_delta: float | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 from slm_ray.errors import ComparisonError, choices
 from slm_ray.records import MixturePoint, PartialReplacement, Report, RowResult
 from slm_ray.verdict.arms import track_of
+from slm_ray.verdict.compare import SLICE_ROWS
 from slm_ray.verdict.decide import not_worse, too_many_failed
 from slm_ray.verdict.non_inferiority import ONE_SIDED
 from slm_ray.verdict.routing import Mixture, Routed, mixture, ranked, thresholds
@@ -43,7 +44,7 @@ class Prices:
 def partial_replacement_of(
     validation: _Evaluation, test: _Evaluation, *, llm: str, slm: str, delta: float, resamples: int, seed: int,
     guardrails: Sequence[str] = (), prices: Prices | None = None, cost_hypothetical: bool = False,
-    level: float = ONE_SIDED, slice_rows: int = 20,
+    level: float = ONE_SIDED,
 ) -> PartialReplacement:  # fmt: skip
     """`partial_replacement` of two evaluations, each a report with its rows; `guardrails` are besides those that the track names.
 
@@ -84,7 +85,7 @@ def partial_replacement_of(
     ]
     found = partial_replacement(
         stages[0], stages[1], primary=tracks[0].primary, delta=delta, resamples=resamples, seed=seed, prices=prices,
-        level=level, slice_rows=slice_rows,
+        level=level,
     )  # fmt: skip
     return replace(found, cost_hypothetical=cost_hypothetical)
 
@@ -99,7 +100,7 @@ def partial_replacement(
     seed: int,
     prices: Prices | None = None,
     level: float = ONE_SIDED,
-    slice_rows: int = 20,
+    slice_rows: int = SLICE_ROWS,
 ) -> PartialReplacement:
     """What the rows of both stages say of a mixture.
 
