@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,15 +18,13 @@ from slm_ray.errors import ConfigError
 from slm_ray.ray_environment import HAPROXY
 from slm_ray.serving.app import build
 from slm_ray.serving.direct import OwnHandle
-from slm_ray.serving.figures import Recorder
-from slm_ray.serving.ingress import AdapterIngress
 from slm_ray.serving.keys import key_digest
 from slm_ray.serving.replica import EngineDead
 from slm_ray.serving.settings import DIRECT, app_settings, bundles, room
+from tests.front_client import PATH, application, ask, front_of
 
 ROOT = Path(__file__).parents[2]
 CPU = str(ROOT / "serve_configs/cpu_tiny.yaml")
-PATH = "/v1/chat/completions"
 WAY = {DIRECT: "1", HAPROXY: "1"}
 
 
@@ -61,20 +58,8 @@ class Engine:
             raise EngineDead("it died")
 
 
-def direct(engine: Engine, folder: Path, **options: Any) -> AdapterIngress:
-    return AdapterIngress(
-        OwnHandle(engine), base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
-        tools=False, **options,
-    )  # fmt: skip
-
-
-def application(engine: Engine, folder: Path) -> Any:
-    return routes(direct(engine, folder))
-
-
-def routes(front: AdapterIngress) -> Any:
-    meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
-    return front.application(Recorder(lambda figure: meter))
+def direct(engine: Engine, folder: Path) -> Any:
+    return application(front_of(OwnHandle(engine), folder))
 
 
 def test_the_engine_is_asked_as_the_adapter_that_was_resolved_whatever_a_header_had_put_there(tmp_path: Path) -> None:
@@ -84,7 +69,7 @@ def test_the_engine_is_asked_as_the_adapter_that_was_resolved_whatever_a_header_
     engine = Engine()
 
     async def scenario() -> list[httpx.Response]:
-        transport = httpx.ASGITransport(application(engine, tmp_path))
+        transport = httpx.ASGITransport(direct(engine, tmp_path))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             context._set_request_context(multiplexed_model_id="base:../../elsewhere")
             said = {"messages": [{"role": "user", "content": "hi"}]}
@@ -98,27 +83,11 @@ def test_the_engine_is_asked_as_the_adapter_that_was_resolved_whatever_a_header_
 
 def test_a_client_that_leaves_its_stream_closes_the_answer(tmp_path: Path) -> None:
     engine = Engine()
-    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
 
     async def scenario() -> None:
-        leaves, messages = asyncio.Event(), [{"type": "http.request", "body": body}]
-
-        async def receive() -> Any:
-            if messages:
-                return messages.pop()
-            await leaves.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Any) -> None:
-            if message.get("body"):
-                leaves.set()
-
-        scope = {
-            "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"", "root_path": "",
-            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
-            "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
-        }  # fmt: skip
-        await asyncio.wait_for(application(engine, tmp_path)(scope, receive, send), 10)
+        leaves = asyncio.Event()
+        app = direct(engine, tmp_path)
+        await asyncio.wait_for(ask(app, sees=lambda body: leaves.set(), leaves=leaves), 10)
         await asyncio.sleep(0.05)
         assert engine.closed, "and not by the end of the loop, which closes whatever is open"
 
@@ -140,14 +109,14 @@ def test_an_answer_is_given_up_between_two_of_its_pieces() -> None:
 
 def test_keys_bounds_and_schemas_by_name_hold_in_the_engine_s_process(tmp_path: Path) -> None:
     engine = Engine()
-    keyed = direct(engine, tmp_path, api_key_digest=key_digest("right"))
+    keyed = front_of(OwnHandle(engine), tmp_path, api_key_digest=key_digest("right"))
     keyed.reconfigure({"stand_in": None, "schemas": {"calls": {"type": "object"}}})
     said = {"messages": [{"role": "user", "content": "hi"}]}
     named = {"response_format": {"type": "json_schema", "json_schema": {"name": "calls"}}}
     unknown = {"response_format": {"type": "json_schema", "json_schema": {"name": "others"}}}
 
     async def scenario() -> list[int]:
-        transport = httpx.ASGITransport(routes(keyed))
+        transport = httpx.ASGITransport(application(keyed))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             asked: list[tuple[str, dict[str, Any]]] = [
                 ("wrong", {}),
@@ -169,7 +138,7 @@ def test_a_dead_engine_is_503_with_retry_after(tmp_path: Path) -> None:
     engine.dead = True
 
     async def scenario() -> httpx.Response:
-        transport = httpx.ASGITransport(application(engine, tmp_path))
+        transport = httpx.ASGITransport(direct(engine, tmp_path))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             said = {"messages": [{"role": "user", "content": "hi"}], "model": "base"}
             return await client.post(PATH, json=said)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +12,8 @@ from typing import Any
 import pytest
 from ray.serve._private import constants
 
-from slm_ray.serving.figures import Recorder
-from slm_ray.serving.ingress import AdapterIngress
 from slm_ray.serving.replica import EngineDead, EngineReplica
-from slm_ray.serving.settings import room
-
-PATH = "/v1/chat/completions"
+from tests.front_client import application, ask, front_of
 
 
 class Pieces:
@@ -44,40 +39,6 @@ def app_of(pieces: Pieces, folder: Path) -> Any:
     handle = SimpleNamespace(_router=None, answer=SimpleNamespace(remote=lambda kind, body: pieces))
     handle.options = lambda **options: handle
     return application(front_of(handle, folder))
-
-
-def front_of(handle: Any, folder: Path) -> AdapterIngress:
-    return AdapterIngress(
-        handle, base="base", context=None, adapters_dir=str(folder), room=room({"llm_configs": [{}]}), engines=1,
-        tools=False,
-    )  # fmt: skip
-
-
-def application(front: AdapterIngress) -> Any:
-    meter = SimpleNamespace(inc=lambda *_, **__: None, set=lambda *_: None, observe=lambda *_, **__: None)
-    return front.application(Recorder(lambda figure: meter))
-
-
-async def ask(app: Any, *, sees: Callable[[bytes], None], leaves: asyncio.Event) -> None:
-    body = json.dumps({"messages": [{"role": "user", "content": "hi"}], "stream": True}).encode()
-    messages = [{"type": "http.request", "body": body}]
-
-    async def receive() -> Any:
-        if messages:
-            return messages.pop()
-        await leaves.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        if message.get("body"):
-            sees(message["body"])
-
-    scope = {
-        "type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"", "root_path": "",
-        "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
-        "scheme": "http", "server": ("localhost", 80), "http_version": "1.1",
-    }  # fmt: skip
-    await app(scope, receive, send)
 
 
 @pytest.mark.parametrize(("allowed", "by_reference"), [(64 * 2**20, False), (4 * 2**20, True)])
